@@ -1,0 +1,123 @@
+"""The adapter to PuLP's solvers: the only file that knows HiGHS.
+
+PuLP 3 and 4 disagree in places, and PuLP's statuses call a plan "Optimal" that a limit has stopped. What is read here is
+what HiGHS itself says: whether there is a solution, and its dual bound.
+"""
+
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import highspy
+import numpy as np
+import pulp
+
+__all__: list[str] = ["Answer", "minimise", "version"]
+
+TOLERANCE = 1e-9
+"""HiGHS's default of 1e-6 lets it undercut the bottleneck by more than the certificate may be wrong."""
+
+Progress = Callable[[float, float], None]
+"""Called with the incumbent's value and the bound, each in the problem's own unit."""
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """What a solver found: a value for each variable name, or None, and a proven bound on the objective."""
+
+    values: dict[str, float] | None
+    bound: float
+    infeasible: bool
+    interrupted: bool
+
+
+def version() -> str:
+    """The version of HiGHS."""
+    return str(highspy.Highs().version())
+
+
+def minimise(
+    problem: pulp.LpProblem,
+    start: Mapping[str, float],
+    *,
+    time_limit_s: float,
+    gap: float,
+    seed: int = 0,
+    solver: str = "HiGHS",
+    progress: Progress | None = None,
+) -> Answer:
+    """Minimise the problem.
+
+    Args:
+        problem: with variables named by index.
+        start: values of (some of) the integer variables of a known solution.
+        time_limit_s: seconds after which the best so far is returned.
+        gap: relative gap at which to stop.
+        seed: the solver's random seed.
+        solver: a name that `pulp.getSolver` knows.
+        progress: told of each better solution (HiGHS only).
+
+    Returns:
+        The best solution and bound, also when a limit or Ctrl-C ended the search.
+    """
+    if solver != "HiGHS":
+        return _minimise_by_name(problem, solver, time_limit_s, gap)
+    highs = _WarmHiGHS(start, progress, msg=False, timeLimit=time_limit_s, gapRel=gap, gapAbs=0.0)
+    highs.optionsDict |= {
+        "random_seed": seed,
+        "primal_feasibility_tolerance": TOLERANCE,
+        "mip_feasibility_tolerance": TOLERANCE,
+    }
+    problem.solve(highs)
+    model = problem.solverModel
+    info, status = model.getInfo(), model.getModelStatus()
+    states = highspy.HighsModelStatus
+    found = info.primal_solution_status == highspy.SolutionStatus.kSolutionStatusFeasible
+    return Answer(
+        values={v.name: float(v.varValue) for v in problem.variables()} if found else None,
+        bound=float(info.mip_dual_bound) if math.isfinite(info.mip_dual_bound) else -math.inf,
+        infeasible=status in (states.kInfeasible, states.kUnboundedOrInfeasible),
+        interrupted=status == states.kInterrupt,
+    )
+
+
+def _minimise_by_name(
+    problem: pulp.LpProblem, solver: str, time_limit_s: float, gap: float
+) -> Answer:
+    """Any other of PuLP's solvers: it tells no bound, so only a proven optimum bounds anything."""
+    problem.solve(pulp.getSolver(solver, msg=False, timeLimit=time_limit_s, gapRel=gap))
+    found = problem.sol_status in (pulp.LpSolutionOptimal, pulp.LpSolutionIntegerFeasible)
+    proven = problem.sol_status == pulp.LpSolutionOptimal and gap == 0
+    return Answer(
+        values={v.name: float(v.varValue) for v in problem.variables()} if found else None,
+        bound=float(pulp.value(problem.objective)) if proven else -math.inf,
+        infeasible=problem.status == pulp.LpStatusInfeasible,
+        interrupted=False,
+    )
+
+
+class _WarmHiGHS(pulp.HiGHS):  # type: ignore[misc]
+    """PuLP's HiGHS with a start, Ctrl-C and progress; PuLP 3 ignores `warmStart` in silence."""
+
+    def __init__(
+        self, start: Mapping[str, float], progress: Progress | None, **options: Any
+    ) -> None:
+        super().__init__(**options)
+        self._start, self._progress = start, progress
+
+    def callSolver(self, lp: pulp.LpProblem) -> None:  # noqa: N802 (PuLP's name)
+        model = lp.solverModel
+        model.HandleKeyboardInterrupt = True
+        known = [(v.index, self._start[v.name]) for v in lp.variables() if v.name in self._start]
+        if known:
+            indices, values = zip(*known, strict=True)
+            model.setSolution(
+                len(known), np.array(indices, dtype=np.int32), np.array(values, dtype=np.float64)
+            )
+        if self._progress is not None:
+            progress = self._progress
+            model.cbMipImprovingSolution += lambda event: progress(
+                event.data_out.mip_primal_bound, event.data_out.mip_dual_bound
+            )
+        model.solve()

@@ -1,0 +1,50 @@
+"""What skyfx raises on purpose.
+
+SkyfxError
+ +-- CaptureError               the model, its inputs or its outputs cannot be captured
+ +-- FormatError (ValueError)   a graph, cluster or plan file is not what the format asks for
+ +-- PlanError (ValueError)     a plan does not belong to this graph or cluster, or breaks a rule
+ +-- InfeasibleError            no plan can exist
+ +-- NoPlanError                the time limit came before the first plan
+ +-- StageError                 a stage of a running pipeline failed
+
+A class stands here only if a caller would catch it; every other misuse is a `ValueError` or `TypeError`, as in torch.
+"""
+
+__all__ = [
+    "CaptureError",
+    "FormatError",
+    "InfeasibleError",
+    "NoPlanError",
+    "PlanError",
+    "SkyfxError",
+    "StageError",
+]
+
+
+class SkyfxError(Exception):
+    """The base of all errors that skyfx raises on purpose."""
+
+
+class CaptureError(SkyfxError):
+    """The model, its inputs or its outputs cannot be captured."""
+
+
+class FormatError(SkyfxError, ValueError):
+    """A file is not what `docs/formats.md` asks for: one line with the file, the field and what stood there."""
+
+
+class PlanError(SkyfxError, ValueError):
+    """A plan does not belong to this graph or cluster, or breaks one of the rules of a plan."""
+
+
+class InfeasibleError(SkyfxError):
+    """No plan can exist: the message says what is missing, with both numbers."""
+
+
+class NoPlanError(SkyfxError):
+    """The time limit came before the first plan; a plan may still exist."""
+
+
+class StageError(SkyfxError):
+    """A stage of a running pipeline failed; the stage's own exception is the cause."""

@@ -1,0 +1,105 @@
+"""Reading and writing graph, cluster and plan files. The only place where JSON and TOML are met."""
+
+import hashlib
+import os
+import tempfile
+import tomllib
+from pathlib import Path
+from typing import Protocol, TypeVar
+
+import msgspec
+
+from skyfx.solver.errors import FormatError
+
+__all__: list[str] = ["digest", "encode", "read", "write"]
+
+
+class Document(Protocol):
+    """A Graph, a Cluster or a Plan."""
+
+    def check(self) -> None:
+        """Refuse what the format refuses, with a `ValueError`."""
+
+
+T = TypeVar("T", bound=Document)
+
+
+def read(path: str | os.PathLike[str], kind: type[T]) -> T:
+    """Read a graph, cluster or plan file.
+
+    Args:
+        path: a JSON file, or TOML where its name ends in `.toml`.
+        kind: `Graph`, `Cluster` or `Plan`.
+
+    Raises:
+        FormatError: the file cannot be read, or is not such a file: one line with the file, the field's path, what
+            stood there and what was expected.
+    """
+    try:
+        raw = Path(path).read_bytes()
+    except OSError as error:
+        raise FormatError(f"{path}: {error.strerror or error}") from None
+    return decode(raw, kind, str(path))
+
+
+def decode(raw: bytes, kind: type[T], name: str) -> T:
+    """Decode the bytes of the file `name`; raises as `read` does."""
+    try:
+        value = tomllib.loads(raw.decode()) if name.endswith(".toml") else msgspec.json.decode(raw)
+        _check_format(value, kind)
+        document = msgspec.convert(value, kind)
+        document.check()
+    except (
+        ValueError,
+        RecursionError,
+    ) as error:  # msgspec's, tomllib's and unicode's errors are ValueErrors
+        raise FormatError(f"{name}: {' '.join(str(error).split())}") from None
+    return document
+
+
+def _check_format(value: object, kind: type[T]) -> None:
+    expected = kind.FORMAT  # type: ignore[attr-defined]
+    if not isinstance(value, dict):
+        raise ValueError(
+            f"found {type(value).__name__}, expected an object with format {expected!r}"
+        )
+    if value.get("format") != expected:
+        found = repr(value["format"])[:60] if "format" in value else "nothing"
+        raise ValueError(f"format: found {found}, expected {expected!r}")
+
+
+def encode(document: Document) -> bytes:
+    """The bytes of the document's JSON file; equal documents have equal bytes."""
+    return msgspec.json.format(msgspec.json.encode(document), indent=1) + b"\n"
+
+
+def digest(raw: bytes) -> str:
+    """The sha256 by which a plan names the files it was made from."""
+    return hashlib.sha256(raw).hexdigest()
+
+
+def write(document: Document, path: str | os.PathLike[str], *, force: bool = False) -> None:
+    """Write a document as JSON: whole or not at all.
+
+    Raises:
+        FileExistsError: the file exists and `force` is false.
+        OSError: it cannot be written.
+    """
+    target = Path(path)
+    if target.exists() and not force:
+        raise FileExistsError(f"{target} exists; use --force (in Python: force=True) to replace it")
+    handle, temporary = tempfile.mkstemp(dir=target.parent, prefix=f".{target.name}.")
+    try:
+        with os.fdopen(handle, "wb") as stream:
+            stream.write(encode(document))
+        Path(temporary).chmod(0o666 & ~_umask())
+        Path(temporary).replace(target)
+    except BaseException:
+        Path(temporary).unlink(missing_ok=True)
+        raise
+
+
+def _umask() -> int:
+    mask = os.umask(0)  # there is no way to read it but to set it
+    os.umask(mask)
+    return mask

@@ -1,0 +1,71 @@
+"""Why no plan can exist, in one message with both numbers and what would help."""
+
+import numpy as np
+
+from skyfx.solver.problem import Problem
+from skyfx.solver.report import size
+
+__all__: list[str] = ["explain"]
+
+
+def explain(problem: Problem) -> str | None:
+    """Say what rules out every plan; None where nothing simple does."""
+    return _unit_without_a_type(problem) or _unit_too_large(problem) or _total_too_large(problem)
+
+
+def _least_need(problem: Problem) -> np.ndarray:
+    """Bytes `(n,)` that a unit needs in the best position: one live micro-batch, unless the schedule keeps all."""
+    keeps_all = problem.assumptions.schedule == "gpipe"
+    live = problem.assumptions.microbatches if keeps_all else 1
+    return problem.parameter_bytes + problem.saved_bytes * live
+
+
+def _node(problem: Problem, unit: int) -> str:
+    members = [problem.graph.nodes[j] for j in problem.members[unit]]
+    name = repr(members[0].id)
+    return (
+        name
+        if len(members) == 1
+        else f"{name} with the {len(members) - 1} nodes that it must stay with"
+    )
+
+
+def _unit_without_a_type(problem: Problem) -> str | None:
+    runs = np.isfinite(problem.time_s).any(axis=0)
+    if runs.all():
+        return None
+    types = ", ".join(sorted({device.type for device in problem.cluster.devices}))
+    unit = int(runs.argmin())
+    return (
+        f"no device can run {_node(problem, unit)}: the cluster has the types {types}. "
+        "Measure the graph on one of them, or add a device of a type that it has times for."
+    )
+
+
+def _unit_too_large(problem: Problem) -> str | None:
+    need = _least_need(problem) + problem.peak_bytes
+    largest = problem.memory_limit.max()
+    unit = int(need.argmax())
+    if need[unit] <= largest:
+        return None
+    return (
+        f"{_node(problem, unit)} needs {size(need[unit])}, the largest device has {size(largest)}.\n"
+        f"{_advice(problem)}"
+    )
+
+
+def _total_too_large(problem: Problem) -> str | None:
+    need, offered = float(_least_need(problem).sum()), float(problem.memory_limit.sum())
+    if need <= offered:
+        return None
+    devices = "\n".join(
+        f"  {device.name}  {size(device.memory_bytes or 0)}" for device in problem.cluster.devices
+    )
+    return f"the model needs {size(need)}, the devices offer {size(offered)}\n{devices}\n{_advice(problem)}"
+
+
+def _advice(problem: Problem) -> str:
+    advice = "Add a device, or raise `memory_bytes` of one"
+    if problem.assumptions.training and problem.assumptions.schedule == "gpipe":
+        return f"{advice}, or use the 1f1b schedule, or fewer micro-batches (now {problem.assumptions.microbatches})."
+    return f"{advice}{', or plan for inference' if problem.assumptions.training else ''}."

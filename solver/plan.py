@@ -1,0 +1,144 @@
+"""A plan: which nodes run on which device, what that costs, and how far it can be from the best (`skyfx.plan/1`)."""
+
+from dataclasses import dataclass
+from typing import ClassVar, Literal
+
+from skyfx.solver.checks import non_negative, positive
+
+__all__: list[str] = ["Alternatives", "Assumptions", "Plan", "Reference", "SolverInfo", "Stage"]
+
+Mode = Literal["training", "inference"]
+Objective = Literal["throughput", "step", "latency"]
+Schedule = Literal["gpipe", "1f1b"]
+Overlap = Literal["none", "full"]
+Communication = Literal["relay", "host"]
+Strategy = Literal["optimal", "dynamic", "even"]
+Status = Literal["optimal", "feasible"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Assumptions:
+    """What a plan's figures assume. The defaults are those of `skyfx solve`."""
+
+    mode: Mode = "training"
+    objective: Objective = "throughput"
+    schedule: Schedule = "1f1b"
+    microbatches: int = 8
+    optimizer_state_ratio: float = 2.0
+    overlap: Overlap = "none"
+    communication: Communication = "relay"
+
+    @property
+    def training(self) -> bool:
+        """Whether backward passes, gradients and optimizer state count."""
+        return self.mode == "training"
+
+    def check(self, path: str = "") -> None:
+        """Refuse numbers without a meaning.
+
+        Raises:
+            ValueError: the field, what stood there and what was expected.
+        """
+        positive(f"{path}microbatches", self.microbatches)
+        non_negative(f"{path}optimizer_state_ratio", self.optimizer_state_ratio)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Reference:
+    """A file that a plan was made from; `structure` (graphs only) is `Graph.structure()`."""
+
+    name: str
+    sha256: str
+    structure: str | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Stage:
+    """The nodes that one device runs, with the predicted times and memory of one micro-batch."""
+
+    device: str
+    nodes: tuple[str, ...]
+    compute_s: float
+    receive_s: float
+    send_s: float
+    time_s: float
+    memory_bytes: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SolverInfo:
+    """How the plan was found; `binding` names the bound that is `lower_bound`."""
+
+    name: str
+    version: str
+    status: Status
+    wall_s: float
+    strategy: Strategy
+    binding: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Alternatives:
+    """The objective's value for the plans one would have made without a solver; None where it does not fit."""
+
+    even: float | None
+    dynamic: float | None
+    best_single_device: float | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Plan:
+    """Stages in pipeline order, their predicted cost, and the certificate: `lower_bound` and `gap`."""
+
+    FORMAT: ClassVar[str] = "skyfx.plan/1"
+
+    format: Literal["skyfx.plan/1"] = "skyfx.plan/1"
+    graph: Reference
+    cluster: Reference
+    assumptions: Assumptions
+    stages: tuple[Stage, ...]
+    bottleneck_s: float
+    step_s: float
+    objective_value: float
+    lower_bound: float
+    gap: float | None
+    solver: SolverInfo
+    alternatives: Alternatives
+
+    def check(self) -> None:
+        """Refuse what the format refuses; whether the plan is right for a graph is `validate`'s matter.
+
+        Raises:
+            ValueError: the field's path, what stood there and what was expected.
+        """
+        if not self.stages:
+            raise ValueError("stages: found an empty list, expected at least one stage")
+        self.assumptions.check("assumptions.")
+        for field in ("bottleneck_s", "step_s", "objective_value", "lower_bound"):
+            non_negative(field, getattr(self, field))
+        if self.gap is not None:
+            non_negative("gap", self.gap)
+        for k, stage in enumerate(self.stages):
+            for field in ("compute_s", "receive_s", "send_s", "time_s", "memory_bytes"):
+                non_negative(f"stages[{k}].{field}", getattr(stage, field))
+
+    def stage_of(self) -> dict[str, int]:
+        """The stage of each node, by node id."""
+        return {name: k for k, stage in enumerate(self.stages) for name in stage.nodes}
+
+    def __str__(self) -> str:
+        from skyfx.solver.report import text  # the report draws plans, plans do not depend on it
+
+        return text(self)
+
+    def _repr_html_(self) -> str:
+        from skyfx.solver.report import html
+
+        return html(self)
+
+
+def relative_gap(objective_value: float, lower_bound: float) -> float | None:
+    """How far a plan can be from the best: `objective_value / lower_bound - 1`; None where the bound says nothing."""
+    if objective_value == lower_bound:
+        return 0.0
+    return objective_value / lower_bound - 1 if lower_bound > 0 else None

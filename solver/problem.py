@@ -1,0 +1,177 @@
+"""One planning problem, compiled: units, values and devices as arrays. What every method reads.
+
+Legend, here and in `ilp.py` and `interval.py`: `i` unit, `v` value, `d` device, `k` stage, `n` units, `D` devices.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+
+import numpy as np
+from numpy.typing import NDArray
+
+from skyfx.solver.cluster import HOST, Cluster, Link
+from skyfx.solver.coarsen import units
+from skyfx.solver.cost import Cost, evaluate
+from skyfx.solver.graph import Graph, Node
+from skyfx.solver.plan import Assumptions
+
+__all__: list[str] = ["Problem", "UnitPlacement", "Value"]
+
+Floats = NDArray[np.float64]
+UnitPlacement = Sequence[tuple[int, Sequence[int]]]
+"""Stages in pipeline order: the device's index and the indices of its units."""
+
+
+@dataclass(frozen=True, slots=True)
+class Value:
+    """Outputs of one unit that the same other units read: they cross boundaries together."""
+
+    producer: int
+    consumers: tuple[int, ...]
+    is_input: bool
+    is_output: bool
+    count: int
+    output_bytes: float
+    gradient_bytes: float
+
+
+@dataclass(frozen=True)
+class Problem:
+    """A graph, a cluster and assumptions, with what is derived from them computed once."""
+
+    graph: Graph
+    cluster: Cluster
+    assumptions: Assumptions
+
+    @property
+    def num_devices(self) -> int:
+        """`D`."""
+        return len(self.cluster.devices)
+
+    @property
+    def num_units(self) -> int:
+        """`n`."""
+        return len(self.members)
+
+    @cached_property
+    def members(self) -> list[list[int]]:
+        """Node indices of each unit, `(n,)`; units stand in a topological order."""
+        return units(self.graph)
+
+    @cached_property
+    def unit_of(self) -> dict[str, int]:
+        """The unit of each node, by node id."""
+        return {self.graph.nodes[j].id: i for i, unit in enumerate(self.members) for j in unit}
+
+    @cached_property
+    def time_s(self) -> Floats:
+        """Compute seconds `(D, n)` with slowdown; infinite where the device cannot run the unit."""
+        training = self.assumptions.training
+
+        def row(kind: str) -> Floats:
+            return self._sum(lambda node: node.time_s(kind, training=training))
+
+        rows = {kind: row(kind) for kind in {device.type for device in self.cluster.devices}}
+        return np.array([rows[d.type] * d.slowdown for d in self.cluster.devices])
+
+    @cached_property
+    def parameter_bytes(self) -> Floats:
+        """Memory `(n,)` that a unit takes once: parameters, in training with gradients and optimizer state."""
+        copies = 2 + self.assumptions.optimizer_state_ratio if self.assumptions.training else 1
+        return self._sum(lambda node: node.parameter_bytes) * copies
+
+    @cached_property
+    def saved_bytes(self) -> Floats:
+        """Memory `(n,)` that a unit takes for each live micro-batch; zero in inference."""
+        return self._sum(lambda node: node.saved_bytes) * self.assumptions.training
+
+    @cached_property
+    def peak_bytes(self) -> Floats:
+        """The largest output `(n,)` of a unit, which inference holds beside the parameters; zero in training."""
+        nodes = self.graph.nodes
+        largest = [max(nodes[j].output_bytes for j in unit) for unit in self.members]
+        return np.array(largest) * (not self.assumptions.training)
+
+    @cached_property
+    def memory_limit(self) -> Floats:
+        """Memory `(D,)` of each device, infinite where unlimited."""
+        limits = [d.memory_bytes for d in self.cluster.devices]
+        return np.array([np.inf if limit is None else limit for limit in limits])
+
+    @cached_property
+    def edges(self) -> list[tuple[int, int]]:
+        """Pairs of units of which the second reads the first, each once."""
+        pairs = {
+            (self.unit_of[name], self.unit_of[node.id])
+            for node in self.graph.nodes
+            for name in node.inputs
+        }
+        return sorted((a, b) for a, b in pairs if a != b)
+
+    @cached_property
+    def values(self) -> list[Value]:
+        """What can cross a boundary, grouped by producer, readers and kind."""
+        readers: dict[str, set[int]] = {node.id: set() for node in self.graph.nodes}
+        for node in self.graph.nodes:
+            for name in node.inputs:
+                readers[name].add(self.unit_of[node.id])
+        outputs = set(self.graph.outputs)
+        groups: dict[tuple[int, tuple[int, ...], bool, bool], list[tuple[float, float]]] = {}
+        for node in self.graph.nodes:
+            unit, is_output = self.unit_of[node.id], node.id in outputs
+            others = tuple(sorted(readers[node.id] - {unit}))
+            # An input is fed at stage 1, so it travels even to a reader within its own unit.
+            if node.is_input and readers[node.id]:
+                others = tuple(sorted(readers[node.id] | {unit}))
+            elif node.is_input:
+                others = (unit,)
+            if others or is_output:
+                sizes = (node.output_bytes, node.gradient_bytes * self.assumptions.training)
+                groups.setdefault((unit, others, node.is_input, is_output), []).append(sizes)
+        return [
+            Value(*key, len(sizes), sum(f for f, _ in sizes), sum(b for _, b in sizes))
+            for key, sizes in groups.items()
+        ]
+
+    def wire(self, source: int, target: int) -> tuple[float, float]:
+        """Latency in seconds and seconds per byte from one device to another."""
+        return self._wire(self._name(source), self._name(target))
+
+    def host_wire(self, device: int, *, to_host: bool) -> tuple[float, float]:
+        """Latency in seconds and seconds per byte between a device and the host's memory."""
+        name = self._name(device)
+        return self._wire(name, HOST) if to_host else self._wire(HOST, name)
+
+    def placement(self, stages: UnitPlacement) -> list[tuple[str, list[str]]]:
+        """The stages by device names and node ids, nodes in the graph's order."""
+        nodes = self.graph.nodes
+        return [
+            (self._name(d), [nodes[j].id for j in sorted(j for i in part for j in self.members[i])])
+            for d, part in stages
+        ]
+
+    def cost(self, stages: UnitPlacement) -> Cost:
+        """What a placement costs, by the one cost model."""
+        return evaluate(self.graph, self.cluster, self.placement(stages), self.assumptions)
+
+    def fits(self, cost: Cost, stages: UnitPlacement) -> bool:
+        """Whether each device can run its units and has the memory for them."""
+        limits = [self.memory_limit[d] for d, _ in stages]
+        within = all(m <= limit for m, limit in zip(cost.memory_bytes, limits, strict=True))
+        return within and bool(np.isfinite(cost.objective_value))
+
+    def _name(self, device: int) -> str:
+        return self.cluster.devices[device].name
+
+    @cached_property
+    def _wires(self) -> dict[tuple[str, str], Link]:
+        return self.cluster.wires()
+
+    def _wire(self, source: str, target: str) -> tuple[float, float]:
+        wire = self._wires.get((source, target), self.cluster.default_link)
+        return (0.0, 0.0) if wire is None else (wire.latency_s, 1 / wire.bandwidth_bytes_per_s)
+
+    def _sum(self, of: Callable[[Node], float]) -> Floats:
+        nodes = self.graph.nodes
+        return np.array([sum(of(nodes[j]) for j in unit) for unit in self.members])

@@ -1,0 +1,99 @@
+"""A plan for people: the table that `print(plan)`, `skyfx show` and notebooks draw."""
+
+import html as escape
+import io
+
+from rich.console import Console
+from rich.table import Table
+
+from skyfx.solver.plan import Plan
+
+__all__: list[str] = ["html", "render", "seconds", "size", "text"]
+
+COLUMNS = ("stage", "device", "nodes", "compute", "receive", "send", "time", "memory", "")
+
+
+def size(num_bytes: float) -> str:
+    """Bytes for people: `1.5 GiB`."""
+    for unit in ("B", "KiB", "MiB", "GiB"):
+        if num_bytes < 1024:
+            return f"{num_bytes:.0f} B" if unit == "B" else f"{num_bytes:.1f} {unit}"
+        num_bytes /= 1024
+    return f"{num_bytes:.1f} TiB"
+
+
+def seconds(value: float) -> str:
+    """Seconds for people: `12.3 ms`."""
+    for factor, unit in ((1, "s"), (1e3, "ms"), (1e6, "us")):
+        if value * factor >= 1:
+            return f"{value * factor:.3g} {unit}"
+    return "0 s" if value == 0 else f"{value * 1e9:.3g} ns"
+
+
+def render(plan: Plan, console: Console) -> None:
+    """Draw the plan on a rich console."""
+    table = Table(*COLUMNS, title=_title(plan), title_justify="left", box=None)
+    for row in _rows(plan):
+        table.add_row(*row)
+    console.print(table)
+    for line in _summary(plan):
+        console.print(line, highlight=False)
+
+
+def text(plan: Plan) -> str:
+    """The plan as plain text."""
+    stream = io.StringIO()
+    render(plan, Console(file=stream, width=120, no_color=True))
+    return stream.getvalue().rstrip()
+
+
+def html(plan: Plan) -> str:
+    """The plan as a small HTML table, for notebooks."""
+    head = "".join(f"<th>{name}</th>" for name in COLUMNS)
+    body = "".join(
+        "<tr>" + "".join(f"<td>{escape.escape(cell)}</td>" for cell in row) + "</tr>"
+        for row in _rows(plan)
+    )
+    lines = "<br>".join(escape.escape(line) for line in _summary(plan))
+    title = escape.escape(_title(plan))
+    return f"<table><caption>{title}</caption><tr>{head}</tr>{body}</table><p>{lines}</p>"
+
+
+def _title(plan: Plan) -> str:
+    a = plan.assumptions
+    return f"{plan.graph.name}: {a.mode}, {a.schedule}, {a.microbatches} micro-batches"
+
+
+def _rows(plan: Plan) -> list[tuple[str, ...]]:
+    return [
+        (
+            str(k),
+            stage.device,
+            str(len(stage.nodes)),
+            seconds(stage.compute_s),
+            seconds(stage.receive_s),
+            seconds(stage.send_s),
+            seconds(stage.time_s),
+            size(stage.memory_bytes),
+            "<- bottleneck" if stage.time_s == plan.bottleneck_s else "",
+        )
+        for k, stage in enumerate(plan.stages)
+    ]
+
+
+def _summary(plan: Plan) -> list[str]:
+    gap = "unknown" if plan.gap is None else f"{plan.gap:.2%}"
+    others = {
+        "even split": plan.alternatives.even,
+        "dynamic": plan.alternatives.dynamic,
+        "best single device": plan.alternatives.best_single_device,
+    }
+    return [
+        f"bottleneck {seconds(plan.bottleneck_s)} a micro-batch, step {seconds(plan.step_s)}",
+        f"{plan.assumptions.objective} {seconds(plan.objective_value)}; no plan is below "
+        f"{seconds(plan.lower_bound)} ({plan.solver.binding}): gap {gap}, {plan.solver.status}",
+        "instead: "
+        + ", ".join(
+            f"{name} {'does not fit' if v is None else seconds(v)}" for name, v in others.items()
+        ),
+    ]
