@@ -1,7 +1,7 @@
 """The adapter to PuLP's solvers: the only file that knows HiGHS.
 
-PuLP 3 and 4 disagree in places, and PuLP's statuses call a plan "Optimal" that a limit has stopped. What is read here is
-what HiGHS itself says: whether there is a solution, and its dual bound.
+PuLP 3 and 4 disagree in places, and PuLP's statuses call a plan "Optimal" that a limit has stopped.
+What is read here is what HiGHS itself says: whether there is a solution, and its dual bound.
 """
 
 import math
@@ -16,7 +16,7 @@ import pulp
 __all__: list[str] = ["Answer", "minimise", "version"]
 
 TOLERANCE = 1e-9
-"""HiGHS's default of 1e-6 lets it undercut the bottleneck by more than the certificate may be wrong."""
+"""At its default of 1e-6 HiGHS undercuts the bottleneck by more than a certificate may be wrong."""
 
 Progress = Callable[[float, float], None]
 """Called with the incumbent's value and the bound, each in the problem's own unit."""
@@ -24,7 +24,7 @@ Progress = Callable[[float, float], None]
 
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """What a solver found: a value for each variable name, or None, and a proven bound on the objective."""
+    """What a solver found: each variable's value, or None, and a proven bound on the objective."""
 
     values: dict[str, float] | None
     bound: float
@@ -34,7 +34,7 @@ class Answer:
 
 def version() -> str:
     """The version of HiGHS."""
-    return str(highspy.Highs().version())
+    return str(highspy.Highs().version())  # type: ignore[no-untyped-call]
 
 
 def minimise(
@@ -56,7 +56,7 @@ def minimise(
         gap: relative gap at which to stop.
         seed: the solver's random seed.
         solver: a name that `pulp.getSolver` knows.
-        progress: told of each better solution (HiGHS only).
+        progress: told of each better solution and, now and then, of the bound (HiGHS only).
 
     Returns:
         The best solution and bound, also when a limit or Ctrl-C ended the search.
@@ -108,16 +108,37 @@ class _WarmHiGHS(pulp.HiGHS):  # type: ignore[misc]
 
     def callSolver(self, lp: pulp.LpProblem) -> None:  # noqa: N802 (PuLP's name)
         model = lp.solverModel
-        model.HandleKeyboardInterrupt = True
         known = [(v.index, self._start[v.name]) for v in lp.variables() if v.name in self._start]
         if known:
             indices, values = zip(*known, strict=True)
             model.setSolution(
                 len(known), np.array(indices, dtype=np.int32), np.array(values, dtype=np.float64)
             )
-        if self._progress is not None:
-            progress = self._progress
-            model.cbMipImprovingSolution += lambda event: progress(
-                event.data_out.mip_primal_bound, event.data_out.mip_dual_bound
-            )
-        model.solve()
+        if (progress := self._progress) is not None:
+
+            def tell(event: Any) -> None:
+                progress(event.data_out.mip_primal_bound, event.data_out.mip_dual_bound)
+
+            model.cbMipImprovingSolution += tell
+            model.cbMipInterrupt += tell  # the only one that HiGHS calls without its log
+        _run(model)
+
+
+def _run(model: Any) -> None:
+    """Run HiGHS; the first Ctrl-C ends the search with the best so far, a second one is raised.
+
+    highspy's own `solve` would print to standard output then, which belongs to the caller's data.
+    """
+    model.HandleKeyboardInterrupt = True
+    model.startSolve()
+    try:
+        _wait(model)
+    except KeyboardInterrupt:
+        model.cancelSolve()
+        _wait(model)
+
+
+def _wait(model: Any) -> None:
+    finished = False
+    while not finished:
+        finished, _ = model.wait(0.1)

@@ -1,4 +1,9 @@
-"""The plans that one would make without a solver. They are evaluated beside every plan, and no answer is worse."""
+"""The plans that one would make without a solver.
+
+They are evaluated beside every plan, and no answer is worse.
+"""
+
+from itertools import pairwise
 
 import numpy as np
 
@@ -22,21 +27,23 @@ def best_single_device(problem: Problem) -> UnitPlacement | None:
 
 
 def even(problem: Problem) -> UnitPlacement | None:
-    """Equal numbers of nodes for all devices, in the cluster's order; None where that does not fit."""
+    """Equal numbers of nodes a device, in the cluster's order; None where they do not fit."""
     return _if_it_fits(problem, _stages(_even_boundaries(problem)))
 
 
 def dynamic(problem: Problem) -> UnitPlacement | None:
-    """Sky Computing's heuristic: from the even split, repair memory, then move boundaries toward the mean load.
+    """Sky Computing's heuristic: from the even split, repair memory, then even out the loads.
 
-    Unlike its original, a boundary moves in both directions, by the loads of the two stages beside it.
+    Unlike its original, a boundary moves in both directions, by the loads of the two stages beside
+    it.
     """
     boundaries = _even_boundaries(problem)
     for _ in range(problem.num_units):
         if not _repair_memory(problem, boundaries):
             break
     for _ in range(problem.num_units):
-        if not any([_balance(problem, boundaries, k) for k in range(1, problem.num_devices)]):
+        moved = [_balance(problem, boundaries, k) for k in range(1, problem.num_devices)]
+        if not any(moved):
             break
     return _if_it_fits(problem, _stages(boundaries))
 
@@ -49,8 +56,7 @@ def _even_boundaries(problem: Problem) -> Boundaries:
 
 
 def _stages(boundaries: Boundaries) -> UnitPlacement:
-    ends = zip(boundaries, boundaries[1:], strict=False)
-    return [(d, range(a, b)) for d, (a, b) in enumerate(ends) if b > a]
+    return [(d, range(a, b)) for d, (a, b) in enumerate(pairwise(boundaries)) if b > a]
 
 
 def _if_it_fits(problem: Problem, stages: UnitPlacement) -> UnitPlacement | None:
@@ -72,7 +78,11 @@ def _load(problem: Problem, boundaries: Boundaries, d: int) -> float:
 
 
 def _repair_memory(problem: Problem, boundaries: Boundaries) -> bool:
-    """Each stage that is too large hands one unit to the neighbour with more room; says whether any did."""
+    """Each stage that is too large hands one unit to the neighbour with more room.
+
+    Returns:
+        Whether any did.
+    """
     moved = False
     for d in range(problem.num_devices):
         full = boundaries[d + 1] > boundaries[d]
@@ -94,7 +104,7 @@ def _repair_memory(problem: Problem, boundaries: Boundaries) -> bool:
 
 
 def _balance(problem: Problem, boundaries: Boundaries, k: int) -> bool:
-    """Move boundary k one unit toward the more loaded side if that lowers the larger of the two loads."""
+    """Move boundary k by a unit toward the larger of the two loads if that lowers it."""
     left, right = _load(problem, boundaries, k - 1), _load(problem, boundaries, k)
     step = -1 if left > right else 1
     moved = boundaries.copy()

@@ -1,4 +1,7 @@
-"""The rules that numbers and names in a file keep. Each error: the field's path, what stood there, what was expected."""
+"""The rules that numbers and names in a file keep.
+
+Each error says the field's path, what stood there and what was expected.
+"""
 
 import math
 from collections.abc import Sequence

@@ -13,7 +13,7 @@ HOST = "host"
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Device:
-    """A device of the cluster; `type` is a key of the nodes' times, `slowdown` multiplies every compute time."""
+    """A device; `type` is a key of the nodes' times, `slowdown` multiplies every compute time."""
 
     name: str
     type: str

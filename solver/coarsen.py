@@ -1,7 +1,8 @@
 """From a graph to units: what no valid plan can separate becomes one unit. Nothing is lost.
 
-Nodes of one colocation label share a stage. As no edge may lead back, everything on a path between two of them shares it
-too: tie the nodes of a label into a ring, and the strongly connected components are exactly the forced merges.
+Nodes of one colocation label share a stage. As no edge may lead back, everything on a path between
+two of them shares it too: tie the nodes of a label into a ring, and the strongly connected
+components are exactly the forced merges.
 """
 
 from collections.abc import Sequence
@@ -15,8 +16,8 @@ def units(graph: Graph) -> list[list[int]]:
     """Group the nodes that every valid plan keeps together.
 
     Returns:
-        Node indices of each unit, ascending; the units are in a topological order that follows paths depth first, so
-        that few values are alive at any cut of it.
+        Node indices of each unit, ascending; the units are in a topological order that follows
+        paths depth first, so that few values are alive at any cut of it.
     """
     position = {node.id: i for i, node in enumerate(graph.nodes)}
     successors: list[list[int]] = [[] for _ in graph.nodes]
@@ -35,8 +36,8 @@ def units(graph: Graph) -> list[list[int]]:
 def components(successors: Sequence[Sequence[int]]) -> list[list[int]]:
     """Strongly connected components in a topological order (Tarjan 1972, without recursion).
 
-    Tarjan's algorithm finishes a component after all that it leads to, so the reverse of its order is topological and
-    depth first.
+    Tarjan's algorithm finishes a component after all that it leads to, so the reverse of its order
+    is topological and depth first.
     """
     index = [-1] * len(successors)
     low = [0] * len(successors)
@@ -72,7 +73,7 @@ def components(successors: Sequence[Sequence[int]]) -> list[list[int]]:
 
 
 def _pop_component(stack: list[int], on_stack: list[bool], root: int) -> list[int]:
-    component = []
+    component: list[int] = []
     while not component or component[-1] != root:
         component.append(stack.pop())
         on_stack[component[-1]] = False

@@ -4,8 +4,8 @@
     stage     S_1 --t_1--> S_2 --t_2--> S_3
     time_s    c_1 + t_1    t_1+c_2+t_2  t_2 + c_3     (their maximum with overlap = full)
 
-The ILP (`ilp.py`) and the interval DP (`interval.py`) write the same model in their own terms; that all three agree is a
-property test.
+The ILP (`ilp.py`) and the interval DP (`interval.py`) write the same model in their own terms; that
+all three agree is a property test.
 """
 
 from collections.abc import Mapping, Sequence
@@ -23,7 +23,7 @@ Placement = Sequence[tuple[str, Sequence[str]]]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Cost:
-    """What a plan costs: per stage `(num_stages,)` seconds and bytes, then the figures of the whole pipeline."""
+    """What a plan costs: seconds and bytes of each stage, then the figures of the pipeline."""
 
     compute_s: tuple[float, ...]
     receive_s: tuple[float, ...]
@@ -95,21 +95,20 @@ def compute_s(device: Device, nodes: Sequence[Node], assumptions: Assumptions) -
 
 
 def live_microbatches(assumptions: Assumptions, position: int) -> int:
-    """Micro-batches whose activations a stage keeps; `position` counts from the last stage, which is 1."""
+    """Micro-batches whose activations a stage keeps; `position` counts from the end, from 1."""
     if assumptions.schedule == "gpipe":
         return assumptions.microbatches
     return min(assumptions.microbatches, position)
 
 
 def memory_bytes(nodes: Sequence[Node], assumptions: Assumptions, position: int) -> float:
-    """Bytes that a stage needs; `position` counts from the last stage, which is 1."""
+    """Bytes that a stage needs; `position` counts from the end, from 1."""
     parameters = sum(node.parameter_bytes for node in nodes)
     if not assumptions.training:
         return parameters + max((node.output_bytes for node in nodes), default=0.0)
     saved = sum(node.saved_bytes for node in nodes)
-    copies = (
-        2 + assumptions.optimizer_state_ratio
-    )  # the parameter, its gradient, the optimizer's state
+    # The parameter, its gradient and the optimizer's state.
+    copies = 2 + assumptions.optimizer_state_ratio
     return parameters * copies + saved * live_microbatches(assumptions, position)
 
 
@@ -124,7 +123,7 @@ class _Wires:
 
 
 def crossings(graph: Graph, stage_of: Mapping[str, int], num_stages: int) -> list[list[Node]]:
-    """The values that cross each boundary, `(num_stages - 1,)`: made at or before it, still needed after it."""
+    """The values that cross each boundary: made at or before it, still needed after it."""
     last_use = dict(stage_of)
     for node in graph.nodes:
         for name in node.inputs:
@@ -145,7 +144,7 @@ def boundary_s(
     wires: _Wires,
     assumptions: Assumptions,
 ) -> list[float]:
-    """Seconds of each boundary in `relay` communication: values forward, in training their gradients back."""
+    """Seconds of each boundary in `relay`: values forward, in training their gradients back."""
     moves = []
     for k, crossing in enumerate(crossings(graph, stage_of, len(names))):
         forward = sum(node.output_bytes for node in crossing)

@@ -8,7 +8,8 @@ SkyfxError
  +-- NoPlanError                the time limit came before the first plan
  +-- StageError                 a stage of a running pipeline failed
 
-A class stands here only if a caller would catch it; every other misuse is a `ValueError` or `TypeError`, as in torch.
+A class stands here only if a caller would catch it; every other misuse is a `ValueError` or
+`TypeError`, as in torch.
 """
 
 __all__ = [
@@ -31,7 +32,7 @@ class CaptureError(SkyfxError):
 
 
 class FormatError(SkyfxError, ValueError):
-    """A file is not what `docs/formats.md` asks for: one line with the file, the field and what stood there."""
+    """A file is not what `docs/formats.md` asks for: the file, the field and what stood there."""
 
 
 class PlanError(SkyfxError, ValueError):

@@ -11,7 +11,7 @@ import msgspec
 
 from skyfx.solver.errors import FormatError
 
-__all__: list[str] = ["digest", "encode", "read", "write"]
+__all__: list[str] = ["digest", "encode", "load", "read", "refuse_overwrite", "write"]
 
 
 class Document(Protocol):
@@ -32,14 +32,19 @@ def read(path: str | os.PathLike[str], kind: type[T]) -> T:
         kind: `Graph`, `Cluster` or `Plan`.
 
     Raises:
-        FormatError: the file cannot be read, or is not such a file: one line with the file, the field's path, what
-            stood there and what was expected.
+        FormatError: the file cannot be read, or is not such a file: one line with the file, the
+            field's path, what stood there and what was expected.
     """
+    return load(path, kind)[0]
+
+
+def load(path: str | os.PathLike[str], kind: type[T]) -> tuple[T, str]:
+    """Read a file as `read` does; returns the document and the digest of the file's bytes."""
     try:
         raw = Path(path).read_bytes()
     except OSError as error:
         raise FormatError(f"{path}: {error.strerror or error}") from None
-    return decode(raw, kind, str(path))
+    return decode(raw, kind, str(path)), digest(raw)
 
 
 def decode(raw: bytes, kind: type[T], name: str) -> T:
@@ -49,10 +54,8 @@ def decode(raw: bytes, kind: type[T], name: str) -> T:
         _check_format(value, kind)
         document = msgspec.convert(value, kind)
         document.check()
-    except (
-        ValueError,
-        RecursionError,
-    ) as error:  # msgspec's, tomllib's and unicode's errors are ValueErrors
+    except (ValueError, OverflowError, RecursionError) as error:
+        # ValueErrors are also what msgspec, tomllib and the decoding of unicode raise.
         raise FormatError(f"{name}: {' '.join(str(error).split())}") from None
     return document
 
@@ -86,8 +89,7 @@ def write(document: Document, path: str | os.PathLike[str], *, force: bool = Fal
         OSError: it cannot be written.
     """
     target = Path(path)
-    if target.exists() and not force:
-        raise FileExistsError(f"{target} exists; use --force (in Python: force=True) to replace it")
+    refuse_overwrite(target, force=force)
     handle, temporary = tempfile.mkstemp(dir=target.parent, prefix=f".{target.name}.")
     try:
         with os.fdopen(handle, "wb") as stream:
@@ -97,6 +99,19 @@ def write(document: Document, path: str | os.PathLike[str], *, force: bool = Fal
     except BaseException:
         Path(temporary).unlink(missing_ok=True)
         raise
+
+
+def refuse_overwrite(path: str | os.PathLike[str], *, force: bool = False) -> None:
+    """Refuse a file that `write` would refuse, before the work that makes its contents.
+
+    Raises:
+        FileExistsError: the file exists and `force` is false.
+        OSError: its folder does not exist.
+    """
+    if Path(path).exists() and not force:
+        raise FileExistsError(f"{path} exists; use --force (in Python: force=True) to replace it")
+    if not Path(path).parent.is_dir():
+        raise FileNotFoundError(f"{path}: the folder {Path(path).parent} does not exist")
 
 
 def _umask() -> int:

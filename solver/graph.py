@@ -19,8 +19,8 @@ INPUT = "input"
 class Node:
     """One operator of the model, or one of its inputs (`op == "input"`).
 
-    Times are seconds for one micro-batch, keyed by device type: a type that is absent cannot run the node, an empty
-    mapping is free on every type. Sizes are bytes for one micro-batch.
+    Times are seconds for one micro-batch, keyed by device type: a type that is absent cannot run
+    the node, an empty mapping is free on every type. Sizes are bytes for one micro-batch.
     """
 
     id: str
@@ -37,7 +37,7 @@ class Node:
 
     @property
     def is_input(self) -> bool:
-        """Whether this is an input of the model: fed at the first stage, whatever stage holds the node."""
+        """Whether it is an input: fed at the first stage, whatever stage holds the node."""
         return self.op == INPUT
 
     def runs_on(self, device_type: str, *, training: bool) -> bool:
@@ -46,7 +46,7 @@ class Node:
         return all(not table or device_type in table for table in tables)
 
     def time_s(self, device_type: str, *, training: bool) -> float:
-        """Seconds on this device type without slowdown, in training with backward; infinite where it cannot run."""
+        """Seconds without slowdown, in training with backward; infinite where it cannot run."""
         if not self.runs_on(device_type, training=training):
             return math.inf
         forward = self.forward_s.get(device_type, 0.0)
@@ -71,6 +71,8 @@ class Graph:
         Raises:
             ValueError: the field's path, what stood there and what was expected.
         """
+        if not self.nodes:
+            raise ValueError("nodes: found an empty list, expected at least one node")
         positive("microbatch_size", self.microbatch_size)
         no_duplicates("nodes", "id", [node.id for node in self.nodes])
         for path, value in self._numbers():
@@ -93,15 +95,16 @@ class Graph:
                     raise ValueError(f"nodes[{i}].inputs[{j}]: {name!r} is no node's id")
                 if position[name] >= i:
                     raise ValueError(
-                        f"nodes[{i}].inputs[{j}]: {name!r} is node {position[name]} and node {i} reads it: "
-                        "a cycle, or not a topological order; expected inputs to stand before their readers"
+                        f"nodes[{i}].inputs[{j}]: {name!r} is node {position[name]} and node {i} "
+                        "reads it: a cycle, or not a topological order; expected inputs to stand "
+                        "before their readers"
                     )
         for j, name in enumerate(self.outputs):
             if name not in position:
                 raise ValueError(f"outputs[{j}]: {name!r} is no node's id")
 
     def structure(self) -> str:
-        """A digest of what is computed: ids, operators, edges and parameters, but no time and no batch size.
+        """A digest of ids, operators, edges and parameter bytes, but of no time and no batch size.
 
         Equal for two measurements of one model; a plan made from one may run the other.
         """

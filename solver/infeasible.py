@@ -14,7 +14,10 @@ def explain(problem: Problem) -> str | None:
 
 
 def _least_need(problem: Problem) -> np.ndarray:
-    """Bytes `(n,)` that a unit needs in the best position: one live micro-batch, unless the schedule keeps all."""
+    """Bytes `(n,)` that a unit needs in the best position.
+
+    That is with one live micro-batch, unless the schedule keeps all of them.
+    """
     keeps_all = problem.assumptions.schedule == "gpipe"
     live = problem.assumptions.microbatches if keeps_all else 1
     return problem.parameter_bytes + problem.saved_bytes * live
@@ -49,8 +52,8 @@ def _unit_too_large(problem: Problem) -> str | None:
     if need[unit] <= largest:
         return None
     return (
-        f"{_node(problem, unit)} needs {size(need[unit])}, the largest device has {size(largest)}.\n"
-        f"{_advice(problem)}"
+        f"{_node(problem, unit)} needs {size(need[unit])}, "
+        f"the largest device has {size(largest)}.\n{_advice(problem)}"
     )
 
 
@@ -61,11 +64,15 @@ def _total_too_large(problem: Problem) -> str | None:
     devices = "\n".join(
         f"  {device.name}  {size(device.memory_bytes or 0)}" for device in problem.cluster.devices
     )
-    return f"the model needs {size(need)}, the devices offer {size(offered)}\n{devices}\n{_advice(problem)}"
+    return (
+        f"the model needs {size(need)}, the devices offer {size(offered)}\n"
+        f"{devices}\n{_advice(problem)}"
+    )
 
 
 def _advice(problem: Problem) -> str:
     advice = "Add a device, or raise `memory_bytes` of one"
     if problem.assumptions.training and problem.assumptions.schedule == "gpipe":
-        return f"{advice}, or use the 1f1b schedule, or fewer micro-batches (now {problem.assumptions.microbatches})."
+        now = problem.assumptions.microbatches
+        return f"{advice}, or use the 1f1b schedule, or fewer micro-batches (now {now})."
     return f"{advice}{', or plan for inference' if problem.assumptions.training else ''}."

@@ -1,20 +1,27 @@
-"""The best plan whose stages are intervals of one topological order: an exact dynamic program, the ILP's warm start.
+"""The best plan whose stages are intervals of one topological order: the ILP's warm start.
 
-At a fixed bottleneck T the question is only feasibility. A *state* says which device runs a stage and which may follow;
-it is worked out from the last stage to the first:
+It is an exact dynamic program. At a fixed bottleneck T the question is only feasibility. A *state*
+says which device runs a stage and which may follow; it is worked out from the last stage to the
+first:
 
-    least[state][i] = the least time that the stage starting at unit i needs before it receives anything,
-                      over all ends j and next states with  least[next][j] + move(i..j -> next) <= T
+    least[state][i] = the least time that the stage starting at unit i needs before it receives
+                      anything, over all ends j and next states with
+                      least[next][j] + move(i..j -> next) <= T
 
-Bisection on T then finds the best bottleneck. With up to `MAX_EXACT_DEVICES` devices a state is (devices used, device) and
-every order of devices is tried; with more, it is (place in one fixed order, stages used).
+Bisection on T then finds the best bottleneck. With up to `MAX_EXACT_DEVICES` devices a state is
+(devices used, device) and every order of devices is tried; with more, it is (place in one fixed
+order, stages used).
 """
 
 import itertools
+import math
+import time
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from skyfx.solver.cost import live_microbatches
 from skyfx.solver.problem import Floats, Problem, Value
@@ -31,22 +38,26 @@ Intervals = list[tuple[int, range]]
 
 @dataclass(frozen=True, slots=True)
 class State:
-    """A stage on `device` at `position` from the end (1 is last); `following` are indices of earlier listed states."""
+    """A stage on `device` at `position` from the end, which is 1.
+
+    `following` are the indices, in the list of states, of those that may come next.
+    """
 
     device: int
     position: int
     following: tuple[int, ...]
 
 
-def interval_plan(problem: Problem, at_most: float) -> Intervals | None:
+def interval_plan(problem: Problem, at_most: float, deadline: float = math.inf) -> Intervals | None:
     """Find intervals of the units' order with the least bottleneck.
 
     Args:
         problem: what is to be planned.
         at_most: seconds; a bottleneck that is known to be possible, or infinity.
+        deadline: by `time.monotonic`, when to return the best so far.
 
     Returns:
-        Device and interval of units per stage; None where no plan of this shape is better than `at_most`.
+        Device and interval of units of each stage; None where none of this shape keeps `at_most`.
     """
     table = _Table(problem)
     states = list(_states(problem))
@@ -54,7 +65,7 @@ def interval_plan(problem: Problem, at_most: float) -> Intervals | None:
     if not np.isfinite(high):
         high = table.most_bottleneck()
     best = table.plan(states, high)
-    while best is not None and high - low > TOLERANCE * high:
+    while best is not None and high - low > TOLERANCE * high and time.monotonic() < deadline:
         middle = (low + high) / 2
         better = table.plan(states, middle)
         if better is None:
@@ -95,7 +106,10 @@ def _ordered_states(order: list[int]) -> Iterator[State]:
 
 
 def _device_order(problem: Problem) -> list[int]:
-    """The fastest devices, slowest of them first: late stages keep fewer activations and may hold more layers."""
+    """The fastest devices, slowest of them first.
+
+    Late stages keep fewer activations, so they may hold more layers.
+    """
     work = np.where(np.isfinite(problem.time_s), problem.time_s, 1e30).sum(axis=1)
     fastest = sorted(range(problem.num_devices), key=lambda d: work[d])[:MAX_ORDERED_DEVICES]
     return fastest[::-1]
@@ -122,7 +136,7 @@ class _Table:
         return float(self._problem.time_s.min(axis=0).max())
 
     def most_bottleneck(self) -> float:
-        """No sensible plan is slower than everything on the slowest device with the slowest move on both sides."""
+        """No sensible plan is slower than all on the slowest device, with the slowest moves."""
         finite = [float(s[np.isfinite(s)].max()) for s in self._stage_s]
         devices = range(self._problem.num_devices)
         moves = [self._move_s(d, e).max() for d in devices for e in devices if d != e]
@@ -175,11 +189,10 @@ class _Table:
         return np.where(fits & self._later, self._stage_s[state.device], np.inf)
 
     def _stage_time(self, device: int, host: tuple[Floats, ...] | None) -> Floats:
-        running = np.concatenate([[0.0], np.cumsum(self._problem.time_s[device])])[self._cuts]
-        with np.errstate(invalid="ignore"):  # inf - inf
-            compute = running[None, :] - running[:, None]
-        compute[np.isnan(compute)] = np.inf
-        np.fill_diagonal(compute, 0.0)
+        time_s = self._problem.time_s[device]
+        runs = np.isfinite(time_s)
+        compute = self._sums(np.where(runs, time_s, 0.0))
+        compute[self._sums(~runs) > 0] = np.inf
         if host is None:
             return compute
         writes, written, reads, read = host
@@ -192,14 +205,19 @@ class _Table:
     def _stage_memory(self, position: int) -> Floats:
         problem = self._problem
         live = live_microbatches(problem.assumptions, position)
-        each = problem.parameter_bytes + problem.saved_bytes * live
-        running = np.concatenate([[0.0], np.cumsum(each)])[self._cuts]
+        total = self._sums(problem.parameter_bytes + problem.saved_bytes * live)
         peak = np.zeros((len(self._cuts), len(self._cuts)))
         if not problem.assumptions.training:
             for i, start in enumerate(self._cuts[:-1]):
                 peaks = np.maximum.accumulate(problem.peak_bytes[start:])
                 peak[i, i + 1 :] = peaks[np.array(self._cuts[i + 1 :]) - start - 1]
-        return running[None, :] - running[:, None] + peak
+        return total + peak
+
+    def _sums(self, of_unit: NDArray[Any]) -> Floats:
+        """The sum over the units of each interval, `(num_cuts, num_cuts)`."""
+        running = np.concatenate([[0.0], np.cumsum(of_unit)])[self._cuts]
+        sums: Floats = running[None, :] - running[:, None]
+        return sums
 
     def _move_s(self, source: int, target: int) -> Floats:
         """Seconds `(num_cuts,)` to move what is alive at each cut, and its gradients back."""
@@ -209,11 +227,16 @@ class _Table:
         back_latency, back_per_byte = self._problem.wire(target, source)
         move = latency * self._any + per_byte * self._forward
         move += back_latency * self._any_back + back_per_byte * self._backward
-        return move[self._cuts]
+        at_cuts: Floats = move[self._cuts]
+        return at_cuts
 
 
 def _alive(problem: Problem) -> tuple[Floats, Floats, Floats, Floats]:
-    """Bytes forward, bytes backward, whether anything crosses, whether a gradient does: each `(n + 1,)` by cut."""
+    """What is alive at each cut, `(n + 1,)`.
+
+    Returns:
+        Bytes forward, bytes backward, 1.0 where any value crosses, 1.0 where any gradient does.
+    """
     n = problem.num_units
     change = np.zeros((4, n + 2))
     for value in problem.values:
@@ -228,7 +251,7 @@ def _alive(problem: Problem) -> tuple[Floats, Floats, Floats, Floats]:
 
 
 def _choose_cuts(problem: Problem, alive_bytes: Floats) -> list[int]:
-    """All cuts, or of a long model the one with the fewest bytes alive in each of `MAX_CUTS - 1` slices of equal work."""
+    """All cuts; of a long model the one with the fewest bytes alive in each slice of equal work."""
     n = problem.num_units
     if n < MAX_CUTS:
         return list(range(n + 1))
@@ -244,10 +267,11 @@ def _choose_cuts(problem: Problem, alive_bytes: Floats) -> list[int]:
 
 
 def _host_counts(problem: Problem, cuts: list[int]) -> tuple[Floats, ...]:
-    """Number and bytes of the values that the interval `[cuts[i], cuts[j])` writes to and reads from the host.
+    """What each interval `[cuts[i], cuts[j])` writes to and reads from the host.
 
-    A value made in slice p and read in slices c_1 < c_2 < ... is written where i <= p < j <= c_last, and read where
-    some c_m is the first reader at or after i: c_(m-1) < i <= c_m < j. Each is a rectangle of (i, j).
+    A value made in slice p and read in slices c_1 < c_2 < ... is written where
+    i <= p < j <= c_last, and read where some c_m is the first reader at or after i:
+    c_(m-1) < i <= c_m < j. Each is a rectangle of (i, j).
 
     Returns:
         Counts and bytes written, counts and bytes read, each `(num_cuts, num_cuts)`.

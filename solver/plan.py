@@ -1,4 +1,7 @@
-"""A plan: which nodes run on which device, what that costs, and how far it can be from the best (`skyfx.plan/1`)."""
+"""A plan (`skyfx.plan/1`): which nodes run on which device, and what that costs.
+
+It also says how far it can be from the best plan.
+"""
 
 from dataclasses import dataclass
 from typing import ClassVar, Literal
@@ -79,7 +82,7 @@ class SolverInfo:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Alternatives:
-    """The objective's value for the plans one would have made without a solver; None where it does not fit."""
+    """The objective's value of the plans one would make by hand; None where one does not fit."""
 
     even: float | None
     dynamic: float | None
@@ -88,7 +91,7 @@ class Alternatives:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Plan:
-    """Stages in pipeline order, their predicted cost, and the certificate: `lower_bound` and `gap`."""
+    """Stages in pipeline order, their cost, and the certificate: `lower_bound` and `gap`."""
 
     FORMAT: ClassVar[str] = "skyfx.plan/1"
 
@@ -106,7 +109,7 @@ class Plan:
     alternatives: Alternatives
 
     def check(self) -> None:
-        """Refuse what the format refuses; whether the plan is right for a graph is `validate`'s matter.
+        """Refuse what the format refuses; whether it is right for a graph is `validate`'s matter.
 
         Raises:
             ValueError: the field's path, what stood there and what was expected.
@@ -114,10 +117,13 @@ class Plan:
         if not self.stages:
             raise ValueError("stages: found an empty list, expected at least one stage")
         self.assumptions.check("assumptions.")
-        for field in ("bottleneck_s", "step_s", "objective_value", "lower_bound"):
-            non_negative(field, getattr(self, field))
-        if self.gap is not None:
-            non_negative("gap", self.gap)
+        for field in ("bottleneck_s", "step_s", "objective_value", "lower_bound", "gap"):
+            if (value := getattr(self, field)) is not None:
+                non_negative(field, value)
+        non_negative("solver.wall_s", self.solver.wall_s)
+        for name in ("even", "dynamic", "best_single_device"):
+            if (value := getattr(self.alternatives, name)) is not None:
+                non_negative(f"alternatives.{name}", value)
         for k, stage in enumerate(self.stages):
             for field in ("compute_s", "receive_s", "send_s", "time_s", "memory_bytes"):
                 non_negative(f"stages[{k}].{field}", getattr(stage, field))
@@ -138,7 +144,10 @@ class Plan:
 
 
 def relative_gap(objective_value: float, lower_bound: float) -> float | None:
-    """How far a plan can be from the best: `objective_value / lower_bound - 1`; None where the bound says nothing."""
+    """How far a plan can be from the best: `objective_value / lower_bound - 1`.
+
+    None where the bound is 0 and says nothing.
+    """
     if objective_value == lower_bound:
         return 0.0
     return objective_value / lower_bound - 1 if lower_bound > 0 else None

@@ -1,6 +1,7 @@
 """One planning problem, compiled: units, values and devices as arrays. What every method reads.
 
-Legend, here and in `ilp.py` and `interval.py`: `i` unit, `v` value, `d` device, `k` stage, `n` units, `D` devices.
+Legend, here, in the ILP and in `interval.py`: `i` unit, `v` value, `d` device, `k` stage,
+`n` units, `D` devices.
 """
 
 from collections.abc import Callable, Sequence
@@ -77,7 +78,7 @@ class Problem:
 
     @cached_property
     def parameter_bytes(self) -> Floats:
-        """Memory `(n,)` that a unit takes once: parameters, in training with gradients and optimizer state."""
+        """Memory `(n,)` of a unit's parameters, in training with gradients and optimizer state."""
         copies = 2 + self.assumptions.optimizer_state_ratio if self.assumptions.training else 1
         return self._sum(lambda node: node.parameter_bytes) * copies
 
@@ -88,7 +89,7 @@ class Problem:
 
     @cached_property
     def peak_bytes(self) -> Floats:
-        """The largest output `(n,)` of a unit, which inference holds beside the parameters; zero in training."""
+        """The largest output `(n,)` of a unit, which inference holds; zero in training."""
         nodes = self.graph.nodes
         largest = [max(nodes[j].output_bytes for j in unit) for unit in self.members]
         return np.array(largest) * (not self.assumptions.training)
@@ -98,6 +99,33 @@ class Problem:
         """Memory `(D,)` of each device, infinite where unlimited."""
         limits = [d.memory_bytes for d in self.cluster.devices]
         return np.array([np.inf if limit is None else limit for limit in limits])
+
+    @cached_property
+    def identical_devices(self) -> list[list[int]]:
+        """The devices in groups within which any two can be swapped and no plan's cost changes."""
+        groups: list[list[int]] = []
+        for d in range(self.num_devices):
+            group = next((g for g in groups if self._identical(g[0], d)), None)
+            if group is None:
+                groups.append([d])
+            else:
+                group.append(d)
+        return groups
+
+    def _identical(self, d: int, e: int) -> bool:
+        """Whether swapping two devices changes no time, no memory limit and no wire."""
+        others = [self._name(x) for x in range(self.num_devices) if x not in (d, e)]
+        one, two = self._name(d), self._name(e)
+        return bool(
+            self.memory_limit[d] == self.memory_limit[e]
+            and np.array_equal(self.time_s[d], self.time_s[e])
+            and self._wire(one, two) == self._wire(two, one)
+            and all(
+                self._wire(one, x) == self._wire(two, x)
+                and self._wire(x, one) == self._wire(x, two)
+                for x in (*others, HOST)
+            )
+        )
 
     @cached_property
     def edges(self) -> list[tuple[int, int]]:

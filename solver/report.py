@@ -5,12 +5,15 @@ import io
 
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
 from skyfx.solver.plan import Plan
 
-__all__: list[str] = ["html", "render", "seconds", "size", "text"]
+__all__: list[str] = ["html", "percent", "render", "seconds", "size", "text"]
 
 COLUMNS = ("stage", "device", "nodes", "compute", "receive", "send", "time", "memory", "")
+WIDTH = 120
+"""Columns in which a plan is drawn where there is no terminal to ask."""
 
 
 def size(num_bytes: float) -> str:
@@ -30,20 +33,25 @@ def seconds(value: float) -> str:
     return "0 s" if value == 0 else f"{value * 1e9:.3g} ns"
 
 
+def percent(gap: float | None) -> str:
+    """A plan's gap for people: `1.25%`."""
+    return "unknown" if gap is None else f"{gap:.2%}"
+
+
 def render(plan: Plan, console: Console) -> None:
     """Draw the plan on a rich console."""
-    table = Table(*COLUMNS, title=_title(plan), title_justify="left", box=None)
+    table = Table(*COLUMNS, title=Text(_title(plan)), title_justify="left", box=None)
     for row in _rows(plan):
-        table.add_row(*row)
+        table.add_row(*(Text(cell) for cell in row))  # names are not rich's markup
     console.print(table)
     for line in _summary(plan):
-        console.print(line, highlight=False)
+        console.print(Text(line), highlight=False)
 
 
 def text(plan: Plan) -> str:
     """The plan as plain text."""
     stream = io.StringIO()
-    render(plan, Console(file=stream, width=120, no_color=True))
+    render(plan, Console(file=stream, width=WIDTH, no_color=True))
     return stream.getvalue().rstrip()
 
 
@@ -82,7 +90,6 @@ def _rows(plan: Plan) -> list[tuple[str, ...]]:
 
 
 def _summary(plan: Plan) -> list[str]:
-    gap = "unknown" if plan.gap is None else f"{plan.gap:.2%}"
     others = {
         "even split": plan.alternatives.even,
         "dynamic": plan.alternatives.dynamic,
@@ -91,7 +98,7 @@ def _summary(plan: Plan) -> list[str]:
     return [
         f"bottleneck {seconds(plan.bottleneck_s)} a micro-batch, step {seconds(plan.step_s)}",
         f"{plan.assumptions.objective} {seconds(plan.objective_value)}; no plan is below "
-        f"{seconds(plan.lower_bound)} ({plan.solver.binding}): gap {gap}, {plan.solver.status}",
+        f"{seconds(plan.lower_bound)} ({plan.solver.binding}): gap {percent(plan.gap)}, {plan.solver.status}",
         "instead: "
         + ", ".join(
             f"{name} {'does not fit' if v is None else seconds(v)}" for name, v in others.items()

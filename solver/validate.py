@@ -1,4 +1,7 @@
-"""The rules that a plan keeps, one function a rule. Each returns the faults it found, as one-line sentences."""
+"""The rules that a plan keeps, one function a rule.
+
+Each yields the faults that it found, as sentences of one line.
+"""
 
 import math
 from collections.abc import Iterator
@@ -18,7 +21,8 @@ def validate(graph: Graph, cluster: Cluster, plan: Plan) -> tuple[str, ...]:
     """Check every rule and every figure of `docs/formats.md`.
 
     Returns:
-        The faults, empty for a valid plan. Where nodes or devices do not match, nothing further is checked.
+        The faults, empty for a valid plan. Where nodes or devices do not match, nothing further is
+        checked.
     """
     faults = [
         *known_devices(cluster, plan),
@@ -27,14 +31,11 @@ def validate(graph: Graph, cluster: Cluster, plan: Plan) -> tuple[str, ...]:
     ]
     if faults:
         return tuple(faults)
-    faults = [
-        *edges_lead_forward(graph, plan),
-        *colocated_together(graph, plan),
-        *types_can_run(graph, cluster, plan),
-    ]
-    if not any("cannot run" in fault for fault in faults):  # else the figures are infinite
+    faults = [*edges_lead_forward(graph, plan), *colocated_together(graph, plan)]
+    cannot_run = [*types_can_run(graph, cluster, plan)]
+    if not cannot_run:  # else the figures are infinite
         faults += [*memory_fits(graph, cluster, plan), *figures_agree(graph, cluster, plan)]
-    return tuple([*faults, *certificate_holds(plan)])
+    return (*faults, *cannot_run, *certificate_holds(plan))
 
 
 def known_devices(cluster: Cluster, plan: Plan) -> Iterator[str]:
@@ -42,7 +43,10 @@ def known_devices(cluster: Cluster, plan: Plan) -> Iterator[str]:
     names = {device.name for device in cluster.devices}
     for k, stage in enumerate(plan.stages):
         if stage.device not in names:
-            yield f"stage {k}: device {stage.device!r} is not in the cluster ({', '.join(sorted(names))})"
+            yield (
+                f"stage {k}: device {stage.device!r} is not in the cluster "
+                f"({', '.join(sorted(names))})"
+            )
 
 
 def one_stage_a_device(plan: Plan) -> Iterator[str]:
@@ -98,9 +102,10 @@ def types_can_run(graph: Graph, cluster: Cluster, plan: Plan) -> Iterator[str]:
     types = {device.name: device.type for device in cluster.devices}
     nodes = {node.id: node for node in graph.nodes}
     for k, stage in enumerate(plan.stages):
+        kind = types[stage.device]
         for name in stage.nodes:
-            if not nodes[name].runs_on(types[stage.device], training=plan.assumptions.training):
-                yield f"stage {k}: {stage.device!r} of type {types[stage.device]!r} cannot run {name!r}"
+            if not nodes[name].runs_on(kind, training=plan.assumptions.training):
+                yield f"stage {k}: {stage.device!r} of type {kind!r} cannot run {name!r}"
 
 
 def memory_fits(graph: Graph, cluster: Cluster, plan: Plan) -> Iterator[str]:
@@ -110,9 +115,8 @@ def memory_fits(graph: Graph, cluster: Cluster, plan: Plan) -> Iterator[str]:
     for k, stage in enumerate(plan.stages):
         limit = limits[stage.device]
         if limit is not None and cost.memory_bytes[k] > limit * (1 + MEMORY_TOLERANCE):
-            yield (
-                f"stage {k}: needs {cost.memory_bytes[k]:.0f} bytes, {stage.device!r} has {limit:.0f}"
-            )
+            need = cost.memory_bytes[k]
+            yield f"stage {k}: needs {need:.0f} bytes, {stage.device!r} has {limit:.0f}"
 
 
 def figures_agree(graph: Graph, cluster: Cluster, plan: Plan) -> Iterator[str]:

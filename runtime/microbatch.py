@@ -1,0 +1,151 @@
+"""Batches taken apart into micro-batches, and outputs put together again."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils import _pytree as pytree
+
+__all__: list[str] = ["Batch", "OutputForm"]
+
+
+@dataclass(frozen=True, slots=True)
+class Batch:
+    """The arguments of one call of the model, flattened: tensors and constants, and how they nest.
+
+    `batch_size` is the first tensor's size along dimension 0. Every tensor of that size is split along it; any other
+    tensor, and every constant, goes whole to each micro-batch.
+    """
+
+    leaves: tuple[Any, ...]
+    spec: pytree.TreeSpec
+    batch_size: int
+
+    @classmethod
+    def of(cls, inputs: Any) -> "Batch":
+        """From what `model(...)` takes: a tensor, a tuple of positional or a mapping of keyword arguments.
+
+        Raises:
+            TypeError: it is none of these, or holds no tensor with a batch dimension.
+        """
+        if isinstance(inputs, Tensor):
+            return cls.of_call(inputs)
+        if isinstance(inputs, Mapping):
+            return cls.of_call(**inputs)
+        if isinstance(inputs, (tuple, list)):
+            return cls.of_call(*inputs)
+        raise TypeError(
+            f"the batch is a {type(inputs).__name__}, expected a tensor, a tuple of the model's positional arguments "
+            "or a dict of its keyword arguments"
+        )
+
+    @classmethod
+    def of_call(cls, *args: Any, **kwargs: Any) -> "Batch":
+        """From the arguments of `model(*args, **kwargs)`; raises as `of` does."""
+        return cls._flatten((args, kwargs))
+
+    @classmethod
+    def of_targets(cls, targets: Any, batch_size: int) -> "Batch":
+        """From the targets of a loss, split like a batch of this size; they may hold no tensor at all."""
+        leaves, spec = pytree.tree_flatten(targets)
+        return cls(tuple(leaves), spec, batch_size)
+
+    @classmethod
+    def _flatten(cls, arguments: Any) -> "Batch":
+        leaves, spec = pytree.tree_flatten(arguments)
+        sizes = [x.shape[0] for x in leaves if isinstance(x, Tensor) and x.ndim]
+        if not sizes:
+            raise TypeError(
+                "the batch holds no tensor with a batch dimension; every model needs at least one to be split along"
+            )
+        if sizes[0] == 0:
+            raise ValueError("the batch holds 0 samples, expected at least 1")
+        return cls(tuple(leaves), spec, sizes[0])
+
+    @property
+    def tensors(self) -> list[Tensor]:
+        """The tensors among the leaves, in order."""
+        return [leaf for leaf in self.leaves if isinstance(leaf, Tensor)]
+
+    @property
+    def signature(self) -> tuple[Any, ...]:
+        """What a capture depends on: structure, shapes, dtypes and constants. Hashable."""
+        leaves = [
+            (leaf.shape, leaf.dtype) if isinstance(leaf, Tensor) else (type(leaf), repr(leaf))
+            for leaf in self.leaves
+        ]
+        return (str(self.spec), *leaves)
+
+    def split(self, size: int) -> list["Batch"]:
+        """Micro-batches of `size` samples, the last one of what is left."""
+        starts = range(0, self.batch_size, size)
+        return [self._part(start, min(size, self.batch_size - start)) for start in starts]
+
+    def restore(self) -> Any:
+        """The arguments or targets, nested as they were."""
+        return pytree.tree_unflatten(list(self.leaves), self.spec)
+
+    def _part(self, start: int, length: int) -> "Batch":
+        leaves = [
+            leaf.narrow(0, start, length)
+            if isinstance(leaf, Tensor) and leaf.ndim and leaf.shape[0] == self.batch_size
+            else leaf
+            for leaf in self.leaves
+        ]
+        return Batch(tuple(leaves), self.spec, length)
+
+
+@dataclass(frozen=True, slots=True)
+class OutputForm:
+    """How a model's return value nests: its tensors by their place in the flat outputs, and its constants.
+
+    A leaf that is neither, such as a cache, is returned as None.
+    """
+
+    spec: pytree.TreeSpec
+    leaves: tuple[Any, ...]
+    is_tensor: tuple[bool, ...]
+
+    @classmethod
+    def of(cls, returned: Any) -> tuple["OutputForm", list[Tensor]]:
+        """The form of a return value, and its tensors."""
+        leaves, spec = pytree.tree_flatten(returned)
+        tensors = [leaf for leaf in leaves if isinstance(leaf, Tensor)]
+        kept = (bool, int, float, str)
+        constants = tuple(leaf if isinstance(leaf, kept) else None for leaf in leaves)
+        return cls(spec, constants, tuple(isinstance(leaf, Tensor) for leaf in leaves)), tensors
+
+    def restore(self, tensors: Sequence[Tensor]) -> Any:
+        """The return value of one micro-batch."""
+        following = iter(tensors)
+        leaves = [
+            next(following) if is_tensor else leaf
+            for leaf, is_tensor in zip(self.leaves, self.is_tensor, strict=True)
+        ]
+        return pytree.tree_unflatten(leaves, self.spec)
+
+    def gather(self, parts: Sequence[Sequence[Tensor]], sizes: Sequence[int]) -> Any:
+        """The return value of the whole batch, from the tensors of each micro-batch and their numbers of samples.
+
+        Raises:
+            ValueError: an output has no batch dimension, so that nothing says how to put its parts together.
+        """
+        if len(parts) == 1:
+            return self.restore(parts[0])
+        return self.restore(
+            [_join(i, pieces, sizes) for i, pieces in enumerate(zip(*parts, strict=True))]
+        )
+
+
+def _join(i: int, pieces: Sequence[Tensor], sizes: Sequence[int]) -> Tensor:
+    if all(x.ndim and x.shape[0] == size for x, size in zip(pieces, sizes, strict=True)):
+        return torch.cat(list(pieces))
+    if all(torch.equal(x, pieces[0]) for x in pieces[1:]):
+        return pieces[0]  # the same for every sample, such as a position table
+    raise ValueError(
+        f"output {i} of the model has shape {tuple(pieces[0].shape)} for {sizes[0]} samples: it has no batch dimension "
+        f"to be joined along. Call with at most {sizes[0]} samples at a time, or drop that output (for a loss, leave "
+        "the labels out of the batch and use train_step)."
+    )

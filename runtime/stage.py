@@ -1,0 +1,99 @@
+"""One stage of a pipeline: a submodule on its device, and the forward and backward of one micro-batch."""
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor, fx
+
+__all__: list[str] = ["Place", "Stage"]
+
+Values = Sequence[Tensor]
+Gradients = Sequence[Tensor | None]
+
+
+@dataclass(frozen=True, slots=True)
+class Place:
+    """Where a stage runs: a torch device under the name that the plan gives it.
+
+    `slowdown` is emulated by waiting, after each action, as many times longer as it took.
+    """
+
+    name: str
+    device: torch.device
+    slowdown: float = 1.0
+    num_threads: int = 1
+
+
+@dataclass(slots=True)
+class Stage:
+    """A submodule and what crosses its boundaries.
+
+    The module takes the values named `receives`, in this order, and returns those named `sends`; a value that only passes
+    through is in both. The first stage receives the model's inputs, the last one sends its outputs.
+    """
+
+    place: Place
+    module: fx.GraphModule
+    receives: tuple[str, ...]
+    sends: tuple[str, ...]
+    is_random: bool
+    busy_s: float = 0.0
+    _live: dict[int, tuple[Values, Values]] = field(default_factory=dict)
+
+    def forward(self, microbatch: int, values: Values, *, training: bool) -> Values:
+        """Run the stage forward.
+
+        Args:
+            microbatch: its number; in training what backward needs is kept under it.
+            values: what the stage before sent, on whatever device.
+            training: whether gradients will flow back.
+
+        Returns:
+            What the next stage receives.
+        """
+        began = time.perf_counter()
+        received = [self._receive(value, training) for value in values]
+        with torch.set_grad_enabled(training):
+            sent: Values = self.module(*received)
+        if training:
+            self._live[microbatch] = (received, sent)
+        self._wait(began)
+        return sent
+
+    def backward(self, microbatch: int, gradients: Gradients) -> Gradients:
+        """Run the stage backward from the gradients of what it sent; parameters gather theirs in `.grad`.
+
+        Returns:
+            The gradients of what it received, None where none flows.
+        """
+        began = time.perf_counter()
+        received, sent = self._live.pop(microbatch)
+        pairs = [
+            (value, gradient.to(self.place.device))
+            for value, gradient in zip(sent, gradients, strict=True)
+            if gradient is not None and value.requires_grad
+        ]
+        if pairs:
+            torch.autograd.backward([v for v, _ in pairs], [g for _, g in pairs])
+        self._wait(began)
+        return [value.grad for value in received]
+
+    def reset(self) -> None:
+        """Forget what an unfinished step has left, and the time counted so far."""
+        self._live.clear()
+        self.busy_s = 0.0
+
+    def _receive(self, value: Tensor, training: bool) -> Tensor:
+        """The value as a leaf of this stage's own autograd graph."""
+        leaf = value.detach().to(self.place.device)
+        return leaf.requires_grad_() if training and value.requires_grad else leaf
+
+    def _wait(self, began: float) -> None:
+        if self.place.device.type != "cpu" and self.place.slowdown > 1:
+            torch.accelerator.synchronize(self.place.device)
+        took = time.perf_counter() - began
+        if self.place.slowdown > 1:
+            time.sleep(took * (self.place.slowdown - 1))
+        self.busy_s += time.perf_counter() - began

@@ -1,0 +1,179 @@
+"""One step: the micro-batches of a batch through all stages, each stage in its own thread.
+
+        inputs of the micro-batches
+             |
+        stage 0 --values--> stage 1 --values--> stage 2 --> outputs, in training the loss
+                <--grads---         <--grads---
+
+Stages meet only at the channels between them. A stage that fails closes them all, so that the others stop as well.
+"""
+
+from collections.abc import Callable, Sequence
+from contextlib import nullcontext
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from skyfx.runtime import random
+from skyfx.runtime.channel import Channel, ChannelClosed
+from skyfx.runtime.microbatch import Batch, OutputForm
+from skyfx.runtime.schedule import Action, Kind
+from skyfx.runtime.stage import Gradients, Stage, Values
+from skyfx.solver.errors import StageError
+
+__all__: list[str] = ["LossHead", "Split", "Step"]
+
+INFERENCE_CAPACITY = 2
+"""Micro-batches that may wait between two stages in inference: enough to overlap, and memory stays bounded."""
+
+
+@dataclass(frozen=True, slots=True)
+class Split:
+    """A model split for one mode and one shape of micro-batch: its stages, and the form of what it returns."""
+
+    stages: tuple[Stage, ...]
+    outputs: OutputForm
+
+    @property
+    def is_random(self) -> bool:
+        """Whether any stage draws random numbers."""
+        return any(stage.is_random for stage in self.stages)
+
+
+@dataclass(slots=True)
+class LossHead:
+    """The loss of each micro-batch, weighted by its share of the batch, and its gradient to the model's outputs."""
+
+    loss_fn: Callable[[Any, Any], Tensor]
+    targets: Sequence[Batch]
+    weights: Sequence[float]
+    total: Tensor | None = None
+
+    def __call__(self, microbatch: int, form: OutputForm, outputs: Values) -> Gradients:
+        """Add this micro-batch's loss to `total`.
+
+        Returns:
+            The gradient of each output, None where the loss does not depend on it.
+
+        Raises:
+            ValueError: the loss is not a single number, or does not depend on the outputs.
+        """
+        leaves = [x.detach().requires_grad_(x.requires_grad) for x in outputs]
+        with torch.enable_grad():
+            loss = self.loss_fn(form.restore(leaves), self.targets[microbatch].restore())
+            _check_loss(loss)
+            share = loss * self.weights[microbatch]
+            share.backward()  # type: ignore[no-untyped-call]
+        share = share.detach()
+        self.total = share if self.total is None else self.total + share
+        return [leaf.grad for leaf in leaves]
+
+
+def _check_loss(loss: Any) -> None:
+    if not isinstance(loss, Tensor) or loss.numel() != 1:
+        found = tuple(loss.shape) if isinstance(loss, Tensor) else type(loss).__name__
+        raise ValueError(
+            f"loss_fn returned {found}, expected a tensor of one number: the mean over the micro-batch"
+        )
+    if not loss.requires_grad:
+        raise ValueError(
+            "the loss does not depend on any output that requires a gradient: is every parameter frozen, "
+            "or does loss_fn detach what it reads?"
+        )
+
+
+@dataclass(slots=True)
+class Step:
+    """The state that the stages share while one batch is run.
+
+    `splits` and `microbatches` are `(num_microbatches,)`: a short last micro-batch has a split of its own, with the same
+    stages but other shapes.
+    """
+
+    splits: Sequence[Split]
+    microbatches: Sequence[Batch]
+    actions: Sequence[Sequence[Action]]
+    head: LossHead | None = None
+    seed: int = 0
+    outputs: dict[int, Values] = field(default_factory=dict)
+    _forward: list[Channel[Values]] = field(default_factory=list)
+    _backward: list[Channel[Gradients]] = field(default_factory=list)
+    _head_gradients: dict[int, Gradients] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        m = len(self.microbatches)
+        capacity = m if self.training else min(m, INFERENCE_CAPACITY)
+        boundaries = range(len(self.splits[0].stages) - 1)
+        self._forward = [Channel(capacity) for _ in boundaries]
+        self._backward = [Channel(m) for _ in boundaries]
+
+    @property
+    def training(self) -> bool:
+        """Whether there is a loss, and so a backward."""
+        return self.head is not None
+
+    def run_stage(self, k: int) -> None:
+        """Take all actions of stage k, in its thread.
+
+        Raises:
+            StageError: one failed; its cause is what went wrong.
+            ChannelClosed: another stage failed.
+        """
+        for stage in self.stages(k):
+            stage.reset()
+        for action in self.actions[k]:
+            stage = self.splits[action.microbatch].stages[k]
+            try:
+                run = self._run_forward if action.kind is Kind.FORWARD else self._run_backward
+                run(k, stage, action.microbatch)
+            except ChannelClosed:
+                raise
+            except BaseException as error:
+                self.stop()
+                raise StageError(
+                    f"stage {k} on {stage.place.name!r} failed in the {action}: "
+                    f"{type(error).__name__}: {error}"
+                ) from error
+
+    def stages(self, k: int) -> list[Stage]:
+        """Stage k of each distinct split."""
+        return list({id(split): split.stages[k] for split in self.splits}.values())
+
+    def stop(self) -> None:
+        """Let every stage that waits for another one go."""
+        for channel in (*self._forward, *self._backward):
+            channel.close()
+
+    def _run_forward(self, k: int, stage: Stage, m: int) -> None:
+        values = self._forward[k - 1].get() if k else self.microbatches[m].tensors
+        with random.stream(self.seed, m) if stage.is_random else nullcontext():
+            sent = stage.forward(m, values, training=self.training)
+        if k < len(self._forward):
+            self._forward[k].put(sent)
+        elif self.head is None:
+            self.outputs[m] = sent
+        else:
+            self._head_gradients[m] = self.head(m, self.splits[m].outputs, sent)
+
+    def _run_backward(self, k: int, stage: Stage, m: int) -> None:
+        last = k == len(self._backward)
+        gradients = self._head_gradients.pop(m) if last else self._backward[k].get()
+        returned = stage.backward(m, gradients)
+        if k:
+            self._backward[k - 1].put(returned)
+
+
+def returned_loss(outputs: Any, _: Any) -> Tensor:
+    """The loss that the model itself returns, as transformers' models do when the batch holds the labels.
+
+    Raises:
+        ValueError: it returns none.
+    """
+    loss = outputs["loss"] if isinstance(outputs, dict) else getattr(outputs, "loss", outputs)
+    if not isinstance(loss, Tensor) or loss.numel() != 1:
+        raise ValueError(
+            f"the model returns no loss (it returns a {type(outputs).__name__}): pass loss_fn and targets to train_step"
+        )
+    return loss

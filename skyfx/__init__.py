@@ -1,0 +1,58 @@
+"""Split any PyTorch model over unequal devices, with a proof of how good the split is.
+
+    pipeline = skyfx.partition(model, ["cuda:0", "cpu"], example_inputs=batch)
+    print(pipeline.plan)
+    outputs = pipeline(batch)
+
+    model -> capture -> measure -> Graph -> solve (with Cluster) -> Plan -> split -> Pipeline
+
+Names are loaded when they are first used, so that `skyfx.solver` works without torch.
+"""
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from skyfx.api import partition as partition
+    from skyfx.capture import capture as capture
+    from skyfx.devices import Device as Device
+    from skyfx.measure import measure as measure
+    from skyfx.runtime.pipeline import Pipeline as Pipeline
+    from skyfx.solver.cluster import Cluster as Cluster
+    from skyfx.solver.graph import Graph as Graph
+    from skyfx.solver.plan import Plan as Plan
+    from skyfx.solver.solve import solve as solve
+
+__version__ = "0.1.0"
+
+_HOMES = {
+    "Cluster": "skyfx.solver.cluster",
+    "Device": "skyfx.devices",
+    "Graph": "skyfx.solver.graph",
+    "Pipeline": "skyfx.runtime.pipeline",
+    "Plan": "skyfx.solver.plan",
+    "capture": "skyfx.capture",
+    "measure": "skyfx.measure",
+    "partition": "skyfx.api",
+    "solve": "skyfx.solver.solve",
+}
+
+__all__ = [
+    "Cluster",
+    "Device",
+    "Graph",
+    "Pipeline",
+    "Plan",
+    "capture",
+    "measure",
+    "partition",
+    "solve",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module 'skyfx' has no attribute {name!r}")
+    # Not kept in globals(): the functions `capture` and `measure` share their names with their
+    # modules, and importing a module sets it as an attribute of its package.
+    return getattr(importlib.import_module(_HOMES[name]), name)

@@ -1,0 +1,150 @@
+"""The one call: capture, measure, solve, split, run."""
+
+import math
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from torch import nn
+
+from skyfx.capture import Capture, capture, dummy_inputs
+from skyfx.devices import DeviceList, resolve
+from skyfx.links import with_links
+from skyfx.measure import Progress, measure
+from skyfx.outline import outline
+from skyfx.runtime.microbatch import Batch
+from skyfx.runtime.pipeline import Pipeline
+from skyfx.runtime.stage import Place
+from skyfx.runtime.step import Split
+from skyfx.solver import files
+from skyfx.solver.errors import PlanError
+from skyfx.solver.plan import Assumptions, Mode, Objective, Plan, Schedule, Strategy
+from skyfx.solver.solve import solve
+from skyfx.split import match, move_tensors, owned, split
+
+__all__: list[str] = ["partition"]
+
+
+def partition(
+    model: nn.Module,
+    devices: DeviceList,
+    *,
+    example_inputs: Any = None,
+    plan: Plan | str | os.PathLike[str] | None = None,
+    mode: Mode = "training",
+    objective: Objective = "throughput",
+    schedule: Schedule = "1f1b",
+    strategy: Strategy = "optimal",
+    num_microbatches: int = 8,
+    optimizer_state_ratio: float = 2.0,
+    gap: float = 0.01,
+    time_limit_s: float = 60.0,
+    progress: Progress | None = None,
+) -> Pipeline:
+    """Split a model over devices and get it ready to run.
+
+    Args:
+        model: any module. Its parameters stay its own; they move to the devices of their stages.
+        devices: torch devices (`["cuda:0", "cpu"]`), `skyfx.Device`s, a `Cluster` or its file.
+        example_inputs: one batch, as large as it will be: a tensor, a tuple of positional or a dict
+            of keyword arguments. For a transformers model it may be left out.
+        plan: a plan or its file, instead of measuring and solving.
+        mode: `training` (which infers as well) or `inference`.
+        objective: `throughput`, `step` or `latency`, to be minimised.
+        schedule: `1f1b` or `gpipe`.
+        strategy: `optimal`, or the baselines `even` or `dynamic`.
+        num_microbatches: parts that a batch is split into.
+        optimizer_state_ratio: bytes of optimizer state per byte of parameters; 2 for Adam.
+        gap: how far the plan may be from the best, relatively, to stop searching.
+        time_limit_s: seconds after which the best plan so far is taken, with its true gap.
+        progress: told of each node that has been measured.
+
+    Returns:
+        The pipeline; its workers are started.
+
+    Raises:
+        CaptureError: the model cannot be captured.
+        PlanError: a device is not on this machine, or the plan is not one for this model.
+        InfeasibleError: the model does not fit the devices.
+        NoPlanError: no plan was found in time.
+    """
+    cluster, places = resolve(devices)
+    batch = Batch.of(dummy_inputs(model, example_inputs))
+    if plan is not None:
+        given = plan if isinstance(plan, Plan) else files.read(plan, Plan)
+        size = math.ceil(batch.batch_size / given.assumptions.microbatches)
+        captured = capture(model, batch.split(size)[0], training=given.assumptions.training)
+        _check_plan(given, captured, places)
+    else:
+        size = math.ceil(batch.batch_size / num_microbatches)
+        assumptions = Assumptions(
+            mode=mode,
+            objective=objective,
+            schedule=schedule,
+            microbatches=len(batch.split(size)),
+            optimizer_state_ratio=optimizer_state_ratio,
+        )
+        captured = capture(model, batch.split(size)[0], training=assumptions.training)
+        graph = measure(captured, places.values(), progress=progress)
+        cluster = with_links(cluster, places)
+        given = solve(
+            graph, cluster, assumptions, strategy=strategy, gap=gap, time_limit_s=time_limit_s
+        ).plan
+    stages = [places[stage.device] for stage in given.stages]
+    splitter = _Splitter(model, given, stages)
+    splitter.use(captured)
+    return Pipeline(model, given, stages, splitter, size)
+
+
+@dataclass(slots=True)
+class _Splitter:
+    """Splits the model the way the plan says, for each mode and shape of micro-batch that comes.
+
+    `owners` is the stage of each parameter and buffer seen so far; there it stays.
+    """
+
+    model: nn.Module
+    plan: Plan
+    places: Sequence[Place]
+    owners: dict[str, int] = field(default_factory=dict)
+
+    def __call__(self, microbatch: Batch, training: bool) -> Split:
+        captured = capture(self.model, microbatch, training=training)
+        return self.use(captured)
+
+    def use(self, captured: Capture) -> Split:
+        """Split a capture; parameters that it is the first to use move to their stage's device."""
+        stage_of = match(captured, self.plan, self.owners)
+        for node, stage in stage_of.items():
+            self.owners |= dict.fromkeys(owned(captured, node), stage)
+        move_tensors(self.model, self.owners, self.places)
+        return split(captured, stage_of, self.places)
+
+
+def _check_plan(plan: Plan, captured: Capture, places: Mapping[str, Place]) -> None:
+    """Refuse a plan for another model or other devices.
+
+    Raises:
+        PlanError: says which, and what to do.
+    """
+    for stage in plan.stages:
+        if stage.device not in places:
+            raise PlanError(
+                f"the plan uses device {stage.device!r}, the devices given are "
+                f"{', '.join(places)}: give the devices that it was made for, or plan anew"
+            )
+    graph = outline(captured)
+    ids, planned = {node.id for node in graph.nodes}, set(plan.stage_of())
+    if ids != planned:
+        one = min(ids ^ planned)
+        raise PlanError(
+            f"the plan is for another graph ({plan.graph.name!r}): {len(ids & planned)} of the "
+            f"model's {len(ids)} nodes are in it, {one!r} is only in the "
+            f"{'model' if one in ids else 'plan'}. Plan this model anew, in this mode"
+        )
+    if plan.graph.structure not in (None, graph.structure()):
+        raise PlanError(
+            f"the plan is for another graph ({plan.graph.name!r}): its nodes have the same names "
+            "as this model's, but other operators, edges or parameter sizes. Plan this model anew"
+        )

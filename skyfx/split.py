@@ -1,0 +1,185 @@
+"""From a plan and a capture to the stages of a pipeline.
+
+Each stage gets copies of its nodes, in their order, with the very tensors of the model. What is
+alive at a boundary is relayed through it:
+
+    receives            stage k                          sends
+    x, mask   -->   y = f(x, w)    z = g(y, mask)   -->  z, mask      w: a parameter of the stage
+
+`torch.fx.passes.split_module` would name submodules and parameters anew and pass on only what the
+next stage reads; a plan prices relaying, so the stages relay.
+"""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, fx, nn
+
+from skyfx.aliases import colocation, regions
+from skyfx.capture import Capture
+from skyfx.names import original_name
+from skyfx.placing import with_device
+from skyfx.runtime import random
+from skyfx.runtime.stage import Place, Stage
+from skyfx.runtime.step import Split
+from skyfx.solver.errors import PlanError
+from skyfx.solver.plan import Plan
+
+__all__: list[str] = ["match", "move_tensors", "owned", "split"]
+
+StageOf = Mapping[fx.Node, int]
+
+
+def split(captured: Capture, stage_of: StageOf, places: Sequence[Place]) -> Split:
+    """Cut a capture into stages.
+
+    Args:
+        captured: the model for the mode and shapes to run.
+        stage_of: the stage of each placed node, from `match`.
+        places: where each stage runs, `(num_stages,)`.
+    """
+    boundaries = _boundaries(captured, stage_of, len(places))
+    stages = []
+    for k, place in enumerate(places):
+        part = [node for node in captured.ids if stage_of[node] == k]
+        stages.append(_stage(captured, part, place, boundaries[k], boundaries[k + 1]))
+    return Split(tuple(stages), captured.outputs)
+
+
+def match(captured: Capture, plan: Plan, owners: Mapping[str, int]) -> dict[fx.Node, int]:
+    """The stage of each node of a capture, which may not be the one that was planned.
+
+    A model has other nodes in eval mode than in training (batch norm counts its batches only
+    there). Parameters stay where they are, nodes of equal ids go where the plan has them, and the
+    others go with what they read.
+
+    Args:
+        captured: the model for the mode and shapes to run.
+        plan: made from a capture of the same model.
+        owners: the stage of each parameter and buffer that has one, by its original name.
+
+    Raises:
+        PlanError: the capture cannot be split the way that the plan says.
+    """
+    planned = plan.stage_of()
+    labels = colocation(captured.module.graph, captured.ids)
+    found: dict[fx.Node, int] = {}
+    of_label: dict[str, int] = {}
+    for node, name in captured.ids.items():
+        earliest = max((found[x] for x in node.all_input_nodes if x in found), default=0)
+        fixed = {owners[tensor] for tensor in owned(captured, node) if tensor in owners}
+        if (label := labels.get(node)) in of_label:
+            fixed.add(of_label[str(label)])
+        stage = min(fixed, default=max(planned.get(name, earliest), earliest))
+        if stage < earliest or len(fixed) > 1:
+            raise PlanError(
+                f"the plan cannot be used in {'training' if captured.training else 'eval'} mode: "
+                f"{name!r} belongs to stage {sorted(fixed)}, what it reads is made in stage "
+                f"{earliest}. Partition the model for this mode separately"
+            )
+        found[node] = stage
+        if label is not None:
+            of_label[label] = stage
+    return found
+
+
+def owned(captured: Capture, node: fx.Node) -> list[str]:
+    """Original names of the parameters and buffers that live with a node."""
+    return [original_name(str(read.target)) for read in captured.tensors_of(node)]
+
+
+def move_tensors(model: nn.Module, owners: Mapping[str, int], places: Sequence[Place]) -> None:
+    """Move each parameter and buffer to its stage's device; they stay the same objects."""
+    named = dict(model.named_parameters(remove_duplicate=False))
+    named |= dict(model.named_buffers(remove_duplicate=False))
+    for name, stage in owners.items():
+        if name in named and named[name].device != places[stage].device:
+            named[name].data = named[name].data.to(places[stage].device)
+
+
+def _boundaries(captured: Capture, stage_of: StageOf, num_stages: int) -> list[list[fx.Node]]:
+    """The values at each boundary, `(num_stages + 1,)`: from the model's inputs to its outputs."""
+    outputs = captured.output_nodes
+    last_use = dict(stage_of)
+    for node in captured.ids:
+        for read in node.all_input_nodes:
+            if read in last_use:
+                last_use[read] = max(last_use[read], stage_of[node])
+    last_use.update(dict.fromkeys(outputs, num_stages - 1))
+    inputs = captured.module.graph.find_nodes(op="placeholder")
+    inner = [
+        [n for n in captured.ids if _first(n, stage_of) < k <= last_use[n]]
+        for k in range(1, num_stages)
+    ]
+    return [inputs, *inner, outputs]
+
+
+def _first(node: fx.Node, stage_of: StageOf) -> int:
+    return 0 if node.op == "placeholder" else stage_of[node]
+
+
+def _stage(
+    captured: Capture,
+    part: Sequence[fx.Node],
+    place: Place,
+    received: Sequence[fx.Node],
+    sent: Sequence[fx.Node],
+) -> Stage:
+    graph, attributes = fx.Graph(), dict[str, Any]()
+    env = {node: graph.placeholder(node.name) for node in received}
+
+    def copied(node: fx.Node) -> fx.Node:
+        if node not in env:  # a parameter that lives with its reader
+            env[node] = _attribute(captured, node, graph, attributes, place.device)
+        return env[node]
+
+    for node in part:
+        if node.op == "call_function":
+            args = with_device(fx.map_arg(node.args, copied), place.device)
+            kwargs = with_device(fx.map_arg(node.kwargs, copied), place.device)
+            if is_random(node):
+                args = (node.target, captured.ids[node], *args)
+            target: Any = random.draw if is_random(node) else node.target
+            env[node] = graph.call_function(target, args, kwargs)
+        else:
+            copied(node)
+    graph.output(tuple(env[node] for node in sent))
+    return Stage(
+        place=place,
+        module=fx.GraphModule(attributes, graph, class_name=f"{captured.name}Stage"),
+        receives=tuple(captured.ids[node] for node in received),
+        sends=tuple(captured.ids[node] for node in sent),
+        is_random=any(map(is_random, part)),
+    )
+
+
+def _attribute(
+    captured: Capture,
+    node: fx.Node,
+    graph: fx.Graph,
+    attributes: dict[str, Any],
+    device: torch.device,
+) -> fx.Node:
+    """Read a tensor or a region of the capture in a stage's graph."""
+    value = captured.attribute(node)
+    if isinstance(value, Tensor) and value.device != device:
+        value = value.to(device)  # a constant of the capture; the model's own have been moved
+    attributes[str(node.target)] = value
+    return graph.get_attr(str(node.target))
+
+
+def is_random(node: fx.Node) -> bool:
+    """Whether the node draws random numbers with these arguments."""
+    if node.op != "call_function":
+        return False
+    schema = getattr(node.target, "_schema", None)
+    if schema is None:
+        return any(is_random(inner) for region in regions(node) for inner in region.graph.nodes)
+    if torch.Tag.nondeterministic_seeded not in getattr(node.target, "tags", ()):
+        return False
+    given = {a.name: v for a, v in zip(schema.arguments, node.args, strict=False)} | node.kwargs
+    switch = ("train", "training", "p", "dropout", "dropout_p")
+    defaults = {a.name: a.default_value for a in schema.arguments if a.name in switch}
+    # A dropout that is off, by its flag or its probability, draws nothing.
+    return not any((defaults | given).get(name, True) in (False, 0) for name in switch)

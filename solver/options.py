@@ -1,0 +1,38 @@
+"""The arguments and options of the planner's commands, with their help."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from skyfx.solver.plan import Communication, Mode, Objective, Overlap, Schedule, Strategy
+
+__all__: list[str] = []
+
+GraphFile = Annotated[Path, typer.Argument(metavar="GRAPH", help="A *.graph.json file.")]
+ClusterFile = Annotated[
+    Path, typer.Argument(metavar="CLUSTER", help="A *.cluster.toml or *.cluster.json file.")
+]
+PlanFile = Annotated[Path, typer.Argument(metavar="PLAN", help="A *.plan.json file.")]
+Output = Annotated[
+    Path | None, typer.Option("--output", "-o", metavar="PLAN", help="Where the plan is written.")
+]
+Force = Annotated[bool, typer.Option("--force", help="Replace the file if it exists.")]
+Json = Annotated[bool, typer.Option("--json", help="Print JSON and nothing else.")]
+Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Say nothing but errors.")]
+
+ModeOption = Annotated[Mode, typer.Option(help="Whether backward passes count.")]
+ObjectiveOption = Annotated[Objective, typer.Option(help="What to make small.")]
+CommunicationOption = Annotated[
+    Communication, typer.Option(help="From stage to stage, or through the host's memory.")
+]
+OverlapOption = Annotated[Overlap, typer.Option(help="Whether moving hides behind computing.")]
+ScheduleOption = Annotated[Schedule, typer.Option(help="The pipeline's schedule.")]
+Microbatches = Annotated[int, typer.Option(metavar="M", help="Micro-batches in a step.")]
+StateRatio = Annotated[
+    float, typer.Option(metavar="R", help="Bytes of optimizer state for a byte of parameters.")
+]
+StrategyOption = Annotated[Strategy, typer.Option(help="The best plan, or a baseline.")]
+TimeLimit = Annotated[float, typer.Option(metavar="SECONDS", help="Then the best plan so far.")]
+Gap = Annotated[float, typer.Option(metavar="G", help="Relative gap at which to stop.")]
+Seed = Annotated[int, typer.Option(help="The solver's random seed.")]
