@@ -236,10 +236,9 @@ def _progress_line(value: float, bound: float) -> str:
 
 
 def _in_short(of: Plan) -> str:
-    return (
-        f"{len(of.stages)} stages, {of.assumptions.objective} {report.seconds(of.objective_value)}, "
-        f"gap {report.percent(of.gap)}"
-    )
+    value = report.seconds(of.objective_value)
+    gap = report.percent(of.gap)
+    return f"{len(of.stages)} stages, {of.assumptions.objective} {value}, gap {gap}"
 
 
 def _say(line: str) -> None:

@@ -98,7 +98,8 @@ def _summary(plan: Plan) -> list[str]:
     return [
         f"bottleneck {seconds(plan.bottleneck_s)} a micro-batch, step {seconds(plan.step_s)}",
         f"{plan.assumptions.objective} {seconds(plan.objective_value)}; no plan is below "
-        f"{seconds(plan.lower_bound)} ({plan.solver.binding}): gap {percent(plan.gap)}, {plan.solver.status}",
+        f"{seconds(plan.lower_bound)} ({plan.solver.binding}): "
+        f"gap {percent(plan.gap)}, {plan.solver.status}",
         "instead: "
         + ", ".join(
             f"{name} {'does not fit' if v is None else seconds(v)}" for name, v in others.items()

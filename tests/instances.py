@@ -1,13 +1,27 @@
 """Small random planning problems, and the answer by trying everything."""
 
 import itertools
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from random import Random
 from typing import Any
 
 from hypothesis import strategies as st
 
-from skyfx.solver import Assumptions, Cluster, Cost, Device, Graph, Link, Node, evaluate
+from skyfx.solver import (
+    Assumptions,
+    Cluster,
+    Cost,
+    Device,
+    Graph,
+    Link,
+    Node,
+    Plan,
+    Stage,
+    evaluate,
+)
 from skyfx.solver.cluster import Wire
+from skyfx.solver.plan import Alternatives, Reference, SolverInfo, relative_gap
 
 TYPES = ("fast", "slow")
 SECONDS = st.integers(0, 20).map(float)
@@ -82,6 +96,17 @@ def graphs(draw: st.DrawFn, max_nodes: int = 6) -> Graph:
 
 
 @st.composite
+def chains(draw: st.DrawFn, max_nodes: int = 6) -> Graph:
+    """Graphs with a single topological order: each node reads the one before it, and maybe more."""
+    g = draw(graphs(max_nodes))
+    nodes = [
+        node if i == 0 else replace(node, inputs=tuple({*node.inputs, g.nodes[i - 1].id}))
+        for i, node in enumerate(g.nodes)
+    ]
+    return replace(g, nodes=tuple(nodes))
+
+
+@st.composite
 def wires(draw: st.DrawFn) -> Wire:
     return Wire(
         bandwidth_bytes_per_s=draw(st.sampled_from([0.5, 1.0, 4.0, 100.0])),
@@ -132,7 +157,7 @@ def assumptions() -> st.SearchStrategy[Assumptions]:
 def all_plans(
     g: Graph, c: Cluster, a: Assumptions
 ) -> Iterator[tuple[list[tuple[str, list[str]]], Cost]]:
-    """Every valid plan, by the rules as they are written: stages may be empty, devices may be left out."""
+    """Every valid plan, by the rules as written: stages may be empty, devices left out."""
     devices = {d.name: d for d in c.devices}
     for size in range(1, len(devices) + 1):
         for names in itertools.permutations(devices, size):
@@ -168,3 +193,55 @@ def _assignments(g: Graph, types: list[str], training: bool) -> Iterator[dict[st
                 yield from extend(i + 1, stage_of | {n.id: k}, more)
 
     yield from extend(0, {}, {})
+
+
+def plan_of(
+    g: Graph, c: Cluster, a: Assumptions, placement: Sequence[tuple[str, Sequence[str]]]
+) -> Plan:
+    """The plan of a placement, with true figures and a bound of half its value."""
+    cost = evaluate(g, c, placement, a)
+    return Plan(
+        graph=Reference(name=g.name, sha256="0" * 64, structure=g.structure()),
+        cluster=Reference(name="test.cluster.toml", sha256="1" * 64),
+        assumptions=a,
+        stages=tuple(
+            Stage(
+                device=name,
+                nodes=tuple(ids),
+                compute_s=cost.compute_s[k],
+                receive_s=cost.receive_s[k],
+                send_s=cost.send_s[k],
+                time_s=cost.time_s[k],
+                memory_bytes=cost.memory_bytes[k],
+            )
+            for k, (name, ids) in enumerate(placement)
+        ),
+        bottleneck_s=cost.bottleneck_s,
+        step_s=cost.step_s,
+        objective_value=cost.objective_value,
+        lower_bound=cost.objective_value / 2,
+        gap=relative_gap(cost.objective_value, cost.objective_value / 2),
+        solver=SolverInfo(
+            name="test", version="1", status="feasible", wall_s=0.5, strategy="even", binding="half"
+        ),
+        alternatives=Alternatives(even=None, dynamic=2.5, best_single_device=3.0),
+    )
+
+
+def hard_problem(num_nodes: int = 60, num_devices: int = 6) -> tuple[Graph, Cluster]:
+    """A tangled graph on devices that are all different: at its full size no search ends soon."""
+    random = Random(1)
+    nodes = []
+    for i in range(num_nodes):
+        near = range(max(0, i - 12), i)
+        inputs = tuple(sorted({f"n{random.choice(near)}" for _ in range(2)})) if near else ()
+        nodes.append(
+            node(
+                f"n{i}",
+                inputs,
+                forward_s={"cpu": random.uniform(1, 9)},
+                output_bytes=float(random.randint(1, 9)),
+            )
+        )
+    devices = [Device(name=f"d{d}", type="cpu", slowdown=1 + d / 10) for d in range(num_devices)]
+    return graph(nodes), cluster(*devices, default=Wire(bandwidth_bytes_per_s=5, latency_s=0.1))
