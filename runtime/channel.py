@@ -14,7 +14,10 @@ class ChannelClosed(Exception):  # noqa: N818 (no error: the step was stopped fo
 
 
 class Channel(Generic[T]):
-    """A queue of one sender and one receiver. `queue.Queue.shutdown` would do, but only from Python 3.13 on."""
+    """A queue of one sender and one receiver.
+
+    `queue.Queue.shutdown` would serve, but only from Python 3.13 on.
+    """
 
     def __init__(self, capacity: int) -> None:
         self._capacity = capacity

@@ -15,8 +15,8 @@ __all__: list[str] = ["Batch", "OutputForm"]
 class Batch:
     """The arguments of one call of the model, flattened: tensors and constants, and how they nest.
 
-    `batch_size` is the first tensor's size along dimension 0. Every tensor of that size is split along it; any other
-    tensor, and every constant, goes whole to each micro-batch.
+    `batch_size` is the first tensor's size along dimension 0. Every tensor of that size is split
+    along it; any other tensor, and every constant, goes whole to each micro-batch.
     """
 
     leaves: tuple[Any, ...]
@@ -25,7 +25,7 @@ class Batch:
 
     @classmethod
     def of(cls, inputs: Any) -> "Batch":
-        """From what `model(...)` takes: a tensor, a tuple of positional or a mapping of keyword arguments.
+        """From a tensor, a tuple of positional or a mapping of keyword arguments.
 
         Raises:
             TypeError: it is none of these, or holds no tensor with a batch dimension.
@@ -37,8 +37,8 @@ class Batch:
         if isinstance(inputs, (tuple, list)):
             return cls.of_call(*inputs)
         raise TypeError(
-            f"the batch is a {type(inputs).__name__}, expected a tensor, a tuple of the model's positional arguments "
-            "or a dict of its keyword arguments"
+            f"the batch is a {type(inputs).__name__}, expected a tensor, a tuple of the model's "
+            "positional arguments or a dict of its keyword arguments"
         )
 
     @classmethod
@@ -48,7 +48,7 @@ class Batch:
 
     @classmethod
     def of_targets(cls, targets: Any, batch_size: int) -> "Batch":
-        """From the targets of a loss, split like a batch of this size; they may hold no tensor at all."""
+        """From the targets of a loss, split like a batch of this size."""
         leaves, spec = pytree.tree_flatten(targets)
         return cls(tuple(leaves), spec, batch_size)
 
@@ -58,7 +58,7 @@ class Batch:
         sizes = [x.shape[0] for x in leaves if isinstance(x, Tensor) and x.ndim]
         if not sizes:
             raise TypeError(
-                "the batch holds no tensor with a batch dimension; every model needs at least one to be split along"
+                "the batch holds no tensor with a batch dimension, expected one to split along"
             )
         if sizes[0] == 0:
             raise ValueError("the batch holds 0 samples, expected at least 1")
@@ -99,7 +99,7 @@ class Batch:
 
 @dataclass(frozen=True, slots=True)
 class OutputForm:
-    """How a model's return value nests: its tensors by their place in the flat outputs, and its constants.
+    """How a model's return value nests: the places of its tensors, and its constants.
 
     A leaf that is neither, such as a cache, is returned as None.
     """
@@ -127,10 +127,10 @@ class OutputForm:
         return pytree.tree_unflatten(leaves, self.spec)
 
     def gather(self, parts: Sequence[Sequence[Tensor]], sizes: Sequence[int]) -> Any:
-        """The return value of the whole batch, from the tensors of each micro-batch and their numbers of samples.
+        """The return value of the whole batch, from the tensors and sizes of its parts.
 
         Raises:
-            ValueError: an output has no batch dimension, so that nothing says how to put its parts together.
+            ValueError: an output has no batch dimension to join its parts along.
         """
         if len(parts) == 1:
             return self.restore(parts[0])
@@ -145,7 +145,7 @@ def _join(i: int, pieces: Sequence[Tensor], sizes: Sequence[int]) -> Tensor:
     if all(torch.equal(x, pieces[0]) for x in pieces[1:]):
         return pieces[0]  # the same for every sample, such as a position table
     raise ValueError(
-        f"output {i} of the model has shape {tuple(pieces[0].shape)} for {sizes[0]} samples: it has no batch dimension "
-        f"to be joined along. Call with at most {sizes[0]} samples at a time, or drop that output (for a loss, leave "
-        "the labels out of the batch and use train_step)."
+        f"output {i} of the model has shape {tuple(pieces[0].shape)} for {sizes[0]} samples: it "
+        "has no batch dimension to be joined along. Call with at most that many samples at a time, "
+        "or drop that output (for a loss, leave the labels out of the batch and use train_step)."
     )

@@ -26,7 +26,7 @@ Splitter = Callable[[Batch, bool], Split]
 
 @dataclass(frozen=True, slots=True)
 class Measured:
-    """What the last call took: seconds in all, and busy seconds a micro-batch of each stage, `(num_stages,)`."""
+    """Seconds of the last call, and busy seconds a micro-batch of each stage, `(num_stages,)`."""
 
     step_s: float
     stage_s: tuple[float, ...]
@@ -35,8 +35,8 @@ class Measured:
 class Pipeline:
     """A model split over devices by a plan, one worker thread a stage.
 
-    The parameters are the model's own: any optimizer and learning-rate scheduler works on them. Use it as a context
-    manager, or call `close`; the end of the program ends the workers as well.
+    The parameters are the model's own: any optimizer and learning-rate scheduler works on them. Use
+    it as a context manager, or call `close`; the end of the program ends the workers as well.
 
     Attributes:
         plan: stages, predicted times, bound and gap.
@@ -69,7 +69,8 @@ class Pipeline:
         """Infer: the model in eval mode, without gradients, on one micro-batch after another.
 
         Args:
-            args: one batch as in `partition` (a tensor, a tuple, a dict), or the model's own positional arguments.
+            args: one batch as in `partition` (a tensor, a tuple, a dict), or the model's own
+                positional arguments.
             kwargs: the model's own keyword arguments.
 
         Returns:
@@ -92,12 +93,13 @@ class Pipeline:
         targets: Any = None,
         loss_fn: Callable[[Any, Any], Tensor] | None = None,
     ) -> Tensor:
-        """Run all micro-batches forward and backward; gradients are added to the parameters' `.grad`.
+        """Run all micro-batches forward and backward; gradients add up in the parameters.
 
         Args:
             batch: a tensor, a tuple of the model's positional or a dict of its keyword arguments.
             targets: a tensor or any nesting of tensors, split along dimension 0 like the batch.
-            loss_fn: from the model's outputs and the targets of one micro-batch to its mean loss. Without it, the loss
+            loss_fn: from the model's outputs and the targets of one micro-batch to its mean loss.
+                Without it, the loss
                 is the one that the model returns.
 
         Returns:
@@ -105,7 +107,8 @@ class Pipeline:
 
         Raises:
             ValueError: the plan is for inference.
-            StageError: a stage failed; gradients are then incomplete, so call `optimizer.zero_grad()`.
+            StageError: a stage failed; gradients are then incomplete, so call
+                `optimizer.zero_grad()`.
         """
         if not self.plan.assumptions.training:
             raise ValueError(
@@ -143,7 +146,7 @@ class Pipeline:
             worker.shutdown()
 
     def _run(self, parts: list[Batch], schedule: str, head: LossHead | None) -> Step:
-        """Run the micro-batches through all stages; the first failure ends the others and is raised."""
+        """Run the micro-batches through all stages; the first failure ends the others."""
         if self._closed:
             raise RuntimeError("this pipeline is closed; partition the model again")
         splits = [self._split_for(part, training=head is not None) for part in parts]

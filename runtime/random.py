@@ -1,9 +1,10 @@
 """Random numbers that do not depend on the plan.
 
-torch has one default generator a device, shared by all threads: what a dropout draws would depend on which stage comes
-first. Instead every random operator of every micro-batch draws from a stream of its own, seeded by the step's seed, the
-micro-batch and the node's id. So a step gives the same masks under any plan and schedule, a single stage included, and
-`torch.manual_seed` makes it reproducible.
+torch has one default generator a device, shared by all threads: what a dropout draws would depend
+on which stage comes first. Instead every random operator of every micro-batch draws from a stream
+of its own, seeded by the step's seed, the micro-batch and the node's id. So a step gives the same
+masks under any plan and schedule, a single stage included, and `torch.manual_seed` makes it
+reproducible.
 """
 
 import hashlib
@@ -38,7 +39,7 @@ def fresh_seed() -> int:
 
 
 def draw(operator: Callable[..., Any], node: str, *args: Any, **kwargs: Any) -> Any:
-    """Call a random operator of a stage with the generator of its device set to the node's own stream.
+    """Call a random operator with its device's generator set to the node's own stream.
 
     Outside a `stream`, as in measuring, it draws from the default generator as it stands.
     """

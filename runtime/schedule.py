@@ -6,8 +6,9 @@ Three stages, four micro-batches, time to the right (F0 = forward of micro-batch
             .. F0 F1 F2 F3 .. .. B0 B1 B2 B3 ..             .. F0 F1 .. B0 F2 B1 F3 B2 .. B3
             .. .. F0 F1 F2 F3 B0 B1 B2 B3 .. ..             .. .. F0 B0 F1 B1 F2 B2 F3 B3
 
-A stage waits only for what its next action needs, so an order says nothing about times. Backwards go in the order of the
-micro-batches, as they do on a single device: gradients are then summed in the same order.
+A stage waits only for what its next action needs, so an order says nothing about times. Backwards
+go in the order of the micro-batches, as they do on a single device: gradients are then summed in
+the same order.
 """
 
 from enum import Enum
@@ -55,7 +56,7 @@ def orders(schedule: str, num_stages: int, num_microbatches: int) -> list[list[A
 
 
 def _one_forward_one_backward(num_stages_after: int, m: int) -> list[Action]:
-    """Forwards to fill the stages after this one, then in turns: at most `num_stages_after + 1` are live."""
+    """Fill the stages after this one, then take turns: `num_stages_after + 1` are live."""
     warm_up = min(num_stages_after, m)
     actions = _forwards(range(warm_up))
     for i in range(m - warm_up):

@@ -1,4 +1,4 @@
-"""One stage of a pipeline: a submodule on its device, and the forward and backward of one micro-batch."""
+"""One stage of a pipeline: a submodule on its device, run on one micro-batch at a time."""
 
 import time
 from collections.abc import Sequence
@@ -30,8 +30,9 @@ class Place:
 class Stage:
     """A submodule and what crosses its boundaries.
 
-    The module takes the values named `receives`, in this order, and returns those named `sends`; a value that only passes
-    through is in both. The first stage receives the model's inputs, the last one sends its outputs.
+    The module takes the values named `receives`, in this order, and returns those named `sends`; a
+    value that only passes through is in both. The first stage receives the model's inputs, the last
+    one sends its outputs.
     """
 
     place: Place
@@ -63,7 +64,11 @@ class Stage:
         return sent
 
     def backward(self, microbatch: int, gradients: Gradients) -> Gradients:
-        """Run the stage backward from the gradients of what it sent; parameters gather theirs in `.grad`.
+        """Run the stage backward; parameters gather their gradients in `.grad`.
+
+        Args:
+            microbatch: its number.
+            gradients: of what it sent, None where none flows.
 
         Returns:
             The gradients of what it received, None where none flows.

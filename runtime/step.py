@@ -5,7 +5,8 @@
         stage 0 --values--> stage 1 --values--> stage 2 --> outputs, in training the loss
                 <--grads---         <--grads---
 
-Stages meet only at the channels between them. A stage that fails closes them all, so that the others stop as well.
+Stages meet only at the channels between them. A stage that fails closes them all, so that the
+others stop as well.
 """
 
 from collections.abc import Callable, Sequence
@@ -26,12 +27,12 @@ from skyfx.solver.errors import StageError
 __all__: list[str] = ["LossHead", "Split", "Step"]
 
 INFERENCE_CAPACITY = 2
-"""Micro-batches that may wait between two stages in inference: enough to overlap, and memory stays bounded."""
+"""Micro-batches that may wait between two stages in inference: they overlap, in bounded memory."""
 
 
 @dataclass(frozen=True, slots=True)
 class Split:
-    """A model split for one mode and one shape of micro-batch: its stages, and the form of what it returns."""
+    """A model split for one mode and shape of micro-batch, and the form of what it returns."""
 
     stages: tuple[Stage, ...]
     outputs: OutputForm
@@ -44,7 +45,7 @@ class Split:
 
 @dataclass(slots=True)
 class LossHead:
-    """The loss of each micro-batch, weighted by its share of the batch, and its gradient to the model's outputs."""
+    """The loss of each micro-batch, weighted by its share of the batch, and its gradients."""
 
     loss_fn: Callable[[Any, Any], Tensor]
     targets: Sequence[Batch]
@@ -75,12 +76,12 @@ def _check_loss(loss: Any) -> None:
     if not isinstance(loss, Tensor) or loss.numel() != 1:
         found = tuple(loss.shape) if isinstance(loss, Tensor) else type(loss).__name__
         raise ValueError(
-            f"loss_fn returned {found}, expected a tensor of one number: the mean over the micro-batch"
+            f"loss_fn returned {found}, expected a tensor of one number: the micro-batch's mean"
         )
     if not loss.requires_grad:
         raise ValueError(
-            "the loss does not depend on any output that requires a gradient: is every parameter frozen, "
-            "or does loss_fn detach what it reads?"
+            "the loss does not depend on any output that requires a gradient: is every parameter "
+            "frozen, or does loss_fn detach what it reads?"
         )
 
 
@@ -88,8 +89,8 @@ def _check_loss(loss: Any) -> None:
 class Step:
     """The state that the stages share while one batch is run.
 
-    `splits` and `microbatches` are `(num_microbatches,)`: a short last micro-batch has a split of its own, with the same
-    stages but other shapes.
+    `splits` and `microbatches` are `(num_microbatches,)`: a short last micro-batch has a split of
+    its own, with the same stages but other shapes.
     """
 
     splits: Sequence[Split]
@@ -143,8 +144,9 @@ class Step:
 
     def stop(self) -> None:
         """Let every stage that waits for another one go."""
-        for channel in (*self._forward, *self._backward):
-            channel.close()
+        for forward, backward in zip(self._forward, self._backward, strict=True):
+            forward.close()
+            backward.close()
 
     def _run_forward(self, k: int, stage: Stage, m: int) -> None:
         values = self._forward[k - 1].get() if k else self.microbatches[m].tensors
@@ -166,7 +168,7 @@ class Step:
 
 
 def returned_loss(outputs: Any, _: Any) -> Tensor:
-    """The loss that the model itself returns, as transformers' models do when the batch holds the labels.
+    """The loss that the model returns, as transformers' models do where the batch has labels.
 
     Raises:
         ValueError: it returns none.
@@ -174,6 +176,7 @@ def returned_loss(outputs: Any, _: Any) -> Tensor:
     loss = outputs["loss"] if isinstance(outputs, dict) else getattr(outputs, "loss", outputs)
     if not isinstance(loss, Tensor) or loss.numel() != 1:
         raise ValueError(
-            f"the model returns no loss (it returns a {type(outputs).__name__}): pass loss_fn and targets to train_step"
+            f"the model returns no loss but a {type(outputs).__name__}: pass targets and loss_fn "
+            "to train_step"
         )
     return loss

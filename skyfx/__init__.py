@@ -14,9 +14,9 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from skyfx.api import partition as partition
-    from skyfx.capture import capture as capture
+    from skyfx.captures import capture as capture
     from skyfx.devices import Device as Device
-    from skyfx.measure import measure as measure
+    from skyfx.measurement import measure as measure
     from skyfx.runtime.pipeline import Pipeline as Pipeline
     from skyfx.solver.cluster import Cluster as Cluster
     from skyfx.solver.graph import Graph as Graph
@@ -31,8 +31,8 @@ _HOMES = {
     "Graph": "skyfx.solver.graph",
     "Pipeline": "skyfx.runtime.pipeline",
     "Plan": "skyfx.solver.plan",
-    "capture": "skyfx.capture",
-    "measure": "skyfx.measure",
+    "capture": "skyfx.captures",
+    "measure": "skyfx.measurement",
     "partition": "skyfx.api",
     "solve": "skyfx.solver.solve",
 }
@@ -53,6 +53,4 @@ __all__ = [
 def __getattr__(name: str) -> Any:
     if name not in _HOMES:
         raise AttributeError(f"module 'skyfx' has no attribute {name!r}")
-    # Not kept in globals(): the functions `capture` and `measure` share their names with their
-    # modules, and importing a module sets it as an attribute of its package.
     return getattr(importlib.import_module(_HOMES[name]), name)

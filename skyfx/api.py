@@ -2,16 +2,16 @@
 
 import math
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 from torch import nn
 
-from skyfx.capture import Capture, capture, dummy_inputs
+from skyfx.captures import Capture, capture, dummy_inputs
 from skyfx.devices import DeviceList, resolve
 from skyfx.links import with_links
-from skyfx.measure import Progress, measure
+from skyfx.measurement import Progress, measure
 from skyfx.outline import outline
 from skyfx.runtime.microbatch import Batch
 from skyfx.runtime.pipeline import Pipeline
@@ -19,11 +19,12 @@ from skyfx.runtime.stage import Place
 from skyfx.runtime.step import Split
 from skyfx.solver import files
 from skyfx.solver.errors import PlanError
+from skyfx.solver.graph import Graph
 from skyfx.solver.plan import Assumptions, Mode, Objective, Plan, Schedule, Strategy
 from skyfx.solver.solve import solve
 from skyfx.split import match, move_tensors, owned, split
 
-__all__: list[str] = ["partition"]
+__all__: list[str] = ["capture_and_measure", "partition"]
 
 
 def partition(
@@ -73,19 +74,17 @@ def partition(
     batch = Batch.of(dummy_inputs(model, example_inputs))
     if plan is not None:
         given = plan if isinstance(plan, Plan) else files.read(plan, Plan)
-        size = math.ceil(batch.batch_size / given.assumptions.microbatches)
-        captured = capture(model, batch.split(size)[0], training=given.assumptions.training)
+        captured = _capture(model, batch, given.assumptions.mode, given.assumptions.microbatches)
         _check_plan(given, captured, places)
     else:
-        size = math.ceil(batch.batch_size / num_microbatches)
+        captured = _capture(model, batch, mode, num_microbatches)
         assumptions = Assumptions(
             mode=mode,
             objective=objective,
             schedule=schedule,
-            microbatches=len(batch.split(size)),
+            microbatches=len(batch.split(captured.microbatch.batch_size)),
             optimizer_state_ratio=optimizer_state_ratio,
         )
-        captured = capture(model, batch.split(size)[0], training=assumptions.training)
         graph = measure(captured, places.values(), progress=progress)
         cluster = with_links(cluster, places)
         given = solve(
@@ -94,7 +93,29 @@ def partition(
     stages = [places[stage.device] for stage in given.stages]
     splitter = _Splitter(model, given, stages)
     splitter.use(captured)
-    return Pipeline(model, given, stages, splitter, size)
+    return Pipeline(model, given, stages, splitter, captured.microbatch.batch_size)
+
+
+def capture_and_measure(
+    model: nn.Module,
+    places: Iterable[Place],
+    *,
+    example_inputs: Any = None,
+    mode: Mode = "training",
+    num_microbatches: int = 8,
+    progress: Progress | None = None,
+) -> Graph:
+    """The first half of `partition`, for planning offline: the measured graph."""
+    batch = Batch.of(dummy_inputs(model, example_inputs))
+    return measure(_capture(model, batch, mode, num_microbatches), places, progress=progress)
+
+
+def _capture(model: nn.Module, batch: Batch, mode: Mode, num_microbatches: int) -> Capture:
+    """Capture the model on the first of so many micro-batches."""
+    if num_microbatches < 1:
+        raise ValueError(f"num_microbatches is {num_microbatches}, expected at least 1")
+    size = math.ceil(batch.batch_size / num_microbatches)
+    return capture(model, batch.split(size)[0], training=mode == "training")
 
 
 @dataclass(slots=True)

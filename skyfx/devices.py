@@ -47,10 +47,13 @@ def resolve(devices: DeviceList) -> tuple[cluster.Cluster, dict[str, Place]]:
 
     Raises:
         ValueError: the list is empty.
+        TypeError: it is no list.
         PlanError: a device is not on this machine.
         FormatError: the cluster file is not one.
     """
-    if isinstance(devices, (str, Path)) and Path(devices).suffix in (".toml", ".json"):
+    if isinstance(devices, Path) or (
+        isinstance(devices, str) and devices.endswith((".toml", ".json"))
+    ):
         devices = files.read(devices, cluster.Cluster)
     if isinstance(devices, cluster.Cluster):
         devices.check()
@@ -59,6 +62,10 @@ def resolve(devices: DeviceList) -> tuple[cluster.Cluster, dict[str, Place]]:
     else:
         if isinstance(devices, (str, torch.device, Device)):
             devices = [devices]
+        if not isinstance(devices, Iterable):
+            raise TypeError(
+                f"devices is an {type(devices).__name__}, expected a list such as ['cpu', 'cuda:0']"
+            )
         wanted = [d if isinstance(d, Device) else Device(d) for d in devices]
         found = [_torch_device(str(device.device)) for device in wanted]
         resolved = _cluster(wanted, found)
@@ -88,7 +95,7 @@ def _cluster(wanted: Sequence[Device], found: Sequence[torch.device]) -> cluster
 
 
 def device_type(device: torch.device) -> str:
-    """What nodes' times are keyed by: `cpu`, or a GPU's model, since unlike GPUs take unlike times."""
+    """What times are keyed by: `cpu`, or a GPU's model, since unlike GPUs take unlike times."""
     if device.type == "cuda":
         return torch.cuda.get_device_name(device).lower().replace(" ", "-")
     return device.type

@@ -1,4 +1,4 @@
-"""Names for the nodes of a captured graph: what a plan file, a person and another capture call them.
+"""Names for the nodes of a captured graph, the same in plan files and other captures.
 
 bert.encoder.layer.3.output.dense.linear      operator `linear` of that module
 bert.encoder.layer.3.attention.self.view_2    the third `view` of that module

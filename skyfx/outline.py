@@ -6,7 +6,7 @@ from torch import Tensor
 from torch.utils import _pytree as pytree
 
 from skyfx.aliases import colocation
-from skyfx.capture import Capture
+from skyfx.captures import Capture
 from skyfx.names import module_of, op_name
 from skyfx.solver.graph import Graph, Node
 

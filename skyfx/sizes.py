@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor, fx
 
-from skyfx.capture import Capture
+from skyfx.captures import Capture
 from skyfx.names import is_tensor_attribute
 from skyfx.outline import num_bytes
 

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, fx, nn
 
 from skyfx.aliases import colocation, regions
-from skyfx.capture import Capture
+from skyfx.captures import Capture
 from skyfx.names import original_name
 from skyfx.placing import with_device
 from skyfx.runtime import random
@@ -91,8 +91,8 @@ def owned(captured: Capture, node: fx.Node) -> list[str]:
 
 def move_tensors(model: nn.Module, owners: Mapping[str, int], places: Sequence[Place]) -> None:
     """Move each parameter and buffer to its stage's device; they stay the same objects."""
-    named = dict(model.named_parameters(remove_duplicate=False))
-    named |= dict(model.named_buffers(remove_duplicate=False))
+    named: dict[str, Tensor] = dict(model.named_buffers(remove_duplicate=False))
+    named.update(model.named_parameters(remove_duplicate=False))
     for name, stage in owners.items():
         if name in named and named[name].device != places[stage].device:
             named[name].data = named[name].data.to(places[stage].device)

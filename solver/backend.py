@@ -5,6 +5,7 @@ What is read here is what HiGHS itself says: whether there is a solution, and it
 """
 
 import math
+import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -85,10 +86,16 @@ def minimise(
 def _minimise_by_name(
     problem: pulp.LpProblem, solver: str, time_limit_s: float, gap: float
 ) -> Answer:
-    """Any other of PuLP's solvers: it tells no bound, so only a proven optimum bounds anything."""
+    """Any other of PuLP's solvers: it tells no bound, so only a proven optimum bounds anything.
+
+    Not all of PuLP's adapters tell an optimum from the best when the time was up, so one that took
+    all its time proves nothing.
+    """
+    began = time.monotonic()
     problem.solve(pulp.getSolver(solver, msg=False, timeLimit=time_limit_s, gapRel=gap))
     found = problem.sol_status in (pulp.LpSolutionOptimal, pulp.LpSolutionIntegerFeasible)
-    proven = problem.sol_status == pulp.LpSolutionOptimal and gap == 0
+    in_time = time.monotonic() - began < time_limit_s
+    proven = problem.sol_status == pulp.LpSolutionOptimal and gap == 0 and in_time
     return Answer(
         values={v.name: float(v.varValue) for v in problem.variables()} if found else None,
         bound=float(pulp.value(problem.objective)) if proven else -math.inf,

@@ -16,8 +16,8 @@ def units(graph: Graph) -> list[list[int]]:
     """Group the nodes that every valid plan keeps together.
 
     Returns:
-        Node indices of each unit, ascending; the units are in a topological order that follows
-        paths depth first, so that few values are alive at any cut of it.
+        Node indices of each unit, ascending. The units are in a topological order: the graph's own
+        where nothing is merged, as models mostly execute so that few values are alive at a time.
     """
     position = {node.id: i for i, node in enumerate(graph.nodes)}
     successors: list[list[int]] = [[] for _ in graph.nodes]
@@ -37,7 +37,7 @@ def components(successors: Sequence[Sequence[int]]) -> list[list[int]]:
     """Strongly connected components in a topological order (Tarjan 1972, without recursion).
 
     Tarjan's algorithm finishes a component after all that it leads to, so the reverse of its order
-    is topological and depth first.
+    is topological. Starting from the last vertex keeps an order that is topological already.
     """
     index = [-1] * len(successors)
     low = [0] * len(successors)

@@ -71,7 +71,8 @@ def evaluate(
     busy = zip(compute, receive, send, strict=True)
     time = [max(parts) if assumptions.overlap == "full" else sum(parts) for parts in busy]
     bottleneck, latency = max(time), sum(compute) + moving
-    step = latency + (assumptions.microbatches - 1) * bottleneck
+    waits = assumptions.microbatches - 1
+    step = latency + (waits * bottleneck if waits else 0.0)  # 0 * infinity is not 0
     return Cost(
         compute_s=tuple(compute),
         receive_s=tuple(receive),

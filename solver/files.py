@@ -87,9 +87,11 @@ def write(document: Document, path: str | os.PathLike[str], *, force: bool = Fal
     Raises:
         FileExistsError: the file exists and `force` is false.
         OSError: it cannot be written.
+        ValueError: `read` would refuse it.
     """
     target = Path(path)
     refuse_overwrite(target, force=force)
+    document.check()
     handle, temporary = tempfile.mkstemp(dir=target.parent, prefix=f".{target.name}.")
     try:
         with os.fdopen(handle, "wb") as stream:

@@ -103,7 +103,7 @@ class Search:
             bottleneck = min((c.cost.bottleneck_s for c in known), default=math.inf)
             stages = interval_plan(self.problem, bottleneck, self._deadline)
             best = _best([*known, Candidate.of(self.problem, stages)])
-            if best is not None and best.value <= bound.value * (1 + max(self.gap, PROVEN)):
+            if best is not None and self._done(best, bound):
                 return Found(best, bound)
             return self._integer_program(best, bound)
         except KeyboardInterrupt:
@@ -114,6 +114,10 @@ class Search:
     @property
     def _deadline(self) -> float:
         return self.began + self.time_limit_s
+
+    def _done(self, best: Candidate, bound: Bound) -> bool:
+        close_enough = best.value <= bound.value * (1 + max(self.gap, PROVEN))
+        return close_enough or time.monotonic() >= self._deadline
 
     def _integer_program(self, start: Candidate | None, bound: Bound) -> Found:
         scale = (start.cost.bottleneck_s if start else bound.value) or 1.0
@@ -150,8 +154,9 @@ class Search:
             )
         return InfeasibleError(
             f"the integer program proves that no split of {self.problem.num_units} units over "
-            f"{self.problem.num_devices} devices keeps every memory limit. Raise `memory_bytes` "
-            "of a device, add one, or lower the number of micro-batches."
+            f"{self.problem.num_devices} devices keeps their order, runs each on a type that can "
+            "run it and fits every memory. Raise `memory_bytes` of a device, add one, or lower the "
+            "number of micro-batches."
         )
 
     def _scaled(self, scale: float) -> Progress | None:

@@ -9,6 +9,9 @@ from torch.utils import _pytree as pytree
 
 from tests.models import Case
 
+# As many threads as a stage has: torch adds numbers up in another order on more.
+torch.set_num_threads(1)
+
 
 def parts(value: Any, size: int) -> list[Any]:
     """A tensor, or a dict of tensors, in pieces of `size` along dimension 0."""

@@ -5,6 +5,7 @@ from dataclasses import replace
 from pathlib import Path
 from random import Random
 
+import pulp
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -253,6 +254,18 @@ def test_a_type_that_runs_only_the_end_of_the_model_is_used() -> None:
     c = Cluster(devices=(Device(name="cpu", type="cpu"), Device(name="gpu", type="gpu")))
     plan = solve(g, c).plan
     assert [(s.device, s.nodes) for s in plan.stages] == [("cpu", ("a",)), ("gpu", ("b", "c"))]
+
+
+@pytest.mark.filterwarnings("ignore:PULP_CBC_CMD is deprecated")
+@pytest.mark.skipif(
+    "PULP_CBC_CMD" not in pulp.listSolvers(onlyAvailable=True), reason="PuLP 4 ships no CBC"
+)
+def test_another_solver_finds_a_plan_of_the_same_value() -> None:
+    g, c = hard_problem(num_nodes=8, num_devices=2)
+    mine, other = solve(g, c).plan, solve(g, c, solver="PULP_CBC_CMD").plan
+    assert other.objective_value == same(mine.objective_value)
+    assert other.lower_bound <= mine.objective_value
+    assert other.solver.name == "PULP_CBC_CMD"
 
 
 def test_another_solver_by_name_is_refused_with_its_name() -> None:

@@ -2,7 +2,8 @@
 
 `torch.export` takes a model that returns tensors, from arguments that are tensors. One thin
 adapter makes both true of any model: constants and nesting of the arguments stay with it, and of
-what the model returns it passes on the tensors (transformers' caches and dataclasses go no further).
+what the model returns it passes on the tensors (transformers' caches and dataclasses go no
+further).
 """
 
 import inspect
@@ -116,7 +117,7 @@ def dummy_inputs(model: nn.Module, inputs: Any) -> Any:
 
 
 class _Returned:
-    """Where the adapter notes the form of the outputs: torch.export takes back what a module sets on itself."""
+    """Where the adapter notes the outputs' form: torch.export undoes what it sets on itself."""
 
     form: OutputForm
 

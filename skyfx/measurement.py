@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import fx
 
-from skyfx.capture import Capture
+from skyfx.captures import Capture
 from skyfx.devices import device_type
 from skyfx.outline import outline
 from skyfx.placing import copy_to

@@ -1,0 +1,134 @@
+"""The command `skyfx`: the planner's commands, and `capture`, which alone needs torch."""
+
+import importlib
+import importlib.util
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.progress import Progress as Bar
+
+from skyfx.solver import files
+from skyfx.solver.cli import app, exit_codes
+from skyfx.solver.options import Force, Microbatches, ModeOption, Quiet
+
+if TYPE_CHECKING:
+    from skyfx.measurement import Progress
+
+__all__: list[str] = ["main"]
+
+Model = Annotated[
+    str,
+    typer.Argument(
+        metavar="MODEL",
+        help="FILE.py:NAME or MODULE:NAME: a function that returns the model and one batch of "
+        "inputs (or a transformers model alone).",
+    ),
+]
+GraphOutput = Annotated[
+    Path, typer.Option("--output", "-o", metavar="GRAPH", help="Where the graph is written.")
+]
+ClusterOutput = Annotated[
+    Path | None,
+    typer.Option(
+        "--cluster", metavar="CLUSTER", help="Also write the devices and their measured links."
+    ),
+]
+DeviceNames = Annotated[
+    list[str] | None,
+    typer.Option("--device", "-d", help="cpu, cuda:0, ...: once for each device; by default cpu."),
+]
+
+
+def main() -> None:
+    """Run the command line."""
+    app()
+
+
+@app.command("capture")
+def capture_command(
+    model: Model,
+    output: GraphOutput,
+    cluster: ClusterOutput = None,
+    device: DeviceNames = None,
+    mode: ModeOption = "training",
+    num_microbatches: Microbatches = 8,
+    force: Force = False,
+    quiet: Quiet = False,
+) -> None:
+    """Capture MODEL, measure it on the devices, and write its GRAPH.
+
+    Example: skyfx capture train.py:build -d cpu -d cpu -o bert.graph.json
+    --cluster two.cluster.json
+    """
+    with exit_codes():
+        for path in filter(None, (output, cluster)):
+            files.refuse_overwrite(path, force=force)
+        build = _load(model)
+        from skyfx import api, devices, links  # torch takes seconds to import
+
+        described, places = devices.resolve(device or ["cpu"])
+        built = build()
+        network, inputs = built if isinstance(built, tuple) else (built, None)
+        with _bar(quiet=quiet) as progress:
+            graph = api.capture_and_measure(
+                network,
+                places.values(),
+                example_inputs=inputs,
+                mode=mode,
+                num_microbatches=num_microbatches,
+                progress=progress,
+            )
+        if cluster is not None:
+            files.write(links.with_links(described, places), cluster, force=force)
+        files.write(graph, output, force=force)
+
+
+def _load(reference: str) -> Any:
+    """The function that `FILE.py:NAME` or `MODULE:NAME` names.
+
+    Raises:
+        ValueError: there is none.
+    """
+    place, _, name = reference.rpartition(":")
+    if not place:
+        raise ValueError(f"{reference!r} names no function, expected FILE.py:NAME or MODULE:NAME")
+    try:
+        module = (
+            _load_file(Path(place)) if place.endswith(".py") else importlib.import_module(place)
+        )
+    except (ImportError, OSError) as error:
+        raise ValueError(f"{place}: {error}") from error
+    function = getattr(module, name, None)
+    if not callable(function):
+        raise ValueError(f"{place} has no function {name!r}")
+    return function
+
+
+def _load_file(path: Path) -> Any:
+    spec = importlib.util.spec_from_file_location(path.stem, path)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[path.stem] = module  # dataclasses and pickles look their module up there
+    sys.path.insert(0, str(path.parent))
+    spec.loader.exec_module(module)
+    return module
+
+
+@contextmanager
+def _bar(*, quiet: bool) -> Iterator["Progress"]:
+    """A bar for each device type, on standard error, on a terminal only."""
+    with Bar(console=Console(stderr=True), disable=quiet, transient=True) as bar:
+        tasks: dict[str, Any] = {}
+
+        def tell(kind: str, done: int, total: int) -> None:
+            if kind not in tasks:
+                tasks[kind] = bar.add_task(f"measuring on {kind}", total=total)
+            bar.update(tasks[kind], completed=done)
+
+        yield tell

@@ -1,0 +1,106 @@
+"""What is measured, and that measuring disturbs nothing."""
+
+import time
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from skyfx.captures import capture
+from skyfx.devices import resolve
+from skyfx.measurement import measure
+from skyfx.solver import Graph
+from skyfx.timing import measure_call, signature
+from tests import models
+from tests.models import BATCH, CASES, Case
+
+PLACES = resolve(["cpu", "cpu"])[1].values()
+
+
+def measured(case: Case, *, training: bool = True) -> Graph:
+    return measure(capture(case.model, case.batch, training=training), PLACES)
+
+
+def test_every_operator_has_a_time_and_gradients_flow_where_they_should() -> None:
+    graph = measured(models.bert())
+    for node in graph.nodes:
+        free = node.op in ("input", "get_attr")
+        assert (node.forward_s == {}) if free else node.forward_s["cpu"] > 0
+    by_id = {node.id: node for node in graph.nodes}
+    linear = by_id["bert.encoder.layer.1.output.dense.linear"]
+    assert linear.backward_s["cpu"] > 0
+    assert linear.gradient_bytes == linear.output_bytes == BATCH * 12 * 32 * 4
+    assert linear.parameter_bytes == (64 * 32 + 32) * 4
+    assert by_id["input_ids"].gradient_bytes == 0
+    assert by_id["input_ids"].output_bytes == BATCH * 12 * 8
+
+
+def test_inference_measures_no_backward() -> None:
+    graph = measured(models.resnet(), training=False)
+    assert all(node.backward_s == {} and node.gradient_bytes == 0 for node in graph.nodes)
+    assert all(node.saved_bytes == 0 for node in graph.nodes)
+
+
+def test_saved_bytes_count_each_storage_once_and_no_parameters() -> None:
+    class Twice(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.a, self.b = nn.Linear(8, 8, bias=False), nn.Linear(8, 8, bias=False)
+
+        def forward(self, x: Tensor) -> Tensor:
+            y = self.a(x)
+            return self.b(y) * y  # y is saved by b and by the product, b's output by the product
+
+    graph = measured(Case(Twice(), torch.randn(BATCH, 8), torch.zeros(1), torch.sum))
+    assert sum(node.saved_bytes for node in graph.nodes) == 3 * BATCH * 8 * 4
+
+
+@pytest.mark.parametrize("name", ["bert", "resnet"])
+def test_measuring_leaves_the_model_and_the_random_state_alone(name: str) -> None:
+    case = CASES[name]()
+    before = {key: value.clone() for key, value in case.model.state_dict().items()}
+    state = torch.get_rng_state()
+    measured(case)
+    assert torch.equal(state, torch.get_rng_state())
+    assert all(parameter.grad is None for parameter in case.model.parameters())
+    for key, value in case.model.state_dict().items():
+        assert torch.equal(value, before[key]), key
+
+
+def test_equal_calls_have_one_signature_and_unequal_ones_do_not() -> None:
+    x, weight = torch.ones(2, 3), nn.Parameter(torch.ones(4, 3))
+    one = signature("linear", (x, weight), {})
+    assert one == signature("linear", (x + 1, nn.Parameter(torch.zeros(4, 3))), {})
+    others = [
+        signature("other", (x, weight), {}),
+        signature("linear", (x.t().contiguous().t(), weight), {}),
+        signature("linear", (x.double(), weight), {}),
+        signature("linear", (x, weight.detach()), {}),
+        signature("linear", (x, weight), {"p": 0.1}),
+    ]
+    assert one not in others
+
+
+def test_a_call_takes_about_what_it_takes() -> None:
+    def slow(x: Tensor) -> Tensor:
+        time.sleep(0.005)
+        return x * 2
+
+    found = measure_call(slow, (torch.ones(2, requires_grad=True),), {}, training=True, num_threads=1)
+    assert 0.005 <= found.forward_s < 0.02
+    assert found.backward_s is not None
+    assert found.backward_s < found.forward_s
+
+
+def test_the_nodes_times_add_up_to_the_whole_models() -> None:
+    case = models.bert(layers=4)
+    graph = measured(case)
+    parts = capture(case.model, case.batch)
+    inputs = parts.microbatch.tensors
+    times = []
+    for _ in range(20):
+        began = time.perf_counter()
+        sum(x.sum() for x in parts.module(*inputs)).backward()
+        times.append(time.perf_counter() - began)
+    total = sum(node.time_s("cpu", training=True) for node in graph.nodes)
+    assert 0.3 < total / sorted(times)[10] < 3  # the same order: how near is a benchmark's matter
