@@ -102,7 +102,9 @@ def single_step(model: nn.Module, batch: Batch, labels: Tensor) -> Tensor:
     return total
 
 
-def train(pipeline: skyfx.Pipeline, single: nn.Module, data: tuple[Batch, Tensor], steps: int) -> None:
+def train(
+    pipeline: skyfx.Pipeline, single: nn.Module, data: tuple[Batch, Tensor], steps: int
+) -> None:
     """Train both, and print their losses and the pipeline's time side by side."""
     batch, labels = data
     ours, our_rate = optimizer_of(list(pipeline.parameters()), steps)

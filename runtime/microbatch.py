@@ -83,6 +83,11 @@ class Batch:
         starts = range(0, self.batch_size, size)
         return [self._part(start, min(size, self.batch_size - start)) for start in starts]
 
+    def to(self, device: torch.device) -> "Batch":
+        """The same batch with its tensors on the device."""
+        moved = [leaf.to(device) if isinstance(leaf, Tensor) else leaf for leaf in self.leaves]
+        return Batch(tuple(moved), self.spec, self.batch_size)
+
     def restore(self) -> Any:
         """The arguments or targets, nested as they were."""
         return pytree.tree_unflatten(list(self.leaves), self.spec)

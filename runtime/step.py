@@ -63,7 +63,8 @@ class LossHead:
         """
         leaves = [x.detach().requires_grad_(x.requires_grad) for x in outputs]
         with torch.enable_grad():
-            loss = self.loss_fn(form.restore(leaves), self.targets[microbatch].restore())
+            targets = self.targets[microbatch].to(outputs[0].device)
+            loss = self.loss_fn(form.restore(leaves), targets.restore())
             _check_loss(loss)
             share = loss * self.weights[microbatch]
             share.backward()  # type: ignore[no-untyped-call]

@@ -3,8 +3,8 @@
 import math
 import os
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
-from typing import Any
+from dataclasses import dataclass, field, replace
+from typing import Any, get_args
 
 from torch import nn
 
@@ -18,6 +18,7 @@ from skyfx.runtime.pipeline import Pipeline
 from skyfx.runtime.stage import Place
 from skyfx.runtime.step import Split
 from skyfx.solver import files
+from skyfx.solver.checks import one_of, positive
 from skyfx.solver.errors import PlanError
 from skyfx.solver.graph import Graph
 from skyfx.solver.plan import Assumptions, Mode, Objective, Plan, Schedule, Strategy
@@ -77,19 +78,26 @@ def partition(
         captured = _capture(model, batch, given.assumptions.mode, given.assumptions.microbatches)
         _check_plan(given, captured, places)
     else:
-        captured = _capture(model, batch, mode, num_microbatches)
+        one_of("strategy", strategy, get_args(Strategy))
         assumptions = Assumptions(
             mode=mode,
             objective=objective,
             schedule=schedule,
-            microbatches=len(batch.split(captured.microbatch.batch_size)),
+            microbatches=num_microbatches,
             optimizer_state_ratio=optimizer_state_ratio,
         )
+        assumptions.check()
+        captured = _capture(model, batch, mode, num_microbatches)
+        parts = batch.split(captured.microbatch.batch_size)
+        assumptions = replace(assumptions, microbatches=len(parts))
         graph = measure(captured, places.values(), progress=progress)
         cluster = with_links(cluster, places)
-        given = solve(
+        solution = solve(
             graph, cluster, assumptions, strategy=strategy, gap=gap, time_limit_s=time_limit_s
-        ).plan
+        )
+        if solution.interrupted:  # Ctrl-C in a script means to stop, not to go on with less
+            raise KeyboardInterrupt
+        given = solution.plan
     stages = [places[stage.device] for stage in given.stages]
     splitter = _Splitter(model, given, stages)
     splitter.use(captured)
@@ -112,8 +120,7 @@ def capture_and_measure(
 
 def _capture(model: nn.Module, batch: Batch, mode: Mode, num_microbatches: int) -> Capture:
     """Capture the model on the first of so many micro-batches."""
-    if num_microbatches < 1:
-        raise ValueError(f"num_microbatches is {num_microbatches}, expected at least 1")
+    positive("num_microbatches", num_microbatches)
     size = math.ceil(batch.batch_size / num_microbatches)
     return capture(model, batch.split(size)[0], training=mode == "training")
 

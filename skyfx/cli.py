@@ -123,7 +123,8 @@ def _load_file(path: Path) -> Any:
 @contextmanager
 def _bar(*, quiet: bool) -> Iterator["Progress"]:
     """A bar for each device type, on standard error, on a terminal only."""
-    with Bar(console=Console(stderr=True), disable=quiet, transient=True) as bar:
+    talk = Console(stderr=True)
+    with Bar(console=talk, disable=quiet or not talk.is_terminal, transient=True) as bar:
         tasks: dict[str, Any] = {}
 
         def tell(kind: str, done: int, total: int) -> None:

@@ -21,6 +21,13 @@ def positive(path: str, value: float) -> None:
         raise ValueError(f"{path}: found {value!r}, expected a finite number > 0")
 
 
+def one_of(path: str, value: str, choices: Sequence[str]) -> None:
+    """Refuse a word that is none of the choices."""
+    if value not in choices:
+        expected = ", ".join(map(repr, choices[:-1])) + f" or {choices[-1]!r}"
+        raise ValueError(f"{path} is {value!r}, expected {expected}")
+
+
 def no_duplicates(list_path: str, field: str, names: Sequence[str]) -> None:
     """Refuse a second element of one name."""
     first: dict[str, int] = {}

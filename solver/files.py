@@ -1,11 +1,12 @@
 """Reading and writing graph, cluster and plan files. The only place where JSON and TOML are met."""
 
+import dataclasses
 import hashlib
 import os
 import tempfile
 import tomllib
 from pathlib import Path
-from typing import Protocol, TypeVar
+from typing import Any, Protocol, TypeVar
 
 import msgspec
 
@@ -73,7 +74,21 @@ def _check_format(value: object, kind: type[T]) -> None:
 
 def encode(document: Document) -> bytes:
     """The bytes of the document's JSON file; equal documents have equal bytes."""
-    return msgspec.json.format(msgspec.json.encode(document), indent=1) + b"\n"
+    return msgspec.json.format(msgspec.json.encode(_plain(document)), indent=1) + b"\n"
+
+
+def _plain(value: Any) -> Any:
+    """Dataclasses as dicts, without the fields that a file leaves out where there is nothing."""
+    if isinstance(value, tuple):
+        return [_plain(item) for item in value]
+    if not dataclasses.is_dataclass(value):
+        return value
+    fields = [(field, getattr(value, field.name)) for field in dataclasses.fields(value)]
+    return {
+        field.name: _plain(found)
+        for field, found in fields
+        if found is not None or field.default is not None
+    }
 
 
 def digest(raw: bytes) -> str:

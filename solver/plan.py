@@ -4,9 +4,9 @@ It also says how far it can be from the best plan.
 """
 
 from dataclasses import dataclass
-from typing import ClassVar, Literal
+from typing import Any, ClassVar, Literal, get_args
 
-from skyfx.solver.checks import non_negative, positive
+from skyfx.solver.checks import non_negative, one_of, positive
 
 __all__: list[str] = ["Alternatives", "Assumptions", "Plan", "Reference", "SolverInfo", "Stage"]
 
@@ -17,6 +17,14 @@ Overlap = Literal["none", "full"]
 Communication = Literal["relay", "host"]
 Strategy = Literal["optimal", "dynamic", "even"]
 Status = Literal["optimal", "feasible"]
+
+_WORDS: dict[str, Any] = {
+    "mode": Mode,
+    "objective": Objective,
+    "schedule": Schedule,
+    "overlap": Overlap,
+    "communication": Communication,
+}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -42,6 +50,8 @@ class Assumptions:
         Raises:
             ValueError: the field, what stood there and what was expected.
         """
+        for field, words in _WORDS.items():
+            one_of(f"{path}{field}", getattr(self, field), get_args(words))
         positive(f"{path}microbatches", self.microbatches)
         non_negative(f"{path}optimizer_state_ratio", self.optimizer_state_ratio)
 

@@ -10,15 +10,19 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from skyfx.solver import backend, ilp
+from skyfx.solver.bounds import Bound, simple_bound
 from skyfx.solver.cost import Cost
 from skyfx.solver.errors import InfeasibleError, NoPlanError
 from skyfx.solver.interval import interval_plan
 from skyfx.solver.problem import Problem, UnitPlacement
 
-__all__: list[str] = ["PROVEN", "Bound", "Candidate", "Found", "Progress", "Search"]
+__all__: list[str] = ["PROVEN", "Candidate", "Found", "Progress", "Search"]
 
 PROVEN = 1e-6
 """A bound this close to the objective, relatively, is the solver's tolerance: it is optimal."""
+
+ROWS_PER_S = 40_000
+"""Constraints of the integer program that PuLP takes in a second, about."""
 
 Progress = Callable[[float, float], None]
 """Called with the best plan's objective value, or infinity, and the lower bound, in seconds."""
@@ -43,26 +47,6 @@ class Candidate:
             return None
         cost = problem.cost(stages)
         return cls(stages, cost) if problem.fits(cost, stages) else None
-
-
-@dataclass(frozen=True, slots=True)
-class Bound:
-    """A proven lower bound in seconds, and the name of what proves it."""
-
-    value: float
-    binding: str
-
-    @classmethod
-    def of_units(cls, problem: Problem) -> "Bound":
-        """Every unit runs on some device: none can be faster than on its fastest."""
-        fastest = problem.time_s.min(axis=0)
-        if problem.assumptions.objective == "throughput":
-            return cls(float(fastest.max()), "largest unit")
-        latency = problem.assumptions.objective == "latency"
-        rounds = 0 if latency else problem.assumptions.microbatches - 1
-        return cls(
-            float(fastest.sum() + rounds * fastest.max()), "every unit on its fastest device"
-        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,7 +81,7 @@ class Search:
             NoPlanError: none was found in time.
             KeyboardInterrupt: none was found before Ctrl-C.
         """
-        bound = Bound.of_units(self.problem)
+        bound = simple_bound(self.problem)
         best = _best(known)
         try:
             bottleneck = min((c.cost.bottleneck_s for c in known), default=math.inf)
@@ -117,7 +101,9 @@ class Search:
 
     def _done(self, best: Candidate, bound: Bound) -> bool:
         close_enough = best.value <= bound.value * (1 + max(self.gap, PROVEN))
-        return close_enough or time.monotonic() >= self._deadline
+        # Writing the program down takes time of its own, and cannot be stopped half-way.
+        writing_s = self.problem.num_units * self.problem.num_devices**2 / ROWS_PER_S
+        return close_enough or time.monotonic() + writing_s >= self._deadline
 
     def _integer_program(self, start: Candidate | None, bound: Bound) -> Found:
         scale = (start.cost.bottleneck_s if start else bound.value) or 1.0

@@ -2,9 +2,11 @@
 
 import time
 from dataclasses import dataclass
+from typing import get_args
 
 from skyfx.solver import backend, baselines
-from skyfx.solver.checks import non_negative
+from skyfx.solver.bounds import simple_bound
+from skyfx.solver.checks import non_negative, one_of
 from skyfx.solver.cluster import Cluster
 from skyfx.solver.errors import InfeasibleError, NoPlanError
 from skyfx.solver.files import digest, encode
@@ -21,7 +23,7 @@ from skyfx.solver.plan import (
     relative_gap,
 )
 from skyfx.solver.problem import Problem
-from skyfx.solver.search import PROVEN, Bound, Candidate, Found, Progress, Search
+from skyfx.solver.search import PROVEN, Candidate, Found, Progress, Search
 
 __all__: list[str] = ["Progress", "Solution", "solve"]
 
@@ -106,6 +108,7 @@ def solve(
     began = time.monotonic()
     non_negative("time_limit_s", time_limit_s)
     non_negative("gap", gap)
+    one_of("strategy", strategy, get_args(Strategy))
     problem = _checked(graph, cluster, assumptions or Assumptions())
     known = _Known.of(problem)
     if strategy == "optimal":
@@ -141,7 +144,7 @@ def _baseline(problem: Problem, strategy: Strategy, known: _Known) -> Found:
             f"the {strategy} split does not fit these devices; "
             "strategy 'optimal' finds a plan if one exists"
         )
-    return Found(candidate, Bound.of_units(problem))
+    return Found(candidate, simple_bound(problem))
 
 
 def _graph_reference(graph: Graph, sha256: str | None) -> Reference:

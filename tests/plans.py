@@ -34,6 +34,4 @@ def split_evenly(case: Case, num_devices: int = 3, **assumptions: Any) -> skyfx.
     captured = capture(case.model, microbatch, training=training)
     plan = even_plan(captured, num_devices, **assumptions)
     assert len(plan.stages) == num_devices
-    return skyfx.partition(
-        case.model, ["cpu"] * num_devices, example_inputs=case.batch, plan=plan
-    )
+    return skyfx.partition(case.model, ["cpu"] * num_devices, example_inputs=case.batch, plan=plan)

@@ -86,7 +86,9 @@ def test_a_call_takes_about_what_it_takes() -> None:
         time.sleep(0.005)
         return x * 2
 
-    found = measure_call(slow, (torch.ones(2, requires_grad=True),), {}, training=True, num_threads=1)
+    found = measure_call(
+        slow, (torch.ones(2, requires_grad=True),), {}, training=True, num_threads=1
+    )
     assert 0.005 <= found.forward_s < 0.02
     assert found.backward_s is not None
     assert found.backward_s < found.forward_s

@@ -105,9 +105,7 @@ def test_dropout_does_not_depend_on_the_plan() -> None:
         case = models.bert(dropout=0.3)
         with split_evenly(case, num_devices, schedule=schedule) as pipeline:
             torch.manual_seed(2)
-            steps = [
-                pipeline.train_step(case.batch, case.targets, case.loss_fn) for _ in range(2)
-            ]
+            steps = [pipeline.train_step(case.batch, case.targets, case.loss_fn) for _ in range(2)]
             losses.append(torch.stack(steps))
             gradients.append(torch.cat([p.grad.flatten() for p in pipeline.parameters()]))
     assert all(torch.equal(loss, losses[0]) for loss in losses[1:])

@@ -1,0 +1,8 @@
+"""The main job: BERT over two unequal CPU devices, beside plain torch. Options go to the example."""
+
+import sys
+
+import environment
+
+environment.ready()
+environment.run("examples/word_senses.py", *sys.argv[1:])
