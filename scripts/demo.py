@@ -1,4 +1,4 @@
-"""The main job: BERT over two unequal CPU devices, beside plain torch. Options go to the example."""
+"""The main job: BERT over two unequal devices, beside plain torch. Options go to the example."""
 
 import sys
 

@@ -25,13 +25,13 @@ def run(*command: str) -> None:
 
 def ready() -> None:
     """Make the environment, unless it is what `pyproject.toml` asks for."""
-    if sys.version_info < (3, 11):
+    if sys.version_info < (3, 11):  # noqa: UP036 (this is what an older Python is to be told)
         sys.exit(f"skyfx needs Python 3.11 or newer, this is {sys.version.split()[0]}")
     wanted = hashlib.sha256((ROOT / "pyproject.toml").read_bytes()).hexdigest()
     if MARK.exists() and MARK.read_text() == wanted:
         return
     print(f"[1/3] {FOLDER.name}: a virtual environment of its own", flush=True)
-    venv.create(FOLDER, with_pip=True)
+    venv.create(FOLDER, with_pip=True, symlinks=os.name != "nt")
     print("[2/3] pip, new enough for dependency groups", flush=True)
     run("-m", "pip", "install", "--quiet", "pip>=25.1")
     print("[3/3] torch, transformers, the solver and the tools: some minutes", flush=True)
