@@ -24,7 +24,7 @@ from skyfx.sizes import Sizes, sizes_of
 from skyfx.solver.graph import Graph, Node
 from skyfx.timing import CallTime, backward_of, measure_call, seconds, signature
 
-__all__: list[str] = ["measure"]
+__all__: list[str] = ["calibrated", "measure"]
 
 Progress = Callable[[str, int, int], None]
 """Called with the device type, and how many of how many nodes are done."""
@@ -92,7 +92,7 @@ def _times(captured: Capture, place: Place, progress: Progress | None) -> Mappin
     meter = _Meter(module, captured.training, place, progress)
     meter.run(*inputs)
     whole = _whole(module, inputs, captured.training, place.num_threads)
-    return _calibrated(meter.times, whole, device_type(place.device))
+    return calibrated(meter.times, whole, device_type(place.device))
 
 
 class _Meter(fx.Interpreter):
@@ -143,9 +143,7 @@ def _whole(
     return CallTime(forward_s, backward and seconds(backward, num_threads, WHOLE_RUN_S))
 
 
-def _calibrated(
-    times: Mapping[str, CallTime], whole: CallTime, kind: str
-) -> Mapping[str, CallTime]:
+def calibrated(times: Mapping[str, CallTime], whole: CallTime, kind: str) -> Mapping[str, CallTime]:
     """The nodes' times, scaled so that they add up to the whole graph's."""
     forward_sum = sum(time.forward_s for time in times.values())
     backward_sum = sum(time.backward_s or 0.0 for time in times.values())

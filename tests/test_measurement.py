@@ -8,9 +8,9 @@ from torch import Tensor, nn
 
 from skyfx.captures import capture
 from skyfx.devices import resolve
-from skyfx.measurement import measure
+from skyfx.measurement import calibrated, measure
 from skyfx.solver import Graph
-from skyfx.timing import measure_call, signature
+from skyfx.timing import CallTime, measure_call, signature
 from tests import models
 from tests.models import BATCH, CASES, Case
 
@@ -81,28 +81,19 @@ def test_equal_calls_have_one_signature_and_unequal_ones_do_not() -> None:
     assert one not in others
 
 
-def test_a_call_takes_about_what_it_takes() -> None:
+def test_a_call_takes_at_least_what_it_takes() -> None:
     def slow(x: Tensor) -> Tensor:
         time.sleep(0.005)
         return x * 2
 
-    found = measure_call(
-        slow, (torch.ones(2, requires_grad=True),), {}, training=True, num_threads=1
-    )
-    assert 0.005 <= found.forward_s < 0.02
+    x = torch.ones(2, requires_grad=True)
+    found = measure_call(slow, (x,), {}, training=True, num_threads=1)
+    assert found.forward_s >= 0.005
     assert found.backward_s is not None
-    assert found.backward_s < found.forward_s
+    assert measure_call(slow, (x,), {}, training=False, num_threads=1).backward_s is None
 
 
-def test_the_nodes_times_add_up_to_the_whole_models() -> None:
-    case = models.bert(layers=4)
-    graph = measured(case)
-    parts = capture(case.model, case.batch)
-    inputs = parts.microbatch.tensors
-    times = []
-    for _ in range(20):
-        began = time.perf_counter()
-        sum(x.sum() for x in parts.module(*inputs)).backward()
-        times.append(time.perf_counter() - began)
-    total = sum(node.time_s("cpu", training=True) for node in graph.nodes)
-    assert 0.3 < total / sorted(times)[10] < 3  # the same order: how near is a benchmark's matter
+def test_the_nodes_times_are_scaled_to_add_up_to_the_whole() -> None:
+    alone = {"a": CallTime(1.0, 4.0), "b": CallTime(3.0, None)}
+    found = calibrated(alone, CallTime(8.0, 6.0), "cpu")
+    assert found == {"a": CallTime(2.0, 6.0), "b": CallTime(6.0, None)}
