@@ -1,14 +1,21 @@
 """Batches taken apart into micro-batches, and outputs put together again."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, is_dataclass
+from enum import Enum
+from numbers import Number
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.utils import _pytree as pytree
 
+from skyfx.runtime.nesting import flatten, unflatten
+
 __all__: list[str] = ["Batch", "OutputForm"]
+
+_CONSTANTS = (Number, str, bytes, Enum, type(None), torch.dtype, torch.device, torch.layout)
+"""What an argument may be that is no tensor: its `repr` tells it from every other."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,15 +32,15 @@ class Batch:
 
     @classmethod
     def of(cls, inputs: Any) -> "Batch":
-        """From a tensor, a tuple of positional or a mapping of keyword arguments.
+        """From a tensor or dataclass, a tuple of positional or a mapping of keyword arguments.
 
         Raises:
             TypeError: it is none of these, or holds no tensor with a batch dimension.
         """
-        if isinstance(inputs, Tensor):
-            return cls.of_call(inputs)
         if isinstance(inputs, Mapping):
             return cls.of_call(**inputs)
+        if isinstance(inputs, Tensor) or is_dataclass(inputs):
+            return cls.of_call(inputs)
         if isinstance(inputs, (tuple, list)):
             return cls.of_call(*inputs)
         raise TypeError(
@@ -48,14 +55,30 @@ class Batch:
 
     @classmethod
     def of_targets(cls, targets: Any, batch_size: int) -> "Batch":
-        """From the targets of a loss, split like a batch of this size."""
-        leaves, spec = pytree.tree_flatten(targets)
+        """From the targets of a loss, split like a batch of this size.
+
+        Raises:
+            ValueError: they are not as many as the batch has samples.
+        """
+        leaves, spec = flatten(targets)
+        found = _sizes(leaves)
+        if found and found[0] != batch_size:
+            raise ValueError(
+                f"the batch holds {batch_size} samples, the first tensor of the targets "
+                f"{found[0]}: expected as many"
+            )
         return cls(tuple(leaves), spec, batch_size)
 
     @classmethod
     def _flatten(cls, arguments: Any) -> "Batch":
-        leaves, spec = pytree.tree_flatten(arguments)
-        sizes = [x.shape[0] for x in leaves if isinstance(x, Tensor) and x.ndim]
+        leaves, spec = flatten(arguments)
+        for leaf in leaves:
+            if not isinstance(leaf, (Tensor, *_CONSTANTS)):
+                raise TypeError(
+                    f"the batch holds an object of {type(leaf).__name__}, expected tensors, "
+                    "numbers and strings, nested in tuples, lists, dicts and dataclasses"
+                )
+        sizes = _sizes(leaves)
         if not sizes:
             raise TypeError(
                 "the batch holds no tensor with a batch dimension, expected one to split along"
@@ -90,7 +113,7 @@ class Batch:
 
     def restore(self) -> Any:
         """The arguments or targets, nested as they were."""
-        return pytree.tree_unflatten(list(self.leaves), self.spec)
+        return unflatten(self.leaves, self.spec)
 
     def _part(self, start: int, length: int) -> "Batch":
         leaves = [
@@ -116,7 +139,7 @@ class OutputForm:
     @classmethod
     def of(cls, returned: Any) -> tuple["OutputForm", list[Tensor]]:
         """The form of a return value, and its tensors."""
-        leaves, spec = pytree.tree_flatten(returned)
+        leaves, spec = flatten(returned)
         tensors = [leaf for leaf in leaves if isinstance(leaf, Tensor)]
         kept = (bool, int, float, str)
         constants = tuple(leaf if isinstance(leaf, kept) else None for leaf in leaves)
@@ -129,7 +152,7 @@ class OutputForm:
             next(following) if is_tensor else leaf
             for leaf, is_tensor in zip(self.leaves, self.is_tensor, strict=True)
         ]
-        return pytree.tree_unflatten(leaves, self.spec)
+        return unflatten(leaves, self.spec)
 
     def gather(self, parts: Sequence[Sequence[Tensor]], sizes: Sequence[int]) -> Any:
         """The return value of the whole batch, from the tensors and sizes of its parts.
@@ -142,6 +165,10 @@ class OutputForm:
         return self.restore(
             [_join(i, pieces, sizes) for i, pieces in enumerate(zip(*parts, strict=True))]
         )
+
+
+def _sizes(leaves: Sequence[Any]) -> list[int]:
+    return [x.shape[0] for x in leaves if isinstance(x, Tensor) and x.ndim]
 
 
 def _join(i: int, pieces: Sequence[Tensor], sizes: Sequence[int]) -> Tensor:

@@ -1,5 +1,6 @@
 """The pipeline that a user holds: it infers and trains like the model it was made from."""
 
+import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import FIRST_EXCEPTION, Future, ThreadPoolExecutor, wait
@@ -15,7 +16,7 @@ from skyfx.runtime.channel import ChannelClosed
 from skyfx.runtime.microbatch import Batch
 from skyfx.runtime.schedule import orders
 from skyfx.runtime.stage import Place
-from skyfx.runtime.step import LossHead, Split, Step, returned_loss
+from skyfx.runtime.step import LossHead, Split, Step, autocast_here, returned_loss
 from skyfx.solver.plan import Plan
 
 __all__: list[str] = ["Measured", "Pipeline"]
@@ -57,11 +58,17 @@ class Pipeline:
         self._splitter = splitter
         self._microbatch_size = microbatch_size
         self._splits: dict[Any, Split] = {}
+        self._split_tensors: list[tuple[Tensor, torch.dtype]] = []
+        self._calling = threading.Lock()
+        self._stage_threads: set[int] = set()
         self._workers = [
             ThreadPoolExecutor(
-                1, f"skyfx-stage-{k}", initializer=torch.set_num_threads, initargs=(p.num_threads,)
+                1,
+                f"skyfx-stage-{k}",
+                initializer=_start_worker,
+                initargs=(self._stage_threads, place.num_threads),
             )
-            for k, p in enumerate(places)
+            for k, place in enumerate(places)
         ]
         self._closed = False
 
@@ -106,7 +113,8 @@ class Pipeline:
             The mean loss of the batch, detached: each micro-batch counts by its number of samples.
 
         Raises:
-            ValueError: the plan is for inference.
+            ValueError: the plan is for inference, the targets are not as many as the samples, or
+                the batch requires a gradient.
             StageError: a stage failed; gradients are then incomplete, so call
                 `optimizer.zero_grad()`.
         """
@@ -115,6 +123,11 @@ class Pipeline:
                 "this pipeline was planned for inference; partition with mode='training' to train"
             )
         whole = Batch.of(batch)
+        if any(x.requires_grad for x in whole.tensors):
+            raise ValueError(
+                "a tensor of the batch requires a gradient, which ends at the pipeline's inputs: "
+                "make what computes it a part of the model, or detach it"
+            )
         parts = whole.split(self._microbatch_size)
         goals = Batch.of_targets(targets, whole.batch_size).split(self._microbatch_size)
         weights = [part.batch_size / whole.batch_size for part in parts]
@@ -141,35 +154,72 @@ class Pipeline:
 
     def close(self) -> None:
         """End the workers. The model keeps its parameters, on the devices where they are."""
-        self._closed = True
-        for worker in self._workers:
-            worker.shutdown()
+        self._refuse_own_stages()
+        with self._calling:
+            self._closed = True
+            for worker in self._workers:
+                worker.shutdown()
 
     def _run(self, parts: list[Batch], schedule: str, head: LossHead | None) -> Step:
         """Run the micro-batches through all stages; the first failure ends the others."""
-        if self._closed:
-            raise RuntimeError("this pipeline is closed; partition the model again")
-        splits = [self._split_for(part, training=head is not None) for part in parts]
-        actions = orders(schedule, len(self._workers), len(parts))
-        seed = random.fresh_seed() if splits[0].is_random else 0
-        step = Step(splits, parts, actions, head, seed)
-        began = time.perf_counter()
-        futures = [worker.submit(step.run_stage, k) for k, worker in enumerate(self._workers)]
-        try:
-            wait(futures, return_when=FIRST_EXCEPTION)
-        finally:  # also on Ctrl-C: no worker may go on with a step that nobody waits for
-            step.stop()
-            wait(futures)
-        _raise_first_failure(futures)
-        busy = [sum(s.busy_s for s in step.stages(k)) / len(parts) for k in range(len(futures))]
-        self.measured = Measured(time.perf_counter() - began, tuple(busy))
+        self._refuse_own_stages()
+        with self._calling:  # calls from several threads take turns
+            if self._closed:
+                raise RuntimeError("this pipeline is closed; partition the model again")
+            splits = [self._split_for(part, training=head is not None) for part in parts]
+            actions = orders(schedule, len(self._workers), len(parts))
+            seed = random.fresh_seed() if splits[0].is_random else 0
+            step = Step(splits, parts, actions, head, seed, autocast_here())
+            began = time.perf_counter()
+            futures = [worker.submit(step.run_stage, k) for k, worker in enumerate(self._workers)]
+            try:
+                wait(futures, return_when=FIRST_EXCEPTION)
+            finally:  # also on Ctrl-C: no worker may go on with a step that nobody waits for
+                step.stop()
+                wait(futures)
+            _raise_first_failure(futures)
+            busy = [sum(s.busy_s for s in step.stages(k)) / len(parts) for k in range(len(futures))]
+            self.measured = Measured(time.perf_counter() - began, tuple(busy))
         return step
 
+    def _refuse_own_stages(self) -> None:
+        if threading.get_ident() in self._stage_threads:
+            raise RuntimeError(
+                "the pipeline is called from its own stage, which would wait for itself for ever: "
+                "let loss_fn use the outputs that it is given"
+            )
+
     def _split_for(self, part: Batch, *, training: bool) -> Split:
-        key = (training, part.signature)
+        self._forget_other_tensors()
+        modes = [module.training for module in self._model.modules()]
+        # A model in eval mode is trained as a whole; in training mode, parts of it may be in eval.
+        parts_in_eval = tuple(modes) if training and modes[0] and not all(modes) else ()
+        key = (training, part.signature, parts_in_eval, autocast_here())
         if key not in self._splits:
             self._splits[key] = self._splitter(part, training)
+            self._split_tensors = self._tensors()
         return self._splits[key]
+
+    def _forget_other_tensors(self) -> None:
+        """Drop the splits if the model has other parameters or buffers than when it was split.
+
+        `load_state_dict(assign=True)` gives it others, and `half()` other buffers.
+        """
+        now, then = self._tensors(), self._split_tensors
+        if len(now) != len(then) or any(
+            a is not b or kind != kind_then
+            for (a, kind), (b, kind_then) in zip(now, then, strict=True)
+        ):
+            self._splits.clear()
+
+    def _tensors(self) -> list[tuple[Tensor, torch.dtype]]:
+        return [(x, x.dtype) for x in (*self._model.parameters(), *self._model.buffers())]
+
+    def __reduce__(self) -> Any:
+        raise TypeError(
+            "a pipeline cannot be copied or pickled, its workers are running: keep state_dict() "
+            "and the plan, and partition again"
+        )
 
     def __enter__(self) -> "Pipeline":
         return self
@@ -186,6 +236,11 @@ class Pipeline:
         return str(self.plan)
 
     __repr__ = __str__
+
+
+def _start_worker(stage_threads: set[int], num_threads: int) -> None:
+    stage_threads.add(threading.get_ident())
+    torch.set_num_threads(num_threads)
 
 
 def _raise_first_failure(futures: Sequence[Future[None]]) -> None:

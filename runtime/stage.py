@@ -32,7 +32,8 @@ class Stage:
 
     The module takes the values named `receives`, in this order, and returns those named `sends`; a
     value that only passes through is in both. The first stage receives the model's inputs, the last
-    one sends its outputs.
+    one sends its outputs. Those received that it writes to, by `written`, it copies first: they are
+    parts of the caller's batch.
     """
 
     place: Place
@@ -40,6 +41,7 @@ class Stage:
     receives: tuple[str, ...]
     sends: tuple[str, ...]
     is_random: bool
+    written: frozenset[int] = frozenset()
     busy_s: float = 0.0
     _live: dict[int, tuple[Values, Values]] = field(default_factory=dict)
 
@@ -55,7 +57,7 @@ class Stage:
             What the next stage receives.
         """
         began = time.perf_counter()
-        received = [self._receive(value, training) for value in values]
+        received = [self._receive(i, value, training) for i, value in enumerate(values)]
         with torch.set_grad_enabled(training):
             sent: Values = self.module(*received)
         if training:
@@ -90,9 +92,9 @@ class Stage:
         self._live.clear()
         self.busy_s = 0.0
 
-    def _receive(self, value: Tensor, training: bool) -> Tensor:
+    def _receive(self, i: int, value: Tensor, training: bool) -> Tensor:
         """The value as a leaf of this stage's own autograd graph."""
-        leaf = value.detach().to(self.place.device)
+        leaf = value.detach().to(self.place.device, copy=i in self.written)
         return leaf.requires_grad_() if training and value.requires_grad else leaf
 
     def _wait(self, began: float) -> None:

@@ -10,7 +10,7 @@ others stop as well.
 """
 
 from collections.abc import Callable, Sequence
-from contextlib import nullcontext
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -28,6 +28,18 @@ __all__: list[str] = ["LossHead", "Split", "Step"]
 
 INFERENCE_CAPACITY = 2
 """Micro-batches that may wait between two stages in inference: they overlap, in bounded memory."""
+
+Autocast = Sequence[tuple[str, torch.dtype]]
+"""The device types that autocast is on for, and to what."""
+
+
+def autocast_here() -> tuple[tuple[str, torch.dtype], ...]:
+    """What autocast does in this thread; the stages' threads know nothing of it."""
+    accelerator = torch.accelerator.current_accelerator()
+    kinds = ["cpu"] if accelerator is None else ["cpu", accelerator.type]
+    return tuple(
+        (kind, torch.get_autocast_dtype(kind)) for kind in kinds if torch.is_autocast_enabled(kind)
+    )
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,10 +111,12 @@ class Step:
     actions: Sequence[Sequence[Action]]
     head: LossHead | None = None
     seed: int = 0
+    autocast: Autocast = ()
     outputs: dict[int, Values] = field(default_factory=dict)
     _forward: list[Channel[Values]] = field(default_factory=list)
     _backward: list[Channel[Gradients]] = field(default_factory=list)
     _head_gradients: dict[int, Gradients] = field(default_factory=dict)
+    _stopped: bool = False
 
     def __post_init__(self) -> None:
         m = len(self.microbatches)
@@ -126,6 +140,8 @@ class Step:
         for stage in self.stages(k):
             stage.reset()
         for action in self.actions[k]:
+            if self._stopped:  # while this stage computed
+                raise ChannelClosed
             stage = self.splits[action.microbatch].stages[k]
             try:
                 run = self._run_forward if action.kind is Kind.FORWARD else self._run_backward
@@ -144,21 +160,26 @@ class Step:
         return list({id(split): split.stages[k] for split in self.splits}.values())
 
     def stop(self) -> None:
-        """Let every stage that waits for another one go."""
+        """Let every stage that waits for another one go, and take no further action."""
+        self._stopped = True
         for forward, backward in zip(self._forward, self._backward, strict=True):
             forward.close()
             backward.close()
 
     def _run_forward(self, k: int, stage: Stage, m: int) -> None:
         values = self._forward[k - 1].get() if k else self.microbatches[m].tensors
-        with random.stream(self.seed, m) if stage.is_random else nullcontext():
+        with ExitStack() as around:
+            for kind, dtype in self.autocast:
+                around.enter_context(torch.autocast(kind, dtype))
+            if stage.is_random:
+                around.enter_context(random.stream(self.seed, m))
             sent = stage.forward(m, values, training=self.training)
+            if k == len(self._forward) and self.head is not None:
+                self._head_gradients[m] = self.head(m, self.splits[m].outputs, sent)
         if k < len(self._forward):
             self._forward[k].put(sent)
         elif self.head is None:
             self.outputs[m] = sent
-        else:
-            self._head_gradients[m] = self.head(m, self.splits[m].outputs, sent)
 
     def _run_backward(self, k: int, stage: Stage, m: int) -> None:
         last = k == len(self._backward)

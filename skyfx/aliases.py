@@ -15,14 +15,14 @@ stage, before the write or after it. And a value that is no tensor does not cros
 readers share its stage.
 """
 
-from collections.abc import Hashable, Iterator, Mapping
+from collections.abc import Hashable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, fx
 from torch.utils import _pytree as pytree
 
-__all__: list[str] = ["colocation", "regions"]
+__all__: list[str] = ["colocation", "regions", "written_by"]
 
 _NORMS = {torch.ops.aten.batch_norm.default: 5, torch.ops.aten.instance_norm.default: 5}
 """Operators that update their running statistics (arguments 3 and 4) where this argument is true;
@@ -48,6 +48,12 @@ def colocation(graph: fx.Graph, ids: Mapping[fx.Node, str]) -> dict[fx.Node, str
             if written_at is not None and (position[node] <= written_at or storage in persistent):
                 groups.join(node, storage)
     return groups.labels(ids)
+
+
+def written_by(nodes: Iterable[fx.Node], values: Sequence[fx.Node]) -> frozenset[int]:
+    """The indices of the values whose storages these nodes write to."""
+    written = {s for node in nodes for value in _written(node) for s in _storages(value)}
+    return frozenset(i for i, value in enumerate(values) if written & set(_storages(value)))
 
 
 def _storages(node: fx.Node) -> Iterator[Hashable]:

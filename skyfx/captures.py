@@ -7,22 +7,29 @@ further).
 """
 
 import inspect
+import sysconfig
+import threading
 import traceback
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import dataclass
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
-from torch.utils import _pytree as pytree
 
+from skyfx import hazards
 from skyfx.names import ADAPTED, input_names, is_tensor_attribute, node_ids
 from skyfx.runtime.microbatch import Batch, OutputForm
+from skyfx.runtime.nesting import unflatten
 from skyfx.solver.errors import CaptureError
 
 __all__: list[str] = ["Capture", "capture", "dummy_inputs"]
+
+_capturing = threading.RLock()
+"""torch.export keeps what it is doing in globals: one capture at a time in all threads."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,25 +86,51 @@ def capture(model: nn.Module, inputs: Any = None, *, training: bool = True) -> C
         CaptureError: the model cannot be captured; the message names the line of its code.
     """
     microbatch = inputs if isinstance(inputs, Batch) else Batch.of(dummy_inputs(model, inputs))
-    adapter = _TensorsOnly(model, microbatch)
-    with _mode(model, training=training):
+    # Gradients are on in eval mode too: without them some modules take another, fused path.
+    with (
+        _capturing,
+        _mode(model, training=training),
+        torch.inference_mode(False),
+        torch.enable_grad(),
+    ):
         try:
-            program = torch.export.export(adapter, tuple(microbatch.tensors), strict=False)
+            with hazards.own_random(), hazards.own_gradients() if training else nullcontext():
+                program, outputs = _export(model, microbatch)
+            module = program.module(check_guards=False)
+            hazards.check_operators(module.graph)
         except Exception as error:
             raise CaptureError(_why(model, microbatch, error)) from error
-    if not any(adapter.returned.form.is_tensor):
+    if not any(outputs.is_tensor):
         raise CaptureError(f"{type(model).__name__} returns no tensor, so there is nothing to run")
-    module = program.module(check_guards=False)
     assert isinstance(module, fx.GraphModule)
     _drop_assertions(module.graph)
     return Capture(
         name=type(model).__name__,
         module=module,
         ids=node_ids(module.graph, input_names(model, microbatch)),
-        outputs=adapter.returned.form,
+        outputs=outputs,
         microbatch=microbatch,
         training=training,
     )
+
+
+def _export(model: nn.Module, microbatch: Batch) -> tuple[Any, OutputForm]:
+    """The exported program and the form of the outputs.
+
+    Raises:
+        CaptureError: forward counts something, or another hazard.
+    """
+    adapter, again = _TensorsOnly(model, microbatch), _TensorsOnly(model, microbatch)
+    tensors = tuple(microbatch.tensors)
+    with hazards.numbers_kept(model):
+        program = torch.export.export(adapter, tensors, strict=False)
+        if changed := adapter.returned.changed:
+            # Either a counter, or the note of a cache, which is filled once.
+            hazards.set_numbers(model, changed)
+            with suppress(Exception):
+                torch.export.export(again, tensors, strict=False)
+            hazards.check_numbers(changed, again.returned.changed)
+    return program, adapter.returned.form
 
 
 def dummy_inputs(model: nn.Module, inputs: Any) -> Any:
@@ -117,9 +150,13 @@ def dummy_inputs(model: nn.Module, inputs: Any) -> Any:
 
 
 class _Returned:
-    """Where the adapter notes the outputs' form: torch.export undoes what it sets on itself."""
+    """Where the adapter notes the outputs' form, and the numbers of the model that have changed.
+
+    torch.export undoes what is set on the adapter and the model.
+    """
 
     form: OutputForm
+    changed: Mapping[str, float] = MappingProxyType({})
 
 
 class _TensorsOnly(nn.Module):
@@ -138,10 +175,13 @@ class _TensorsOnly(nn.Module):
             for leaf in self._microbatch.leaves
         ]
         model = self.get_submodule(ADAPTED)
-        args, kwargs = pytree.tree_unflatten(leaves, self._microbatch.spec)
+        args, kwargs = unflatten(leaves, self._microbatch.spec)
         if _has_cache(model):
             kwargs = {"use_cache": False} | kwargs
+        buffers, numbers = dict(model.named_buffers()), hazards.numbers(model)
         self.returned.form, found = OutputForm.of(model(*args, **kwargs))
+        hazards.check_buffers(buffers, dict(model.named_buffers()))
+        self.returned.changed = dict(hazards.numbers(model).items() - numbers.items())
         return tuple(found)
 
 
@@ -178,16 +218,23 @@ def _drop_assertions(graph: fx.Graph) -> None:
 def _why(model: nn.Module, microbatch: Batch, error: Exception) -> str:
     name, first_line = type(model).__name__, (str(error).strip() or repr(error)).splitlines()[0]
     shapes = ", ".join(str(tuple(x.shape)) for x in microbatch.tensors)
+    kind = "" if isinstance(error, CaptureError) else f"{type(error).__name__}: "
     return (
         f"{name} cannot be captured with inputs of shapes {shapes}"
-        f"{_model_line(error)}: {type(error).__name__}: {first_line}"
+        f"{_model_line(error)}: {kind}{first_line}"
     )
 
 
 def _model_line(error: Exception) -> str:
-    """The innermost line of code that is neither torch's nor ours."""
-    own = (str(Path(torch.__file__).parent), str(Path(__file__).parent))
+    """The innermost line of code that is neither torch's, Python's nor ours."""
+    python = Path(sysconfig.get_path("stdlib"))
+    others = [Path(torch.__file__).parent, Path(__file__).parent]
     frames = [
-        f for f in traceback.extract_tb(error.__traceback__) if not f.filename.startswith(own)
+        frame
+        for frame in traceback.extract_tb(error.__traceback__)
+        for path in [Path(frame.filename)]
+        if path.is_absolute()  # and not `<string>`, which torch has generated
+        and not any(path.is_relative_to(other) for other in others)
+        and (not path.is_relative_to(python) or "site-packages" in path.parts)
     ]
     return f", at {frames[-1].filename}:{frames[-1].lineno}" if frames else ""

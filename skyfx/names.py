@@ -12,9 +12,9 @@ import operator
 from collections.abc import Sequence
 
 from torch import Tensor, fx, nn
-from torch.utils import _pytree as pytree
 
 from skyfx.runtime.microbatch import Batch
+from skyfx.runtime.nesting import flatten_with_names
 
 ADAPTED = "model"
 """The attribute under which capture's adapter holds the user's model."""
@@ -89,13 +89,11 @@ def op_name(node: fx.Node) -> str:
 
 def input_names(model: nn.Module, microbatch: Batch) -> list[str]:
     """A name for each tensor of the micro-batch: its keyword, or its parameter of `forward`."""
-    arguments = pytree.tree_unflatten(list(microbatch.leaves), microbatch.spec)
     positional = list(inspect.signature(model.forward).parameters)
     names = []
-    for path, leaf in pytree.tree_flatten_with_path(arguments)[0]:
+    for (_, first, *rest), leaf in flatten_with_names(microbatch.restore()):
         if not isinstance(leaf, Tensor):
             continue
-        _, first, *rest = [str(getattr(key, "idx", getattr(key, "key", key))) for key in path]
         if first.isdigit():
             first = positional[int(first)] if int(first) < len(positional) else f"input_{first}"
         names.append(".".join([first, *rest]))

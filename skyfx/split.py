@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 
-from skyfx.aliases import colocation, regions
+from skyfx.aliases import colocation, regions, written_by
 from skyfx.captures import Capture
 from skyfx.names import original_name
 from skyfx.placing import with_device
@@ -151,6 +151,7 @@ def _stage(
         receives=tuple(captured.ids[node] for node in received),
         sends=tuple(captured.ids[node] for node in sent),
         is_random=any(map(is_random, part)),
+        written=written_by(part, received),
     )
 
 

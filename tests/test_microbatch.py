@@ -43,6 +43,7 @@ def test_microbatches_of_one_shape_have_one_signature() -> None:
         ("text", TypeError, "the batch is a str, expected a tensor, a tuple"),
         ({"n": 3}, TypeError, "holds no tensor with a batch dimension"),
         (torch.tensor(3.0), TypeError, "holds no tensor with a batch dimension"),
+        ({"x": torch.ones(2), "cache": object()}, TypeError, "holds an object of object, expected"),
         (torch.zeros(0, 3), ValueError, "holds 0 samples, expected at least 1"),
     ],
 )

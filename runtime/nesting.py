@@ -1,0 +1,71 @@
+"""Nested values taken apart: torch's pytrees, and dataclasses as well, which those leave whole."""
+
+import dataclasses
+from typing import Any
+
+from torch.utils import _pytree as pytree
+
+__all__: list[str] = ["flatten", "flatten_with_names", "unflatten"]
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class _Opened:
+    """A dataclass object as pytree sees it: its fields are its children."""
+
+    of: type[Any]
+    fields: dict[str, Any]
+
+
+pytree.register_pytree_node(
+    _Opened,
+    lambda opened: (list(opened.fields.values()), (opened.of, tuple(opened.fields))),
+    lambda values, context: _Opened(context[0], dict(zip(context[1], values, strict=True))),
+    flatten_with_keys_fn=lambda opened: (
+        [(pytree.MappingKey(name), value) for name, value in opened.fields.items()],
+        (opened.of, tuple(opened.fields)),
+    ),
+)
+
+
+def flatten(value: Any) -> tuple[list[Any], pytree.TreeSpec]:
+    """The leaves of a value, and how they nest."""
+    return pytree.tree_flatten(_open(value))
+
+
+def flatten_with_names(value: Any) -> list[tuple[list[str], Any]]:
+    """Each leaf under the keys, indices and fields that lead to it."""
+    return [
+        ([str(getattr(key, "idx", getattr(key, "key", key))) for key in path], leaf)
+        for path, leaf in pytree.tree_flatten_with_path(_open(value))[0]
+    ]
+
+
+def unflatten(leaves: Any, spec: pytree.TreeSpec) -> Any:
+    """The value that `flatten` has taken apart, with these leaves."""
+    return _close(pytree.tree_unflatten(list(leaves), spec))
+
+
+def _open(value: Any) -> Any:
+    def opened(leaf: Any) -> Any:
+        if not dataclasses.is_dataclass(leaf) or isinstance(leaf, type):
+            return leaf
+        fields = {
+            field.name: _open(getattr(leaf, field.name))
+            for field in dataclasses.fields(leaf)
+            if hasattr(leaf, field.name)
+        }
+        return _Opened(type(leaf), fields)
+
+    return pytree.tree_map(opened, value)
+
+
+def _close(value: Any) -> Any:
+    def closed(node: Any) -> Any:
+        if not isinstance(node, _Opened):
+            return node
+        made = object.__new__(node.of)  # not by `__init__`, which may compute what it is given
+        for name, field in node.fields.items():
+            object.__setattr__(made, name, _close(field))
+        return made
+
+    return pytree.tree_map(closed, value, is_leaf=lambda node: isinstance(node, _Opened))
