@@ -50,27 +50,24 @@ class Pipeline:
         plan: Plan,
         places: Sequence[Place],
         splitter: Splitter,
-        microbatch_size: int,
+        microbatch: Batch,
     ) -> None:
+        """Start the workers, and split the model for `microbatch`, which it was planned for."""
         self.plan = plan
         self.measured: Measured | None = None
         self._model = model
         self._splitter = splitter
-        self._microbatch_size = microbatch_size
+        self._microbatch_size = microbatch.batch_size
         self._splits: dict[Any, Split] = {}
         self._split_tensors: list[tuple[Tensor, torch.dtype]] = []
         self._calling = threading.Lock()
         self._stage_threads: set[int] = set()
         self._workers = [
-            ThreadPoolExecutor(
-                1,
-                f"skyfx-stage-{k}",
-                initializer=_start_worker,
-                initargs=(self._stage_threads, place.num_threads),
-            )
-            for k, place in enumerate(places)
+            ThreadPoolExecutor(1, thread_name_prefix=f"skyfx-stage-{k}") for k in range(len(places))
         ]
         self._closed = False
+        self._start_workers(places)
+        self._split_for(microbatch, training=plan.assumptions.training)
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         """Infer: the model in eval mode, without gradients, on one micro-batch after another.
@@ -160,6 +157,14 @@ class Pipeline:
             for worker in self._workers:
                 worker.shutdown()
 
+    def _start_workers(self, places: Sequence[Place]) -> None:
+        """Give each worker its number of torch threads, and the calling thread its own back."""
+        before = torch.get_num_threads()
+        for worker, place in zip(self._workers, places, strict=True):
+            started = worker.submit(_use_torch_threads, place.num_threads)
+            self._stage_threads.add(started.result())
+        torch.set_num_threads(before)
+
     def _run(self, parts: list[Batch], schedule: str, head: LossHead | None) -> Step:
         """Run the micro-batches through all stages; the first failure ends the others."""
         self._refuse_own_stages()
@@ -238,9 +243,12 @@ class Pipeline:
     __repr__ = __str__
 
 
-def _start_worker(stage_threads: set[int], num_threads: int) -> None:
-    stage_threads.add(threading.get_ident())
+def _use_torch_threads(num_threads: int) -> int:
+    """Set this thread's number of torch threads; returns the thread."""
     torch.set_num_threads(num_threads)
+    # torch takes the process's number over when a thread first asks: from now on it has its own.
+    assert torch.get_num_threads() == num_threads
+    return threading.get_ident()
 
 
 def _raise_first_failure(futures: Sequence[Future[None]]) -> None:

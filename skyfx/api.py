@@ -41,7 +41,7 @@ def partition(
     num_microbatches: int = 8,
     optimizer_state_ratio: float = 2.0,
     gap: float = 0.01,
-    time_limit_s: float = 60.0,
+    time_limit_s: float = 20.0,
     progress: Progress | None = None,
 ) -> Pipeline:
     """Split a model over devices and get it ready to run.
@@ -99,9 +99,8 @@ def partition(
             raise KeyboardInterrupt
         given = solution.plan
     stages = [places[stage.device] for stage in given.stages]
-    splitter = _Splitter(model, given, stages)
-    splitter.use(captured)
-    return Pipeline(model, given, stages, splitter, captured.microbatch.batch_size)
+    splitter = _Splitter(model, given, stages, captured)
+    return Pipeline(model, given, stages, splitter, captured.microbatch)
 
 
 def capture_and_measure(
@@ -129,20 +128,20 @@ def _capture(model: nn.Module, batch: Batch, mode: Mode, num_microbatches: int) 
 class _Splitter:
     """Splits the model the way the plan says, for each mode and shape of micro-batch that comes.
 
-    `owners` is the stage of each parameter and buffer seen so far; there it stays.
+    `planned` is the capture that the plan is for, until the first split, which is of it. `owners`
+    is the stage of each parameter and buffer seen so far; there it stays.
     """
 
     model: nn.Module
     plan: Plan
     places: Sequence[Place]
+    planned: Capture | None
     owners: dict[str, int] = field(default_factory=dict)
 
     def __call__(self, microbatch: Batch, training: bool) -> Split:
-        captured = capture(self.model, microbatch, training=training)
-        return self.use(captured)
-
-    def use(self, captured: Capture) -> Split:
-        """Split a capture; parameters that it is the first to use move to their stage's device."""
+        captured, self.planned = self.planned, None
+        if captured is None:
+            captured = capture(self.model, microbatch, training=training)
         stage_of = match(captured, self.plan, self.owners)
         for node, stage in stage_of.items():
             self.owners |= dict.fromkeys(owned(captured, node), stage)

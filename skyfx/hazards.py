@@ -14,12 +14,10 @@ import threading
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
-from unittest.mock import patch
 
 import numpy
 import torch
 from torch import Tensor, fx, nn
-from torch._functorch.predispatch import _vmap_increment_nesting
 
 from skyfx.solver.errors import CaptureError
 
@@ -57,10 +55,24 @@ def own_gradients() -> Iterator[None]:
         return register_hook(tensor, hook)
 
     with (
-        patch.object(torch.autograd.Function, "apply", classmethod(checked_apply)),
-        patch.object(Tensor, "register_hook", checked_hook),
+        _replaced(torch.autograd.Function, "apply", classmethod(checked_apply)),
+        _replaced(Tensor, "register_hook", checked_hook),
     ):
         yield
+
+
+@contextmanager
+def _replaced(owner: type, name: str, value: Any) -> Iterator[None]:
+    """Within it, the class has this attribute: its own, even where it inherits one."""
+    own = vars(owner).get(name)
+    setattr(owner, name, value)
+    try:
+        yield
+    finally:
+        if own is None:
+            delattr(owner, name)
+        else:
+            setattr(owner, name, own)
 
 
 def _refuse_gradient(what: str, args: Any) -> None:
@@ -80,25 +92,28 @@ def own_random() -> Iterator[None]:
     Raises:
         CaptureError: at the end, where Python's or numpy's global generator was drawn from.
     """
-    python, arrays = random.getstate(), numpy.random.get_state()
+    python, arrays = random.getstate(), numpy.random.get_state(legacy=False)
     try:
         yield
-        drawn = [
-            name
-            for name, same in (
-                ("random", random.getstate() == python),
-                ("numpy.random", str(numpy.random.get_state()) == str(arrays)),
-            )
-            if not same
-        ]
+        same = {
+            "random": random.getstate() == python,
+            "numpy.random": _equal(numpy.random.get_state(legacy=False), arrays),
+        }
     finally:
         random.setstate(python)
         numpy.random.set_state(arrays)
-    if drawn:
+    if drawn := [name for name, is_same in same.items() if not is_same]:
         raise CaptureError(
             f"forward draws from {' and '.join(drawn)}, so every step would repeat one draw (a "
             "skipped layer, a mask). Draw with torch, or turn that off while training"
         )
+
+
+def _equal(a: Any, b: Any) -> bool:
+    """Whether two states of numpy's generator are equal: nested dicts with arrays in them."""
+    if isinstance(a, dict):
+        return all(_equal(value, b[key]) for key, value in a.items())
+    return bool(numpy.array_equal(a, b))
 
 
 def numbers(model: nn.Module) -> dict[str, float]:
@@ -164,7 +179,9 @@ def check_operators(graph: fx.Graph) -> None:
     Raises:
         CaptureError: the model uses functorch inside.
     """
-    for node in graph.find_nodes(op="call_function", target=_vmap_increment_nesting):
+    for node in graph.nodes:
+        if getattr(node.target, "__name__", "") != "_vmap_increment_nesting":
+            continue
         raise CaptureError(
             f"forward uses torch.vmap ({node.name}), which a captured graph cannot be cut inside: "
             "write the batch dimension out"
