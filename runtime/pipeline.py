@@ -3,7 +3,6 @@
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent.futures import FIRST_EXCEPTION, Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass
 from types import TracebackType
 from typing import Any
@@ -12,11 +11,11 @@ import torch
 from torch import Tensor, nn
 
 from skyfx.runtime import random
-from skyfx.runtime.channel import ChannelClosed
 from skyfx.runtime.microbatch import Batch
 from skyfx.runtime.schedule import orders
 from skyfx.runtime.stage import Place
 from skyfx.runtime.step import LossHead, Split, Step, autocast_here, returned_loss
+from skyfx.runtime.workers import Workers
 from skyfx.solver.plan import Plan
 
 __all__: list[str] = ["Measured", "Pipeline"]
@@ -34,7 +33,7 @@ class Measured:
 
 
 class Pipeline:
-    """A model split over devices by a plan, one worker thread a stage.
+    """A model split over devices by a plan, a worker thread for each stage.
 
     The parameters are the model's own: any optimizer and learning-rate scheduler works on them. Use
     it as a context manager, or call `close`; the end of the program ends the workers as well.
@@ -61,12 +60,8 @@ class Pipeline:
         self._splits: dict[Any, Split] = {}
         self._split_tensors: list[tuple[Tensor, torch.dtype]] = []
         self._calling = threading.Lock()
-        self._stage_threads: set[int] = set()
-        self._workers = [
-            ThreadPoolExecutor(1, thread_name_prefix=f"skyfx-stage-{k}") for k in range(len(places))
-        ]
+        self._workers = Workers(places)
         self._closed = False
-        self._start_workers(places)
         self._split_for(microbatch, training=plan.assumptions.training)
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
@@ -151,48 +146,27 @@ class Pipeline:
 
     def close(self) -> None:
         """End the workers. The model keeps its parameters, on the devices where they are."""
-        self._refuse_own_stages()
+        self._workers.refuse_own()
         with self._calling:
             self._closed = True
-            for worker in self._workers:
-                worker.shutdown()
-
-    def _start_workers(self, places: Sequence[Place]) -> None:
-        """Give each worker its number of torch threads, and the calling thread its own back."""
-        before = torch.get_num_threads()
-        for worker, place in zip(self._workers, places, strict=True):
-            started = worker.submit(_use_torch_threads, place.num_threads)
-            self._stage_threads.add(started.result())
-        torch.set_num_threads(before)
+            self._workers.close()
 
     def _run(self, parts: list[Batch], schedule: str, head: LossHead | None) -> Step:
         """Run the micro-batches through all stages; the first failure ends the others."""
-        self._refuse_own_stages()
+        self._workers.refuse_own()
         with self._calling:  # calls from several threads take turns
             if self._closed:
                 raise RuntimeError("this pipeline is closed; partition the model again")
             splits = [self._split_for(part, training=head is not None) for part in parts]
-            actions = orders(schedule, len(self._workers), len(parts))
+            actions = orders(schedule, len(splits[0].stages), len(parts))
             seed = random.fresh_seed() if splits[0].is_random else 0
             step = Step(splits, parts, actions, head, seed, autocast_here())
             began = time.perf_counter()
-            futures = [worker.submit(step.run_stage, k) for k, worker in enumerate(self._workers)]
-            try:
-                wait(futures, return_when=FIRST_EXCEPTION)
-            finally:  # also on Ctrl-C: no worker may go on with a step that nobody waits for
-                step.stop()
-                wait(futures)
-            _raise_first_failure(futures)
-            busy = [sum(s.busy_s for s in step.stages(k)) / len(parts) for k in range(len(futures))]
+            self._workers.run(step)
+            stages = range(len(splits[0].stages))
+            busy = [sum(s.busy_s for s in step.stages(k)) / len(parts) for k in stages]
             self.measured = Measured(time.perf_counter() - began, tuple(busy))
         return step
-
-    def _refuse_own_stages(self) -> None:
-        if threading.get_ident() in self._stage_threads:
-            raise RuntimeError(
-                "the pipeline is called from its own stage, which would wait for itself for ever: "
-                "let loss_fn use the outputs that it is given"
-            )
 
     def _split_for(self, part: Batch, *, training: bool) -> Split:
         self._forget_other_tensors()
@@ -241,19 +215,3 @@ class Pipeline:
         return str(self.plan)
 
     __repr__ = __str__
-
-
-def _use_torch_threads(num_threads: int) -> int:
-    """Set this thread's number of torch threads; returns the thread."""
-    torch.set_num_threads(num_threads)
-    # torch takes the process's number over when a thread first asks: from now on it has its own.
-    assert torch.get_num_threads() == num_threads
-    return threading.get_ident()
-
-
-def _raise_first_failure(futures: Sequence[Future[None]]) -> None:
-    """Raise the failure that stopped the others, which only saw their channels closed."""
-    for future in futures:
-        error = future.exception()
-        if error is not None and not isinstance(error, ChannelClosed):
-            raise error

@@ -146,7 +146,7 @@ class Step:
             try:
                 run = self._run_forward if action.kind is Kind.FORWARD else self._run_backward
                 run(k, stage, action.microbatch)
-            except ChannelClosed:
+            except (ChannelClosed, KeyboardInterrupt):
                 raise
             except BaseException as error:
                 self.stop()

@@ -20,6 +20,7 @@ from skyfx.devices import device_type
 from skyfx.outline import outline
 from skyfx.placing import copy_to
 from skyfx.runtime.stage import Place
+from skyfx.runtime.workers import worker
 from skyfx.sizes import Sizes, sizes_of
 from skyfx.solver.graph import Graph, Node
 from skyfx.timing import CallTime, backward_of, measure_call, seconds, signature
@@ -48,10 +49,14 @@ def measure(
     Returns:
         The graph, with seconds per device type and bytes, for one micro-batch as captured.
     """
-    by_type = {device_type(place.device): place for place in places}
+    several = list(places)
+    by_type = {device_type(place.device): place for place in several}
+    times = {}
     with _undisturbed(captured.module):
         sizes = sizes_of(captured)
-        times = {kind: _times(captured, place, progress) for kind, place in by_type.items()}
+        for kind, place in by_type.items():
+            with _as_it_will_run(place, alone=len(several) == 1) as run:
+                times[kind] = run(_times, captured, place, progress)
     graph = outline(captured)
     names = {name: node.name for node, name in captured.ids.items()}
     return replace(
@@ -83,6 +88,16 @@ def _undisturbed(module: fx.GraphModule) -> Iterator[None]:
         with torch.no_grad():
             for buffer, value in before:
                 buffer.copy_(value)
+
+
+@contextmanager
+def _as_it_will_run(place: Place, *, alone: bool) -> Iterator[Callable[..., Any]]:
+    """A way to call a function in the circumstances of a stage: see `Workers`."""
+    if alone:
+        yield lambda function, *args: function(*args)
+        return
+    with worker("skyfx-measuring", place) as executor:
+        yield lambda function, *args: executor.submit(function, *args).result()
 
 
 def _times(captured: Capture, place: Place, progress: Progress | None) -> Mapping[str, CallTime]:

@@ -16,7 +16,6 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 import skyfx
-from skyfx.solver.errors import StageError
 from tests import reference
 from tests.models import BATCH, Case
 from tests.plans import SIZE, split_evenly
@@ -50,12 +49,6 @@ def test_calls_from_several_threads_take_turns() -> None:
             thread.join(timeout=60)
         assert torch.equal(torch.stack(found), torch.stack(steps))
         assert_equal_gradients(pipeline, alone.model)
-
-
-def test_a_pipeline_that_is_called_from_its_own_loss_is_refused() -> None:
-    given = case()
-    with split_evenly(given) as pipeline, pytest.raises(StageError, match="from its own stage"):
-        pipeline.train_step(given.batch, None, lambda outputs, _: pipeline(given.batch).mean())
 
 
 @pytest.mark.parametrize("copied", [copy.copy, copy.deepcopy, pickle.dumps])

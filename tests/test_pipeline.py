@@ -2,7 +2,6 @@
 
 import copy
 import gc
-import os
 import threading
 from collections.abc import Callable
 
@@ -246,21 +245,3 @@ def test_a_pipeline_for_inference_refuses_to_train() -> None:
         pytest.raises(ValueError, match="planned for inference"),
     ):
         pipeline.train_step(case.batch, case.targets, case.loss_fn)
-
-
-def test_each_stage_has_its_threads_and_the_caller_keeps_its_own() -> None:
-    case = failing()
-    torch.set_num_threads(2)
-    try:
-        with split_evenly(case) as pipeline:
-            seen = []
-
-            def loss_fn(outputs: Tensor, targets: Tensor) -> Tensor:
-                seen.append(torch.get_num_threads())
-                return case.loss_fn(outputs, targets)
-
-            pipeline.train_step(case.batch, case.targets, loss_fn)
-            assert torch.get_num_threads() == 2
-            assert set(seen) == {max(1, len(os.sched_getaffinity(0)) // 3)}
-    finally:
-        torch.set_num_threads(1)

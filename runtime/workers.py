@@ -1,0 +1,106 @@
+"""The threads that run the stages of a pipeline."""
+
+import threading
+from collections.abc import Iterator, Sequence
+from concurrent.futures import FIRST_EXCEPTION, Future, ThreadPoolExecutor, wait
+from contextlib import contextmanager
+
+import torch
+
+from skyfx.runtime.channel import ChannelClosed
+from skyfx.runtime.stage import Place
+from skyfx.runtime.step import Step
+
+__all__: list[str] = ["Workers", "with_torch_threads", "worker"]
+
+
+class Workers:
+    """A thread for each stage; a stage that is alone runs in the caller's thread.
+
+    OpenMP lets threads spin between two parallel regions only while it counts no more of them than
+    cores. A second team of them, as a worker with several torch threads has, ends that: a BERT with
+    small layers then takes half as long again. A pipeline of one stage needs no second team.
+    """
+
+    def __init__(self, places: Sequence[Place]) -> None:
+        self._places = places
+        self._threads: set[int] = set()
+        self._executors = []
+        if len(places) > 1:
+            self._executors = [worker(f"skyfx-stage-{k}", p) for k, p in enumerate(places)]
+        for executor in self._executors:
+            self._threads.add(executor.submit(threading.get_ident).result())
+
+    def run(self, step: Step) -> None:
+        """Run all stages of a step; the first failure ends the others.
+
+        Raises:
+            StageError: a stage failed.
+        """
+        if not self._executors:
+            self._run_here(step)
+            return
+        futures = [e.submit(step.run_stage, k) for k, e in enumerate(self._executors)]
+        try:
+            wait(futures, return_when=FIRST_EXCEPTION)
+        finally:  # also on Ctrl-C: no worker may go on with a step that nobody waits for
+            step.stop()
+            wait(futures)
+        _raise_first_failure(futures)
+
+    def refuse_own(self) -> None:
+        """Refuse a call that comes from within a stage: it would wait for itself for ever."""
+        if threading.get_ident() in self._threads:
+            raise RuntimeError(
+                "the pipeline is called from its own stage, which would wait for itself for ever: "
+                "let loss_fn use the outputs that it is given"
+            )
+
+    def close(self) -> None:
+        """End the threads."""
+        for executor in self._executors:
+            executor.shutdown()
+
+    def _run_here(self, step: Step) -> None:
+        here = threading.get_ident()
+        self._threads.add(here)
+        try:
+            # A thread of its own would not know the caller's modes either.
+            with with_torch_threads(self._places[0].num_threads), torch.inference_mode(False):
+                step.run_stage(0)
+        finally:
+            self._threads.discard(here)
+
+
+def worker(name: str, place: Place) -> ThreadPoolExecutor:
+    """A thread with its own number of torch threads; the calling thread keeps its own."""
+    executor = ThreadPoolExecutor(1, thread_name_prefix=name)
+    before = torch.get_num_threads()
+    executor.submit(_use_torch_threads, place.num_threads).result()
+    torch.set_num_threads(before)
+    return executor
+
+
+@contextmanager
+def with_torch_threads(num_threads: int) -> Iterator[None]:
+    """Within it, this thread has this number of torch threads."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(num_threads)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
+def _use_torch_threads(num_threads: int) -> None:
+    torch.set_num_threads(num_threads)
+    # torch takes the process's number over when a thread first asks: from now on it has its own.
+    assert torch.get_num_threads() == num_threads
+
+
+def _raise_first_failure(futures: Sequence[Future[None]]) -> None:
+    """Raise the failure that stopped the others, which only saw their channels closed."""
+    for future in futures:
+        error = future.exception()
+        if error is not None and not isinstance(error, ChannelClosed):
+            raise error
