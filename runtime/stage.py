@@ -28,18 +28,16 @@ class Place:
 
 @dataclass(slots=True)
 class Stage:
-    """A submodule and what crosses its boundaries.
+    """A submodule on its device.
 
-    The module takes the values named `receives`, in this order, and returns those named `sends`; a
-    value that only passes through is in both. The first stage receives the model's inputs, the last
-    one sends its outputs. Those received that it writes to, by `written`, it copies first: they are
-    parts of the caller's batch.
+    The module takes the values that are alive at the boundary before it, and returns those that are
+    alive behind it; one that only passes through is among both. The first stage takes the model's
+    inputs, the last one returns its outputs. Inputs that it writes to, by their places in
+    `written`, it copies first: they are parts of the caller's batch.
     """
 
     place: Place
     module: fx.GraphModule
-    receives: tuple[str, ...]
-    sends: tuple[str, ...]
     is_random: bool
     written: frozenset[int] = frozenset()
     busy_s: float = 0.0

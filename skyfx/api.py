@@ -2,8 +2,9 @@
 
 import math
 import os
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Any, get_args
 
 from torch import nn
@@ -19,10 +20,11 @@ from skyfx.runtime.stage import Place
 from skyfx.runtime.step import Split
 from skyfx.solver import files
 from skyfx.solver.checks import one_of, positive
+from skyfx.solver.cluster import Cluster
 from skyfx.solver.errors import PlanError
 from skyfx.solver.graph import Graph
 from skyfx.solver.plan import Assumptions, Mode, Objective, Plan, Schedule, Strategy
-from skyfx.solver.solve import solve
+from skyfx.solver.solve import Solution, solve
 from skyfx.split import match, move_tensors, owned, split
 
 __all__: list[str] = ["capture_and_measure", "partition"]
@@ -49,8 +51,7 @@ def partition(
     Args:
         model: any module. Its parameters stay its own; they move to the devices of their stages.
         devices: torch devices (`["cuda:0", "cpu"]`), `skyfx.Device`s, a `Cluster` or its file.
-        example_inputs: one batch, as large as it will be: a tensor, a tuple of positional or a dict
-            of keyword arguments. For a transformers model it may be left out.
+        example_inputs: one batch: a tensor, a tuple, a dict; transformers models have their own.
         plan: a plan or its file, instead of measuring and solving.
         mode: `training` (which infers as well) or `inference`.
         objective: `throughput`, `step` or `latency`, to be minimised.
@@ -68,15 +69,12 @@ def partition(
     Raises:
         CaptureError: the model cannot be captured.
         PlanError: a device is not on this machine, or the plan is not one for this model.
-        InfeasibleError: the model does not fit the devices.
-        NoPlanError: no plan was found in time.
+        InfeasibleError: the model does not fit the devices (`NoPlanError`: none found in time).
     """
     cluster, places = resolve(devices)
     batch = Batch.of(dummy_inputs(model, example_inputs))
     if plan is not None:
-        given = plan if isinstance(plan, Plan) else files.read(plan, Plan)
-        captured = _capture(model, batch, given.assumptions.mode, given.assumptions.microbatches)
-        _check_plan(given, captured, places)
+        given, captured = _given(plan, model, batch, places)
     else:
         one_of("strategy", strategy, get_args(Strategy))
         assumptions = Assumptions(
@@ -87,20 +85,44 @@ def partition(
             optimizer_state_ratio=optimizer_state_ratio,
         )
         assumptions.check()
+        search = partial(solve, strategy=strategy, gap=gap, time_limit_s=time_limit_s)
         captured = _capture(model, batch, mode, num_microbatches)
-        parts = batch.split(captured.microbatch.batch_size)
-        assumptions = replace(assumptions, microbatches=len(parts))
         graph = measure(captured, places.values(), progress=progress)
-        cluster = with_links(cluster, places)
-        solution = solve(
-            graph, cluster, assumptions, strategy=strategy, gap=gap, time_limit_s=time_limit_s
-        )
-        if solution.interrupted:  # Ctrl-C in a script means to stop, not to go on with less
-            raise KeyboardInterrupt
-        given = solution.plan
-    stages = [places[stage.device] for stage in given.stages]
-    splitter = _Splitter(model, given, stages, captured)
-    return Pipeline(model, given, stages, splitter, captured.microbatch)
+        given = _planned(graph, with_links(cluster, places), assumptions, batch, search)
+    return _pipeline(model, given, captured, places)
+
+
+def _given(
+    plan: Plan | str | os.PathLike[str], model: nn.Module, batch: Batch, places: Mapping[str, Place]
+) -> tuple[Plan, Capture]:
+    """The plan, read if need be and held against the model, and the capture that it is for."""
+    read = plan if isinstance(plan, Plan) else files.read(plan, Plan)
+    captured = _capture(model, batch, read.assumptions.mode, read.assumptions.microbatches)
+    _check_plan(read, captured, places)
+    return read, captured
+
+
+def _planned(
+    graph: Graph,
+    cluster: Cluster,
+    assumptions: Assumptions,
+    batch: Batch,
+    search: Callable[..., Solution],
+) -> Plan:
+    """The plan for as many micro-batches as the batch really makes: at most those asked for."""
+    parts = batch.split(graph.microbatch_size)
+    solution = search(graph, cluster, replace(assumptions, microbatches=len(parts)))
+    if solution.interrupted:  # Ctrl-C in a script means to stop, not to go on with less
+        raise KeyboardInterrupt
+    return solution.plan
+
+
+def _pipeline(
+    model: nn.Module, plan: Plan, captured: Capture, places: Mapping[str, Place]
+) -> Pipeline:
+    stages = [places[stage.device] for stage in plan.stages]
+    splitter = _Splitter(model, plan, stages, captured)
+    return Pipeline(model, plan, stages, splitter, captured.microbatch)
 
 
 def capture_and_measure(

@@ -148,8 +148,6 @@ def _stage(
     return Stage(
         place=place,
         module=fx.GraphModule(attributes, graph, class_name=f"{captured.name}Stage"),
-        receives=tuple(captured.ids[node] for node in received),
-        sends=tuple(captured.ids[node] for node in sent),
         is_random=any(map(is_random, part)),
         written=written_by(part, received),
     )

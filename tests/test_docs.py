@@ -23,7 +23,7 @@ def blocks(document: Path, language: str) -> list[str]:
     return re.findall(rf"^```{language}\n(.*?)^```", document.read_text(), re.M | re.S)
 
 
-def run(*command: str, folder: Path) -> None:
+def assert_runs(*command: str, folder: Path) -> None:
     ended = subprocess.run(command, cwd=folder, capture_output=True, text=True, check=False)
     assert ended.returncode == 0, ended.stdout + ended.stderr
 
@@ -38,7 +38,7 @@ def test_the_readme_begins_with_the_two_commands() -> None:
 
 def test_the_readmes_python_runs(tmp_path: Path) -> None:
     (code,) = blocks(ROOT / "README.md", "python")
-    run(sys.executable, "-c", code, folder=tmp_path)
+    assert_runs(sys.executable, "-c", code, folder=tmp_path)
 
 
 def test_the_readmes_offline_commands_run(tmp_path: Path) -> None:
@@ -46,7 +46,7 @@ def test_the_readmes_offline_commands_run(tmp_path: Path) -> None:
     offline = blocks(ROOT / "README.md", "console")[1].splitlines()
     assert [line.split()[1] for line in offline] == ["capture", "solve", "check", "show"]
     for line in offline:
-        run(sys.executable, "-m", *line.split(), folder=tmp_path)
+        assert_runs(sys.executable, "-m", *line.split(), folder=tmp_path)
 
 
 def test_the_example_trains_and_says_so(tmp_path: Path) -> None:
