@@ -7,6 +7,7 @@ what it costs alone.
 """
 
 import logging
+import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
@@ -51,12 +52,10 @@ def measure(
     """
     several = list(places)
     by_type = {device_type(place.device): place for place in several}
-    times = {}
+    measured = _times if len(several) == 1 else _times_where_it_will_run
     with _undisturbed(captured.module):
         sizes = sizes_of(captured)
-        for kind, place in by_type.items():
-            with _as_it_will_run(place, alone=len(several) == 1) as run:
-                times[kind] = run(_times, captured, place, progress)
+        times = {kind: measured(captured, place, progress) for kind, place in by_type.items()}
     graph = outline(captured)
     names = {name: node.name for node, name in captured.ids.items()}
     return replace(
@@ -90,14 +89,23 @@ def _undisturbed(module: fx.GraphModule) -> Iterator[None]:
                 buffer.copy_(value)
 
 
-@contextmanager
-def _as_it_will_run(place: Place, *, alone: bool) -> Iterator[Callable[..., Any]]:
-    """A way to call a function in the circumstances of a stage: see `Workers`."""
-    if alone:
-        yield lambda function, *args: function(*args)
-        return
+def _times_where_it_will_run(
+    captured: Capture, place: Place, progress: Progress | None
+) -> Mapping[str, CallTime]:
+    """`_times` in a thread like those of stages (see `Workers`), which Ctrl-C here ends as well."""
+    stopped = threading.Event()
+
+    def tell(kind: str, done: int, total: int) -> None:
+        if stopped.is_set():
+            raise KeyboardInterrupt
+        if progress is not None:
+            progress(kind, done, total)
+
     with worker("skyfx-measuring", place) as executor:
-        yield lambda function, *args: executor.submit(function, *args).result()
+        try:
+            return executor.submit(_times, captured, place, tell).result()
+        finally:
+            stopped.set()
 
 
 def _times(captured: Capture, place: Place, progress: Progress | None) -> Mapping[str, CallTime]:

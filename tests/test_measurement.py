@@ -1,5 +1,7 @@
 """What is measured, and that measuring disturbs nothing."""
 
+import signal
+import threading
 import time
 
 import pytest
@@ -97,3 +99,24 @@ def test_the_nodes_times_are_scaled_to_add_up_to_the_whole() -> None:
     alone = {"a": CallTime(1.0, 4.0), "b": CallTime(3.0, None)}
     found = calibrated(alone, CallTime(8.0, 6.0), "cpu")
     assert found == {"a": CallTime(2.0, 6.0), "b": CallTime(6.0, None)}
+
+
+@pytest.mark.parametrize("num_devices", [1, 2])
+def test_ctrl_c_ends_measuring_and_puts_everything_back(num_devices: int) -> None:
+    case, told = models.resnet(), []
+    before = {name: value.clone() for name, value in case.model.state_dict().items()}
+
+    def progress(_: str, done: int, total: int) -> None:
+        told.append((done, total))
+        if done == 2:
+            main = threading.main_thread().ident
+            assert main is not None
+            signal.pthread_kill(main, signal.SIGINT)  # as the terminal does
+
+    captured = capture(case.model, case.batch)
+    with pytest.raises(KeyboardInterrupt):
+        measure(captured, resolve(["cpu"] * num_devices)[1].values(), progress=progress)
+    done, total = told[-1]
+    assert done < total
+    for name, value in case.model.state_dict().items():
+        assert torch.equal(value, before[name]), name
