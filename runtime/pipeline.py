@@ -98,8 +98,7 @@ class Pipeline:
             batch: a tensor, a tuple of the model's positional or a dict of its keyword arguments.
             targets: a tensor or any nesting of tensors, split along dimension 0 like the batch.
             loss_fn: from the model's outputs and the targets of one micro-batch to its mean loss.
-                Without it, the loss
-                is the one that the model returns.
+                Without it, the loss is the one that the model returns.
 
         Returns:
             The mean loss of the batch, detached: each micro-batch counts by its number of samples.

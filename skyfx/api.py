@@ -164,11 +164,12 @@ class _Splitter:
         captured, self.planned = self.planned, None
         if captured is None:
             captured = capture(self.model, microbatch, training=training)
-        stage_of = match(captured, self.plan, self.owners)
+        graph = outline(captured)
+        stage_of = match(captured, graph, self.plan, self.owners)
         for node, stage in stage_of.items():
             self.owners |= dict.fromkeys(owned(captured, node), stage)
         move_tensors(self.model, self.owners, self.places)
-        return split(captured, stage_of, self.places)
+        return split(captured, graph, stage_of, self.places)
 
 
 def _check_plan(plan: Plan, captured: Capture, places: Mapping[str, Place]) -> None:

@@ -16,14 +16,16 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 
-from skyfx.aliases import colocation, regions, written_by
+from skyfx.aliases import regions, written_by
 from skyfx.captures import Capture
 from skyfx.names import original_name
 from skyfx.placing import with_device
 from skyfx.runtime import random
 from skyfx.runtime.stage import Place, Stage
 from skyfx.runtime.step import Split
+from skyfx.solver.cost import crossings
 from skyfx.solver.errors import PlanError
+from skyfx.solver.graph import Graph
 from skyfx.solver.plan import Plan
 
 __all__: list[str] = ["match", "move_tensors", "owned", "split"]
@@ -31,15 +33,16 @@ __all__: list[str] = ["match", "move_tensors", "owned", "split"]
 StageOf = Mapping[fx.Node, int]
 
 
-def split(captured: Capture, stage_of: StageOf, places: Sequence[Place]) -> Split:
+def split(captured: Capture, graph: Graph, stage_of: StageOf, places: Sequence[Place]) -> Split:
     """Cut a capture into stages.
 
     Args:
         captured: the model for the mode and shapes to run.
+        graph: its outline.
         stage_of: the stage of each placed node, from `match`.
         places: where each stage runs, `(num_stages,)`.
     """
-    boundaries = _boundaries(captured, stage_of, len(places))
+    boundaries = _boundaries(captured, graph, stage_of, len(places))
     stages = []
     for k, place in enumerate(places):
         part = [node for node in captured.ids if stage_of[node] == k]
@@ -47,7 +50,9 @@ def split(captured: Capture, stage_of: StageOf, places: Sequence[Place]) -> Spli
     return Split(tuple(stages), captured.outputs)
 
 
-def match(captured: Capture, plan: Plan, owners: Mapping[str, int]) -> dict[fx.Node, int]:
+def match(
+    captured: Capture, graph: Graph, plan: Plan, owners: Mapping[str, int]
+) -> dict[fx.Node, int]:
     """The stage of each node of a capture, which may not be the one that was planned.
 
     A model has other nodes in eval mode than in training (batch norm counts its batches only
@@ -56,6 +61,7 @@ def match(captured: Capture, plan: Plan, owners: Mapping[str, int]) -> dict[fx.N
 
     Args:
         captured: the model for the mode and shapes to run.
+        graph: its outline.
         plan: made from a capture of the same model.
         owners: the stage of each parameter and buffer that has one, by its original name.
 
@@ -63,14 +69,14 @@ def match(captured: Capture, plan: Plan, owners: Mapping[str, int]) -> dict[fx.N
         PlanError: the capture cannot be split the way that the plan says.
     """
     planned = plan.stage_of()
-    labels = colocation(captured.module.graph, captured.ids)
     found: dict[fx.Node, int] = {}
     of_label: dict[str, int] = {}
-    for node, name in captured.ids.items():
+    for node, described in zip(captured.ids, graph.nodes, strict=True):
+        name, label = described.id, described.colocate
         earliest = max((found[x] for x in node.all_input_nodes if x in found), default=0)
         fixed = {owners[tensor] for tensor in owned(captured, node) if tensor in owners}
-        if (label := labels.get(node)) in of_label:
-            fixed.add(of_label[str(label)])
+        if label is not None and label in of_label:
+            fixed.add(of_label[label])
         stage = min(fixed, default=max(planned.get(name, earliest), earliest))
         if stage < earliest or len(fixed) > 1:
             raise PlanError(
@@ -98,25 +104,19 @@ def move_tensors(model: nn.Module, owners: Mapping[str, int], places: Sequence[P
             named[name].data = named[name].data.to(places[stage].device)
 
 
-def _boundaries(captured: Capture, stage_of: StageOf, num_stages: int) -> list[list[fx.Node]]:
-    """The values at each boundary, `(num_stages + 1,)`: from the model's inputs to its outputs."""
-    outputs = captured.output_nodes
-    last_use = dict(stage_of)
-    for node in captured.ids:
-        for read in node.all_input_nodes:
-            if read in last_use:
-                last_use[read] = max(last_use[read], stage_of[node])
-    last_use.update(dict.fromkeys(outputs, num_stages - 1))
+def _boundaries(
+    captured: Capture, graph: Graph, stage_of: StageOf, num_stages: int
+) -> list[list[fx.Node]]:
+    """The values at each boundary, `(num_stages + 1,)`: from the model's inputs to its outputs.
+
+    Those in between are the ones that the cost model prices.
+    """
+    node_of = {name: node for node, name in captured.ids.items()}
+    stage_of_id = {captured.ids[node]: stage for node, stage in stage_of.items()}
+    priced = crossings(graph, stage_of_id, num_stages)
+    inner = [[node_of[value.id] for value in crossing] for crossing in priced]
     inputs = captured.module.graph.find_nodes(op="placeholder")
-    inner = [
-        [n for n in captured.ids if _first(n, stage_of) < k <= last_use[n]]
-        for k in range(1, num_stages)
-    ]
-    return [inputs, *inner, outputs]
-
-
-def _first(node: fx.Node, stage_of: StageOf) -> int:
-    return 0 if node.op == "placeholder" else stage_of[node]
+    return [inputs, *inner, captured.output_nodes]
 
 
 def _stage(

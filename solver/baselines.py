@@ -65,12 +65,8 @@ def _if_it_fits(problem: Problem, stages: UnitPlacement) -> UnitPlacement | None
 
 def _memory(problem: Problem, boundaries: Boundaries, d: int) -> float:
     part = slice(boundaries[d], boundaries[d + 1])
-    assumptions = problem.assumptions
-    live = assumptions.microbatches
-    if assumptions.schedule == "1f1b":
-        live = min(live, problem.num_devices - d)
-    peak = problem.peak_bytes[part].max(initial=0.0)
-    return float((problem.parameter_bytes + problem.saved_bytes * live)[part].sum() + peak)
+    need = problem.need_bytes(position=problem.num_devices - d)[part].sum()
+    return float(need + problem.peak_bytes[part].max(initial=0.0))
 
 
 def _load(problem: Problem, boundaries: Boundaries, d: int) -> float:

@@ -1,5 +1,6 @@
 """The devices and the links between them (`skyfx.cluster/1`)."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import ClassVar, Literal
 
@@ -39,6 +40,10 @@ class Link:
     latency_s: float
 
 
+Wiring = Callable[[str, str], Link | Wire | None]
+"""From a source and a target to the wire between them; None is free."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Cluster:
     """Devices, the links between them, and the link between every pair that is not listed."""
@@ -76,9 +81,10 @@ class Cluster:
         pairs = [f"{link.source} -> {link.target}" for link in self.links]
         no_duplicates("links", "source, target", pairs)
 
-    def wires(self) -> dict[tuple[str, str], Link]:
-        """The listed links by (source, target)."""
-        return {(link.source, link.target): link for link in self.links}
+    def wiring(self) -> "Wiring":
+        """What stands between any two names: the listed link, else the default."""
+        listed = {(link.source, link.target): link for link in self.links}
+        return lambda source, target: listed.get((source, target), self.default_link)
 
 
 def _check_wire(path: str, wire: Wire | Link) -> None:

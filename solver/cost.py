@@ -11,7 +11,7 @@ all three agree is a property test.
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from skyfx.solver.cluster import HOST, Cluster, Device, Link, Wire, transfer_s
+from skyfx.solver.cluster import HOST, Cluster, Device, Wiring, transfer_s
 from skyfx.solver.graph import Graph, Node
 from skyfx.solver.plan import Assumptions
 
@@ -60,7 +60,7 @@ def evaluate(
     ]
     names = [name for name, _ in placement]
     stage_of = {v: k for k, (_, ids) in enumerate(placement) for v in ids}
-    wires = _Wires(cluster)
+    wires = cluster.wiring()
     if assumptions.communication == "relay":
         moves = boundary_s(graph, stage_of, names, wires, assumptions)
         send, receive = [*moves, 0.0], [0.0, *moves]
@@ -95,6 +95,11 @@ def compute_s(device: Device, nodes: Sequence[Node], assumptions: Assumptions) -
     )
 
 
+def parameter_copies(assumptions: Assumptions) -> float:
+    """Memory per byte of parameters: in training with the gradient and the optimizer's state."""
+    return 2 + assumptions.optimizer_state_ratio if assumptions.training else 1
+
+
 def live_microbatches(assumptions: Assumptions, position: int) -> int:
     """Micro-batches whose activations a stage keeps; `position` counts from the end, from 1."""
     if assumptions.schedule == "gpipe":
@@ -104,23 +109,11 @@ def live_microbatches(assumptions: Assumptions, position: int) -> int:
 
 def memory_bytes(nodes: Sequence[Node], assumptions: Assumptions, position: int) -> float:
     """Bytes that a stage needs; `position` counts from the end, from 1."""
-    parameters = sum(node.parameter_bytes for node in nodes)
+    parameters = sum(node.parameter_bytes for node in nodes) * parameter_copies(assumptions)
     if not assumptions.training:
         return parameters + max((node.output_bytes for node in nodes), default=0.0)
     saved = sum(node.saved_bytes for node in nodes)
-    # The parameter, its gradient and the optimizer's state.
-    copies = 2 + assumptions.optimizer_state_ratio
-    return parameters * copies + saved * live_microbatches(assumptions, position)
-
-
-class _Wires:
-    """The wire between two names: the listed link, else the default."""
-
-    def __init__(self, cluster: Cluster) -> None:
-        self._listed, self._default = cluster.wires(), cluster.default_link
-
-    def __call__(self, source: str, target: str) -> Link | Wire | None:
-        return self._listed.get((source, target), self._default)
+    return parameters + saved * live_microbatches(assumptions, position)
 
 
 def crossings(graph: Graph, stage_of: Mapping[str, int], num_stages: int) -> list[list[Node]]:
@@ -142,7 +135,7 @@ def boundary_s(
     graph: Graph,
     stage_of: Mapping[str, int],
     names: Sequence[str],
-    wires: _Wires,
+    wires: Wiring,
     assumptions: Assumptions,
 ) -> list[float]:
     """Seconds of each boundary in `relay`: values forward, in training their gradients back."""
@@ -157,7 +150,7 @@ def boundary_s(
 
 
 def _host_s(
-    graph: Graph, stage_of: Mapping[str, int], names: Sequence[str], wires: _Wires
+    graph: Graph, stage_of: Mapping[str, int], names: Sequence[str], wires: Wiring
 ) -> tuple[list[float], list[float]]:
     """Seconds that each stage writes to and reads from the host's memory."""
     send, receive = [0.0] * len(names), [0.0] * len(names)

@@ -8,7 +8,6 @@ from itertools import pairwise
 import numpy as np
 import pulp
 
-from skyfx.solver.cost import live_microbatches
 from skyfx.solver.ilp_model import Expression, Model
 from skyfx.solver.ilp_moves import host_constraints, relay_constraints
 from skyfx.solver.problem import Problem
@@ -102,8 +101,7 @@ def memory_constraints(model: Model) -> None:
     if not np.isfinite(problem.memory_limit).any():
         return
     for j in model.positions:
-        live = live_microbatches(problem.assumptions, problem.num_devices - j + 1)
-        need = problem.parameter_bytes + problem.saved_bytes * live
+        need = problem.need_bytes(position=problem.num_devices - j + 1)
         unlimited = float(need.sum() + problem.peak_bytes.max())
         unit = max(unlimited, 1.0)
         terms = [float(need[i] / unit) * model.at(i, j) for i in model.units if need[i]]

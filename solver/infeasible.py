@@ -14,13 +14,8 @@ def explain(problem: Problem) -> str | None:
 
 
 def _least_need(problem: Problem) -> np.ndarray:
-    """Bytes `(n,)` that a unit needs in the best position.
-
-    That is with one live micro-batch, unless the schedule keeps all of them.
-    """
-    keeps_all = problem.assumptions.schedule == "gpipe"
-    live = problem.assumptions.microbatches if keeps_all else 1
-    return problem.parameter_bytes + problem.saved_bytes * live
+    """Bytes `(n,)` that a unit needs in the best position, which is the last."""
+    return problem.need_bytes(position=1)
 
 
 def _node(problem: Problem, unit: int) -> str:

@@ -23,7 +23,6 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from skyfx.solver.cost import live_microbatches
 from skyfx.solver.problem import Floats, Problem, Value
 
 __all__: list[str] = ["interval_plan"]
@@ -204,8 +203,7 @@ class _Table:
 
     def _stage_memory(self, position: int) -> Floats:
         problem = self._problem
-        live = live_microbatches(problem.assumptions, position)
-        total = self._sums(problem.parameter_bytes + problem.saved_bytes * live)
+        total = self._sums(problem.need_bytes(position))
         peak = np.zeros((len(self._cuts), len(self._cuts)))
         if not problem.assumptions.training:
             for i, start in enumerate(self._cuts[:-1]):

@@ -11,9 +11,9 @@ from functools import cached_property
 import numpy as np
 from numpy.typing import NDArray
 
-from skyfx.solver.cluster import HOST, Cluster, Link
+from skyfx.solver.cluster import HOST, Cluster, Wiring
 from skyfx.solver.coarsen import units
-from skyfx.solver.cost import Cost, evaluate
+from skyfx.solver.cost import Cost, evaluate, live_microbatches, parameter_copies
 from skyfx.solver.graph import Graph, Node
 from skyfx.solver.plan import Assumptions
 
@@ -79,13 +79,18 @@ class Problem:
     @cached_property
     def parameter_bytes(self) -> Floats:
         """Memory `(n,)` of a unit's parameters, in training with gradients and optimizer state."""
-        copies = 2 + self.assumptions.optimizer_state_ratio if self.assumptions.training else 1
+        copies = parameter_copies(self.assumptions)
         return self._sum(lambda node: node.parameter_bytes) * copies
 
     @cached_property
     def saved_bytes(self) -> Floats:
         """Memory `(n,)` that a unit takes for each live micro-batch; zero in inference."""
         return self._sum(lambda node: node.saved_bytes) * self.assumptions.training
+
+    def need_bytes(self, position: int) -> Floats:
+        """Memory `(n,)` of each unit, but for the peak, at a position counted from the end."""
+        live = live_microbatches(self.assumptions, position)
+        return self.parameter_bytes + self.saved_bytes * live
 
     @cached_property
     def peak_bytes(self) -> Floats:
@@ -193,11 +198,11 @@ class Problem:
         return self.cluster.devices[device].name
 
     @cached_property
-    def _wires(self) -> dict[tuple[str, str], Link]:
-        return self.cluster.wires()
+    def _wiring(self) -> Wiring:
+        return self.cluster.wiring()
 
     def _wire(self, source: str, target: str) -> tuple[float, float]:
-        wire = self._wires.get((source, target), self.cluster.default_link)
+        wire = self._wiring(source, target)
         return (0.0, 0.0) if wire is None else (wire.latency_s, 1 / wire.bandwidth_bytes_per_s)
 
     def _sum(self, of: Callable[[Node], float]) -> Floats:

@@ -44,7 +44,7 @@ def a_plan() -> Plan:
     return plan_of(a_graph(), cpus(1.0, 1.0), Assumptions(), [("d0", ["x"]), ("d1", ["y", "z"])])
 
 
-def refused(kind: type, raw: bytes) -> None:
+def assert_refused(kind: type, raw: bytes) -> None:
     with pytest.raises(FormatError, match=r"^some\.json: [^\n]+$"):
         decode(raw, kind, "some.json")
 
@@ -84,7 +84,7 @@ def test_a_cluster_may_be_toml(tmp_path: Path) -> None:
         ("a", 8e9, 2.0),
         ("b", None, 1.0),
     ]
-    assert c.wires()["a", "b"].bandwidth_bytes_per_s == 1e6
+    assert c.wiring()("a", "b").bandwidth_bytes_per_s == 1e6
     assert c.default_link.latency_s == 0.001
     assert sha256 == digest(path.read_bytes())
 
@@ -106,7 +106,7 @@ def test_toml_cannot_smuggle_a_number_in(number: str) -> None:
 def test_json_cannot_smuggle_a_number_in(number: bytes) -> None:
     raw = encode(a_graph()).replace(b'"output_bytes": 1.0', b'"output_bytes": ' + number)
     assert number in raw
-    refused(Graph, raw)
+    assert_refused(Graph, raw)
 
 
 def test_toml_with_a_number_too_large_for_a_float_is_refused() -> None:
@@ -119,7 +119,7 @@ def test_toml_with_a_number_too_large_for_a_float_is_refused() -> None:
     "raw", [b"", b"{", b"[]", b"null", b'"skyfx.graph/1"', b"\xff\xfe", b"[" * 100_000]
 )
 def test_what_is_no_such_document_is_refused(raw: bytes) -> None:
-    refused(Graph, raw)
+    assert_refused(Graph, raw)
 
 
 @pytest.mark.parametrize("raw", [b"format = ", b"\xff\xfe", b"", b"format = 1"])
