@@ -23,9 +23,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from skyfx.solver.method import Answer, Task
 from skyfx.solver.problem import Floats, Problem, Value
 
-__all__: list[str] = ["interval_plan"]
+__all__: list[str] = ["interval_plan", "intervals"]
 
 MAX_EXACT_DEVICES = 5
 MAX_ORDERED_DEVICES = 24
@@ -72,6 +73,12 @@ def interval_plan(problem: Problem, at_most: float, deadline: float = math.inf) 
         else:
             best, high = better, middle
     return best
+
+
+def intervals(task: Task) -> Iterator[Answer]:
+    """Find the plan with the least bottleneck whose stages are intervals of the units' order."""
+    stages = interval_plan(task.problem, task.bottleneck_s, task.limits.deadline)
+    yield Answer(stages=stages)
 
 
 def _states(problem: Problem) -> Iterator[State]:

@@ -80,7 +80,10 @@ class Stage:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SolverInfo:
-    """How the plan was found; `binding` names the bound that is `lower_bound`."""
+    """How the plan was found: `method` found it, `binding` names the bound that is `lower_bound`.
+
+    `says` tells what each method did, or why it had nothing to add.
+    """
 
     name: str
     version: str
@@ -88,6 +91,8 @@ class SolverInfo:
     wall_s: float
     strategy: Strategy
     binding: str
+    method: str = ""
+    says: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

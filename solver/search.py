@@ -1,155 +1,102 @@
-"""The search for the best plan: baselines, interval DP, then the integer program; and its bounds.
+"""The search for the best plan: one method after the other, until the gap is closed.
 
-Each step starts from the best plan so far and hands on one that is at least as good, so Ctrl-C and
-the time limit cost nothing that was found.
+Each starts from the best plan and bound so far: what has been found is never lost, to the
+time limit as little as to Ctrl-C.
 """
 
 import math
-import time
-from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
-from skyfx.solver import backend, ilp
 from skyfx.solver.bounds import Bound, simple_bound
-from skyfx.solver.cost import Cost
 from skyfx.solver.errors import InfeasibleError, NoPlanError
-from skyfx.solver.interval import interval_plan
-from skyfx.solver.problem import Problem, UnitPlacement
+from skyfx.solver.integer import integer_program
+from skyfx.solver.interval import intervals
+from skyfx.solver.method import Answer, Candidate, Limits, Method, Task
+from skyfx.solver.problem import Problem
 
-__all__: list[str] = ["PROVEN", "Candidate", "Found", "Progress", "Search"]
+__all__: list[str] = ["Found", "Search"]
 
-PROVEN = 1e-6
-"""A bound this close to the objective, relatively, is the solver's tolerance: it is optimal."""
-
-ROWS_PER_S = 40_000
-"""Constraints of the integer program that PuLP takes in a second, about."""
-
-Progress = Callable[[float, float], None]
-"""Called with the best plan's objective value, or infinity, and the lower bound, in seconds."""
-
-
-@dataclass(frozen=True, slots=True)
-class Candidate:
-    """A plan that fits, and what it costs."""
-
-    stages: UnitPlacement
-    cost: Cost
-
-    @property
-    def value(self) -> float:
-        """The objective's value."""
-        return self.cost.objective_value
-
-    @classmethod
-    def of(cls, problem: Problem, stages: UnitPlacement | None) -> "Candidate | None":
-        """The candidate of these stages; None where there are none or they do not fit."""
-        if stages is None:
-            return None
-        cost = problem.cost(stages)
-        return cls(stages, cost) if problem.fits(cost, stages) else None
+METHODS: dict[str, Method] = {
+    "intervals": intervals,
+    "integer program": integer_program,
+}
+"""In the order in which they are tried: quick plans first, then quick proofs, then the ILP."""
 
 
 @dataclass(frozen=True, slots=True)
 class Found:
-    """The best plan, the best bound, and whether Ctrl-C ended the search before it was done."""
+    """The best plan, the best bound, what each method said, and whether Ctrl-C ended the search."""
 
     best: Candidate
     bound: Bound
+    says: tuple[str, ...] = ()
     interrupted: bool = False
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Search:
-    """The limits of a search, and whom to tell; `began` is by `time.monotonic`."""
+    """A search under way: the best plan and bound so far."""
 
     problem: Problem
-    began: float
-    time_limit_s: float
-    gap: float
-    seed: int
-    solver: str
-    progress: Progress | None
+    limits: Limits
+    best: Candidate | None = None
+    bound: Bound = field(init=False)
+    says: dict[str, str] = field(init=False, default_factory=dict)
 
-    def run(self, known: list[Candidate]) -> Found:
+    def __post_init__(self) -> None:
+        self.bound = simple_bound(self.problem)
+
+    def run(self) -> Found:
         """Find the best plan.
-
-        Args:
-            known: plans that the answer may not be worse than.
 
         Raises:
             InfeasibleError: it is proven that there is no plan.
             NoPlanError: none was found in time.
             KeyboardInterrupt: none was found before Ctrl-C.
         """
-        bound = simple_bound(self.problem)
-        best = _best(known)
+        interrupted = False
         try:
-            bottleneck = min((c.cost.bottleneck_s for c in known), default=math.inf)
-            stages = interval_plan(self.problem, bottleneck, self._deadline)
-            best = _best([*known, Candidate.of(self.problem, stages)])
-            if best is not None and self._done(best, bound):
-                return Found(best, bound)
-            return self._integer_program(best, bound)
+            for name, method in METHODS.items():
+                if interrupted or self._task.done or self.limits.left_s <= 0:
+                    break
+                interrupted = self._try(name, method)
         except KeyboardInterrupt:
-            if best is None:
-                raise
-            return Found(best, bound, interrupted=True)
+            interrupted = True
+        if self.best is None:
+            raise KeyboardInterrupt if interrupted else self._none_in_time()
+        says = tuple(f"{name}: {said}" for name, said in self.says.items())
+        return Found(self.best, self.bound, says, interrupted)
 
     @property
-    def _deadline(self) -> float:
-        return self.began + self.time_limit_s
+    def _task(self) -> Task:
+        return Task(self.problem, self.best, self.bound, self.limits)
 
-    def _done(self, best: Candidate, bound: Bound) -> bool:
-        close_enough = best.value <= bound.value * (1 + max(self.gap, PROVEN))
-        # Writing the program down takes time of its own, and cannot be stopped half-way.
-        writing_s = self.problem.num_units * self.problem.num_devices**2 / ROWS_PER_S
-        return close_enough or time.monotonic() + writing_s >= self._deadline
+    def _try(self, name: str, method: Method) -> bool:
+        """Run one method; returns whether Ctrl-C ended it."""
+        for answer in method(self._task):
+            self._learn(name, answer)
+            if answer.interrupted:
+                return True
+            if self._task.done or self.limits.left_s <= 0:
+                break
+        return False
 
-    def _integer_program(self, start: Candidate | None, bound: Bound) -> Found:
-        scale = (start.cost.bottleneck_s if start else bound.value) or 1.0
-        model = ilp.build(self.problem, scale)
-        if start is not None and self.problem.assumptions.objective == "throughput":
-            model.bottleneck.upBound = 1 + PROVEN
-        answer = backend.minimise(
-            model.lp,
-            model.start(start.stages) if start else {},
-            time_limit_s=max(0.0, self._deadline - time.monotonic()),
-            gap=self.gap,
-            seed=self.seed,
-            solver=self.solver,
-            progress=self._scaled(scale),
+    def _learn(self, name: str, answer: Answer) -> None:
+        if answer.says:
+            self.says[name] = answer.says
+        if answer.infeasible and self.best is None:
+            raise InfeasibleError(answer.infeasible)
+        found = Candidate.of(self.problem, answer.stages, name)
+        if found is not None and (self.best is None or found.value < self.best.value):
+            self.best = found
+        if answer.bound is not None and answer.bound.value > self.bound.value:
+            self.bound = answer.bound
+        if self.limits.progress is not None:
+            value = math.inf if self.best is None else self.best.value
+            self.limits.progress(value, self.bound.value)
+
+    def _none_in_time(self) -> NoPlanError:
+        return NoPlanError(
+            f"no plan was found in {self.limits.time_limit_s:g} s, though one may exist; "
+            "raise the time limit"
         )
-        stages = None if answer.values is None else model.placement(answer.values)
-        best = _best([start, Candidate.of(self.problem, stages)])
-        if best is None:
-            raise self._without_a_plan(answer)
-        proven = answer.bound * scale
-        if proven >= best.value * (1 - PROVEN):
-            proven = best.value
-        if proven > bound.value:
-            bound = Bound(proven, "integer program")
-        return Found(best, bound, answer.interrupted)
-
-    def _without_a_plan(self, answer: backend.Answer) -> BaseException:
-        if answer.interrupted:
-            return KeyboardInterrupt()
-        if not answer.infeasible:
-            return NoPlanError(
-                f"no plan was found in {self.time_limit_s:g} s, though one may exist; "
-                "raise the time limit"
-            )
-        return InfeasibleError(
-            f"the integer program proves that no split of {self.problem.num_units} units over "
-            f"{self.problem.num_devices} devices keeps their order, runs each on a type that can "
-            "run it and fits every memory. Raise `memory_bytes` of a device, add one, or lower the "
-            "number of micro-batches."
-        )
-
-    def _scaled(self, scale: float) -> Progress | None:
-        tell = self.progress
-        return tell and (lambda value, bound: tell(value * scale, bound * scale))
-
-
-def _best(candidates: list[Candidate] | list[Candidate | None]) -> Candidate | None:
-    found = [candidate for candidate in candidates if candidate is not None]
-    return min(found, key=lambda candidate: candidate.value, default=None)

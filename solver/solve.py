@@ -12,6 +12,7 @@ from skyfx.solver.errors import InfeasibleError, NoPlanError
 from skyfx.solver.files import digest, encode
 from skyfx.solver.graph import Graph
 from skyfx.solver.infeasible import explain
+from skyfx.solver.method import PROVEN, Candidate, Limits, Progress
 from skyfx.solver.plan import (
     Alternatives,
     Assumptions,
@@ -23,7 +24,7 @@ from skyfx.solver.plan import (
     relative_gap,
 )
 from skyfx.solver.problem import Problem
-from skyfx.solver.search import PROVEN, Candidate, Found, Progress, Search
+from skyfx.solver.search import Found, Search
 
 __all__: list[str] = ["Progress", "Solution", "solve"]
 
@@ -47,13 +48,16 @@ class _Known:
     @classmethod
     def of(cls, problem: Problem) -> "_Known":
         return cls(
-            even=Candidate.of(problem, baselines.even(problem)),
-            dynamic=Candidate.of(problem, baselines.dynamic(problem)),
-            best_single_device=Candidate.of(problem, baselines.best_single_device(problem)),
+            even=Candidate.of(problem, baselines.even(problem), "even"),
+            dynamic=Candidate.of(problem, baselines.dynamic(problem), "dynamic"),
+            best_single_device=Candidate.of(
+                problem, baselines.best_single_device(problem), "best single device"
+            ),
         )
 
-    def candidates(self) -> list[Candidate]:
-        return [c for c in (self.even, self.dynamic, self.best_single_device) if c is not None]
+    def best(self) -> Candidate | None:
+        found = [c for c in (self.even, self.dynamic, self.best_single_device) if c is not None]
+        return min(found, key=lambda candidate: candidate.value, default=None)
 
     def alternatives(self) -> Alternatives:
         def value(candidate: Candidate | None) -> float | None:
@@ -112,8 +116,15 @@ def solve(
     problem = _checked(graph, cluster, assumptions or Assumptions())
     known = _Known.of(problem)
     if strategy == "optimal":
-        search = Search(problem, began, time_limit_s, gap, seed, solver, progress)
-        found = search.run(known.candidates())
+        limits = Limits(
+            began=began,
+            time_limit_s=time_limit_s,
+            gap=gap,
+            seed=seed,
+            solver=solver,
+            progress=progress,
+        )
+        found = Search(problem, limits, known.best()).run()
     else:
         found = _baseline(problem, strategy, known)
     plan = _plan(
@@ -168,6 +179,8 @@ def _solver_info(found: Found, strategy: Strategy, solver: str, wall_s: float) -
         wall_s=wall_s,
         strategy=strategy,
         binding=found.bound.binding,
+        method=found.best.method,
+        says=found.says,
     )
 
 

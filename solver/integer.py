@@ -1,0 +1,56 @@
+"""The method for everything: the integer linear program of `ilp.py`, from the best plan so far."""
+
+from collections.abc import Iterator
+
+from skyfx.solver import backend, ilp
+from skyfx.solver.bounds import Bound
+from skyfx.solver.method import PROVEN, Answer, Progress, Task
+
+__all__: list[str] = ["integer_program"]
+
+ROWS_PER_S = 40_000
+"""Constraints of the integer program that PuLP takes in a second, about."""
+
+
+def integer_program(task: Task) -> Iterator[Answer]:
+    """Solve the integer program, unless writing it down alone would pass the time limit."""
+    problem, limits = task.problem, task.limits
+    # Writing the program down takes time of its own, and cannot be stopped half-way.
+    rows = problem.num_units * problem.num_devices**2
+    size = f"{problem.num_units} units x {problem.num_devices} devices"
+    if rows / ROWS_PER_S > limits.left_s:
+        yield Answer(says=f"{size} are too many to write down in the time that is left")
+        return
+    scale = (task.best.cost.bottleneck_s if task.best else task.bound.value) or 1.0
+    model = ilp.build(problem, scale)
+    if task.best is not None and problem.assumptions.objective == "throughput":
+        model.bottleneck.upBound = 1 + PROVEN
+    answer = backend.minimise(
+        model.lp,
+        model.start(task.best.stages) if task.best else {},
+        time_limit_s=limits.left_s,
+        gap=limits.gap,
+        seed=limits.seed,
+        solver=limits.solver,
+        progress=_scaled(limits.progress, scale),
+    )
+    yield Answer(
+        stages=None if answer.values is None else model.placement(answer.values),
+        bound=Bound(answer.bound * scale, "integer program"),
+        infeasible=_infeasible(task) if answer.infeasible and answer.values is None else "",
+        interrupted=answer.interrupted,
+        says=f"{size}, {limits.solver}",
+    )
+
+
+def _infeasible(task: Task) -> str:
+    return (
+        f"the integer program proves that no split of {task.problem.num_units} units over "
+        f"{task.problem.num_devices} devices keeps their order, runs each on a type that can "
+        "run it and fits every memory. Raise `memory_bytes` of a device, add one, or lower the "
+        "number of micro-batches."
+    )
+
+
+def _scaled(tell: Progress | None, scale: float) -> Progress | None:
+    return tell and (lambda value, bound: tell(value * scale, bound * scale))
