@@ -11,6 +11,7 @@ from skyfx.solver.bounds import Bound, simple_bound
 from skyfx.solver.errors import InfeasibleError, NoPlanError
 from skyfx.solver.integer import integer_program
 from skyfx.solver.interval import intervals
+from skyfx.solver.lattice import lattice
 from skyfx.solver.method import Answer, Candidate, Limits, Method, Task
 from skyfx.solver.problem import Problem
 
@@ -18,6 +19,7 @@ __all__: list[str] = ["Found", "Search"]
 
 METHODS: dict[str, Method] = {
     "intervals": intervals,
+    "ideals": lattice,
     "integer program": integer_program,
 }
 """In the order in which they are tried: quick plans first, then quick proofs, then the ILP."""

@@ -1,0 +1,169 @@
+"""The ideals of a problem: every set of units that a pipeline can have finished at a boundary.
+
+An ideal (a downward-closed set) holds with each unit all that the unit reads. Stages between two
+ideals `I <= J` hold the units `J - I`; so plans are chains of ideals, on any graph. Ideals are few
+where a model is mostly one line, and as many as `2^n` where it is not.
+
+In `relay`, units that cost nothing wherever they are *float*: the lattice is built without them.
+
+- An input is fed at stage 1, whatever stage holds its node: the first one does.
+- A source that takes no time, such as a parameter read by several layers, only travels further
+  when it is made earlier: the stage of its first reader holds it.
+
+Where memory is limited only sources without memory float. So nothing is lost.
+"""
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from functools import cached_property
+
+import numpy as np
+from numpy.typing import NDArray
+
+from skyfx.solver.problem import Floats, Problem, UnitPlacement, Value
+
+__all__: list[str] = ["Ideals"]
+
+Ints = NDArray[np.int32]
+
+
+@dataclass(frozen=True)
+class Ideals:
+    """All ideals, `N` of them, by growing size: the first is empty, the last is everything.
+
+    `members` are bit sets of units. The ideals that add one unit to ideal I are
+    `above[first[I]:first[I + 1]]`, and `added` says which unit.
+    """
+
+    problem: Problem
+    floating: frozenset[int]
+    members: list[int]
+    first: Ints
+    above: Ints
+    added: Ints
+
+    @classmethod
+    def of(cls, problem: Problem, at_most: int) -> "Ideals | None":
+        """Enumerate the ideals; None where there are more than `at_most`."""
+        floating = frozenset(_floating(problem))
+        readers, reads = _neighbours(problem, floating)
+        start = [i for i in range(problem.num_units) if i not in floating and not reads[i]]
+        free = {0: sum(1 << i for i in start)}  # of each ideal, the units that can come next
+        members: list[int] = []
+        first, above, added = [0], [], []
+        while free:
+            following: dict[int, int] = {}
+            place: dict[int, int] = {}
+            base = len(members) + len(free)
+            for ideal, ready in free.items():
+                members.append(ideal)
+                for i in _bits(ready):
+                    larger = ideal | 1 << i
+                    if larger not in following:
+                        now = (j for j in readers[i] if not reads[j] & ~larger)
+                        following[larger] = ready & ~(1 << i) | sum(1 << j for j in now)
+                        place[larger] = base + len(place)
+                    above.append(place[larger])
+                    added.append(i)
+                first.append(len(above))
+            if len(members) + len(following) > at_most:
+                return None
+            free = following
+        arrays = (np.array(a, dtype=np.int32) for a in (first, above, added))
+        return cls(problem, floating, members, *arrays)
+
+    @property
+    def covers(self) -> tuple[Ints, Ints, Ints]:
+        """`first`, `above` and `added`."""
+        return self.first, self.above, self.added
+
+    def __len__(self) -> int:
+        return len(self.members)
+
+    @cached_property
+    def holds(self) -> NDArray[np.bool_]:
+        """Which unit is in which ideal, `(n, N)`; floating units are in none."""
+        n = self.problem.num_units
+        width = (n + 7) // 8
+        raw = b"".join(ideal.to_bytes(width, "little") for ideal in self.members)
+        packed = np.frombuffer(raw, dtype=np.uint8).reshape(len(self), width)
+        bits = np.unpackbits(packed, axis=1, bitorder="little")[:, :n]
+        return np.ascontiguousarray(bits.T).astype(bool)
+
+    @cached_property
+    def crossing(self) -> Floats:
+        """What crosses a boundary behind each ideal, `(4, N)`.
+
+        Bytes forward, bytes backward, 1 where any value crosses, 1 where any gradient does.
+        """
+        total = np.zeros((4, len(self)))
+        for value in self.problem.values:
+            alive = self._alive(value)
+            total[0, alive] += value.output_bytes
+            total[1, alive] += value.gradient_bytes
+            total[2, alive] = 1.0
+            total[3, alive] += value.gradient_bytes > 0
+        np.minimum(total[3], 1.0, out=total[3])
+        return total
+
+    def placement(self, stages: Iterable[tuple[int, int, int]]) -> UnitPlacement:
+        """The plan of `(device, ideal before, ideal behind)` a stage, floating units included."""
+        parts = [
+            (d, list(_bits(self.members[after] & ~self.members[before])))
+            for d, before, after in stages
+        ]
+        stage_of = {i: k for k, (_, part) in enumerate(parts) for i in part}
+        readers: dict[int, set[int]] = {}
+        for a, b in self.problem.edges:
+            readers.setdefault(a, set()).add(stage_of.get(b, len(parts) - 1))
+        for i in self.floating:
+            fed = self._is_input(i)
+            parts[0 if fed else min(readers.get(i, {len(parts) - 1}))][1].append(i)
+        return [(d, sorted(part)) for d, part in parts]
+
+    def _alive(self, value: Value) -> NDArray[np.bool_]:
+        """At which ideals the value crosses the boundary."""
+        readers = [i for i in value.consumers if i not in self.floating]
+        behind = ~self.holds[readers].all(axis=0) | value.is_output
+        if value.is_input:
+            return behind
+        if value.producer in self.floating:
+            return behind & self.holds[readers].any(axis=0)
+        made: NDArray[np.bool_] = self.holds[value.producer]
+        return behind & made
+
+    def _is_input(self, unit: int) -> bool:
+        return self.problem.graph.nodes[self.problem.members[unit][0]].is_input
+
+
+def _floating(problem: Problem) -> list[int]:
+    """The units that cost nothing wherever they are: in `relay` they need no place of their own."""
+    if problem.assumptions.communication == "host":
+        return []
+    limited = bool(np.isfinite(problem.memory_limit).any())
+    memory = problem.need_bytes(problem.num_devices) + problem.peak_bytes
+    costs = (problem.time_s != 0).any(axis=0) | (limited & (memory > 0))
+    reading = {b for _, b in problem.edges}
+    return [
+        i
+        for i, members in enumerate(problem.members)
+        if not costs[i] and i not in reading and len(members) == 1
+    ]
+
+
+def _neighbours(problem: Problem, floating: frozenset[int]) -> tuple[list[list[int]], list[int]]:
+    """Of each unit, its readers as a list and what it reads as a bit set; none that float."""
+    readers: list[list[int]] = [[] for _ in range(problem.num_units)]
+    reads = [0] * problem.num_units
+    for a, b in problem.edges:
+        if a not in floating:
+            readers[a].append(b)
+            reads[b] |= 1 << a
+    return readers, reads
+
+
+def _bits(of: int) -> Iterable[int]:
+    while of:
+        lowest = of & -of
+        yield lowest.bit_length() - 1
+        of ^= lowest

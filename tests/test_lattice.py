@@ -1,0 +1,57 @@
+"""The exact method over ideals, against trying every plan."""
+
+from dataclasses import replace
+
+import pytest
+from hypothesis import given, settings
+
+from skyfx.solver import Assumptions, Cluster, Graph
+from skyfx.solver.bounds import simple_bound
+from skyfx.solver.lattice import lattice
+from skyfx.solver.method import Candidate, Limits, Task
+from skyfx.solver.problem import Problem
+from tests.instances import all_plans, assumptions, clusters, graphs
+
+CLOSE = 1e-6
+
+
+def run(g: Graph, c: Cluster, a: Assumptions) -> tuple[float | None, float]:
+    """The best value and the best bound of the method alone."""
+    problem = Problem(g, c, a)
+    known = simple_bound(problem)
+    best, bound = None, known.value
+    for answer in lattice(Task(problem, None, known, Limits())):
+        if answer.infeasible:
+            assert answer.stages is None
+            return None, float("inf")
+        found = Candidate.of(problem, answer.stages)
+        if found is not None:
+            best = found.value if best is None else min(best, found.value)
+        if answer.bound is not None:
+            bound = max(bound, answer.bound.value)
+    return best, bound
+
+
+@settings(max_examples=300)
+@given(graphs(), clusters(), assumptions())
+def test_no_plan_beats_the_bound(g: Graph, c: Cluster, a: Assumptions) -> None:
+    a = replace(a, communication="relay")
+    best = min((cost.objective_value for _, cost in all_plans(g, c, a)), default=None)
+    if best is not None:
+        assert run(g, c, a)[1] <= best * (1 + CLOSE)
+
+
+@settings(max_examples=300)
+@given(graphs(), clusters(), assumptions())
+def test_without_memory_limits_it_finds_and_proves_the_best(
+    g: Graph, c: Cluster, a: Assumptions
+) -> None:
+    a = replace(a, communication="relay")
+    c = replace(c, devices=tuple(replace(d, memory_bytes=None) for d in c.devices))
+    best = min((cost.objective_value for _, cost in all_plans(g, c, a)), default=None)
+    found, bound = run(g, c, a)
+    if best is None:
+        assert found is None
+    elif a.objective != "step":
+        assert found == pytest.approx(best, rel=CLOSE, abs=1e-9)
+        assert bound == pytest.approx(best, rel=CLOSE, abs=1e-9)
