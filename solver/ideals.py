@@ -11,9 +11,13 @@ In `relay`, units that cost nothing wherever they are *float*: the lattice is bu
   when it is made earlier: the stage of its first reader holds it.
 
 Where memory is limited only sources without memory float. So nothing is lost.
+
+Units can also be put *aside*: a caller that does so counts their time by other means. What is left
+keeps the order that they imposed. A value that they make or read crosses at least where its other
+readers ask for it.
 """
 
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable, Iterator
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -22,7 +26,7 @@ from numpy.typing import NDArray
 
 from skyfx.solver.problem import Floats, Problem, UnitPlacement, Value
 
-__all__: list[str] = ["Ideals"]
+__all__: list[str] = ["Ideals", "bits", "floating"]
 
 Ints = NDArray[np.int32]
 
@@ -31,23 +35,23 @@ Ints = NDArray[np.int32]
 class Ideals:
     """All ideals, `N` of them, by growing size: the first is empty, the last is everything.
 
-    `members` are bit sets of units. The ideals that add one unit to ideal I are
+    `members` are bit sets of units, without those of `outside`, which float or are put aside. The ideals that add one unit to ideal I are
     `above[first[I]:first[I + 1]]`, and `added` says which unit.
     """
 
     problem: Problem
-    floating: frozenset[int]
+    outside: frozenset[int]
     members: list[int]
     first: Ints
     above: Ints
     added: Ints
 
     @classmethod
-    def of(cls, problem: Problem, at_most: int) -> "Ideals | None":
+    def of(cls, problem: Problem, at_most: int, aside: Collection[int] = ()) -> "Ideals | None":
         """Enumerate the ideals; None where there are more than `at_most`."""
-        floating = frozenset(_floating(problem))
-        readers, reads = _neighbours(problem, floating)
-        start = [i for i in range(problem.num_units) if i not in floating and not reads[i]]
+        outside = frozenset([*floating(problem), *aside])
+        readers, reads = _neighbours(problem, outside)
+        start = [i for i in range(problem.num_units) if i not in outside and not reads[i]]
         free = {0: sum(1 << i for i in start)}  # of each ideal, the units that can come next
         members: list[int] = []
         first, above, added = [0], [], []
@@ -57,7 +61,7 @@ class Ideals:
             base = len(members) + len(free)
             for ideal, ready in free.items():
                 members.append(ideal)
-                for i in _bits(ready):
+                for i in bits(ready):
                     larger = ideal | 1 << i
                     if larger not in following:
                         now = (j for j in readers[i] if not reads[j] & ~larger)
@@ -70,7 +74,7 @@ class Ideals:
                 return None
             free = following
         arrays = (np.array(a, dtype=np.int32) for a in (first, above, added))
-        return cls(problem, floating, members, *arrays)
+        return cls(problem, outside, members, *arrays)
 
     @property
     def covers(self) -> tuple[Ints, Ints, Ints]:
@@ -82,7 +86,7 @@ class Ideals:
 
     @cached_property
     def holds(self) -> NDArray[np.bool_]:
-        """Which unit is in which ideal, `(n, N)`; floating units are in none."""
+        """Which unit is in which ideal, `(n, N)`; those outside are in none."""
         n = self.problem.num_units
         width = (n + 7) // 8
         raw = b"".join(ideal.to_bytes(width, "little") for ideal in self.members)
@@ -106,28 +110,50 @@ class Ideals:
         np.minimum(total[3], 1.0, out=total[3])
         return total
 
-    def placement(self, stages: Iterable[tuple[int, int, int]]) -> UnitPlacement:
-        """The plan of `(device, ideal before, ideal behind)` a stage, floating units included."""
-        parts = [
-            (d, list(_bits(self.members[after] & ~self.members[before])))
+    def placement(self, stages: Iterable[tuple[int, int, int]], bottleneck: float) -> UnitPlacement:
+        """The plan of `(device, ideal before, ideal behind)` a stage, with the units outside.
+
+        Each of those goes to the latest stage where it may be and keeps `bottleneck`, in seconds.
+        """
+        taken = [
+            (d, list(bits(self.members[after] & ~self.members[before])))
             for d, before, after in stages
         ]
-        stage_of = {i: k for k, (_, part) in enumerate(parts) for i in part}
-        readers: dict[int, set[int]] = {}
+        time_s, last = self.problem.time_s, len(taken) - 1
+        load = [float(time_s[d, part].sum()) for d, part in taken]
+        stage_of = {i: k for k, (_, part) in enumerate(taken) for i in part}
+        for i in sorted(self.outside, reverse=True):
+            earliest = max((stage_of[j] for j in self._before[i]), default=0)
+            latest = min((stage_of[j] for j in self._readers[i]), default=last)
+            if self._is_input(i):
+                latest = earliest
+            times = {k: load[k] + time_s[taken[k][0], i] for k in range(earliest, latest + 1)}
+            k = next((k for k in sorted(times, reverse=True) if times[k] <= bottleneck), None)
+            k = min(times, key=lambda k: times[k]) if k is None else k
+            stage_of[i], load[k] = k, times[k]
+            taken[k][1].append(i)
+        return [(d, sorted(part)) for d, part in taken]
+
+    @cached_property
+    def _readers(self) -> list[list[int]]:
+        """All readers of each unit."""
+        readers: list[list[int]] = [[] for _ in range(self.problem.num_units)]
         for a, b in self.problem.edges:
-            readers.setdefault(a, set()).add(stage_of.get(b, len(parts) - 1))
-        for i in self.floating:
-            fed = self._is_input(i)
-            parts[0 if fed else min(readers.get(i, {len(parts) - 1}))][1].append(i)
-        return [(d, sorted(part)) for d, part in parts]
+            readers[a].append(b)
+        return readers
+
+    @cached_property
+    def _before(self) -> list[list[int]]:
+        """Of each unit, the units in the lattice that it reads, also through those outside."""
+        return [list(bits(reads)) for reads in _neighbours(self.problem, self.outside)[1]]
 
     def _alive(self, value: Value) -> NDArray[np.bool_]:
         """At which ideals the value crosses the boundary."""
-        readers = [i for i in value.consumers if i not in self.floating]
+        readers = [i for i in value.consumers if i not in self.outside]
         behind = ~self.holds[readers].all(axis=0) | value.is_output
         if value.is_input:
             return behind
-        if value.producer in self.floating:
+        if value.producer in self.outside:
             return behind & self.holds[readers].any(axis=0)
         made: NDArray[np.bool_] = self.holds[value.producer]
         return behind & made
@@ -136,7 +162,7 @@ class Ideals:
         return self.problem.graph.nodes[self.problem.members[unit][0]].is_input
 
 
-def _floating(problem: Problem) -> list[int]:
+def floating(problem: Problem) -> list[int]:
     """The units that cost nothing wherever they are: in `relay` they need no place of their own."""
     if problem.assumptions.communication == "host":
         return []
@@ -151,18 +177,21 @@ def _floating(problem: Problem) -> list[int]:
     ]
 
 
-def _neighbours(problem: Problem, floating: frozenset[int]) -> tuple[list[list[int]], list[int]]:
-    """Of each unit, its readers as a list and what it reads as a bit set; none that float."""
-    readers: list[list[int]] = [[] for _ in range(problem.num_units)]
+def _neighbours(problem: Problem, outside: frozenset[int]) -> tuple[list[list[int]], list[int]]:
+    """Of each unit, its readers as a list and what it reads as a bit set; through those outside."""
     reads = [0] * problem.num_units
-    for a, b in problem.edges:
-        if a not in floating:
-            readers[a].append(b)
-            reads[b] |= 1 << a
+    for a, b in sorted(problem.edges, key=lambda edge: edge[1]):
+        reads[b] |= reads[a] if a in outside else 1 << a
+    readers: list[list[int]] = [[] for _ in range(problem.num_units)]
+    for b, read in enumerate(reads):
+        if b not in outside:
+            for a in bits(read):
+                readers[a].append(b)
     return readers, reads
 
 
-def _bits(of: int) -> Iterable[int]:
+def bits(of: int) -> Iterator[int]:
+    """The members of a bit set, ascending."""
     while of:
         lowest = of & -of
         yield lowest.bit_length() - 1

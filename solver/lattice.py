@@ -1,88 +1,84 @@
-"""The exact method for a graph of few ideals on few kinds of devices, in `relay`.
+"""The exact method over ideals, in `relay`: every plan of a graph is a chain of them.
 
-A plan is a chain of ideals. At a fixed bottleneck T the question is only feasibility, worked out
-from the last stage to the first. A state s is (devices used from here on, the first one's group):
+At a fixed bottleneck T the question is only feasibility. It is worked out from the last stage to
+the first by `labels.py`, over states (devices used from a stage on, that stage's kind of device) and
+ideals (what is done before it). A stage's time is the sum of its units', so no pairs of ideals are
+looked at: a label passes from an ideal to those with one unit less, and at any ideal the next
+device's stage may begin. Bisection on T finds the optimum; a T without a plan is a lower bound.
 
-    end[s, J]   = the least time in which a stage of state s that ends at ideal J sends:
-                  the least move(s, r, J) over next states r with least[r, J] + move(s, r, J) <= T
-    least[s, I] = the least time that a stage of state s from I on takes before it receives:
-                  the least time(J - I) + end[s, J] over ideals J >= I
-
-As a stage's time is the sum of its units', `least` needs no pairs of ideals. It passes from each
-ideal to those with one unit less:
-
-    least[s, I] = min(end[s, I], min over units i that can come next of time[i] + least[s, I + i])
-
-With `overlap = full` sending does not add up: `end` is 0 where a move within T leads on. Bisection
-on T finds the optimum, and a T without a plan is a lower bound. With `shortest`, the same tables
-hold the least latency instead. Memory is not looked at, which can only lower the bound.
+Units that would multiply the ideals are put aside (`aside.py`). They count as work that may go
+anywhere, which can only lower the bound, and a plan gives each a place afterwards.
 """
 
 import math
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator
+from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
 
 import numpy as np
-from numba import njit
 
+from skyfx.solver.aside import narrowed
 from skyfx.solver.bounds import Bound, largest_unit
 from skyfx.solver.ideals import Ideals
+from skyfx.solver.labels import OVERFLOW, fill, locate
 from skyfx.solver.method import PROVEN, Answer, Task
 from skyfx.solver.problem import Floats, Problem, UnitPlacement
 from skyfx.solver.states import States
 
 __all__: list[str] = ["lattice"]
 
+MAX_CELLS = 6_000_000
+"""States times ideals."""
+
 MAX_IDEALS = 100_000
-MAX_CELLS = 40_000_000
-"""States times ideals; each is eight bytes."""
+MAX_STATES = 20_000
+POOL = 8_000_000
+"""Labels; each is 28 bytes."""
+
+WIDTH = 8
+"""Labels of a cell."""
 
 UNDER = 1 - 1e-9
 """Sums of many floats differ in their last digits: a bound stays this far below."""
 
 
 def lattice(task: Task) -> Iterator[Answer]:
-    """Find the best plan of all, or the best when memory is not looked at."""
+    """Find the best plan of all, as far as units need not be put aside."""
     problem = task.problem
     if problem.assumptions.communication != "relay":
         yield Answer(says="only for relay")
         return
     states = States.number(problem)
-    ideals = Ideals.of(problem, min(MAX_IDEALS, MAX_CELLS // states)) if states < 50_000 else None
-    if ideals is None:
-        yield Answer(says=f"{states} states of devices, with too many ideals for that")
+    at_most = min(MAX_IDEALS, MAX_CELLS // states)
+    found = narrowed(problem, at_most) if states <= MAX_STATES else None
+    if found is None:
+        yield Answer(says=f"too many ideals, with {states} states of devices")
         return
-    says = f"{len(ideals)} ideals x {states} states of devices"
-    program = Program(problem, ideals, States(problem))
-    if problem.assumptions.objective != "throughput":
-        yield _shortest(task, program, says)
-    if problem.assumptions.objective != "latency":
-        yield from _bisect(task, program, says)
+    ideals, aside = found
+    says = f"{len(ideals)} ideals x {states} states of devices, {len(aside)} units put aside"
+    program = Program(problem, ideals, States(problem), tuple(aside))
+    yield from _search(task, program, says)
 
 
-def _shortest(task: Task, program: "Program", says: str) -> Answer:
-    """The plan of least latency, which is proven where latency is the objective."""
-    stages = program.plan(math.inf, shortest=True)
-    bound = Bound(program.least_s() * UNDER, "ideals")
-    proven = task.problem.assumptions.objective == "latency"
-    return Answer(stages=stages, bound=bound if proven else None, says=says)
-
-
-def _bisect(task: Task, program: "Program", says: str) -> Iterator[Answer]:
+def _search(task: Task, program: "Program", says: str) -> Iterator[Answer]:
     """Halve the interval between what is proven impossible and what a plan reaches."""
-    on_objective = _bound_of(task, program)
-    throughput = task.problem.assumptions.objective == "throughput"
-    low = (task.bound if throughput else largest_unit(task.problem)).value
-    high = task.bottleneck_s
-    if not math.isfinite(high):
-        stages = program.plan(math.inf)
-        if stages is None:
+    assumptions = task.problem.assumptions
+    latency_s, rounds = 0.0, 1
+    if assumptions.objective != "throughput" or task.best is None:
+        shortest = program.shortest()
+        if shortest is None:
             yield Answer(infeasible="no order of the devices can run all units", says=says)
             return
-        high = task.problem.cost(stages).bottleneck_s
-        yield Answer(stages=stages, says=says)
+        yield Answer(stages=shortest[1], says=says)
+        if assumptions.objective != "throughput":
+            latency_s, rounds = shortest[0] * UNDER, assumptions.microbatches - 1
+        if assumptions.objective == "latency":
+            yield Answer(bound=Bound(latency_s, "ideals"), says=says)
+            return
+    low, high = program.low_s(task), program.high_s
+    if task.best is not None:
+        high = min(high, task.bottleneck_s)
     below = False
     while high > low * (1 + PROVEN):
         below = not below
@@ -91,116 +87,117 @@ def _bisect(task: Task, program: "Program", says: str) -> Iterator[Answer]:
         stages = program.plan(middle)
         if stages is None:
             low = middle * UNDER
-            yield Answer(bound=on_objective(low), says=says)
+            yield Answer(bound=Bound(latency_s + rounds * low, "ideals"), says=says)
         else:
-            high = min(middle, task.problem.cost(stages).bottleneck_s)
+            high = middle
             yield Answer(stages=stages, says=says)
 
 
-def _bound_of(task: Task, program: "Program") -> Callable[[float], Bound]:
-    """From a bound on the bottleneck to one on the objective."""
-    assumptions = task.problem.assumptions
-    if assumptions.objective == "throughput":
-        return lambda low: Bound(low, "ideals")
-    program.plan(math.inf, shortest=True)
-    latency_s = program.least_s() * UNDER
-    rounds = assumptions.microbatches - 1
-    return lambda low: Bound(latency_s + rounds * low, "ideals: least latency and bottleneck")
-
-
-@dataclass(frozen=True)
+@dataclass
 class Program:
     """The tables of the dynamic program, ready for any T."""
 
     problem: Problem
     ideals: Ideals
     states: States
+    aside: tuple[int, ...]
+    high_s: float = field(init=False, default=math.inf)
+    """The bottleneck of a plan that is known to exist."""
+
+    def __post_init__(self) -> None:
+        shape = (len(self.states.all), len(self.ideals))
+        self._cells = (np.zeros(shape, dtype=np.int32), np.zeros(shape, dtype=np.int32))
+        self._pool = (*(np.empty(POOL) for _ in range(3)), np.empty(POOL, dtype=np.int32))
+
+    def low_s(self, task: Task) -> float:
+        """A bottleneck that no plan undercuts."""
+        throughput = task.problem.assumptions.objective == "throughput"
+        return (task.bound if throughput else largest_unit(task.problem)).value
+
+    def plan(self, bottleneck: float) -> UnitPlacement | None:
+        """A plan with no stage above `bottleneck`, but for units put aside; None if none exists."""
+        weight = self._weight
+        aside = float((weight[:, None] * self.states.time_s[:, self.aside]).min(axis=0).sum())
+        everything = float((weight * [len(group) for group in self.states.groups]).sum())
+        limit = bottleneck / UNDER
+        full = self.problem.assumptions.overlap == "full"
+        return self._plan((limit, (everything * limit - aside) / UNDER, full, False), weight)
+
+    def shortest(self) -> tuple[float, UnitPlacement] | None:
+        """The least latency that any plan can have, and a plan that has it."""
+        stages = self._plan((math.inf, math.inf, False, True), np.ones(len(self.states.groups)))
+        if stages is None:
+            return None
+        self.high_s = self.problem.cost(stages).bottleneck_s
+        return self._value + float(self.states.time_s[:, self.aside].min(axis=0).sum()), stages
+
+    def _plan(self, rules: tuple[float, float, bool, bool], weight: Floats) -> UnitPlacement | None:
+        states, width = self.states, WIDTH
+        tables = (states.group, states.position, *states.following)
+        costs = self._costs(rules[0], weight)
+        while True:
+            label = fill((*rules, width), tables, self.ideals.covers, costs, self._pool, self._cells)
+            if label != OVERFLOW:
+                break
+            width //= 2
+        if label < 0:
+            return None
+        self._value = float(self._pool[0][label])
+        return self._trace(label, rules[0])
+
+    def _trace(self, label: int, bottleneck: float) -> UnitPlacement:
+        """Read a plan from its label, from the first stage on."""
+        size, path = len(self.ideals), [divmod(locate(self._cells, label), len(self.ideals))]
+        while (label := int(self._pool[3][label])) >= 0:
+            path.append(divmod(locate(self._cells, label), size))
+        stages, before = [], 0
+        for x, (state, ideal) in enumerate(path):
+            if x + 1 == len(path) or path[x + 1][0] != state:
+                stages.append((state, before, ideal))
+                before = ideal
+        devices = self.states.devices([state for state, _, _ in stages])
+        with_devices = ((d, i, j) for d, (_, i, j) in zip(devices, stages, strict=True))
+        return self.ideals.placement(with_devices, bottleneck)
+
+    def _costs(self, bottleneck: float, weight: Floats) -> tuple[Any, ...]:
+        states, time = self.states, self.states.time_s
+        least = (weight[:, None] * time).min(axis=0)
+        rest = np.array([least[inside].sum() for inside in self.ideals.holds.T])
+        free = [len(group) for group in states.groups]
+        room = [
+            sum(w * (f - c) for w, f, c in zip(weight, free, counts, strict=True)) + weight[g]
+            for counts, g in states.all
+        ]
+        scale = bottleneck if math.isfinite(bottleneck) else 1e300
+        need, limit = self._memory
+        return time, self._move_s, need, limit, weight, rest, np.array(room) * scale / UNDER
 
     @cached_property
-    def least(self) -> Floats:
-        """`least[s, I]` of the last T, `(S, N)`."""
-        return np.empty((len(self.states.all), len(self.ideals)))
+    def _memory(self) -> tuple[Floats, Floats]:
+        """Bytes of each unit at each position from the end, `(D + 1, n)`, and each group's limit."""
+        problem = self.problem
+        limit = problem.memory_limit[[group[0] for group in self.states.groups]]
+        need = np.zeros((problem.num_devices + 1, problem.num_units))
+        if np.isfinite(limit).any():
+            for position in range(1, problem.num_devices + 1):
+                need[position] = problem.need_bytes(position)
+        if (need.sum(axis=1).max() <= limit).all():
+            need[:] = 0.0  # nothing binds, so labels need not differ in it
+        return need, limit / UNDER
 
     @cached_property
-    def move_s(self) -> Floats:
+    def _weight(self) -> Floats:
+        """A price of each group's time, `(G,)`: its speed over all units."""
+        time = self.states.time_s
+        work = np.where(np.isfinite(time), time, 0.0).sum(axis=1)
+        weight: Floats = np.where(work > 0, 1.0 / np.where(work > 0, work, 1.0), 1.0)
+        return weight
+
+    @cached_property
+    def _move_s(self) -> Floats:
         """Seconds to move what crosses behind each ideal, `(G, G, N)`."""
         latency, per_byte, back_latency, back_per_byte = self.states.wires[..., None]
         forward, backward, some, some_back = self.ideals.crossing
         move: Floats = latency * some + per_byte * forward
         move += back_latency * some_back + back_per_byte * backward
         return move
-
-    @property
-    def _full(self) -> bool:
-        return self.problem.assumptions.overlap == "full"
-
-    def plan(self, bottleneck: float, *, shortest: bool = False) -> UnitPlacement | None:
-        """A plan with no stage above `bottleneck`, or with `shortest` the one of least latency."""
-        rules = (bottleneck / UNDER, self.problem.assumptions.overlap == "full", shortest)
-        tables = (self.states.group, *self.states.following, self.move_s, self.least)
-        fill(rules, tables, self.ideals.covers, self.states.time_s)
-        state = int(self.least[:, 0].argmin())
-        if not np.isfinite(self.least[state, 0]):
-            return None
-        return self._trace(state, rules, tables)
-
-    def least_s(self) -> float:
-        """The least value of a plan in the table: with `shortest` the latency."""
-        return float(self.least[:, 0].min())
-
-    def _trace(self, state: int, rules: Any, tables: Any) -> UnitPlacement:
-        """Read the plan from the table, from its first stage on."""
-        first, above, added = self.ideals.covers
-        path, before, here = [], 0, 0
-        while state >= 0:
-            value, following = end_of(state, here, rules, tables)
-            time_s = self.states.time_s[self.states.group[state]]
-            larger = above[first[here] : first[here + 1]]
-            onward = time_s[added[first[here] : first[here + 1]]] + self.least[state, larger]
-            if onward.min(initial=math.inf) < value:
-                here = int(larger[onward.argmin()])
-            else:
-                path.append((state, before, here))
-                state, before = following, here
-        devices = self.states.devices([s for s, _, _ in path])
-        return self.ideals.placement((d, i, j) for d, (_, i, j) in zip(devices, path, strict=True))
-
-
-@njit(cache=True)  # type: ignore[untyped-decorator]
-def end_of(s: int, j: int, rules: Any, tables: Any) -> tuple[float, int]:
-    """`end[s, J]` and the next state, -1 where the pipeline ends."""
-    bottleneck, full, shortest = rules
-    group, first, following, move_s, least = tables
-    best, after = math.inf, -1
-    if first[s] == first[s + 1] and j == least.shape[1] - 1:
-        best = 0.0
-    for x in range(first[s], first[s + 1]):
-        r = following[x]
-        onward = least[r, j]
-        if onward == math.inf:
-            continue
-        move = move_s[group[s], group[r], j]
-        if shortest:
-            value = onward + move
-        elif full:
-            value = 0.0 if max(onward, move) <= bottleneck else math.inf
-        else:
-            value = move if onward + move <= bottleneck else math.inf
-        if value < best:
-            best, after = value, r
-    return best, after
-
-
-@njit(cache=True)  # type: ignore[untyped-decorator]
-def fill(rules: Any, tables: Any, covers: Any, time_s: Floats) -> None:
-    """Fill `least` for the T in `rules`; infinite where a stage would take longer."""
-    least = tables[4]
-    group = tables[0]
-    first, above, added = covers
-    for s in range(least.shape[0]):
-        time = time_s[group[s]]
-        for i in range(least.shape[1] - 1, -1, -1):
-            best = end_of(s, i, rules, tables)[0]
-            for x in range(first[i], first[i + 1]):
-                best = min(best, time[added[x]] + least[s, above[x]])
-            least[s, i] = best if best <= rules[0] else math.inf

@@ -1,0 +1,64 @@
+"""Which units to put aside, so that the rest of a graph has few ideals.
+
+What multiplies ideals are units that stand beside a long stretch of the graph: a mask that all layers
+read, a counter that nothing reads, a projection of the encoder's output for a late layer. A unit's
+*width* is how many units it is unordered with. Wide units with little work go first.
+"""
+
+import numpy as np
+
+from skyfx.solver.ideals import Ideals, floating
+from skyfx.solver.problem import Problem
+
+__all__: list[str] = ["narrowed"]
+
+LIGHT = 0.002
+"""Share of all work from which on a unit counts as heavy, and is put aside late."""
+
+
+def narrowed(problem: Problem, at_most: int) -> tuple[Ideals, list[int]] | None:
+    """The ideals of as much of the graph as leaves few enough, and the units put aside.
+
+    Args:
+        problem: what is to be planned.
+        at_most: how many ideals there may be.
+
+    Returns:
+        None where even a quarter of the work put aside leaves too many.
+    """
+    ideals = Ideals.of(problem, at_most)
+    if ideals is not None:
+        return ideals, []
+    order = _order(problem)
+    most = int(np.searchsorted(np.cumsum(_share(problem)[order]), 0.25))
+    low, high, found = 0, most, None
+    while low < high:
+        middle = (low + high) // 2
+        ideals = Ideals.of(problem, at_most, order[:middle])
+        if ideals is None:
+            low = middle + 1
+        else:
+            high, found = middle, (ideals, order[:middle])
+    return found
+
+
+def _share(problem: Problem) -> np.ndarray:
+    """Each unit's part of all work, `(n,)`, on the devices' average."""
+    time = np.where(np.isfinite(problem.time_s), problem.time_s, 0.0)
+    of_device = time / np.maximum(time.sum(axis=1, keepdims=True), 1e-300)
+    share: np.ndarray = of_device.mean(axis=0)
+    return share
+
+
+def _order(problem: Problem) -> list[int]:
+    """The units, those to be put aside first first."""
+    n, outside = problem.num_units, set(floating(problem))
+    before, after = [0] * n, [0] * n
+    for a, b in sorted(problem.edges, key=lambda edge: edge[1]):
+        before[b] |= before[a] | 1 << a
+    for a, b in sorted(problem.edges, reverse=True):
+        after[a] |= after[b] | 1 << b
+    width = np.array([n - (before[i] | after[i]).bit_count() for i in range(n)])
+    score = width / (1 + _share(problem) / LIGHT)
+    order = np.argsort(-score, kind="stable")
+    return [int(i) for i in order if i not in outside]

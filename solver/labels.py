@@ -1,0 +1,185 @@
+"""The kernel of the DP over ideals: labels that pass from ideal to ideal, in compiled loops.
+
+A label at (state s, ideal I) stands for plans of everything outside I whose first stage, of state s,
+is still open. It holds three sums:
+
+    t   seconds of the open stage so far: what it sends, and its units outside I
+    a   weighted busy time of the closed stages, sum_k y[d_k] time_s(k)
+    m   bytes of the open stage at its position
+
+A label that is no better than another in all three is dropped. More than `width` labels of one cell
+are thinned by replacing two with the least of both: a plan that does not exist, which is better than
+each. So what is found to be infeasible is infeasible, whatever was thinned.
+
+Total work prunes: with T for each device, `sum_d y[d] T` is all the weighted time there is. The
+units in I will take at least `rest[I]` of it, and no closed stage takes any of them.
+"""
+
+import math
+from typing import Any
+
+import numpy as np
+from numba import njit
+
+__all__: list[str] = ["fill", "locate"]
+
+OVERFLOW = -2
+NONE = -1
+
+
+@njit(cache=True)  # type: ignore[untyped-decorator]
+def fill(rules: Any, states: Any, covers: Any, costs: Any, pool: Any, cells: Any) -> int:
+    """Make all labels for one T.
+
+    Args:
+        rules: T, total weighted time that there is, whether moves overlap, whether `t` is to go on
+            adding up over stages, as latency does, and labels a cell.
+        states: group of each, devices from each on, `first` and `following` of what comes next.
+        covers: `first`, `above`, `added` of the ideals.
+        costs: `time[G, n]`, `move[G, G, N]`, `need[positions, n]`, `limit[G]`, `y[G]`, `rest[N]`,
+            `room[S]`, the weighted time of the state's first device and of those not in the state.
+        pool: `t`, `a`, `m` and `back` of the labels.
+        cells: start and count of the labels, `(S, N)` each.
+
+    Returns:
+        The label of a plan, `NONE`, or `OVERFLOW` where the pool is too small.
+    """
+    width = rules[4]
+    t, a, m, back = pool
+    start, count = cells
+    group, position, _, _ = states
+    first, above, added = covers
+    time, _, need, limit, _, rest, room = costs
+    open_ = (np.empty(4096), np.empty(4096), np.empty(4096), np.empty(4096, dtype=np.int32))
+    used = 0
+    for s in range(len(group)):
+        g, p = group[s], position[s]
+        for i in range(start.shape[1] - 1, -1, -1):
+            start[s, i], count[s, i] = used, 0
+            if rest[i] > room[s]:
+                continue
+            num = _close(rules, states, costs, pool, cells, s, i, open_)
+            for x in range(first[i], first[i + 1]):
+                unit, j = added[x], above[x]
+                for label in range(start[s, j], start[s, j] + count[s, j]):
+                    longer, larger = t[label] + time[g, unit], m[label] + need[p, unit]
+                    if longer <= rules[0] and larger <= limit[g]:
+                        num = _add(open_, num, longer, a[label], larger, label)
+            num = _thin(open_, _within(rules, costs, open_, num, g, i), width)
+            if used + num > len(t):
+                return OVERFLOW
+            for x in range(num):
+                t[used], a[used], m[used] = open_[0][x], open_[1][x], open_[2][x]
+                back[used] = open_[3][x]
+                used += 1
+            count[s, i] = num
+    return _best(rules, states, costs, pool, cells)
+
+
+@njit(cache=True)  # type: ignore[untyped-decorator]
+def _close(
+    rules: Any, states: Any, costs: Any, pool: Any, cells: Any, s: int, i: int, open_: Any
+) -> int:
+    """Open a stage of state s that ends at ideal i: after it the pipeline ends, or a label closes."""
+    bottleneck, _, full, shortest, _ = rules
+    t, a, _, _ = pool
+    start, count = cells
+    group, _, first, following = states
+    move_s, weight = costs[1], costs[4]
+    num = 0
+    if first[s] == first[s + 1]:
+        return _add(open_, 0, 0.0, 0.0, 0.0, NONE) if i == start.shape[1] - 1 else 0
+    for x in range(first[s], first[s + 1]):
+        r = following[x]
+        move = move_s[group[s], group[r], i]
+        for label in range(start[r, i], start[r, i] + count[r, i]):
+            if shortest:
+                num = _add(open_, num, t[label] + move, 0.0, 0.0, label)
+            elif full:
+                if move <= bottleneck:
+                    busy = a[label] + weight[group[r]] * t[label]
+                    num = _add(open_, num, 0.0, busy, 0.0, label)
+            elif t[label] + move <= bottleneck:
+                busy = a[label] + weight[group[r]] * (t[label] + move)
+                num = _add(open_, num, move, busy, 0.0, label)
+    return num
+
+
+@njit(cache=True)  # type: ignore[untyped-decorator]
+def _add(open_: Any, num: int, t: float, a: float, m: float, back: int) -> int:
+    """Add a label unless another is as good; drop those that it makes useless."""
+    ts, as_, ms, backs = open_
+    kept = 0
+    for x in range(num):
+        if ts[x] <= t and as_[x] <= a and ms[x] <= m:
+            return num
+    for x in range(num):
+        if not (t <= ts[x] and a <= as_[x] and m <= ms[x]):
+            ts[kept], as_[kept], ms[kept], backs[kept] = ts[x], as_[x], ms[x], backs[x]
+            kept += 1
+    if kept == len(ts):  # full: the least of both is better than each
+        kept -= 1
+        t, a, m = min(t, ts[kept]), min(a, as_[kept]), min(m, ms[kept])
+    ts[kept], as_[kept], ms[kept], backs[kept] = t, a, m, back
+    return kept + 1
+
+
+@njit(cache=True)  # type: ignore[untyped-decorator]
+def _within(rules: Any, costs: Any, open_: Any, num: int, g: int, i: int) -> int:
+    """Keep the labels that leave enough weighted time for the units in ideal i."""
+    ts, as_, ms, backs = open_
+    weight, rest = costs[4], costs[5]
+    kept = 0
+    for x in range(num):
+        if as_[x] + weight[g] * ts[x] + rest[i] <= rules[1]:
+            ts[kept], as_[kept], ms[kept], backs[kept] = ts[x], as_[x], ms[x], backs[x]
+            kept += 1
+    return kept
+
+
+@njit(cache=True)  # type: ignore[untyped-decorator]
+def _thin(open_: Any, num: int, width: int) -> int:
+    """At most `width` labels: of the sorted by t, the two nearest become the least of both."""
+    ts, as_, ms, backs = open_
+    if num <= width:
+        return num
+    order = np.argsort(ts[:num])
+    ts[:num], as_[:num], ms[:num] = ts[:num][order], as_[:num][order], ms[:num][order]
+    backs[:num] = backs[:num][order]
+    while num > width:
+        x, gap = 0, math.inf
+        for y in range(num - 1):
+            if ts[y + 1] - ts[y] < gap:
+                x, gap = y, ts[y + 1] - ts[y]
+        if as_[x + 1] < as_[x]:
+            backs[x] = backs[x + 1]
+        as_[x], ms[x] = min(as_[x], as_[x + 1]), min(ms[x], ms[x + 1])
+        for y in range(x + 1, num - 1):
+            ts[y], as_[y], ms[y], backs[y] = ts[y + 1], as_[y + 1], ms[y + 1], backs[y + 1]
+        num -= 1
+    return num
+
+
+@njit(cache=True)  # type: ignore[untyped-decorator]
+def _best(rules: Any, states: Any, costs: Any, pool: Any, cells: Any) -> int:
+    """Of the labels of whole plans, the one with the least weighted busy time."""
+    t, a, _, _ = pool
+    start, count = cells
+    best, found = math.inf, NONE
+    for s in range(start.shape[0]):
+        for label in range(start[s, 0], start[s, 0] + count[s, 0]):
+            busy = a[label] + costs[4][states[0][s]] * t[label]
+            if busy < best:
+                best, found = busy, label
+    return found
+
+
+@njit(cache=True)  # type: ignore[untyped-decorator]
+def locate(cells: Any, label: int) -> int:
+    """The cell `s * N + i` that holds a label."""
+    start, count = cells
+    for s in range(start.shape[0]):
+        for i in range(start.shape[1]):
+            if start[s, i] <= label < start[s, i] + count[s, i]:
+                return s * start.shape[1] + i
+    return NONE
