@@ -17,7 +17,7 @@ keeps the order that they imposed. A value that they make or read crosses at lea
 readers ask for it.
 """
 
-from collections.abc import Collection, Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -110,17 +110,21 @@ class Ideals:
         np.minimum(total[3], 1.0, out=total[3])
         return total
 
-    def placement(self, stages: Iterable[tuple[int, int, int]], bottleneck: float) -> UnitPlacement:
+    def placement(
+        self, stages: Iterable[tuple[int, int, int]], moving_s: Sequence[float], bottleneck: float
+    ) -> UnitPlacement:
         """The plan of `(device, ideal before, ideal behind)` a stage, with the units outside.
 
         Each of those goes to the latest stage where it may be and keeps `bottleneck`, in seconds.
+        `moving_s` is what each stage sends and receives.
         """
         taken = [
             (d, list(bits(self.members[after] & ~self.members[before])))
             for d, before, after in stages
         ]
         time_s, last = self.problem.time_s, len(taken) - 1
-        load = [float(time_s[d, part].sum()) for d, part in taken]
+        computing = (float(time_s[d, part].sum()) for d, part in taken)
+        load = [c + m for c, m in zip(computing, moving_s, strict=True)]
         stage_of = {i: k for k, (_, part) in enumerate(taken) for i in part}
         for i in sorted(self.outside, reverse=True):
             earliest = max((stage_of[j] for j in self._before[i]), default=0)

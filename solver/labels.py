@@ -21,14 +21,16 @@ from typing import Any
 import numpy as np
 from numba import njit
 
-__all__: list[str] = ["fill", "locate"]
+__all__: list[str] = ["OVERFLOW", "fill", "trace"]
 
-OVERFLOW = -2
+OVERFLOW = -1
 NONE = -1
 
 
 @njit(cache=True)  # type: ignore[untyped-decorator]
-def fill(rules: Any, states: Any, covers: Any, costs: Any, pool: Any, cells: Any) -> int:
+def fill(
+    rules: Any, states: Any, covers: Any, costs: Any, pool: Any, cells: Any, labels: Any
+) -> int:
     """Make all labels for one T.
 
     Args:
@@ -40,9 +42,10 @@ def fill(rules: Any, states: Any, covers: Any, costs: Any, pool: Any, cells: Any
             `room[S]`, the weighted time of the state's first device and of those not in the state.
         pool: `t`, `a`, `m` and `back` of the labels.
         cells: start and count of the labels, `(S, N)` each.
+        labels: where the best labels of whole plans are written.
 
     Returns:
-        The label of a plan, `NONE`, or `OVERFLOW` where the pool is too small.
+        How many whole plans there are in `labels`, or `OVERFLOW` where the pool is too small.
     """
     width = rules[4]
     t, a, m, back = pool
@@ -56,7 +59,7 @@ def fill(rules: Any, states: Any, covers: Any, costs: Any, pool: Any, cells: Any
         g, p = group[s], position[s]
         for i in range(start.shape[1] - 1, -1, -1):
             start[s, i], count[s, i] = used, 0
-            if rest[i] > room[s]:
+            if rest[i] > room[s] or not _reached(states, covers, count, s, i):
                 continue
             num = _close(rules, states, costs, pool, cells, s, i, open_)
             for x in range(first[i], first[i + 1]):
@@ -73,7 +76,21 @@ def fill(rules: Any, states: Any, covers: Any, costs: Any, pool: Any, cells: Any
                 back[used] = open_[3][x]
                 used += 1
             count[s, i] = num
-    return _best(rules, states, costs, pool, cells)
+    return _whole(states, costs, pool, cells, labels)
+
+
+@njit(cache=True, inline="always")  # type: ignore[untyped-decorator]
+def _reached(states: Any, covers: Any, count: Any, s: int, i: int) -> bool:
+    """Whether any label can come to a cell; most have none, and this is the quick way out."""
+    first, above, _ = covers
+    for x in range(first[i], first[i + 1]):
+        if count[s, above[x]]:
+            return True
+    _, _, first_after, following = states
+    for x in range(first_after[s], first_after[s + 1]):
+        if count[following[x], i]:
+            return True
+    return first_after[s] == first_after[s + 1]
 
 
 @njit(cache=True)  # type: ignore[untyped-decorator]
@@ -161,25 +178,46 @@ def _thin(open_: Any, num: int, width: int) -> int:
 
 
 @njit(cache=True)  # type: ignore[untyped-decorator]
-def _best(rules: Any, states: Any, costs: Any, pool: Any, cells: Any) -> int:
-    """Of the labels of whole plans, the one with the least weighted busy time."""
+def _whole(states: Any, costs: Any, pool: Any, cells: Any, labels: Any) -> int:
+    """List the labels of whole plans, those of least weighted busy time first; returns how many."""
     t, a, _, _ = pool
     start, count = cells
-    best, found = math.inf, NONE
+    busy = np.full(len(labels), math.inf)
+    num = 0
     for s in range(start.shape[0]):
         for label in range(start[s, 0], start[s, 0] + count[s, 0]):
-            busy = a[label] + costs[4][states[0][s]] * t[label]
-            if busy < best:
-                best, found = busy, label
-    return found
+            value = a[label] + costs[4][states[0][s]] * t[label]
+            x = num if num < len(labels) else int(busy.argmax())
+            if value < busy[x]:
+                busy[x], labels[x] = value, label
+                num = max(num, x + 1)
+    labels[:num] = labels[:num][np.argsort(busy[:num])]
+    return num
 
 
 @njit(cache=True)  # type: ignore[untyped-decorator]
-def locate(cells: Any, label: int) -> int:
-    """The cell `s * N + i` that holds a label."""
+def trace(label: int, states: Any, covers: Any, pool: Any, cells: Any, path: Any) -> int:
+    """Write the cells `(state, ideal)` of a plan to `path`, first stage first; returns how many."""
     start, count = cells
-    for s in range(start.shape[0]):
-        for i in range(start.shape[1]):
-            if start[s, i] <= label < start[s, i] + count[s, i]:
-                return s * start.shape[1] + i
-    return NONE
+    first, above, _ = covers
+    _, _, first_after, following = states
+    back = pool[3]
+    s, i, num = 0, 0, 0
+    while not start[s, 0] <= label < start[s, 0] + count[s, 0]:
+        s += 1
+    while label != NONE:
+        path[num, 0], path[num, 1] = s, i
+        num += 1
+        label = back[label]
+        here = (s, i)
+        for x in range(first[i], first[i + 1]):
+            if start[s, above[x]] <= label < start[s, above[x]] + count[s, above[x]]:
+                i = above[x]
+                break
+        if (s, i) == here:
+            for x in range(first_after[s], first_after[s + 1]):
+                r = following[x]
+                if start[r, i] <= label < start[r, i] + count[r, i]:
+                    s = r
+                    break
+    return num

@@ -21,7 +21,7 @@ import numpy as np
 from skyfx.solver.aside import narrowed
 from skyfx.solver.bounds import Bound, largest_unit
 from skyfx.solver.ideals import Ideals
-from skyfx.solver.labels import OVERFLOW, fill, locate
+from skyfx.solver.labels import OVERFLOW, fill, trace
 from skyfx.solver.method import PROVEN, Answer, Task
 from skyfx.solver.problem import Floats, Problem, UnitPlacement
 from skyfx.solver.states import States
@@ -35,6 +35,12 @@ MAX_IDEALS = 100_000
 MAX_STATES = 20_000
 POOL = 8_000_000
 """Labels; each is 28 bytes."""
+
+NEAR = 0.003
+"""Distance of plan and bound from which on to look just below the plan."""
+
+CANDIDATES = 16
+"""Plans that are looked at for each T; they differ in how well they place what was put aside."""
 
 WIDTH = 8
 """Labels of a cell."""
@@ -79,18 +85,20 @@ def _search(task: Task, program: "Program", says: str) -> Iterator[Answer]:
     low, high = program.low_s(task), program.high_s
     if task.best is not None:
         high = min(high, task.bottleneck_s)
-    below = False
+    reached = True  # whether a plan reaches `high`, not only one without what was put aside
     while high > low * (1 + PROVEN):
-        below = not below
         # Just below the best plan there may be none: then all is proven at once.
+        below = reached and high < low * (1 + NEAR)
         middle = high * (1 - PROVEN / 2) if below else (low + high) / 2
         stages = program.plan(middle)
         if stages is None:
             low = middle * UNDER
             yield Answer(bound=Bound(latency_s + rounds * low, "ideals"), says=says)
-        else:
-            high = middle
-            yield Answer(stages=stages, says=says)
+            continue
+        cost = task.problem.cost(stages)
+        reached = cost.bottleneck_s < high and task.problem.fits(cost, stages) and not below
+        high = min(middle, cost.bottleneck_s) if reached else middle
+        yield Answer(stages=stages, says=says)
 
 
 @dataclass
@@ -134,30 +142,36 @@ class Program:
     def _plan(self, rules: tuple[float, float, bool, bool], weight: Floats) -> UnitPlacement | None:
         states, width = self.states, WIDTH
         tables = (states.group, states.position, *states.following)
-        costs = self._costs(rules[0], weight)
-        while True:
-            label = fill((*rules, width), tables, self.ideals.covers, costs, self._pool, self._cells)
-            if label != OVERFLOW:
-                break
+        costs, covers = self._costs(rules[0], weight), self.ideals.covers
+        labels, num = np.empty(CANDIDATES, dtype=np.int64), OVERFLOW
+        while num == OVERFLOW:
+            num = fill((*rules, width), tables, covers, costs, self._pool, self._cells, labels)
             width //= 2
-        if label < 0:
+        path = np.empty((len(self.ideals) + len(tables), 2), dtype=np.int64)
+        found = []
+        for label in labels[:num]:
+            length = trace(label, tables, covers, self._pool, self._cells, path)
+            stages = self._placement(path[:length].tolist(), rules[0])
+            found.append((self.problem.cost(stages).objective_value, stages))
+        if not found:
             return None
-        self._value = float(self._pool[0][label])
-        return self._trace(label, rules[0])
+        self._value = float(self._pool[0][labels[0]])
+        return min(found, key=lambda plan: plan[0])[1]
 
-    def _trace(self, label: int, bottleneck: float) -> UnitPlacement:
-        """Read a plan from its label, from the first stage on."""
-        size, path = len(self.ideals), [divmod(locate(self._cells, label), len(self.ideals))]
-        while (label := int(self._pool[3][label])) >= 0:
-            path.append(divmod(locate(self._cells, label), size))
-        stages, before = [], 0
-        for x, (state, ideal) in enumerate(path):
-            if x + 1 == len(path) or path[x + 1][0] != state:
-                stages.append((state, before, ideal))
-                before = ideal
-        devices = self.states.devices([state for state, _, _ in stages])
-        with_devices = ((d, i, j) for d, (_, i, j) in zip(devices, stages, strict=True))
-        return self.ideals.placement(with_devices, bottleneck)
+    def _placement(self, path: list[list[int]], bottleneck: float) -> UnitPlacement:
+        """The plan that goes through these cells."""
+        closing = [x for x, y in enumerate(path) if [*path, [-1]][x + 1][0] != y[0]]
+        states, ends = zip(*(path[x] for x in closing), strict=True)
+        groups = [self.states.all[state][1] for state in states]
+        moves = [
+            float(self._move_s[g, h, i])
+            for g, h, i in zip(groups, groups[1:], ends, strict=False)
+        ]
+        moving = [a + b for a, b in zip([0.0, *moves], [*moves, 0.0], strict=True)]
+        if self.problem.assumptions.overlap == "full":
+            moving = [0.0] * len(groups)
+        stages = zip(self.states.devices(states), [0, *ends], ends, strict=False)
+        return self.ideals.placement(stages, moving, bottleneck)
 
     def _costs(self, bottleneck: float, weight: Floats) -> tuple[Any, ...]:
         states, time = self.states, self.states.time_s
