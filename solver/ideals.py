@@ -17,6 +17,8 @@ keeps the order that they imposed. A value that they make or read crosses at lea
 readers ask for it.
 """
 
+import itertools
+import operator
 from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -75,6 +77,16 @@ class Ideals:
             free = following
         arrays = (np.array(a, dtype=np.int32) for a in (first, above, added))
         return cls(problem, outside, members, *arrays)
+
+    @classmethod
+    def line(cls, problem: Problem, order: Sequence[int]) -> "Ideals":
+        """Only the ideals along one topological order of the units."""
+        outside = frozenset(floating(problem))
+        added = [i for i in order if i not in outside]
+        members = list(itertools.accumulate((1 << i for i in added), operator.or_, initial=0))
+        first = np.minimum(np.arange(len(members) + 1), len(added)).astype(np.int32)
+        above = np.arange(1, len(members), dtype=np.int32)
+        return cls(problem, outside, members, first, above, np.array(added, dtype=np.int32))
 
     @property
     def covers(self) -> tuple[Ints, Ints, Ints]:

@@ -4,15 +4,16 @@ A label at (state s, ideal I) stands for plans of everything outside I whose fir
 is still open. It holds three sums:
 
     t   seconds of the open stage so far: what it sends, and its units outside I
-    a   weighted busy time of the closed stages, sum_k y[d_k] time_s(k)
+    a   weighted time of the closed stages beyond T, sum_k y[d_k] (time_s(k) - T); mostly negative
     m   bytes of the open stage at its position
 
 A label that is no better than another in all three is dropped. More than `width` labels of one cell
 are thinned by replacing two with the least of both: a plan that does not exist, which is better than
 each. So what is found to be infeasible is infeasible, whatever was thinned.
 
-Total work prunes: with T for each device, `sum_d y[d] T` is all the weighted time there is. The
-units in I will take at least `rest[I]` of it, and no closed stage takes any of them.
+Work that was put aside has to fit into what the stages leave of T: `a` of a whole plan and the work
+aside may not exceed 0. Before that, `room[s]` is what is still to come: T for each device that is
+not in s and for the open stage; the units in I will take at least `rest[I]` of it.
 """
 
 import math
@@ -34,12 +35,12 @@ def fill(
     """Make all labels for one T.
 
     Args:
-        rules: T, total weighted time that there is, whether moves overlap, whether `t` is to go on
-            adding up over stages, as latency does, and labels a cell.
+        rules: T, weighted work put aside, whether moves overlap, whether `t` is to go on adding up
+            over stages, as latency does, and labels a cell.
         states: group of each, devices from each on, `first` and `following` of what comes next.
         covers: `first`, `above`, `added` of the ideals.
         costs: `time[G, n]`, `move[G, G, N]`, `need[positions, n]`, `limit[G]`, `y[G]`, `rest[N]`,
-            `room[S]`, the weighted time of the state's first device and of those not in the state.
+            `room[S]`.
         pool: `t`, `a`, `m` and `back` of the labels.
         cells: start and count of the labels, `(S, N)` each.
         labels: where the best labels of whole plans are written.
@@ -68,7 +69,7 @@ def fill(
                     longer, larger = t[label] + time[g, unit], m[label] + need[p, unit]
                     if longer <= rules[0] and larger <= limit[g]:
                         num = _add(open_, num, longer, a[label], larger, label)
-            num = _thin(open_, _within(rules, costs, open_, num, g, i), width)
+            num = _thin(open_, _within(rules, costs, open_, num, g, s, i), width)
             if used + num > len(t):
                 return OVERFLOW
             for x in range(num):
@@ -76,7 +77,7 @@ def fill(
                 back[used] = open_[3][x]
                 used += 1
             count[s, i] = num
-    return _whole(states, costs, pool, cells, labels)
+    return _whole(rules, states, costs, pool, cells, labels)
 
 
 @njit(cache=True, inline="always")  # type: ignore[untyped-decorator]
@@ -114,10 +115,10 @@ def _close(
                 num = _add(open_, num, t[label] + move, 0.0, 0.0, label)
             elif full:
                 if move <= bottleneck:
-                    busy = a[label] + weight[group[r]] * t[label]
+                    busy = a[label] + weight[group[r]] * (t[label] - bottleneck)
                     num = _add(open_, num, 0.0, busy, 0.0, label)
             elif t[label] + move <= bottleneck:
-                busy = a[label] + weight[group[r]] * (t[label] + move)
+                busy = a[label] + weight[group[r]] * (t[label] + move - bottleneck)
                 num = _add(open_, num, move, busy, 0.0, label)
     return num
 
@@ -142,13 +143,15 @@ def _add(open_: Any, num: int, t: float, a: float, m: float, back: int) -> int:
 
 
 @njit(cache=True)  # type: ignore[untyped-decorator]
-def _within(rules: Any, costs: Any, open_: Any, num: int, g: int, i: int) -> int:
+def _within(rules: Any, costs: Any, open_: Any, num: int, g: int, s: int, i: int) -> int:
     """Keep the labels that leave enough weighted time for the units in ideal i."""
     ts, as_, ms, backs = open_
-    weight, rest = costs[4], costs[5]
+    if rules[3]:
+        return num
+    weight, left = costs[4], costs[6][s] - costs[5][i] - rules[1]
     kept = 0
     for x in range(num):
-        if as_[x] + weight[g] * ts[x] + rest[i] <= rules[1]:
+        if as_[x] + weight[g] * ts[x] <= left:
             ts[kept], as_[kept], ms[kept], backs[kept] = ts[x], as_[x], ms[x], backs[x]
             kept += 1
     return kept
@@ -178,7 +181,7 @@ def _thin(open_: Any, num: int, width: int) -> int:
 
 
 @njit(cache=True)  # type: ignore[untyped-decorator]
-def _whole(states: Any, costs: Any, pool: Any, cells: Any, labels: Any) -> int:
+def _whole(rules: Any, states: Any, costs: Any, pool: Any, cells: Any, labels: Any) -> int:
     """List the labels of whole plans, those of least weighted busy time first; returns how many."""
     t, a, _, _ = pool
     start, count = cells
@@ -186,7 +189,10 @@ def _whole(states: Any, costs: Any, pool: Any, cells: Any, labels: Any) -> int:
     num = 0
     for s in range(start.shape[0]):
         for label in range(start[s, 0], start[s, 0] + count[s, 0]):
-            value = a[label] + costs[4][states[0][s]] * t[label]
+            weight = costs[4][states[0][s]]
+            value = t[label] if rules[3] else a[label] + weight * (t[label] - rules[0])
+            if value > -rules[1]:
+                continue
             x = num if num < len(labels) else int(busy.argmax())
             if value < busy[x]:
                 busy[x], labels[x] = value, label

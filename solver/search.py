@@ -11,7 +11,7 @@ from skyfx.solver.bounds import Bound, simple_bound
 from skyfx.solver.errors import InfeasibleError, NoPlanError
 from skyfx.solver.integer import integer_program
 from skyfx.solver.interval import intervals
-from skyfx.solver.lattice import lattice
+from skyfx.solver.lattice import lattice, lines
 from skyfx.solver.method import Answer, Candidate, Limits, Method, Task
 from skyfx.solver.problem import Problem
 
@@ -19,6 +19,7 @@ __all__: list[str] = ["Found", "Search"]
 
 METHODS: dict[str, Method] = {
     "intervals": intervals,
+    "lines": lines,
     "ideals": lattice,
     "integer program": integer_program,
 }
