@@ -8,8 +8,9 @@ is still open. It holds three sums:
     m   bytes of the open stage at its position
 
 A label that is no better than another in all three is dropped. More than `width` labels of one cell
-are thinned by replacing two with the least of both: a plan that does not exist, which is better than
-each. So what is found to be infeasible is infeasible, whatever was thinned.
+are thinned, in one of two ways. For a proof two become the least of both, a plan that need not
+exist and is better than each: where none is left, there is none. For a plan one of two is dropped:
+what is left exists.
 
 Work that was put aside has to fit into what the stages leave of T: `a` of a whole plan and the work
 aside may not exceed 0. Before that, `room[s]` is what is still to come: T for each device that is
@@ -36,7 +37,7 @@ def fill(
 
     Args:
         rules: T, weighted work put aside, whether moves overlap, whether `t` is to go on adding up
-            over stages, as latency does, and labels a cell.
+            over stages, as latency does, labels a cell, and whether this is for a proof.
         states: group of each, devices from each on, `first` and `following` of what comes next.
         covers: `first`, `above`, `added` of the ideals.
         costs: `time[G, n]`, `move[G, G, N]`, `need[positions, n]`, `limit[G]`, `y[G]`, `rest[N]`,
@@ -69,7 +70,7 @@ def fill(
                     longer, larger = t[label] + time[g, unit], m[label] + need[p, unit]
                     if longer <= rules[0] and larger <= limit[g]:
                         num = _add(open_, num, longer, a[label], larger, label)
-            num = _thin(open_, _within(rules, costs, open_, num, g, s, i), width)
+            num = _thin(open_, _within(rules, costs, open_, num, g, s, i), width, rules[5])
             if used + num > len(t):
                 return OVERFLOW
             for x in range(num):
@@ -99,7 +100,7 @@ def _close(
     rules: Any, states: Any, costs: Any, pool: Any, cells: Any, s: int, i: int, open_: Any
 ) -> int:
     """Open a stage of state s that ends at ideal i: after it the pipeline ends, or a label closes."""
-    bottleneck, _, full, shortest, _ = rules
+    bottleneck, _, full, shortest, _, _ = rules
     t, a, _, _ = pool
     start, count = cells
     group, _, first, following = states
@@ -158,8 +159,8 @@ def _within(rules: Any, costs: Any, open_: Any, num: int, g: int, s: int, i: int
 
 
 @njit(cache=True)  # type: ignore[untyped-decorator]
-def _thin(open_: Any, num: int, width: int) -> int:
-    """At most `width` labels: of the sorted by t, the two nearest become the least of both."""
+def _thin(open_: Any, num: int, width: int, proof: bool) -> int:
+    """At most `width` labels: of the two nearest by t one is left, or the least of both."""
     ts, as_, ms, backs = open_
     if num <= width:
         return num
@@ -171,9 +172,10 @@ def _thin(open_: Any, num: int, width: int) -> int:
         for y in range(num - 1):
             if ts[y + 1] - ts[y] < gap:
                 x, gap = y, ts[y + 1] - ts[y]
-        if as_[x + 1] < as_[x]:
-            backs[x] = backs[x + 1]
-        as_[x], ms[x] = min(as_[x], as_[x + 1]), min(ms[x], ms[x + 1])
+        if proof:
+            as_[x], ms[x] = min(as_[x], as_[x + 1]), min(ms[x], ms[x + 1])
+        elif as_[x + 1] < as_[x] and x > 0:
+            ts[x], as_[x], ms[x], backs[x] = ts[x + 1], as_[x + 1], ms[x + 1], backs[x + 1]
         for y in range(x + 1, num - 1):
             ts[y], as_[y], ms[y], backs[y] = ts[y + 1], as_[y + 1], ms[y + 1], backs[y + 1]
         num -= 1

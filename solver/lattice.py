@@ -10,8 +10,8 @@ Units that would multiply the ideals are put aside (`aside.py`). They count as w
 anywhere, which can only lower the bound, and a plan gives each a place afterwards.
 """
 
+import math
 from collections.abc import Iterator
-from dataclasses import replace
 
 from skyfx.solver.aside import narrowed
 from skyfx.solver.bounds import Bound
@@ -28,6 +28,9 @@ MAX_CELLS = 6_000_000
 
 MAX_IDEALS = 100_000
 MAX_STATES = 20_000
+LINE_GAP = 1e-4
+"""How near to its best a plan along a line is brought; the ideals may have better ones."""
+
 NEAR = 0.003
 """Distance of plan and bound from which on to look just below the plan."""
 
@@ -56,16 +59,45 @@ def lines(task: Task) -> Iterator[Answer]:
     if problem.assumptions.communication != "relay" or states > MAX_STATES:
         yield Answer(says=f"only for relay and few kinds of devices; {states} states of them")
         return
+    high = task.bottleneck_s
     for order in (late_order(problem), graph_order(problem)):
-        ideals = Ideals.line(problem, order)
-        says = f"{len(ideals)} cuts x {states} states of devices"
-        for answer in _search(task, Program(problem, ideals, States(problem)), says):
-            yield replace(answer, bound=None, infeasible="")
+        program = Program(problem, Ideals.line(problem, order), States(problem))
+        says = f"{len(program.ideals)} cuts x {states} states of devices"
+        low = program.low_s(task)
+        if not math.isfinite(high):
+            shortest = program.shortest()
+            yield Answer(stages=shortest and shortest[1], says=says)
+            high = program.high_s
+        while high > low * (1 + LINE_GAP):
+            middle = (low + high) / 2
+            stages = program.plan(middle)
+            if stages is None:
+                low = middle
+            else:
+                high = min(middle, problem.cost(stages).bottleneck_s)
+                yield Answer(stages=stages, says=says)
 
 
-def _search(task: Task, program: "Program", says: str) -> Iterator[Answer]:
-    """Halve the interval between what is proven impossible and what a plan reaches."""
-    assumptions = task.problem.assumptions
+def lattice(task: Task) -> Iterator[Answer]:
+    """Find the best plan of all, as far as units need not be put aside."""
+    problem, states = task.problem, States.number(task.problem)
+    if problem.assumptions.communication != "relay":
+        yield Answer(says="only for relay")
+        return
+    at_most = min(MAX_IDEALS, MAX_CELLS // states)
+    found = narrowed(problem, at_most) if states <= MAX_STATES else None
+    if found is None:
+        yield Answer(says=f"too many ideals, with {states} states of devices")
+        return
+    ideals, aside = found
+    says = f"{len(ideals)} ideals x {states} states of devices, {len(aside)} units put aside"
+    program = Program(problem, ideals, States(problem), tuple(aside))
+    yield from _halve(task, program, says)
+
+
+def _halve(task: Task, program: Program, says: str) -> Iterator[Answer]:
+    """Halve the interval between what is proven impossible and what may be possible."""
+    assumptions, problem = task.problem.assumptions, task.problem
     latency_s, rounds = 0.0, 1
     if assumptions.objective != "throughput" or task.best is None:
         shortest = program.shortest()
@@ -78,20 +110,18 @@ def _search(task: Task, program: "Program", says: str) -> Iterator[Answer]:
         if assumptions.objective == "latency":
             yield Answer(bound=Bound(latency_s, "ideals"), says=says)
             return
-    low, high = program.low_s(task), program.high_s
-    if task.best is not None:
-        high = min(high, task.bottleneck_s)
-    reached = True  # whether a plan reaches `high`, not only one without what was put aside
+    low, high = program.low_s(task), min(program.high_s, task.bottleneck_s)
+    reached = True  # whether a plan is known that keeps `high`
     while high > low * (1 + PROVEN):
         # Just below the best plan there may be none: then all is proven at once.
         below = reached and high < low * (1 + NEAR)
         middle = high * (1 - PROVEN / 2) if below else (low + high) / 2
-        stages = program.plan(middle)
-        if stages is None:
+        if not program.possible(middle):
             low = middle * UNDER
             yield Answer(bound=Bound(latency_s + rounds * low, "ideals"), says=says)
             continue
-        cost = task.problem.cost(stages)
-        reached = cost.bottleneck_s < high and task.problem.fits(cost, stages) and not below
-        high = min(middle, cost.bottleneck_s) if reached else middle
+        stages = program.plan(middle)
+        bottleneck = math.inf if stages is None else problem.cost(stages).bottleneck_s
+        reached = bottleneck <= middle
+        high = min(middle, bottleneck)
         yield Answer(stages=stages, says=says)

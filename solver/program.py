@@ -6,6 +6,7 @@ from functools import cached_property
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from skyfx.solver.bounds import largest_unit
 from skyfx.solver.ideals import Ideals
@@ -23,7 +24,12 @@ CANDIDATES = 16
 """Plans that are looked at for each T; they differ in how well they place what was put aside."""
 
 WIDTH = 64
-"""Labels of a cell at the most; fewer where there are many cells."""
+"""Labels of a cell at the most, for a proof; fewer where there are many cells."""
+
+PLAN_WIDTH = 6
+"""Labels of a cell, for a plan."""
+
+Rules = tuple[float, float, bool, bool]
 
 UNDER = 1 - 1e-9
 """Sums of many floats differ in their last digits: a bound stays this far below."""
@@ -50,40 +56,57 @@ class Program:
         throughput = task.problem.assumptions.objective == "throughput"
         return (task.bound if throughput else largest_unit(task.problem)).value
 
+    def possible(self, bottleneck: float) -> bool:
+        """Whether there may be a plan with no stage above `bottleneck`; a no is a proof."""
+        return len(self._labels(self._rules(bottleneck), WIDTH, proof=True)) > 0
+
     def plan(self, bottleneck: float) -> UnitPlacement | None:
-        """A plan with no stage above `bottleneck`, but for units put aside; None if none exists."""
-        weight = self._weight if self.aside else np.zeros(len(self._weight))
-        time = self.states.time_s[:, self.aside]
-        aside = float((weight[:, None] * time).min(axis=0).sum()) * UNDER
-        full = self.problem.assumptions.overlap == "full"
-        return self._plan((bottleneck / UNDER, aside, full, False), weight)
+        """A plan with no stage above `bottleneck`, but for units put aside; None if none is found."""
+        labels = self._labels(self._rules(bottleneck), PLAN_WIDTH, proof=False)
+        return self._best(labels, bottleneck)
 
     def shortest(self) -> tuple[float, UnitPlacement] | None:
-        """The least latency that any plan can have, and a plan that has it."""
-        stages = self._plan((math.inf, -math.inf, False, True), np.ones(len(self.states.groups)))
+        """A latency that no plan undercuts, and a plan of about that latency."""
+        labels = self._labels((math.inf, -math.inf, False, True), WIDTH, proof=True)
+        stages = self._best(labels, math.inf)
         if stages is None:
             return None
         self.high_s = self.problem.cost(stages).bottleneck_s
-        return self._value + float(self.states.time_s[:, self.aside].min(axis=0).sum()), stages
+        aside = float(self.states.time_s[:, self.aside].min(axis=0).sum())
+        return float(self._pool[0][labels].min()) + aside, stages
 
-    def _plan(self, rules: tuple[float, float, bool, bool], weight: Floats) -> UnitPlacement | None:
-        states, width = self.states, min(WIDTH, max(8, POOL // self._cells[0].size))
-        tables = (states.group, states.position, *states.following)
-        costs, covers = self._costs(rules[0], weight), self.ideals.covers
+    def _rules(self, bottleneck: float) -> Rules:
+        """T, the weighted work put aside, and the cost model, as `labels.fill` wants them."""
+        time = self.states.time_s[:, self.aside]
+        aside = float((self._price[:, None] * time).min(axis=0).sum()) * UNDER
+        full = self.problem.assumptions.overlap == "full"
+        return bottleneck / UNDER, aside, full, False
+
+    def _labels(self, rules: Rules, width: int, *, proof: bool) -> NDArray[np.int64]:
+        """The labels of whole plans."""
+        width = min(width, max(4, POOL // self._cells[0].size))
+        costs = self._costs(rules[0])
         labels, num = np.empty(CANDIDATES, dtype=np.int64), OVERFLOW
         while num == OVERFLOW:
-            num = fill((*rules, width), tables, covers, costs, self._pool, self._cells, labels)
+            tables = (self._tables, self.ideals.covers, costs, self._pool, self._cells, labels)
+            num = fill((*rules, width, proof), *tables)
             width //= 2
+        return labels[:num]
+
+    def _best(self, labels: NDArray[np.int64], bottleneck: float) -> UnitPlacement | None:
+        """Of the labels' plans the one with the least objective."""
         path = np.empty((len(self.ideals) + self.problem.num_devices, 2), dtype=np.int64)
         found = []
-        for label in labels[:num]:
-            length = trace(label, tables, covers, self._pool, self._cells, path)
-            stages = self._placement(path[:length].tolist(), rules[0])
+        for label in labels:
+            tables = (self._tables, self.ideals.covers, self._pool, self._cells, path)
+            length = trace(label, *tables)
+            stages = self._placement(path[:length].tolist(), bottleneck)
             found.append((self.problem.cost(stages).objective_value, stages))
-        if not found:
-            return None
-        self._value = float(self._pool[0][labels[0]])
-        return min(found, key=lambda plan: plan[0])[1]
+        return min(found, key=lambda plan: plan[0])[1] if found else None
+
+    @property
+    def _tables(self) -> tuple[Any, ...]:
+        return self.states.group, self.states.position, *self.states.following
 
     def _placement(self, path: list[list[int]], bottleneck: float) -> UnitPlacement:
         """The plan that goes through these cells."""
@@ -100,18 +123,26 @@ class Program:
         stages = zip(self.states.devices(states), [0, *ends], ends, strict=False)
         return self.ideals.placement(stages, moving, bottleneck)
 
-    def _costs(self, bottleneck: float, weight: Floats) -> tuple[Any, ...]:
-        states, time = self.states, self.states.time_s
-        least = (self._weight[:, None] * time).min(axis=0)
-        rest = np.array([least[inside].sum() for inside in self.ideals.holds.T])
-        free, price = [len(group) for group in states.groups], self._weight
-        room = [
-            sum(w * (f - c) for w, f, c in zip(price, free, counts, strict=True)) + price[g]
-            for counts, g in states.all
-        ]
-        scale = bottleneck if math.isfinite(bottleneck) else 1e300
+    def _costs(self, bottleneck: float) -> tuple[Any, ...]:
         need, limit = self._memory
-        return time, self._move_s, need, limit, weight, rest, np.array(room) * scale / UNDER
+        weight = self._price if self.aside else np.zeros(len(self._price))
+        room = self._room * (bottleneck if math.isfinite(bottleneck) else 1e300) / UNDER
+        return self.states.time_s, self._move_s, need, limit, weight, self._rest, room
+
+    @cached_property
+    def _rest(self) -> Floats:
+        """The least weighted time of the units in each ideal, `(N,)`."""
+        least = (self._price[:, None] * self.states.time_s).min(axis=0)
+        return np.array([least[inside].sum() for inside in self.ideals.holds.T])
+
+    @cached_property
+    def _room(self) -> Floats:
+        """The weight of each state's first device and of all that are not in it, `(S,)`."""
+        price = self._price
+        free = np.array([len(group) for group in self.states.groups])
+        counts = np.array([counts for counts, _ in self.states.all])
+        room: Floats = (free - counts) @ price + price[self.states.group]
+        return room
 
     @cached_property
     def _memory(self) -> tuple[Floats, Floats]:
@@ -127,12 +158,12 @@ class Program:
         return need, limit / UNDER
 
     @cached_property
-    def _weight(self) -> Floats:
+    def _price(self) -> Floats:
         """A price of each group's time, `(G,)`: its speed over all units."""
         time = self.states.time_s
         work = np.where(np.isfinite(time), time, 0.0).sum(axis=1)
-        weight: Floats = np.where(work > 0, 1.0 / np.where(work > 0, work, 1.0), 1.0)
-        return weight
+        price: Floats = np.where(work > 0, 1.0 / np.where(work > 0, work, 1.0), 1.0)
+        return price
 
     @cached_property
     def _move_s(self) -> Floats:
