@@ -13,6 +13,7 @@ from skyfx.solver.integer import integer_program
 from skyfx.solver.interval import intervals
 from skyfx.solver.lattice import lattice, lines
 from skyfx.solver.method import Answer, Candidate, Limits, Method, Task
+from skyfx.solver.pairs import pairs
 from skyfx.solver.problem import Problem
 
 __all__: list[str] = ["Found", "Search"]
@@ -21,6 +22,7 @@ METHODS: dict[str, Method] = {
     "intervals": intervals,
     "lines": lines,
     "ideals": lattice,
+    "pairs of ideals": pairs,
     "integer program": integer_program,
 }
 """In the order in which they are tried: quick plans first, then quick proofs, then the ILP."""

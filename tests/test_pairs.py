@@ -1,0 +1,35 @@
+"""The exact method over pairs of ideals, in host communication, against trying every plan."""
+
+from dataclasses import replace
+
+import pytest
+from hypothesis import given, settings
+
+from skyfx.solver import Assumptions, Cluster, Graph
+from skyfx.solver.bounds import simple_bound
+from skyfx.solver.method import Candidate, Limits, Task
+from skyfx.solver.pairs import pairs
+from skyfx.solver.problem import Problem
+from tests.instances import all_plans, assumptions, clusters, graphs
+
+CLOSE = 1e-6
+
+
+@settings(max_examples=400)
+@given(graphs(), clusters(), assumptions())
+def test_it_finds_and_proves_the_best_plan(g: Graph, c: Cluster, a: Assumptions) -> None:
+    a = replace(a, communication="host")
+    best = min((cost.objective_value for _, cost in all_plans(g, c, a)), default=None)
+    problem = Problem(g, c, a)
+    found, bound = None, simple_bound(problem)
+    for answer in pairs(Task(problem, None, bound, Limits())):
+        if answer.infeasible:
+            assert best is None
+            return
+        candidate = Candidate.of(problem, answer.stages)
+        if candidate is not None:
+            found = candidate.value if found is None else min(found, candidate.value)
+        if answer.bound is not None and answer.bound.value > bound.value:
+            bound = answer.bound
+    assert found == pytest.approx(best, rel=CLOSE, abs=1e-9)
+    assert bound.value == pytest.approx(best, rel=CLOSE, abs=1e-9)
