@@ -4,13 +4,15 @@ An ideal (a downward-closed set) holds with each unit all that the unit reads. S
 ideals `I <= J` hold the units `J - I`; so plans are chains of ideals, on any graph. Ideals are few
 where a model is mostly one line, and as many as `2^n` where it is not.
 
-In `relay`, units that cost nothing wherever they are *float*: the lattice is built without them.
+Units that cost nothing wherever they are *float*: the lattice is built without them.
 
-- An input is fed at stage 1, whatever stage holds its node: the first one does.
+- In `relay` an input is fed at stage 1, whatever stage holds its node: the first one does.
 - A source that takes no time, such as a parameter read by several layers, only travels further
-  when it is made earlier: the stage of its first reader holds it.
+  when it is made earlier: the stage of its first reader holds it. In `host` it has to have one
+  reader, or nothing to send.
+- In `host` what takes no time and nobody reads goes where the one value that it reads is made.
 
-Where memory is limited only sources without memory float. So nothing is lost.
+Where memory binds only units without memory float. So nothing is lost.
 
 Units can also be put *aside*: a caller that does so counts their time by other means. What is left
 keeps the order that they imposed. A value that they make or read crosses at least where its other
@@ -127,8 +129,8 @@ class Ideals:
     ) -> UnitPlacement:
         """The plan of `(device, ideal before, ideal behind)` a stage, with the units outside.
 
-        Each of those goes to the latest stage where it may be and keeps `bottleneck`, in seconds.
-        `moving_s` is what each stage sends and receives.
+        Each of those goes as near to its readers as it may and keeps `bottleneck`, in seconds; one
+        without readers goes near to what it reads. `moving_s` is what each stage sends and receives.
         """
         taken = [
             (d, list(bits(self.members[after] & ~self.members[before])))
@@ -144,7 +146,8 @@ class Ideals:
             if self._is_input(i):
                 latest = earliest
             times = {k: load[k] + time_s[taken[k][0], i] for k in range(earliest, latest + 1)}
-            k = next((k for k in sorted(times, reverse=True) if times[k] <= bottleneck), None)
+            near = sorted(times, reverse=bool(self._readers[i]))
+            k = next((k for k in near if times[k] <= bottleneck), None)
             k = min(times, key=lambda k: times[k]) if k is None else k
             stage_of[i], load[k] = k, times[k]
             taken[k][1].append(i)
@@ -179,18 +182,35 @@ class Ideals:
 
 
 def floating(problem: Problem) -> list[int]:
-    """The units that cost nothing wherever they are: in `relay` they need no place of their own."""
-    if problem.assumptions.communication == "host":
-        return []
-    limited = bool(np.isfinite(problem.memory_limit).any())
+    """The units that cost nothing wherever they are, and so need no place in the lattice."""
     memory = problem.need_bytes(problem.num_devices) + problem.peak_bytes
-    costs = (problem.time_s != 0).any(axis=0) | (limited & (memory > 0))
-    reading = {b for _, b in problem.edges}
-    return [
-        i
-        for i, members in enumerate(problem.members)
-        if not costs[i] and i not in reading and len(members) == 1
-    ]
+    costs = (problem.time_s != 0).any(axis=0) | (problem.memory_binds & (memory > 0))
+    free = {i for i, unit in enumerate(problem.members) if not costs[i] and len(unit) == 1}
+    if problem.assumptions.communication == "relay":
+        return sorted(free - {b for _, b in problem.edges})
+    return _floating_by_host(problem, free)
+
+
+def _floating_by_host(problem: Problem, free: set[int]) -> list[int]:
+    """Sources with one reader or nothing to send, then sinks with one value to read."""
+    readers: list[set[int]] = [set() for _ in range(problem.num_units)]
+    reads: list[set[int]] = [set() for _ in range(problem.num_units)]
+    for a, b in problem.edges:
+        readers[a].add(b)
+        reads[b].add(a)
+    sizes = np.zeros(problem.num_units)
+    devices = range(problem.num_devices)
+    waits = any(problem.host_wire(d, to_host=way)[0] > 0 for d in devices for way in (True, False))
+    for value in problem.values:
+        sizes[value.producer] += value.output_bytes + waits
+    found: set[int] = set()
+    for i in range(problem.num_units):
+        if i in free and reads[i] <= found and (len(readers[i]) <= 1 or sizes[i] == 0):
+            found.add(i)
+    for i in reversed(range(problem.num_units)):
+        if i in free and not readers[i] - found and len(reads[i] - found) <= 1:
+            found.add(i)
+    return sorted(found)
 
 
 def _neighbours(problem: Problem, outside: frozenset[int]) -> tuple[list[list[int]], list[int]]:

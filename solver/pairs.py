@@ -158,7 +158,8 @@ class _Traffic:
     """What stages write to the host and read from it."""
 
     def __init__(self, problem: Problem, ideals: Ideals) -> None:
-        values = [(v, [i for i in v.consumers if i != v.producer]) for v in problem.values]
+        inside = frozenset(range(problem.num_units)) - ideals.outside
+        values = [(v, sorted(inside & {*v.consumers} - {v.producer})) for v in problem.values]
         values = [(v, readers) for v, readers in values if readers]
         shape = (len(values), len(ideals))
         self._made = np.empty(shape, dtype=bool)

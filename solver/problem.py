@@ -106,6 +106,12 @@ class Problem:
         return np.array([np.inf if limit is None else limit for limit in limits])
 
     @cached_property
+    def memory_binds(self) -> bool:
+        """Whether any device lacks the memory for the whole model in the worst position."""
+        most = float(self.need_bytes(self.num_devices).sum() + self.peak_bytes.max())
+        return bool(most > self.memory_limit.min())
+
+    @cached_property
     def identical_devices(self) -> list[list[int]]:
         """The devices in groups within which any two can be swapped and no plan's cost changes."""
         groups: list[list[int]] = []

@@ -150,11 +150,9 @@ class Program:
         problem = self.problem
         limit = problem.memory_limit[[group[0] for group in self.states.groups]]
         need = np.zeros((problem.num_devices + 1, problem.num_units))
-        if np.isfinite(limit).any():
+        if problem.memory_binds:  # otherwise labels need not differ in it
             for position in range(1, problem.num_devices + 1):
                 need[position] = problem.need_bytes(position)
-        if (need.sum(axis=1).max() <= limit).all():
-            need[:] = 0.0  # nothing binds, so labels need not differ in it
         return need, limit / UNDER
 
     @cached_property
