@@ -14,11 +14,13 @@ from skyfx.solver.interval import intervals
 from skyfx.solver.lattice import lattice, lines
 from skyfx.solver.method import Answer, Candidate, Limits, Method, Task
 from skyfx.solver.pairs import pairs
+from skyfx.solver.phases import phases
 from skyfx.solver.problem import Problem
 
 __all__: list[str] = ["Found", "Search"]
 
 METHODS: dict[str, Method] = {
+    "phases": phases,
     "intervals": intervals,
     "lines": lines,
     "ideals": lattice,
