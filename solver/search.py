@@ -7,6 +7,7 @@ time limit as little as to Ctrl-C.
 import math
 from dataclasses import dataclass, field
 
+from skyfx.solver.annealing import annealing
 from skyfx.solver.bounds import Bound, simple_bound
 from skyfx.solver.errors import InfeasibleError, NoPlanError
 from skyfx.solver.integer import integer_program
@@ -25,6 +26,7 @@ METHODS: dict[str, Method] = {
     "lines": lines,
     "ideals": lattice,
     "pairs of ideals": pairs,
+    "annealing": annealing,
     "integer program": integer_program,
 }
 """In the order in which they are tried: quick plans first, then quick proofs, then the ILP."""

@@ -1,0 +1,136 @@
+"""Generated planning problems, each the same for a seed: graphs and clusters of given sizes."""
+
+import random
+
+from skyfx.solver import Cluster, Device, Graph, Link, Node
+from skyfx.solver.cluster import Wire
+
+__all__: list[str] = ["layered", "unlike_chain", "unlike_types"]
+
+HIDDEN_BYTES = 8 * 128 * 1024 * 4
+"""The hidden states of BERT-large: micro-batch 8, 128 tokens, width 1024, single precision."""
+
+CLASSES = ("matmul", "attention", "norm", "pointwise")
+
+# One operator of a layer: its class, seconds on a device of speed 1, activations saved and sent (in
+# hidden states), parameter bytes.
+LAYER: tuple[tuple[str, float, float, float], ...] = (
+    *(("matmul", 2.2e-3, 1.0, 4.2e6),) * 3,
+    *(("pointwise", 6e-5, 0.0, 0.0),) * 8,
+    ("attention", 1.1e-3, 1.0, 0.0),
+    *(("pointwise", 6e-5, 0.0, 0.0),) * 4,
+    ("matmul", 2.2e-3, 1.0, 4.2e6),
+    *(("pointwise", 9e-5, 0.5, 0.0),) * 4,
+    ("norm", 3e-4, 1.0, 8e3),
+    *(("pointwise", 6e-5, 0.0, 0.0),) * 3,
+    ("matmul", 8.6e-3, 4.0, 16.8e6),
+    *(("pointwise", 3e-4, 4.0, 0.0),) * 3,
+    ("matmul", 8.6e-3, 1.0, 16.8e6),
+    *(("pointwise", 9e-5, 0.5, 0.0),) * 6,
+    ("norm", 3e-4, 1.0, 8e3),
+)
+
+
+def unlike_chain(seed: int, layers: int = 160, num_devices: int = 64) -> tuple[Graph, Cluster]:
+    """Operators of a BERT-like model in a line, on devices of which each is a type of its own.
+
+    Memory is uneven and 1.6 times the need in total; each direction of each link has a bandwidth and
+    a latency of its own.
+    """
+    rng = random.Random(seed)
+    types = [f"t{d}" for d in range(num_devices)]
+    speed = {kind: rng.uniform(1.0, 8.0) for kind in types}
+    factor = {kind: {c: rng.uniform(0.7, 1.4) for c in CLASSES} for kind in types}
+    nodes: list[Node] = []
+    for layer in range(layers):
+        for x, (group, seconds, saved, parameters) in enumerate(LAYER):
+            forward = {t: seconds * factor[t][group] / speed[t] for t in types}
+            wide = 4.0 if saved == 4.0 else 1.0
+            nodes.append(
+                Node(
+                    id=f"layer.{layer}.{x}",
+                    op=group,
+                    module=f"layer.{layer}",
+                    inputs=(nodes[-1].id,) if nodes else (),
+                    forward_s=forward,
+                    backward_s={t: 2 * s for t, s in forward.items()},
+                    output_bytes=HIDDEN_BYTES * wide,
+                    gradient_bytes=HIDDEN_BYTES * wide,
+                    parameter_bytes=parameters,
+                    saved_bytes=HIDDEN_BYTES * saved,
+                    colocate=None,
+                )
+            )
+    graph = Graph(
+        name=f"chain {seed}", microbatch_size=8, nodes=tuple(nodes), outputs=(nodes[-1].id,)
+    )
+    need = sum(4 * n.parameter_bytes + 8 * n.saved_bytes for n in nodes)
+    share = [speed[t] * rng.uniform(0.7, 1.3) for t in types]
+    memory = [1.6 * need * x / sum(share) for x in share]
+    devices = [Device(name=f"d{d}", type=types[d], memory_bytes=memory[d]) for d in range(len(types))]
+    return graph, Cluster(devices=tuple(devices), links=_links(rng, devices, 1.25e9, 12.5e9))
+
+
+def layered(
+    seed: int, num_nodes: int, num_devices: int, width: int = 4
+) -> tuple[Graph, Cluster]:
+    """A general graph in layers: each node reads one to three of the last few layers."""
+    rng = random.Random(seed)
+    kinds = ("a", "b", "c", "d")
+    nodes: list[Node] = []
+    for i in range(num_nodes):
+        near = nodes[max(0, i - 3 * width) : max(0, i - i % width)]
+        seconds = rng.uniform(1e-5, 1e-3)
+        forward = {kind: seconds * (1 + x) * rng.uniform(0.9, 1.1) for x, kind in enumerate(kinds)}
+        size = rng.uniform(1e4, 1e6)
+        nodes.append(
+            Node(
+                id=f"n{i}",
+                op="op",
+                module=None,
+                inputs=tuple({rng.choice(near).id: None for _ in range(rng.randint(1, 3))}) if near else (),
+                forward_s=forward,
+                backward_s={kind: 2 * s for kind, s in forward.items()},
+                output_bytes=size,
+                gradient_bytes=size,
+                parameter_bytes=rng.choice([0.0, 1e5, 1e6]),
+                saved_bytes=size,
+                colocate=None,
+            )
+        )
+    read = {name for node in nodes for name in node.inputs}
+    outputs = tuple(node.id for node in nodes if node.id not in read)
+    graph = Graph(name=f"layered {seed}", microbatch_size=1, nodes=tuple(nodes), outputs=outputs)
+    return graph, unlike_types(rng, graph, num_devices, kinds)
+
+
+def unlike_types(
+    rng: random.Random, graph: Graph, num_devices: int, kinds: tuple[str, ...]
+) -> Cluster:
+    """Devices of several types with twice the memory that is needed, and one kind of link."""
+    need = sum(4 * n.parameter_bytes + 8 * n.saved_bytes for n in graph.nodes)
+    devices = tuple(
+        Device(
+            name=f"d{d}",
+            type=kinds[d % len(kinds)],
+            memory_bytes=2 * need / num_devices * rng.uniform(0.7, 1.3),
+        )
+        for d in range(num_devices)
+    )
+    return Cluster(devices=devices, default_link=Wire(bandwidth_bytes_per_s=12e9, latency_s=1e-5))
+
+
+def _links(
+    rng: random.Random, devices: list[Device], slowest: float, fastest: float
+) -> tuple[Link, ...]:
+    return tuple(
+        Link(
+            source=a.name,
+            target=b.name,
+            bandwidth_bytes_per_s=rng.uniform(slowest, fastest),
+            latency_s=rng.uniform(1e-5, 1e-4),
+        )
+        for a in devices
+        for b in devices
+        if a is not b
+    )
