@@ -26,10 +26,10 @@ __all__: list[str] = ["annealing"]
 ROUNDS = 400
 """Tries between two looks at the clock."""
 
-PATIENCE = 150
-"""So many rounds without a better plan end the search."""
+PATIENCE = 1500
+"""So many rounds without a better plan end the search; with few devices their number squared."""
 
-STEP = 0.998
+STEP = 0.9995
 """How far below the best plan the next is looked for."""
 
 WINDOW = 48
@@ -49,7 +49,8 @@ def annealing(task: Task) -> Iterator[Answer]:
     starts = np.zeros(problem.num_devices + 1, dtype=np.int64)
     tries, idle, found = 0, 0, 0
     heat = 0.01
-    while idle < PATIENCE and task.limits.left_s > 0.5:
+    patience = min(PATIENCE, problem.num_devices**2)
+    while idle < patience and bottleneck > 0 and task.limits.left_s > 0.5:
         tries, idle = tries + ROUNDS, idle + 1
         seed, heat = int(rng.integers(2**31)), max(heat * 0.97, 1e-4)
         if not anneal(devices, starts, bottleneck, heat, ROUNDS, seed, tables):
@@ -109,7 +110,7 @@ def _running(of_units: Floats) -> Floats:
     return sums
 
 
-@njit(cache=True)  # type: ignore[untyped-decorator]
+@njit(cache=True)
 def _move(d: int, e: int, i: int, crossing: Any, wires: Any) -> float:
     """Seconds to move what crosses at cut i from device d to e, and its gradients back."""
     there = wires[0, d, e] * crossing[2, i] + wires[1, d, e] * crossing[0, i]
@@ -117,7 +118,7 @@ def _move(d: int, e: int, i: int, crossing: Any, wires: Any) -> float:
     return float(there + back)
 
 
-@njit(cache=True)  # type: ignore[untyped-decorator]
+@njit(cache=True)
 def walk(devices: Any, starts: Any, bottleneck: float, tables: Any) -> int:
     """Give each device in turn as much as it can take; returns the cut that is reached."""
     w, _, copies, saved, live, limit, crossing, wires = tables
@@ -136,9 +137,9 @@ def walk(devices: Any, starts: Any, bottleneck: float, tables: Any) -> int:
             else:
                 high = middle - 1
         if low == n:
-            return n
+            return int(n)
         if k + 1 == num:
-            return low
+            return int(low)
         e = devices[k + 1]
         best, end, sent = math.inf, here, 0.0
         for j in range(low, here, -1):
@@ -150,13 +151,13 @@ def walk(devices: Any, starts: Any, bottleneck: float, tables: Any) -> int:
                 if low - j > WINDOW:
                     break
         if end == here:
-            return here
+            return int(here)
         here, received = end, sent
         starts[k + 1] = here
-    return here
+    return int(here)
 
 
-@njit(cache=True)  # type: ignore[untyped-decorator]
+@njit(cache=True)
 def anneal(
     devices: Any, starts: Any, bottleneck: float, heat: float, rounds: int, seed: int, tables: Any
 ) -> bool:

@@ -1,8 +1,8 @@
 """Which units to put aside, so that the rest of a graph has few ideals.
 
-What multiplies ideals are units that stand beside a long stretch of the graph: a mask that all layers
-read, a counter that nothing reads, a projection of the encoder's output for a late layer. A unit's
-*width* is how many units it is unordered with. Wide units with little work go first.
+What multiplies ideals are units that stand beside a long stretch of the graph: a mask that all
+layers read, a counter that nothing reads, a projection of the encoder's output for a late layer.
+A unit's *width* is how many units it is unordered with. Wide units with little work go first.
 """
 
 import numpy as np

@@ -14,7 +14,7 @@ import highspy
 import numpy as np
 import pulp
 
-__all__: list[str] = ["Answer", "minimise", "version"]
+__all__: list[str] = ["Answer", "minimise", "names", "version"]
 
 TOLERANCE = 1e-9
 """At its default of 1e-6 HiGHS undercuts the bottleneck by more than a certificate may be wrong."""
@@ -36,6 +36,11 @@ class Answer:
 def version() -> str:
     """The version of HiGHS."""
     return str(highspy.Highs().version())  # type: ignore[no-untyped-call]
+
+
+def names() -> tuple[str, ...]:
+    """The solvers that PuLP knows, here or not."""
+    return tuple(pulp.listSolvers())
 
 
 def minimise(

@@ -39,8 +39,8 @@ Ints = NDArray[np.int32]
 class Ideals:
     """All ideals, `N` of them, by growing size: the first is empty, the last is everything.
 
-    `members` are bit sets of units, without those of `outside`, which float or are put aside. The ideals that add one unit to ideal I are
-    `above[first[I]:first[I + 1]]`, and `added` says which unit.
+    `members` are bit sets of units, without those of `outside`, which float or are put aside. The
+    ideals that add one unit to ideal I are `above[first[I]:first[I + 1]]`; `added` says which unit.
     """
 
     problem: Problem
@@ -130,7 +130,7 @@ class Ideals:
         """The plan of `(device, ideal before, ideal behind)` a stage, with the units outside.
 
         Each of those goes as near to its readers as it may and keeps `bottleneck`, in seconds; one
-        without readers goes near to what it reads. `moving_s` is what each stage sends and receives.
+        without readers goes near to what it reads. `moving_s` is each stage's sends and receives.
         """
         taken = [
             (d, list(bits(self.members[after] & ~self.members[before])))
@@ -169,13 +169,15 @@ class Ideals:
     def _alive(self, value: Value) -> NDArray[np.bool_]:
         """At which ideals the value crosses the boundary."""
         readers = [i for i in value.consumers if i not in self.outside]
-        behind = ~self.holds[readers].all(axis=0) | value.is_output
+        behind = np.logical_not(self.holds[readers].all(axis=0)) | value.is_output
         if value.is_input:
             return behind
         if value.producer in self.outside:
-            return behind & self.holds[readers].any(axis=0)
-        made: NDArray[np.bool_] = self.holds[value.producer]
-        return behind & made
+            behind &= self.holds[readers].any(axis=0)
+        else:
+            behind &= self.holds[value.producer]
+        alive: NDArray[np.bool_] = behind
+        return alive
 
     def _is_input(self, unit: int) -> bool:
         return self.problem.graph.nodes[self.problem.members[unit][0]].is_input

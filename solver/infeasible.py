@@ -5,7 +5,7 @@ import numpy as np
 from skyfx.solver.problem import Problem
 from skyfx.solver.report import size
 
-__all__: list[str] = ["explain"]
+__all__: list[str] = ["explain", "nothing_fits"]
 
 
 def explain(problem: Problem) -> str | None:
@@ -71,3 +71,13 @@ def _advice(problem: Problem) -> str:
         now = problem.assumptions.microbatches
         return f"{advice}, or use the 1f1b schedule, or fewer micro-batches (now {now})."
     return f"{advice}{', or plan for inference' if problem.assumptions.training else ''}."
+
+
+def nothing_fits(problem: Problem) -> str:
+    """What to say where a search has proven that there is no plan, though all simple tests pass."""
+    return (
+        f"it is proven that no split of {problem.num_units} units over "
+        f"{problem.num_devices} devices keeps their order, runs each on a type that can "
+        "run it and fits every memory. Raise `memory_bytes` of a device, add one, or lower the "
+        "number of micro-batches."
+    )

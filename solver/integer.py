@@ -4,6 +4,7 @@ from collections.abc import Iterator
 
 from skyfx.solver import backend, ilp
 from skyfx.solver.bounds import Bound
+from skyfx.solver.infeasible import nothing_fits
 from skyfx.solver.method import PROVEN, Answer, Progress, Task
 
 __all__: list[str] = ["integer_program"]
@@ -37,18 +38,9 @@ def integer_program(task: Task) -> Iterator[Answer]:
     yield Answer(
         stages=None if answer.values is None else model.placement(answer.values),
         bound=Bound(answer.bound * scale, "integer program"),
-        infeasible=_infeasible(task) if answer.infeasible and answer.values is None else "",
+        infeasible=nothing_fits(problem) if answer.infeasible and answer.values is None else "",
         interrupted=answer.interrupted,
         says=f"{size}, {limits.solver}",
-    )
-
-
-def _infeasible(task: Task) -> str:
-    return (
-        f"the integer program proves that no split of {task.problem.num_units} units over "
-        f"{task.problem.num_devices} devices keeps their order, runs each on a type that can "
-        "run it and fits every memory. Raise `memory_bytes` of a device, add one, or lower the "
-        "number of micro-batches."
     )
 
 

@@ -1,7 +1,7 @@
 """The kernel of the DP over ideals: labels that pass from ideal to ideal, in compiled loops.
 
-A label at (state s, ideal I) stands for plans of everything outside I whose first stage, of state s,
-is still open. It holds three sums:
+A label at (state s, ideal I) stands for plans of everything outside I whose first stage, of state
+s, is still open. It holds three sums:
 
     t   seconds of the open stage so far: what it sends, and its units outside I
     a   weighted time of the closed stages beyond T, sum_k y[d_k] (time_s(k) - T); mostly negative
@@ -29,7 +29,7 @@ OVERFLOW = -1
 NONE = -1
 
 
-@njit(cache=True)  # type: ignore[untyped-decorator]
+@njit(cache=True)
 def fill(
     rules: Any, states: Any, covers: Any, costs: Any, pool: Any, cells: Any, labels: Any
 ) -> int:
@@ -81,7 +81,7 @@ def fill(
     return _whole(rules, states, costs, pool, cells, labels)
 
 
-@njit(cache=True, inline="always")  # type: ignore[untyped-decorator]
+@njit(cache=True, inline="always")
 def _reached(states: Any, covers: Any, count: Any, s: int, i: int) -> bool:
     """Whether any label can come to a cell; most have none, and this is the quick way out."""
     first, above, _ = covers
@@ -92,14 +92,14 @@ def _reached(states: Any, covers: Any, count: Any, s: int, i: int) -> bool:
     for x in range(first_after[s], first_after[s + 1]):
         if count[following[x], i]:
             return True
-    return first_after[s] == first_after[s + 1]
+    return bool(first_after[s] == first_after[s + 1])
 
 
-@njit(cache=True)  # type: ignore[untyped-decorator]
+@njit(cache=True)
 def _close(
     rules: Any, states: Any, costs: Any, pool: Any, cells: Any, s: int, i: int, open_: Any
 ) -> int:
-    """Open a stage of state s that ends at ideal i: after it the pipeline ends, or a label closes."""
+    """Open a stage of state s that ends at ideal i: a label closes, or the pipeline ends."""
     bottleneck, _, full, shortest, _, _ = rules
     t, a, _, _ = pool
     start, count = cells
@@ -124,7 +124,7 @@ def _close(
     return num
 
 
-@njit(cache=True)  # type: ignore[untyped-decorator]
+@njit(cache=True)
 def _add(open_: Any, num: int, t: float, a: float, m: float, back: int) -> int:
     """Add a label unless another is as good; drop those that it makes useless."""
     ts, as_, ms, backs = open_
@@ -143,7 +143,7 @@ def _add(open_: Any, num: int, t: float, a: float, m: float, back: int) -> int:
     return kept + 1
 
 
-@njit(cache=True)  # type: ignore[untyped-decorator]
+@njit(cache=True)
 def _within(rules: Any, costs: Any, open_: Any, num: int, g: int, s: int, i: int) -> int:
     """Keep the labels that leave enough weighted time for the units in ideal i."""
     ts, as_, ms, backs = open_
@@ -158,7 +158,7 @@ def _within(rules: Any, costs: Any, open_: Any, num: int, g: int, s: int, i: int
     return kept
 
 
-@njit(cache=True)  # type: ignore[untyped-decorator]
+@njit(cache=True)
 def _thin(open_: Any, num: int, width: int, proof: bool) -> int:
     """At most `width` labels: of the two nearest by t one is left, or the least of both."""
     ts, as_, ms, backs = open_
@@ -182,7 +182,7 @@ def _thin(open_: Any, num: int, width: int, proof: bool) -> int:
     return num
 
 
-@njit(cache=True)  # type: ignore[untyped-decorator]
+@njit(cache=True)
 def _whole(rules: Any, states: Any, costs: Any, pool: Any, cells: Any, labels: Any) -> int:
     """List the labels of whole plans, those of least weighted busy time first; returns how many."""
     t, a, _, _ = pool
@@ -203,7 +203,7 @@ def _whole(rules: Any, states: Any, costs: Any, pool: Any, cells: Any, labels: A
     return num
 
 
-@njit(cache=True)  # type: ignore[untyped-decorator]
+@njit(cache=True)
 def trace(label: int, states: Any, covers: Any, pool: Any, cells: Any, path: Any) -> int:
     """Write the cells `(state, ideal)` of a plan to `path`, first stage first; returns how many."""
     start, count = cells

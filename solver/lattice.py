@@ -1,9 +1,9 @@
 """The exact method over ideals, in `relay`: every plan of a graph is a chain of them.
 
 At a fixed bottleneck T the question is only feasibility. It is worked out from the last stage to
-the first by `labels.py`, over states (devices used from a stage on, that stage's kind of device) and
-ideals (what is done before it). A stage's time is the sum of its units', so no pairs of ideals are
-looked at: a label passes from an ideal to those with one unit less, and at any ideal the next
+the first by `labels.py`, over states (devices used from a stage on, that stage's kind of device)
+and ideals (what is done before it). A stage's time is the sum of its units', so no pairs of ideals
+are looked at: a label passes from an ideal to those with one unit less, and at any ideal the next
 device's stage may begin. Bisection on T finds the optimum; a T without a plan is a lower bound.
 
 Units that would multiply the ideals are put aside (`aside.py`). They count as work that may go
@@ -16,15 +16,19 @@ from collections.abc import Iterator
 from skyfx.solver.aside import narrowed
 from skyfx.solver.bounds import Bound
 from skyfx.solver.ideals import Ideals
-from skyfx.solver.method import PROVEN, Answer, Task
+from skyfx.solver.infeasible import nothing_fits
+from skyfx.solver.method import PROVEN, UNDER, Answer, Task
 from skyfx.solver.orders import graph_order, late_order
-from skyfx.solver.program import UNDER, Program
+from skyfx.solver.program import Program
 from skyfx.solver.states import States
 
 __all__: list[str] = ["lattice", "lines"]
 
 MAX_CELLS = 6_000_000
 """States times ideals."""
+
+CELLS_PER_S = 600_000
+"""Cells for each second that is left; to fill them once takes a small part of that."""
 
 MAX_IDEALS = 100_000
 MAX_STATES = 20_000
@@ -35,29 +39,11 @@ NEAR = 0.003
 """Distance of plan and bound from which on to look just below the plan."""
 
 
-def lattice(task: Task) -> Iterator[Answer]:
-    """Find the best plan of all, as far as units need not be put aside."""
-    problem = task.problem
-    if problem.assumptions.communication != "relay":
-        yield Answer(says="only for relay")
-        return
-    states = States.number(problem)
-    at_most = min(MAX_IDEALS, MAX_CELLS // states)
-    found = narrowed(problem, at_most) if states <= MAX_STATES else None
-    if found is None:
-        yield Answer(says=f"too many ideals, with {states} states of devices")
-        return
-    ideals, aside = found
-    says = f"{len(ideals)} ideals x {states} states of devices, {len(aside)} units put aside"
-    program = Program(problem, ideals, States(problem), tuple(aside))
-    yield from _search(task, program, says)
-
-
 def lines(task: Task) -> Iterator[Answer]:
     """Find the best plans of which every stage is an interval of one order of the units."""
     problem, states = task.problem, States.number(task.problem)
     if problem.assumptions.communication != "relay" or states > MAX_STATES:
-        yield Answer(says=f"only for relay and few kinds of devices; {states} states of them")
+        yield Answer(says="only for relay and few kinds of devices")
         return
     high = task.bottleneck_s
     for order in (late_order(problem), graph_order(problem)):
@@ -81,11 +67,11 @@ def lines(task: Task) -> Iterator[Answer]:
 def lattice(task: Task) -> Iterator[Answer]:
     """Find the best plan of all, as far as units need not be put aside."""
     problem, states = task.problem, States.number(task.problem)
-    if problem.assumptions.communication != "relay":
-        yield Answer(says="only for relay")
+    if problem.assumptions.communication != "relay" or states > MAX_STATES:
+        yield Answer(says="only for relay and few kinds of devices")
         return
-    at_most = min(MAX_IDEALS, MAX_CELLS // states)
-    found = narrowed(problem, at_most) if states <= MAX_STATES else None
+    cells = int(min(MAX_CELLS, CELLS_PER_S * task.limits.left_s))
+    found = narrowed(problem, min(MAX_IDEALS, cells // states))
     if found is None:
         yield Answer(says=f"too many ideals, with {states} states of devices")
         return
@@ -102,7 +88,7 @@ def _halve(task: Task, program: Program, says: str) -> Iterator[Answer]:
     if assumptions.objective != "throughput" or task.best is None:
         shortest = program.shortest()
         if shortest is None:
-            yield Answer(infeasible="no order of the devices can run all units", says=says)
+            yield Answer(infeasible=nothing_fits(problem), says=says)
             return
         yield Answer(stages=shortest[1], says=says)
         if assumptions.objective != "throughput":

@@ -13,7 +13,19 @@ from skyfx.solver.bounds import Bound
 from skyfx.solver.cost import Cost
 from skyfx.solver.problem import Problem, UnitPlacement
 
-__all__: list[str] = ["PROVEN", "Answer", "Candidate", "Limits", "Method", "Progress", "Task"]
+__all__: list[str] = [
+    "PROVEN",
+    "UNDER",
+    "Answer",
+    "Candidate",
+    "Limits",
+    "Method",
+    "Progress",
+    "Task",
+]
+
+UNDER = 1 - 1e-9
+"""Sums of many floats differ in their last digits: a bound stays this far below."""
 
 PROVEN = 1e-6
 """A bound this close to the objective, relatively, is the solver's tolerance: it is optimal."""

@@ -1,7 +1,7 @@
 """The exact method over pairs of ideals, in `host` communication.
 
-What a stage between the ideals I and J writes to the host's memory and reads from it follows from I,
-J and its device alone, not from its neighbours:
+What a stage between the ideals I and J writes to the host's memory and reads from it follows from
+I, J and its device alone, not from its neighbours:
 
     writes(I, J)  the values made in J - I that a unit outside J reads
     reads(I, J)   the values made in I that a unit in J - I reads
@@ -25,7 +25,8 @@ from numpy.typing import NDArray
 
 from skyfx.solver.bounds import Bound
 from skyfx.solver.ideals import Ideals
-from skyfx.solver.method import Answer, Task
+from skyfx.solver.infeasible import nothing_fits
+from skyfx.solver.method import UNDER, Answer, Task
 from skyfx.solver.problem import Floats, Problem, UnitPlacement
 from skyfx.solver.states import States
 
@@ -35,19 +36,17 @@ MAX_IDEALS = 2500
 MAX_CELLS = 2_000_000
 """States times ideals."""
 
+MAX_STATES = 20_000
 MAX_PAIRS = 4_000_000
-
-UNDER = 1 - 1e-9
-"""Sums of many floats differ in their last digits: a bound stays this far below."""
 
 
 def pairs(task: Task) -> Iterator[Answer]:
     """Find and prove the best plan where values go through the host's memory."""
     problem, states = task.problem, States.number(task.problem)
-    if problem.assumptions.communication != "host":
-        yield Answer(says="only for host")
+    if problem.assumptions.communication != "host" or states > MAX_STATES:
+        yield Answer(says="only for host and few kinds of devices")
         return
-    ideals = Ideals.of(problem, min(MAX_IDEALS, MAX_CELLS // states)) if states < 20_000 else None
+    ideals = Ideals.of(problem, min(MAX_IDEALS, MAX_CELLS // states))
     if ideals is None:
         yield Answer(says=f"too many ideals, with {states} states of devices")
         return
@@ -63,7 +62,7 @@ def _optimum(task: Task, program: "Program", says: str) -> Iterator[Answer]:
     assumptions = task.problem.assumptions
     bottleneck, stages = program.best(latency=False)
     if stages is None:
-        yield Answer(infeasible="no stages of any devices fit together", says=says)
+        yield Answer(infeasible=nothing_fits(task.problem), says=says)
         return
     if assumptions.objective == "throughput":
         yield Answer(stages=stages, bound=Bound(bottleneck * UNDER, "pairs of ideals"), says=says)
@@ -139,7 +138,10 @@ class Stages:
         out_latency, out_per_byte = self.problem.host_wire(device, to_host=True)
         in_latency, in_per_byte = self.problem.host_wire(device, to_host=False)
         writes, written, reads, read = self.moves
-        return out_latency * writes + out_per_byte * written, in_latency * reads + in_per_byte * read
+        return (
+            out_latency * writes + out_per_byte * written,
+            in_latency * reads + in_per_byte * read,
+        )
 
     def fit(self, group: int, position: int) -> NDArray[np.bool_]:
         """Whether each stage fits the memory of a group's device at a position from the end."""
@@ -208,8 +210,8 @@ class Program:
         for s, (_, group) in enumerate(states.all):
             cost = self._stage_cost(s, group, latency, at_most)
             onward = self._onward(best, following[first[s] : first[s + 1]])
-            value = self._join(cost, onward[stages.behind], latency)
-            best[s] = np.minimum.reduceat(value, stages.first)
+            joined = self._join(cost, onward[stages.behind], latency)
+            best[s] = np.minimum.reduceat(joined, stages.first)
         start = int(best[:, 0].argmin())
         value = float(best[start, 0])
         if not math.isfinite(value):

@@ -1,9 +1,9 @@
 """The exact method for chains of repeated blocks, without links: depth costs nothing.
 
-At a fixed bottleneck T, a device that starts at a unit may go on as far as T allows, and never loses by
-it: starting later, the next device ends no earlier. So of a stage in the repeated part only
-the *phase* counts in which it starts, its place inside the block. An order of the devices is then a
-path through phases that uses each device once, an Eulerian path. As an integer program,
+At a fixed bottleneck T, a device that starts at a unit may go on as far as T allows, and never
+loses by it: starting later, the next device ends no earlier. So of a stage in the repeated part
+only the *phase* counts in which it starts, its place inside the block. An order of the devices is
+then a path through phases that uses each device once, an Eulerian path. As an integer program,
 
     x[g, f]  devices of group g that start in phase f            (integer)
     h[g]     1 if the first stage is on group g, l[g] the last
@@ -25,17 +25,16 @@ from typing import Any
 
 import numpy as np
 import pulp
+from numpy.typing import NDArray
 
 from skyfx.solver import backend
 from skyfx.solver.bounds import Bound
-from skyfx.solver.method import PROVEN, Answer, Task
+from skyfx.solver.method import PROVEN, UNDER, Answer, Task
 from skyfx.solver.problem import Floats, Problem, UnitPlacement
 
 __all__: list[str] = ["phases"]
 
 MAX_BLOCK = 64
-UNDER = 1 - 1e-9
-"""Sums of many floats differ in their last digits: a bound stays this far below."""
 
 
 def phases(task: Task) -> Iterator[Answer]:
@@ -122,7 +121,7 @@ class Blocks:
         """Seconds of each unit on each group's devices, `(G, n)`."""
         return self.problem.time_s[[group[0] for group in self.groups]]
 
-    def reach(self, bottleneck: float) -> np.ndarray:
+    def reach(self, bottleneck: float) -> NDArray[np.int64]:
         """How many units a device manages from each phase on, `(G, b)`, were there no end."""
         block = self.time_s[:, self.begin : self.begin + self.size]
         whole = block.sum(axis=1)
@@ -134,15 +133,18 @@ class Blocks:
             lengths[:, f] = times * self.size + (running <= rest[:, None]).sum(axis=1)
         return lengths
 
-    def from_start(self, bottleneck: float) -> np.ndarray:
-        """Where the first stage ends, `(G,)`; not before the repeated part, to be on the safe side."""
+    def from_start(self, bottleneck: float) -> NDArray[np.int64]:
+        """Where the first stage ends, `(G,)`; to be on the safe side, in the repeated part."""
         ends = (np.cumsum(self.time_s, axis=1) <= bottleneck).sum(axis=1)
-        return np.maximum(ends, self.begin)
+        reached: NDArray[np.int64] = np.maximum(ends, self.begin)
+        return reached
 
-    def to_end(self, bottleneck: float) -> np.ndarray:
+    def to_end(self, bottleneck: float) -> NDArray[np.int64]:
         """Where the last stage must start at the latest, `(G,)`; not behind the repeated part."""
         left = np.cumsum(self.time_s[:, ::-1], axis=1) <= bottleneck
-        return np.minimum(self.problem.num_units - left.sum(axis=1), self.end)
+        starts = self.problem.num_units - left.sum(axis=1)
+        latest: NDArray[np.int64] = np.minimum(starts, self.end)
+        return latest
 
 
 class Program:
@@ -155,25 +157,29 @@ class Program:
         self.last = blocks.to_end(self.bottleneck)
         self.lp = pulp.LpProblem("phases", pulp.LpMinimize)
         groups, size = range(len(blocks.groups)), blocks.size
-        self.x = {(g, f): self._count(f"x_{g}_{f}", len(blocks.groups[g])) for g in groups for f in range(size)}
-        self.h = [self._count(f"h_{g}", 1) for g in groups]
-        self.l = [self._count(f"l_{g}", 1) for g in groups]
+        self.x = {
+            (g, f): self._count(f"x_{g}_{f}", len(blocks.groups[g]))
+            for g in groups
+            for f in range(size)
+        }
+        self.heads = [self._count(f"h_{g}", 1) for g in groups]
+        self.tails = [self._count(f"l_{g}", 1) for g in groups]
         z = [self._count(f"z_{f}", 1) for f in range(size)]
         self.lp.setObjective(pulp.lpSum([]))
-        self.lp += pulp.lpSum(self.h) == 1
-        self.lp += pulp.lpSum(self.l) == 1
+        self.lp += pulp.lpSum(self.heads) == 1
+        self.lp += pulp.lpSum(self.tails) == 1
         self.lp += pulp.lpSum(z) == 1
         for g in groups:
-            used = pulp.lpSum(self.x[g, f] for f in range(size)) + self.h[g] + self.l[g]
+            used = pulp.lpSum(self.x[g, f] for f in range(size)) + self.heads[g] + self.tails[g]
             self.lp += used <= len(blocks.groups[g])
         for f in range(size):
             into = [self.x[g, e] for g in groups for e in range(size) if self._ends(g, e) == f]
-            into += [self.h[g] for g in groups if self._phase(int(self.first[g])) == f]
+            into += [self.heads[g] for g in groups if self._phase(int(self.first[g])) == f]
             out = [self.x[g, f] for g in groups]
             self.lp += pulp.lpSum(into) == pulp.lpSum(out) + z[f]
         progress = pulp.lpSum(int(self.reach[g, f]) * x for (g, f), x in self.x.items())
-        start = pulp.lpSum(int(self.first[g]) * self.h[g] for g in groups)
-        target = pulp.lpSum(int(self.last[g]) * self.l[g] for g in groups)
+        start = pulp.lpSum(int(self.first[g]) * self.heads[g] for g in groups)
+        target = pulp.lpSum(int(self.last[g]) * self.tails[g] for g in groups)
         self.lp += progress + start >= target
 
     def _count(self, name: str, at_most: int) -> Any:
@@ -189,8 +195,8 @@ class Program:
         """The plan of a solution; None where its phases do not hang together."""
         size = self.blocks.size
         free = [list(group) for group in self.blocks.groups]
-        first = next(g for g, h in enumerate(self.h) if values[h.name] > 0.5)
-        last = next(g for g, l in enumerate(self.l) if values[l.name] > 0.5)
+        first = next(g for g, h in enumerate(self.heads) if values[h.name] > 0.5)
+        last = next(g for g, t in enumerate(self.tails) if values[t.name] > 0.5)
         edges: list[list[int]] = [[] for _ in range(size)]
         for (g, f), x in self.x.items():
             edges[f] += [g] * round(values[x.name])

@@ -1,4 +1,4 @@
-"""The DP over ideals and devices, ready for any bottleneck T: its tables, and plans read from them."""
+"""The DP over ideals and devices for any bottleneck T: its tables, and plans read from them."""
 
 import math
 from dataclasses import dataclass, field
@@ -11,11 +11,11 @@ from numpy.typing import NDArray
 from skyfx.solver.bounds import largest_unit
 from skyfx.solver.ideals import Ideals
 from skyfx.solver.labels import OVERFLOW, fill, trace
-from skyfx.solver.method import Task
+from skyfx.solver.method import UNDER, Task
 from skyfx.solver.problem import Floats, Problem, UnitPlacement
 from skyfx.solver.states import States
 
-__all__: list[str] = ["UNDER", "Program"]
+__all__: list[str] = ["Program"]
 
 POOL = 8_000_000
 """Labels; each is 28 bytes."""
@@ -30,9 +30,6 @@ PLAN_WIDTH = 6
 """Labels of a cell, for a plan."""
 
 Rules = tuple[float, float, bool, bool]
-
-UNDER = 1 - 1e-9
-"""Sums of many floats differ in their last digits: a bound stays this far below."""
 
 
 @dataclass
@@ -49,7 +46,8 @@ class Program:
     def __post_init__(self) -> None:
         shape = (len(self.states.all), len(self.ideals))
         self._cells = (np.zeros(shape, dtype=np.int32), np.zeros(shape, dtype=np.int32))
-        self._pool = (*(np.empty(POOL) for _ in range(3)), np.empty(POOL, dtype=np.int32))
+        self._most_labels = WIDTH if WIDTH * self._cells[0].size < POOL else 8
+        self._pool: Any = (*(np.empty(POOL) for _ in range(3)), np.empty(POOL, dtype=np.int32))
 
     def low_s(self, task: Task) -> float:
         """A bottleneck that no plan undercuts."""
@@ -61,7 +59,7 @@ class Program:
         return len(self._labels(self._rules(bottleneck), WIDTH, proof=True)) > 0
 
     def plan(self, bottleneck: float) -> UnitPlacement | None:
-        """A plan with no stage above `bottleneck`, but for units put aside; None if none is found."""
+        """A plan with no stage above `bottleneck` but for units put aside; or None."""
         labels = self._labels(self._rules(bottleneck), PLAN_WIDTH, proof=False)
         return self._best(labels, bottleneck)
 
@@ -84,25 +82,25 @@ class Program:
 
     def _labels(self, rules: Rules, width: int, *, proof: bool) -> NDArray[np.int64]:
         """The labels of whole plans."""
-        width = min(width, max(4, POOL // self._cells[0].size))
+        labels = np.empty(CANDIDATES, dtype=np.int64)
         costs = self._costs(rules[0])
-        labels, num = np.empty(CANDIDATES, dtype=np.int64), OVERFLOW
-        while num == OVERFLOW:
-            tables = (self._tables, self.ideals.covers, costs, self._pool, self._cells, labels)
-            num = fill((*rules, width, proof), *tables)
-            width //= 2
+        tables = (self._tables, self.ideals.covers, costs, self._pool, self._cells, labels)
+        width = min(width, self._most_labels)
+        while (num := fill((*rules, width, proof), *tables)) == OVERFLOW:
+            width = self._most_labels = max(1, width // 2)
         return labels[:num]
 
     def _best(self, labels: NDArray[np.int64], bottleneck: float) -> UnitPlacement | None:
         """Of the labels' plans the one with the least objective."""
         path = np.empty((len(self.ideals) + self.problem.num_devices, 2), dtype=np.int64)
-        found = []
+        found: list[tuple[float, UnitPlacement]] = []
         for label in labels:
             tables = (self._tables, self.ideals.covers, self._pool, self._cells, path)
             length = trace(label, *tables)
             stages = self._placement(path[:length].tolist(), bottleneck)
             found.append((self.problem.cost(stages).objective_value, stages))
-        return min(found, key=lambda plan: plan[0])[1] if found else None
+        found.sort(key=lambda plan: plan[0])
+        return found[0][1] if found else None
 
     @property
     def _tables(self) -> tuple[Any, ...]:
@@ -114,8 +112,7 @@ class Program:
         states, ends = zip(*(path[x] for x in closing), strict=True)
         groups = [self.states.all[state][1] for state in states]
         moves = [
-            float(self._move_s[g, h, i])
-            for g, h, i in zip(groups, groups[1:], ends, strict=False)
+            float(self._move_s[g, h, i]) for g, h, i in zip(groups, groups[1:], ends, strict=False)
         ]
         moving = [a + b for a, b in zip([0.0, *moves], [*moves, 0.0], strict=True)]
         if self.problem.assumptions.overlap == "full":
@@ -146,7 +143,7 @@ class Program:
 
     @cached_property
     def _memory(self) -> tuple[Floats, Floats]:
-        """Bytes of each unit at each position from the end, `(D + 1, n)`, and each group's limit."""
+        """Bytes of each unit at each position, `(D + 1, n)`, and each group's limit."""
         problem = self.problem
         limit = problem.memory_limit[[group[0] for group in self.states.groups]]
         need = np.zeros((problem.num_devices + 1, problem.num_units))

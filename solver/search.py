@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 
 from skyfx.solver.annealing import annealing
 from skyfx.solver.bounds import Bound, simple_bound
+from skyfx.solver.dual import dual
 from skyfx.solver.errors import InfeasibleError, NoPlanError
 from skyfx.solver.integer import integer_program
 from skyfx.solver.interval import intervals
@@ -26,6 +27,7 @@ METHODS: dict[str, Method] = {
     "lines": lines,
     "ideals": lattice,
     "pairs of ideals": pairs,
+    "dual": dual,
     "annealing": annealing,
     "integer program": integer_program,
 }

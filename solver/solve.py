@@ -113,6 +113,7 @@ def solve(
     non_negative("time_limit_s", time_limit_s)
     non_negative("gap", gap)
     one_of("strategy", strategy, get_args(Strategy))
+    one_of("solver", solver, backend.names())
     problem = _checked(graph, cluster, assumptions or Assumptions())
     known = _Known.of(problem)
     if strategy == "optimal":

@@ -1,4 +1,4 @@
-"""The states of a dynamic program over devices: which are used from some stage on, and by which first.
+"""The states of a dynamic program over devices: which are used from a stage on, which comes first.
 
 Devices that can be swapped without changing any cost form a group `g`; what matters is how many of
 each group are used. With all devices unlike these are the subsets; with few kinds they are few.

@@ -66,7 +66,7 @@ def test_parts_that_fit_but_never_together() -> None:
     # three nodes of 3 bytes on two devices of 5 bytes: 9 of 10 bytes, but one device gets two
     nodes = [node(f"n{i}", parameter_bytes=3.0, output_bytes=0.0) for i in range(3)]
     said = message(graph(nodes), cpus(1.0, 1.0, memory=5.0), mode="inference")
-    assert said.startswith("the integer program proves that no split of 3 units over 2 devices")
+    assert said.startswith("it is proven that no split of 3 units over 2 devices")
     assert "Raise `memory_bytes` of a device" in said
 
 

@@ -34,8 +34,8 @@ LAYER: tuple[tuple[str, float, float, float], ...] = (
 def unlike_chain(seed: int, layers: int = 160, num_devices: int = 64) -> tuple[Graph, Cluster]:
     """Operators of a BERT-like model in a line, on devices of which each is a type of its own.
 
-    Memory is uneven and 1.6 times the need in total; each direction of each link has a bandwidth and
-    a latency of its own.
+    Memory is uneven and 1.6 times the need in total; each direction of each link has a bandwidth
+    and a latency of its own.
     """
     rng = random.Random(seed)
     types = [f"t{d}" for d in range(num_devices)]
@@ -67,13 +67,13 @@ def unlike_chain(seed: int, layers: int = 160, num_devices: int = 64) -> tuple[G
     need = sum(4 * n.parameter_bytes + 8 * n.saved_bytes for n in nodes)
     share = [speed[t] * rng.uniform(0.7, 1.3) for t in types]
     memory = [1.6 * need * x / sum(share) for x in share]
-    devices = [Device(name=f"d{d}", type=types[d], memory_bytes=memory[d]) for d in range(len(types))]
+    devices = [
+        Device(name=f"d{d}", type=types[d], memory_bytes=memory[d]) for d in range(len(types))
+    ]
     return graph, Cluster(devices=tuple(devices), links=_links(rng, devices, 1.25e9, 12.5e9))
 
 
-def layered(
-    seed: int, num_nodes: int, num_devices: int, width: int = 4
-) -> tuple[Graph, Cluster]:
+def layered(seed: int, num_nodes: int, num_devices: int, width: int = 4) -> tuple[Graph, Cluster]:
     """A general graph in layers: each node reads one to three of the last few layers."""
     rng = random.Random(seed)
     kinds = ("a", "b", "c", "d")
@@ -88,7 +88,9 @@ def layered(
                 id=f"n{i}",
                 op="op",
                 module=None,
-                inputs=tuple({rng.choice(near).id: None for _ in range(rng.randint(1, 3))}) if near else (),
+                inputs=tuple({rng.choice(near).id: None for _ in range(rng.randint(1, 3))})
+                if near
+                else (),
                 forward_s=forward,
                 backward_s={kind: 2 * s for kind, s in forward.items()},
                 output_bytes=size,
@@ -102,6 +104,11 @@ def layered(
     outputs = tuple(node.id for node in nodes if node.id not in read)
     graph = Graph(name=f"layered {seed}", microbatch_size=1, nodes=tuple(nodes), outputs=outputs)
     return graph, unlike_types(rng, graph, num_devices, kinds)
+
+
+def _some(rng: random.Random, near: list[Node]) -> tuple[str, ...]:
+    """One to three of the nodes, each once; none where there are none."""
+    return tuple({rng.choice(near).id: None for _ in range(rng.randint(1, 3))}) if near else ()
 
 
 def unlike_types(
