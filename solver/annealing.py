@@ -43,6 +43,9 @@ def annealing(task: Task) -> Iterator[Answer]:
         yield Answer(says="only for relay and several devices")
         return
     tables, order = _tables(problem), late_order(problem)
+    if not tables[1][-1] > 0:
+        yield Answer(says="nothing takes any time")
+        return
     devices = _first_order(problem)
     rng = np.random.default_rng(task.limits.seed)
     bottleneck = min(task.bottleneck_s * STEP, float(tables[0][:, -1].max()) * 2)

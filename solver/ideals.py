@@ -137,13 +137,14 @@ class Ideals:
             for d, before, after in stages
         ]
         time_s, last = self.problem.time_s, len(taken) - 1
+        relay = self.problem.assumptions.communication == "relay"
         computing = (float(time_s[d, part].sum()) for d, part in taken)
         load = [c + m for c, m in zip(computing, moving_s, strict=True)]
         stage_of = {i: k for k, (_, part) in enumerate(taken) for i in part}
         for i in sorted(self.outside, reverse=True):
             earliest = max((stage_of[j] for j in self._before[i]), default=0)
             latest = min((stage_of[j] for j in self._readers[i]), default=last)
-            if self._is_input(i):
+            if relay and self._is_input(i):
                 latest = earliest
             times = {k: load[k] + time_s[taken[k][0], i] for k in range(earliest, latest + 1)}
             near = sorted(times, reverse=bool(self._readers[i]))

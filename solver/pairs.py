@@ -76,7 +76,7 @@ def _optimum(task: Task, program: "Program", says: str) -> Iterator[Answer]:
             break
         cost = task.problem.cost(stages)
         best = min(best, cost.objective_value)
-        bound = Bound((latency + rounds * bottleneck) * UNDER, "pairs of ideals")
+        bound = Bound(min(best, latency + rounds * bottleneck) * UNDER, "pairs of ideals")
         yield Answer(stages=stages, bound=bound, says=says)
         at_most = cost.bottleneck_s * UNDER
         if rounds == 0:

@@ -228,7 +228,7 @@ def plan_of(
     )
 
 
-def hard_problem(num_nodes: int = 60, num_devices: int = 6) -> tuple[Graph, Cluster]:
+def hard_problem(num_nodes: int = 90, num_devices: int = 8) -> tuple[Graph, Cluster]:
     """A tangled graph on devices that are all different: at its full size no search ends soon."""
     random = Random(1)
     nodes = []
