@@ -5,7 +5,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from skyfx.solver import Assumptions, Cluster, Device, Graph, solve
+from benchmarks.planner.instances import sky_computing
+from skyfx.solver import Assumptions, Graph, solve
 from skyfx.solver.bounds import simple_bound
 from skyfx.solver.method import Candidate, Limits, Task
 from skyfx.solver.phases import phases
@@ -51,21 +52,6 @@ def test_it_finds_and_proves_the_best_plan(g: Graph, slowdowns: list[float]) -> 
         assert found >= best * (1 - CLOSE)
 
 
-def sky_computing(slowdowns: np.ndarray) -> tuple[Graph, Cluster, float]:
-    """Sky Computing's headline: 160 layers of BERT-large in thirds, and ideal over all workers.
-
-    Times are the FLOPs of one sequence of 128 tokens, in tera.
-    """
-    hidden, tokens = 1024, 128
-    attention = tokens * (8 * hidden**2 + 4 * tokens * hidden) / 1e12
-    half = tokens * 8 * hidden**2 / 1e12
-    times = [1e-6, *[attention, half, half] * 160, 2e-6, 6e-9]
-    devices = (
-        Device(name=f"w{i}", type="cpu", slowdown=float(slow)) for i, slow in enumerate(slowdowns)
-    )
-    return chain(times), Cluster(devices=tuple(devices)), sum(times) / sum(1 / slowdowns)
-
-
 @pytest.mark.parametrize(
     ("slowdowns", "ratio"),
     [
@@ -77,7 +63,8 @@ def sky_computing(slowdowns: np.ndarray) -> tuple[Graph, Cluster, float]:
 def test_483_thirds_of_layers_on_63_unlike_workers_are_proven(
     slowdowns: np.ndarray, ratio: float
 ) -> None:
-    g, c, ideal = sky_computing(slowdowns)
+    g, c = sky_computing(slowdowns, thirds=True)
+    ideal = sum(n.forward_s["cpu"] for n in g.nodes) / sum(1 / slowdowns)
     plan = solve(g, c).plan
     assert plan.solver.status == "optimal"
     assert plan.solver.binding == "phases of repeated blocks"

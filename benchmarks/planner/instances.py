@@ -1,11 +1,12 @@
 """Generated planning problems, each the same for a seed: graphs and clusters of given sizes."""
 
 import random
+from collections.abc import Iterable
 
 from skyfx.solver import Cluster, Device, Graph, Link, Node
 from skyfx.solver.cluster import Wire
 
-__all__: list[str] = ["layered", "unlike_chain", "unlike_types"]
+__all__: list[str] = ["layered", "sky_computing", "unlike_chain"]
 
 HIDDEN_BYTES = 8 * 128 * 1024 * 4
 """The hidden states of BERT-large: micro-batch 8, 128 tokens, width 1024, single precision."""
@@ -29,6 +30,43 @@ LAYER: tuple[tuple[str, float, float, float], ...] = (
     *(("pointwise", 9e-5, 0.5, 0.0),) * 6,
     ("norm", 3e-4, 1.0, 8e3),
 )
+
+
+def sky_computing(slowdowns: Iterable[float], *, thirds: bool) -> tuple[Graph, Cluster]:
+    """Sky Computing's headline: BERT-large with 160 layers on workers that differ in speed alone.
+
+    Times are FLOPs for one sequence of 128 tokens, in tera; a layer is cut in thirds (attention and
+    the two halves of the feed-forward part) or into its twelve heavy operators.
+    """
+    hidden, tokens = 1024, 128
+    project, mix, point = tokens * 2 * hidden**2, 2 * tokens**2 * hidden, 10 * tokens * hidden
+    if thirds:
+        layer = [4 * project + 2 * mix, 4 * project, 4 * project]
+    else:
+        attention = [project, project, project, mix, 5 * 16 * tokens**2, mix, project, point]
+        layer = [*attention, 4 * project, 4 * point, 4 * project, point]
+    times = [1e6, *layer * 160, 2 * hidden**2, 6 * hidden]
+    nodes = tuple(
+        Node(
+            id=f"n{i}",
+            op="op",
+            module=None,
+            inputs=(f"n{i - 1}",) if i else (),
+            forward_s={"cpu": time / 1e12},
+            backward_s={},
+            output_bytes=HIDDEN_BYTES / 8,
+            gradient_bytes=0.0,
+            parameter_bytes=0.0,
+            saved_bytes=0.0,
+            colocate=None,
+        )
+        for i, time in enumerate(times)
+    )
+    graph = Graph(name="sky", microbatch_size=1, nodes=nodes, outputs=(nodes[-1].id,))
+    devices = [
+        Device(name=f"w{d}", type="cpu", slowdown=float(slow)) for d, slow in enumerate(slowdowns)
+    ]
+    return graph, Cluster(devices=tuple(devices))
 
 
 def unlike_chain(seed: int, layers: int = 160, num_devices: int = 64) -> tuple[Graph, Cluster]:
@@ -103,7 +141,7 @@ def layered(seed: int, num_nodes: int, num_devices: int, width: int = 4) -> tupl
     read = {name for node in nodes for name in node.inputs}
     outputs = tuple(node.id for node in nodes if node.id not in read)
     graph = Graph(name=f"layered {seed}", microbatch_size=1, nodes=tuple(nodes), outputs=outputs)
-    return graph, unlike_types(rng, graph, num_devices, kinds)
+    return graph, _unlike_types(rng, graph, num_devices, kinds)
 
 
 def _some(rng: random.Random, near: list[Node]) -> tuple[str, ...]:
@@ -111,7 +149,7 @@ def _some(rng: random.Random, near: list[Node]) -> tuple[str, ...]:
     return tuple({rng.choice(near).id: None for _ in range(rng.randint(1, 3))}) if near else ()
 
 
-def unlike_types(
+def _unlike_types(
     rng: random.Random, graph: Graph, num_devices: int, kinds: tuple[str, ...]
 ) -> Cluster:
     """Devices of several types with twice the memory that is needed, and one kind of link."""
