@@ -2,7 +2,8 @@
 
 What multiplies ideals are units that stand beside a long stretch of the graph: a mask that all
 layers read, a counter that nothing reads, a projection of the encoder's output for a late layer.
-A unit's *width* is how many units it is unordered with. Wide units with little work go first.
+A unit's *width* is how many units it is unordered with. Wide units with little work and small values go
+first.
 """
 
 import numpy as np
@@ -50,6 +51,22 @@ def _share(problem: Problem) -> np.ndarray:
     return share
 
 
+def _moving(problem: Problem) -> np.ndarray:
+    """What moving each unit's values once takes, `(n,)`, as a part of a device's work on average.
+
+    What is put aside moves for nothing in the bound, so large values should not be.
+    """
+    devices = range(problem.num_devices)
+    wires = [problem.wire(d, e)[1] for d in devices for e in devices if d != e]
+    time = np.where(np.isfinite(problem.time_s), problem.time_s, 0.0)
+    size = np.zeros(problem.num_units)
+    for value in problem.values:
+        size[value.producer] += value.output_bytes + value.gradient_bytes
+    whole = max(float(time.sum(axis=1).mean()), 1e-300)
+    moving: np.ndarray = size * (float(np.mean(wires)) if wires else 0.0) / whole
+    return moving
+
+
 def _order(problem: Problem) -> list[int]:
     """The units, those to be put aside first first."""
     n, outside = problem.num_units, set(floating(problem))
@@ -59,6 +76,6 @@ def _order(problem: Problem) -> list[int]:
     for a, b in sorted(problem.edges, reverse=True):
         after[a] |= after[b] | 1 << b
     width = np.array([n - (before[i] | after[i]).bit_count() for i in range(n)])
-    score = width / (1 + _share(problem) / LIGHT)
+    score = width / (1 + (_share(problem) + _moving(problem)) / LIGHT)
     order = np.argsort(-score, kind="stable")
     return [int(i) for i in order if i not in outside]

@@ -27,6 +27,9 @@ __all__: list[str] = ["lattice", "lines"]
 MAX_CELLS = 6_000_000
 """States times ideals."""
 
+RISE = 0.3
+"""How far T may rise above what is proven: the larger T, the less total work prunes."""
+
 CELLS_PER_S = 600_000
 """Cells for each second that is left; to fill them once takes a small part of that."""
 
@@ -101,7 +104,7 @@ def _halve(task: Task, program: Program, says: str) -> Iterator[Answer]:
     while high > low * (1 + PROVEN):
         # Just below the best plan there may be none: then all is proven at once.
         below = reached and high < low * (1 + NEAR)
-        middle = high * (1 - PROVEN / 2) if below else (low + high) / 2
+        middle = high * (1 - PROVEN / 2) if below else min((low + high) / 2, low * (1 + RISE))
         if not program.possible(middle):
             low = middle * UNDER
             yield Answer(bound=Bound(latency_s + rounds * low, "ideals"), says=says)
