@@ -25,13 +25,13 @@ def narrowed(problem: Problem, at_most: int) -> tuple[Ideals, list[int]] | None:
         at_most: how many ideals there may be.
 
     Returns:
-        None where even a quarter of the work put aside leaves too many.
+        None where even half of the work put aside leaves too many.
     """
     ideals = Ideals.of(problem, at_most)
     if ideals is not None:
         return ideals, []
     order = _order(problem)
-    most = int(np.searchsorted(np.cumsum(_share(problem)[order]), 0.25))
+    most = int(np.searchsorted(np.cumsum(_share(problem)[order]), 0.5))
     low, high, found = 0, most, None
     while low < high:
         middle = (low + high) // 2

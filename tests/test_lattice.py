@@ -4,12 +4,16 @@ from dataclasses import replace
 
 import pytest
 from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from skyfx.solver import Assumptions, Cluster, Graph
+from skyfx.solver.aside import narrowed
 from skyfx.solver.bounds import simple_bound
 from skyfx.solver.lattice import lattice
 from skyfx.solver.method import Candidate, Limits, Task
 from skyfx.solver.problem import Problem
+from skyfx.solver.program import Program
+from skyfx.solver.states import States
 from tests.instances import all_plans, assumptions, clusters, graphs
 
 CLOSE = 1e-6
@@ -54,3 +58,21 @@ def test_without_memory_limits_it_finds_and_proves_the_best(
     elif a.objective != "step":
         assert found == pytest.approx(best, rel=CLOSE, abs=1e-9)
         assert bound == pytest.approx(best, rel=CLOSE, abs=1e-9)
+
+
+@settings(max_examples=300)
+@given(graphs(), clusters(), assumptions(), st.integers(2, 6))
+def test_what_is_put_aside_only_lowers_the_bound(
+    g: Graph, c: Cluster, a: Assumptions, at_most: int
+) -> None:
+    a = replace(a, communication="relay")
+    costs = [cost for _, cost in all_plans(g, c, a)]
+    problem = Problem(g, c, a)
+    found = narrowed(problem, at_most)
+    if found is None or not costs:
+        return
+    program = Program(problem, found[0], States(problem), tuple(found[1]))
+    assert program.possible(min(cost.bottleneck_s for cost in costs) * (1 + CLOSE))
+    shortest = program.shortest()
+    assert shortest is not None
+    assert shortest[0] <= min(cost.latency_s for cost in costs) * (1 + CLOSE) + 1e-9
