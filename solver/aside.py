@@ -2,8 +2,8 @@
 
 What multiplies ideals are units that stand beside a long stretch of the graph: a mask that all
 layers read, a counter that nothing reads, a projection of the encoder's output for a late layer.
-A unit's *width* is how many units it is unordered with. Wide units with little work and small values go
-first.
+A unit's *width* is how many units it is unordered with. Wide units with little work and small
+values go first.
 """
 
 import numpy as np

@@ -23,19 +23,18 @@ from typing import Any
 import numpy as np
 from numba import njit
 
-__all__: list[str] = ["OVERFLOW", "fill", "trace"]
+__all__: list[str] = ["OVERFLOW", "fill", "trace", "whole"]
 
 OVERFLOW = -1
 NONE = -1
 
 
 @njit(cache=True)
-def fill(
-    rules: Any, states: Any, covers: Any, costs: Any, pool: Any, cells: Any, labels: Any
-) -> int:
-    """Make all labels for one T.
+def fill(part: Any, rules: Any, states: Any, covers: Any, costs: Any, pool: Any, cells: Any) -> int:
+    """Make the labels of some states for one T.
 
     Args:
+        part: the first of these states, the one behind the last, and the number of labels so far.
         rules: T, weighted work put aside, whether moves overlap, whether `t` is to go on adding up
             over stages, as latency does, labels a cell, and whether this is for a proof.
         states: group of each, devices from each on, `first` and `following` of what comes next.
@@ -44,10 +43,9 @@ def fill(
             `room[S]`.
         pool: `t`, `a`, `m` and `back` of the labels.
         cells: start and count of the labels, `(S, N)` each.
-        labels: where the best labels of whole plans are written.
 
     Returns:
-        How many whole plans there are in `labels`, or `OVERFLOW` where the pool is too small.
+        How many labels there are now, or `OVERFLOW` where the pool is too small.
     """
     width = rules[4]
     t, a, m, back = pool
@@ -56,8 +54,8 @@ def fill(
     first, above, added = covers
     time, _, need, limit, _, rest, room = costs
     open_ = (np.empty(4096), np.empty(4096), np.empty(4096), np.empty(4096, dtype=np.int32))
-    used = 0
-    for s in range(len(group)):
+    begin, end, used = part
+    for s in range(begin, end):
         g, p = group[s], position[s]
         for i in range(start.shape[1] - 1, -1, -1):
             start[s, i], count[s, i] = used, 0
@@ -78,7 +76,7 @@ def fill(
                 back[used] = open_[3][x]
                 used += 1
             count[s, i] = num
-    return _whole(rules, states, costs, pool, cells, labels)
+    return int(used)
 
 
 @njit(cache=True, inline="always")
@@ -183,8 +181,8 @@ def _thin(open_: Any, num: int, width: int, proof: bool) -> int:
 
 
 @njit(cache=True)
-def _whole(rules: Any, states: Any, costs: Any, pool: Any, cells: Any, labels: Any) -> int:
-    """List the labels of whole plans, those of least weighted busy time first; returns how many."""
+def whole(rules: Any, states: Any, costs: Any, pool: Any, cells: Any, labels: Any) -> int:
+    """List whole plans in `labels`, those of least weighted busy time first; returns how many."""
     t, a, _, _ = pool
     start, count = cells
     busy = np.full(len(labels), math.inf)

@@ -50,7 +50,7 @@ def lines(task: Task) -> Iterator[Answer]:
         return
     high = task.bottleneck_s
     for order in (late_order(problem), graph_order(problem)):
-        program = Program(problem, Ideals.line(problem, order), States(problem))
+        program = Program(problem, Ideals.line(problem, order), States(problem), limits=task.limits)
         says = f"{len(program.ideals)} cuts x {states} states of devices"
         low = program.low_s(task)
         if not math.isfinite(high):
@@ -80,7 +80,7 @@ def lattice(task: Task) -> Iterator[Answer]:
         return
     ideals, aside = found
     says = f"{len(ideals)} ideals x {states} states of devices, {len(aside)} units put aside"
-    program = Program(problem, ideals, States(problem), tuple(aside))
+    program = Program(problem, ideals, States(problem), tuple(aside), task.limits)
     yield from _halve(task, program, says)
 
 

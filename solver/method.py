@@ -7,10 +7,11 @@ cost nothing that it has found, and the search can end it as soon as the gap is 
 import math
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from skyfx.solver.bounds import Bound
 from skyfx.solver.cost import Cost
+from skyfx.solver.interrupt import Interrupt
 from skyfx.solver.problem import Problem, UnitPlacement
 
 __all__: list[str] = [
@@ -22,6 +23,7 @@ __all__: list[str] = [
     "Method",
     "Progress",
     "Task",
+    "TimeUpError",
 ]
 
 UNDER = 1 - 1e-9
@@ -68,6 +70,7 @@ class Limits:
     seed: int = 0
     solver: str = "HiGHS"
     progress: Progress | None = None
+    interrupt: Interrupt = field(default_factory=Interrupt)
 
     @property
     def deadline(self) -> float:
@@ -76,8 +79,17 @@ class Limits:
 
     @property
     def left_s(self) -> float:
-        """Seconds until the deadline, not below zero."""
-        return max(0.0, self.deadline - time.monotonic())
+        """Seconds until the deadline, not below zero; none are left once Ctrl-C has come."""
+        return 0.0 if self.interrupt.came else max(0.0, self.deadline - time.monotonic())
+
+    def check(self) -> None:
+        """Raise `TimeUpError` where no time is left."""
+        if self.left_s <= 0:
+            raise TimeUpError
+
+
+class TimeUpError(Exception):
+    """The time is up, in the middle of a method; what it has yielded counts."""
 
 
 @dataclass(frozen=True, slots=True)

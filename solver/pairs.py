@@ -26,7 +26,7 @@ from numpy.typing import NDArray
 from skyfx.solver.bounds import Bound
 from skyfx.solver.ideals import Ideals
 from skyfx.solver.infeasible import nothing_fits
-from skyfx.solver.method import UNDER, Answer, Task
+from skyfx.solver.method import UNDER, Answer, Limits, Task
 from skyfx.solver.problem import Floats, Problem, UnitPlacement
 from skyfx.solver.states import States
 
@@ -55,7 +55,7 @@ def pairs(task: Task) -> Iterator[Answer]:
     if stages is None:
         yield Answer(says=f"{says}: too many pairs")
         return
-    yield from _optimum(task, Program(stages), f"{says}, {len(stages.before)} stages")
+    yield from _optimum(task, Program(stages, task.limits), f"{says}, {len(stages.before)} stages")
 
 
 def _optimum(task: Task, program: "Program", says: str) -> Iterator[Answer]:
@@ -187,6 +187,7 @@ class Program:
     """The dynamic program over stages and states."""
 
     stages: Stages
+    limits: Limits
 
     @cached_property
     def _costs(self) -> list[tuple[Floats, Floats]]:
@@ -208,6 +209,7 @@ class Program:
         first, following = states.following
         best = np.full((len(states.all), len(stages.ideals)), np.inf)
         for s, (_, group) in enumerate(states.all):
+            self.limits.check()
             cost = self._stage_cost(s, group, latency, at_most)
             onward = self._onward(best, following[first[s] : first[s + 1]])
             joined = self._join(cost, onward[stages.behind], latency)

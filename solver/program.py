@@ -10,8 +10,8 @@ from numpy.typing import NDArray
 
 from skyfx.solver.bounds import largest_unit
 from skyfx.solver.ideals import Ideals
-from skyfx.solver.labels import OVERFLOW, fill, trace
-from skyfx.solver.method import UNDER, Task
+from skyfx.solver.labels import OVERFLOW, fill, trace, whole
+from skyfx.solver.method import UNDER, Limits, Task
 from skyfx.solver.problem import Floats, Problem, UnitPlacement
 from skyfx.solver.states import States
 
@@ -22,6 +22,9 @@ POOL = 8_000_000
 
 CANDIDATES = 16
 """Plans that are looked at for each T; they differ in how well they place what was put aside."""
+
+CELLS = 200_000
+"""Cells that are filled between two looks at the clock."""
 
 WIDTH = 64
 """Labels of a cell at the most, for a proof; fewer where there are many cells."""
@@ -40,6 +43,7 @@ class Program:
     ideals: Ideals
     states: States
     aside: tuple[int, ...] = ()
+    limits: Limits = field(default_factory=Limits)
     high_s: float = field(init=False, default=math.inf)
     """The bottleneck of a plan that is known to exist."""
 
@@ -82,13 +86,23 @@ class Program:
 
     def _labels(self, rules: Rules, width: int, *, proof: bool) -> NDArray[np.int64]:
         """The labels of whole plans."""
-        labels = np.empty(CANDIDATES, dtype=np.int64)
         costs = self._costs(rules[0])
-        tables = (self._tables, self.ideals.covers, costs, self._pool, self._cells, labels)
         width = min(width, self._most_labels)
-        while (num := fill((*rules, width, proof), *tables)) == OVERFLOW:
+        while not self._fill((*rules, width, proof), costs):
             width = self._most_labels = max(1, width // 2)
-        return labels[:num]
+        labels = np.empty(CANDIDATES, dtype=np.int64)
+        return labels[: whole(rules, self._tables, costs, self._pool, self._cells, labels)]
+
+    def _fill(self, rules: tuple[Any, ...], costs: tuple[Any, ...]) -> bool:
+        """Fill all cells, with a look at the clock now and then; returns whether all had room."""
+        tables = (self._tables, self.ideals.covers, costs, self._pool, self._cells)
+        num, used, step = len(self.states.all), 0, max(1, CELLS // len(self.ideals))
+        for first in range(0, num, step):
+            self.limits.check()
+            used = fill((first, min(first + step, num), used), rules, *tables)
+            if used == OVERFLOW:
+                return False
+        return True
 
     def _best(self, labels: NDArray[np.int64], bottleneck: float) -> UnitPlacement | None:
         """Of the labels' plans the one with the least objective."""

@@ -5,6 +5,7 @@ time limit as little as to Ctrl-C.
 """
 
 import math
+from contextlib import suppress
 from dataclasses import dataclass, field
 
 from skyfx.solver.annealing import annealing
@@ -14,7 +15,7 @@ from skyfx.solver.errors import InfeasibleError, NoPlanError
 from skyfx.solver.integer import integer_program
 from skyfx.solver.interval import intervals
 from skyfx.solver.lattice import lattice, lines
-from skyfx.solver.method import Answer, Candidate, Limits, Method, Task
+from skyfx.solver.method import Answer, Candidate, Limits, Method, Task, TimeUpError
 from skyfx.solver.pairs import pairs
 from skyfx.solver.phases import phases
 from skyfx.solver.problem import Problem
@@ -73,6 +74,7 @@ class Search:
                 interrupted = self._try(name, method)
         except KeyboardInterrupt:
             interrupted = True
+        interrupted = interrupted or self.limits.interrupt.came
         if self.best is None:
             raise KeyboardInterrupt if interrupted else self._none_in_time()
         says = tuple(f"{name}: {said}" for name, said in self.says.items())
@@ -84,12 +86,13 @@ class Search:
 
     def _try(self, name: str, method: Method) -> bool:
         """Run one method; returns whether Ctrl-C ended it."""
-        for answer in method(self._task):
-            self._learn(name, answer)
-            if answer.interrupted:
-                return True
-            if self._task.done or self.limits.left_s <= 0:
-                break
+        with suppress(TimeUpError):
+            for answer in method(self._task):
+                self._learn(name, answer)
+                if answer.interrupted:
+                    return True
+                if self._task.done or self.limits.left_s <= 0:
+                    break
         return False
 
     def _learn(self, name: str, answer: Answer) -> None:

@@ -12,6 +12,7 @@ from skyfx.solver.errors import InfeasibleError, NoPlanError
 from skyfx.solver.files import digest, encode
 from skyfx.solver.graph import Graph
 from skyfx.solver.infeasible import explain
+from skyfx.solver.interrupt import interrupt
 from skyfx.solver.method import PROVEN, Candidate, Limits, Progress
 from skyfx.solver.plan import (
     Alternatives,
@@ -117,15 +118,17 @@ def solve(
     problem = _checked(graph, cluster, assumptions or Assumptions())
     known = _Known.of(problem)
     if strategy == "optimal":
-        limits = Limits(
-            began=began,
-            time_limit_s=time_limit_s,
-            gap=gap,
-            seed=seed,
-            solver=solver,
-            progress=progress,
-        )
-        found = Search(problem, limits, known.best()).run()
+        with interrupt() as ctrl_c:
+            limits = Limits(
+                began=began,
+                time_limit_s=time_limit_s,
+                gap=gap,
+                seed=seed,
+                solver=solver,
+                progress=progress,
+                interrupt=ctrl_c,
+            )
+            found = Search(problem, limits, known.best()).run()
     else:
         found = _baseline(problem, strategy, known)
     plan = _plan(
