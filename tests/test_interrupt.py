@@ -2,6 +2,7 @@
 
 import math
 import signal
+from collections.abc import Iterator
 from contextlib import suppress
 
 import pytest
@@ -11,7 +12,7 @@ from skyfx.solver.method import Limits, TimeUpError
 
 
 @pytest.fixture(autouse=True)
-def usual_handler():
+def usual_handler() -> Iterator[None]:
     before = signal.signal(signal.SIGINT, signal.default_int_handler)
     yield
     signal.signal(signal.SIGINT, before)
