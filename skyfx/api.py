@@ -42,6 +42,7 @@ def partition(
     strategy: Strategy = "optimal",
     num_microbatches: int = 8,
     optimizer_state_ratio: float = 2.0,
+    pins: Sequence[str] = (),
     gap: float = 0.01,
     time_limit_s: float = 20.0,
     progress: Progress | None = None,
@@ -59,6 +60,8 @@ def partition(
         strategy: `optimal`, or the baselines `even` or `dynamic`.
         num_microbatches: parts that a batch is split into.
         optimizer_state_ratio: bytes of optimizer state per byte of parameters; 2 for Adam.
+        pins: `PATTERN=DEVICE` or `PATTERN!=DEVICE`: nodes or modules that have to be on a device,
+            or must not be, such as `embeddings=cpu`.
         gap: how far the plan may be from the best, relatively, to stop searching.
         time_limit_s: seconds after which the best plan so far is taken, with its true gap.
         progress: told of each node that has been measured.
@@ -83,6 +86,7 @@ def partition(
             schedule=schedule,
             microbatches=num_microbatches,
             optimizer_state_ratio=optimizer_state_ratio,
+            pins=tuple(pins),
         )
         assumptions.check()
         search = partial(solve, strategy=strategy, gap=gap, time_limit_s=time_limit_s)

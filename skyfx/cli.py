@@ -13,8 +13,9 @@ from rich.console import Console
 from rich.progress import Progress as Bar
 
 from skyfx.solver import files
-from skyfx.solver.cli import app, exit_codes
+from skyfx.solver.cli import app
 from skyfx.solver.options import Force, Microbatches, ModeOption, Quiet
+from skyfx.solver.terminal import exit_codes
 
 if TYPE_CHECKING:
     from skyfx.measurement import Progress

@@ -1,87 +1,58 @@
-"""The planner's commands: `solve`, `check` and `show`.
+"""The planner's commands: `solve`, `check`, `diff` and `show`.
 
 Standard output is data and standard error is talk. The exit codes are those of `docs/formats.md`.
 """
 
-import enum
-import math
-from collections.abc import Iterator
-from contextlib import contextmanager
 from importlib import metadata
 from pathlib import Path
 from typing import Annotated
 
 import msgspec
 import typer
-from rich.console import Console
 
 from skyfx.solver import files, report
 from skyfx.solver.cluster import Cluster
-from skyfx.solver.errors import InfeasibleError, NoPlanError, SkyfxError
+from skyfx.solver.difference import Difference
+from skyfx.solver.export import export
 from skyfx.solver.graph import Graph
 from skyfx.solver.options import (
+    BoundToo,
     ClusterFile,
     CommunicationOption,
     Force,
     Gap,
     GraphFile,
     Json,
+    LpFile,
     Microbatches,
     ModeOption,
     ObjectiveOption,
     Output,
     OverlapOption,
+    Pins,
     PlanFile,
     Quiet,
     ScheduleOption,
     Seed,
+    SolverName,
     StateRatio,
     StrategyOption,
     TimeLimit,
 )
-from skyfx.solver.plan import Assumptions, Plan, relative_gap
-from skyfx.solver.solve import Progress, Solution, solve
+from skyfx.solver.plan import Assumptions, Plan
+from skyfx.solver.problem import Problem
+from skyfx.solver.recheck import Recheck, recheck
+from skyfx.solver.solve import Solution, solve
+from skyfx.solver.terminal import ExitCode, console, exit_codes, live_line, say
 from skyfx.solver.validate import validate
 
-__all__: list[str] = ["ExitCode", "app", "exit_codes"]
+__all__: list[str] = ["app"]
 
 app = typer.Typer(
     help="Split a PyTorch model over unequal devices, with a proof of how good the split is.",
     no_args_is_help=True,
     pretty_exceptions_enable=False,
 )
-
-
-class ExitCode(enum.IntEnum):
-    """How a command ended."""
-
-    DONE = 0
-    NOT_RIGHT = 1
-    UNUSABLE = 2
-    INFEASIBLE = 3
-    NO_PLAN = 4
-    INTERRUPTED = 130
-
-
-@contextmanager
-def exit_codes() -> Iterator[None]:
-    """End the command with a line on standard error and the exit code of what was raised."""
-    try:
-        yield
-    except KeyboardInterrupt:
-        fault, code = "interrupted, and nothing was written", ExitCode.INTERRUPTED
-    except InfeasibleError as error:
-        fault, code = str(error), ExitCode.INFEASIBLE
-    except NoPlanError as error:
-        fault, code = str(error), ExitCode.NO_PLAN
-    except BrokenPipeError:  # the reader has gone, as in `skyfx show PLAN | head`: typer's matter
-        raise
-    except (SkyfxError, ValueError, OSError) as error:
-        fault, code = str(error), ExitCode.UNUSABLE
-    else:
-        return
-    _say(f"skyfx: error: {fault}")
-    raise typer.Exit(code)
 
 
 def _print_version(asked: bool) -> None:
@@ -117,6 +88,9 @@ def solve_command(
     time_limit: TimeLimit = 60.0,
     gap: Gap = 0.0,
     seed: Seed = 0,
+    solver: SolverName = "HiGHS",
+    pin: Pins = None,
+    write_lp: LpFile = None,
     json: Json = False,
     force: Force = False,
     quiet: Quiet = False,
@@ -132,10 +106,13 @@ def solve_command(
             optimizer_state_ratio=optimizer_state_ratio,
             overlap=overlap,
             communication=communication,
+            pins=tuple(pin or ()),
         )
         model, graph_sha256 = files.load(graph, Graph)
         devices, cluster_sha256 = files.load(cluster, Cluster)
-        with _live_line(quiet=quiet) as progress:
+        if write_lp is not None:
+            export(model, devices, assumptions, write_lp, force=force)
+        with live_line(quiet=quiet) as progress:
             solution = solve(
                 model,
                 devices,
@@ -144,6 +121,7 @@ def solve_command(
                 time_limit_s=time_limit,
                 gap=gap,
                 seed=seed,
+                solver=solver,
                 graph_sha256=graph_sha256,
                 cluster_sha256=cluster_sha256,
                 cluster_name=cluster.name,
@@ -157,6 +135,8 @@ def check(
     graph: GraphFile,
     cluster: ClusterFile,
     plan: PlanFile,
+    bound: BoundToo = False,
+    time_limit: TimeLimit = 60.0,
     json: Json = False,
     quiet: Quiet = False,
 ) -> None:
@@ -166,16 +146,36 @@ def check(
         devices, cluster_sha256 = files.load(cluster, Cluster)
         checked = files.read(plan, Plan)
         faults = validate(model, devices, checked)
+        again = _again(model, devices, checked, time_limit) if bound and not faults else None
     made_from = ((graph, checked.graph, graph_sha256), (cluster, checked.cluster, cluster_sha256))
     for path, reference, sha256 in made_from:
         if reference.sha256 != sha256 and not quiet:
-            _say(f"skyfx: warning: {plan} was made from other bytes than those of {path}")
+            say(f"skyfx: warning: {plan} was made from other bytes than those of {path}")
     if json:
-        answer = {"valid": not faults, "faults": faults}
+        answer = {"valid": not faults, "faults": faults} | ({"bound": again} if again else {})
         typer.echo(msgspec.json.encode(answer).decode())
     else:
         typer.echo("\n".join(faults) or f"valid: {_in_short(checked)}")
-    if faults:
+        if again is not None:
+            typer.echo(_verdict(again, checked))
+    if faults or (again is not None and again.verdict == "refuted"):
+        raise typer.Exit(ExitCode.NOT_RIGHT)
+
+
+@app.command()
+def diff(
+    a: Annotated[Path, typer.Argument(metavar="A", help="A *.plan.json file.")],
+    b: Annotated[Path, typer.Argument(metavar="B", help="Another one.")],
+    json: Json = False,
+) -> None:
+    """Say what differs between the plans A and B; exit 0 if they do the same, 1 if not."""
+    with exit_codes():
+        found = Difference.of(files.read(a, Plan), files.read(b, Plan))
+    if json:
+        typer.echo(msgspec.json.encode(found.as_json()).decode())
+    else:
+        typer.echo("\n".join(found.lines()))
+    if found.differ:
         raise typer.Exit(ExitCode.NOT_RIGHT)
 
 
@@ -187,7 +187,20 @@ def show(plan: PlanFile, json: Json = False) -> None:
     if json:
         typer.echo(files.encode(shown).decode(), nl=False)
     else:
-        report.render(shown, _console(stderr=False))
+        report.render(shown, console(stderr=False))
+
+
+def _again(model: Graph, devices: Cluster, plan: Plan, time_limit: float) -> Recheck:
+    return recheck(Problem(model, devices, plan.assumptions), plan.lower_bound, time_limit)
+
+
+def _verdict(again: Recheck, plan: Plan) -> str:
+    value, bound = report.seconds(again.value), report.seconds(plan.lower_bound)
+    return {
+        "confirmed": f"bound confirmed: nothing is below {bound}, also by {again.by}",
+        "refuted": f"bound refuted: a plan is below {bound}, by {again.by}",
+        "open": f"bound not derived again within reach: {again.by} comes to {value} of {bound}",
+    }[again.verdict]
 
 
 def _check_output(output: Path | None, *, json: bool, force: bool) -> None:
@@ -205,47 +218,13 @@ def _hand_over(
     if json:
         typer.echo(files.encode(solution.plan).decode(), nl=False)
     elif not quiet:
-        report.render(solution.plan, _console(stderr=True))
+        report.render(solution.plan, console(stderr=True))
     if solution.interrupted:
-        _say(f"skyfx: interrupted; the best plan so far: {_in_short(solution.plan)}")
+        say(f"skyfx: interrupted; the best plan so far: {_in_short(solution.plan)}")
         raise typer.Exit(ExitCode.INTERRUPTED)
-
-
-@contextmanager
-def _live_line(*, quiet: bool) -> Iterator[Progress | None]:
-    """One line with incumbent, bound and gap while the block runs; on a terminal only."""
-    talk = _console(stderr=True)
-    if quiet or not talk.is_terminal:
-        yield None
-        return
-    with talk.status("planning") as status:
-
-        def tell(value: float, bound: float) -> None:
-            status.update(_progress_line(value, max(0.0, bound)))
-
-        yield tell
-
-
-def _progress_line(value: float, bound: float) -> str:
-    if math.isinf(value):
-        return f"planning: no plan yet, none is below {report.seconds(bound)}"
-    return (
-        f"planning: {report.seconds(value)}, none is below {report.seconds(bound)}, "
-        f"gap {report.percent(relative_gap(value, bound))}"
-    )
 
 
 def _in_short(of: Plan) -> str:
     value = report.seconds(of.objective_value)
     gap = report.percent(of.gap)
     return f"{len(of.stages)} stages, {of.assumptions.objective} {value}, gap {gap}"
-
-
-def _say(line: str) -> None:
-    _console(stderr=True).print(line, markup=False, highlight=False, soft_wrap=True)
-
-
-def _console(*, stderr: bool) -> Console:
-    """As wide as the terminal; where there is none, wide enough for a plan."""
-    console = Console(stderr=stderr)
-    return console if console.is_terminal else Console(stderr=stderr, width=report.WIDTH)

@@ -5,6 +5,8 @@ import hashlib
 import os
 import tempfile
 import tomllib
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Protocol, TypeVar
 
@@ -12,7 +14,15 @@ import msgspec
 
 from skyfx.solver.errors import FormatError
 
-__all__: list[str] = ["digest", "encode", "load", "read", "refuse_overwrite", "write"]
+__all__: list[str] = [
+    "digest",
+    "encode",
+    "load",
+    "read",
+    "refuse_overwrite",
+    "replacing",
+    "write",
+]
 
 
 class Document(Protocol):
@@ -104,17 +114,30 @@ def write(document: Document, path: str | os.PathLike[str], *, force: bool = Fal
         OSError: it cannot be written.
         ValueError: `read` would refuse it.
     """
+    document.check()
+    with replacing(path, force=force) as temporary:
+        temporary.write_bytes(encode(document))
+
+
+@contextmanager
+def replacing(path: str | os.PathLike[str], *, force: bool = False) -> Iterator[Path]:
+    """A file beside `path` to write to; it becomes `path` if the block ends well, else it goes.
+
+    Raises:
+        FileExistsError: the file exists and `force` is false.
+        OSError: it cannot be written.
+    """
     target = Path(path)
     refuse_overwrite(target, force=force)
-    document.check()
-    handle, temporary = tempfile.mkstemp(dir=target.parent, prefix=f".{target.name}.")
+    handle, name = tempfile.mkstemp(dir=target.parent, prefix=f".{target.name}.")
+    os.close(handle)
+    temporary = Path(name)
     try:
-        with os.fdopen(handle, "wb") as stream:
-            stream.write(encode(document))
-        Path(temporary).chmod(0o666 & ~_umask())
-        Path(temporary).replace(target)
+        yield temporary
+        temporary.chmod(0o666 & ~_umask())
+        temporary.replace(target)
     except BaseException:
-        Path(temporary).unlink(missing_ok=True)
+        temporary.unlink(missing_ok=True)
         raise
 
 

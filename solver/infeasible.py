@@ -2,6 +2,7 @@
 
 import numpy as np
 
+from skyfx.solver.pins import Pin
 from skyfx.solver.problem import Problem
 from skyfx.solver.report import size
 
@@ -32,11 +33,32 @@ def _unit_without_a_type(problem: Problem) -> str | None:
     runs = np.isfinite(problem.time_s).any(axis=0)
     if runs.all():
         return None
+    if problem.assumptions.pins and (fault := _pinned_nowhere(problem, int(runs.argmin()))):
+        return fault
     types = ", ".join(sorted({device.type for device in problem.cluster.devices}))
     unit = int(runs.argmin())
     return (
         f"no device can run {_node(problem, unit)}: the cluster has the types {types}. "
         "Measure the graph on one of them, or add a device of a type that it has times for."
+    )
+
+
+def _pinned_nowhere(problem: Problem, unit: int) -> str | None:
+    """The pins that leave a unit no device that can run it; None where no pin is to blame."""
+    nodes = [problem.graph.nodes[j] for j in problem.members[unit]]
+    training = problem.assumptions.training
+    able = [
+        device.name
+        for device in problem.cluster.devices
+        if all(node.runs_on(device.type, training=training) for node in nodes)
+    ]
+    pins = [pin for pin in map(Pin.of, problem.assumptions.pins) if any(map(pin.matches, nodes))]
+    if not (able and pins):
+        return None
+    listed = " and ".join(f"'{pin}'" for pin in pins)
+    return (
+        f"no device may run {_node(problem, unit)}: pinned by {listed}, and only "
+        f"{', '.join(able)} can run it. Leave out a pin, or add a device that it allows."
     )
 
 

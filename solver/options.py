@@ -35,4 +35,21 @@ StateRatio = Annotated[
 StrategyOption = Annotated[Strategy, typer.Option(help="The best plan, or a baseline.")]
 TimeLimit = Annotated[float, typer.Option(metavar="SECONDS", help="Then the best plan so far.")]
 Gap = Annotated[float, typer.Option(metavar="G", help="Relative gap at which to stop.")]
+SolverName = Annotated[
+    str, typer.Option("--solver", metavar="NAME", help="Any solver that `pulp.getSolver` knows.")
+]
+Pins = Annotated[
+    list[str] | None,
+    typer.Option(
+        metavar="PATTERN=DEVICE",
+        help="Nodes or modules that have to be on a device; PATTERN!=DEVICE: that must not.",
+    ),
+]
+LpFile = Annotated[
+    Path | None,
+    typer.Option("--write-lp", metavar="LP", help="Write the integer program to this file, too."),
+]
+BoundToo = Annotated[
+    bool, typer.Option("--bound", help="Derive the lower bound again by simpler methods.")
+]
 Seed = Annotated[int, typer.Option(help="The solver's random seed.")]

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any, ClassVar, Literal, get_args
 
 from skyfx.solver.checks import non_negative, one_of, positive
+from skyfx.solver.pins import Pin
 
 __all__: list[str] = ["Alternatives", "Assumptions", "Plan", "Reference", "SolverInfo", "Stage"]
 
@@ -38,6 +39,8 @@ class Assumptions:
     optimizer_state_ratio: float = 2.0
     overlap: Overlap = "none"
     communication: Communication = "relay"
+    pins: tuple[str, ...] = ()
+    """`PATTERN=DEVICE` or `PATTERN!=DEVICE`, see `pins.py`."""
 
     @property
     def training(self) -> bool:
@@ -54,6 +57,17 @@ class Assumptions:
             one_of(f"{path}{field}", getattr(self, field), get_args(words))
         positive(f"{path}microbatches", self.microbatches)
         non_negative(f"{path}optimizer_state_ratio", self.optimizer_state_ratio)
+        for x, pin in enumerate(self.pins):
+            _readable(f"{path}pins[{x}]", pin)
+
+
+def _readable(path: str, pin: str) -> None:
+    try:
+        Pin.of(pin)
+    except ValueError:
+        raise ValueError(
+            f"{path}: found {pin!r}, expected PATTERN=DEVICE or PATTERN!=DEVICE"
+        ) from None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

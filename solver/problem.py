@@ -11,6 +11,7 @@ from functools import cached_property
 import numpy as np
 from numpy.typing import NDArray
 
+from skyfx.solver import pins
 from skyfx.solver.cluster import HOST, Cluster, Wiring
 from skyfx.solver.coarsen import units
 from skyfx.solver.cost import Cost, evaluate, live_microbatches, parameter_copies
@@ -67,14 +68,22 @@ class Problem:
 
     @cached_property
     def time_s(self) -> Floats:
-        """Compute seconds `(D, n)` with slowdown; infinite where the device cannot run the unit."""
+        """Compute seconds `(D, n)` with slowdown; infinite where a unit may not run."""
         training = self.assumptions.training
 
         def row(kind: str) -> Floats:
             return self._sum(lambda node: node.time_s(kind, training=training))
 
         rows = {kind: row(kind) for kind in {device.type for device in self.cluster.devices}}
-        return np.array([rows[d.type] * d.slowdown for d in self.cluster.devices])
+        time = np.array([rows[d.type] * d.slowdown for d in self.cluster.devices])
+        return np.where(self.allowed, time, np.inf)
+
+    @cached_property
+    def allowed(self) -> NDArray[np.bool_]:
+        """Whether the pins allow each unit on each device, `(D, n)`."""
+        names = [device.name for device in self.cluster.devices]
+        table = pins.allowed(self.assumptions.pins, self.graph.nodes, names)
+        return np.array([table[:, unit].all(axis=1) for unit in self.members]).T
 
     @cached_property
     def parameter_bytes(self) -> Floats:
@@ -195,10 +204,11 @@ class Problem:
         return evaluate(self.graph, self.cluster, self.placement(stages), self.assumptions)
 
     def fits(self, cost: Cost, stages: UnitPlacement) -> bool:
-        """Whether each device can run its units and has the memory for them."""
+        """Whether each device may run its units and has the memory for them."""
         limits = [self.memory_limit[d] for d, _ in stages]
         within = all(m <= limit for m, limit in zip(cost.memory_bytes, limits, strict=True))
-        return within and bool(np.isfinite(cost.objective_value))
+        allowed = all(self.allowed[d, list(part)].all() for d, part in stages)
+        return within and allowed and bool(np.isfinite(cost.objective_value))
 
     def _name(self, device: int) -> str:
         return self.cluster.devices[device].name

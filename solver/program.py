@@ -32,6 +32,9 @@ WIDTH = 64
 PLAN_WIDTH = 6
 """Labels of a cell, for a plan."""
 
+ENDLESS = 1e300
+"""A bottleneck that every plan keeps, unless a device cannot run a unit."""
+
 Rules = tuple[float, float, bool, bool]
 
 
@@ -69,7 +72,7 @@ class Program:
 
     def shortest(self) -> tuple[float, UnitPlacement] | None:
         """A latency that no plan undercuts, and a plan of about that latency."""
-        labels = self._labels((math.inf, -math.inf, False, True), WIDTH, proof=True)
+        labels = self._labels((ENDLESS, -math.inf, False, True), WIDTH, proof=True)
         stages = self._best(labels, math.inf)
         if stages is None:
             return None
@@ -137,7 +140,7 @@ class Program:
     def _costs(self, bottleneck: float) -> tuple[Any, ...]:
         need, limit = self._memory
         weight = self._price if self.aside else np.zeros(len(self._price))
-        room = self._room * (bottleneck if math.isfinite(bottleneck) else 1e300) / UNDER
+        room = self._room * bottleneck / UNDER
         return self.states.time_s, self._move_s, need, limit, weight, self._rest, room
 
     @cached_property

@@ -14,6 +14,7 @@ from skyfx.solver.graph import Graph
 from skyfx.solver.infeasible import explain
 from skyfx.solver.interrupt import interrupt
 from skyfx.solver.method import PROVEN, Candidate, Limits, Progress
+from skyfx.solver.pins import Pin
 from skyfx.solver.plan import (
     Alternatives,
     Assumptions,
@@ -27,7 +28,7 @@ from skyfx.solver.plan import (
 from skyfx.solver.problem import Problem
 from skyfx.solver.search import Found, Search
 
-__all__: list[str] = ["Progress", "Solution", "solve"]
+__all__: list[str] = ["Progress", "Solution", "checked", "solve"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -115,7 +116,7 @@ def solve(
     non_negative("gap", gap)
     one_of("strategy", strategy, get_args(Strategy))
     one_of("solver", solver, backend.names())
-    problem = _checked(graph, cluster, assumptions or Assumptions())
+    problem = checked(graph, cluster, assumptions or Assumptions())
     known = _Known.of(problem)
     if strategy == "optimal":
         with interrupt() as ctrl_c:
@@ -142,10 +143,18 @@ def solve(
     return Solution(plan, found.interrupted)
 
 
-def _checked(graph: Graph, cluster: Cluster, assumptions: Assumptions) -> Problem:
+def checked(graph: Graph, cluster: Cluster, assumptions: Assumptions) -> Problem:
+    """The problem, if its parts are right and nothing simple rules out every plan.
+
+    Raises:
+        ValueError: a field, a pin or a reference is wrong.
+        InfeasibleError: no plan can exist.
+    """
     graph.check()
     cluster.check()
     assumptions.check()
+    for pin in map(Pin.of, assumptions.pins):
+        pin.check(graph.nodes, [device.name for device in cluster.devices])
     problem = Problem(graph, cluster, assumptions)
     if fault := explain(problem):
         raise InfeasibleError(fault)

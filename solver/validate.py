@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from skyfx.solver.cluster import Cluster
 from skyfx.solver.cost import evaluate
 from skyfx.solver.graph import Graph
+from skyfx.solver.pins import Pin
 from skyfx.solver.plan import Plan, relative_gap
 
 __all__: list[str] = ["validate"]
@@ -32,6 +33,7 @@ def validate(graph: Graph, cluster: Cluster, plan: Plan) -> tuple[str, ...]:
     if faults:
         return tuple(faults)
     faults = [*edges_lead_forward(graph, plan), *colocated_together(graph, plan)]
+    faults += pins_hold(graph, plan)
     cannot_run = [*types_can_run(graph, cluster, plan)]
     if not cannot_run:  # else the figures are infinite
         faults += [*memory_fits(graph, cluster, plan), *figures_agree(graph, cluster, plan)]
@@ -95,6 +97,16 @@ def colocated_together(graph: Graph, plan: Plan) -> Iterator[str]:
     for label, stages in groups.items():
         if len(stages) > 1:
             yield f"colocation {label!r} is split over stages {sorted(stages)}"
+
+
+def pins_hold(graph: Graph, plan: Plan) -> Iterator[str]:
+    """What is pinned to a device is there, and what is kept off one is elsewhere."""
+    nodes = {node.id: node for node in graph.nodes}
+    for pin in map(Pin.of, plan.assumptions.pins):
+        for k, stage in enumerate(plan.stages):
+            for name in stage.nodes:
+                if not pin.allows(stage.device) and pin.matches(nodes[name]):
+                    yield f"stage {k}: node {name!r} is on {stage.device!r} against pin '{pin}'"
 
 
 def types_can_run(graph: Graph, cluster: Cluster, plan: Plan) -> Iterator[str]:

@@ -5,6 +5,10 @@ from importlib import metadata
 
 from hypothesis import settings
 
+from tests.commands import folder, skyfx
+
+__all__ = ["folder", "skyfx"]
+
 if "CI" not in os.environ:
     settings.register_profile("default", deadline=None)
     settings.load_profile("default")

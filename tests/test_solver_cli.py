@@ -7,7 +7,6 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
@@ -17,41 +16,9 @@ import pytest
 
 from skyfx.solver import Device, Plan, read, validate, write
 from skyfx.solver.files import digest
+from tests.commands import CHECK, HARD, PROGRAM, SOLVE, Run
 from tests.instances import cluster, cpus, graph, hard_problem, node
 from tests.referee import referee_faults
-
-Run = Callable[..., subprocess.CompletedProcess[str]]
-PROGRAM = [sys.executable, "-m", "skyfx.solver"]
-
-
-@pytest.fixture
-def folder(tmp_path: Path) -> Path:
-    """A small graph `g`, a cluster `c`, and a graph and a cluster too `hard` to finish."""
-    small = graph([node("x", op="input", forward_s={}), node("a", ("x",)), node("b", ("a",))])
-    write(small, tmp_path / "g.graph.json")
-    (tmp_path / "c.cluster.toml").write_text(
-        'format = "skyfx.cluster/1"\n'
-        + "".join(f'[[devices]]\nname = "{name}"\ntype = "cpu"\n' for name in ("one", "two"))
-    )
-    hard_graph, hard_cluster = hard_problem()
-    write(hard_graph, tmp_path / "hard.graph.json")
-    write(hard_cluster, tmp_path / "hard.cluster.json")
-    return tmp_path
-
-
-@pytest.fixture
-def skyfx(folder: Path) -> Run:
-    def run(*arguments: str) -> subprocess.CompletedProcess[str]:
-        return subprocess.run(
-            [*PROGRAM, *arguments], cwd=folder, capture_output=True, text=True, check=False
-        )
-
-    return run
-
-
-SOLVE = ("solve", "g.graph.json", "c.cluster.toml")
-HARD = ("solve", "hard.graph.json", "hard.cluster.json")
-CHECK = ("check", "g.graph.json", "c.cluster.toml", "p.plan.json")
 
 
 def test_solve_writes_a_plan_and_shows_it_on_standard_error(skyfx: Run, folder: Path) -> None:
@@ -127,6 +94,7 @@ def test_the_defaults_are_those_of_the_format(skyfx: Run, folder: Path) -> None:
         "optimizer_state_ratio": 2.0,
         "overlap": "none",
         "communication": "relay",
+        "pins": [],
     }
 
 

@@ -1,0 +1,105 @@
+"""Pins, the integer program as a file, other solvers, the bound again, and what differs."""
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from skyfx.solver import Plan, read, write
+from tests.commands import CHECK, HARD, SOLVE, Run
+
+
+def test_a_pin_is_kept_and_stands_in_the_plan(skyfx: Run, folder: Path) -> None:
+    done = skyfx(*SOLVE, "-o", "p.plan.json", "--pin", "a=two", "--pin", "b!=two")
+    assert done.returncode == 0
+    plan = read(folder / "p.plan.json", Plan)
+    assert [s.device for s in plan.stages] == ["two", "one"]
+    assert plan.assumptions.pins == ("a=two", "b!=two")
+    assert skyfx(*CHECK).returncode == 0
+
+
+@pytest.mark.parametrize(
+    ("pin", "said"),
+    [
+        ("a", "found 'a', expected PATTERN=DEVICE or PATTERN!=DEVICE"),
+        ("a=three", "no device 'three' (one, two)"),
+        ("q*=one", "'q*' matches no node and no module"),
+    ],
+)
+def test_a_wrong_pin_is_exit_2(skyfx: Run, pin: str, said: str) -> None:
+    done = skyfx(*SOLVE, "--json", "--pin", pin)
+    assert (done.returncode, done.stdout) == (2, "")
+    assert said in done.stderr
+
+
+def test_pins_against_each_other_are_exit_3(skyfx: Run) -> None:
+    done = skyfx(*SOLVE, "--json", "--pin", "a=one", "--pin", "a=two")
+    assert done.returncode == 3
+    assert "pinned by 'a=one' and 'a=two'" in done.stderr
+
+
+def test_the_integer_program_is_written(skyfx: Run, folder: Path) -> None:
+    done = skyfx(*SOLVE, "--json", "-q", "--write-lp", "p.lp")
+    assert done.returncode == 0
+    text = (folder / "p.lp").read_text()
+    assert "Minimize" in text
+    assert "Subject To" in text
+    again = skyfx(*SOLVE, "--json", "-q", "--write-lp", "p.lp")
+    assert again.returncode == 2
+    assert "p.lp exists" in again.stderr
+    assert skyfx(*SOLVE, "--json", "-q", "--write-lp", "p.lp", "--force").returncode == 0
+
+
+def test_an_unknown_solver_is_exit_2(skyfx: Run) -> None:
+    done = skyfx(*SOLVE, "--json", "--solver", "abacus")
+    assert done.returncode == 2
+    assert "solver is 'abacus', expected " in done.stderr
+
+
+def test_check_confirms_the_bound_by_other_means(skyfx: Run) -> None:
+    skyfx(*SOLVE, "-o", "p.plan.json")
+    done = skyfx(*CHECK, "--bound")
+    assert done.returncode == 0
+    assert done.stdout.splitlines()[1].startswith("bound confirmed: nothing is below 1 s, also by")
+    answer = json.loads(skyfx(*CHECK, "--bound", "--json").stdout)
+    assert answer["valid"]
+    assert answer["bound"]["verdict"] == "confirmed"
+
+
+def test_check_refutes_a_bound_above_another_plan(skyfx: Run, folder: Path) -> None:
+    # everything on one device takes 2 s; that this were optimal is a lie
+    skyfx(*SOLVE, "-o", "p.plan.json", "--pin", "*=one")
+    plan = read(folder / "p.plan.json", Plan)
+    assert plan.lower_bound == 2.0
+    lie = replace(plan, assumptions=replace(plan.assumptions, pins=()))
+    write(lie, folder / "p.plan.json", force=True)
+    assert skyfx(*CHECK).returncode == 0
+    done = skyfx(*CHECK, "--bound")
+    assert done.returncode == 1
+    assert done.stdout.splitlines()[1].startswith("bound refuted: a plan is below 2 s")
+
+
+def test_check_says_where_the_bound_is_out_of_reach(skyfx: Run, folder: Path) -> None:
+    assert skyfx(*HARD, "-o", "p.plan.json", "-q", "--time-limit", "2").returncode == 0
+    plan = read(folder / "p.plan.json", Plan)
+    higher = (plan.lower_bound + plan.objective_value) / 2
+    lifted = replace(plan, lower_bound=higher, gap=plan.objective_value / higher - 1)
+    write(lifted, folder / "p.plan.json", force=True)
+    files = ("hard.graph.json", "hard.cluster.json", "p.plan.json")
+    done = skyfx("check", *files, "--bound", "--time-limit", "1")
+    assert done.returncode == 0
+    assert "bound not derived again within reach: " in done.stdout
+
+
+def test_diff_says_what_moved(skyfx: Run) -> None:
+    skyfx(*SOLVE, "-o", "p.plan.json")
+    skyfx(*SOLVE, "-o", "q.plan.json", "--pin", "*=one")
+    same = skyfx("diff", "p.plan.json", "p.plan.json")
+    assert same.returncode == 0
+    done = skyfx("diff", "p.plan.json", "q.plan.json")
+    assert done.returncode == 1
+    assert "bottleneck_s: 1 s -> 2 s (+100.00%)" in done.stdout
+    assert "moved from two to one: 'b'" in done.stdout
+    answer = json.loads(skyfx("diff", "p.plan.json", "q.plan.json", "--json").stdout)
+    assert answer["moved"] == {"b": ["two", "one"]}
