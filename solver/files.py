@@ -13,6 +13,7 @@ from typing import Any, Protocol, TypeVar
 import msgspec
 
 from skyfx.solver.errors import FormatError
+from skyfx.solver.faults import located
 
 __all__: list[str] = [
     "digest",
@@ -63,12 +64,19 @@ def decode(raw: bytes, kind: type[T], name: str) -> T:
     try:
         value = tomllib.loads(raw.decode()) if name.endswith(".toml") else msgspec.json.decode(raw)
         _check_format(value, kind)
-        document = msgspec.convert(value, kind)
+        document = _convert(value, kind)
         document.check()
     except (ValueError, OverflowError, RecursionError) as error:
         # ValueErrors are also what msgspec, tomllib and the decoding of unicode raise.
         raise FormatError(f"{name}: {' '.join(str(error).split())}") from None
     return document
+
+
+def _convert(value: object, kind: type[T]) -> T:
+    try:
+        return msgspec.convert(value, kind)
+    except msgspec.ValidationError as error:
+        raise ValueError(located(error, value, kind)) from None
 
 
 def _check_format(value: object, kind: type[T]) -> None:

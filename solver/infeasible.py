@@ -1,16 +1,28 @@
-"""Why no plan can exist, in one message with both numbers and what would help."""
+"""Why no plan can exist, in one message with both numbers and what would help.
+
+What would help is tried: nothing is advised that leaves the problem as impossible as it is.
+"""
 
 import numpy as np
 
 from skyfx.solver.pins import Pin
 from skyfx.solver.problem import Problem
+from skyfx.solver.relaxations import Fits, memory_of, relaxations
 from skyfx.solver.report import size
 
-__all__: list[str] = ["explain", "nothing_fits"]
+__all__: list[str] = ["advised", "explain", "nothing_fits"]
+
+
+def advised(problem: Problem, fault: str, fits: Fits) -> str:
+    """The fault, and the smallest changes that would help; `fits` tells whether one does."""
+    helps = [*memory_of(problem, fits), *relaxations(problem, fits)]
+    if not helps:
+        return f"{fault}\nAdd a device that has what is missing."
+    return f"{fault}\nEach of these would help: {'; '.join(helps)}; or another device."
 
 
 def explain(problem: Problem) -> str | None:
-    """Say what rules out every plan; None where nothing simple does."""
+    """Say what rules out every plan, with both numbers; None where nothing simple does."""
     return _unit_without_a_type(problem) or _unit_too_large(problem) or _total_too_large(problem)
 
 
@@ -69,8 +81,7 @@ def _unit_too_large(problem: Problem) -> str | None:
     if need[unit] <= largest:
         return None
     return (
-        f"{_node(problem, unit)} needs {size(need[unit])}, "
-        f"the largest device has {size(largest)}.\n{_advice(problem)}"
+        f"{_node(problem, unit)} needs {size(need[unit])}, the largest device has {size(largest)}."
     )
 
 
@@ -81,18 +92,7 @@ def _total_too_large(problem: Problem) -> str | None:
     devices = "\n".join(
         f"  {device.name}  {size(device.memory_bytes or 0)}" for device in problem.cluster.devices
     )
-    return (
-        f"the model needs {size(need)}, the devices offer {size(offered)}\n"
-        f"{devices}\n{_advice(problem)}"
-    )
-
-
-def _advice(problem: Problem) -> str:
-    advice = "Add a device, or raise `memory_bytes` of one"
-    if problem.assumptions.training and problem.assumptions.schedule == "gpipe":
-        now = problem.assumptions.microbatches
-        return f"{advice}, or use the 1f1b schedule, or fewer micro-batches (now {now})."
-    return f"{advice}{', or plan for inference' if problem.assumptions.training else ''}."
+    return f"the model needs {size(need)}, the devices offer {size(offered)}\n{devices}"
 
 
 def nothing_fits(problem: Problem) -> str:
@@ -100,6 +100,5 @@ def nothing_fits(problem: Problem) -> str:
     return (
         f"it is proven that no split of {problem.num_units} units over "
         f"{problem.num_devices} devices keeps their order, runs each on a type that can "
-        "run it and fits every memory. Raise `memory_bytes` of a device, add one, or lower the "
-        "number of micro-batches."
+        f"run it{' as the pins ask' if problem.assumptions.pins else ''} and fits every memory."
     )

@@ -5,7 +5,7 @@ Legend, here, in the ILP and in `interval.py`: `i` unit, `v` value, `d` device, 
 """
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 
 import numpy as np
@@ -45,6 +45,18 @@ class Problem:
     graph: Graph
     cluster: Cluster
     assumptions: Assumptions
+
+    def with_memory(self, device: int, memory_bytes: float) -> "Problem":
+        """The same problem, but for the memory of one device."""
+        devices = list(self.cluster.devices)
+        devices[device] = replace(devices[device], memory_bytes=memory_bytes)
+        changed = Problem(
+            self.graph, replace(self.cluster, devices=tuple(devices)), self.assumptions
+        )
+        depends = {"memory_limit", "memory_binds", "identical_devices"}
+        known = {name: value for name, value in self.__dict__.items() if name not in depends}
+        changed.__dict__.update(known | {"cluster": changed.cluster})
+        return changed
 
     @property
     def num_devices(self) -> int:

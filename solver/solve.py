@@ -11,7 +11,7 @@ from skyfx.solver.cluster import Cluster
 from skyfx.solver.errors import InfeasibleError, NoPlanError
 from skyfx.solver.files import digest, encode
 from skyfx.solver.graph import Graph
-from skyfx.solver.infeasible import explain
+from skyfx.solver.infeasible import advised, explain
 from skyfx.solver.interrupt import interrupt
 from skyfx.solver.method import PROVEN, Candidate, Limits, Progress
 from skyfx.solver.pins import Pin
@@ -29,6 +29,10 @@ from skyfx.solver.problem import Problem
 from skyfx.solver.search import Found, Search
 
 __all__: list[str] = ["Progress", "Solution", "checked", "solve"]
+
+
+AT_ONCE_S = 0.5
+"""Seconds for each change that may make an impossible problem possible."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -129,7 +133,7 @@ def solve(
                 progress=progress,
                 interrupt=ctrl_c,
             )
-            found = Search(problem, limits, known.best()).run()
+            found = _search(problem, limits, known)
     else:
         found = _baseline(problem, strategy, known)
     plan = _plan(
@@ -141,6 +145,25 @@ def solve(
         alternatives=known.alternatives(),
     )
     return Solution(plan, found.interrupted)
+
+
+def _search(problem: Problem, limits: Limits, known: _Known) -> Found:
+    try:
+        return Search(problem, limits, known.best()).run()
+    except InfeasibleError as error:
+        raise InfeasibleError(advised(problem, str(error), _plan_soon)) from None
+
+
+def _plan_soon(problem: Problem) -> bool:
+    """Whether any plan is found at once."""
+    if explain(problem) is not None:
+        return False
+    limits = Limits(began=time.monotonic(), time_limit_s=AT_ONCE_S, gap=1e9)
+    try:
+        Search(problem, limits, _Known.of(problem).best()).run()
+    except (InfeasibleError, NoPlanError):
+        return False
+    return True
 
 
 def checked(graph: Graph, cluster: Cluster, assumptions: Assumptions) -> Problem:
@@ -157,7 +180,7 @@ def checked(graph: Graph, cluster: Cluster, assumptions: Assumptions) -> Problem
         pin.check(graph.nodes, [device.name for device in cluster.devices])
     problem = Problem(graph, cluster, assumptions)
     if fault := explain(problem):
-        raise InfeasibleError(fault)
+        raise InfeasibleError(advised(problem, fault, lambda changed: explain(changed) is None))
     return problem
 
 

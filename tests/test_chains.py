@@ -3,7 +3,7 @@
 from dataclasses import replace
 from random import Random
 
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from benchmarks.planner.instances import layered, unlike_chain
@@ -13,7 +13,7 @@ from skyfx.solver.bounds import simple_bound
 from skyfx.solver.dual import dual
 from skyfx.solver.method import Candidate, Limits, Task
 from skyfx.solver.problem import Problem
-from tests.instances import all_plans, assumptions, clusters, graphs
+from tests.instances import all_plans, assumptions, cases, clusters, graphs
 from tests.referee import referee_faults
 
 
@@ -29,7 +29,7 @@ def chains(draw: st.DrawFn) -> Graph:
     return replace(g, nodes=tuple(chained))
 
 
-@settings(max_examples=300)
+@cases(300)
 @given(chains(), clusters(), assumptions())
 def test_no_plan_of_a_chain_beats_the_prices(g: Graph, c: Cluster, a: Assumptions) -> None:
     a = replace(a, communication="relay", objective="throughput")
@@ -42,7 +42,7 @@ def test_no_plan_of_a_chain_beats_the_prices(g: Graph, c: Cluster, a: Assumption
             assert answer.bound.value <= best * (1 + 1e-6)
 
 
-@settings(max_examples=15)
+@cases(15)
 @given(graphs(), clusters(), assumptions())
 def test_annealing_never_beats_the_best_plan(g: Graph, c: Cluster, a: Assumptions) -> None:
     a = replace(a, communication="relay")

@@ -3,12 +3,12 @@
 from dataclasses import replace
 
 import networkx as nx
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from skyfx.solver import Assumptions, Graph
 from skyfx.solver.coarsen import components, units
-from tests.instances import all_plans, cpus, graph, graphs, node
+from tests.instances import all_plans, cases, cpus, graph, graphs, node
 
 
 def ids(g: Graph) -> list[list[str]]:
@@ -58,7 +58,7 @@ def test_the_order_is_the_graphs_own_where_nothing_is_merged() -> None:
     assert ids(graph(nodes)) == [["a"], ["b0"], ["c0"], ["b1"], ["c1"], ["z"]]
 
 
-@settings(max_examples=300)
+@cases(300)
 @given(st.lists(st.tuples(st.integers(0, 11), st.integers(0, 11)), max_size=40))
 def test_components_are_those_of_networkx_in_a_topological_order(
     edges: list[tuple[int, int]],
@@ -79,7 +79,7 @@ def test_a_long_chain_needs_no_recursion() -> None:
     assert components(chain) == [[i] for i in range(20_001)]
 
 
-@settings(max_examples=100)
+@cases(100)
 @given(graphs())
 def test_units_are_what_no_valid_plan_separates(g: Graph) -> None:
     free = replace(

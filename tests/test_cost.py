@@ -4,11 +4,21 @@ import math
 from dataclasses import replace
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 
 from skyfx.solver import Assumptions, Cluster, Device, Graph, Link, evaluate
 from skyfx.solver.cluster import Wire
-from tests.instances import all_plans, assumptions, cluster, clusters, cpus, graph, graphs, node
+from tests.instances import (
+    all_plans,
+    assumptions,
+    cases,
+    cluster,
+    clusters,
+    cpus,
+    graph,
+    graphs,
+    node,
+)
 from tests.instances import plan_of as plan
 from tests.referee import referee_faults
 
@@ -191,7 +201,7 @@ def test_a_type_without_a_time_makes_the_figures_infinite() -> None:
     assert math.isinf(evaluate(diamond(), c, [("d0", list("xabc"))], INFERENCE).bottleneck_s)
 
 
-@settings(max_examples=150)
+@cases(150)
 @given(graphs(max_nodes=5), clusters(), assumptions())
 def test_the_referee_counts_the_same(g: Graph, c: Cluster, a: Assumptions) -> None:
     for number, (placement, _) in enumerate(all_plans(g, c, a)):

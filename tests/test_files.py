@@ -7,12 +7,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 
 from skyfx.solver import Assumptions, Cluster, Graph, Plan, read, write
 from skyfx.solver.errors import FormatError
 from skyfx.solver.files import decode, digest, encode, load
-from tests.instances import assumptions, clusters, cpus, graph, graphs, node, plan_of
+from tests.instances import assumptions, cases, clusters, cpus, graph, graphs, node, plan_of
 
 TOML = """
 format = "skyfx.cluster/1"
@@ -49,19 +49,19 @@ def assert_refused(kind: type, raw: bytes) -> None:
         decode(raw, kind, "some.json")
 
 
-@settings(max_examples=50)
+@cases(50)
 @given(graphs())
 def test_a_graph_survives_a_file(g: Graph) -> None:
     assert decode(encode(g), Graph, "x.graph.json") == g
 
 
-@settings(max_examples=50)
+@cases(50)
 @given(clusters())
 def test_a_cluster_survives_a_file(c: Cluster) -> None:
     assert decode(encode(c), Cluster, "x.cluster.json") == c
 
 
-@settings(max_examples=50)
+@cases(50)
 @given(graphs(), assumptions())
 def test_a_plan_survives_a_file(g: Graph, a: Assumptions) -> None:
     p = plan_of(g, cpus(1.0), a, [("d0", [n.id for n in g.nodes])])
@@ -69,7 +69,7 @@ def test_a_plan_survives_a_file(g: Graph, a: Assumptions) -> None:
         assert decode(encode(p), Plan, "x.plan.json") == p
 
 
-@settings(max_examples=50)
+@cases(50)
 @given(clusters())
 def test_equal_documents_have_equal_bytes(c: Cluster) -> None:
     again = decode(encode(c), Cluster, "x.cluster.json")

@@ -3,13 +3,23 @@
 from collections.abc import Sequence
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from skyfx.solver import Assumptions, Cluster, Device, Graph, Link, backend, ilp
 from skyfx.solver.cluster import Wire
 from skyfx.solver.problem import Problem
-from tests.instances import all_plans, assumptions, cluster, clusters, cpus, graph, graphs, node
+from tests.instances import (
+    all_plans,
+    assumptions,
+    cases,
+    cluster,
+    clusters,
+    cpus,
+    graph,
+    graphs,
+    node,
+)
 
 CLOSE = 1e-6
 
@@ -22,7 +32,7 @@ def minimise(model: ilp.Model, start: dict[str, float]) -> backend.Answer:
     return backend.minimise(model.lp, start, time_limit_s=60.0, gap=0.0)
 
 
-@settings(max_examples=120)
+@cases(120)
 @given(graphs(max_nodes=5), clusters(), assumptions())
 def test_it_finds_the_best_plan_and_proves_it(g: Graph, c: Cluster, a: Assumptions) -> None:
     problem = Problem(g, c, a)
@@ -38,7 +48,7 @@ def test_it_finds_the_best_plan_and_proves_it(g: Graph, c: Cluster, a: Assumptio
         assert answer.bound == pytest.approx(best, rel=CLOSE, abs=CLOSE)
 
 
-@settings(max_examples=60)
+@cases(60)
 @given(graphs(max_nodes=4), clusters(), assumptions(), st.data())
 def test_every_valid_plan_is_a_solution_of_its_own_cost(
     g: Graph, c: Cluster, a: Assumptions, data: st.DataObject

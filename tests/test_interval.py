@@ -1,6 +1,6 @@
 """The interval DP: right on chains, and never better than trying everything."""
 
-from hypothesis import given, settings
+from hypothesis import given
 
 from skyfx.solver import Assumptions, Cluster, Cost, Device, Graph
 from skyfx.solver.cluster import Wire
@@ -9,6 +9,7 @@ from skyfx.solver.problem import Problem
 from tests.instances import (
     all_plans,
     assumptions,
+    cases,
     chains,
     cluster,
     clusters,
@@ -36,7 +37,7 @@ def best_bottleneck(g: Graph, c: Cluster, a: Assumptions) -> float | None:
     return min((cost.bottleneck_s for _, cost in all_plans(g, c, a)), default=None)
 
 
-@settings(max_examples=150)
+@cases(150)
 @given(chains(), clusters(), assumptions())
 def test_it_is_the_best_on_chains(g: Graph, c: Cluster, a: Assumptions) -> None:
     cost, best = interval_cost(g, c, a), best_bottleneck(g, c, a)
@@ -46,14 +47,14 @@ def test_it_is_the_best_on_chains(g: Graph, c: Cluster, a: Assumptions) -> None:
         assert cost.bottleneck_s <= best * CLOSE + 1e-9
 
 
-@settings(max_examples=150)
+@cases(150)
 @given(graphs(), clusters(), assumptions())
 def test_it_is_never_better_than_the_best(g: Graph, c: Cluster, a: Assumptions) -> None:
     cost, best = interval_cost(g, c, a), best_bottleneck(g, c, a)
     assert cost is None or best <= cost.bottleneck_s * CLOSE
 
 
-@settings(max_examples=50)
+@cases(50)
 @given(chains(), clusters(), assumptions())
 def test_it_says_when_nothing_keeps_the_bottleneck(g: Graph, c: Cluster, a: Assumptions) -> None:
     best = best_bottleneck(g, c, a)

@@ -3,7 +3,7 @@
 from dataclasses import replace
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from skyfx.solver import Assumptions, Cluster, Graph
@@ -14,7 +14,7 @@ from skyfx.solver.method import Candidate, Limits, Task
 from skyfx.solver.problem import Problem
 from skyfx.solver.program import Program
 from skyfx.solver.states import States
-from tests.instances import all_plans, assumptions, clusters, graphs
+from tests.instances import all_plans, assumptions, cases, clusters, graphs
 
 CLOSE = 1e-6
 
@@ -35,7 +35,7 @@ def run(g: Graph, c: Cluster, a: Assumptions) -> tuple[float | None, float]:
     return best, bound
 
 
-@settings(max_examples=300)
+@cases(300)
 @given(graphs(), clusters(), assumptions())
 def test_no_plan_beats_the_bound(g: Graph, c: Cluster, a: Assumptions) -> None:
     a = replace(a, communication="relay")
@@ -44,7 +44,7 @@ def test_no_plan_beats_the_bound(g: Graph, c: Cluster, a: Assumptions) -> None:
         assert run(g, c, a)[1] <= best * (1 + CLOSE)
 
 
-@settings(max_examples=300)
+@cases(300)
 @given(graphs(), clusters(), assumptions())
 def test_without_memory_limits_it_finds_and_proves_the_best(
     g: Graph, c: Cluster, a: Assumptions
@@ -60,7 +60,7 @@ def test_without_memory_limits_it_finds_and_proves_the_best(
         assert bound == pytest.approx(best, rel=CLOSE, abs=1e-9)
 
 
-@settings(max_examples=300)
+@cases(300)
 @given(graphs(), clusters(), assumptions(), st.integers(2, 6))
 def test_what_is_put_aside_only_lowers_the_bound(
     g: Graph, c: Cluster, a: Assumptions, at_most: int

@@ -3,19 +3,19 @@
 from dataclasses import replace
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 
 from skyfx.solver import Assumptions, Cluster, Graph
 from skyfx.solver.bounds import simple_bound
 from skyfx.solver.method import Candidate, Limits, Task
 from skyfx.solver.pairs import pairs
 from skyfx.solver.problem import Problem
-from tests.instances import all_plans, assumptions, clusters, graphs
+from tests.instances import all_plans, assumptions, cases, clusters, graphs
 
 CLOSE = 1e-6
 
 
-@settings(max_examples=400)
+@cases(400)
 @given(graphs(), clusters(), assumptions())
 def test_it_finds_and_proves_the_best_plan(g: Graph, c: Cluster, a: Assumptions) -> None:
     a = replace(a, communication="host")

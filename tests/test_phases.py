@@ -2,7 +2,7 @@
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from benchmarks.planner.instances import sky_computing
@@ -11,7 +11,7 @@ from skyfx.solver.bounds import simple_bound
 from skyfx.solver.method import Candidate, Limits, Task
 from skyfx.solver.phases import phases
 from skyfx.solver.problem import Problem
-from tests.instances import all_plans, cpus, graph, node
+from tests.instances import all_plans, cases, cpus, graph, node
 
 CLOSE = 1e-6
 
@@ -34,7 +34,7 @@ def repeated(draw: st.DrawFn) -> Graph:
     return chain([*begin, *block * draw(st.integers(2, 4)), *end])
 
 
-@settings(max_examples=300)
+@cases(300)
 @given(repeated(), st.lists(st.integers(1, 5).map(float), min_size=1, max_size=3))
 def test_it_finds_and_proves_the_best_plan(g: Graph, slowdowns: list[float]) -> None:
     problem = Problem(g, cpus(*slowdowns), Assumptions())

@@ -3,13 +3,13 @@
 from dataclasses import replace
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from skyfx.solver import Assumptions, Cluster, Graph, solve, validate
 from skyfx.solver.errors import InfeasibleError
 from skyfx.solver.pins import Pin
-from tests.instances import all_plans, assumptions, clusters, cpus, graph, graphs, node
+from tests.instances import all_plans, assumptions, cases, clusters, cpus, graph, graphs, node
 from tests.referee import referee_faults
 
 
@@ -27,7 +27,7 @@ def pinned(draw: st.DrawFn) -> tuple[Graph, Cluster, Assumptions, list[tuple[str
     return g, c, replace(a, pins=texts), pins
 
 
-@settings(max_examples=300)
+@cases(300)
 @given(pinned())
 def test_the_plan_is_the_best_of_all_that_keep_the_pins(
     case: tuple[Graph, Cluster, Assumptions, list[tuple[str, str, bool]]],

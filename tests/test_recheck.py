@@ -3,17 +3,17 @@
 from dataclasses import replace
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 
 from skyfx.solver import Assumptions, Cluster, Graph, solve
 from skyfx.solver.bounds import simple_bound
 from skyfx.solver.errors import InfeasibleError
 from skyfx.solver.problem import Problem
 from skyfx.solver.recheck import recheck, spread_freely
-from tests.instances import assumptions, clusters, cpus, graph, graphs, hard_problem, node
+from tests.instances import assumptions, cases, clusters, cpus, graph, graphs, hard_problem, node
 
 
-@settings(max_examples=150)
+@cases(150)
 @given(graphs(), clusters(), assumptions())
 def test_a_right_bound_is_confirmed_and_one_above_a_plan_is_refuted(
     g: Graph, c: Cluster, a: Assumptions
@@ -28,7 +28,7 @@ def test_a_right_bound_is_confirmed_and_one_above_a_plan_is_refuted(
         assert recheck(problem, plan.objective_value * 1.5 + 1).verdict == "refuted"
 
 
-@settings(max_examples=60)
+@cases(60)
 @given(graphs(), clusters(), assumptions())
 def test_spreading_freely_bounds_every_plan(g: Graph, c: Cluster, a: Assumptions) -> None:
     try:

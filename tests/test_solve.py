@@ -7,7 +7,7 @@ from random import Random
 
 import pulp
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from skyfx.solver import Assumptions, Cluster, Device, Graph, Plan, read, solve, validate, write
@@ -16,6 +16,7 @@ from skyfx.solver.errors import InfeasibleError, NoPlanError
 from tests.instances import (
     all_plans,
     assumptions,
+    cases,
     clusters,
     cpus,
     graph,
@@ -60,7 +61,7 @@ def check_best(g: Graph, c: Cluster, a: Assumptions) -> None:
         assert referee_faults(g, c, plan) == []
 
 
-@settings(max_examples=400)
+@cases(400)
 @given(graphs(), clusters(), assumptions())
 def test_the_plan_is_the_best_of_all_plans(g: Graph, c: Cluster, a: Assumptions) -> None:
     check_best(g, c, a)
@@ -77,13 +78,13 @@ def twins(draw: st.DrawFn) -> Cluster:
     return replace(c, devices=tuple(renamed), links=())
 
 
-@settings(max_examples=100)
+@cases(100)
 @given(graphs(max_nodes=5), twins(), assumptions())
 def test_identical_devices_lose_no_plan(g: Graph, c: Cluster, a: Assumptions) -> None:
     check_best(g, c, a)
 
 
-@settings(max_examples=30)
+@cases(30)
 @given(graphs(max_nodes=5), clusters(), assumptions(), st.randoms(use_true_random=False))
 def test_renaming_nodes_changes_nothing(
     g: Graph, c: Cluster, a: Assumptions, random: Random
@@ -98,7 +99,7 @@ def test_renaming_nodes_changes_nothing(
     assert value(renamed, c, a) == same(value(g, c, a))
 
 
-@settings(max_examples=30)
+@cases(30)
 @given(graphs(max_nodes=5), clusters(), assumptions(), st.data())
 def test_the_order_of_devices_changes_nothing(
     g: Graph, c: Cluster, a: Assumptions, data: st.DataObject
@@ -111,7 +112,7 @@ def no_worse(g: Graph, better: Cluster, c: Cluster, a: Assumptions) -> bool:
     return value(g, better, a) <= value(g, c, a) * (1 + CLOSE) + 1e-9
 
 
-@settings(max_examples=30)
+@cases(30)
 @given(graphs(max_nodes=5), clusters(), assumptions(), st.data())
 def test_more_memory_is_never_worse(
     g: Graph, c: Cluster, a: Assumptions, data: st.DataObject
@@ -124,7 +125,7 @@ def test_more_memory_is_never_worse(
     assert no_worse(g, better, c, a)
 
 
-@settings(max_examples=30)
+@cases(30)
 @given(graphs(max_nodes=5), clusters(), assumptions(), st.sampled_from([1.0, 1.5, 10.0]))
 def test_faster_links_are_never_worse(g: Graph, c: Cluster, a: Assumptions, factor: float) -> None:
     def faster(wire: Wire) -> Wire:
@@ -139,7 +140,7 @@ def test_faster_links_are_never_worse(g: Graph, c: Cluster, a: Assumptions, fact
     assert no_worse(g, better, c, a)
 
 
-@settings(max_examples=30)
+@cases(30)
 @given(graphs(max_nodes=5), clusters(), assumptions(), st.data())
 def test_a_faster_device_is_never_worse(
     g: Graph, c: Cluster, a: Assumptions, data: st.DataObject
@@ -150,7 +151,7 @@ def test_a_faster_device_is_never_worse(
     assert no_worse(g, better, c, a)
 
 
-@settings(max_examples=50)
+@cases(50)
 @given(graphs(), clusters(max_devices=4), assumptions())
 def test_no_plan_is_worse_than_a_baseline_or_better_than_its_bound(
     g: Graph, c: Cluster, a: Assumptions
@@ -164,7 +165,7 @@ def test_no_plan_is_worse_than_a_baseline_or_better_than_its_bound(
     assert plan.lower_bound <= plan.objective_value
 
 
-@settings(max_examples=30)
+@cases(30)
 @given(graphs(), clusters(), assumptions())
 def test_a_plan_survives_a_file(
     tmp_path_factory: pytest.TempPathFactory, g: Graph, c: Cluster, a: Assumptions
@@ -176,7 +177,7 @@ def test_a_plan_survives_a_file(
         assert read(path, Plan) == plan
 
 
-@settings(max_examples=30)
+@cases(30)
 @given(graphs(), clusters(), assumptions(), st.sampled_from(["even", "dynamic"]))
 def test_a_baseline_alone_is_a_valid_plan_with_a_true_bound(
     g: Graph, c: Cluster, a: Assumptions, strategy: str

@@ -4,12 +4,13 @@ from collections.abc import Callable
 from dataclasses import replace
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 
 from skyfx.solver import Assumptions, Cluster, Device, Graph, Plan, validate
 from tests.instances import (
     all_plans,
     assumptions,
+    cases,
     cluster,
     clusters,
     cpus,
@@ -130,7 +131,7 @@ def test_a_node_named_like_a_fault_hides_no_figure() -> None:
     assert any("step_s" in fault for fault in found)
 
 
-@settings(max_examples=100)
+@cases(100)
 @given(graphs(max_nodes=5), clusters(), assumptions())
 def test_every_plan_that_keeps_the_rules_is_valid(g: Graph, c: Cluster, a: Assumptions) -> None:
     for number, (placement, _) in enumerate(all_plans(g, c, a)):
@@ -138,7 +139,7 @@ def test_every_plan_that_keeps_the_rules_is_valid(g: Graph, c: Cluster, a: Assum
             assert validate(g, c, plan_of(g, c, a, placement)) == ()
 
 
-@settings(max_examples=60)
+@cases(60)
 @given(graphs(max_nodes=4), clusters(), clusters(), assumptions())
 def test_validate_and_the_referee_agree_about_any_cluster(
     g: Graph, c: Cluster, other: Cluster, a: Assumptions
