@@ -3,22 +3,25 @@
 Each error says the field's path, what stood there and what was expected.
 """
 
-import math
 from collections.abc import Sequence
 
 __all__: list[str] = []
 
 
+LARGEST, SMALLEST = 1e100, 1e-100
+"""No time and no size is near; beyond them sums and quotients would not be finite."""
+
+
 def non_negative(path: str, value: float) -> None:
-    """Refuse a negative or non-finite number."""
-    if not (math.isfinite(value) and value >= 0):
-        raise ValueError(f"{path}: found {value!r}, expected a finite number >= 0")
+    """Refuse a negative number, an infinite one, and one that might as well be."""
+    if not 0 <= value <= LARGEST:
+        raise ValueError(f"{path}: found {value!r}, expected a finite number >= 0, up to 1e100")
 
 
 def positive(path: str, value: float) -> None:
-    """Refuse zero, a negative or a non-finite number."""
-    if not (math.isfinite(value) and value > 0):
-        raise ValueError(f"{path}: found {value!r}, expected a finite number > 0")
+    """Refuse zero, a negative or an infinite number, and what might as well be one of these."""
+    if not SMALLEST <= value <= LARGEST:
+        raise ValueError(f"{path}: found {value!r}, expected a finite number > 0, up to 1e100")
 
 
 def one_of(path: str, value: str, choices: Sequence[str]) -> None:
