@@ -3,10 +3,12 @@
 At a fixed bottleneck T an order of devices is *walked*: each device in turn takes units as far as T
 and its memory allow, with an eye on the next: of the ends near the furthest it takes the one after
 which the next device loses least to receiving. What counts is how much of the work is done when the
-devices are used up. If all is done, T falls to just below that plan's bottleneck, and the search
-goes on from there.
+devices are used up, to a fraction of the next unit. If all is done, T falls by a step and the
+search goes on from that order; if a whole cooling ends without, the step is halved and the next
+cooling is slower.
 
-Legend: `w[d, i]` seconds of the units before i on device d; `move[., i]` what crosses at cut i.
+Legend: `w[d, i]` seconds of the units before i on device d; `move[., i]` what crosses at cut i;
+`starts[k]` and `got[k]`: where stage k starts and the seconds that it receives.
 """
 
 import math
@@ -17,23 +19,30 @@ import numpy as np
 from numba import njit
 
 from skyfx.solver.interval import alive
-from skyfx.solver.method import Answer, Task
+from skyfx.solver.method import Answer, Limits, Task
 from skyfx.solver.orders import late_order
 from skyfx.solver.problem import Floats, Problem, UnitPlacement
 
 __all__: list[str] = ["annealing"]
 
-ROUNDS = 400
-"""Tries between two looks at the clock."""
-
-PATIENCE = 1500
-"""So many rounds without a better plan end the search; with few devices their number squared."""
-
-STEP = 0.9995
+FIRST_STEP, LAST_STEP = 0.1, 5e-4
 """How far below the best plan the next is looked for."""
 
-WINDOW = 48
-"""Ends of a stage that are looked at."""
+FIRST_TRIES = 20_000
+"""Orders that are tried in the first cooling; each that fails makes the next slower."""
+
+SLOWER = 1.6
+PATIENCE = 2000
+"""So many orders, times the devices squared, are the slowest cooling; if that fails, it is over."""
+
+HOT, COLD = 1e-3, 1e-5
+"""Temperatures, in parts of all work: those of a unit's work, down to nothing."""
+
+LONGEST_TURN = 8
+"""Of a run of devices that is turned round."""
+
+CHUNK = 20_000
+"""Orders that are tried between two looks at the clock."""
 
 
 def annealing(task: Task) -> Iterator[Answer]:
@@ -42,27 +51,49 @@ def annealing(task: Task) -> Iterator[Answer]:
     if problem.assumptions.communication != "relay" or problem.num_devices < 2:
         yield Answer(says="only for relay and several devices")
         return
-    tables, order = _tables(problem), late_order(problem)
-    if not tables[1][-1] > 0:
+    search = _Search(problem, task.limits.seed)
+    if not search.work > 0:
         yield Answer(says="nothing takes any time")
         return
-    devices = _first_order(problem)
-    rng = np.random.default_rng(task.limits.seed)
-    bottleneck = min(task.bottleneck_s * STEP, float(tables[0][:, -1].max()) * 2)
-    starts = np.zeros(problem.num_devices + 1, dtype=np.int64)
-    tries, idle, found = 0, 0, 0
-    heat = 0.01
-    patience = min(PATIENCE, problem.num_devices**2)
-    while idle < patience and bottleneck > 0 and task.limits.left_s > 0.5:
-        tries, idle = tries + ROUNDS, idle + 1
-        seed, heat = int(rng.integers(2**31)), max(heat * 0.97, 1e-4)
-        if not anneal(devices, starts, bottleneck, heat, ROUNDS, seed, tables):
+    high = min(task.bottleneck_s, float(search.tables[0][:, -1].max()) * 2)
+    step, tries, found = FIRST_STEP, FIRST_TRIES, 0
+    most = max(FIRST_TRIES, PATIENCE * problem.num_devices**2)
+    while tries <= most and high > 0 and task.limits.left_s > 0:
+        bottleneck = high * (1 - step)
+        stages = search.cool(bottleneck, tries, task.limits)
+        if stages is None:
+            step, tries = max(step / 2, LAST_STEP), int(tries * SLOWER)
             continue
-        stages = _placement(order, devices, starts)
-        cost = problem.cost(stages)
-        bottleneck = min(bottleneck, cost.bottleneck_s) * STEP
-        idle, found = 0, found + 1
-        yield Answer(stages=stages, says=f"{tries} orders of devices, {found} times better")
+        found += 1
+        yield Answer(stages=stages, says=f"{search.tried} orders of devices, {found} times better")
+        high = min(bottleneck, problem.cost(stages).bottleneck_s)
+
+
+class _Search:
+    """The order of devices that is being changed, and what its walk left behind."""
+
+    def __init__(self, problem: Problem, seed: int) -> None:
+        self.order, self.tables = late_order(problem), _tables(problem)
+        self.work = float(self.tables[1][-1])
+        self.devices = _first_order(problem)
+        self.starts = np.zeros(problem.num_devices + 1, dtype=np.int64)
+        self.got = np.zeros(problem.num_devices + 1)
+        self.random = np.random.default_rng(seed)
+        self.tried = 0
+
+    def cool(self, bottleneck: float, tries: int, limits: Limits) -> UnitPlacement | None:
+        """Cool down once at a fixed T; returns a plan as soon as a walk comes to the end."""
+        done = 0
+        while done < tries and limits.left_s > 0:
+            heat = HOT * (COLD / HOT) ** (done / tries)
+            seed = int(self.random.integers(2**31))
+            part = min(CHUNK, tries)
+            state = (self.devices, self.starts, self.got)
+            done += part
+            self.tried += part
+            if anneal(*state, bottleneck, heat, part, seed, self.tables):
+                return _placement(self.order, self.devices, self.starts)
+        return None
 
 
 def _placement(order: list[int], devices: np.ndarray, starts: np.ndarray) -> UnitPlacement:
@@ -122,69 +153,91 @@ def _move(d: int, e: int, i: int, crossing: Any, wires: Any) -> float:
 
 
 @njit(cache=True)
-def walk(devices: Any, starts: Any, bottleneck: float, tables: Any) -> int:
-    """Give each device in turn as much as it can take; returns the cut that is reached."""
-    w, _, copies, saved, live, limit, crossing, wires = tables
+def walk(first: int, devices: Any, starts: Any, got: Any, bottleneck: float, tables: Any) -> float:
+    """Give each device from place `first` on as much as it can take; returns the work done."""
+    w, work, copies, saved, live, limit, crossing, wires = tables
     n, num = w.shape[1] - 1, len(devices)
-    here, received = 0, 0.0
-    starts[:] = n
-    starts[0] = 0
-    for k in range(num):
-        d = devices[k]
+    here, received = starts[first], got[first]
+    for k in range(first, num):
+        d, kept = devices[k], live[num - k - 1]
+        starts[k], got[k] = here, received
+        time = bottleneck - received + w[d, here]
+        room = limit[d] + copies[here] + kept * saved[here]
         low, high = here, n
         while low < high:  # the furthest end that time without sending, and memory, allow
             middle = (low + high + 1) // 2
-            need = copies[middle] - copies[here] + live[num - k - 1] * (saved[middle] - saved[here])
-            if received + w[d, middle] - w[d, here] <= bottleneck and need <= limit[d]:
+            if w[d, middle] <= time and copies[middle] + kept * saved[middle] <= room:
                 low = middle
             else:
                 high = middle - 1
         if low == n:
-            return int(n)
+            starts[k + 1 :] = n
+            return float(work[n])
         if k + 1 == num:
-            return int(low)
+            fits = copies[low + 1] + kept * saved[low + 1] <= room
+            part = (time - w[d, low]) / (w[d, low + 1] - w[d, low]) if fits else 0.0
+            return float(work[low] + max(part, 0.0) * (work[low + 1] - work[low]))
         e = devices[k + 1]
         best, end, sent = math.inf, here, 0.0
         for j in range(low, here, -1):
             move = _move(d, e, j, crossing, wires)
-            if received + w[d, j] - w[d, here] + move <= bottleneck and move < bottleneck:
-                value = move + w[e, low] - w[e, j]
-                if value < best:
-                    best, end, sent = value, j, move
-                if low - j > WINDOW:
-                    break
+            if w[d, j] + move <= time and move < bottleneck and move + w[e, low] - w[e, j] < best:
+                best, end, sent = move + w[e, low] - w[e, j], j, move
+            if w[e, low] - w[e, j] > best:  # what is left over alone is more by now
+                break
         if end == here:
-            return int(here)
+            return float(work[here])
         here, received = end, sent
-        starts[k + 1] = here
-    return int(here)
+    return float(work[here])
 
 
 @njit(cache=True)
 def anneal(
-    devices: Any, starts: Any, bottleneck: float, heat: float, rounds: int, seed: int, tables: Any
+    devices: Any,
+    starts: Any,
+    got: Any,
+    bottleneck: float,
+    heat: float,
+    rounds: int,
+    seed: int,
+    tables: Any,
 ) -> bool:
     """Change the order of devices, by swaps and moves, until a walk comes to the end."""
     np.random.seed(seed)
-    work = tables[1]
-    reached = walk(devices, starts, bottleneck, tables)
-    n, num = len(work) - 1, len(devices)
-    trial = devices.copy()
+    work, num = tables[1][-1], len(devices)
+    starts[0], got[0] = 0, 0.0
+    reached = walk(0, devices, starts, got, bottleneck, tables)
+    trial, starts_then, got_then = devices.copy(), starts.copy(), got.copy()
     for _ in range(rounds):
-        if reached == n:
+        if reached >= work:
             return True
-        trial[:] = devices
         a, b = np.random.randint(num), np.random.randint(num)
-        if np.random.random() < 0.5:
-            trial[a], trial[b] = trial[b], trial[a]
-        else:
-            moved = trial[a]
-            step = 1 if b > a else -1
-            for x in range(a, b, step):
-                trial[x] = trial[x + step]
-            trial[b] = moved
-        there = walk(trial, starts, bottleneck, tables)
-        lost = (work[reached] - work[there]) / work[n]
+        change(trial, a, b)
+        first = max(0, min(a, b) - 1)  # the stage before looks at the next device, too
+        starts_then[first], got_then[first] = starts[first], got[first]
+        there = walk(first, trial, starts_then, got_then, bottleneck, tables)
+        lost = (reached - there) / work
         if lost <= 0 or np.random.random() < math.exp(-lost / heat):
             devices[:], reached = trial, there
-    return bool(walk(devices, starts, bottleneck, tables) == n)
+            starts[first:], got[first:] = starts_then[first:], got_then[first:]
+        else:
+            trial[:] = devices
+    return bool(reached >= work)
+
+
+@njit(cache=True)
+def change(devices: Any, a: int, b: int) -> None:
+    """Swap the devices at two places, move one to the other's place, or turn a short run round."""
+    kind = np.random.random()
+    if kind < 0.4:
+        devices[a], devices[b] = devices[b], devices[a]
+    elif kind < 0.8:
+        moved, step = devices[a], 1 if b > a else -1
+        for x in range(a, b, step):
+            devices[x] = devices[x + step]
+        devices[b] = moved
+    else:
+        low, high = min(a, b), min(max(a, b), min(a, b) + LONGEST_TURN)
+        while low < high:
+            devices[low], devices[high] = devices[high], devices[low]
+            low, high = low + 1, high - 1

@@ -8,8 +8,9 @@ device runs an interval that takes it no longer than T, and all intervals togeth
 there is no such plan, whatever the prices: T is a lower bound. It is the dual of choosing intervals
 by column generation. A device is granted the fastest wires that it has. What only one device can
 have is granted once, to the one that gains most by it: to begin the chain and receive nothing, to
-end it and send nothing, and each of the last positions, where fewer micro-batches are kept. Prices
-are improved by multiplicative weights: what many devices would choose becomes cheaper.
+end it and send nothing, and each of the last positions, where fewer micro-batches are kept; these
+go to different devices. Prices are improved by multiplicative weights: what many devices would
+choose becomes cheaper.
 
 It holds for chains alone. In a general graph a stage need not be an interval of one order.
 """
@@ -123,8 +124,8 @@ def best_intervals(earned: Any, bottleneck: float, counts: Any, tables: Any) -> 
     need, limit = tables[3], tables[4]
     n, last = len(earned) - 1, len(need) - 1
     counts[:] = 0.0
-    total, first_gain, end_gain = 0.0, 0.0, 0.0
-    gains = np.zeros(len(need))
+    total, first_gain = 0.0, 0.0
+    gains = np.zeros((max(last, 1), len(limit)))
     for d in range(len(limit)):
         best, start, end = _best(d, 1, n - 1, last, earned, bottleneck, tables)
         total += best
@@ -134,10 +135,48 @@ def best_intervals(earned: Any, bottleneck: float, counts: Any, tables: Any) -> 
         if begins >= earned[n]:
             return math.inf
         first_gain = max(first_gain, begins - best)
-        end_gain = max(end_gain, _ends(d, earned, bottleneck, tables) - best)
+        gains[0, d] = max(0.0, _ends(d, earned, bottleneck, tables) - best)
         for p in range(1, last):
-            gains[p] = max(gains[p], _best(d, 1, n - 1, p, earned, bottleneck, tables)[0] - best)
-    return float(total + first_gain + end_gain + gains.sum())
+            gains[p, d] = _best(d, 1, n - 1, p, earned, bottleneck, tables)[0] - best
+    return float(total + first_gain + most_gained(gains))
+
+
+@njit(cache=True)
+def most_gained(gains: Any) -> float:
+    """The most that a choice of different devices for the positions gains, of `gains[p, d]`.
+
+    The assignment problem, by shortest augmenting paths (Kuhn 1955, Jonker and Volgenant 1987).
+    Where there are more positions than devices, each is granted its own best.
+    """
+    rows, columns = gains.shape
+    if rows > columns:
+        return float(sum([gains[p].max() for p in range(rows)]))
+    u, v = np.zeros(rows + 1), np.zeros(columns + 1)
+    row_of = np.zeros(columns + 1, dtype=np.int64)  # from 1; column 0 is where a path starts
+    before = np.zeros(columns + 1, dtype=np.int64)
+    for p in range(1, rows + 1):
+        row_of[0], here = p, 0
+        least, seen = np.full(columns + 1, math.inf), np.zeros(columns + 1, dtype=np.bool_)
+        while row_of[here] != 0:
+            seen[here] = True
+            row, delta, then = row_of[here], math.inf, 0
+            for d in range(1, columns + 1):
+                if not seen[d]:
+                    reduced = -gains[row - 1, d - 1] - u[row] - v[d]
+                    if reduced < least[d]:
+                        least[d], before[d] = reduced, here
+                    if least[d] < delta:
+                        delta, then = least[d], d
+            for d in range(columns + 1):
+                if seen[d]:
+                    u[row_of[d]] += delta
+                    v[d] -= delta
+                else:
+                    least[d] -= delta
+            here = then
+        while here != 0:
+            row_of[here], here = row_of[before[here]], before[here]
+    return float(sum([gains[row_of[d] - 1, d - 1] for d in range(1, columns + 1) if row_of[d]]))
 
 
 @njit(cache=True)

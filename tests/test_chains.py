@@ -1,8 +1,11 @@
 """Methods for chains and for many devices: bounds hold, plans are valid."""
 
 from dataclasses import replace
+from itertools import permutations
 from random import Random
 
+import numpy as np
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -10,7 +13,7 @@ from benchmarks.planner.instances import layered, unlike_chain
 from skyfx.solver import Assumptions, Cluster, Graph, solve, validate
 from skyfx.solver.annealing import annealing
 from skyfx.solver.bounds import simple_bound
-from skyfx.solver.dual import dual
+from skyfx.solver.dual import dual, most_gained
 from skyfx.solver.method import Candidate, Limits, Task
 from skyfx.solver.problem import Problem
 from tests.instances import all_plans, assumptions, cases, clusters, graphs
@@ -40,6 +43,24 @@ def test_no_plan_of_a_chain_beats_the_prices(g: Graph, c: Cluster, a: Assumption
     for answer in dual(Task(problem, None, simple_bound(problem), Limits())):
         if answer.bound is not None:
             assert answer.bound.value <= best * (1 + 1e-6)
+
+
+@cases(200)
+@given(st.integers(1, 4), st.integers(1, 5), st.randoms(use_true_random=False))
+def test_what_different_devices_gain_is_that_of_the_best_choice(
+    rows: int, columns: int, random: Random
+) -> None:
+    gains = np.array(
+        [[random.choice([0.0, random.random()]) for _ in range(columns)] for _ in range(rows)]
+    )
+    best = max(
+        (
+            sum(gains[p, d] for p, d in enumerate(chosen))
+            for chosen in permutations(range(columns), rows)
+        ),
+        default=gains.max(axis=1).sum(),
+    )
+    assert most_gained(gains) == pytest.approx(best)
 
 
 @cases(15)
