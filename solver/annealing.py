@@ -58,15 +58,15 @@ def annealing(task: Task) -> Iterator[Answer]:
     high = min(task.bottleneck_s, float(search.tables[0][:, -1].max()) * 2)
     step, tries, found = FIRST_STEP, FIRST_TRIES, 0
     most = max(FIRST_TRIES, PATIENCE * problem.num_devices**2)
-    while tries <= most and high > 0 and task.limits.left_s > 0:
+    while tries <= most and high > task.bound.value and task.limits.left_s > 0:
         bottleneck = high * (1 - step)
         stages = search.cool(bottleneck, tries, task.limits)
-        if stages is None:
+        reached = math.inf if stages is None else problem.cost(stages).bottleneck_s
+        if reached >= high:  # also where the walk thinks better of a plan than the cost model
             step, tries = max(step / 2, LAST_STEP), int(tries * SLOWER)
             continue
-        found += 1
+        found, high = found + 1, reached
         yield Answer(stages=stages, says=f"{search.tried} orders of devices, {found} times better")
-        high = min(bottleneck, problem.cost(stages).bottleneck_s)
 
 
 class _Search:
@@ -158,6 +158,7 @@ def walk(first: int, devices: Any, starts: Any, got: Any, bottleneck: float, tab
     w, work, copies, saved, live, limit, crossing, wires = tables
     n, num = w.shape[1] - 1, len(devices)
     here, received = starts[first], got[first]
+    most = work[n] * (1 - 1e-12)  # what does not come to the end has not done all, even of nothing
     for k in range(first, num):
         d, kept = devices[k], live[num - k - 1]
         starts[k], got[k] = here, received
@@ -176,7 +177,7 @@ def walk(first: int, devices: Any, starts: Any, got: Any, bottleneck: float, tab
         if k + 1 == num:
             fits = copies[low + 1] + kept * saved[low + 1] <= room
             part = (time - w[d, low]) / (w[d, low + 1] - w[d, low]) if fits else 0.0
-            return float(work[low] + max(part, 0.0) * (work[low + 1] - work[low]))
+            return float(min(most, work[low] + max(part, 0.0) * (work[low + 1] - work[low])))
         e = devices[k + 1]
         best, end, sent = math.inf, here, 0.0
         for j in range(low, here, -1):
@@ -186,9 +187,9 @@ def walk(first: int, devices: Any, starts: Any, got: Any, bottleneck: float, tab
             if w[e, low] - w[e, j] > best:  # what is left over alone is more by now
                 break
         if end == here:
-            return float(work[here])
+            return float(min(most, work[here]))
         here, received = end, sent
-    return float(work[here])
+    return float(min(most, work[here]))
 
 
 @njit(cache=True)

@@ -52,7 +52,9 @@ def _share(problem: Problem) -> np.ndarray:
 
 
 def _moving(problem: Problem) -> np.ndarray:
-    """What moving each unit's values once takes, `(n,)`, as a part of a device's work on average.
+    """What moving a unit's values once takes, `(n,)`, as a part of a device's work on average.
+
+    These are the values that it makes and those that it reads.
 
     What is put aside moves for nothing in the bound, so large values should not be.
     """
@@ -61,7 +63,8 @@ def _moving(problem: Problem) -> np.ndarray:
     time = np.where(np.isfinite(problem.time_s), problem.time_s, 0.0)
     size = np.zeros(problem.num_units)
     for value in problem.values:
-        size[value.producer] += value.output_bytes + value.gradient_bytes
+        ends = [value.producer, *value.consumers]
+        size[ends] += value.output_bytes + value.gradient_bytes
     whole = max(float(time.sum(axis=1).mean()), 1e-300)
     moving: np.ndarray = size * (float(np.mean(wires)) if wires else 0.0) / whole
     return moving

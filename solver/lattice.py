@@ -101,10 +101,13 @@ def _halve(task: Task, program: Program, says: str) -> Iterator[Answer]:
             return
     low, high = program.low_s(task), min(program.high_s, task.bottleneck_s)
     reached = True  # whether a plan is known that keeps `high`
+    nothing = low == 0  # whether T = 0 is still to be tried, as no multiple of it leads further
     while high > low * (1 + PROVEN):
         # Just below the best plan there may be none: then all is proven at once.
         below = reached and high < low * (1 + NEAR)
-        middle = high * (1 - PROVEN / 2) if below else min((low + high) / 2, low * (1 + RISE))
+        risen = low * (1 + RISE) if low > 0 else 0.0 if nothing else math.inf
+        middle = high * (1 - PROVEN / 2) if below else min((low + high) / 2, risen)
+        nothing = False
         if not program.possible(middle):
             low = middle * UNDER
             yield Answer(bound=Bound(latency_s + rounds * low, "ideals"), says=says)
