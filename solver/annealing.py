@@ -108,7 +108,7 @@ def _placement(order: list[int], devices: np.ndarray, starts: np.ndarray) -> Uni
 def _first_order(problem: Problem) -> np.ndarray:
     """Devices with more memory for their speed first: early stages keep more micro-batches."""
     work = np.where(np.isfinite(problem.time_s), problem.time_s, 0.0).sum(axis=1)
-    room = np.minimum(problem.memory_limit, 1e300) * np.maximum(work, 1e-300)
+    room = np.minimum(problem.memory_limit, 1e150) * np.maximum(work, 1e-300)
     return np.argsort(-room, kind="stable").astype(np.int64)
 
 

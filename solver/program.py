@@ -140,7 +140,8 @@ class Program:
     def _costs(self, bottleneck: float) -> tuple[Any, ...]:
         need, limit = self._memory
         weight = self._price if self.aside else np.zeros(len(self._price))
-        room = self._room * bottleneck / UNDER
+        with np.errstate(over="ignore"):  # room without end is right
+            room = self._room * bottleneck / UNDER
         return self.states.time_s, self._move_s, need, limit, weight, self._rest, room
 
     @cached_property
