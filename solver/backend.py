@@ -65,7 +65,8 @@ def minimise(
         progress: told of each better solution and, now and then, of the bound (HiGHS only).
 
     Returns:
-        The best solution and bound, also when a limit or Ctrl-C ended the search.
+        The best solution and bound, also when a limit or Ctrl-C ended the search. Neither, if the
+        problem's coefficients are of magnitudes that HiGHS refuses.
     """
     if solver != "HiGHS":
         return _minimise_by_name(problem, solver, time_limit_s, gap)
@@ -75,7 +76,10 @@ def minimise(
         "primal_feasibility_tolerance": TOLERANCE,
         "mip_feasibility_tolerance": TOLERANCE,
     }
-    problem.solve(highs)
+    try:
+        problem.solve(highs)
+    except _RefusedError:
+        return Answer(values=None, bound=-math.inf, infeasible=False, interrupted=False)
     model = problem.solverModel
     info, status = model.getInfo(), model.getModelStatus()
     states = highspy.HighsModelStatus
@@ -109,6 +113,10 @@ def _minimise_by_name(
     )
 
 
+class _RefusedError(Exception):
+    """HiGHS left rows or columns out, and would solve another problem than was asked."""
+
+
 class _WarmHiGHS(pulp.HiGHS):  # type: ignore[misc]
     """PuLP's HiGHS with a start, Ctrl-C and progress; PuLP 3 ignores `warmStart` in silence."""
 
@@ -120,6 +128,10 @@ class _WarmHiGHS(pulp.HiGHS):  # type: ignore[misc]
 
     def callSolver(self, lp: pulp.LpProblem) -> None:  # noqa: N802 (PuLP's name)
         model = lp.solverModel
+        # A row with a coefficient of 1e15 or more (`large_matrix_value`) is left out in silence.
+        written = (model.getNumRow(), model.getNumCol())
+        if written != (lp.numConstraints(), lp.numVariables()):
+            raise _RefusedError
         known = [(v.index, self._start[v.name]) for v in lp.variables() if v.name in self._start]
         if known:
             indices, values = zip(*known, strict=True)

@@ -104,3 +104,15 @@ def test_a_start_names_identical_devices_in_list_order() -> None:
     problem = Problem(graph([node("a"), node("b", ("a",))]), cpus(1.0, 1.0, 1.0), Assumptions())
     start = ilp.build(problem, 1.0).start([(2, [0]), (1, [1])])
     assert {name for name, value in start.items() if value and name[0] == "a"} == {"a_0_2", "a_1_3"}
+
+
+def test_a_row_that_the_solver_would_leave_out_proves_nothing():
+    problem = pulp.LpProblem("large", pulp.LpMinimize)
+    x, y = problem.add_variable("x", 0), problem.add_variable("y", 0)
+    problem.setObjective(pulp.lpSum([x, y]))
+    problem += 1e16 * x + y >= 1
+    problem += x + y >= 2
+    answer = backend.minimise(problem, {}, time_limit_s=5, gap=0)
+    assert answer.values is None
+    assert answer.bound == -math.inf
+    assert not answer.infeasible
