@@ -30,7 +30,7 @@ from numpy.typing import NDArray
 
 from skyfx.solver.problem import Floats, Problem, UnitPlacement, Value
 
-__all__: list[str] = ["Ideals", "bits", "floating"]
+__all__: list[str] = ["Ideals", "bits", "floating", "neighbours"]
 
 Ints = NDArray[np.int32]
 
@@ -54,7 +54,7 @@ class Ideals:
     def of(cls, problem: Problem, at_most: int, aside: Collection[int] = ()) -> "Ideals | None":
         """Enumerate the ideals; None where there are more than `at_most`."""
         outside = frozenset([*floating(problem), *aside])
-        readers, reads = _neighbours(problem, outside)
+        readers, reads = neighbours(problem, outside)
         start = [i for i in range(problem.num_units) if i not in outside and not reads[i]]
         free = {0: sum(1 << i for i in start)}  # of each ideal, the units that can come next
         members: list[int] = []
@@ -89,6 +89,12 @@ class Ideals:
         first = np.minimum(np.arange(len(members) + 1), len(added)).astype(np.int32)
         above = np.arange(1, len(members), dtype=np.int32)
         return cls(problem, outside, members, first, above, np.array(added, dtype=np.int32))
+
+    @classmethod
+    def chain(cls, problem: Problem, members: list[int]) -> "Ideals":
+        """Only these ideals, each in the next: enough to place a plan of them."""
+        none = np.zeros(0, dtype=np.int32)
+        return cls(problem, frozenset(floating(problem)), members, none, none, none)
 
     @property
     def covers(self) -> tuple[Ints, Ints, Ints]:
@@ -165,7 +171,7 @@ class Ideals:
     @cached_property
     def _before(self) -> list[list[int]]:
         """Of each unit, the units in the lattice that it reads, also through those outside."""
-        return [list(bits(reads)) for reads in _neighbours(self.problem, self.outside)[1]]
+        return [list(bits(reads)) for reads in neighbours(self.problem, self.outside)[1]]
 
     def _alive(self, value: Value) -> NDArray[np.bool_]:
         """At which ideals the value crosses the boundary."""
@@ -216,7 +222,7 @@ def _floating_by_host(problem: Problem, free: set[int]) -> list[int]:
     return sorted(found)
 
 
-def _neighbours(problem: Problem, outside: frozenset[int]) -> tuple[list[list[int]], list[int]]:
+def neighbours(problem: Problem, outside: frozenset[int]) -> tuple[list[list[int]], list[int]]:
     """Of each unit, its readers as a list and what it reads as a bit set; through those outside."""
     reads = [0] * problem.num_units
     for a, b in sorted(problem.edges, key=lambda edge: edge[1]):

@@ -13,7 +13,7 @@ from skyfx.solver.ideals import Ideals
 from skyfx.solver.labels import OVERFLOW, fill, trace, whole
 from skyfx.solver.method import UNDER, Limits, Task
 from skyfx.solver.problem import Floats, Problem, UnitPlacement
-from skyfx.solver.states import States
+from skyfx.solver.states import States, prices
 
 __all__: list[str] = ["Program"]
 
@@ -172,11 +172,7 @@ class Program:
 
     @cached_property
     def _price(self) -> Floats:
-        """A price of each group's time, `(G,)`: its speed over all units."""
-        time = self.states.time_s
-        work = np.where(np.isfinite(time), time, 0.0).sum(axis=1)
-        price: Floats = np.where(work > 0, 1.0 / np.where(work > 0, work, 1.0), 1.0)
-        return price
+        return prices(self.states.time_s)
 
     @cached_property
     def _move_s(self) -> Floats:

@@ -12,6 +12,7 @@ from skyfx.solver.annealing import annealing
 from skyfx.solver.bounds import Bound, simple_bound
 from skyfx.solver.dual import dual
 from skyfx.solver.errors import InfeasibleError, NoPlanError
+from skyfx.solver.hosted import windows
 from skyfx.solver.integer import integer_program
 from skyfx.solver.interval import intervals
 from skyfx.solver.lattice import lattice, lines
@@ -27,6 +28,7 @@ METHODS: dict[str, Method] = {
     "intervals": intervals,
     "lines": lines,
     "ideals": lattice,
+    "windows of ideals": windows,
     "pairs of ideals": pairs,
     "dual": dual,
     "annealing": annealing,

@@ -13,7 +13,7 @@ import numpy as np
 
 from skyfx.solver.problem import Floats, Problem
 
-__all__: list[str] = ["States"]
+__all__: list[str] = ["States", "prices"]
 
 Counts = tuple[int, ...]
 
@@ -91,3 +91,13 @@ class States:
         """A device for each state of a plan, every one once."""
         free = [iter(group) for group in self.groups]
         return (next(free[self.all[s][1]]) for s in states)
+
+
+def prices(time_s: Floats) -> Floats:
+    """A price of each group's time, `(G,)`: its speed over all units of `time_s`, `(G, n)`.
+
+    With any prices `y >= 0`, stages that keep T do no more weighted work than `T sum_g y[g]`.
+    """
+    work = np.where(np.isfinite(time_s), time_s, 0.0).sum(axis=1)
+    price: Floats = np.where(work > 0, 1.0 / np.where(work > 0, work, 1.0), 1.0)
+    return price

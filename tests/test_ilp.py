@@ -1,7 +1,9 @@
 """The integer program by itself, without the warm start that often leaves it nothing to do."""
 
+import math
 from collections.abc import Sequence
 
+import pulp
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -106,7 +108,7 @@ def test_a_start_names_identical_devices_in_list_order() -> None:
     assert {name for name, value in start.items() if value and name[0] == "a"} == {"a_0_2", "a_1_3"}
 
 
-def test_a_row_that_the_solver_would_leave_out_proves_nothing():
+def test_a_row_that_the_solver_would_leave_out_proves_nothing() -> None:
     problem = pulp.LpProblem("large", pulp.LpMinimize)
     x, y = problem.add_variable("x", 0), problem.add_variable("y", 0)
     problem.setObjective(pulp.lpSum([x, y]))

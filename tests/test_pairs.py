@@ -1,4 +1,4 @@
-"""The exact method over pairs of ideals, in host communication, against trying every plan."""
+"""The exact methods in host communication, against trying every plan."""
 
 from dataclasses import replace
 
@@ -7,7 +7,8 @@ from hypothesis import given
 
 from skyfx.solver import Assumptions, Cluster, Graph
 from skyfx.solver.bounds import simple_bound
-from skyfx.solver.method import Candidate, Limits, Task
+from skyfx.solver.hosted import windows
+from skyfx.solver.method import Candidate, Limits, Method, Task
 from skyfx.solver.pairs import pairs
 from skyfx.solver.problem import Problem
 from tests.instances import all_plans, assumptions, cases, clusters, graphs
@@ -15,14 +16,11 @@ from tests.instances import all_plans, assumptions, cases, clusters, graphs
 CLOSE = 1e-6
 
 
-@cases(400)
-@given(graphs(), clusters(), assumptions())
-def test_it_finds_and_proves_the_best_plan(g: Graph, c: Cluster, a: Assumptions) -> None:
-    a = replace(a, communication="host")
+def proves_the_best(method: Method, g: Graph, c: Cluster, a: Assumptions) -> None:
     best = min((cost.objective_value for _, cost in all_plans(g, c, a)), default=None)
     problem = Problem(g, c, a)
     found, bound = None, simple_bound(problem)
-    for answer in pairs(Task(problem, None, bound, Limits())):
+    for answer in method(Task(problem, None, bound, Limits())):
         if answer.infeasible:
             assert best is None
             return
@@ -33,3 +31,15 @@ def test_it_finds_and_proves_the_best_plan(g: Graph, c: Cluster, a: Assumptions)
             bound = answer.bound
     assert found == pytest.approx(best, rel=CLOSE, abs=1e-9)
     assert bound.value == pytest.approx(best, rel=CLOSE, abs=1e-9)
+
+
+@cases(400)
+@given(graphs(), clusters(), assumptions())
+def test_pairs_of_ideals_find_and_prove_the_best_plan(g: Graph, c: Cluster, a: Assumptions) -> None:
+    proves_the_best(pairs, g, c, replace(a, communication="host"))
+
+
+@cases(400)
+@given(graphs(), clusters(), assumptions())
+def test_windows_find_and_prove_the_best_bottleneck(g: Graph, c: Cluster, a: Assumptions) -> None:
+    proves_the_best(windows, g, c, replace(a, communication="host", objective="throughput"))
