@@ -7,17 +7,16 @@ there is one.
 """
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
 import numpy as np
 
-from skyfx.solver.bitsets import ascend
+from skyfx.solver.bit_ideals import BitIdeals
 from skyfx.solver.bounds import Bound
 from skyfx.solver.cost import live_microbatches
-from skyfx.solver.ideals import Ideals, bits, floating, neighbours
 from skyfx.solver.infeasible import nothing_fits
 from skyfx.solver.method import PROVEN, UNDER, Answer, Limits, Task
 from skyfx.solver.problem import Floats, Problem, UnitPlacement, Value
@@ -30,8 +29,8 @@ MAX_STATES = 1024
 """Counts of devices used."""
 
 MAX_IDEALS = 2_000_000
-MAX_BYTES = 600_000_000
-"""Of the tables of those in a window."""
+MAX_CELLS = 25_000_000
+"""States times ideals in a window; a cell takes 22 bytes."""
 
 PART = 256
 """Ideals between two looks at the clock."""
@@ -86,17 +85,9 @@ class Program:
 
     @cached_property
     def members(self) -> Any:
-        """All ideals as bits, `(N, words)`, by growing weighted work; None for too many."""
-        n, width = len(self._inside), self._width
-        at_most, total = MAX_IDEALS, 1
-        levels = [np.zeros((1, width), dtype=np.uint64)]
-        for _ in range(n):
-            self.limits.check()
-            levels.append(ascend(levels[-1], self._reads, at_most - total))
-            total += len(levels[-1])
-            if total > at_most:
-                return None
-        return np.concatenate(levels)
+        """All ideals as bits, `(N, words)`, by growing size; None for too many."""
+        levels = self._ideals.levels(MAX_IDEALS, self.limits)
+        return None if levels is None else np.concatenate(levels)
 
     @cached_property
     def endless_s(self) -> float:
@@ -116,10 +107,7 @@ class Program:
         devices = self._devices(limit)
         bounds, window = self._boundaries(devices)
         shape = window.shape
-        if (
-            shape[0] * (sum(table.itemsize for table in (window, window)) + 6) * shape[1]
-            > MAX_BYTES
-        ):
+        if shape[0] * shape[1] > MAX_CELLS:
             return None
         best = np.full(shape, np.inf)
         behind, group = np.zeros(shape, dtype=np.int32), np.zeros(shape, dtype=np.int16)
@@ -135,18 +123,17 @@ class Program:
 
     def _trace(self, bounds: Boundaries, behind: Any, group: Any, state: int) -> UnitPlacement:
         """The plan that begins with the empty ideal and a state."""
-        line, groups, x, counts = [0], [], 0, list(self._counts[state])
+        line, groups, x, counts = [bounds.members[0]], [], 0, list(self._counts[state])
         while sum(counts):
             state = self._counts.index(tuple(counts))
             groups.append(int(group[x, state]))
             x = int(behind[x, state])
             counts[groups[-1]] -= 1
-            words = int.from_bytes(bounds.members[x].tobytes(), "little")
-            line.append(sum(1 << self._inside[i] for i in bits(words)))
+            line.append(bounds.members[x])
         free = [iter(group) for group in self._states.groups]
-        chosen = [(next(free[g]), k, k + 1) for k, g in enumerate(groups)]
-        ideals = Ideals.chain(self.problem, line)
-        return ideals.placement(chosen, [0.0] * len(chosen), math.inf)
+        devices = [next(free[g]) for g in groups]
+        moving = [0.0] * len(devices)
+        return self._ideals.placement(devices, line, moving_s=moving, bottleneck=math.inf)
 
     def _boundaries(self, devices: Devices) -> tuple[Boundaries, Floats]:
         """The ideals in the window of any state, by growing work, and their windows, `(N, C)`.
@@ -183,15 +170,15 @@ class Program:
     def _held(self, members: Any) -> Floats:
         """Weighted work, seconds and units barred by group, parameters, activations in ideals."""
         of_bytes = members.view(np.uint8)
-        held = np.unpackbits(of_bytes, axis=1, bitorder="little")[:, : len(self._inside)]
+        held = np.unpackbits(of_bytes, axis=1, bitorder="little")[:, : len(self._ideals.units)]
         time = self._time_s
         finite = np.isfinite(time)
         parts = (
             self._weight[None],
             np.where(finite, time, 0.0),
             ~finite,
-            self.problem.parameter_bytes[self._inside][None],
-            self.problem.saved_bytes[self._inside][None],
+            self.problem.parameter_bytes[self._ideals.units][None],
+            self.problem.saved_bytes[self._ideals.units][None],
         )
         sums: Floats = held.astype(float) @ np.concatenate(parts).T
         return sums
@@ -219,13 +206,13 @@ class Program:
         writing = self._price[:, None] * self._wires[:, :2]
         write = [writing[left > 0].min(axis=0) if any(left) else (0.0, 0.0) for left in free]
         live = [live_microbatches(problem.assumptions, p) for p in range(problem.num_devices + 1)]
-        place = {i: x for x, i in enumerate(self._inside)}
+        place = self._ideals.place
         return Devices(
             np.array([place[v.producer] for v, _ in self._values], dtype=np.int64),
-            self._words([sum(1 << place[i] for i in readers) for _, readers in self._values]),
+            self._ideals.words(readers for _, readers in self._values),
             np.array([float(v.count) for v, _ in self._values]),
             np.array([v.output_bytes for v, _ in self._values]),
-            problem.peak_bytes[self._inside],
+            problem.peak_bytes[self._ideals.units],
             self._wires,
             problem.memory_limit[[group[0] for group in groups]] / UNDER,
             np.array(live, dtype=float),
@@ -247,18 +234,12 @@ class Program:
         return [tuple(map(int, index)) for index in np.ndindex(*sizes)]
 
     @cached_property
-    def _inside(self) -> list[int]:
-        """The units that have a place in the lattice; the kernel counts them from 0."""
-        outside = set(floating(self.problem))
-        return [i for i in range(self.problem.num_units) if i not in outside]
-
-    @property
-    def _width(self) -> int:
-        return max(1, (len(self._inside) + 63) // 64)
+    def _ideals(self) -> BitIdeals:
+        return BitIdeals(self.problem)
 
     @cached_property
     def _time_s(self) -> Floats:
-        return self._states.time_s[:, self._inside]
+        return self._states.time_s[:, self._ideals.units]
 
     @cached_property
     def _price(self) -> Floats:
@@ -280,18 +261,7 @@ class Program:
     @cached_property
     def _values(self) -> list[tuple[Value, list[int]]]:
         """What units in the lattice make, and the others there that read it."""
-        inside = set(self._inside)
-        values = [(v, sorted(inside & {*v.consumers} - {v.producer})) for v in self.problem.values]
-        return [(v, readers) for v, readers in values if readers and v.producer in inside]
-
-    @cached_property
-    def _reads(self) -> Any:
-        place = {i: x for x, i in enumerate(self._inside)}
-        outside = frozenset(range(self.problem.num_units)) - set(self._inside)
-        reads = neighbours(self.problem, outside)[1]
-        return self._words([sum(1 << place[a] for a in bits(reads[i])) for i in self._inside])
-
-    def _words(self, sets: Sequence[int]) -> Any:
-        """Bit sets as rows of 64-bit words."""
-        raw = b"".join(members.to_bytes(8 * self._width, "little") for members in sets)
-        return np.frombuffer(raw, dtype=np.uint64).reshape(-1, self._width).copy()
+        place = self._ideals.place
+        return [
+            (v, readers) for v, readers in self._ideals.values if readers and v.producer in place
+        ]

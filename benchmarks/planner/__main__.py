@@ -43,9 +43,9 @@ def instances(folder: Path) -> Iterator[Instance]:
         ("real", rng(32).random(64)[1:] + 1),
         ("whole", rng(35).integers(1, 7, 64)[1:] + 1),
     ):
-        thirds = _write(folder, f"thirds-{kind}", *sky_computing(slow, thirds=True))
+        thirds = write_instance(folder, f"thirds-{kind}", *sky_computing(slow, thirds=True))
         yield f"483 thirds x 63, {kind} slowdowns", "proven, 2 s", *thirds, ()
-        operators = _write(folder, f"operators-{kind}", *sky_computing(slow, thirds=False))
+        operators = write_instance(folder, f"operators-{kind}", *sky_computing(slow, thirds=False))
         options = ("--gap", "0.005", "--time-limit", "30")
         yield f"1,923 operators x 63, {kind}", "1 %, 30 s", *operators, options
     for name in ("bert", "gpt2", "t5", "resnet", "swin", "unet"):
@@ -57,16 +57,17 @@ def instances(folder: Path) -> Iterator[Instance]:
             options = ("--mode", mode, "--gap", "0.01", "--time-limit", "10")
             yield f"{name}, {mode}, x 8", "1 %, 10 s", graph, cluster, options
     for seed in range(10):
-        chain = _write(folder, f"chain-{seed}", *unlike_chain(seed))
+        chain = write_instance(folder, f"chain-{seed}", *unlike_chain(seed))
         options = ("--gap", "0.01", "--time-limit", "60")
         yield f"5,920-node chain x 64, seed {seed}", "1 %, 60 s", *chain, options
-    wide = _write(folder, "20k", *layered(0, 20_000, 64))
+    wide = write_instance(folder, "20k", *layered(0, 20_000, 64))
     yield "20,000 nodes x 64", "valid, 120 s", *wide, ("--time-limit", "60")
-    many = _write(folder, "512", *layered(0, 500, 512))
+    many = write_instance(folder, "512", *layered(0, 500, 512))
     yield "500 nodes x 512", "valid, 120 s", *many, ("--time-limit", "60")
 
 
-def _write(folder: Path, name: str, graph: Graph, cluster: Cluster) -> tuple[Path, Path]:
+def write_instance(folder: Path, name: str, graph: Graph, cluster: Cluster) -> tuple[Path, Path]:
+    """Write a graph and a cluster to files."""
     paths = folder / f"{name}.graph.json", folder / f"{name}.cluster.json"
     write(graph, paths[0])
     write(cluster, paths[1])

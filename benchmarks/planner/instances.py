@@ -6,7 +6,7 @@ from collections.abc import Iterable
 from skyfx.solver import Cluster, Device, Graph, Link, Node
 from skyfx.solver.cluster import Wire
 
-__all__: list[str] = ["layered", "sky_computing", "unlike_chain"]
+__all__: list[str] = ["four_types_chain", "layered", "sky_computing", "unlike_chain"]
 
 HIDDEN_BYTES = 8 * 128 * 1024 * 4
 """The hidden states of BERT-large: micro-batch 8, 128 tokens, width 1024, single precision."""
@@ -111,6 +111,37 @@ def unlike_chain(seed: int, layers: int = 160, num_devices: int = 64) -> tuple[G
     return graph, Cluster(devices=tuple(devices), links=_links(rng, devices, 1.25e9, 12.5e9))
 
 
+def four_types_chain(seed: int, num_nodes: int, num_devices: int) -> tuple[Graph, Cluster]:
+    """Operators of a BERT-like model in a line, on devices of four types and one kind of link."""
+    rng = random.Random(seed)
+    kinds = ("a", "b", "c", "d")
+    factor = {(kind, c): rng.uniform(0.7, 1.4) for kind in kinds for c in CLASSES}
+    nodes: list[Node] = []
+    for i in range(num_nodes):
+        group, seconds, saved, parameters = LAYER[i % len(LAYER)]
+        forward = {kind: seconds * factor[kind, group] * 2**x for x, kind in enumerate(kinds)}
+        size = HIDDEN_BYTES * (4.0 if saved == 4.0 else 1.0)
+        nodes.append(
+            Node(
+                id=f"n{i}",
+                op=group,
+                module=f"layer.{i // len(LAYER)}",
+                inputs=(nodes[-1].id,) if nodes else (),
+                forward_s=forward,
+                backward_s={kind: 2 * s for kind, s in forward.items()},
+                output_bytes=size,
+                gradient_bytes=size,
+                parameter_bytes=parameters,
+                saved_bytes=HIDDEN_BYTES * saved,
+                colocate=None,
+            )
+        )
+    graph = Graph(
+        name=f"chain {seed}", microbatch_size=8, nodes=tuple(nodes), outputs=(nodes[-1].id,)
+    )
+    return graph, _unlike_types(rng, graph, num_devices, kinds)
+
+
 def layered(seed: int, num_nodes: int, num_devices: int, width: int = 4) -> tuple[Graph, Cluster]:
     """A general graph in layers: each node reads one to three of the last few layers."""
     rng = random.Random(seed)
@@ -142,11 +173,6 @@ def layered(seed: int, num_nodes: int, num_devices: int, width: int = 4) -> tupl
     outputs = tuple(node.id for node in nodes if node.id not in read)
     graph = Graph(name=f"layered {seed}", microbatch_size=1, nodes=tuple(nodes), outputs=outputs)
     return graph, _unlike_types(rng, graph, num_devices, kinds)
-
-
-def _some(rng: random.Random, near: list[Node]) -> tuple[str, ...]:
-    """One to three of the nodes, each once; none where there are none."""
-    return tuple({rng.choice(near).id: None for _ in range(rng.randint(1, 3))}) if near else ()
 
 
 def _unlike_types(
