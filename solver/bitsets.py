@@ -5,7 +5,7 @@ from typing import Any
 import numpy as np
 from numba import njit
 
-__all__: list[str] = ["ascend", "has", "within"]
+__all__: list[str] = ["ascend", "covers", "has", "within"]
 
 ONE = np.uint64(1)
 
@@ -75,6 +75,40 @@ def ascend(ideals: Any, reads: Any, at_most: int) -> Any:
                 for y in range(num):
                     table[_slot(rows[y], rows, table)] = y
     return rows[:num]
+
+
+@njit(cache=True)
+def covers(ideals: Any, larger: Any, reads: Any) -> Any:
+    """Which of the next level's ideals have one unit more, and which unit.
+
+    Args:
+        ideals: of one size, as bits, `(N, words)`.
+        larger: all that have one unit more, `(M, words)`.
+        reads: what each unit reads, as bits, `(n, words)`.
+
+    Returns:
+        Lists one behind the other: where each ideal's begins, `(N + 1,)`, the larger ideal, the
+        unit.
+    """
+    table = np.full(4 * len(larger), -1, dtype=np.int64)
+    for y in range(len(larger)):
+        table[_slot(larger[y], larger, table)] = y
+    first = np.zeros(len(ideals) + 1, dtype=np.int64)
+    above = np.empty(4 * len(ideals) + len(reads), dtype=np.int32)
+    added = np.empty(len(above), dtype=np.int32)
+    bits, num = np.empty(ideals.shape[1], dtype=np.uint64), 0
+    for x in range(len(ideals)):
+        if num + len(reads) > len(above):
+            above = np.concatenate((above, np.empty_like(above)))
+            added = np.concatenate((added, np.empty_like(added)))
+        for i in range(len(reads)):
+            if not has(ideals[x], i) and within(reads[i], ideals[x]):
+                bits[:] = ideals[x]
+                bits[i >> 6] |= ONE << np.uint64(i & 63)
+                above[num], added[num] = table[_slot(bits, larger, table)], i
+                num += 1
+        first[x + 1] = num
+    return first, above[:num], added[:num]
 
 
 @njit(cache=True, inline="always")

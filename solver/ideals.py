@@ -136,7 +136,8 @@ class Ideals:
         """The plan of `(device, ideal before, ideal behind)` a stage, with the units outside.
 
         Each of those goes as near to its readers as it may and keeps `bottleneck`, in seconds; one
-        without readers goes near to what it reads. `moving_s` is each stage's sends and receives.
+        without readers goes near to what it reads, or if that is nothing to the model's caller.
+        `moving_s` is each stage's sends and receives.
         """
         taken = [
             (d, list(bits(self.members[after] & ~self.members[before])))
@@ -153,7 +154,8 @@ class Ideals:
             if relay and self._is_input(i):
                 latest = earliest
             times = {k: load[k] + time_s[taken[k][0], i] for k in range(earliest, latest + 1)}
-            near = sorted(times, reverse=bool(self._readers[i]))
+            late = bool(self._readers[i]) or not self._before[i]
+            near = sorted(times, reverse=late)
             k = next((k for k in near if times[k] <= bottleneck), None)
             k = min(times, key=lambda k: times[k]) if k is None else k
             stage_of[i], load[k] = k, times[k]

@@ -12,6 +12,9 @@ __all__: list[str] = ["integer_program"]
 ROWS_PER_S = 40_000
 """Constraints of the integer program that PuLP takes in a second, about."""
 
+MAX_ROWS = 250_000
+"""With more, HiGHS would look at the clock too rarely, and prove nothing."""
+
 
 def integer_program(task: Task) -> Iterator[Answer]:
     """Solve the integer program, unless writing it down alone would pass the time limit."""
@@ -19,8 +22,8 @@ def integer_program(task: Task) -> Iterator[Answer]:
     # Writing the program down takes time of its own, and cannot be stopped half-way.
     rows = problem.num_units * problem.num_devices**2
     size = f"{problem.num_units} units x {problem.num_devices} devices"
-    if rows / ROWS_PER_S > limits.left_s:
-        yield Answer(says=f"{size} are too many to write down in the time that is left")
+    if rows > MAX_ROWS or rows / ROWS_PER_S > limits.left_s:
+        yield Answer(says=f"{size} are too many to write down in good time")
         return
     scale = (task.best.cost.bottleneck_s if task.best else task.bound.value) or 1.0
     model = ilp.build(problem, scale)

@@ -20,6 +20,7 @@ from skyfx.solver.method import Answer, Candidate, Limits, Method, Task, TimeUpE
 from skyfx.solver.pairs import pairs
 from skyfx.solver.phases import phases
 from skyfx.solver.problem import Problem
+from skyfx.solver.relayed import all_ideals
 
 __all__: list[str] = ["Found", "Search"]
 
@@ -27,6 +28,7 @@ METHODS: dict[str, Method] = {
     "phases": phases,
     "intervals": intervals,
     "lines": lines,
+    "all ideals": all_ideals,
     "ideals": lattice,
     "windows of ideals": windows,
     "pairs of ideals": pairs,
