@@ -162,6 +162,18 @@ class Ideals:
             taken[k][1].append(i)
         return [(d, sorted(part)) for d, part in taken]
 
+    def around(self, unit: int) -> tuple[list[int], list[int]]:
+        """The units in the lattice that a unit outside reads, and those that read it."""
+        return self._before[unit], self._after[unit]
+
+    @cached_property
+    def _after(self) -> list[list[int]]:
+        """Of each unit, the units in the lattice that read it, also through those outside."""
+        after = [0] * self.problem.num_units
+        for a, b in sorted(self.problem.edges, reverse=True):
+            after[a] |= after[b] if b in self.outside else 1 << b
+        return [list(bits(readers)) for readers in after]
+
     @cached_property
     def _readers(self) -> list[list[int]]:
         """All readers of each unit."""

@@ -14,7 +14,9 @@ what is left exists.
 
 Work that was put aside has to fit into what the stages leave of T: `a` of a whole plan and the work
 aside may not exceed 0. Before that, `room[s]` is what is still to come: T for each device that is
-not in s and for the open stage; the units in I will take at least `rest[I]` of it.
+not in s and for the open stage; the units in I will take at least `rest[I]` of it. Of the work
+aside the closed stages behind I have to do at least `least[I]`, what reads something outside I; and
+they can do no more than `most[I]`, what nothing in I reads: what they leave of T beyond is no use.
 """
 
 import math
@@ -40,7 +42,7 @@ def fill(part: Any, rules: Any, states: Any, covers: Any, costs: Any, pool: Any,
         states: group of each, devices from each on, `first` and `following` of what comes next.
         covers: `first`, `above`, `added` of the ideals.
         costs: `time[G, n]`, `move[G, G, N]`, `need[positions, n]`, `limit[G]`, `y[G]`, `rest[N]`,
-            `room[S]`.
+            `room[S]`, `most[N]`, `least[N]`.
         pool: `t`, `a`, `m` and `back` of the labels.
         cells: start and count of the labels, `(S, N)` each.
 
@@ -52,7 +54,7 @@ def fill(part: Any, rules: Any, states: Any, covers: Any, costs: Any, pool: Any,
     start, count = cells
     group, position, _, _ = states
     first, above, added = covers
-    time, _, need, limit, _, rest, room = costs
+    time, _, need, limit, _, rest, room, _, _ = costs
     open_ = (np.empty(4096), np.empty(4096), np.empty(4096), np.empty(4096, dtype=np.int32))
     begin, end, used = part
     for s in range(begin, end):
@@ -99,6 +101,7 @@ def _close(
 ) -> int:
     """Open a stage of state s that ends at ideal i: a label closes, or the pipeline ends."""
     bottleneck, _, full, shortest, _, _ = rules
+    most, least = costs[7][i], costs[8][i]
     t, a, _, _ = pool
     start, count = cells
     group, _, first, following = states
@@ -113,12 +116,13 @@ def _close(
             if shortest:
                 num = _add(open_, num, t[label] + move, 0.0, 0.0, label)
             elif full:
-                if move <= bottleneck:
-                    busy = a[label] + weight[group[r]] * (t[label] - bottleneck)
-                    num = _add(open_, num, 0.0, busy, 0.0, label)
+                busy = a[label] + weight[group[r]] * (t[label] - bottleneck)
+                if move <= bottleneck and busy <= -least:
+                    num = _add(open_, num, 0.0, max(busy, -most), 0.0, label)
             elif t[label] + move <= bottleneck:
                 busy = a[label] + weight[group[r]] * (t[label] + move - bottleneck)
-                num = _add(open_, num, move, busy, 0.0, label)
+                if busy <= -least:
+                    num = _add(open_, num, move, max(busy, -most), 0.0, label)
     return num
 
 

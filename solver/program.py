@@ -1,6 +1,7 @@
 """The DP over ideals and devices for any bottleneck T: its tables, and plans read from them."""
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
@@ -82,8 +83,7 @@ class Program:
 
     def _rules(self, bottleneck: float) -> Rules:
         """T, the weighted work put aside, and the cost model, as `labels.fill` wants them."""
-        time = self.states.time_s[:, self.aside]
-        aside = float((self._price[:, None] * time).min(axis=0).sum()) * UNDER
+        aside = float(self._weights(self.aside).sum()) * UNDER
         full = self.problem.assumptions.overlap == "full"
         return bottleneck / UNDER, aside, full, False
 
@@ -142,12 +142,31 @@ class Program:
         weight = self._price if self.aside else np.zeros(len(self._price))
         with np.errstate(over="ignore"):  # room without end is right
             room = self._room * bottleneck / UNDER
-        return self.states.time_s, self._move_s, need, limit, weight, self._rest, room
+        times = (self.states.time_s, self._move_s, need, limit, weight, self._rest, room)
+        return (*times, *self._aside_behind)
+
+    @cached_property
+    def _aside_behind(self) -> tuple[Floats, Floats]:
+        """Weighted work aside that can be, and that must be, behind each ideal, `(N,)` each."""
+        most, least = np.zeros(len(self.ideals)), np.zeros(len(self.ideals))
+        if not self.aside:
+            return most, least
+        for i, weight in zip(self.aside, self._weights(self.aside), strict=True):
+            before, after = self.ideals.around(i)
+            most += weight / UNDER * ~self.ideals.holds[after].any(axis=0)
+            least += weight * UNDER * ~self.ideals.holds[before].all(axis=0)
+        return most, least
+
+    def _weights(self, units: Sequence[int]) -> Floats:
+        """The least weighted time of each of these units."""
+        time = self.states.time_s[:, list(units)]
+        weights: Floats = (self._price[:, None] * time).min(axis=0)
+        return weights
 
     @cached_property
     def _rest(self) -> Floats:
         """The least weighted time of the units in each ideal, `(N,)`."""
-        least = (self._price[:, None] * self.states.time_s).min(axis=0)
+        least = self._weights(range(self.problem.num_units))
         return np.array([least[inside].sum() for inside in self.ideals.holds.T])
 
     @cached_property
