@@ -1,5 +1,6 @@
 """The method for everything: the integer linear program of `ilp.py`, from the best plan so far."""
 
+import math
 from collections.abc import Iterator
 
 from skyfx.solver import backend, ilp
@@ -36,7 +37,7 @@ def integer_program(task: Task) -> Iterator[Answer]:
         gap=limits.gap,
         seed=limits.seed,
         solver=limits.solver,
-        progress=_scaled(limits.progress, scale),
+        progress=_scaled(task, scale),
     )
     yield Answer(
         stages=None if answer.values is None else model.placement(answer.values),
@@ -47,5 +48,10 @@ def integer_program(task: Task) -> Iterator[Answer]:
     )
 
 
-def _scaled(tell: Progress | None, scale: float) -> Progress | None:
-    return tell and (lambda value, bound: tell(value * scale, bound * scale))
+def _scaled(task: Task, scale: float) -> Progress | None:
+    """Tell the best plan and bound there are, not only those of the integer program itself."""
+    tell = task.limits.progress
+    best = math.inf if task.best is None else task.best.value
+    return tell and (
+        lambda value, bound: tell(min(best, value * scale), max(task.bound.value, bound * scale))
+    )

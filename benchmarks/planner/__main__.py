@@ -19,12 +19,14 @@ from pathlib import Path
 
 import numpy as np
 
+from benchmarks.planner.branching import inception, nas, on_eight, on_host
 from benchmarks.planner.instances import layered, sky_computing, unlike_chain
-from skyfx.solver import Cluster, Graph, write
+from skyfx.solver import Cluster, Graph, read, write
 
 DATA = Path(__file__).parent / "data"
 RESULT = Path(__file__).parents[2] / "docs" / "planner-benchmark.md"
 HOST = ("--mode", "inference", "--communication", "host")
+QUICK = ("--time-limit", "10")
 HEAD = ("instance", "reach", "time s", "MB", "value ms", "bound ms", "gap %", "found by")
 
 Instance = tuple[str, str, Path, Path, tuple[str, ...]]
@@ -56,6 +58,13 @@ def instances(folder: Path) -> Iterator[Instance]:
             cluster = DATA / "captured" / "eight.cluster.json"
             options = ("--mode", mode, "--gap", "0.01", "--time-limit", "10")
             yield f"{name}, {mode}, x 8", "1 %, 10 s", graph, cluster, options
+    eight = read(DATA / "captured" / "eight.cluster.json", Cluster)
+    for name, made in (("Inception", inception(0)), ("NAS", nas(1, 12))):
+        for number in (3, 6):
+            paths = write_instance(folder, f"{name}-{number}", *on_host(made, number))
+            yield f"{name}-like, host x {number} + CPU", "proven", *paths, (*HOST, *QUICK)
+        paths = write_instance(folder, f"{name}-eight", *on_eight(made, eight))
+        yield f"{name}-like, training, x 8", "1 %, 10 s", *paths, ("--gap", "0.01", *QUICK)
     for seed in range(10):
         chain = write_instance(folder, f"chain-{seed}", *unlike_chain(seed))
         options = ("--gap", "0.01", "--time-limit", "60")
