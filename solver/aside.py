@@ -11,7 +11,7 @@ import numpy as np
 from skyfx.solver.ideals import Ideals, floating
 from skyfx.solver.problem import Problem
 
-__all__: list[str] = ["narrowed"]
+__all__: list[str] = ["narrowed", "work_of"]
 
 LIGHT = 0.002
 """Share of all work from which on a unit counts as heavy, and is put aside late."""
@@ -41,6 +41,11 @@ def narrowed(problem: Problem, at_most: int) -> tuple[Ideals, list[int]] | None:
         else:
             high, found = middle, (ideals, order[:middle])
     return found
+
+
+def work_of(problem: Problem, units: list[int]) -> float:
+    """These units' part of all work."""
+    return float(_share(problem)[units].sum())
 
 
 def _share(problem: Problem) -> np.ndarray:

@@ -53,13 +53,27 @@ class BitIdeals:
         raw = b"".join(sum(1 << x for x in part).to_bytes(width, "little") for part in sets)
         return np.frombuffer(raw, dtype=np.uint64).reshape(-1, width // 8).copy()
 
-    def levels(self, at_most: int, limits: Limits) -> list[Any] | None:
-        """All ideals by size, from the empty one, `(N, words)` each; None for too many."""
-        levels, total = [np.zeros((1, self.reads.shape[1]), dtype=np.uint64)], 1
+    @cached_property
+    def readers(self) -> tuple[Any, Any]:
+        """Where the list of each unit's readers begins, `(n + 1,)`, and all lists."""
+        outside = frozenset(range(self.problem.num_units)) - set(self.units)
+        lists = neighbours(self.problem, outside)[0]
+        readers = [[self.place[b] for b in lists[i]] for i in self.units]
+        first = np.cumsum([0, *map(len, readers)])
+        return first.astype(np.int64), np.array([b for part in readers for b in part], dtype=int)
+
+    def levels(self, at_most: int, limits: Limits) -> list[tuple[Any, Any]] | None:
+        """All ideals by size, from the empty one; None for too many.
+
+        Of each size, the ideals and the units that each can take next, `(N, words)` both.
+        """
+        empty, total = np.zeros((1, self.reads.shape[1]), dtype=np.uint64), 1
+        sources = (x for x, reads in enumerate(self.reads) if not reads.any())
+        levels = [(empty, self.words([sources]))]
         for _ in self.units:
             limits.check()
-            levels.append(ascend(levels[-1], self.reads, at_most - total))
-            total += len(levels[-1])
+            levels.append(ascend(*levels[-1], self.reads, self.readers, at_most - total))
+            total += len(levels[-1][0])
             if total > at_most:
                 return None
         return levels

@@ -43,68 +43,103 @@ def _slot(bits: Any, rows: Any, table: Any) -> int:
 
 
 @njit(cache=True)
-def ascend(ideals: Any, reads: Any, at_most: int) -> Any:
-    """The ideals with one unit more than these, `(M, words)`; the first `at_most + 1` of them.
+def ascend(ideals: Any, ready: Any, reads: Any, readers: Any, at_most: int) -> Any:
+    """The ideals with one unit more than these; the first `at_most + 1` of them.
 
     Args:
         ideals: of one size, as bits, `(N, words)`.
+        ready: the units that each can take next, as bits, `(N, words)`.
         reads: what each unit reads, as bits, `(n, words)`.
+        readers: where the list of each unit's readers begins, `(n + 1,)`, and all lists.
         at_most: where to stop.
+
+    Returns:
+        The larger ideals, `(M, words)`, and what they can take next.
     """
     width, num = ideals.shape[1], 0
     rows = np.empty((max(64, 2 * len(ideals)), width), dtype=np.uint64)
+    nexts = np.empty_like(rows)
     table = np.full(4 * len(rows), -1, dtype=np.int64)
     larger = np.empty(width, dtype=np.uint64)
     for x in range(len(ideals)):
-        for i in range(len(reads)):
-            if has(ideals[x], i) or not within(reads[i], ideals[x]):
-                continue
-            larger[:] = ideals[x]
-            larger[i >> 6] |= ONE << np.uint64(i & 63)
-            k = _slot(larger, rows, table)
-            if table[k] >= 0:
-                continue
-            rows[num], table[k] = larger, num
-            num += 1
-            if num > at_most:
-                return rows[:num]
-            if num == len(rows):
-                twice = np.empty((2 * num, width), dtype=np.uint64)
-                twice[:num], rows = rows, twice
-                table = np.full(4 * len(rows), -1, dtype=np.int64)
-                for y in range(num):
-                    table[_slot(rows[y], rows, table)] = y
-    return rows[:num]
+        for word in range(width):
+            left = ready[x, word]
+            while left:
+                i = 64 * word + lowest(left)
+                left &= left - ONE
+                larger[:] = ideals[x]
+                larger[word] |= ONE << np.uint64(i & 63)
+                k = _slot(larger, rows, table)
+                if table[k] >= 0:
+                    continue
+                rows[num], nexts[num], table[k] = larger, ready[x], num
+                nexts[num, word] &= ~(ONE << np.uint64(i & 63))
+                for y in range(readers[0][i], readers[0][i + 1]):
+                    j = readers[1][y]
+                    if within(reads[j], larger):
+                        nexts[num, j >> 6] |= ONE << np.uint64(j & 63)
+                num += 1
+                if num > at_most:
+                    return rows[:num], nexts[:num]
+                if num == len(rows):
+                    rows, nexts = _twice(rows), _twice(nexts)
+                    table = np.full(4 * len(rows), -1, dtype=np.int64)
+                    for y in range(num):
+                        table[_slot(rows[y], rows, table)] = y
+    return rows[:num], nexts[:num]
 
 
 @njit(cache=True)
-def covers(ideals: Any, larger: Any, reads: Any) -> Any:
+def _twice(rows: Any) -> Any:
+    """The same rows and as many empty ones."""
+    larger = np.empty((2 * len(rows), rows.shape[1]), dtype=np.uint64)
+    larger[: len(rows)] = rows
+    return larger
+
+
+@njit(cache=True, inline="always")
+def lowest(word: Any) -> int:
+    """The place of the lowest bit."""
+    power, x = word & (~word + ONE), 0
+    for step in (32, 16, 8, 4, 2, 1):
+        if power >> np.uint64(step):
+            power >>= np.uint64(step)
+            x += step
+    return x
+
+
+@njit(cache=True)
+def covers(ideals: Any, ready: Any, larger: Any) -> Any:
     """Which of the next level's ideals have one unit more, and which unit.
 
     Args:
         ideals: of one size, as bits, `(N, words)`.
+        ready: the units that each can take next, as bits, `(N, words)`.
         larger: all that have one unit more, `(M, words)`.
-        reads: what each unit reads, as bits, `(n, words)`.
 
     Returns:
         Lists one behind the other: where each ideal's begins, `(N + 1,)`, the larger ideal, the
         unit.
     """
+    width, num = ideals.shape[1], 0
     table = np.full(4 * len(larger), -1, dtype=np.int64)
     for y in range(len(larger)):
         table[_slot(larger[y], larger, table)] = y
     first = np.zeros(len(ideals) + 1, dtype=np.int64)
-    above = np.empty(4 * len(ideals) + len(reads), dtype=np.int32)
-    added = np.empty(len(above), dtype=np.int32)
-    bits, num = np.empty(ideals.shape[1], dtype=np.uint64), 0
+    above = np.empty(4 * len(ideals) + 64 * width, dtype=np.int32)
+    added = np.empty_like(above)
+    bits = np.empty(width, dtype=np.uint64)
     for x in range(len(ideals)):
-        if num + len(reads) > len(above):
+        if num + 64 * width > len(above):
             above = np.concatenate((above, np.empty_like(above)))
             added = np.concatenate((added, np.empty_like(added)))
-        for i in range(len(reads)):
-            if not has(ideals[x], i) and within(reads[i], ideals[x]):
+        for word in range(width):
+            left = ready[x, word]
+            while left:
+                i = 64 * word + lowest(left)
+                left &= left - ONE
                 bits[:] = ideals[x]
-                bits[i >> 6] |= ONE << np.uint64(i & 63)
+                bits[word] |= ONE << np.uint64(i & 63)
                 above[num], added[num] = table[_slot(bits, larger, table)], i
                 num += 1
         first[x + 1] = num

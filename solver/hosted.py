@@ -87,7 +87,7 @@ class Program:
     def members(self) -> Any:
         """All ideals as bits, `(N, words)`, by growing size; None for too many."""
         levels = self._ideals.levels(MAX_IDEALS, self.limits)
-        return None if levels is None else np.concatenate(levels)
+        return None if levels is None else np.concatenate([ideals for ideals, _ in levels])
 
     @cached_property
     def endless_s(self) -> float:

@@ -13,13 +13,14 @@ anywhere, which can only lower the bound, and a plan gives each a place afterwar
 import math
 from collections.abc import Iterator
 
-from skyfx.solver.aside import narrowed
+from skyfx.solver.aside import narrowed, work_of
 from skyfx.solver.bounds import Bound
 from skyfx.solver.ideals import Ideals
 from skyfx.solver.infeasible import nothing_fits
 from skyfx.solver.method import PROVEN, UNDER, Answer, Task
 from skyfx.solver.orders import graph_order, late_order
 from skyfx.solver.program import Program
+from skyfx.solver.relayed import listed
 from skyfx.solver.states import States
 
 __all__: list[str] = ["lattice", "lines"]
@@ -32,6 +33,9 @@ RISE = 0.3
 
 CELLS_PER_S = 600_000
 """Cells for each second that is left; to fill them once takes a small part of that."""
+
+MUCH = 0.03
+"""Share of all work that is put aside only where the ideals cannot all be listed."""
 
 MAX_IDEALS = 100_000
 MAX_STATES = 20_000
@@ -80,6 +84,9 @@ def lattice(task: Task) -> Iterator[Answer]:
         return
     ideals, aside = found
     says = f"{len(ideals)} ideals x {states} states of devices, {len(aside)} units put aside"
+    if work_of(problem, aside) > MUCH and listed(problem, task.limits):
+        yield Answer(says=f"{says}: too much work, as all ideals can be listed")
+        return
     program = Program(problem, ideals, States(problem), tuple(aside), task.limits)
     yield from _halve(task, program, says)
 

@@ -22,11 +22,10 @@ from skyfx.solver.method import PROVEN, UNDER, Answer, Candidate, Limits, Task
 from skyfx.solver.problem import Floats, Problem, UnitPlacement
 from skyfx.solver.states import States, prices
 
-__all__: list[str] = ["all_ideals"]
+__all__: list[str] = ["all_ideals", "listed", "many_ideals"]
 
 MAX_STATES = 5000
-MAX_IDEALS = 1_000_000
-MAX_CELLS = 600_000_000
+QUICK_CELLS, MAX_CELLS = 120_000_000, 600_000_000
 """States times ideals; a cell takes a byte."""
 
 MAX_LEVEL = 40_000_000
@@ -43,22 +42,46 @@ RISE = 0.1
 
 
 def all_ideals(task: Task) -> Iterator[Answer]:
-    """Find and prove the best bottleneck, where all ideals can be listed."""
-    problem, states = task.problem, States.number(task.problem)
+    """Find and prove the best bottleneck, where all ideals can be listed and are few."""
+    yield from _within(task, QUICK_CELLS)
+
+
+def many_ideals(task: Task) -> Iterator[Answer]:
+    """The same with many ideals; `lattice` is quicker where little has to be put aside."""
+    yield from _within(task, MAX_CELLS)
+
+
+def listed(problem: Problem, limits: Limits) -> bool:
+    """Whether `many_ideals` can list all ideals of a problem."""
+    states = States.number(problem)
+    if problem.assumptions.objective != "throughput" or states > MAX_STATES:
+        return False
+    return _says(Program(problem, States(problem), limits, MAX_CELLS))[0]
+
+
+def _within(task: Task, most_cells: int) -> Iterator[Answer]:
+    problem = task.problem
     asked = (problem.assumptions.communication, problem.assumptions.objective)
-    if asked != ("relay", "throughput") or states > MAX_STATES or task.best is None:
+    few = States.number(problem) <= MAX_STATES
+    if asked != ("relay", "throughput") or not few or task.best is None:
         yield Answer(says="only for throughput in relay and few kinds of devices, from a plan")
         return
-    program = Program(problem, States(problem), task.limits)
+    program = Program(problem, States(problem), task.limits, most_cells)
+    few, says = _says(program)
+    if few:
+        yield from _halve(task, program, says)
+    else:
+        yield Answer(says=says)
+
+
+def _says(program: "Program") -> tuple[bool, str]:
+    """Whether a program has few enough cells, and what there is to say of it."""
+    states = len(program.states.all)
     if program.levels is None:
-        yield Answer(says="too many ideals")
-        return
-    sizes = [len(level) for level in program.levels]
+        return False, f"more than {program.most_cells // states} ideals"
+    sizes = [len(ideals) for ideals, _ in program.levels]
     says = f"{sum(sizes)} ideals x {states} states of devices"
-    if max(sum(sizes) * states / MAX_CELLS, max(sizes) * states / MAX_LEVEL) > 1:
-        yield Answer(says=f"{says}: too many")
-        return
-    yield from _halve(task, program, says)
+    return max(sizes) * states <= MAX_LEVEL, says
 
 
 def _halve(task: Task, program: "Program", says: str) -> Iterator[Answer]:
@@ -92,15 +115,16 @@ class Program:
     problem: Problem
     states: States
     limits: Limits
+    most_cells: int
     ideals: BitIdeals = field(init=False)
 
     def __post_init__(self) -> None:
         self.ideals = BitIdeals(self.problem)
 
     @cached_property
-    def levels(self) -> list[Any] | None:
-        """All ideals by size, as bits; None for too many."""
-        return self.ideals.levels(MAX_IDEALS, self.limits)
+    def levels(self) -> list[tuple[Any, Any]] | None:
+        """All ideals by size, and what they can take next, as bits; None for too many."""
+        return self.ideals.levels(self.most_cells // len(self.states.all), self.limits)
 
     def plan(self, bottleneck: float) -> UnitPlacement | None:
         """A plan with no stage above `bottleneck`, or None: then there is none."""
@@ -144,7 +168,7 @@ class Program:
         moving = [a + b for a, b in zip([0.0, *moves], [*moves, 0.0], strict=True)]
         return self.ideals.placement(
             list(self.states.devices(states)),
-            [self.levels[level][number] for level, number in line],
+            [self.levels[level][0][number] for level, number in line],
             moving_s=[0.0] * len(moving) if self._full else moving,
             bottleneck=bottleneck,
         )
@@ -164,13 +188,14 @@ class Program:
         """Covers, what crosses, and the weighted work inside and outside, of each level."""
         assert self.levels is not None
         found, weight = [], self._weight
-        for level, larger in zip(self.levels, [*self.levels[1:], self.levels[0]], strict=True):
+        following = [*self.levels[1:], self.levels[0]]
+        for (level, ready), (larger, _) in zip(self.levels, following, strict=True):
             self.limits.check()
             of_bytes = level.view(np.uint8)
             held = np.unpackbits(of_bytes, axis=1, bitorder="little")[:, : len(weight)]
             inside = held @ weight
             sums = crossing_sums(level, self._crossing)
-            listed = covers(level, larger, self.ideals.reads)
+            listed = covers(level, ready, larger)
             found.append((*listed, sums, inside, weight.sum() - inside))
         return found
 

@@ -20,7 +20,7 @@ from skyfx.solver.method import Answer, Candidate, Limits, Method, Task, TimeUpE
 from skyfx.solver.pairs import pairs
 from skyfx.solver.phases import phases
 from skyfx.solver.problem import Problem
-from skyfx.solver.relayed import all_ideals
+from skyfx.solver.relayed import all_ideals, many_ideals
 
 __all__: list[str] = ["Found", "Search"]
 
@@ -30,6 +30,7 @@ METHODS: dict[str, Method] = {
     "lines": lines,
     "all ideals": all_ideals,
     "ideals": lattice,
+    "many ideals": many_ideals,
     "windows of ideals": windows,
     "pairs of ideals": pairs,
     "dual": dual,

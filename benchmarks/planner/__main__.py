@@ -125,13 +125,19 @@ def main() -> None:
         RESULT.write_text(f"{_preface()}\n" + "".join(f"| {line} |\n" for line in lines))
 
 
-def _preface() -> str:
+def when_and_where(module: str) -> str:
+    """The command, date, commit and machine of a benchmark."""
     git = ["git", "rev-parse", "--short", "HEAD"]
     commit = subprocess.run(git, capture_output=True, text=True, check=True).stdout.strip()
     return (
-        "# The planner's benchmark\n\n"
-        f"`python -m benchmarks.planner --write`, {datetime.now(UTC):%Y-%m-%d}, commit {commit}, "
-        f"{os.cpu_count()} cores ({platform.machine()}), Python {platform.python_version()}. "
+        f"`python -m {module} --write`, {datetime.now(UTC):%Y-%m-%d}, commit {commit}, "
+        f"{os.cpu_count()} cores ({platform.machine()}), Python {platform.python_version()}."
+    )
+
+
+def _preface() -> str:
+    return (
+        f"# The planner's benchmark\n\n{when_and_where('benchmarks.planner')} "
         "Time and memory are of the whole `skyfx solve` process; every plan was checked by "
         "`skyfx check`. What the instances are: `benchmarks/planner/`.\n"
     )

@@ -11,7 +11,7 @@ import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
-from benchmarks.planner.__main__ import Instance, solve, write_instance
+from benchmarks.planner.__main__ import Instance, solve, when_and_where, write_instance
 from benchmarks.planner.instances import four_types_chain, layered
 
 DOCS = Path(__file__).parents[2] / "docs"
@@ -78,7 +78,16 @@ def main() -> None:
         draw(rows, DOCS / "planner-growth.png")
         lines = [HEAD, ["---"] * len(HEAD), *rows]
         table = "".join(f"| {' | '.join(map(str, line))} |\n" for line in lines)
-        (DOCS / "planner-growth.table.md").write_text(table)
+        (DOCS / "planner-growth.md").write_text(f"{_preface()}\n{table}")
+
+
+def _preface() -> str:
+    return (
+        f"# How the planner's cost grows\n\n{when_and_where('benchmarks.planner.growth')} "
+        "Wall time and peak memory of whole `skyfx solve` processes that end at a gap of 2 %, or "
+        "when their 30 seconds are up.\n\n"
+        "![Solve time against nodes and devices](planner-growth.png)\n"
+    )
 
 
 if __name__ == "__main__":
