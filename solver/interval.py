@@ -117,8 +117,7 @@ def _device_order(problem: Problem) -> list[int]:
     Late stages keep fewer activations, so they may hold more layers.
     """
     work = np.where(np.isfinite(problem.time_s), problem.time_s, 1e30).sum(axis=1)
-    fastest = sorted(range(problem.num_devices), key=lambda d: work[d])[:MAX_ORDERED_DEVICES]
-    return fastest[::-1]
+    return sorted(range(problem.num_devices), key=lambda d: work[d])[:MAX_ORDERED_DEVICES][::-1]
 
 
 class _Table:
@@ -221,8 +220,7 @@ class _Table:
     def _sums(self, of_unit: NDArray[Any]) -> Floats:
         """The sum over the units of each interval, `(num_cuts, num_cuts)`."""
         running = np.concatenate([[0.0], np.cumsum(of_unit)])[self._cuts]
-        sums: Floats = running[None, :] - running[:, None]
-        return sums
+        return np.asarray(running[None, :] - running[:, None])
 
     def _move_s(self, source: int, target: int) -> Floats:
         """Seconds `(num_cuts,)` to move what is alive at each cut, and its gradients back."""
@@ -232,8 +230,7 @@ class _Table:
         back_latency, back_per_byte = self._problem.wire(target, source)
         move = latency * self._any + per_byte * self._forward
         move += back_latency * self._any_back + back_per_byte * self._backward
-        at_cuts: Floats = move[self._cuts]
-        return at_cuts
+        return np.asarray(move[self._cuts])
 
 
 def alive(

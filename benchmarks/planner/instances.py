@@ -69,6 +69,25 @@ def sky_computing(slowdowns: Iterable[float], *, thirds: bool) -> tuple[Graph, C
     return graph, Cluster(devices=tuple(devices))
 
 
+def _operator(name: str, x: int, forward_s: dict[str, float], before: list[Node]) -> Node:
+    """Operator x of a layer, which reads the last one before it."""
+    group, _, saved, parameters = LAYER[x]
+    size = HIDDEN_BYTES * (4.0 if saved == 4.0 else 1.0)
+    return Node(
+        id=name,
+        op=group,
+        module=None,
+        inputs=(before[-1].id,) if before else (),
+        forward_s=forward_s,
+        backward_s={kind: 2 * s for kind, s in forward_s.items()},
+        output_bytes=size,
+        gradient_bytes=size,
+        parameter_bytes=parameters,
+        saved_bytes=HIDDEN_BYTES * saved,
+        colocate=None,
+    )
+
+
 def unlike_chain(seed: int, layers: int = 160, num_devices: int = 64) -> tuple[Graph, Cluster]:
     """Operators of a BERT-like model in a line, on devices of which each is a type of its own.
 
@@ -81,24 +100,9 @@ def unlike_chain(seed: int, layers: int = 160, num_devices: int = 64) -> tuple[G
     factor = {kind: {c: rng.uniform(0.7, 1.4) for c in CLASSES} for kind in types}
     nodes: list[Node] = []
     for layer in range(layers):
-        for x, (group, seconds, saved, parameters) in enumerate(LAYER):
+        for x, (group, seconds, _, _) in enumerate(LAYER):
             forward = {t: seconds * factor[t][group] / speed[t] for t in types}
-            wide = 4.0 if saved == 4.0 else 1.0
-            nodes.append(
-                Node(
-                    id=f"layer.{layer}.{x}",
-                    op=group,
-                    module=f"layer.{layer}",
-                    inputs=(nodes[-1].id,) if nodes else (),
-                    forward_s=forward,
-                    backward_s={t: 2 * s for t, s in forward.items()},
-                    output_bytes=HIDDEN_BYTES * wide,
-                    gradient_bytes=HIDDEN_BYTES * wide,
-                    parameter_bytes=parameters,
-                    saved_bytes=HIDDEN_BYTES * saved,
-                    colocate=None,
-                )
-            )
+            nodes.append(_operator(f"layer.{layer}.{x}", x, forward, nodes))
     graph = Graph(
         name=f"chain {seed}", microbatch_size=8, nodes=tuple(nodes), outputs=(nodes[-1].id,)
     )
@@ -118,24 +122,9 @@ def four_types_chain(seed: int, num_nodes: int, num_devices: int) -> tuple[Graph
     factor = {(kind, c): rng.uniform(0.7, 1.4) for kind in kinds for c in CLASSES}
     nodes: list[Node] = []
     for i in range(num_nodes):
-        group, seconds, saved, parameters = LAYER[i % len(LAYER)]
+        group, seconds, _, _ = LAYER[i % len(LAYER)]
         forward = {kind: seconds * factor[kind, group] * 2**x for x, kind in enumerate(kinds)}
-        size = HIDDEN_BYTES * (4.0 if saved == 4.0 else 1.0)
-        nodes.append(
-            Node(
-                id=f"n{i}",
-                op=group,
-                module=f"layer.{i // len(LAYER)}",
-                inputs=(nodes[-1].id,) if nodes else (),
-                forward_s=forward,
-                backward_s={kind: 2 * s for kind, s in forward.items()},
-                output_bytes=size,
-                gradient_bytes=size,
-                parameter_bytes=parameters,
-                saved_bytes=HIDDEN_BYTES * saved,
-                colocate=None,
-            )
-        )
+        nodes.append(_operator(f"n{i}", i % len(LAYER), forward, nodes))
     graph = Graph(
         name=f"chain {seed}", microbatch_size=8, nodes=tuple(nodes), outputs=(nodes[-1].id,)
     )
