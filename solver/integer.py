@@ -13,7 +13,7 @@ __all__: list[str] = ["integer_program"]
 ROWS_PER_S = 40_000
 """Constraints of the integer program that PuLP takes in a second, about."""
 
-MAX_ROWS = 250_000
+MAX_ROWS = 100_000
 """With more, HiGHS would look at the clock too rarely, and prove nothing."""
 
 
