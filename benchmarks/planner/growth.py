@@ -85,9 +85,9 @@ def _preface() -> str:
     return (
         f"# How the planner's cost grows\n\n{when_and_where('benchmarks.planner.growth')} "
         "Wall time and peak memory of whole `skyfx solve` processes that end at a gap of 2 %, or "
-        "when their 30 seconds are up. Some end earlier with a larger gap, which the table tells: no "
-        "method has more to say. Below 1,000 nodes the integer program is tried, and takes all the "
-        "time that it gets.\n\n"
+        "when their 30 seconds are up. Some end earlier with a larger gap, which the table tells: "
+        "no method has more to say. Below 1,000 nodes the integer program is tried, and takes all "
+        "the time that it gets.\n\n"
         "![Solve time against nodes and devices](planner-growth.png)\n"
     )
 
