@@ -13,13 +13,15 @@ Legend: `w[d, i]` seconds of the units before i on device d; `move[., i]` what c
 
 import math
 from collections.abc import Iterator
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 from numba import njit
 
+from skyfx.solver.bounds import largest_unit
 from skyfx.solver.interval import alive
-from skyfx.solver.method import Answer, Limits, Task
+from skyfx.solver.method import Answer, Candidate, Limits, Task
 from skyfx.solver.orders import late_order
 from skyfx.solver.problem import Floats, Problem, UnitPlacement
 
@@ -38,6 +40,9 @@ PATIENCE = 2000
 HOT, COLD = 1e-3, 1e-5
 """Temperatures, in parts of all work: those of a unit's work, down to nothing."""
 
+FILLS = 40
+"""Limits of time within which devices are filled where no plan is known."""
+
 LONGEST_TURN = 8
 """Of a run of devices that is turned round."""
 
@@ -55,7 +60,11 @@ def annealing(task: Task) -> Iterator[Answer]:
     if not search.work > 0:
         yield Answer(says="nothing takes any time")
         return
-    high = min(task.bottleneck_s, float(search.tables[0][:, -1].max()) * 2)
+    if task.best is None:
+        yield from _first_plans(task, search)
+        best = search.best
+        task = replace(task, best=best) if best is not None else task
+    high = min(task.bottleneck_s, search.most_s)
     step, tries, found = FIRST_STEP, FIRST_TRIES, 0
     most = max(FIRST_TRIES, PATIENCE * problem.num_devices**2)
     while tries <= most and high > task.bound.value and task.limits.left_s > 0:
@@ -69,6 +78,20 @@ def annealing(task: Task) -> Iterator[Answer]:
         yield Answer(stages=stages, says=f"{search.tried} orders of devices, {found} times better")
 
 
+def _first_plans(task: Task, search: "_Search") -> Iterator[Answer]:
+    """Fill the devices one after the other, within more and more time, until there is a plan."""
+    problem = task.problem
+    for limit_s in np.geomspace(largest_unit(problem).value or 1e-300, search.most_s, FILLS):
+        filled = _filled(problem, search.order, float(limit_s))
+        found = Candidate.of(problem, filled)
+        if found is None or (search.best is not None and found.value >= search.best.value):
+            continue
+        used = [d for d, _ in found.stages]
+        search.best = found
+        search.devices[:] = [*used, *(d for d in search.devices if d not in used)]
+        yield Answer(stages=filled, says="devices filled one after the other")
+
+
 class _Search:
     """The order of devices that is being changed, and what its walk left behind."""
 
@@ -80,6 +103,9 @@ class _Search:
         self.got = np.zeros(problem.num_devices + 1)
         self.random = np.random.default_rng(seed)
         self.tried = 0
+        self.best: Candidate | None = None
+        self.most_s = 2 * float(self.tables[0][:, -1].max())
+        """Seconds that all work takes no device longer than."""
 
     def cool(self, bottleneck: float, tries: int, limits: Limits) -> UnitPlacement | None:
         """Cool down once at a fixed T; returns a plan as soon as a walk comes to the end."""
@@ -110,6 +136,26 @@ def _first_order(problem: Problem) -> np.ndarray:
     work = np.where(np.isfinite(problem.time_s), problem.time_s, 0.0).sum(axis=1)
     room = np.minimum(problem.memory_limit, 1e150) * np.maximum(work, 1e-300)
     return np.argsort(-room, kind="stable").astype(np.int64)
+
+
+def _filled(problem: Problem, order: list[int], limit_s: float) -> UnitPlacement | None:
+    """Give each part of the order to the device whose memory or time it fills best."""
+    need = _running(problem.need_bytes(problem.num_devices)[order])
+    time = _running(np.minimum(problem.time_s[:, order], 1e30))
+    room = np.minimum(problem.memory_limit, 2 * need[-1] + 1) - problem.peak_bytes.max()
+    free, start, stages = room > 0, 0, []
+    room = np.maximum(room, 1e-300)
+    while start < len(order):
+        fits = np.searchsorted(need, need[start] + room, side="right") - 1
+        ends = np.minimum(fits, (time <= time[:, [start]] + limit_s).sum(axis=1) - 1)
+        took = np.take_along_axis(time, ends[:, None], 1)[:, 0] - time[:, start]
+        share = np.maximum((need[ends] - need[start]) / room, took / limit_s)
+        d = int(np.where(free & (ends > start), share, -1.0).argmax())
+        if not free[d] or ends[d] <= start:
+            return None
+        stages.append((d, sorted(order[start : ends[d]])))
+        free[d], start = False, int(ends[d])
+    return stages
 
 
 def _tables(problem: Problem) -> tuple[Any, ...]:

@@ -106,6 +106,8 @@ class Program:
         limit, full = bottleneck / UNDER, self.problem.assumptions.overlap == "full"
         devices = self._devices(limit)
         bounds, window = self._boundaries(devices)
+        if not self.num_alive:
+            return math.inf, None
         shape = window.shape
         if shape[0] * shape[1] > MAX_CELLS:
             return None
@@ -163,7 +165,9 @@ class Program:
             first,
             values,
         )
-        self.num_alive = len(kept)
+        # Without both ends no plan has room for all work: then there is nothing to look at.
+        ends = len(kept) and kept[0] == 0 and kept[-1] == len(weight) - 1
+        self.num_alive = len(kept) if ends else 0
         full = self.problem.assumptions.overlap == "full"
         return bounds, w + crosses @ devices.write.T * (not full)
 
