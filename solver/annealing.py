@@ -80,8 +80,9 @@ def annealing(task: Task) -> Iterator[Answer]:
 
 def _first_plans(task: Task, search: "_Search") -> Iterator[Answer]:
     """Fill the devices one after the other, within more and more time, until there is a plan."""
-    problem = task.problem
-    for limit_s in np.geomspace(largest_unit(problem).value or 1e-300, search.most_s, FILLS):
+    problem, most_s = task.problem, search.most_s
+    least_s = min(largest_unit(problem).value, most_s)  # endless if a unit runs nowhere
+    for limit_s in np.geomspace(least_s, most_s, FILLS):
         filled = _filled(problem, search.order, float(limit_s))
         found = Candidate.of(problem, filled)
         if found is None or (search.best is not None and found.value >= search.best.value):
