@@ -41,10 +41,15 @@ class BitIdeals:
         ]
 
     @cached_property
+    def _neighbours(self) -> tuple[list[list[int]], list[int]]:
+        """Readers of each of the problem's units, and what it reads as a bit set."""
+        outside = frozenset(range(self.problem.num_units)) - set(self.units)
+        return neighbours(self.problem, outside)
+
+    @cached_property
     def reads(self) -> Any:
         """What each unit reads, also through those that float, `(n, words)`."""
-        outside = frozenset(range(self.problem.num_units)) - set(self.units)
-        reads = neighbours(self.problem, outside)[1]
+        reads = self._neighbours[1]
         return self.words([self.place[a] for a in bits(reads[i])] for i in self.units)
 
     def words(self, sets: Iterable[Iterable[int]]) -> Any:
@@ -56,8 +61,7 @@ class BitIdeals:
     @cached_property
     def readers(self) -> tuple[Any, Any]:
         """Where the list of each unit's readers begins, `(n + 1,)`, and all lists."""
-        outside = frozenset(range(self.problem.num_units)) - set(self.units)
-        lists = neighbours(self.problem, outside)[0]
+        lists = self._neighbours[0]
         readers = [[self.place[b] for b in lists[i]] for i in self.units]
         first = np.cumsum([0, *map(len, readers)])
         return first.astype(np.int64), np.array([b for part in readers for b in part], dtype=int)
