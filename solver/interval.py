@@ -16,17 +16,18 @@ order, stages used).
 import itertools
 import math
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from skyfx.solver.line import alive
 from skyfx.solver.method import Answer, Task
 from skyfx.solver.problem import Floats, Problem, Value
 
-__all__: list[str] = ["alive", "interval_plan", "intervals"]
+__all__: list[str] = ["interval_plan", "intervals"]
 
 MAX_EXACT_DEVICES = 5
 MAX_ORDERED_DEVICES = 24
@@ -231,28 +232,6 @@ class _Table:
         move = latency * self._any + per_byte * self._forward
         move += back_latency * self._any_back + back_per_byte * self._backward
         return np.asarray(move[self._cuts])
-
-
-def alive(
-    problem: Problem, order: Sequence[int] | None = None
-) -> tuple[Floats, Floats, Floats, Floats]:
-    """What is alive at each cut of an order of the units, `(n + 1,)`; by default the model's.
-
-    Returns:
-        Bytes forward, bytes backward, 1.0 where any value crosses, 1.0 where any gradient does.
-    """
-    n = problem.num_units
-    place = np.arange(n) if order is None else np.argsort(order)
-    change = np.zeros((4, n + 2))
-    for value in problem.values:
-        first = 0 if value.is_input else place[value.producer] + 1
-        last = n if value.is_output else place[list(value.consumers)].max()
-        sizes = (value.output_bytes, value.gradient_bytes, value.count, value.gradient_bytes > 0)
-        change[:, first] += sizes
-        change[:, last + 1] -= sizes
-    held = np.cumsum(change, axis=1)[:, : n + 1]
-    held[np.abs(held) < 0.5e-9 * np.abs(change).max(axis=1, keepdims=True)] = 0.0
-    return held[0], held[1], (held[2] > 0.5) * 1.0, (held[3] > 0.5) * 1.0
 
 
 def _choose_cuts(problem: Problem, alive_bytes: Floats) -> list[int]:

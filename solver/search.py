@@ -8,7 +8,7 @@ import math
 from contextlib import suppress
 from dataclasses import dataclass, field
 
-from skyfx.solver.annealing import annealing
+from skyfx.solver.beam import beam
 from skyfx.solver.bounds import Bound, simple_bound
 from skyfx.solver.dual import dual
 from skyfx.solver.errors import InfeasibleError, NoPlanError
@@ -34,7 +34,7 @@ METHODS: dict[str, Method] = {
     "windows of ideals": windows,
     "pairs of ideals": pairs,
     "dual": dual,
-    "annealing": annealing,
+    "beam": beam,
     "integer program": integer_program,
 }
 """In the order in which they are tried: quick plans first, then quick proofs, then the ILP."""
