@@ -16,6 +16,9 @@ __all__: list[str] = ["narrowed", "work_of"]
 LIGHT = 0.002
 """Share of all work from which on a unit counts as heavy, and is put aside late."""
 
+CHARGED = 0.2
+"""So much of its work counts where a unit has one reader, which is charged for it (`charges`)."""
+
 
 def narrowed(problem: Problem, at_most: int) -> tuple[Ideals, list[int]] | None:
     """The ideals of as much of the graph as leaves few enough, and the units put aside.
@@ -84,6 +87,8 @@ def _order(problem: Problem) -> list[int]:
     for a, b in sorted(problem.edges, reverse=True):
         after[a] |= after[b] | 1 << b
     width = np.array([n - (before[i] | after[i]).bit_count() for i in range(n)])
-    score = width / (1 + (_share(problem) + _moving(problem)) / LIGHT)
+    readers = np.bincount([a for a, _ in problem.edges], minlength=n)
+    share = _share(problem) * np.where(readers == 1, CHARGED, 1.0)
+    score = width / (1 + (share + _moving(problem)) / LIGHT)
     order = np.argsort(-score, kind="stable")
     return [int(i) for i in order if i not in outside]

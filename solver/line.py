@@ -54,18 +54,13 @@ class Line(NamedTuple):
 
 def line(problem: Problem, order: Sequence[int]) -> Line:
     """The tables of an order of the units; moving in `relay`."""
-    devices = range(problem.num_devices)
-    wires = np.zeros((2, len(devices), len(devices)))
-    for d in devices:
-        for e in devices:
-            wires[:, d, e] = problem.wire(d, e) if d != e else (0.0, 0.0)
-    crossing = np.array(alive(problem, order))
+    wires, crossing = problem.wires, np.array(alive(problem, order))
     receive, send = _cheapest(wires, crossing)
     allowed = np.where(np.isfinite(problem.time_s), problem.time_s, 0.0)
     moves = 2 * (wires[0].max() * 2 + wires[1].max() * crossing[:2].sum(axis=0).max())
     never = NEVER * (allowed.max(axis=0).sum() + moves)
     time = np.where(np.isfinite(problem.time_s), problem.time_s, never)
-    positions = range(1, min(problem.assumptions.microbatches, len(devices)) + 1)
+    positions = range(1, min(problem.assumptions.microbatches, problem.num_devices) + 1)
     needs = [running(problem.need_bytes(p)[order]) for p in positions]
     need = np.array([needs[0]] if np.array_equal(needs[0], needs[-1]) else needs)
     limit = np.minimum(problem.memory_limit, 1e300)

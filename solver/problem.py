@@ -198,6 +198,17 @@ class Problem:
         """Latency in seconds and seconds per byte from one device to another."""
         return self._wire(self._name(source), self._name(target))
 
+    @cached_property
+    def wires(self) -> Floats:
+        """Latency and seconds per byte from device to device, `(2, D, D)`; 0 to itself."""
+        devices = range(self.num_devices)
+        wires = np.zeros((2, len(devices), len(devices)))
+        for d in devices:
+            for e in devices:
+                if d != e:
+                    wires[:, d, e] = self.wire(d, e)
+        return wires
+
     def host_wire(self, device: int, *, to_host: bool) -> tuple[float, float]:
         """Latency in seconds and seconds per byte between a device and the host's memory."""
         name = self._name(device)

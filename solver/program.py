@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from skyfx.solver.bounds import largest_unit
+from skyfx.solver.charges import Charges
 from skyfx.solver.ideals import Ideals
 from skyfx.solver.labels import OVERFLOW, fill, trace, whole
 from skyfx.solver.method import UNDER, Limits, Task
@@ -83,13 +84,13 @@ class Program:
 
     def _rules(self, bottleneck: float) -> Rules:
         """T, the weighted work put aside, and the cost model, as `labels.fill` wants them."""
-        aside = float(self._weights(self.aside).sum()) * UNDER
+        aside = sum(strand.weight for strand in self._charges.strands) * UNDER
         full = self.problem.assumptions.overlap == "full"
         return bottleneck / UNDER, aside, full, False
 
     def _labels(self, rules: Rules, width: int, *, proof: bool) -> NDArray[np.int64]:
         """The labels of whole plans."""
-        costs = self._costs(rules[0])
+        costs = self._costs(rules)
         width = min(width, self._most_labels)
         while not self._fill((*rules, width, proof), costs):
             width = self._most_labels = max(1, width // 2)
@@ -137,13 +138,25 @@ class Program:
         stages = zip(self.states.devices(states), [0, *ends], ends, strict=False)
         return self.ideals.placement(stages, moving, bottleneck)
 
-    def _costs(self, bottleneck: float) -> tuple[Any, ...]:
+    def _costs(self, rules: Rules) -> tuple[Any, ...]:
         need, limit = self._memory
+        bottleneck, _, _, shortest = rules
         weight = self._price if self.aside else np.zeros(len(self._price))
         with np.errstate(over="ignore"):  # room without end is right
             room = self._room * bottleneck / UNDER
-        times = (self.states.time_s, self._move_s, need, limit, weight, self._rest, room)
+        time = self.states.time_s if shortest else self._time_s
+        times = (time, self._move_s, need, limit, weight, self._rest, room)
         return (*times, *self._aside_behind)
+
+    @cached_property
+    def _charges(self) -> Charges:
+        return Charges.of(self.problem, self.states, self.aside, self._price)
+
+    @cached_property
+    def _time_s(self) -> Floats:
+        """Seconds of each unit with what it is charged for, a little less for a proof, `(G, n)`."""
+        time: Floats = self.states.time_s + self._charges.time_s * UNDER
+        return time
 
     @cached_property
     def _aside_behind(self) -> tuple[Floats, Floats]:
@@ -151,15 +164,18 @@ class Program:
         most, least = np.zeros(len(self.ideals)), np.zeros(len(self.ideals))
         if not self.aside:
             return most, least
-        for i, weight in zip(self.aside, self._weights(self.aside), strict=True):
-            before, after = self.ideals.around(i)
-            most += weight / UNDER * ~self.ideals.holds[after].any(axis=0)
-            least += weight * UNDER * ~self.ideals.holds[before].all(axis=0)
+        holds = self.ideals.holds
+        for strand in self._charges.strands:
+            around = [self.ideals.around(i) for i in strand.units]
+            can = ~np.any([holds[after].any(axis=0) for _, after in around], axis=0)
+            must = ~np.any([holds[before].all(axis=0) for before, _ in around], axis=0)
+            most += strand.weight / UNDER * can
+            least += strand.weight * UNDER * must
         return most, least
 
     def _weights(self, units: Sequence[int]) -> Floats:
         """The least weighted time of each of these units."""
-        time = self.states.time_s[:, list(units)]
+        time = self._time_s[:, list(units)]
         weights: Floats = (self._price[:, None] * time).min(axis=0)
         return weights
 

@@ -21,6 +21,7 @@ from skyfx.solver.pairs import pairs
 from skyfx.solver.phases import phases
 from skyfx.solver.problem import Problem
 from skyfx.solver.relayed import all_ideals, many_ideals
+from skyfx.solver.shifting import shifting
 
 __all__: list[str] = ["Found", "Search"]
 
@@ -28,6 +29,7 @@ METHODS: dict[str, Method] = {
     "phases": phases,
     "intervals": intervals,
     "lines": lines,
+    "shifting": shifting,
     "all ideals": all_ideals,
     "ideals": lattice,
     "many ideals": many_ideals,
