@@ -67,6 +67,8 @@ def beam(task: Task) -> Iterator[Answer]:
             yield Answer(stages=stages, says=f"beams of {width}, {found} of {tried} found a plan")
         elif step > LAST_STEP:  # also where the search thinks better of a plan than the cost model
             step /= 2
+        elif not search.cut:
+            return
         else:
             width, step = width * WIDER, WIDER_STEP
 
@@ -112,6 +114,8 @@ class _Search:
         self.earned = running(shares(problem)[self.order])
         self.most_s = 2 * float(self.of.w[:, -1].max())
         """Seconds that all work takes no device longer than."""
+        self.cut = False
+        """Whether the last beam was too narrow for all states."""
 
     def plan(self, bottleneck: float, width: int) -> UnitPlacement | None:
         """The plan within T that a beam of this width comes to first."""
@@ -123,12 +127,13 @@ class _Search:
             states.used[d, d // 64] |= np.uint64(1 << d % 64)
         states.device[:], states.owed[:] = np.arange(num), worth
         children = _States.room(max(width, num) * num, num)
-        history = [states]
+        history, self.cut = [states], False
         for stage in range(num):
             self.limits.check()
             count = expand(stage, states, children, bottleneck, worth, self.earned, self.of)
             if count < 0:
                 return self._placement(history, -1 - count)
+            self.cut |= count > width
             states = children.of_rows(_best(children, count, width))
             history.append(states)
         return None

@@ -31,7 +31,10 @@ MAX_CELLS = 6_000_000
 RISE = 0.3
 """How far T may rise above what is proven: the larger T, the less total work prunes."""
 
-CELLS_PER_S = 600_000
+FAR = 0.85
+"""Where T begins, in parts of the best plan, if no better plan is looked for."""
+
+CELLS_PER_S = 1_000_000
 """Cells for each second that is left; to fill them once takes a small part of that."""
 
 MUCH = 0.03
@@ -41,6 +44,9 @@ MAX_IDEALS = 100_000
 MAX_STATES = 20_000
 LINE_GAP = 1e-4
 """How near to its best a plan along a line is brought; the ideals may have better ones."""
+
+CLOSE = 2e-3
+"""Distance of what is proven and what might be at which to stop, where no plan comes near."""
 
 NEAR = 0.003
 """Distance of plan and bound from which on to look just below the plan."""
@@ -88,11 +94,14 @@ def lattice(task: Task) -> Iterator[Answer]:
         yield Answer(says=f"{says}: too much work, as all ideals can be listed")
         return
     program = Program(problem, ideals, States(problem), tuple(aside), task.limits)
-    yield from _halve(task, program, says)
+    yield from _halve(task, program, says, hopeful=work_of(problem, aside) <= MUCH)
 
 
-def _halve(task: Task, program: Program, says: str) -> Iterator[Answer]:
-    """Halve the interval between what is proven impossible and what may be possible."""
+def _halve(task: Task, program: Program, says: str, *, hopeful: bool) -> Iterator[Answer]:
+    """Halve the interval between what is proven impossible and what may be possible.
+
+    Plans are looked for where they are `hopeful`: hardly one holds if much work was put aside.
+    """
     assumptions, problem = task.problem.assumptions, task.problem
     latency_s, rounds = 0.0, 1
     if assumptions.objective != "throughput" or task.best is None:
@@ -113,14 +122,17 @@ def _halve(task: Task, program: Program, says: str) -> Iterator[Answer]:
         # Just below the best plan there may be none: then all is proven at once.
         below = reached and high < low * (1 + NEAR)
         risen = low * (1 + RISE) if low > 0 else 0.0 if nothing else math.inf
+        risen = risen if hopeful else max(risen, FAR * task.bottleneck_s)
         middle = high * (1 - PROVEN / 2) if below else min((low + high) / 2, risen)
         nothing = False
         if not program.possible(middle):
             low = middle * UNDER
             yield Answer(bound=Bound(latency_s + rounds * low, "ideals"), says=says)
             continue
-        stages = program.plan(middle)
+        stages = program.plan(middle) if hopeful else None
         bottleneck = math.inf if stages is None else problem.cost(stages).bottleneck_s
         reached = bottleneck <= middle
         high = min(middle, bottleneck)
         yield Answer(stages=stages, says=says)
+        if not reached and program.aside and high < low * (1 + CLOSE):
+            return  # what was put aside hides more than is between the two

@@ -21,7 +21,7 @@ from skyfx.solver.pairs import pairs
 from skyfx.solver.phases import phases
 from skyfx.solver.problem import Problem
 from skyfx.solver.relayed import all_ideals, many_ideals
-from skyfx.solver.shifting import shifting
+from skyfx.solver.shifting import shifting, wandering
 
 __all__: list[str] = ["Found", "Search"]
 
@@ -31,6 +31,7 @@ METHODS: dict[str, Method] = {
     "lines": lines,
     "shifting": shifting,
     "all ideals": all_ideals,
+    "wandering": wandering,
     "ideals": lattice,
     "many ideals": many_ideals,
     "windows of ideals": windows,

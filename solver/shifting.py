@@ -17,15 +17,25 @@ import numpy as np
 
 from skyfx.solver.method import Answer, Candidate, Task
 from skyfx.solver.problem import Problem, UnitPlacement
+from skyfx.solver.relayed import listed
 from skyfx.solver.shifts import Tables, shift
 
-__all__: list[str] = ["shifting"]
+__all__: list[str] = ["shifting", "wandering"]
 
 HOT, COLD = 3e-3, 3e-5
 """Temperatures, in parts of the bottleneck."""
 
 ROUNDS, CHUNK = 200_000, 10_000
 """Moves of one cooling, and between two looks at the clock."""
+
+HOTTER = 1e-2
+"""To begin with from another order of devices."""
+
+LAST = 0.2
+"""How often a device is put last."""
+
+TOURS, PART = 4, 0.4
+"""Orders that are tried, in this part of the time that is left."""
 
 COOLINGS = 4
 """At the most; one that brings nothing is the last."""
@@ -35,35 +45,87 @@ MAX_UNITS = 50_000
 
 
 def shifting(task: Task) -> Iterator[Answer]:
-    """Improve the best plan so far."""
+    """Improve the best plan so far, near to it."""
+    if fault := _fault(task):
+        yield Answer(says=fault)
+        return
+    search = _Search(task)
+    for _ in range(COOLINGS):
+        before = search.best.value
+        yield from search.cool(*_plan(task.problem, search.best), HOT)
+        if search.best.value == before:
+            break
+    yield Answer(says=f"{search.moves} moves")
+
+
+def wandering(task: Task) -> Iterator[Answer]:
+    """Improve the best plan so far from plans that begin or end with another device.
+
+    That device has nothing to do at first; what it had goes to the stage beside it. The slowest
+    come first: masks and position biases are work for them, before all that reads these.
+    """
+    if fault := _fault(task):
+        yield Answer(says=fault)
+        return
+    if listed(task.problem, task.limits):
+        yield Answer(says="all ideals can be listed")
+        return
+    search = _Search(task)
+    until_s = task.limits.left_s * (1 - PART)
+    slowest = np.argsort(-search.tables.time_s.sum(axis=1), kind="stable")
+    for tour in range(TOURS):
+        if task.limits.left_s < until_s:
+            break
+        devices, stage_of = search.elsewhere(slowest[tour % len(slowest)])
+        yield from search.cool(devices, stage_of, HOTTER)
+        says = f"{search.moves} moves from {tour + 1} other orders"
+        yield Answer(says=says)
+
+
+def _fault(task: Task) -> str:
+    """Why the methods have nothing to say; empty where they have."""
     problem, assumptions = task.problem, task.problem.assumptions
     if assumptions.communication != "relay" or assumptions.objective != "throughput":
-        yield Answer(says="only for throughput in relay")
-        return
-    best = task.best
-    if best is None or len(best.stages) < 2 or problem.num_units > MAX_UNITS:
-        yield Answer(says="only where a plan of several stages is known")
-        return
-    tables, value = _tables(problem), best.value
-    random = np.random.default_rng(task.limits.seed)
-    devices, stage_of = _plan(problem, best)
-    moved = 0
-    for _ in range(COOLINGS):
-        before = value
+        return "only for throughput in relay"
+    if task.best is None or len(task.best.stages) < 2 or problem.num_units > MAX_UNITS:
+        return "only where a plan of several stages is known"
+    return ""
+
+
+class _Search:
+    """The best plan, and the tables for moves."""
+
+    def __init__(self, task: Task) -> None:
+        assert task.best is not None
+        self.task, self.problem, self.best = task, task.problem, task.best
+        self.tables = _tables(task.problem)
+        self.random = np.random.default_rng(task.limits.seed)
+        self.moves = 0
+
+    def cool(self, devices: Any, stage_of: Any, hot: float) -> Iterator[Answer]:
+        """Cool down once from a plan."""
         for done in range(0, ROUNDS, CHUNK):
-            if task.limits.left_s <= 0:
+            if self.task.limits.left_s <= 0:
                 return
-            heat = HOT * (COLD / HOT) ** (done / ROUNDS)
-            seed = int(random.integers(2**31))
-            moved += shift(devices, stage_of, heat, CHUNK, seed, tables)
-            found = Candidate.of(problem, _placement(devices, stage_of))
-            if found is not None and found.value < value:
-                best, value = found, found.value
-                yield Answer(stages=found.stages, says=f"{moved} moves")
-        devices, stage_of = _plan(problem, best)
-        if value == before:
-            break
-    yield Answer(says=f"{moved} moves")
+            heat = hot * (COLD / hot) ** (done / ROUNDS)
+            seed = int(self.random.integers(2**31))
+            self.moves += shift(devices, stage_of, heat, CHUNK, seed, self.tables)
+            found = Candidate.of(self.problem, _placement(devices, stage_of))
+            if found is not None and found.value < self.best.value:
+                self.best = found
+                yield Answer(stages=found.stages, says=f"{self.moves} moves")
+
+    def elsewhere(self, d: int) -> tuple[Any, Any]:
+        """The best plan with a device put first, now and then last, with nothing to do."""
+        devices, stage_of = _plan(self.problem, self.best)
+        if d in devices:
+            k = int(np.flatnonzero(devices == d)[0])
+            stage_of[stage_of == k] = k - 1 if k else 1
+            stage_of -= stage_of > k
+            devices = np.delete(devices, k)
+        if self.random.random() < LAST:
+            return np.append(devices, d), stage_of
+        return np.insert(devices, 0, d), stage_of + 1
 
 
 def _plan(problem: Problem, plan: Candidate) -> tuple[Any, Any]:

@@ -1,5 +1,6 @@
 """Plans near a known one: never worse, and the kernel's sums are those of the cost model."""
 
+import gzip
 from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
@@ -12,11 +13,14 @@ from benchmarks.planner.branching import inception, on_eight
 from benchmarks.planner.instances import layered
 from skyfx.solver import Assumptions, Cluster, Graph, baselines, read
 from skyfx.solver.bounds import simple_bound
+from skyfx.solver.lattice import lines
 from skyfx.solver.method import Candidate, Limits, Task
 from skyfx.solver.problem import Problem
-from skyfx.solver.shifting import _plan, _tables, shifting
+from skyfx.solver.shifting import _plan, _tables, shifting, wandering
 from skyfx.solver.shifts import shift, totals
 from tests.instances import all_plans, assumptions, cases, clusters, graphs
+
+CAPTURED = Path(__file__).parents[1] / "benchmarks" / "planner" / "data" / "captured"
 
 
 @cases(25)
@@ -59,11 +63,25 @@ def test_after_many_moves_the_sums_are_those_of_the_cost_model(mode: str, overla
 
 
 def test_what_stands_beside_the_main_line_is_placed_better() -> None:
-    captured = Path(__file__).parents[1] / "benchmarks" / "planner" / "data" / "captured"
-    g, c = on_eight(inception(0), read(captured / "eight.cluster.json", Cluster))
+    g, c = on_eight(inception(0), read(CAPTURED / "eight.cluster.json", Cluster))
     problem = Problem(g, c, Assumptions())
     known = Candidate.of(problem, baselines.dynamic(problem))
     assert known is not None
     answers = list(shifting(Task(problem, known, simple_bound(problem), Limits())))
     best = min(problem.cost(a.stages).objective_value for a in answers if a.stages)
     assert best < 0.95 * known.value
+
+
+def test_other_orders_of_devices_are_tried(tmp_path: Path) -> None:
+    swin = tmp_path / "swin.json"
+    swin.write_bytes(gzip.decompress((CAPTURED / "swin.inference.graph.json.gz").read_bytes()))
+    g, c = read(swin, Graph), read(CAPTURED / "eight.cluster.json", Cluster)
+    problem = Problem(g, c, Assumptions(mode="inference"))
+    for answer in lines(Task(problem, None, simple_bound(problem), Limits())):
+        known = Candidate.of(problem, answer.stages)
+    assert known is not None
+    task = Task(problem, known, simple_bound(problem), Limits())
+    found = [Candidate.of(problem, a.stages) for a in wandering(task)]
+    best = min((f for f in found if f is not None), key=lambda f: f.value)
+    assert best.value < 0.98 * known.value
+    assert problem.cluster.devices[best.stages[0][0]].type == "cpu"  # masks, before all else
