@@ -40,7 +40,7 @@ TOURS, PART = 4, 0.4
 COOLINGS = 4
 """At the most; one that brings nothing is the last."""
 
-MAX_UNITS = 50_000
+MAX_UNITS = 2000
 """Of a graph; beyond that a cooling touches each too rarely."""
 
 
