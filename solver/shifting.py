@@ -40,8 +40,8 @@ TOURS, PART = 4, 0.4
 COOLINGS = 4
 """At the most; one that brings nothing is the last."""
 
-MAX_UNITS = 2000
-"""Of a graph; beyond that a cooling touches each too rarely."""
+MAX_UNITS, MAX_STAGES = 2000, 32
+"""Beyond that a cooling touches each too rarely, and takes too long."""
 
 
 def shifting(task: Task) -> Iterator[Answer]:
@@ -87,8 +87,10 @@ def _fault(task: Task) -> str:
     problem, assumptions = task.problem, task.problem.assumptions
     if assumptions.communication != "relay" or assumptions.objective != "throughput":
         return "only for throughput in relay"
-    if task.best is None or len(task.best.stages) < 2 or problem.num_units > MAX_UNITS:
+    if task.best is None or len(task.best.stages) < 2:
         return "only where a plan of several stages is known"
+    if problem.num_units > MAX_UNITS or len(task.best.stages) > MAX_STAGES:
+        return f"only for up to {MAX_UNITS} units in {MAX_STAGES} stages"
     return ""
 
 
