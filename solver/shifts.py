@@ -14,8 +14,8 @@ from skyfx.solver.problem import Floats
 
 __all__: list[str] = ["Tables", "shift", "totals"]
 
-NORM = 32.0
-"""Of the stages' times."""
+DOUBLINGS = 5
+"""The norm of the stages' times is that of power 2^5."""
 
 SWAPS = 0.01
 """Share of moves that swap devices."""
@@ -204,5 +204,12 @@ def _norm(devices: Any, compute: Any, crossing: Any, of: Any) -> float:
         else:
             times[b] += move
             times[b + 1] += move
-    most = times.max()
-    return float(most * ((times / most) ** NORM).sum() ** (1 / NORM)) if most > 0 else 0.0
+    most, norm = times.max(), 0.0
+    if most == 0:
+        return 0.0
+    for time in times:
+        power = time / most
+        for _ in range(DOUBLINGS):
+            power *= power
+        norm += power
+    return float(most * norm ** (0.5**DOUBLINGS))
