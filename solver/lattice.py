@@ -90,11 +90,12 @@ def lattice(task: Task) -> Iterator[Answer]:
         return
     ideals, aside = found
     says = f"{len(ideals)} ideals x {states} states of devices, {len(aside)} units put aside"
-    if work_of(problem, aside) > MUCH and listed(problem, task.limits):
+    much = work_of(problem, aside) > MUCH
+    if much and listed(problem, task.limits):
         yield Answer(says=f"{says}: too much work, as all ideals can be listed")
         return
     program = Program(problem, ideals, States(problem), tuple(aside), task.limits)
-    yield from _halve(task, program, says, hopeful=work_of(problem, aside) <= MUCH)
+    yield from _halve(task, program, says, hopeful=not much)
 
 
 def _halve(task: Task, program: Program, says: str, *, hopeful: bool) -> Iterator[Answer]:
