@@ -87,7 +87,7 @@ def _order(problem: Problem) -> list[int]:
     for a, b in sorted(problem.edges, reverse=True):
         after[a] |= after[b] | 1 << b
     width = np.array([n - (before[i] | after[i]).bit_count() for i in range(n)])
-    readers = np.bincount([a for a, _ in problem.edges], minlength=n)
+    readers = np.array([len(of) for of in problem.readers])
     share = _share(problem) * np.where(readers == 1, CHARGED, 1.0)
     score = width / (1 + (share + _moving(problem)) / LIGHT)
     order = np.argsort(-score, kind="stable")

@@ -67,10 +67,7 @@ class _Tree:
         n = problem.num_units
         self.receive_s = _receive_s(problem, states)
         self.least: Floats = (price[:, None] * self.time_s).min(axis=0)
-        readers: list[set[int]] = [set() for _ in range(n)]
-        for a, b in problem.edges:
-            readers[a].add(b)
-        self.reader = [next(iter(r)) if len(r) == 1 else None for r in readers]
+        self.reader = [r[0] if len(r) == 1 else None for r in problem.readers]
         self.whole = [True] * n
         self.units: list[list[int]] = [[] for _ in range(n)]
         self.charge = np.zeros((n, len(price)))

@@ -150,11 +150,11 @@ class Ideals:
         stage_of = {i: k for k, (_, part) in enumerate(taken) for i in part}
         for i in sorted(self.outside, reverse=True):
             earliest = max((stage_of[j] for j in self._before[i]), default=0)
-            latest = min((stage_of[j] for j in self._readers[i]), default=last)
+            latest = min((stage_of[j] for j in self.problem.readers[i]), default=last)
             if relay and self._is_input(i):
                 latest = earliest
             times = {k: load[k] + time_s[taken[k][0], i] for k in range(earliest, latest + 1)}
-            late = bool(self._readers[i]) or not self._before[i]
+            late = bool(self.problem.readers[i]) or not self._before[i]
             near = sorted(times, reverse=late)
             k = next((k for k in near if times[k] <= bottleneck), None)
             k = min(times, key=lambda k: times[k]) if k is None else k
@@ -173,14 +173,6 @@ class Ideals:
         for a, b in sorted(self.problem.edges, reverse=True):
             after[a] |= after[b] if b in self.outside else 1 << b
         return [list(bits(readers)) for readers in after]
-
-    @cached_property
-    def _readers(self) -> list[list[int]]:
-        """All readers of each unit."""
-        readers: list[list[int]] = [[] for _ in range(self.problem.num_units)]
-        for a, b in self.problem.edges:
-            readers[a].append(b)
-        return readers
 
     @cached_property
     def _before(self) -> list[list[int]]:
@@ -210,17 +202,14 @@ def floating(problem: Problem) -> list[int]:
     costs = (problem.time_s != 0).any(axis=0) | (problem.memory_binds & (memory > 0))
     free = {i for i, unit in enumerate(problem.members) if not costs[i] and len(unit) == 1}
     if problem.assumptions.communication == "relay":
-        return sorted(free - {b for _, b in problem.edges})
+        return sorted(i for i in free if not problem.reads[i])
     return _floating_by_host(problem, free)
 
 
 def _floating_by_host(problem: Problem, free: set[int]) -> list[int]:
     """Sources with one reader or nothing to send, then sinks with one value to read."""
-    readers: list[set[int]] = [set() for _ in range(problem.num_units)]
-    reads: list[set[int]] = [set() for _ in range(problem.num_units)]
-    for a, b in problem.edges:
-        readers[a].add(b)
-        reads[b].add(a)
+    readers = [set(of) for of in problem.readers]
+    reads = [set(of) for of in problem.reads]
     sizes = np.zeros(problem.num_units)
     devices = range(problem.num_devices)
     waits = any(problem.host_wire(d, to_host=way)[0] > 0 for d in devices for way in (True, False))

@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 
 from skyfx.solver.bounds import Bound
+from skyfx.solver.compiling import compiled_s
 from skyfx.solver.cost import Cost
 from skyfx.solver.interrupt import Interrupt
 from skyfx.solver.problem import Problem, UnitPlacement
@@ -62,7 +63,10 @@ class Candidate:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Limits:
-    """When to end: `began` is by `time.monotonic`, `gap` is relative."""
+    """When to end: `began` is by `time.monotonic`, `gap` is relative.
+
+    The time for which kernels are compiled does not count.
+    """
 
     began: float = 0.0
     time_limit_s: float = math.inf
@@ -71,11 +75,17 @@ class Limits:
     solver: str = "HiGHS"
     progress: Progress | None = None
     interrupt: Interrupt = field(default_factory=Interrupt)
+    compiled_before_s: float = field(default_factory=compiled_s)
+
+    @property
+    def compiled_s(self) -> float:
+        """Seconds for which kernels have been compiled since."""
+        return compiled_s() - self.compiled_before_s
 
     @property
     def deadline(self) -> float:
         """By `time.monotonic`, when to end."""
-        return self.began + self.time_limit_s
+        return self.began + self.time_limit_s + self.compiled_s
 
     @property
     def left_s(self) -> float:

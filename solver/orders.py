@@ -17,12 +17,8 @@ def late_order(problem: Problem) -> list[int]:
     reads and that read nothing follow what they follow in the model.
     """
     n = problem.num_units
-    reads: list[list[int]] = [[] for _ in range(n)]
-    read = [False] * n
-    for a, b in problem.edges:
-        reads[b].append(a)
-        read[a] = True
-    alone = [not reads[i] and not read[i] and i > 0 for i in range(n)]
+    reads, readers = problem.reads, problem.readers
+    alone = [not reads[i] and not readers[i] and i > 0 for i in range(n)]
     order: list[int] = []
     seen = [False] * n
 
@@ -32,7 +28,7 @@ def late_order(problem: Problem) -> list[int]:
             i += 1
             order.append(i)
 
-    for root in (i for i in range(n) if not read[i] and not alone[i]):
+    for root in (i for i in range(n) if not readers[i] and not alone[i]):
         walk = [(root, iter(reads[root]))]
         seen[root] = True
         while walk:

@@ -170,6 +170,22 @@ class Problem:
         return sorted((a, b) for a, b in pairs if a != b)
 
     @cached_property
+    def readers(self) -> list[list[int]]:
+        """Of each unit, those that read it, ascending."""
+        readers: list[list[int]] = [[] for _ in range(self.num_units)]
+        for a, b in self.edges:
+            readers[a].append(b)
+        return readers
+
+    @cached_property
+    def reads(self) -> list[list[int]]:
+        """Of each unit, those that it reads, ascending."""
+        reads: list[list[int]] = [[] for _ in range(self.num_units)]
+        for a, b in self.edges:
+            reads[b].append(a)
+        return reads
+
+    @cached_property
     def values(self) -> list[Value]:
         """What can cross a boundary, grouped by producer, readers and kind."""
         readers: dict[str, set[int]] = {node.id: set() for node in self.graph.nodes}

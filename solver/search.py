@@ -42,6 +42,9 @@ METHODS: dict[str, Method] = {
 }
 """In the order in which they are tried: quick plans first, then quick proofs, then the ILP."""
 
+WORTH_SAYING_S = 1.0
+"""Compiling for less than this is not worth a line."""
+
 
 @dataclass(frozen=True, slots=True)
 class Found:
@@ -85,8 +88,13 @@ class Search:
         interrupted = interrupted or self.limits.interrupt.came
         if self.best is None:
             raise KeyboardInterrupt if interrupted else self._none_in_time()
-        says = tuple(f"{name}: {said}" for name, said in self.says.items())
-        return Found(self.best, self.bound, says, interrupted)
+        return Found(self.best, self.bound, self._all_says(), interrupted)
+
+    def _all_says(self) -> tuple[str, ...]:
+        if self.limits.compiled_s > WORTH_SAYING_S:
+            took = f"{self.limits.compiled_s:.0f} s, once for an installation and beside the limit"
+            self.says["compiling"] = took
+        return tuple(f"{name}: {said}" for name, said in self.says.items())
 
     @property
     def _task(self) -> Task:

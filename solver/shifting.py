@@ -143,13 +143,8 @@ def _placement(devices: Any, stage_of: Any) -> UnitPlacement:
 
 
 def _tables(problem: Problem) -> Tables:
-    n, num = problem.num_units, problem.num_devices
-    reads: list[list[int]] = [[] for _ in range(n)]
-    readers: list[list[int]] = [[] for _ in range(n)]
-    for a, b in problem.edges:
-        reads[b].append(a)
-        readers[a].append(b)
-    touched: list[list[int]] = [[] for _ in range(n)]
+    num = problem.num_devices
+    touched: list[list[int]] = [[] for _ in range(problem.num_units)]
     for v, value in enumerate(problem.values):
         for unit in {value.producer, *value.consumers}:
             touched[unit].append(v)
@@ -157,8 +152,8 @@ def _tables(problem: Problem) -> Tables:
         (v.output_bytes, v.gradient_bytes, 1.0, float(v.gradient_bytes > 0)) for v in problem.values
     ]
     return Tables(
-        *_rows(reads),
-        *_rows(readers),
+        *_rows(problem.reads),
+        *_rows(problem.readers),
         *_rows(touched),
         np.array([-1 if v.is_input else v.producer for v in problem.values], dtype=np.int64),
         *_rows([list(v.consumers) for v in problem.values]),
