@@ -12,9 +12,9 @@ from torch.utils import _pytree as pytree
 
 from skyfx.runtime.nesting import flatten, unflatten
 
-__all__: list[str] = ["Batch", "OutputForm"]
+__all__: list[str] = ["CONSTANTS", "Batch", "OutputForm"]
 
-_CONSTANTS = (Number, str, bytes, Enum, type(None), torch.dtype, torch.device, torch.layout)
+CONSTANTS = (Number, str, bytes, Enum, type(None), torch.dtype, torch.device, torch.layout)
 """What an argument may be that is no tensor: its `repr` tells it from every other."""
 
 
@@ -73,7 +73,7 @@ class Batch:
     def _flatten(cls, arguments: Any) -> "Batch":
         leaves, spec = flatten(arguments)
         for leaf in leaves:
-            if not isinstance(leaf, (Tensor, *_CONSTANTS)):
+            if not isinstance(leaf, (Tensor, *CONSTANTS)):
                 raise TypeError(
                     f"the batch holds an object of {type(leaf).__name__}, expected tensors, "
                     "numbers and strings, nested in tuples, lists, dicts and dataclasses"

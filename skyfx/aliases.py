@@ -22,6 +22,8 @@ import torch
 from torch import Tensor, fx
 from torch.utils import _pytree as pytree
 
+from skyfx.opaque import leaf_of
+
 __all__: list[str] = ["colocation", "regions", "written_by"]
 
 _NORMS = {torch.ops.aten.batch_norm.default: 5, torch.ops.aten.instance_norm.default: 5}
@@ -65,6 +67,8 @@ def _storages(node: fx.Node) -> Iterator[Hashable]:
 
 def _written(node: fx.Node) -> Iterator[fx.Node]:
     """The inputs that the node writes to."""
+    if leaf := leaf_of(node):
+        yield from (node.args[i] for i in leaf.writes)  # type: ignore[misc]
     if node.op != "call_function":
         return
     schema = getattr(node.target, "_schema", None)

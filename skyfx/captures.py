@@ -22,9 +22,11 @@ from torch import Tensor, fx, nn
 
 from skyfx import hazards
 from skyfx.names import ADAPTED, input_names, is_tensor_attribute, node_ids
+from skyfx.opaque import Opaque
 from skyfx.runtime.microbatch import Batch, OutputForm
 from skyfx.runtime.nesting import unflatten
 from skyfx.solver.errors import CaptureError
+from skyfx.undisturbed import undisturbed
 
 __all__: list[str] = ["Capture", "capture", "dummy_inputs"]
 
@@ -94,15 +96,11 @@ def capture(model: nn.Module, inputs: Any = None, *, training: bool = True) -> C
         torch.enable_grad(),
     ):
         try:
-            with hazards.own_random(), hazards.own_gradients() if training else nullcontext():
-                program, outputs = _export(model, microbatch)
-            module = program.module(check_guards=False)
-            hazards.check_operators(module.graph)
+            module, outputs = _graph(model, microbatch, training=training)
         except Exception as error:
             raise CaptureError(_why(model, microbatch, error)) from error
     if not any(outputs.is_tensor):
         raise CaptureError(f"{type(model).__name__} returns no tensor, so there is nothing to run")
-    assert isinstance(module, fx.GraphModule)
     _drop_assertions(module.graph)
     return Capture(
         name=type(model).__name__,
@@ -114,23 +112,76 @@ def capture(model: nn.Module, inputs: Any = None, *, training: bool = True) -> C
     )
 
 
-def _export(model: nn.Module, microbatch: Batch) -> tuple[Any, OutputForm]:
-    """The exported program and the form of the outputs.
+def _graph(
+    model: nn.Module, microbatch: Batch, *, training: bool
+) -> tuple[fx.GraphModule, OutputForm]:
+    """The captured graph and the form of the outputs; what cannot be captured stays whole in it."""
+    whole, first = Opaque(model), None
+    while True:
+        try:
+            module, outputs = _export(model, microbatch, whole, training=training)
+        except Exception as failed:
+            error = failed.__cause__ if isinstance(failed, _ForwardFailedError) else failed
+            assert isinstance(error, Exception)
+            first = first or error
+            if not _keep_whole(model, microbatch, whole, error):
+                raise first from None
+        else:
+            return module, outputs
+
+
+def _keep_whole(model: nn.Module, microbatch: Batch, whole: Opaque, error: Exception) -> bool:
+    """Keep one more submodule whole, because of this error; False where that cannot be.
+
+    Raises:
+        Exception: the model's own, where it does not run on these inputs at all.
+    """
+    again: Exception | None = error
+    while again is not None:
+        if not whole.add(again):
+            return False
+        try:
+            with undisturbed(model), hazards.numbers_kept(model):
+                whole.see(lambda: _TensorsOnly(model, microbatch)(*microbatch.tensors))
+        except _ForwardFailedError as failed:
+            cause = failed.__cause__
+            assert isinstance(cause, Exception)
+            if not isinstance(cause, CaptureError):
+                raise cause from None
+            again = cause
+        else:
+            again = None
+    return True
+
+
+def _export(
+    model: nn.Module, microbatch: Batch, whole: Opaque, *, training: bool
+) -> tuple[fx.GraphModule, OutputForm]:
+    """The model as torch.export traces it, and the form of the outputs.
 
     Raises:
         CaptureError: forward counts something, or another hazard.
     """
     adapter, again = _TensorsOnly(model, microbatch), _TensorsOnly(model, microbatch)
     tensors = tuple(microbatch.tensors)
-    with hazards.numbers_kept(model):
-        program = torch.export.export(adapter, tensors, strict=False)
+    with (
+        hazards.own_random(),
+        hazards.own_gradients() if training else nullcontext(),
+        hazards.numbers_kept(model),
+    ):
+        with whole.standing_in():
+            program = torch.export.export(adapter, tensors, strict=False)
         if changed := adapter.returned.changed:
             # Either a counter, or the note of a cache, which is filled once.
             hazards.set_numbers(model, changed)
-            with suppress(Exception):
+            with suppress(Exception), whole.standing_in():
                 torch.export.export(again, tensors, strict=False)
             hazards.check_numbers(changed, again.returned.changed)
-    return program, adapter.returned.form
+    module = program.module(check_guards=False)
+    assert isinstance(module, fx.GraphModule)
+    hazards.check_operators(module.graph)
+    whole.resolve(module)
+    return module, adapter.returned.form
 
 
 def dummy_inputs(model: nn.Module, inputs: Any) -> Any:
@@ -159,6 +210,21 @@ class _Returned:
     changed: Mapping[str, float] = MappingProxyType({})
 
 
+class _ForwardFailedError(Exception):
+    """The model's forward has failed; the cause says why.
+
+    On any other exception torch leaves the graph so far, and prints all of it.
+    """
+
+    @property
+    def partial_fx_graph(self) -> str:
+        raise AttributeError
+
+    @partial_fx_graph.setter
+    def partial_fx_graph(self, graph: str) -> None:
+        pass
+
+
 class _TensorsOnly(nn.Module):
     """The model as a function from the tensors of a micro-batch to the tensors that it returns."""
 
@@ -179,7 +245,10 @@ class _TensorsOnly(nn.Module):
         if _has_cache(model):
             kwargs = {"use_cache": False} | kwargs
         buffers, numbers = dict(model.named_buffers()), hazards.numbers(model)
-        self.returned.form, found = OutputForm.of(model(*args, **kwargs))
+        try:
+            self.returned.form, found = OutputForm.of(model(*args, **kwargs))
+        except Exception as error:
+            raise _ForwardFailedError from error
         hazards.check_buffers(buffers, dict(model.named_buffers()))
         self.returned.changed = dict(hazards.numbers(model).items() - numbers.items())
         return tuple(found)

@@ -8,8 +8,7 @@ what it costs alone.
 
 import logging
 import threading
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -18,6 +17,8 @@ from torch import fx
 
 from skyfx.captures import Capture
 from skyfx.devices import device_type
+from skyfx.names import is_operator
+from skyfx.opaque import leaf_of
 from skyfx.outline import outline
 from skyfx.placing import copy_to
 from skyfx.runtime.stage import Place
@@ -25,6 +26,7 @@ from skyfx.runtime.workers import worker
 from skyfx.sizes import Sizes, sizes_of
 from skyfx.solver.graph import Graph, Node
 from skyfx.timing import CallTime, backward_of, measure_call, seconds, signature
+from skyfx.undisturbed import undisturbed
 
 __all__: list[str] = ["calibrated", "measure"]
 
@@ -53,7 +55,7 @@ def measure(
     several = list(places)
     by_type = {device_type(place.device): place for place in several}
     measured = _times if len(several) == 1 else _times_where_it_will_run
-    with _undisturbed(captured.module):
+    with undisturbed(captured.module):
         sizes = sizes_of(captured)
         times = {kind: measured(captured, place, progress) for kind, place in by_type.items()}
     graph = outline(captured)
@@ -74,19 +76,6 @@ def _filled(
         gradient_bytes=sizes.gradient_bytes[name],
         saved_bytes=sizes.saved_bytes[name],
     )
-
-
-@contextmanager
-def _undisturbed(module: fx.GraphModule) -> Iterator[None]:
-    """Buffers and random generators as they were, once measuring is done."""
-    before = [(buffer, buffer.clone()) for buffer in module.buffers()]
-    try:
-        with torch.random.fork_rng(devices=range(torch.cuda.device_count())):
-            yield
-    finally:
-        with torch.no_grad():
-            for buffer, value in before:
-                buffer.copy_(value)
 
 
 def _times_where_it_will_run(
@@ -128,17 +117,17 @@ class _Meter(fx.Interpreter):
         self.times: dict[str, CallTime] = {}
         self._known: dict[tuple[Any, ...], CallTime] = {}
         self._training, self._place, self._progress = training, place, progress
-        self._total = sum(node.op == "call_function" for node in module.graph.nodes)
+        self._total = sum(map(is_operator, module.graph.nodes))
 
     def run_node(self, n: fx.Node) -> Any:
         with torch.set_grad_enabled(self._training):
-            if n.op == "call_function":
+            if is_operator(n):
                 self._time(n)
             return super().run_node(n)
 
     def _time(self, node: fx.Node) -> None:
         args, kwargs = self.fetch_args_kwargs_from_env(node)
-        target: Any = node.target
+        target: Any = leaf_of(node) or node.target
         key = signature(target, args, kwargs)
         if key not in self._known:
             self._known[key] = measure_call(

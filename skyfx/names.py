@@ -16,11 +16,15 @@ from torch import Tensor, fx, nn
 from skyfx.runtime.microbatch import Batch
 from skyfx.runtime.nesting import flatten_with_names
 
+WHOLE = "submodule"
+"""The namespace, in place of `aten`, of submodules that stay whole."""
+
 ADAPTED = "model"
 """The attribute under which capture's adapter holds the user's model."""
 
 __all__: list[str] = [
     "input_names",
+    "is_operator",
     "is_tensor_attribute",
     "module_of",
     "node_ids",
@@ -43,7 +47,7 @@ def node_ids(graph: fx.Graph, inputs: Sequence[str]) -> dict[fx.Node, str]:
             name = next(names)
         elif is_tensor_attribute(node) and (len(node.users) > 1 or _is_returned(node)):
             name = original_name(str(node.target))
-        elif node.op == "call_function":
+        elif is_operator(node):
             name = ".".join(filter(None, [module_of(node), _short(op_name(node))]))
         else:
             continue
@@ -57,6 +61,11 @@ def _short(op: str) -> str:
     """`linear` of `aten.linear.default`."""
     parts = op.split(".")
     return parts[1] if len(parts) > 1 else op
+
+
+def is_operator(node: fx.Node) -> bool:
+    """Whether the node computes: an operator, or a submodule that stays whole."""
+    return node.op in ("call_function", "call_module")
 
 
 def is_tensor_attribute(node: fx.Node) -> bool:
@@ -84,6 +93,8 @@ def op_name(node: fx.Node) -> str:
         return "get_attr"
     if node.target is operator.getitem:
         return "getitem"
+    if node.op == "call_module":
+        return f"{WHOLE}.forward"
     return str(node.target)
 
 

@@ -19,6 +19,7 @@ from torch import Tensor, fx, nn
 from skyfx.aliases import regions, written_by
 from skyfx.captures import Capture
 from skyfx.names import original_name
+from skyfx.opaque import leaf_of
 from skyfx.placing import with_device
 from skyfx.runtime import random
 from skyfx.runtime.stage import Place, Stage
@@ -142,6 +143,9 @@ def _stage(
                 args = (node.target, captured.ids[node], *args)
             target: Any = random.draw if is_random(node) else node.target
             env[node] = graph.call_function(target, args, kwargs)
+        elif node.op == "call_module":
+            attributes[str(node.target)] = captured.attribute(node)
+            env[node] = graph.call_module(str(node.target), fx.map_arg(node.args, copied))
         else:
             copied(node)
     graph.output(tuple(env[node] for node in sent))
@@ -170,6 +174,8 @@ def _attribute(
 
 def is_random(node: fx.Node) -> bool:
     """Whether the node draws random numbers with these arguments."""
+    if leaf := leaf_of(node):
+        return leaf.is_random
     if node.op != "call_function":
         return False
     schema = getattr(node.target, "_schema", None)

@@ -23,7 +23,7 @@ def even_plan(captured: Capture, num_devices: int, **assumptions: Any) -> Plan:
         for node in graph.nodes
     )
     cluster, _ = resolve(["cpu"] * num_devices)
-    given = Assumptions(microbatches=NUM_MICROBATCHES, **assumptions)
+    given = Assumptions(**{"microbatches": NUM_MICROBATCHES, **assumptions})
     return solve(replace(graph, nodes=nodes), cluster, given, strategy="even").plan
 
 
