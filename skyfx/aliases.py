@@ -22,7 +22,7 @@ import torch
 from torch import Tensor, fx
 from torch.utils import _pytree as pytree
 
-from skyfx.opaque import leaf_of
+from skyfx.leaves import leaf_of
 
 __all__: list[str] = ["colocation", "regions", "written_by"]
 

@@ -17,8 +17,8 @@ from torch import fx
 
 from skyfx.captures import Capture
 from skyfx.devices import device_type
+from skyfx.leaves import leaf_of
 from skyfx.names import is_operator
-from skyfx.opaque import leaf_of
 from skyfx.outline import outline
 from skyfx.placing import copy_to
 from skyfx.runtime.stage import Place

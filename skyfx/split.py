@@ -18,8 +18,8 @@ from torch import Tensor, fx, nn
 
 from skyfx.aliases import regions, written_by
 from skyfx.captures import Capture
+from skyfx.leaves import leaf_of
 from skyfx.names import original_name
-from skyfx.opaque import leaf_of
 from skyfx.placing import with_device
 from skyfx.runtime import random
 from skyfx.runtime.stage import Place, Stage

@@ -12,11 +12,16 @@ __all__: list[str] = ["undisturbed"]
 @contextmanager
 def undisturbed(module: nn.Module) -> Iterator[None]:
     """Buffers and torch's random generators as they were, once it is done."""
-    before = [(buffer, buffer.clone()) for buffer in module.buffers()]
+    before = [
+        (owner, name, buffer, buffer.clone())
+        for owner in module.modules()
+        for name, buffer in owner.named_buffers(recurse=False)
+    ]
     try:
         with torch.random.fork_rng(devices=range(torch.cuda.device_count())):
             yield
     finally:
         with torch.no_grad():
-            for buffer, value in before:
+            for owner, name, buffer, value in before:
+                setattr(owner, name, buffer)
                 buffer.copy_(value)

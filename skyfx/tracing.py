@@ -1,0 +1,173 @@
+"""The model as torch.export traces it.
+
+torch.export takes a model that returns tensors, from arguments that are tensors. One thin
+adapter makes both true of any model: constants and nesting of the arguments stay with it, and of
+what the model returns it passes on the tensors (transformers' caches and dataclasses go no
+further). What torch.export cannot follow stays whole (see `whole`).
+"""
+
+import inspect
+from collections.abc import Mapping
+from contextlib import nullcontext, suppress
+from types import MappingProxyType
+
+import torch
+from torch import Tensor, fx, nn
+
+from skyfx import hazards
+from skyfx.leaves import put_leaves
+from skyfx.names import ADAPTED
+from skyfx.runtime.microbatch import Batch, OutputForm
+from skyfx.runtime.nesting import unflatten
+from skyfx.solver.errors import CaptureError
+from skyfx.undisturbed import undisturbed
+from skyfx.whole import Static, Whole
+
+__all__: list[str] = ["trace"]
+
+
+def trace(
+    model: nn.Module, microbatch: Batch, *, training: bool
+) -> tuple[fx.GraphModule, OutputForm]:
+    """The captured graph, and the form of the outputs.
+
+    Raises:
+        CaptureError: the graph would leave something out.
+        Exception: the model's own, or torch.export's, where nothing can stay whole instead.
+    """
+    whole, first = Whole(model), None
+    while True:
+        try:
+            return _export(model, microbatch, whole, training=training)
+        except Exception as failed:
+            error = _cause(failed)
+            first = first or error
+            if not _keep_whole(model, microbatch, whole, error):
+                raise first from None
+
+
+def _keep_whole(model: nn.Module, microbatch: Batch, whole: Whole, error: Exception) -> bool:
+    """Keep one more submodule whole, because of this error; False where that cannot be.
+
+    Raises:
+        Exception: the model's own, where it does not run on these inputs at all.
+    """
+    while whole.add(error):
+        try:
+            with undisturbed(model), hazards.numbers_kept(model):
+                whole.see(lambda: _TensorsOnly(model, microbatch)(*microbatch.tensors))
+        except _ForwardFailedError as failed:
+            error = _cause(failed)
+            if not isinstance(error, CaptureError):
+                raise error from None
+        else:
+            return True
+    return False
+
+
+def _export(
+    model: nn.Module, microbatch: Batch, whole: Whole, *, training: bool
+) -> tuple[fx.GraphModule, OutputForm]:
+    """The model as torch.export traces it, and the form of the outputs.
+
+    Raises:
+        CaptureError: forward counts something, or another hazard.
+    """
+    adapter, again = _TensorsOnly(model, microbatch), _TensorsOnly(model, microbatch)
+    tensors = tuple(microbatch.tensors)
+    with (
+        hazards.own_random(),
+        hazards.own_gradients() if training else nullcontext(),
+        hazards.numbers_kept(model),
+    ):
+        with whole.standing_in():
+            program = torch.export.export(adapter, tensors, strict=False)
+        if changed := adapter.returned.changed:
+            # Either a counter, or the note of a cache, which is filled once.
+            hazards.set_numbers(model, changed)
+            with suppress(Exception), whole.standing_in():
+                torch.export.export(again, tensors, strict=False)
+            hazards.check_numbers(changed, again.returned.changed)
+    module = program.module(check_guards=False)
+    assert isinstance(module, fx.GraphModule)
+    hazards.check_operators(module.graph)
+    put_leaves(module, whole.seen)
+    _drop_assertions(module.graph)
+    return module, adapter.returned.form
+
+
+class _Returned:
+    """Where the adapter notes the outputs' form, and the numbers of the model that have changed.
+
+    torch.export undoes what is set on the adapter and the model.
+    """
+
+    form: OutputForm
+    changed: Mapping[str, float] = MappingProxyType({})
+
+
+class _ForwardFailedError(Exception):
+    """The model's forward has failed; the cause says why.
+
+    On any other exception torch leaves the graph so far, and prints all of it.
+    """
+
+    @property
+    def partial_fx_graph(self) -> str:
+        raise AttributeError
+
+    @partial_fx_graph.setter
+    def partial_fx_graph(self, graph: str) -> None:
+        pass
+
+
+def _cause(failed: Exception) -> Exception:
+    """What has really failed."""
+    cause = failed.__cause__ if isinstance(failed, _ForwardFailedError) else failed
+    assert isinstance(cause, Exception)
+    return cause
+
+
+class _TensorsOnly(nn.Module):
+    """The model as a function from the tensors of a micro-batch to the tensors that it returns."""
+
+    def __init__(self, model: nn.Module, microbatch: Batch) -> None:
+        super().__init__()
+        self.add_module(ADAPTED, model)
+        self.returned = _Returned()
+        self._microbatch = microbatch
+
+    def forward(self, *tensors: Tensor) -> tuple[Tensor, ...]:
+        following = iter(tensors)
+        leaves = [
+            next(following) if isinstance(leaf, Tensor) else leaf
+            for leaf in self._microbatch.leaves
+        ]
+        model = self.get_submodule(ADAPTED)
+        args, kwargs = unflatten(leaves, self._microbatch.spec)
+        if _has_cache(model):
+            kwargs = {"use_cache": False} | kwargs
+        buffers, numbers = dict(model.named_buffers()), hazards.numbers(model)
+        try:
+            with Static():
+                self.returned.form, found = OutputForm.of(model(*args, **kwargs))
+        except Exception as error:
+            raise _ForwardFailedError from error
+        hazards.check_buffers(buffers, dict(model.named_buffers()))
+        self.returned.changed = dict(hazards.numbers(model).items() - numbers.items())
+        return tuple(found)
+
+
+def _has_cache(model: nn.Module) -> bool:
+    """Whether this is a transformers model that would return a cache of keys and values."""
+    config = getattr(model, "config", None)
+    takes_it = "use_cache" in inspect.signature(model.forward).parameters
+    return takes_it and bool(getattr(config, "use_cache", False))
+
+
+def _drop_assertions(graph: fx.Graph) -> None:
+    """Remove checks that tie the graph to the device it was captured on."""
+    for node in graph.find_nodes(
+        op="call_function", target=torch.ops.aten._assert_tensor_metadata.default
+    ):
+        graph.erase_node(node)

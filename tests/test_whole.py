@@ -1,0 +1,250 @@
+"""What torch.export cannot follow stays whole: a node, and everything else is cut around it."""
+
+import copy
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from skyfx.captures import Capture, capture
+from skyfx.leaves import leaf_of
+from skyfx.outline import outline
+from skyfx.solver.errors import CaptureError, StageError
+from tests import reference
+from tests.models import BATCH, Case
+from tests.plans import SIZE, split_evenly
+from tests.test_pipeline import assert_equal_gradients
+
+WIDTH = 6
+
+
+class Branch(nn.Module):
+    """Goes another way for inputs of a positive sum; each way has parameters and a batch norm."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.one, self.other = nn.Linear(WIDTH, WIDTH), nn.Linear(WIDTH, WIDTH)
+        self.norm = nn.BatchNorm1d(WIDTH)
+
+    def forward(self, x: Tensor) -> Tensor:
+        if x.sum() > 0:
+            return self.norm(self.one(x))
+        return self.other(x) * 2
+
+
+class Ticket(torch.autograd.Function):
+    """The identity, with a gradient that is not its own."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        return x.clone()
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> Tensor:
+        return 3 * gradient
+
+
+class OwnGradient(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.linear = nn.Linear(WIDTH, WIDTH)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return Ticket.apply(self.linear(x))
+
+
+class WritesIt(nn.Module):
+    """Writes to what it is given, if that is positive somewhere."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        if (x > 0).any():
+            x.mul_(2)
+        return x + 1
+
+
+class Row(nn.Module):
+    """Two linear layers around what is to stay whole, which is called twice."""
+
+    def __init__(self, middle: nn.Module) -> None:
+        super().__init__()
+        self.first, self.last = nn.Linear(WIDTH, WIDTH), nn.Linear(WIDTH, WIDTH)
+        self.middle = middle
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.last(self.middle(self.first(self.middle(self.first(x)))))
+
+
+class OwnMethod(Row):
+    """A method of the model itself counts positive numbers."""
+
+    def __init__(self) -> None:
+        super().__init__(nn.Identity())
+
+    def positive(self, x: Tensor, scale: float = 1.0) -> Tensor:
+        return torch.full((len(x), 1), scale) * len((x > 0).nonzero())
+
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x) * self.positive(x, scale=0.5)
+
+
+def shifted(x: Tensor) -> dict[str, Tensor]:
+    return {"shifted": x - 1 if x.mean().item() > 0 else x + 1}
+
+
+class OwnFunction(Row):
+    def __init__(self) -> None:
+        super().__init__(nn.Identity())
+
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(shifted(self.first(x))["shifted"])
+
+
+def case(model: nn.Module) -> Case:
+    batch = torch.randn(BATCH, WIDTH) + torch.linspace(-1, 1, BATCH)[:, None]
+    return Case(model, batch, torch.randn(BATCH, WIDTH), functional.mse_loss)
+
+
+def kept(captured: Capture) -> list[str]:
+    return [captured.ids[node] for node in captured.ids if leaf_of(node)]
+
+
+MODELS = {
+    "branch": lambda: Row(Branch()),
+    "own gradient": lambda: Row(OwnGradient()),
+    "writes in place": lambda: Row(WritesIt()),
+    "own method": OwnMethod,
+    "own function": OwnFunction,
+}
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_it_is_cut_around_and_trains_exactly(name: str) -> None:
+    ours = case(MODELS[name]())
+    alone = Case(copy.deepcopy(ours.model), ours.batch, ours.targets, ours.loss_fn)
+    assert 1 <= len(kept(capture(ours.model, ours.batch[:SIZE]))) <= 2
+    with split_evenly(ours) as pipeline:
+        for _ in range(2):
+            expected = reference.train_step(alone, SIZE)
+            found = pipeline.train_step(ours.batch, ours.targets, ours.loss_fn)
+            assert torch.equal(found, expected)
+        assert_equal_gradients(pipeline, alone.model)
+    for key, value in alone.model.state_dict().items():
+        assert torch.equal(ours.model.state_dict()[key], value), key
+
+
+def test_its_parameters_belong_to_its_node_and_those_of_a_method_do_not() -> None:
+    class Once(Row):
+        def forward(self, x: Tensor) -> Tensor:
+            return self.last(self.middle(self.first(x)))
+
+    nodes = {n.id: n for n in outline(capture(Once(Branch()), torch.randn(SIZE, WIDTH))).nodes}
+    own = sum(x.numel() * x.element_size() for x in Branch().state_dict().values())
+    assert nodes["middle.forward"].parameter_bytes == own
+    assert nodes["middle.forward"].op == "submodule.forward"
+    method = {n.id: n for n in outline(capture(OwnMethod(), torch.randn(SIZE, WIDTH))).nodes}
+    assert method["forward"].parameter_bytes == 0
+    assert {"first.linear", "last.linear"} < method.keys()
+
+
+class Skips(nn.Module):
+    """Leaves layers out at random in training, as many speech models do."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layers = nn.ModuleList(nn.Linear(WIDTH, WIDTH) for _ in range(4))
+
+    def forward(self, x: Tensor) -> Tensor:
+        for layer in self.layers:
+            if not self.training or torch.rand([]) > 0.5:
+                x = layer(x)
+        return x
+
+
+def test_layers_left_out_at_random_differ_from_step_to_step_but_not_with_the_plan() -> None:
+    made = case(Row(Skips()))
+    losses = []
+    for num_devices in (2, 3):
+        torch.manual_seed(3)
+        with split_evenly(made, num_devices) as pipeline:
+            torch.manual_seed(4)
+            steps = [pipeline.train_step(made.batch, made.targets, made.loss_fn) for _ in range(4)]
+        losses.append([float(loss) for loss in steps])
+    assert losses[0] == losses[1]
+    assert len(set(losses[0])) > 1
+
+
+def test_in_eval_mode_there_is_nothing_to_keep_whole() -> None:
+    assert kept(capture(Row(Skips()), torch.randn(SIZE, WIDTH), training=False)) == []
+
+
+class Selects(nn.Module):
+    """As many rows as are positive."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x[x[:, 0] > 0]
+
+
+class Selected(Row):
+    def forward(self, x: Tensor) -> Tensor:
+        return self.first(self.middle(x)).sum() + self.last(x)
+
+
+def test_another_shape_than_was_captured_ends_the_step_with_both() -> None:
+    made = case(Selected(Selects()))
+    made.batch[:, 0] = torch.tensor([1.0, 1, 1, 1, -1, 1, 1, 1])
+    with (
+        split_evenly(made) as pipeline,
+        pytest.raises(
+            StageError, match=r"'middle' has returned .*\(1, 6\).* captured \[\(2, 6\)\]"
+        ),
+    ):
+        pipeline.train_step(made.batch, made.targets, made.loss_fn)
+
+
+class Counts(nn.Module):
+    """Returns a number, which may not leave a node; what is around it can stay whole."""
+
+    def forward(self, x: Tensor) -> int:
+        return int((x > 0).sum())
+
+
+class Around(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.counts = Counts()
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x * self.counts(x)
+
+
+def test_where_a_number_would_leave_the_place_around_it_stays_whole() -> None:
+    assert set(kept(capture(Row(Around()), torch.randn(SIZE, WIDTH)))) == {
+        "middle.forward",
+        "middle.forward_1",
+    }
+
+
+class Replaces(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("mean", torch.zeros(WIDTH))
+
+    def forward(self, x: Tensor) -> Tensor:
+        if x.sum() > 0:
+            self.mean = self.mean + 1
+        return x - self.mean
+
+
+def test_what_a_stage_would_lose_is_refused_with_the_first_reason() -> None:
+    model = Row(Replaces())
+    with pytest.raises(CaptureError, match=r"Row cannot be captured .*at .*test_whole.py:\d+: "):
+        capture(model, torch.ones(SIZE, WIDTH))
+    assert float(model.middle.mean.sum()) == 0.0
+    assert all("forward" not in vars(module) for module in model.modules())
+
+
+def test_a_model_that_does_not_run_says_so_itself() -> None:
+    with pytest.raises(CaptureError, match="mat1 and mat2 shapes cannot be multiplied"):
+        capture(Row(Branch()), torch.ones(SIZE, WIDTH + 1))
