@@ -10,7 +10,7 @@ alive at a boundary is relayed through it:
 next stage reads; a plan prices relaying, so the stages relay.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -20,7 +20,6 @@ from skyfx.aliases import regions, written_by
 from skyfx.captures import Capture
 from skyfx.leaves import leaf_of
 from skyfx.names import original_name
-from skyfx.placing import with_device
 from skyfx.runtime import random
 from skyfx.runtime.stage import Place, Stage
 from skyfx.runtime.step import Split
@@ -28,6 +27,7 @@ from skyfx.solver.cost import crossings
 from skyfx.solver.errors import PlanError
 from skyfx.solver.graph import Graph
 from skyfx.solver.plan import Plan
+from skyfx.subgraph import subgraph
 
 __all__: list[str] = ["match", "move_tensors", "owned", "split"]
 
@@ -127,49 +127,23 @@ def _stage(
     received: Sequence[fx.Node],
     sent: Sequence[fx.Node],
 ) -> Stage:
-    graph, attributes = fx.Graph(), dict[str, Any]()
-    env = {node: graph.placeholder(node.name) for node in received}
-
-    def copied(node: fx.Node) -> fx.Node:
-        if node not in env:  # a parameter that lives with its reader
-            env[node] = _attribute(captured, node, graph, attributes, place.device)
-        return env[node]
-
-    for node in part:
-        if node.op == "call_function":
-            args = with_device(fx.map_arg(node.args, copied), place.device)
-            kwargs = with_device(fx.map_arg(node.kwargs, copied), place.device)
-            if is_random(node):
-                args = (node.target, captured.ids[node], *args)
-            target: Any = random.draw if is_random(node) else node.target
-            env[node] = graph.call_function(target, args, kwargs)
-        elif node.op == "call_module":
-            attributes[str(node.target)] = captured.attribute(node)
-            env[node] = graph.call_module(str(node.target), fx.map_arg(node.args, copied))
-        else:
-            copied(node)
-    graph.output(tuple(env[node] for node in sent))
     return Stage(
         place=place,
-        module=fx.GraphModule(attributes, graph, class_name=f"{captured.name}Stage"),
+        module=subgraph(captured, part, received, sent, place.device, called=_drawing(captured)),
         is_random=any(map(is_random, part)),
         written=written_by(part, received),
     )
 
 
-def _attribute(
-    captured: Capture,
-    node: fx.Node,
-    graph: fx.Graph,
-    attributes: dict[str, Any],
-    device: torch.device,
-) -> fx.Node:
-    """Read a tensor or a region of the capture in a stage's graph."""
-    value = captured.attribute(node)
-    if isinstance(value, Tensor) and value.device != device:
-        value = value.to(device)  # a constant of the capture; the model's own have been moved
-    attributes[str(node.target)] = value
-    return graph.get_attr(str(node.target))
+def _drawing(captured: Capture) -> Callable[[fx.Node, tuple[Any, ...]], tuple[Any, Any]]:
+    """What a stage calls for a node: a random operator draws from a stream of its own."""
+
+    def called(node: fx.Node, args: tuple[Any, ...]) -> tuple[Any, tuple[Any, ...]]:
+        if is_random(node):
+            return random.draw, (node.target, captured.ids[node], *args)
+        return node.target, args
+
+    return called
 
 
 def is_random(node: fx.Node) -> bool:

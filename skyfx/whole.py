@@ -13,6 +13,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch._export.utils import _compiling_state_context
 from torch.overrides import TorchFunctionMode
 from torch.utils import _pytree as pytree
 
@@ -64,7 +65,8 @@ class Whole:
             CaptureError: one of them cannot; it is none any more.
         """
         self._seen = {spot: [] for spot in self._spots}
-        with self._replaced(self._note):
+        # Models ask whether they are exported, and then keep a mask that hides nothing, say.
+        with self._replaced(self._note), _compiling_state_context():
             return call()
 
     @contextmanager

@@ -10,7 +10,7 @@ import msgspec
 
 from skyfx.solver.checks import no_duplicates, non_negative, positive
 
-__all__: list[str] = ["Graph", "Node"]
+__all__: list[str] = ["Fit", "Graph", "Measured", "Node"]
 
 INPUT = "input"
 
@@ -54,6 +54,34 @@ class Node:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Fit:
+    """How times in a neighbourhood follow from times alone: `factor * alone + overhead_s` a node.
+
+    `error` and `error_p90` are the median and the 90th percentile of the relative error on
+    stretches of the model that the fit did not know.
+    """
+
+    factor: float
+    overhead_s: float
+    regions: int
+    error: float
+    error_p90: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Measured:
+    """How the times of one device type were come by.
+
+    `spread` is the median over the nodes of the interquartile range relative to the median time.
+    """
+
+    type: str
+    spread: float
+    forward: Fit | None = None
+    backward: Fit | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Graph:
     """A model: `nodes` in a topological order, and the ids of the nodes whose values it returns."""
 
@@ -64,6 +92,7 @@ class Graph:
     microbatch_size: int
     nodes: tuple[Node, ...]
     outputs: tuple[str, ...]
+    measured: tuple[Measured, ...] | None = None
 
     def check(self) -> None:
         """Refuse what the format refuses.

@@ -1,0 +1,1 @@
+"""Tiny models of many architectures, and whether they are captured exactly."""
