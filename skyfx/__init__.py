@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from skyfx.solver.graph import Graph as Graph
     from skyfx.solver.plan import Plan as Plan
     from skyfx.solver.solve import solve as solve
+    from skyfx.weights import empty_weights as empty_weights
 
 __version__ = "0.1.0"
 
@@ -32,6 +33,7 @@ _HOMES = {
     "Pipeline": "skyfx.runtime.pipeline",
     "Plan": "skyfx.solver.plan",
     "capture": "skyfx.captures",
+    "empty_weights": "skyfx.weights",
     "measure": "skyfx.measurement",
     "partition": "skyfx.api",
     "solve": "skyfx.solver.solve",
@@ -44,6 +46,7 @@ __all__ = [
     "Pipeline",
     "Plan",
     "capture",
+    "empty_weights",
     "measure",
     "partition",
     "solve",

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any, get_args
 
+import torch
 from torch import nn
 
 from skyfx.captures import Capture, capture, dummy_inputs
@@ -25,7 +26,8 @@ from skyfx.solver.errors import PlanError
 from skyfx.solver.graph import Graph
 from skyfx.solver.plan import Assumptions, Mode, Objective, Plan, Schedule, Strategy
 from skyfx.solver.solve import Solution, solve
-from skyfx.split import match, move_tensors, owned, split
+from skyfx.split import match, owned, split
+from skyfx.weights import Weights, place_tensors
 
 __all__: list[str] = ["capture_and_measure", "partition"]
 
@@ -36,6 +38,7 @@ def partition(
     *,
     example_inputs: Any = None,
     plan: Plan | str | os.PathLike[str] | None = None,
+    weights: str | os.PathLike[str] | None = None,
     mode: Mode = "training",
     objective: Objective = "throughput",
     schedule: Schedule = "1f1b",
@@ -54,6 +57,8 @@ def partition(
         devices: torch devices (`["cuda:0", "cpu"]`), `skyfx.Device`s, a `Cluster` or its file.
         example_inputs: one batch: a tensor, a tuple, a dict; transformers models have their own.
         plan: a plan or its file, instead of measuring and solving.
+        weights: a safetensors file, or a folder of them, for a model without values (see
+            `empty_weights`): each stage reads its own tensors.
         mode: `training` (which infers as well) or `inference`.
         objective: `throughput`, `step` or `latency`, to be minimised.
         schedule: `1f1b` or `gpipe`.
@@ -93,7 +98,7 @@ def partition(
         captured = _capture(model, batch, mode, num_microbatches)
         graph = measure(captured, places.values(), progress=progress)
         given = _planned(graph, with_links(cluster, places), assumptions, batch, search)
-    return _pipeline(model, given, captured, places)
+    return _pipeline(model, given, captured, places, weights)
 
 
 def _given(
@@ -122,11 +127,20 @@ def _planned(
 
 
 def _pipeline(
-    model: nn.Module, plan: Plan, captured: Capture, places: Mapping[str, Place]
+    model: nn.Module,
+    plan: Plan,
+    captured: Capture,
+    places: Mapping[str, Place],
+    weights: str | os.PathLike[str] | None,
 ) -> Pipeline:
     stages = [places[stage.device] for stage in plan.stages]
-    splitter = _Splitter(model, plan, stages, captured)
-    return Pipeline(model, plan, stages, splitter, captured.microbatch)
+    opened = None if weights is None else Weights(weights)
+    try:
+        splitter = _Splitter(model, plan, stages, captured, opened)
+        return Pipeline(model, plan, stages, splitter, captured.microbatch)
+    finally:
+        if opened is not None:
+            opened.close()
 
 
 def capture_and_measure(
@@ -146,8 +160,10 @@ def capture_and_measure(
 def _capture(model: nn.Module, batch: Batch, mode: Mode, num_microbatches: int) -> Capture:
     """Capture the model on the first of so many micro-batches."""
     positive("num_microbatches", num_microbatches)
-    size = math.ceil(batch.batch_size / num_microbatches)
-    return capture(model, batch.split(size)[0], training=mode == "training")
+    microbatch = batch.split(math.ceil(batch.batch_size / num_microbatches))[0]
+    if any(x.is_meta for x in model.parameters()):
+        microbatch = microbatch.to(torch.device("meta"))
+    return capture(model, microbatch, training=mode == "training")
 
 
 @dataclass(slots=True)
@@ -162,6 +178,7 @@ class _Splitter:
     plan: Plan
     places: Sequence[Place]
     planned: Capture | None
+    weights: Weights | None = None
     owners: dict[str, int] = field(default_factory=dict)
 
     def __call__(self, microbatch: Batch, training: bool) -> Split:
@@ -172,7 +189,7 @@ class _Splitter:
         stage_of = match(captured, graph, self.plan, self.owners)
         for node, stage in stage_of.items():
             self.owners |= dict.fromkeys(owned(captured, node), stage)
-        move_tensors(self.model, self.owners, self.places)
+        place_tensors(self.model, captured.module, self.owners, self.places, self.weights)
         return split(captured, graph, stage_of, self.places)
 
 

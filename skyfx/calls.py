@@ -108,7 +108,9 @@ def measure_call(
     with torch.set_grad_enabled(training and not mutable):
         forward = timed(call, num_threads)
     if not training:
-        return CallCost(forward.median_s, spread=forward.spread)
+        with torch.no_grad():
+            outputs = _tensors(call())
+        return CallCost(forward.median_s, spread=forward.spread, flows=(False,) * len(outputs))
     with torch.enable_grad():
         if mutable:
             copies = [x * 1 if isinstance(x, Tensor) and x.requires_grad else x for x in copies]
@@ -130,7 +132,7 @@ class _Call:
     @property
     def tensors(self) -> list[Tensor]:
         """The tensors among the arguments."""
-        return [x for x in self.arguments if isinstance(x, Tensor)]
+        return _tensors(self.arguments)
 
     @property
     def leaves(self) -> list[Tensor]:
@@ -150,7 +152,7 @@ def _with_backward(
 
     with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
         outputs = call()
-    found = [x for x in pytree.tree_leaves(outputs) if isinstance(x, Tensor)]
+    found = _tensors(outputs)
     backward = backward_of(outputs, leaves)
     back = Timing(0.0, 0.0) if backward is None else timed(backward, num_threads)
     storages = {_address(x): x for x in kept}
@@ -168,6 +170,10 @@ def _with_backward(
             x.untyped_storage().nbytes() for a, x in storages.items() if a not in known
         ),
     )
+
+
+def _tensors(values: Any) -> list[Tensor]:
+    return [x for x in pytree.tree_leaves(values) if isinstance(x, Tensor)]
 
 
 def _copy(tensor: Tensor, needs: bool) -> Tensor:

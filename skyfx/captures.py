@@ -3,16 +3,17 @@
 import sysconfig
 import threading
 import traceback
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import fx, nn
+from torch import Tensor, fx, nn
 
 from skyfx.names import input_names, is_tensor_attribute, node_ids
+from skyfx.rebinding import bare, rebind
 from skyfx.runtime.microbatch import Batch, OutputForm
 from skyfx.solver.errors import CaptureError
 from skyfx.tracing import trace
@@ -81,6 +82,7 @@ def capture(model: nn.Module, inputs: Any = None, *, training: bool = True) -> C
     with (
         _capturing,
         _mode(model, training=training),
+        _on_one_device(model) as real,
         torch.inference_mode(False),
         torch.enable_grad(),
     ):
@@ -88,6 +90,7 @@ def capture(model: nn.Module, inputs: Any = None, *, training: bool = True) -> C
             module, outputs = trace(model, microbatch, training=training)
         except Exception as error:
             raise CaptureError(_why(model, microbatch, error)) from error
+        rebind(module, real)
     if not any(outputs.is_tensor):
         raise CaptureError(f"{type(model).__name__} returns no tensor, so there is nothing to run")
     return Capture(
@@ -129,6 +132,23 @@ def _mode(model: nn.Module, *, training: bool) -> Iterator[None]:
     finally:
         for module, was_training in before.items():
             module.training = was_training
+
+
+@contextmanager
+def _on_one_device(model: nn.Module) -> Iterator[Mapping[int, Tensor]]:
+    """All of a model without weights on the meta device: it may have its buffers already.
+
+    Within it they have stand-ins; given are the real ones by the `id`s of those.
+    """
+    tensors = [*model.parameters(), *model.buffers()]
+    mixed = any(x.is_meta for x in tensors)
+    pairs = [(x, bare(x)) for x in tensors if mixed and not x.is_meta]
+    back = {id(stand_in): x for x, stand_in in pairs}
+    rebind(model, {id(x): stand_in for x, stand_in in pairs})
+    try:
+        yield back
+    finally:
+        rebind(model, back)
 
 
 def _why(model: nn.Module, microbatch: Batch, error: Exception) -> str:

@@ -1,6 +1,7 @@
 """Putting a captured graph on a device: its tensors, and the devices that its operators name."""
 
 import copy
+from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -11,15 +12,16 @@ __all__: list[str] = ["copy_to", "with_device"]
 
 
 def copy_to(module: fx.GraphModule, device: torch.device) -> fx.GraphModule:
-    """The graph with its tensors on the device: itself where they are there already."""
-    tensors = [*module.parameters(), *module.buffers()]
-    if device.type == "cpu" and all(x.device.type == "cpu" for x in tensors):
+    """The graph with its tensors on the device: itself where all is there already."""
+    tensors = (*module.parameters(), *module.buffers())
+    if {x.device for x in tensors} | set(_devices_in(module)) <= {device}:
         return module
     moved = copy.deepcopy(module).to(device)
-    for node in moved.graph.nodes:
-        node.args = with_device(node.args, device)
-        node.kwargs = with_device(node.kwargs, device)
-    moved.recompile()
+    for region in _graphs(moved):
+        for node in region.graph.nodes:
+            node.args = with_device(node.args, device)
+            node.kwargs = with_device(node.kwargs, device)
+        region.recompile()
     return moved
 
 
@@ -28,3 +30,17 @@ def with_device(arguments: Any, device: torch.device) -> Any:
     return pytree.tree_map(
         lambda leaf: device if isinstance(leaf, torch.device) else leaf, arguments
     )
+
+
+def _devices_in(module: fx.GraphModule) -> Iterator[torch.device]:
+    """The devices that its operators name."""
+    for region in _graphs(module):
+        for node in region.graph.nodes:
+            for leaf in pytree.tree_leaves((node.args, node.kwargs)):
+                if isinstance(leaf, torch.device):
+                    yield leaf
+
+
+def _graphs(module: fx.GraphModule) -> list[fx.GraphModule]:
+    """The graph and the regions in it, such as the body of a `with torch.no_grad()`."""
+    return [m for m in module.modules() if isinstance(m, fx.GraphModule)]

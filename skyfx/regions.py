@@ -142,6 +142,8 @@ def _timed(
     read = dict.fromkeys(x for node in part for x in node.all_input_nodes if x not in inside)
     tensors = {x: captured.attribute(x) for x in read if x.op == "get_attr"}
     received = [x for x in read if x not in tensors]
+    if not all(isinstance(x.meta.get("val"), Tensor) for x in received):
+        raise ValueError("it takes several tensors as one value")
     sent = [n for n in part if any(user not in inside for user in n.users)] or part[-1:]
     if made_up:
         tensors = {

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, fx, nn
 from torch.utils import _pytree as pytree
 
-from skyfx.placing import with_device
+from skyfx.placing import copy_to, with_device
 
 __all__: list[str] = ["arguments", "sample"]
 
@@ -47,6 +47,8 @@ def arguments(
 
     def made(read: fx.Node) -> Any:
         value = tensors.get(read, read.meta.get("val"))
+        if isinstance(value, fx.GraphModule):
+            return copy_to(value, device)
         return pytree.tree_map(lambda x: sample(x, device) if isinstance(x, Tensor) else x, value)
 
     args, kwargs = with_device(fx.map_arg((node.args, node.kwargs), made), device)

@@ -14,7 +14,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
-from torch import Tensor, fx, nn
+from torch import fx
 
 from skyfx.aliases import regions, written_by
 from skyfx.captures import Capture
@@ -29,7 +29,7 @@ from skyfx.solver.graph import Graph
 from skyfx.solver.plan import Plan
 from skyfx.subgraph import subgraph
 
-__all__: list[str] = ["match", "move_tensors", "owned", "split"]
+__all__: list[str] = ["match", "owned", "split"]
 
 StageOf = Mapping[fx.Node, int]
 
@@ -94,15 +94,6 @@ def match(
 def owned(captured: Capture, node: fx.Node) -> list[str]:
     """Original names of the parameters and buffers that live with a node."""
     return [original_name(str(read.target)) for read in captured.tensors_of(node)]
-
-
-def move_tensors(model: nn.Module, owners: Mapping[str, int], places: Sequence[Place]) -> None:
-    """Move each parameter and buffer to its stage's device; they stay the same objects."""
-    named: dict[str, Tensor] = dict(model.named_buffers(remove_duplicate=False))
-    named.update(model.named_parameters(remove_duplicate=False))
-    for name, stage in owners.items():
-        if name in named and named[name].device != places[stage].device:
-            named[name].data = named[name].data.to(places[stage].device)
 
 
 def _boundaries(

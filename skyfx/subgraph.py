@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, fx
 
 from skyfx.captures import Capture
-from skyfx.placing import with_device
+from skyfx.placing import copy_to, with_device
 
 __all__: list[str] = ["subgraph"]
 
@@ -47,6 +47,8 @@ def subgraph(
             value = (tensors or {}).get(node, captured.attribute(node))
             if isinstance(value, Tensor) and value.device != device:
                 value = value.to(device)  # a constant of the capture; the model's own have moved
+            if isinstance(value, fx.GraphModule):
+                value = copy_to(value, device)
             attributes[str(node.target)] = value
             env[node] = graph.get_attr(str(node.target))
         return env[node]

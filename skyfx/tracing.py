@@ -92,7 +92,7 @@ def _export(
     assert isinstance(module, fx.GraphModule)
     hazards.check_operators(module.graph)
     put_leaves(module, whole.seen)
-    _drop_assertions(module.graph)
+    _drop_assertions(module)
     return module, adapter.returned.form
 
 
@@ -165,9 +165,11 @@ def _has_cache(model: nn.Module) -> bool:
     return takes_it and bool(getattr(config, "use_cache", False))
 
 
-def _drop_assertions(graph: fx.Graph) -> None:
+def _drop_assertions(module: fx.GraphModule) -> None:
     """Remove checks that tie the graph to the device it was captured on."""
-    for node in graph.find_nodes(
-        op="call_function", target=torch.ops.aten._assert_tensor_metadata.default
-    ):
-        graph.erase_node(node)
+    for region in [m for m in module.modules() if isinstance(m, fx.GraphModule)]:
+        for node in region.graph.find_nodes(
+            op="call_function", target=torch.ops.aten._assert_tensor_metadata.default
+        ):
+            region.graph.erase_node(node)
+        region.recompile()

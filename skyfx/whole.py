@@ -18,6 +18,7 @@ from torch.overrides import TorchFunctionMode
 from torch.utils import _pytree as pytree
 
 from skyfx.leaves import Run, Seen, stand_in
+from skyfx.rebinding import bare
 from skyfx.runtime.microbatch import CONSTANTS, OutputForm
 from skyfx.runtime.nesting import flatten
 from skyfx.solver.errors import CaptureError
@@ -145,10 +146,7 @@ class Whole:
         if module is None:
             return None
         memo: dict[int, Any] = {id(by): _REPLACED for by in self._instead}
-        for x in named.values():
-            bare = x.detach().to("meta")
-            is_parameter = isinstance(x, nn.Parameter)
-            memo[id(x)] = nn.Parameter(bare, x.requires_grad) if is_parameter else bare
+        memo |= {id(x): bare(x) for x in named.values()}
         copied = copy.deepcopy(module, memo)
         for part in copied.modules():
             for name in [n for n, value in vars(part).items() if value is _REPLACED]:

@@ -1,18 +1,22 @@
 """What is measured, and that measuring disturbs nothing."""
 
+import json
 import signal
 import threading
 import time
+from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from torch import Tensor, nn
 
+from skyfx.calls import CallCost, measure_call, signature
 from skyfx.captures import capture
 from skyfx.devices import resolve
-from skyfx.measurement import calibrated, measure
+from skyfx.measurement import measure
+from skyfx.regions import Timed, fit
 from skyfx.solver import Graph
-from skyfx.timing import CallTime, measure_call, signature
 from tests import models
 from tests.models import BATCH, CASES, Case
 
@@ -71,14 +75,16 @@ def test_measuring_leaves_the_model_and_the_random_state_alone(name: str) -> Non
 
 def test_equal_calls_have_one_signature_and_unequal_ones_do_not() -> None:
     x, weight = torch.ones(2, 3), nn.Parameter(torch.ones(4, 3))
-    one = signature("linear", (x, weight), {})
-    assert one == signature("linear", (x + 1, nn.Parameter(torch.zeros(4, 3))), {})
+    needs = [False, True]
+    one = signature("linear", (x, weight), {}, needs)
+    assert one == signature("linear", (x + 1, nn.Parameter(torch.zeros(4, 3))), {}, needs)
     others = [
-        signature("other", (x, weight), {}),
-        signature("linear", (x.t().contiguous().t(), weight), {}),
-        signature("linear", (x.double(), weight), {}),
-        signature("linear", (x, weight.detach()), {}),
-        signature("linear", (x, weight), {"p": 0.1}),
+        signature("other", (x, weight), {}, needs),
+        signature("linear", (x.t().contiguous().t(), weight), {}, needs),
+        signature("linear", (x.double(), weight), {}, needs),
+        signature("linear", (x, weight.detach()), {}, needs),
+        signature("linear", (x, weight), {}, [True, True]),
+        signature("linear", (x, weight), {"p": 0.1}, needs),
     ]
     assert one not in others
 
@@ -88,17 +94,105 @@ def test_a_call_takes_at_least_what_it_takes() -> None:
         time.sleep(0.005)
         return x * 2
 
-    x = torch.ones(2, requires_grad=True)
-    found = measure_call(slow, (x,), {}, training=True, num_threads=1)
+    x = torch.ones(2)
+    found = measure_call(slow, (x,), {}, [True], training=True, num_threads=1)
     assert found.forward_s >= 0.005
     assert found.backward_s is not None
-    assert measure_call(slow, (x,), {}, training=False, num_threads=1).backward_s is None
+    assert found.flows == (True,)
+    assert measure_call(slow, (x,), {}, [True], training=False, num_threads=1).backward_s is None
 
 
-def test_the_nodes_times_are_scaled_to_add_up_to_the_whole() -> None:
-    alone = {"a": CallTime(1.0, 4.0), "b": CallTime(3.0, None)}
-    found = calibrated(alone, CallTime(8.0, 6.0), "cpu")
-    assert found == {"a": CallTime(2.0, 6.0), "b": CallTime(6.0, None)}
+def test_a_call_keeps_what_autograd_saves() -> None:
+    x, y = torch.ones(8), torch.ones(8)
+    product = measure_call(torch.mul, (x, y), {}, [True, True], training=True, num_threads=1)
+    assert (product.keeps_inputs, product.keeps_outputs, product.keeps_bytes) == ((0, 1), (), 0)
+    root = measure_call(torch.exp, (x,), {}, [True], training=True, num_threads=1)
+    assert (root.keeps_inputs, root.keeps_outputs, root.keeps_bytes) == ((), (0,), 0)
+    none = measure_call(torch.mul, (x, y), {}, [False, False], training=True, num_threads=1)
+    assert none.keeps_inputs == none.keeps_outputs == ()
+    assert none.backward_s is None
+
+
+def test_a_fit_finds_factor_and_overhead_and_is_not_led_astray_by_one_disturbance() -> None:
+    pairs = [(1e-3, 5), (2e-3, 40), (8e-3, 11), (3e-2, 90), (0.1, 30), (0.2, 300), (0.15, 4)]
+    regions = [Timed(1.25 * alone + 2e-6 * nodes, alone, nodes) for alone, nodes in pairs]
+    found = fit([*regions, Timed(0.9, 0.05, 20)])
+    assert found is not None
+    assert found.factor == pytest.approx(1.25, rel=1e-3)
+    assert found.overhead_s == pytest.approx(2e-6, rel=1e-2)
+    assert found.error < 1e-3 < found.error_p90
+    assert fit(regions[:2]) is None
+
+
+def test_a_fit_is_never_below_zero() -> None:
+    found = fit([Timed(2e-3, 1e-3, n) for n in (90, 50, 10, 1)])
+    assert found is not None
+    assert found.factor >= 0
+    assert found.overhead_s >= 0
+
+
+def test_how_the_times_were_come_by_stands_in_the_graph() -> None:
+    graph = measured(models.bert())
+    assert graph.measured is not None
+    (one,) = graph.measured
+    assert one.type == "cpu"
+    assert one.forward is not None
+    assert one.backward is not None
+    assert one.forward.regions >= 3
+
+
+def test_a_model_without_values_is_measured_as_one_with() -> None:
+    def node_sizes(graph: Graph) -> dict[str, tuple[float, float, bool, bool]]:
+        return {
+            n.id: (n.saved_bytes, n.gradient_bytes, bool(n.forward_s), bool(n.backward_s))
+            for n in graph.nodes
+        }
+
+    case = models.resnet()
+    with torch.device("meta"):
+        bare = models.ResNet()
+    without = measured(Case(bare, case.batch.to("meta"), case.targets, case.loss_fn))
+    assert node_sizes(without) == node_sizes(measured(case))
+
+
+def test_what_was_measured_is_kept_in_the_cache_and_read_from_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("SKYFX_CACHE", str(tmp_path / "new"))
+    case, calls = models.resnet(), []
+
+    def counted(*args: Any, **kwargs: Any) -> CallCost:
+        calls.append(args[0])
+        return measure_call(*args, **kwargs)
+
+    monkeypatch.setattr("skyfx.pricing.measure_call", counted)
+    first, num_calls = measured(case), len(calls)
+    again = measured(case)
+    assert 0 < num_calls == len(calls)
+    assert [n.saved_bytes for n in first.nodes] == [n.saved_bytes for n in again.nodes]
+    (file,) = (tmp_path / "new").iterdir()
+    file.write_text("{")
+    measured(case)  # is not read, and made anew
+    assert len(calls) == 2 * num_calls
+    measured(case)
+    assert len(calls) == 2 * num_calls
+
+
+def test_ctrl_c_keeps_what_was_measured(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SKYFX_CACHE", str(tmp_path))
+    case, calls = models.resnet(), []
+
+    def counted(*args: Any, **kwargs: Any) -> CallCost:
+        if len(calls) == 3:
+            raise KeyboardInterrupt
+        calls.append(args[0])
+        return measure_call(*args, **kwargs)
+
+    monkeypatch.setattr("skyfx.pricing.measure_call", counted)
+    with pytest.raises(KeyboardInterrupt):
+        measured(case)
+    (file,) = tmp_path.iterdir()
+    assert len(json.loads(file.read_text())) == 3
 
 
 @pytest.mark.parametrize("num_devices", [1, 2])

@@ -1,0 +1,23 @@
+"""Other tensors in the place of a module's parameters and buffers."""
+
+from collections.abc import Mapping
+
+from torch import Tensor, nn
+
+__all__: list[str] = ["bare", "rebind"]
+
+
+def rebind(module: nn.Module, others: Mapping[int, Tensor]) -> None:
+    """Put other tensors in place of those with these `id`s, wherever the module holds them."""
+    for part in module.modules():
+        for held in (part._parameters, part._buffers):
+            for name, tensor in held.items():
+                if id(tensor) in others:
+                    held[name] = others[id(tensor)]  # type: ignore[assignment]
+
+
+def bare(tensor: Tensor) -> Tensor:
+    """The same without values, on torch's meta device; a parameter if it was one."""
+    without = tensor.detach().to("meta")
+    is_parameter = isinstance(tensor, nn.Parameter)
+    return nn.Parameter(without, tensor.requires_grad) if is_parameter else without
