@@ -73,7 +73,7 @@ class Batch:
     def _flatten(cls, arguments: Any) -> "Batch":
         leaves, spec = flatten(arguments)
         for leaf in leaves:
-            if not isinstance(leaf, (Tensor, *CONSTANTS)):
+            if not isinstance(leaf, (Tensor, *CONSTANTS)) and not is_dataclass(leaf):
                 raise TypeError(
                     f"the batch holds an object of {type(leaf).__name__}, expected tensors, "
                     "numbers and strings, nested in tuples, lists, dicts and dataclasses"

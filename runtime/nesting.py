@@ -3,6 +3,7 @@
 import dataclasses
 from typing import Any
 
+from torch import Tensor
 from torch.utils import _pytree as pytree
 
 __all__: list[str] = ["flatten", "flatten_with_names", "unflatten"]
@@ -47,7 +48,7 @@ def unflatten(leaves: Any, spec: pytree.TreeSpec) -> Any:
 
 def _open(value: Any) -> Any:
     def opened(leaf: Any) -> Any:
-        if not dataclasses.is_dataclass(leaf) or isinstance(leaf, type):
+        if not _is_open(leaf):
             return leaf
         fields = {
             field.name: _open(getattr(leaf, field.name))
@@ -57,6 +58,14 @@ def _open(value: Any) -> Any:
         return _Opened(type(leaf), fields)
 
     return pytree.tree_map(opened, value)
+
+
+def _is_open(value: Any) -> bool:
+    """Whether it is a dataclass object that holds tensors; others, such as configs, stay whole."""
+    if not dataclasses.is_dataclass(value) or isinstance(value, type):
+        return False
+    held = [getattr(value, field.name, None) for field in dataclasses.fields(value)]
+    return any(isinstance(x, Tensor) or _is_open(x) for x in pytree.tree_leaves(held))
 
 
 def _close(value: Any) -> Any:

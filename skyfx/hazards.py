@@ -17,14 +17,15 @@ from typing import Any
 
 import numpy
 import torch
-from torch import Tensor, fx, nn
+from torch import Tensor, nn
+from torch._functorch import apis
 
 from skyfx.solver.errors import CaptureError
 
 __all__: list[str] = [
     "check_buffers",
     "check_numbers",
-    "check_operators",
+    "no_vmap",
     "numbers",
     "numbers_kept",
     "own_gradients",
@@ -83,6 +84,31 @@ def _refuse_gradient(what: str, args: Any) -> None:
             "only. Write it with torch's operators, or make it one by torch.library.custom_op and "
             "register_autograd; remove backward hooks; checkpoint with use_reentrant=False"
         )
+
+
+@contextmanager
+def no_vmap() -> Iterator[None]:
+    """Within it, torch.vmap is refused, in this thread.
+
+    It changes how the operators after it compute, as they must not be cut apart.
+    """
+    here = threading.get_ident()
+    home: Any = apis
+    vmap = home.vmap_impl
+
+    def refused(*args: Any, **kwargs: Any) -> Any:
+        if threading.get_ident() == here:
+            raise CaptureError(
+                "forward uses torch.vmap, which a captured graph cannot be cut inside: write the "
+                "batch dimension out"
+            )
+        return vmap(*args, **kwargs)
+
+    home.vmap_impl = refused
+    try:
+        yield
+    finally:
+        home.vmap_impl = vmap
 
 
 @contextmanager
@@ -171,18 +197,3 @@ def check_buffers(before: Mapping[str, Tensor], after: Mapping[str, Tensor]) -> 
                 f"forward assigns buffer {name!r} anew, which a captured graph cannot: write to "
                 f"it in place, as by `self.{name.rpartition('.')[2]}.copy_(...)`"
             )
-
-
-def check_operators(graph: fx.Graph) -> None:
-    """Refuse operators that change how those after them compute, as they must not be cut apart.
-
-    Raises:
-        CaptureError: the model uses functorch inside.
-    """
-    for node in graph.nodes:
-        if getattr(node.target, "__name__", "") != "_vmap_increment_nesting":
-            continue
-        raise CaptureError(
-            f"forward uses torch.vmap ({node.name}), which a captured graph cannot be cut inside: "
-            "write the batch dimension out"
-        )

@@ -9,7 +9,8 @@ What the node looks like to its neighbours (shapes, what it writes, whether it d
 was seen in a run of the model; every later call is held against the shapes.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -20,8 +21,9 @@ from torch.utils import _pytree as pytree
 from skyfx.runtime import random
 from skyfx.runtime.microbatch import OutputForm
 from skyfx.runtime.nesting import unflatten
+from skyfx.solver.errors import CaptureError
 
-__all__: list[str] = ["Leaf", "Run", "Seen", "leaf_of", "put_leaves", "stand_in"]
+__all__: list[str] = ["Leaf", "Run", "Seen", "buffers_kept", "leaf_of", "put_leaves", "stand_in"]
 
 
 class Run(nn.Module):
@@ -35,8 +37,34 @@ class Run(nn.Module):
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         """Call it."""
         function = self._function
-        run = getattr(self.owner, function) if isinstance(function, str) else function
-        return run(*args, **kwargs)
+        if self.owner is None or not isinstance(function, str):
+            return self._function(*args, **kwargs)  # type: ignore[operator]
+        with buffers_kept(self.owner):
+            return getattr(self.owner, function)(*args, **kwargs)
+
+
+@contextmanager
+def buffers_kept(module: nn.Module) -> Iterator[None]:
+    """Buffers that are assigned anew within it are the same objects afterwards, with the values.
+
+    Raises:
+        CaptureError: one has another shape.
+    """
+    before = [
+        (owner, name, buffer)
+        for owner in module.modules()
+        for name, buffer in owner.named_buffers(recurse=False)
+    ]
+    yield
+    for owner, name, buffer in before:
+        new = getattr(owner, name)
+        if new is buffer:
+            continue
+        if not isinstance(new, Tensor) or new.shape != buffer.shape:
+            raise CaptureError(f"buffer {name!r} is assigned anew, with another shape")
+        setattr(owner, name, buffer)
+        with torch.no_grad():
+            buffer.copy_(new)
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,13 +117,12 @@ class Seen:
         return [x.clone() if _storage(x) in given else x for x in outputs]
 
     def _check(self, form: OutputForm, outputs: Sequence[Tensor]) -> None:
-        found, expected = [tuple(x.shape) for x in outputs], [tuple(x.shape) for x in self.outputs]
-        if form != self.form or found != expected:
+        found, expected = _in_short(form, outputs), _in_short(self.form, self.outputs)
+        if form.spec != self.form.spec or found != expected:
             raise RuntimeError(
-                f"{self.name!r} has returned tensors of shapes {found}, when the model was "
-                f"captured {expected}: what it returns depends on values, so what follows cannot "
-                "be cut off from it. Give batches that take the same way, or keep the whole model "
-                "on one device, without skyfx"
+                f"{self.name!r} has returned {found}, when the model was captured {expected}: that "
+                "depends on values, so what follows cannot be cut off from it. Give batches that "
+                "take the same way, or keep the whole model on one device, without skyfx"
             )
 
     def described(self) -> str:
@@ -181,6 +208,13 @@ def leaf_of(node: fx.Node) -> Leaf | None:
         return None
     found = node.graph.owning_module.get_submodule(str(node.target))
     return found if isinstance(found, Leaf) else None
+
+
+def _in_short(form: OutputForm, outputs: Sequence[Tensor]) -> str:
+    """Shapes in the place of tensors, and the constants between them."""
+    shapes = (f"a tensor {tuple(x.shape)}" for x in outputs)
+    pairs = zip(form.leaves, form.is_tensor, strict=True)
+    return ", ".join(next(shapes) if is_tensor else repr(leaf) for leaf, is_tensor in pairs)
 
 
 def _numbers(of: Sequence[int]) -> str:

@@ -16,12 +16,13 @@ from torch import Tensor, fx, nn
 
 from skyfx import hazards
 from skyfx.leaves import put_leaves
+from skyfx.lines import Static
 from skyfx.names import ADAPTED
 from skyfx.runtime.microbatch import Batch, OutputForm
 from skyfx.runtime.nesting import unflatten
 from skyfx.solver.errors import CaptureError
 from skyfx.undisturbed import undisturbed
-from skyfx.whole import Static, Whole
+from skyfx.whole import Whole
 
 __all__: list[str] = ["trace"]
 
@@ -77,6 +78,7 @@ def _export(
     tensors = tuple(microbatch.tensors)
     with (
         hazards.own_random(),
+        hazards.no_vmap(),
         hazards.own_gradients() if training else nullcontext(),
         hazards.numbers_kept(model),
     ):
@@ -90,7 +92,6 @@ def _export(
             hazards.check_numbers(changed, again.returned.changed)
     module = program.module(check_guards=False)
     assert isinstance(module, fx.GraphModule)
-    hazards.check_operators(module.graph)
     put_leaves(module, whole.seen)
     _drop_assertions(module)
     return module, adapter.returned.form

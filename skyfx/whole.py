@@ -3,35 +3,40 @@
 No branch on a value is followed, no shape that depends on one, and no gradient of the model's own
 making. The innermost place whose code needs one of these is kept whole, and the model is traced
 anew; if its arguments or what it returns cannot cross the edge of a node, the next one around it.
+In the end, in the model's own forward, single lines are fixed to what they return (see `lines`).
 """
 
 import copy
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, nullcontext
+from dataclasses import is_dataclass
 from functools import partial
+from types import EllipsisType, FunctionType
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor, compiler, nn
 from torch._export.utils import _compiling_state_context
 from torch.overrides import TorchFunctionMode
-from torch.utils import _pytree as pytree
 
-from skyfx.leaves import Run, Seen, stand_in
+from skyfx.leaves import Run, Seen, buffers_kept, stand_in
+from skyfx.lines import AtLines, DependsOnValuesError, Line
 from skyfx.rebinding import bare
 from skyfx.runtime.microbatch import CONSTANTS, OutputForm
 from skyfx.runtime.nesting import flatten
 from skyfx.solver.errors import CaptureError
 from skyfx.spots import Spot, like, spots_in
 
-__all__: list[str] = ["Static", "Whole"]
+__all__: list[str] = ["Whole"]
 
 Own = Callable[..., Any]
+Place = Spot | Line
+
+_GIVEN = (*CONSTANTS, slice, EllipsisType)
+"""What may be given beside tensors; and configs and functions, see `_check_constants`."""
 
 _REPLACED = object()
 """Stands in a copy for what was replaced at the time."""
-
-_SYMBOLIC = (torch.SymInt, torch.SymFloat, torch.SymBool)
 
 
 class Whole:
@@ -41,10 +46,12 @@ class Whole:
         self._model = model
         self._spots: list[Spot] = []
         self._refused: set[tuple[Any, ...]] = set()
-        self._seen: dict[Spot, list[Seen]] = {}
-        self._next: dict[Spot, int] = {}
+        self._lines: list[Line] = []
+        self._line: Line | None = None
+        self._seen: dict[Place, list[Seen]] = {}
+        self._next: dict[Place, int] = {}
         self._inside = False
-        self._instead: list[Own] = []
+        self._instead: list[_Replacement] = []
 
     @property
     def seen(self) -> list[Seen]:
@@ -53,10 +60,15 @@ class Whole:
 
     def add(self, error: BaseException) -> bool:
         """Keep the innermost place whole whose code has failed; False where none is left."""
+        if isinstance(error, DependsOnValuesError):
+            self._line = error.line
         for spot in spots_in(error, self._model):
             if spot not in self._spots and spot.kind not in self._refused:
                 self._spots += like(spot, self._model)
                 return True
+        if self._line is not None and self._line not in self._lines:
+            self._lines.append(self._line)
+            return True
         return False
 
     def see(self, call: Callable[[], Any]) -> Any:
@@ -65,7 +77,8 @@ class Whole:
         Raises:
             CaptureError: one of them cannot; it is none any more.
         """
-        self._seen = {spot: [] for spot in self._spots}
+        places: list[Place] = [*self._spots, *self._lines]
+        self._seen = {place: [] for place in places}
         # Models ask whether they are exported, and then keep a mask that hides nothing, say.
         with self._replaced(self._note), _compiling_state_context():
             return call()
@@ -73,7 +86,7 @@ class Whole:
     @contextmanager
     def standing_in(self) -> Iterator[None]:
         """Within it, each call is one operator, for torch.export to trace."""
-        self._next = dict.fromkeys(self._spots, 0)
+        self._next = dict.fromkeys(self._seen, 0)
         with self._replaced(self._stand_in):
             yield
 
@@ -83,50 +96,52 @@ class Whole:
         self._instead.clear()
         with ExitStack() as stack:
             for spot in self._spots:
-                own: list[Own] = []
-                by = partial(instead, spot, own)
+                by = _Replacement(partial(instead, spot))
                 self._instead.append(by)
-                own.append(stack.enter_context(spot.replaced(self._model, by)))
+                by.own = stack.enter_context(spot.replaced(self._model, by))
+            stack.enter_context(AtLines({line: partial(instead, line) for line in self._lines}))
             yield
 
-    def _note(self, spot: Spot, own: list[Own], *args: Any, **kwargs: Any) -> Any:
+    def _note(self, place: Place, own: Own, *args: Any, **kwargs: Any) -> Any:
         if self._inside:
-            return own[0](*args, **kwargs)
+            return own(*args, **kwargs)
         self._inside = True
         try:
-            returned, seen = self._watched(spot, own[0], args, kwargs)
-        except CaptureError:
-            self._refused.add(spot.kind)
-            self._spots = [other for other in self._spots if other.kind != spot.kind]
-            raise
+            returned, seen = self._watched(place, own, args, kwargs)
+        except Exception as error:
+            if isinstance(place, Spot):
+                self._refused.add(place.kind)
+                self._spots = [other for other in self._spots if other.kind != place.kind]
+            raise CaptureError(f"{place}: {error}") from error
         finally:
             self._inside = False
-        self._seen[spot].append(seen)
+        self._seen[place].append(seen)
         return returned
 
-    def _watched(self, spot: Spot, own: Own, args: Any, kwargs: Any) -> tuple[Any, Seen]:
+    def _watched(self, place: Place, own: Own, args: Any, kwargs: Any) -> tuple[Any, Seen]:
         """Call it, and see what it does."""
         leaves, spec = flatten((args, kwargs))
-        number = len(self._seen[spot])
-        name = f"{spot}/{number}" if number else str(spot)
-        _check_constants(name, "is given", leaves, CONSTANTS)
-        module = spot.module(self._model)
+        number = len(self._seen[place])
+        name = f"{place}/{number}" if number else str(place)
+        _check_constants(name, "is given", leaves, _GIVEN)
+        module = self._module(place)
         named = {} if module is None else _named(module)
         given = [x for x in leaves if isinstance(x, Tensor)]
         versions = {id(x): x._version for x in (*given, *named.values())}
         generator = torch.get_rng_state()
-        with _Used(named) as used:
+        kept = nullcontext() if module is None else buffers_kept(module)
+        with _Used(named) as used, _as_ever(), kept:
             returned = own(*args, **kwargs)
-        if module is not None and any(x is not named.get(n) for n, x in _named(module).items()):
-            raise CaptureError(f"{name!r} assigns a buffer anew, which a stage cannot")
         # A number that was computed may be another one next time, and the graph has it fixed.
-        _check_constants(name, "returns", flatten(returned)[0], (str, type(None)))
-        state = [n for n in named if n in used.names or spot.name == "forward"]
+        constants = CONSTANTS if isinstance(place, Line) else (str, type(None))
+        _check_constants(name, "returns", flatten(returned)[0], constants)
+        is_forward = isinstance(place, Spot) and place.name == "forward"
+        state = [n for n in named if n in used.names or is_forward]
         tensors = [*given, *(named[n] for n in state)]
         form, outputs = OutputForm.of(returned)
         return returned, Seen(
             name=name,
-            run=Run(self._bare(module, named), own if module is None else spot.name),
+            run=self._run(place, own, module, named),
             leaves=tuple(None if isinstance(x, Tensor) else x for x in leaves),
             is_tensor=tuple(isinstance(x, Tensor) for x in leaves),
             spec=spec,
@@ -141,10 +156,20 @@ class Whole:
             is_random=not torch.equal(generator, torch.get_rng_state()),
         )
 
-    def _bare(self, module: nn.Module | None, named: dict[str, Tensor]) -> nn.Module | None:
+    def _module(self, place: Place) -> nn.Module | None:
+        """The module whose method it is."""
+        return place.module(self._model) if isinstance(place, Spot) else None
+
+    def _run(
+        self, place: Place, own: Own, module: nn.Module | None, named: dict[str, Tensor]
+    ) -> Run:
+        """Its code, to be called again."""
+        if module is None or isinstance(place, Line):
+            return Run(None, own)
+        return Run(self._bare(module, named), place.name)
+
+    def _bare(self, module: nn.Module, named: dict[str, Tensor]) -> nn.Module:
         """A copy whose parameters and buffers have no values, and in which nothing is replaced."""
-        if module is None:
-            return None
         memo: dict[int, Any] = {id(by): _REPLACED for by in self._instead}
         memo |= {id(x): bare(x) for x in named.values()}
         copied = copy.deepcopy(module, memo)
@@ -153,34 +178,35 @@ class Whole:
                 del vars(part)[name]
         return copied
 
-    def _stand_in(self, spot: Spot, _: list[Own], *args: Any, **kwargs: Any) -> Any:
-        seen = self._seen[spot][self._next[spot]]
-        self._next[spot] += 1
-        module = spot.module(self._model)
+    def _stand_in(self, place: Place, _: Own, *args: Any, **kwargs: Any) -> Any:
+        seen = self._seen[place][self._next[place]]
+        self._next[place] += 1
+        module = self._module(place)
         named = {} if module is None else _named(module, tied=True)
         given = [x for x in flatten((args, kwargs))[0] if isinstance(x, Tensor)]
         return stand_in(seen, [*given, *(named[name] for name in seen.state)])
 
 
-class Static(TorchFunctionMode):
-    """Within it, no function of torch may return what only values tell: a number, a shape.
+@contextmanager
+def _as_ever() -> Iterator[None]:
+    """Within it, torch says that nothing is compiled or exported: so it will be in a stage."""
+    compiling, exporting = compiler._is_compiling_flag, compiler._is_exporting_flag
+    compiler._is_compiling_flag = compiler._is_exporting_flag = False
+    try:
+        yield
+    finally:
+        compiler._is_compiling_flag, compiler._is_exporting_flag = compiling, exporting
 
-    torch.export goes on with a symbol for it, which has no size to plan with.
 
-    Raises:
-        CaptureError: one has.
-    """
+class _Replacement:
+    """Called in place of a method or function, which it is given once it is known."""
 
-    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        returned = func(*args, **(kwargs or {}))
-        for leaf in pytree.tree_leaves(returned):
-            sizes = leaf.shape if isinstance(leaf, Tensor) else [leaf]
-            if any(isinstance(size, _SYMBOLIC) for size in sizes):
-                raise CaptureError(
-                    f"{getattr(func, '__name__', func)} returns what depends on the values of its "
-                    "arguments, and a captured graph has fixed numbers and shapes"
-                )
-        return returned
+    def __init__(self, instead: Callable[..., Any]) -> None:
+        self._instead = instead
+        self.own: Own = instead
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        return self._instead(self.own, *args, **kwargs)
 
 
 class _Used(TorchFunctionMode):
@@ -212,5 +238,14 @@ def _may_write(module: nn.Module | None, x: Tensor) -> bool:
 def _check_constants(name: str, does: str, leaves: Sequence[Any], kept: tuple[type, ...]) -> None:
     """Refuse what cannot cross the edge of a node."""
     for leaf in leaves:
-        if not isinstance(leaf, (Tensor, *kept)):
+        constant = kept is _GIVEN and (is_dataclass(leaf) or _is_constant_function(leaf))
+        if not isinstance(leaf, (Tensor, *kept)) and not constant:
             raise CaptureError(f"{name!r} {does} an object of {type(leaf).__name__}")
+
+
+def _is_constant_function(value: Any) -> bool:
+    """Whether it is a function that computes from its arguments alone."""
+    if not isinstance(value, FunctionType):
+        return False
+    held = [cell.cell_contents for cell in value.__closure__ or ()]
+    return all(isinstance(x, CONSTANTS) or _is_constant_function(x) for x in flatten(held)[0])

@@ -37,7 +37,7 @@ __all__: list[str] = ["Result", "report"]
 
 NUM_STAGES = 3
 CLOSE = 1e-6
-"""How far a gradient may be off, relative to the largest of its parameter."""
+"""How far a gradient may be off, relative to its norm."""
 
 NEGLIGIBLE = 1e-4
 """Gradients this much smaller than the model's largest are rounding errors of others."""
@@ -162,26 +162,29 @@ def _taken(model: nn.Module) -> dict[str, Tensor]:
 
 
 def _gradient_error(found: dict[str, Tensor], expected: dict[str, Tensor]) -> float:
-    largest = max((float(x.abs().max()) for x in expected.values()), default=0.0)
+    """The largest relative error of a gradient or buffer, by its norm."""
+    sizes = {n: float(x.norm()) for n, x in expected.items()}
+    least = NEGLIGIBLE * max(sizes.values(), default=0.0)
     return max(
-        float((found[n] - x).abs().max()) / max(float(x.abs().max()), NEGLIGIBLE * largest, 1e-30)
+        0.0 if _same(found[n], x) else float((found[n] - x).norm()) / max(sizes[n], least, 1e-30)
         for n, x in expected.items()
     )
 
 
 def _error(found: Tensor, expected: Tensor) -> float:
     """The largest difference, relative to the largest value; 0.0 if every bit is equal."""
-    if torch.equal(found, expected) or _equal_with_nan(found, expected):
+    if _same(found, expected):
         return 0.0
-    difference = (found.double() - expected.double()).abs().max()
-    return float(difference / expected.double().abs().max().clamp(min=1e-30)) or 1e-30
+    one, other = found.double(), expected.double()
+    return float((one - other).abs().max() / other.abs().max().clamp(min=1e-30)) or 1e-30
 
 
-def _equal_with_nan(found: Tensor, expected: Tensor) -> bool:
-    return found.is_floating_point() and bool(
-        torch.equal(found.isnan(), expected.isnan())
-        and torch.equal(found.nan_to_num(), expected.nan_to_num())
-    )
+def _same(found: Tensor, expected: Tensor) -> bool:
+    """Equal in every bit, or not a number at the same places."""
+    if not found.is_floating_point():
+        return torch.equal(found, expected)
+    numbers = torch.equal(found.nan_to_num(), expected.nan_to_num())
+    return numbers and torch.equal(found.isnan(), expected.isnan())
 
 
 def _describe(model: nn.Module, captured: Capture, result: Result) -> None:
@@ -197,7 +200,7 @@ def _without_dropout(model: nn.Module) -> None:
     """Set every probability of dropping something to 0, in modules and in configs."""
     for module in model.modules():
         for owner in (module, getattr(module, "config", None)):
-            for key, value in list(vars(owner).items()) if owner is not None else ():
+            for key, value in list(getattr(owner, "__dict__", {}).items()):
                 if "drop" in key and isinstance(value, float):
                     setattr(owner, key, 0.0)
         if isinstance(module, nn.modules.dropout._DropoutNd):
