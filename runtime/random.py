@@ -8,19 +8,24 @@ reproducible.
 """
 
 import hashlib
+import random
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
+import numpy
 import torch
 from torch.utils import _pytree as pytree
 
-__all__: list[str] = ["draw", "fresh_seed", "stream"]
+__all__: list[str] = ["draw", "draw_anything", "fresh_seed", "states", "stream"]
 
 _local = threading.local()
 _default_generators = threading.Lock()
 """Held while a default generator is lent to one operator."""
+
+_others = threading.Lock()
+"""Held while Python's and numpy's are."""
 
 
 @contextmanager
@@ -43,18 +48,53 @@ def draw(operator: Callable[..., Any], node: str, *args: Any, **kwargs: Any) -> 
 
     Outside a `stream`, as in measuring, it draws from the default generator as it stands.
     """
-    key = getattr(_local, "key", None)
-    if key is None:
+    number = _number_of(node)
+    if number is None:
         return operator(*args, **kwargs)
     generator = _default_generator(args, kwargs)
-    digest = hashlib.blake2b(f"{key}/{node}".encode(), digest_size=8).digest()
     with _default_generators:
         state = generator.get_state()
-        generator.manual_seed(int.from_bytes(digest, "big") >> 1)
+        generator.manual_seed(number)
         try:
             return operator(*args, **kwargs)
         finally:
             generator.set_state(state)
+
+
+def draw_anything(code: Callable[..., Any], node: str, *args: Any) -> Any:
+    """`draw` for code that may draw from Python's and numpy's generators as well."""
+    number = _number_of(node)
+    if number is None:
+        return code(*args)
+    with _others:
+        python, arrays = random.getstate(), numpy.random.get_state(legacy=False)
+        random.seed(number)
+        numpy.random.seed(number % 2**32)
+        try:
+            return draw(code, node, *args)
+        finally:
+            random.setstate(python)
+            numpy.random.set_state(arrays)
+
+
+def states() -> dict[str, Any]:
+    """What the generators of this process stand at, by the name of the module; to be compared."""
+    arrays: Any = numpy.random.get_state(legacy=True)
+    _, keys, *others = arrays
+    return {
+        "torch": torch.get_rng_state().numpy().tobytes(),
+        "random": random.getstate(),
+        "numpy.random": (keys.tobytes(), *others),
+    }
+
+
+def _number_of(node: str) -> int | None:
+    """The seed of a node's stream, in a `stream`."""
+    key = getattr(_local, "key", None)
+    if key is None:
+        return None
+    digest = hashlib.blake2b(f"{key}/{node}".encode(), digest_size=8).digest()
+    return int.from_bytes(digest, "big") >> 1
 
 
 def _default_generator(args: Any, kwargs: Any) -> torch.Generator:

@@ -12,14 +12,16 @@ and would go on with what stood there when the model was captured.
 import random
 import threading
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
-from typing import Any
+from contextlib import ExitStack, contextmanager
+from types import ModuleType
+from typing import Any, NoReturn
 
 import numpy
 import torch
 from torch import Tensor, nn
 from torch._functorch import apis
 
+from skyfx.runtime.random import states
 from skyfx.solver.errors import CaptureError
 
 __all__: list[str] = [
@@ -113,33 +115,52 @@ def no_vmap() -> Iterator[None]:
 
 @contextmanager
 def own_random() -> Iterator[None]:
-    """Within it, random numbers that are not torch's own are refused.
+    """Within it, random numbers that are not torch's own are refused, in this thread.
 
     Raises:
-        CaptureError: at the end, where Python's or numpy's global generator was drawn from.
+        CaptureError: where Python's or numpy's global generator is drawn from; at the end, where it
+            was by a function that had been imported by its name.
     """
     python, arrays = random.getstate(), numpy.random.get_state(legacy=False)
+    with ExitStack() as stack:
+        for module, owner in ((random, random._inst), (numpy.random, numpy.random.mtrand._rand)):
+            for name, value in vars(module).items():
+                if getattr(value, "__self__", None) is owner and "state" not in name:
+                    stack.enter_context(_refused(module, name))
+        before = states()
+        try:
+            yield
+            after = states()
+        finally:
+            random.setstate(python)
+            numpy.random.set_state(arrays)
+    for name in ("random", "numpy.random"):
+        if before[name] != after[name]:
+            _refuse_random(name)
+
+
+@contextmanager
+def _refused(module: ModuleType, name: str) -> Iterator[None]:
+    """Within it, a function that draws is refused, in this thread."""
+    here, function = threading.get_ident(), getattr(module, name)
+
+    def refused(*args: Any, **kwargs: Any) -> Any:
+        if threading.get_ident() == here:
+            _refuse_random(module.__name__)
+        return function(*args, **kwargs)
+
+    setattr(module, name, refused)
     try:
         yield
-        same = {
-            "random": random.getstate() == python,
-            "numpy.random": _equal(numpy.random.get_state(legacy=False), arrays),
-        }
     finally:
-        random.setstate(python)
-        numpy.random.set_state(arrays)
-    if drawn := [name for name, is_same in same.items() if not is_same]:
-        raise CaptureError(
-            f"forward draws from {' and '.join(drawn)}, so every step would repeat one draw (a "
-            "skipped layer, a mask). Draw with torch, or turn that off while training"
-        )
+        setattr(module, name, function)
 
 
-def _equal(a: Any, b: Any) -> bool:
-    """Whether two states of numpy's generator are equal: nested dicts with arrays in them."""
-    if isinstance(a, dict):
-        return all(_equal(value, b[key]) for key, value in a.items())
-    return bool(numpy.array_equal(a, b))
+def _refuse_random(name: str) -> NoReturn:
+    raise CaptureError(
+        f"forward draws from {name}, so every step would repeat one draw (a skipped layer, a "
+        "mask). Draw with torch, or turn that off while training"
+    )
 
 
 def numbers(model: nn.Module) -> dict[str, float]:

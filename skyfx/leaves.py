@@ -153,7 +153,9 @@ class Leaf(nn.Module):
     def forward(self, *tensors: Tensor) -> list[Tensor]:
         """Run the code; raises as `Seen` does."""
         seen = self._seen
-        return random.draw(seen, seen.name, *tensors) if seen.is_random else seen(*tensors)
+        if seen.is_random:
+            return list(random.draw_anything(seen, seen.name, *tensors))
+        return seen(*tensors)
 
     def __repr__(self) -> str:
         return f"Leaf({self._seen.name!r})"

@@ -14,7 +14,6 @@ from functools import partial
 from types import EllipsisType, FunctionType
 from typing import Any
 
-import torch
 from torch import Tensor, compiler, nn
 from torch._export.utils import _compiling_state_context
 from torch.overrides import TorchFunctionMode
@@ -22,6 +21,7 @@ from torch.overrides import TorchFunctionMode
 from skyfx.leaves import Run, Seen, buffers_kept, stand_in
 from skyfx.lines import AtLines, DependsOnValuesError, Line
 from skyfx.rebinding import bare
+from skyfx.runtime import random
 from skyfx.runtime.microbatch import CONSTANTS, OutputForm
 from skyfx.runtime.nesting import flatten
 from skyfx.solver.errors import CaptureError
@@ -128,7 +128,7 @@ class Whole:
         named = {} if module is None else _named(module)
         given = [x for x in leaves if isinstance(x, Tensor)]
         versions = {id(x): x._version for x in (*given, *named.values())}
-        generator = torch.get_rng_state()
+        generators = random.states()
         kept = nullcontext() if module is None else buffers_kept(module)
         with _Used(named) as used, _as_ever(), kept:
             returned = own(*args, **kwargs)
@@ -153,7 +153,7 @@ class Whole:
                 for i, x in enumerate(tensors)
                 if x._version != versions[id(x)] or _may_write(module, x)
             ),
-            is_random=not torch.equal(generator, torch.get_rng_state()),
+            is_random=generators != random.states(),
         )
 
     def _module(self, place: Place) -> nn.Module | None:

@@ -1,8 +1,10 @@
 """What torch.export cannot follow stays whole: a node, and everything else is cut around it."""
 
 import copy
+import random
 from typing import Any
 
+import numpy
 import pytest
 import torch
 from torch import Tensor, nn
@@ -174,8 +176,19 @@ class Skips(nn.Module):
         return x
 
 
-def test_layers_left_out_at_random_differ_from_step_to_step_but_not_with_the_plan() -> None:
-    made = case(Row(Skips()))
+class SkipsByPython(Skips):
+    def forward(self, x: Tensor) -> Tensor:
+        for layer in self.layers:
+            if not self.training or random.random() + numpy.random.rand() > 1:
+                x = layer(x)
+        return x
+
+
+@pytest.mark.parametrize("kind", [Skips, SkipsByPython])
+def test_layers_left_out_at_random_differ_from_step_to_step_but_not_with_the_plan(
+    kind: type[nn.Module],
+) -> None:
+    made = case(Row(kind()))
     losses = []
     for num_devices in (2, 3):
         torch.manual_seed(3)
