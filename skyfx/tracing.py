@@ -7,8 +7,10 @@ further). What torch.export cannot follow stays whole (see `whole`).
 """
 
 import inspect
-from collections.abc import Mapping
+import itertools
+from collections.abc import Callable, Mapping
 from contextlib import nullcontext, suppress
+from functools import partial
 from types import MappingProxyType
 
 import torch
@@ -21,10 +23,14 @@ from skyfx.names import ADAPTED
 from skyfx.runtime.microbatch import Batch, OutputForm
 from skyfx.runtime.nesting import unflatten
 from skyfx.solver.errors import CaptureError
+from skyfx.telling import told
 from skyfx.undisturbed import undisturbed
 from skyfx.whole import Whole
 
 __all__: list[str] = ["trace"]
+
+Adapter = Callable[[], "_TensorsOnly"]
+"""Makes an adapter, of which torch.export wants a fresh one each time."""
 
 
 def trace(
@@ -32,50 +38,68 @@ def trace(
 ) -> tuple[fx.GraphModule, OutputForm]:
     """The captured graph, and the form of the outputs.
 
+    At first without anything whole in it, and not telling the model that it is exported.
+
     Raises:
         CaptureError: the graph would leave something out.
         Exception: the model's own, or torch.export's, where nothing can stay whole instead.
     """
-    whole, first = Whole(model), None
-    while True:
-        try:
-            return _export(model, microbatch, whole, training=training)
-        except Exception as failed:
-            error = _cause(failed)
-            first = first or error
-            if not _keep_whole(model, microbatch, whole, error):
-                raise first from None
+    errors = []
+    for keep_whole, exported in itertools.product((False, True), (False, True)):
+        adapter = partial(_TensorsOnly, model, microbatch, exported=exported)
+        whole = Whole(model)
+        while True:
+            try:
+                return _export(model, adapter, whole, training=training)
+            except Exception as failed:
+                errors.append(_cause(failed))
+            if len(errors) == 1:
+                _check_runs(model, adapter())
+            if not (keep_whole and _keep_whole(model, adapter, whole, errors[-1])):
+                break
+    raise errors[0] from None
 
 
-def _keep_whole(model: nn.Module, microbatch: Batch, whole: Whole, error: Exception) -> bool:
-    """Keep one more submodule whole, because of this error; False where that cannot be.
+def _check_runs(model: nn.Module, adapter: "_TensorsOnly") -> None:
+    """Run the model as it is.
 
     Raises:
-        Exception: the model's own, where it does not run on these inputs at all.
+        Exception: its own, if it does not run on these inputs at all.
     """
+    try:
+        with undisturbed(model), hazards.numbers_kept(model):
+            adapter(*adapter.tensors)
+    except _ForwardFailedError as failed:
+        if not isinstance(failed.__cause__, CaptureError):
+            raise _cause(failed) from None
+    except CaptureError:
+        pass  # a hazard, which the first error speaks of
+
+
+def _keep_whole(model: nn.Module, adapter: Adapter, whole: Whole, error: Exception) -> bool:
+    """Keep one more place whole, because of this error; False where that cannot be."""
     while whole.add(error):
         try:
             with undisturbed(model), hazards.numbers_kept(model):
-                whole.see(lambda: _TensorsOnly(model, microbatch)(*microbatch.tensors))
+                whole.see(partial(adapter(), *adapter().tensors))
         except _ForwardFailedError as failed:
             error = _cause(failed)
             if not isinstance(error, CaptureError):
-                raise error from None
+                return False  # the model's own
         else:
             return True
     return False
 
 
 def _export(
-    model: nn.Module, microbatch: Batch, whole: Whole, *, training: bool
+    model: nn.Module, adapter: Adapter, whole: Whole, *, training: bool
 ) -> tuple[fx.GraphModule, OutputForm]:
     """The model as torch.export traces it, and the form of the outputs.
 
     Raises:
         CaptureError: forward counts something, or another hazard.
     """
-    adapter, again = _TensorsOnly(model, microbatch), _TensorsOnly(model, microbatch)
-    tensors = tuple(microbatch.tensors)
+    once, again = adapter(), adapter()
     with (
         hazards.own_random(),
         hazards.no_vmap(),
@@ -83,18 +107,18 @@ def _export(
         hazards.numbers_kept(model),
     ):
         with whole.standing_in():
-            program = torch.export.export(adapter, tensors, strict=False)
-        if changed := adapter.returned.changed:
+            program = torch.export.export(once, once.tensors, strict=False)
+        if changed := once.returned.changed:
             # Either a counter, or the note of a cache, which is filled once.
             hazards.set_numbers(model, changed)
             with suppress(Exception), whole.standing_in():
-                torch.export.export(again, tensors, strict=False)
+                torch.export.export(again, again.tensors, strict=False)
             hazards.check_numbers(changed, again.returned.changed)
     module = program.module(check_guards=False)
     assert isinstance(module, fx.GraphModule)
     put_leaves(module, whole.seen)
     _drop_assertions(module)
-    return module, adapter.returned.form
+    return module, once.returned.form
 
 
 class _Returned:
@@ -132,11 +156,13 @@ def _cause(failed: Exception) -> Exception:
 class _TensorsOnly(nn.Module):
     """The model as a function from the tensors of a micro-batch to the tensors that it returns."""
 
-    def __init__(self, model: nn.Module, microbatch: Batch) -> None:
+    def __init__(self, model: nn.Module, microbatch: Batch, *, exported: bool) -> None:
         super().__init__()
         self.add_module(ADAPTED, model)
         self.returned = _Returned()
+        self.tensors = tuple(microbatch.tensors)
         self._microbatch = microbatch
+        self._exported = exported
 
     def forward(self, *tensors: Tensor) -> tuple[Tensor, ...]:
         following = iter(tensors)
@@ -150,7 +176,7 @@ class _TensorsOnly(nn.Module):
             kwargs = {"use_cache": False} | kwargs
         buffers, numbers = dict(model.named_buffers()), hazards.numbers(model)
         try:
-            with Static():
+            with Static(), told(exported=self._exported):
                 self.returned.form, found = OutputForm.of(model(*args, **kwargs))
         except Exception as error:
             raise _ForwardFailedError from error

@@ -7,6 +7,7 @@ In the end, in the model's own forward, single lines are fixed to what they retu
 """
 
 import copy
+import logging
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import is_dataclass
@@ -14,8 +15,7 @@ from functools import partial
 from types import EllipsisType, FunctionType
 from typing import Any
 
-from torch import Tensor, compiler, nn
-from torch._export.utils import _compiling_state_context
+from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from skyfx.leaves import Run, Seen, buffers_kept, stand_in
@@ -26,11 +26,14 @@ from skyfx.runtime.microbatch import CONSTANTS, OutputForm
 from skyfx.runtime.nesting import flatten
 from skyfx.solver.errors import CaptureError
 from skyfx.spots import Spot, like, spots_in
+from skyfx.telling import told
 
 __all__: list[str] = ["Whole"]
 
 Own = Callable[..., Any]
 Place = Spot | Line
+
+logger = logging.getLogger(__name__)
 
 _GIVEN = (*CONSTANTS, slice, EllipsisType)
 """What may be given beside tensors; and configs and functions, see `_check_constants`."""
@@ -67,6 +70,7 @@ class Whole:
                 self._spots += like(spot, self._model)
                 return True
         if self._line is not None and self._line not in self._lines:
+            logger.warning("%s is fixed: later batches have to go the same way", self._line)
             self._lines.append(self._line)
             return True
         return False
@@ -79,8 +83,7 @@ class Whole:
         """
         places: list[Place] = [*self._spots, *self._lines]
         self._seen = {place: [] for place in places}
-        # Models ask whether they are exported, and then keep a mask that hides nothing, say.
-        with self._replaced(self._note), _compiling_state_context():
+        with self._replaced(self._note):
             return call()
 
     @contextmanager
@@ -130,7 +133,7 @@ class Whole:
         versions = {id(x): x._version for x in (*given, *named.values())}
         generators = random.states()
         kept = nullcontext() if module is None else buffers_kept(module)
-        with _Used(named) as used, _as_ever(), kept:
+        with _Used(named) as used, told(exported=False), kept:
             returned = own(*args, **kwargs)
         # A number that was computed may be another one next time, and the graph has it fixed.
         constants = CONSTANTS if isinstance(place, Line) else (str, type(None))
@@ -185,17 +188,6 @@ class Whole:
         named = {} if module is None else _named(module, tied=True)
         given = [x for x in flatten((args, kwargs))[0] if isinstance(x, Tensor)]
         return stand_in(seen, [*given, *(named[name] for name in seen.state)])
-
-
-@contextmanager
-def _as_ever() -> Iterator[None]:
-    """Within it, torch says that nothing is compiled or exported: so it will be in a stage."""
-    compiling, exporting = compiler._is_compiling_flag, compiler._is_exporting_flag
-    compiler._is_compiling_flag = compiler._is_exporting_flag = False
-    try:
-        yield
-    finally:
-        compiler._is_compiling_flag, compiler._is_exporting_flag = compiling, exporting
 
 
 class _Replacement:
