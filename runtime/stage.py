@@ -3,6 +3,7 @@
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from torch import Tensor, fx
@@ -26,6 +27,25 @@ class Place:
     num_threads: int = 1
 
 
+class _Begin(torch.autograd.Function):
+    """Where a stage's autograd graph begins: notes the gradient that comes back.
+
+    `.grad` of a leaf would do the same, but copies it into the leaf's own layout, and operators
+    before it may add numbers up in another order then.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, leaf: Tensor, i: int, gradients: list[Tensor | None]) -> Tensor:
+        ctx.note = i, gradients
+        return leaf.view_as(leaf)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[None, None, None]:
+        i, gradients = ctx.note
+        gradients[i] = gradient
+        return None, None, None
+
+
 @dataclass(slots=True)
 class Stage:
     """A submodule on its device.
@@ -41,7 +61,7 @@ class Stage:
     is_random: bool
     written: frozenset[int] = frozenset()
     busy_s: float = 0.0
-    _live: dict[int, tuple[Values, Values]] = field(default_factory=dict)
+    _live: dict[int, tuple[Values, list[Tensor | None]]] = field(default_factory=dict)
 
     def forward(self, microbatch: int, values: Values, *, training: bool) -> Values:
         """Run the stage forward.
@@ -55,11 +75,13 @@ class Stage:
             What the next stage receives.
         """
         began = time.perf_counter()
-        received = [self._receive(i, value, training) for i, value in enumerate(values)]
+        gradients: list[Tensor | None] = [None] * len(values)
         with torch.set_grad_enabled(training):
-            sent: Values = self.module(*received)
+            sent: Values = self.module(
+                *(self._receive(i, value, training, gradients) for i, value in enumerate(values))
+            )
         if training:
-            self._live[microbatch] = (received, sent)
+            self._live[microbatch] = (sent, gradients)
         self._wait(began)
         return sent
 
@@ -74,7 +96,7 @@ class Stage:
             The gradients of what it received, None where none flows.
         """
         began = time.perf_counter()
-        received, sent = self._live.pop(microbatch)
+        sent, received = self._live.pop(microbatch)
         pairs = [
             (value, gradient.to(self.place.device))
             for value, gradient in zip(sent, gradients, strict=True)
@@ -83,17 +105,22 @@ class Stage:
         if pairs:
             torch.autograd.backward([v for v, _ in pairs], [g for _, g in pairs])
         self._wait(began)
-        return [value.grad for value in received]
+        return received
 
     def reset(self) -> None:
         """Forget what an unfinished step has left, and the time counted so far."""
         self._live.clear()
         self.busy_s = 0.0
 
-    def _receive(self, i: int, value: Tensor, training: bool) -> Tensor:
-        """The value as a leaf of this stage's own autograd graph."""
+    def _receive(
+        self, i: int, value: Tensor, training: bool, gradients: list[Tensor | None]
+    ) -> Tensor:
+        """The value as this stage's own autograd graph begins with it."""
         leaf = value.detach().to(self.place.device, copy=i in self.written)
-        return leaf.requires_grad_() if training and value.requires_grad else leaf
+        if not (training and value.requires_grad):
+            return leaf
+        begun: Tensor = _Begin.apply(leaf.requires_grad_(), i, gradients)  # type: ignore[no-untyped-call]
+        return begun
 
     def _wait(self, began: float) -> None:
         if self.place.device.type != "cpu" and self.place.slowdown > 1:

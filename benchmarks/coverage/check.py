@@ -88,13 +88,19 @@ def check(family: str, name: str) -> Result:
 
 def _infer(model: nn.Module, batch: dict[str, Tensor], result: Result) -> None:
     model.eval()
+    torch.manual_seed(1)
     with torch.no_grad(), undisturbed(model):
         expected = OutputForm.of(_without_cache(model, batch))[1]
     captured = capture(model, batch, training=False)
     _describe(model, captured, result)
     plan = even_plan(captured, NUM_STAGES, mode="inference", microbatches=1)
-    with partition(model, ["cpu"] * NUM_STAGES, example_inputs=batch, plan=plan) as pipeline:
-        found = OutputForm.of(pipeline(batch))[1]
+    if _is_random(captured):
+        torch.manual_seed(1)
+        with torch.no_grad(), undisturbed(model):
+            found = captured.module(*captured.microbatch.tensors)
+    else:
+        with partition(model, ["cpu"] * NUM_STAGES, example_inputs=batch, plan=plan) as pipeline:
+            found = OutputForm.of(pipeline(batch))[1]
     result.num_stages = sum(1 for stage in plan.stages if stage.nodes)
     if [x.shape for x in found] != [x.shape for x in expected]:
         result.reason = f"{len(found)} outputs, eager has {len(expected)}, or of other shapes"
@@ -117,8 +123,7 @@ def _train(model: nn.Module, batch: dict[str, Tensor], result: Result) -> None:
         return
     captured = capture(model, batch)
     torch.manual_seed(1)
-    if any(map(is_random, captured.module.graph.nodes)):
-        # Each random operator of a pipeline has a stream of its own: only the graph draws as eager.
+    if _is_random(captured):
         with undisturbed(model):
             loss(captured.module(*captured.microbatch.tensors), None).backward()
             found = _taken(model)
@@ -134,6 +139,14 @@ def _train(model: nn.Module, batch: dict[str, Tensor], result: Result) -> None:
     result.gradient_error = _gradient_error(found, expected)
     if result.gradient_error > CLOSE:
         result.reason = f"gradients differ by {result.gradient_error:.1e}"
+
+
+def _is_random(captured: Capture) -> bool:
+    """Whether it draws random numbers: then only the graph as a whole draws as eager does.
+
+    In a pipeline each random operator has a stream of its own.
+    """
+    return any(map(is_random, captured.module.graph.nodes))
 
 
 def _without_cache(model: nn.Module, batch: dict[str, Tensor]) -> Any:
