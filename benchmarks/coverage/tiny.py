@@ -1,6 +1,7 @@
 """Tiny randomly initialised models of many architectures, each with one batch of inputs."""
 
 import inspect
+from importlib.util import find_spec
 from typing import Any
 
 import torch
@@ -121,8 +122,6 @@ LIBRARIES: list[torch.library.Library] = []
 
 def _timm_model(name: str) -> tuple[nn.Module, dict[str, Tensor]]:
     """A model of timm and images for it: as large as it says where it takes one size alone."""
-    if not LIBRARIES:
-        LIBRARIES.append(_declare_torchvision())
     import timm
 
     model: nn.Module = timm.create_model(name, num_classes=10, **SMALLER.get(name, {}))
@@ -136,6 +135,8 @@ def _timm_model(name: str) -> tuple[nn.Module, dict[str, Tensor]]:
 
 def build(family: str, name: str) -> tuple[nn.Module, dict[str, Tensor]]:
     """The tiny model of a name, in eval mode, and one batch of inputs for it."""
+    if find_spec("torchvision") and not LIBRARIES:
+        LIBRARIES.append(_declare_torchvision())
     torch.manual_seed(0)
     inputs: dict[str, Tensor] = {}
     if family == "timm":
