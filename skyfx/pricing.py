@@ -5,7 +5,7 @@ it there. A model without any, on torch's meta device, is measured on made-up va
 """
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any
 
@@ -18,7 +18,7 @@ from skyfx.leaves import leaf_of
 from skyfx.names import is_operator
 from skyfx.placing import copy_to, with_device
 from skyfx.runtime.stage import Place
-from skyfx.samples import arguments
+from skyfx.samples import arguments, parts
 from skyfx.store import Store
 
 __all__: list[str] = ["Prices", "has_values", "priced", "tensors_read"]
@@ -88,6 +88,7 @@ class _Pricer:
         read = dict(tensors_read(captured))
         self._parameters = {n.name: x for n, x in read.items() if isinstance(x, nn.Parameter)}
         self._regions = {n.name: x for n, x in read.items() if isinstance(x, nn.Module)}
+        self._made_up = {} if has_values(captured) else read
         self._total = sum(map(is_operator, captured.module.graph.nodes))
 
     def price(self, node: fx.Node, fetch: Callable[[], tuple[Any, Any]]) -> None:
@@ -116,8 +117,13 @@ class _Pricer:
                 training=self._training,
                 num_threads=self._place.num_threads,
             )
+            found = _whole(found, self._parts(node), target)
             self._store.put(key, found)
         return found
+
+    def _parts(self, node: fx.Node) -> int:
+        """Of how many parts one was measured."""
+        return parts(node, self._made_up) if self._made_up else 1
 
     def _described(self, node: fx.Node) -> tuple[Any, Any]:
         """The arguments without values, as `signature` takes them."""
@@ -130,3 +136,15 @@ class _Pricer:
         placed = fx.map_arg((node.args, node.kwargs), described)
         args, kwargs = with_device(placed, self._place.device)
         return args, kwargs
+
+
+def _whole(cost: CallCost, parts: int, target: Any) -> CallCost:
+    """The cost of a call of which one of several parts was measured.
+
+    What an embedding takes does not depend on its table's rows, but its gradient has them all.
+    """
+    if parts == 1:
+        return cost
+    forward = 1 if target is torch.ops.aten.embedding.default else parts
+    backward_s = None if cost.backward_s is None else cost.backward_s * parts
+    return replace(cost, forward_s=cost.forward_s * forward, backward_s=backward_s)

@@ -13,7 +13,16 @@ from torch.utils import _pytree as pytree
 
 from skyfx.placing import copy_to, with_device
 
-__all__: list[str] = ["arguments", "sample"]
+__all__: list[str] = ["arguments", "parts", "sample"]
+
+MOST_BYTES = 2**28
+"""Of one tensor that is made up."""
+
+_ROWS: dict[Any, tuple[int, int]] = {
+    torch.ops.aten.linear.default: (1, 3),
+    torch.ops.aten.embedding.default: (0, 1),
+}
+"""Operators that take equal time for each row of these of their arguments."""
 
 
 def sample(like: Tensor, device: torch.device) -> Tensor:
@@ -34,19 +43,39 @@ def sample(like: Tensor, device: torch.device) -> Tensor:
     return nn.Parameter(made, like.requires_grad) if isinstance(like, nn.Parameter) else made
 
 
+def parts(node: fx.Node, tensors: Mapping[fx.Node, Any]) -> int:
+    """How many times too large a node's table is to be made up; see `arguments`."""
+    tables = [x for x in map(tensors.get, _tables(node)) if isinstance(x, Tensor)]
+    return max([1, *(-(-x.numel() * x.element_size() // MOST_BYTES) for x in tables)])
+
+
+def _tables(node: fx.Node) -> list[fx.Node]:
+    """The weight, and the bias, of which each row makes numbers of its own."""
+    first, last = _ROWS.get(node.target, (0, 0))
+    return [x for x in node.args[first:last] if isinstance(x, fx.Node)]
+
+
 def arguments(
     node: fx.Node, tensors: Mapping[fx.Node, Any], device: torch.device
 ) -> tuple[Any, Any]:
     """Positional and keyword arguments for a node.
+
+    Of a table that is too large, such as a language model's head, there is one of `parts`.
 
     Args:
         node: the operator.
         tensors: what the graph's `get_attr` nodes read: parameters, buffers, regions.
         device: where the tensors are to be.
     """
+    tables, share = _tables(node), parts(node, tensors)
 
     def made(read: fx.Node) -> Any:
         value = tensors.get(read, read.meta.get("val"))
+        if read in tables and share > 1:
+            rows = value[: max(1, len(value) // share)]
+            value = (
+                nn.Parameter(rows, value.requires_grad) if isinstance(value, nn.Parameter) else rows
+            )
         if isinstance(value, fx.GraphModule):
             return copy_to(value, device)
         return pytree.tree_map(lambda x: sample(x, device) if isinstance(x, Tensor) else x, value)
