@@ -25,7 +25,7 @@ from skyfx.runtime.nesting import unflatten
 from skyfx.solver.errors import CaptureError
 from skyfx.telling import told
 from skyfx.undisturbed import undisturbed
-from skyfx.whole import Whole
+from skyfx.whole import CalledOtherwiseError, Whole
 
 __all__: list[str] = ["trace"]
 
@@ -55,6 +55,8 @@ def trace(
                 errors.append(_cause(failed))
             if len(errors) == 1:
                 _check_runs(model, adapter())
+            if isinstance(errors[-1], CalledOtherwiseError):
+                break
             if not (keep_whole and _keep_whole(model, adapter, whole, errors[-1])):
                 break
     raise errors[0] from None

@@ -28,7 +28,7 @@ from skyfx.solver.errors import CaptureError
 from skyfx.spots import Spot, like, spots_in
 from skyfx.telling import told
 
-__all__: list[str] = ["Whole"]
+__all__: list[str] = ["CalledOtherwiseError", "Whole"]
 
 Own = Callable[..., Any]
 Place = Spot | Line
@@ -40,6 +40,13 @@ _GIVEN = (*CONSTANTS, slice, EllipsisType)
 
 _REPLACED = object()
 """Stands in a copy for what was replaced at the time."""
+
+
+class CalledOtherwiseError(CaptureError):
+    """What stays whole is called otherwise when it is traced than when the model ran.
+
+    Many models ask whether a tensor has values, and leave out a mask that hides nothing.
+    """
 
 
 class Whole:
@@ -186,7 +193,10 @@ class Whole:
         self._next[place] += 1
         module = self._module(place)
         named = {} if module is None else _named(module, tied=True)
-        given = [x for x in flatten((args, kwargs))[0] if isinstance(x, Tensor)]
+        leaves, spec = flatten((args, kwargs))
+        if spec != seen.spec or tuple(isinstance(x, Tensor) for x in leaves) != seen.is_tensor:
+            raise CalledOtherwiseError(f"{seen.name!r} is given other things when it is traced")
+        given = [x for x in leaves if isinstance(x, Tensor)]
         return stand_in(seen, [*given, *(named[name] for name in seen.state)])
 
 

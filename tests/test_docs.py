@@ -37,8 +37,9 @@ def test_the_readme_begins_with_the_two_commands() -> None:
 
 
 def test_the_readmes_python_runs(tmp_path: Path) -> None:
-    (code,) = blocks(ROOT / "README.md", "python")
-    assert_runs(sys.executable, "-c", code, folder=tmp_path)
+    code = blocks(ROOT / "README.md", "python")
+    assert len(code) == 2
+    assert_runs(sys.executable, "-c", "\n".join(code), folder=tmp_path)
 
 
 def test_the_readmes_offline_commands_run(tmp_path: Path) -> None:
