@@ -1,10 +1,13 @@
 """What one micro-batch keeps: the tensors that autograd saves from forward to backward, by node."""
 
-from torch import Tensor, UntypedStorage, fx
+from collections.abc import Hashable
+
+from torch import Tensor, fx
 from torch.utils import _pytree as pytree
 
 from skyfx.calls import of_tensors
 from skyfx.captures import Capture
+from skyfx.outline import num_bytes
 from skyfx.pricing import Prices
 
 __all__: list[str] = ["kept_bytes"]
@@ -17,22 +20,29 @@ def kept_bytes(captured: Capture, prices: Prices) -> dict[str, float]:
     count, they are there anyway.
     """
     graph = captured.module.graph
-    counted = {s._cdata for node in graph.find_nodes(op="get_attr") for s in _storages(node)}
+    counted = {s for node in graph.find_nodes(op="get_attr") for s, _ in _storages(node)}
     kept: dict[str, float] = {}
     for node in graph.nodes:
         cost = prices.costs.get(node.name)
         if cost is None:
             continue
         inputs, outputs = of_tensors(node, _storages), _storages(node)
-        found = {s._cdata: s for s in (inputs[i] for i in cost.keeps_inputs)}
-        found |= {s._cdata: s for s in (outputs[i] for i in cost.keeps_outputs)}
+        found = dict(inputs[i] for i in cost.keeps_inputs)
+        found |= dict(outputs[i] for i in cost.keeps_outputs)
         new = found.keys() - counted
         counted |= new
-        kept[node.name] = cost.keeps_bytes + sum(found[i].nbytes() for i in new)
+        kept[node.name] = cost.keeps_bytes + sum(found[storage] for storage in new)
     return kept
 
 
-def _storages(node: fx.Node) -> list[UntypedStorage]:
-    """The storages of the node's value, as torch.export's fake tensors share them."""
+def _storages(node: fx.Node) -> list[tuple[Hashable, int]]:
+    """The storages of the node's value, as torch.export's fake tensors share them, and bytes."""
     leaves = pytree.tree_leaves(node.meta.get("val"))
-    return [leaf.untyped_storage() for leaf in leaves if isinstance(leaf, Tensor)]
+    tensors = [leaf for leaf in leaves if isinstance(leaf, Tensor)]
+    return [(x.untyped_storage()._cdata, _nbytes(x)) for x in tensors]
+
+
+def _nbytes(tensor: Tensor) -> int:
+    """Bytes of its storage; of an input that is a part of a batch, its own."""
+    size = tensor.untyped_storage().nbytes()
+    return size if type(size) is int else num_bytes(tensor)

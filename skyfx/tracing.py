@@ -162,9 +162,13 @@ class _TensorsOnly(nn.Module):
         super().__init__()
         self.add_module(ADAPTED, model)
         self.returned = _Returned()
-        self.tensors = tuple(microbatch.tensors)
         self._microbatch = microbatch
         self._exported = exported
+
+    @property
+    def tensors(self) -> tuple[Tensor, ...]:
+        """Its arguments: no attribute, which torch.export would take for a part of the model."""
+        return tuple(self._microbatch.tensors)
 
     def forward(self, *tensors: Tensor) -> tuple[Tensor, ...]:
         following = iter(tensors)

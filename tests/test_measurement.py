@@ -131,6 +131,13 @@ def test_a_fit_is_never_below_zero() -> None:
     assert found.overhead_s >= 0
 
 
+def test_of_a_part_of_a_batch_its_own_bytes_count() -> None:
+    x = torch.randn(4 * BATCH, 8)
+    graph = measure(capture(nn.Linear(8, 8), x[:BATCH]), PLACES)
+    assert [node.saved_bytes for node in graph.nodes] == [0, BATCH * 8 * 4]
+    assert all(type(node.saved_bytes) in (int, float) for node in graph.nodes)
+
+
 def test_how_the_times_were_come_by_stands_in_the_graph() -> None:
     graph = measured(models.bert())
     assert graph.measured is not None

@@ -11,19 +11,22 @@ from skyfx.samples import MOST_BYTES, arguments, parts, sample
 CPU = torch.device("cpu")
 
 
+META = torch.device("meta")
+
+
 @pytest.mark.parametrize(
     "like",
     [
-        torch.zeros(3, 4).t(),
-        torch.zeros(1, 4).expand(3, 4),
-        torch.zeros(2, 3, dtype=torch.bfloat16),
-        torch.zeros(5, dtype=torch.long),
-        torch.zeros((), dtype=torch.bool),
-        torch.zeros(2, dtype=torch.complex64),
+        torch.zeros(3, 4, device=META).t(),
+        torch.zeros(1, 4, device=META).expand(3, 4),
+        torch.zeros(2, 3, dtype=torch.bfloat16, device=META),
+        torch.zeros(5, dtype=torch.long, device=META),
+        torch.zeros((), dtype=torch.bool, device=META),
+        torch.zeros(2, dtype=torch.complex64, device=META),
     ],
 )
 def test_a_sample_has_shape_strides_and_dtype(like: Tensor) -> None:
-    made = sample(like.to("meta"), CPU)
+    made = sample(like, CPU)
     assert (made.shape, made.stride(), made.dtype) == (like.shape, like.stride(), like.dtype)
     assert made.device == CPU
 
