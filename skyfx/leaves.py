@@ -9,7 +9,7 @@ What the node looks like to its neighbours (shapes, what it writes, whether it d
 was seen in a run of the model; every later call is held against the shapes.
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -26,21 +26,41 @@ from skyfx.solver.errors import CaptureError
 __all__: list[str] = ["Leaf", "Run", "Seen", "buffers_kept", "leaf_of", "put_leaves", "stand_in"]
 
 
-class Run(nn.Module):
-    """A function, or a method of a module, called without the module's hooks."""
+class Run:
+    """A function, or a method of a module, called without the module's hooks.
+
+    The module is this call's own and holds what it was last given: code that runs again in
+    backward, as checkpointing does, finds it there.
+    """
 
     def __init__(self, owner: nn.Module | None, function: Callable[..., Any] | str) -> None:
-        super().__init__()
         self.owner = owner
         self._function = function
+        self._holders: dict[str, list[tuple[dict[str, Any], str]]] = {}
+        if owner is not None:
+            self._holders = _holders(owner)
 
-    def forward(self, *args: Any, **kwargs: Any) -> Any:
-        """Call it."""
-        function = self._function
-        if self.owner is None or not isinstance(function, str):
+    def __call__(self, state: Mapping[str, Tensor], args: Any, kwargs: Any) -> Any:
+        """Call it with these parameters and buffers, by name."""
+        for name, tensor in state.items():
+            for held, key in self._holders[name]:
+                held[key] = tensor
+        if self.owner is None or not isinstance(self._function, str):
             return self._function(*args, **kwargs)  # type: ignore[operator]
         with buffers_kept(self.owner):
-            return getattr(self.owner, function)(*args, **kwargs)
+            return getattr(self.owner, self._function)(*args, **kwargs)
+
+
+def _holders(owner: nn.Module) -> dict[str, list[tuple[dict[str, Any], str]]]:
+    """Where the module holds each parameter and buffer; a tied one in several places."""
+    places: dict[int, list[tuple[dict[str, Any], str]]] = {}
+    for part in owner.modules():
+        for held in (part._parameters, part._buffers):
+            for key, tensor in held.items():
+                places.setdefault(id(tensor), []).append((held, key))
+    named: dict[str, Tensor] = dict(owner.named_parameters())
+    named |= dict(owner.named_buffers())
+    return {name: places[id(tensor)] for name, tensor in named.items()}
 
 
 @contextmanager
@@ -108,8 +128,7 @@ class Seen:
             for leaf, is_tensor in zip(self.leaves, self.is_tensor, strict=True)
         ]
         args, kwargs = unflatten(leaves, self.spec)
-        state = {f"owner.{name}": x for name, x in zip(self.state, following, strict=True)}
-        returned = torch.func.functional_call(self.run, state, args, kwargs)
+        returned = self.run(dict(zip(self.state, following, strict=True)), args, kwargs)
         form, outputs = OutputForm.of(returned)
         self._check(form, outputs)
         given = {_storage(x) for x in tensors}

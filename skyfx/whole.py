@@ -182,6 +182,9 @@ class Whole:
         """A copy whose parameters and buffers have no values, and in which nothing is replaced."""
         memo: dict[int, Any] = {id(by): _REPLACED for by in self._instead}
         memo |= {id(x): bare(x) for x in named.values()}
+        for part in module.modules():  # what is no parameter and was computed cannot be copied
+            computed = [x for x in vars(part).values() if isinstance(x, Tensor) and not x.is_leaf]
+            memo |= {id(x): x.detach() for x in computed}
         copied = copy.deepcopy(module, memo)
         for part in copied.modules():
             for name in [n for n, value in vars(part).items() if value is _REPLACED]:

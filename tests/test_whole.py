@@ -9,6 +9,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
+from torch.utils.checkpoint import checkpoint
 
 from skyfx.captures import Capture, capture
 from skyfx.leaves import leaf_of
@@ -55,6 +56,18 @@ class OwnGradient(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         return Ticket.apply(self.linear(x))
+
+
+class Checkpointed(nn.Module):
+    """Runs again in backward."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.branch = Branch()
+        self.branch.norm = nn.Identity()  # whose statistics would be counted twice, as eagerly
+
+    def forward(self, x: Tensor) -> Tensor:
+        return checkpoint(self.branch, x, use_reentrant=False) if x.max() > -9 else x
 
 
 class WritesIt(nn.Module):
@@ -125,6 +138,7 @@ def kept(captured: Capture) -> list[str]:
 
 MODELS = {
     "branch": lambda: Row(Branch()),
+    "checkpointed": lambda: Row(Checkpointed()),
     "own gradient": lambda: Row(OwnGradient()),
     "writes in place": lambda: Row(WritesIt()),
     "own method": OwnMethod,
