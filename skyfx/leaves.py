@@ -19,11 +19,14 @@ from torch import Tensor, fx, nn
 from torch.utils import _pytree as pytree
 
 from skyfx.runtime import random
-from skyfx.runtime.microbatch import OutputForm
+from skyfx.runtime.microbatch import CONSTANTS, OutputForm
 from skyfx.runtime.nesting import unflatten
 from skyfx.solver.errors import CaptureError
 
 __all__: list[str] = ["Leaf", "Run", "Seen", "buffers_kept", "leaf_of", "put_leaves", "stand_in"]
+
+
+_COMPARED = tuple(kind for kind in CONSTANTS if kind is not str)
 
 
 class Run:
@@ -115,6 +118,20 @@ class Seen:
     outputs: tuple[Tensor, ...]
     writes: frozenset[int]
     is_random: bool
+
+    def is_given(self, leaves: Sequence[Any], spec: pytree.TreeSpec) -> bool:
+        """Whether these are its arguments, but for the tensors' values.
+
+        Of functions, configs and texts the kind has to be the same: many are made anew for each
+        call, and messages say what tensors hold.
+        """
+        if spec != self.spec or tuple(isinstance(x, Tensor) for x in leaves) != self.is_tensor:
+            return False
+        pairs = zip(leaves, self.leaves, strict=True)
+        return all(
+            x == seen if isinstance(x, _COMPARED) else isinstance(x, (Tensor, type(seen)))
+            for x, seen in pairs
+        )
 
     def __call__(self, *tensors: Tensor) -> list[Tensor]:
         """Run the code on other tensors of these shapes.

@@ -192,13 +192,13 @@ class Whole:
         return copied
 
     def _stand_in(self, place: Place, _: Own, *args: Any, **kwargs: Any) -> Any:
-        seen = self._seen[place][self._next[place]]
+        calls, number = self._seen[place], self._next[place]
         self._next[place] += 1
-        module = self._module(place)
-        named = {} if module is None else _named(module, tied=True)
         leaves, spec = flatten((args, kwargs))
-        if spec != seen.spec or tuple(isinstance(x, Tensor) for x in leaves) != seen.is_tensor:
-            raise CalledOtherwiseError(f"{seen.name!r} is given other things when it is traced")
+        if number >= len(calls) or not calls[number].is_given(leaves, spec):
+            raise CalledOtherwiseError(f"{place} is called otherwise when it is traced")
+        seen, module = calls[number], self._module(place)
+        named = {} if module is None else _named(module, tied=True)
         given = [x for x in leaves if isinstance(x, Tensor)]
         return stand_in(seen, [*given, *(named[name] for name in seen.state)])
 
