@@ -244,6 +244,10 @@ def _check_constants(name: str, does: str, leaves: Sequence[Any], kept: tuple[ty
     """Refuse what cannot cross the edge of a node."""
     for leaf in leaves:
         constant = kept is _GIVEN and (is_dataclass(leaf) or _is_constant_function(leaf))
+        if isinstance(leaf, slice) and any(
+            isinstance(x, Tensor) for x in (leaf.start, leaf.stop, leaf.step)
+        ):
+            raise CaptureError(f"{name!r} {does} a slice whose ends only values tell")
         if not isinstance(leaf, (Tensor, *kept)) and not constant:
             raise CaptureError(f"{name!r} {does} an object of {type(leaf).__name__}")
 
