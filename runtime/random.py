@@ -18,7 +18,7 @@ import numpy
 import torch
 from torch.utils import _pytree as pytree
 
-__all__: list[str] = ["draw", "draw_anything", "fresh_seed", "states", "stream"]
+__all__: list[str] = ["draw", "draw_anything", "fresh_seed", "others_kept", "states", "stream"]
 
 _local = threading.local()
 _default_generators = threading.Lock()
@@ -66,15 +66,21 @@ def draw_anything(code: Callable[..., Any], node: str, *args: Any) -> Any:
     number = _number_of(node)
     if number is None:
         return code(*args)
-    with _others:
-        python, arrays = random.getstate(), numpy.random.get_state(legacy=False)
+    with _others, others_kept():
         random.seed(number)
         numpy.random.seed(number % 2**32)
-        try:
-            return draw(code, node, *args)
-        finally:
-            random.setstate(python)
-            numpy.random.set_state(arrays)
+        return draw(code, node, *args)
+
+
+@contextmanager
+def others_kept() -> Iterator[None]:
+    """Python's and numpy's generators as they were, once it is done."""
+    python, arrays = random.getstate(), numpy.random.get_state(legacy=False)
+    try:
+        yield
+    finally:
+        random.setstate(python)
+        numpy.random.set_state(arrays)
 
 
 def states() -> dict[str, Any]:

@@ -14,14 +14,14 @@ import threading
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from types import ModuleType
-from typing import Any, NoReturn
+from typing import Any
 
 import numpy
 import torch
 from torch import Tensor, nn
 from torch._functorch import apis
 
-from skyfx.runtime.random import states
+from skyfx.runtime.random import others_kept, states
 from skyfx.solver.errors import CaptureError
 
 __all__: list[str] = [
@@ -94,23 +94,12 @@ def no_vmap() -> Iterator[None]:
 
     It changes how the operators after it compute, as they must not be cut apart.
     """
-    here = threading.get_ident()
-    home: Any = apis
-    vmap = home.vmap_impl
-
-    def refused(*args: Any, **kwargs: Any) -> Any:
-        if threading.get_ident() == here:
-            raise CaptureError(
-                "forward uses torch.vmap, which a captured graph cannot be cut inside: write the "
-                "batch dimension out"
-            )
-        return vmap(*args, **kwargs)
-
-    home.vmap_impl = refused
-    try:
+    why = (
+        "forward uses torch.vmap, which a captured graph cannot be cut inside: write the batch "
+        "dimension out"
+    )
+    with _refused(apis, "vmap_impl", why):
         yield
-    finally:
-        home.vmap_impl = vmap
 
 
 @contextmanager
@@ -121,32 +110,28 @@ def own_random() -> Iterator[None]:
         CaptureError: where Python's or numpy's global generator is drawn from; at the end, where it
             was by a function that had been imported by its name.
     """
-    python, arrays = random.getstate(), numpy.random.get_state(legacy=False)
     with ExitStack() as stack:
+        stack.enter_context(others_kept())
         for module, owner in ((random, random._inst), (numpy.random, numpy.random.mtrand._rand)):
             for name, value in vars(module).items():
                 if getattr(value, "__self__", None) is owner and "state" not in name:
-                    stack.enter_context(_refused(module, name))
+                    stack.enter_context(_refused(module, name, _drawn(module.__name__)))
         before = states()
-        try:
-            yield
-            after = states()
-        finally:
-            random.setstate(python)
-            numpy.random.set_state(arrays)
+        yield
+        after = states()
     for name in ("random", "numpy.random"):
         if before[name] != after[name]:
-            _refuse_random(name)
+            raise CaptureError(_drawn(name))
 
 
 @contextmanager
-def _refused(module: ModuleType, name: str) -> Iterator[None]:
-    """Within it, a function that draws is refused, in this thread."""
+def _refused(module: ModuleType, name: str, why: str) -> Iterator[None]:
+    """Within it, a function is refused, in this thread."""
     here, function = threading.get_ident(), getattr(module, name)
 
     def refused(*args: Any, **kwargs: Any) -> Any:
         if threading.get_ident() == here:
-            _refuse_random(module.__name__)
+            raise CaptureError(why)
         return function(*args, **kwargs)
 
     setattr(module, name, refused)
@@ -156,8 +141,8 @@ def _refused(module: ModuleType, name: str) -> Iterator[None]:
         setattr(module, name, function)
 
 
-def _refuse_random(name: str) -> NoReturn:
-    raise CaptureError(
+def _drawn(name: str) -> str:
+    return (
         f"forward draws from {name}, so every step would repeat one draw (a skipped layer, a "
         "mask). Draw with torch, or turn that off while training"
     )

@@ -18,6 +18,8 @@ import torch
 from torch import Tensor, fx, nn
 from torch.utils import _pytree as pytree
 
+from skyfx.names import graphs_in
+from skyfx.rebinding import named_tensors
 from skyfx.runtime import random
 from skyfx.runtime.microbatch import CONSTANTS, OutputForm
 from skyfx.runtime.nesting import unflatten
@@ -61,9 +63,7 @@ def _holders(owner: nn.Module) -> dict[str, list[tuple[dict[str, Any], str]]]:
         for held in (part._parameters, part._buffers):
             for key, tensor in held.items():
                 places.setdefault(id(tensor), []).append((held, key))
-    named: dict[str, Tensor] = dict(owner.named_parameters())
-    named |= dict(owner.named_buffers())
-    return {name: places[id(tensor)] for name, tensor in named.items()}
+    return {name: places[id(tensor)] for name, tensor in named_tensors(owner).items()}
 
 
 @contextmanager
@@ -226,7 +226,7 @@ def stand_in(seen: Seen, tensors: Sequence[Tensor]) -> Any:
 def put_leaves(module: fx.GraphModule, seen: Sequence[Seen]) -> None:
     """Put leaves into a captured graph where operators stand for them."""
     by_name = {call.name: call for call in seen}
-    for region in [m for m in module.modules() if isinstance(m, fx.GraphModule)]:
+    for region in graphs_in(module):
         operator = torch.ops.skyfx.leaf.default
         for node in region.graph.find_nodes(op="call_function", target=operator):
             name, _, tensors = node.args

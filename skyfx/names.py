@@ -23,6 +23,7 @@ ADAPTED = "model"
 """The attribute under which capture's adapter holds the user's model."""
 
 __all__: list[str] = [
+    "graphs_in",
     "input_names",
     "is_operator",
     "is_tensor_attribute",
@@ -61,6 +62,11 @@ def _short(op: str) -> str:
     """`linear` of `aten.linear.default`."""
     parts = op.split(".")
     return parts[1] if len(parts) > 1 else op
+
+
+def graphs_in(module: fx.GraphModule) -> list[fx.GraphModule]:
+    """The graph and the regions in it, such as the body of a `with torch.no_grad()`."""
+    return [part for part in module.modules() if isinstance(part, fx.GraphModule)]
 
 
 def is_operator(node: fx.Node) -> bool:

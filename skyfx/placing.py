@@ -8,6 +8,8 @@ import torch
 from torch import fx
 from torch.utils import _pytree as pytree
 
+from skyfx.names import graphs_in
+
 __all__: list[str] = ["copy_to", "with_device"]
 
 
@@ -17,7 +19,7 @@ def copy_to(module: fx.GraphModule, device: torch.device) -> fx.GraphModule:
     if {x.device for x in tensors} | set(_devices_in(module)) <= {device}:
         return module
     moved = copy.deepcopy(module).to(device)
-    for region in _graphs(moved):
+    for region in graphs_in(moved):
         for node in region.graph.nodes:
             node.args = with_device(node.args, device)
             node.kwargs = with_device(node.kwargs, device)
@@ -34,13 +36,8 @@ def with_device(arguments: Any, device: torch.device) -> Any:
 
 def _devices_in(module: fx.GraphModule) -> Iterator[torch.device]:
     """The devices that its operators name."""
-    for region in _graphs(module):
+    for region in graphs_in(module):
         for node in region.graph.nodes:
             for leaf in pytree.tree_leaves((node.args, node.kwargs)):
                 if isinstance(leaf, torch.device):
                     yield leaf
-
-
-def _graphs(module: fx.GraphModule) -> list[fx.GraphModule]:
-    """The graph and the regions in it, such as the body of a `with torch.no_grad()`."""
-    return [m for m in module.modules() if isinstance(m, fx.GraphModule)]

@@ -4,7 +4,7 @@ from collections.abc import Mapping
 
 from torch import Tensor, nn
 
-__all__: list[str] = ["bare", "rebind"]
+__all__: list[str] = ["bare", "named_tensors", "rebind"]
 
 
 def rebind(module: nn.Module, others: Mapping[int, Tensor]) -> None:
@@ -14,6 +14,12 @@ def rebind(module: nn.Module, others: Mapping[int, Tensor]) -> None:
             for name, tensor in held.items():
                 if id(tensor) in others:
                     held[name] = others[id(tensor)]  # type: ignore[assignment]
+
+
+def named_tensors(module: nn.Module, *, tied: bool = False) -> dict[str, Tensor]:
+    """Its parameters and buffers by name: each once, or under each of its names."""
+    named: dict[str, Tensor] = dict(module.named_parameters(remove_duplicate=not tied))
+    return named | dict(module.named_buffers(remove_duplicate=not tied))
 
 
 def bare(tensor: Tensor) -> Tensor:

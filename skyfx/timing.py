@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 from torch.utils.benchmark import Timer
 
-__all__: list[str] = ["MIN_RUN_S", "Timing", "backward_of", "timed"]
+__all__: list[str] = ["Timing", "backward_of", "timed"]
 
 MIN_RUN_S = 0.02
 """Least time of each measurement; torch's timer repeats a call until it is reached."""

@@ -19,7 +19,7 @@ from torch import Tensor, fx, nn
 from skyfx import hazards
 from skyfx.leaves import put_leaves
 from skyfx.lines import Static
-from skyfx.names import ADAPTED
+from skyfx.names import ADAPTED, graphs_in
 from skyfx.runtime.microbatch import Batch, OutputForm
 from skyfx.runtime.nesting import unflatten
 from skyfx.solver.errors import CaptureError
@@ -27,7 +27,7 @@ from skyfx.telling import told
 from skyfx.undisturbed import undisturbed
 from skyfx.whole import CalledOtherwiseError, Whole
 
-__all__: list[str] = ["trace"]
+__all__: list[str] = ["has_cache", "trace"]
 
 Adapter = Callable[[], "_TensorsOnly"]
 """Makes an adapter, of which torch.export wants a fresh one each time."""
@@ -178,7 +178,7 @@ class _TensorsOnly(nn.Module):
         ]
         model = self.get_submodule(ADAPTED)
         args, kwargs = unflatten(leaves, self._microbatch.spec)
-        if _has_cache(model):
+        if has_cache(model):
             kwargs = {"use_cache": False} | kwargs
         buffers, numbers = dict(model.named_buffers()), hazards.numbers(model)
         try:
@@ -191,7 +191,7 @@ class _TensorsOnly(nn.Module):
         return tuple(found)
 
 
-def _has_cache(model: nn.Module) -> bool:
+def has_cache(model: nn.Module) -> bool:
     """Whether this is a transformers model that would return a cache of keys and values."""
     config = getattr(model, "config", None)
     takes_it = "use_cache" in inspect.signature(model.forward).parameters
@@ -200,7 +200,7 @@ def _has_cache(model: nn.Module) -> bool:
 
 def _drop_assertions(module: fx.GraphModule) -> None:
     """Remove checks that tie the graph to the device it was captured on."""
-    for region in [m for m in module.modules() if isinstance(m, fx.GraphModule)]:
+    for region in graphs_in(module):
         for node in region.graph.find_nodes(
             op="call_function", target=torch.ops.aten._assert_tensor_metadata.default
         ):

@@ -19,7 +19,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor, fx, nn
 from torch.overrides import TorchFunctionMode
 
-from skyfx.rebinding import rebind
+from skyfx.rebinding import named_tensors, rebind
 from skyfx.runtime.stage import Place
 from skyfx.solver.errors import PlanError
 
@@ -130,8 +130,7 @@ def place_tensors(
     Raises:
         PlanError: one has no values, and there are no weights that have it.
     """
-    named: dict[str, Tensor] = dict(model.named_buffers(remove_duplicate=False))
-    named.update(model.named_parameters(remove_duplicate=False))
+    named = named_tensors(model, tied=True)
     aliases: dict[int, list[str]] = {}
     for name, tensor in named.items():
         aliases.setdefault(id(tensor), []).append(name)

@@ -20,7 +20,7 @@ from torch.overrides import TorchFunctionMode
 
 from skyfx.leaves import Run, Seen, buffers_kept, stand_in
 from skyfx.lines import AtLines, DependsOnValuesError, Line
-from skyfx.rebinding import bare
+from skyfx.rebinding import bare, named_tensors
 from skyfx.runtime import random
 from skyfx.runtime.microbatch import CONSTANTS, OutputForm
 from skyfx.runtime.nesting import flatten
@@ -135,7 +135,7 @@ class Whole:
         name = f"{place}/{number}" if number else str(place)
         _check_constants(name, "is given", leaves, _GIVEN)
         module = self._module(place)
-        named = {} if module is None else _named(module)
+        named = {} if module is None else named_tensors(module)
         given = [x for x in leaves if isinstance(x, Tensor)]
         versions = {id(x): x._version for x in (*given, *named.values())}
         generators = random.states()
@@ -198,7 +198,7 @@ class Whole:
         if number >= len(calls) or not calls[number].is_given(leaves, spec):
             raise CalledOtherwiseError(f"{place} is called otherwise when it is traced")
         seen, module = calls[number], self._module(place)
-        named = {} if module is None else _named(module, tied=True)
+        named = {} if module is None else named_tensors(module, tied=True)
         given = [x for x in leaves if isinstance(x, Tensor)]
         return stand_in(seen, [*given, *(named[name] for name in seen.state)])
 
@@ -227,12 +227,6 @@ class _Used(TorchFunctionMode):
             if id(leaf) in self._name_of:
                 self.names.add(self._name_of[id(leaf)])
         return func(*args, **(kwargs or {}))
-
-
-def _named(module: nn.Module, *, tied: bool = False) -> dict[str, Tensor]:
-    """Its parameters and buffers by name: each once, or under each of its names."""
-    named: dict[str, Tensor] = dict(module.named_parameters(remove_duplicate=not tied))
-    return named | dict(module.named_buffers(remove_duplicate=not tied))
 
 
 def _may_write(module: nn.Module | None, x: Tensor) -> bool:

@@ -106,8 +106,8 @@ def _preface() -> str:
     return (
         f"{when_and_where('benchmarks.coverage')} Tiny, randomly initialised models, one process\n"
         "each: captured, split into three stages at operators, run, and compared with the unsplit\n"
-        "model. Right means: outputs equal in every bit (fp32, CPU), gradients within 1e-6 of the\n"
-        "largest of their parameter, buffers likewise.\n"
+        "model. Right means: outputs equal in every bit (fp32, CPU), gradients and buffers within\n"
+        "1e-6 by their norm. Models that draw random numbers are compared as one graph.\n"
     )
 
 

@@ -8,7 +8,6 @@ What is compared:
 Both sides run on one thread; torch adds numbers up in another order on more.
 """
 
-import inspect
 import logging
 import os
 import re
@@ -30,6 +29,7 @@ from skyfx.runtime.microbatch import OutputForm
 from skyfx.runtime.nesting import flatten
 from skyfx.solver.errors import CaptureError
 from skyfx.split import is_random
+from skyfx.tracing import has_cache
 from skyfx.undisturbed import undisturbed
 from tests.plans import even_plan
 
@@ -151,10 +151,7 @@ def _is_random(captured: Capture) -> bool:
 
 def _without_cache(model: nn.Module, batch: dict[str, Tensor]) -> Any:
     """Call the model as a pipeline does: without storing keys and values for another call."""
-    config = getattr(model, "config", None)
-    takes_it = "use_cache" in inspect.signature(model.forward).parameters
-    caches = takes_it and getattr(config, "use_cache", False)
-    return model(**batch, **({"use_cache": False} if caches else {}))
+    return model(**batch, **({"use_cache": False} if has_cache(model) else {}))
 
 
 def loss(outputs: Any, _: Any) -> Tensor:
