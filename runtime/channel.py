@@ -1,16 +1,80 @@
-"""What stands between two stages: a bounded queue that can be closed from outside."""
+"""What stands between two stages of one process: two bounded queues."""
 
 import threading
 from collections import deque
-from typing import Generic, TypeVar
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Generic, Protocol, TypeVar
 
-__all__: list[str] = ["Channel", "ChannelClosed"]
+from torch import Tensor
+
+__all__: list[str] = [
+    "After",
+    "Before",
+    "Boundaries",
+    "Channel",
+    "ChannelClosed",
+    "Gradients",
+    "LocalBoundary",
+    "Values",
+]
 
 T = TypeVar("T")
+
+Values = Sequence[Tensor]
+Gradients = Sequence[Tensor | None]
 
 
 class ChannelClosed(Exception):  # noqa: N818 (no error: the step was stopped for another reason)
     """The step was stopped; there is nothing more to send or to wait for."""
+
+
+class Closing(Protocol):
+    """What a boundary does when a step ends."""
+
+    def finish(self) -> None:
+        """All has been handed over: wait until it has gone out."""
+
+    def close(self) -> None:
+        """The step was stopped: let whoever waits here go."""
+
+
+class After(Closing, Protocol):
+    """The boundary behind a stage, as that stage sees it."""
+
+    def send_values(self, values: Values) -> None:
+        """Hand a micro-batch's values on."""
+
+    def receive_gradients(self) -> Gradients:
+        """Take their gradients, waiting for them."""
+
+
+class Before(Closing, Protocol):
+    """The boundary before a stage, as that stage sees it."""
+
+    def receive_values(self) -> Values:
+        """Take the next micro-batch's values, waiting for them."""
+
+    def send_gradients(self, gradients: Gradients) -> None:
+        """Hand their gradients back."""
+
+
+@dataclass(frozen=True, slots=True)
+class Boundaries:
+    """Those at the stages of this process, by the numbers of these stages."""
+
+    before: Mapping[int, Before]
+    after: Mapping[int, After]
+
+    def finish(self) -> None:
+        """Wait until all that was sent has gone out."""
+        for boundary in (*self.before.values(), *self.after.values()):
+            boundary.finish()
+
+    def close(self) -> None:
+        """Let every stage that waits for another one go."""
+        for boundary in (*self.before.values(), *self.after.values()):
+            boundary.close()
 
 
 class Channel(Generic[T]):
@@ -52,3 +116,21 @@ class Channel(Generic[T]):
     def _raise_if_closed(self) -> None:
         if self._closed:
             raise ChannelClosed
+
+
+class LocalBoundary:
+    """A boundary within this process; both stages hold the same one."""
+
+    def __init__(self, values_capacity: int, gradients_capacity: int) -> None:
+        self._values = Channel[Values](values_capacity)
+        self._gradients = Channel[Gradients](gradients_capacity)
+        self.send_values, self.receive_values = self._values.put, self._values.get
+        self.send_gradients, self.receive_gradients = self._gradients.put, self._gradients.get
+
+    def finish(self) -> None:
+        """Nothing to wait for."""
+
+    def close(self) -> None:
+        """Let both stages go."""
+        self._values.close()
+        self._gradients.close()

@@ -2,7 +2,7 @@
 
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from types import TracebackType
 from typing import Any
@@ -12,11 +12,10 @@ from torch import Tensor, nn
 
 from skyfx.runtime import random
 from skyfx.runtime.microbatch import Batch
-from skyfx.runtime.schedule import orders
-from skyfx.runtime.stage import Place
 from skyfx.runtime.step import LossHead, Split, Step, autocast_here, returned_loss
-from skyfx.runtime.workers import Workers
+from skyfx.runtime.workers import Outcome, Workers
 from skyfx.solver.plan import Plan
+from skyfx.solver.schedule import orders
 
 __all__: list[str] = ["Measured", "Pipeline"]
 
@@ -47,11 +46,11 @@ class Pipeline:
         self,
         model: nn.Module,
         plan: Plan,
-        places: Sequence[Place],
+        workers: Workers,
         splitter: Splitter,
         microbatch: Batch,
     ) -> None:
-        """Start the workers, and split the model for `microbatch`, which it was planned for."""
+        """Split the model for `microbatch`, which it was planned for."""
         self.plan = plan
         self.measured: Measured | None = None
         self._model = model
@@ -60,7 +59,7 @@ class Pipeline:
         self._splits: dict[Any, Split] = {}
         self._split_tensors: list[tuple[Tensor, torch.dtype]] = []
         self._calling = threading.Lock()
-        self._workers = Workers(places)
+        self._workers = workers
         self._closed = False
         self._split_for(microbatch, training=plan.assumptions.training)
 
@@ -82,9 +81,9 @@ class Pipeline:
             Batch.of(args[0]) if len(args) == 1 and not kwargs else Batch.of_call(*args, **kwargs)
         )
         parts = batch.split(self._microbatch_size)
-        step = self._run(parts, "inference", None)
-        pieces = [step.outputs[m] for m in range(len(parts))]
-        return step.splits[0].outputs.gather(pieces, [part.batch_size for part in parts])
+        splits, outcome = self._run(parts, "inference", None)
+        pieces = [outcome.outputs[m] for m in range(len(parts))]
+        return splits[0].outputs.gather(pieces, [part.batch_size for part in parts])
 
     def train_step(
         self,
@@ -123,9 +122,9 @@ class Pipeline:
         goals = Batch.of_targets(targets, whole.batch_size).split(self._microbatch_size)
         weights = [part.batch_size / whole.batch_size for part in parts]
         head = LossHead(loss_fn or returned_loss, goals, weights)
-        self._run(parts, self.plan.assumptions.schedule, head)
-        assert head.total is not None
-        return head.total
+        _, outcome = self._run(parts, self.plan.assumptions.schedule, head)
+        assert outcome.loss is not None
+        return outcome.loss
 
     def parameters(self) -> Iterator[nn.Parameter]:
         """The model's own parameters, for an optimizer."""
@@ -150,22 +149,31 @@ class Pipeline:
             self._closed = True
             self._workers.close()
 
-    def _run(self, parts: list[Batch], schedule: str, head: LossHead | None) -> Step:
+    def _run(
+        self, parts: list[Batch], schedule: str, head: LossHead | None
+    ) -> tuple[list[Split], Outcome]:
         """Run the micro-batches through all stages; the first failure ends the others."""
         self._workers.refuse_own()
         with self._calling:  # calls from several threads take turns
             if self._closed:
                 raise RuntimeError("this pipeline is closed; partition the model again")
-            splits = [self._split_for(part, training=head is not None) for part in parts]
-            actions = orders(schedule, len(splits[0].stages), len(parts))
-            seed = random.fresh_seed() if splits[0].is_random else 0
-            step = Step(splits, parts, actions, head, seed, autocast_here())
+            training = head is not None
+            splits = [self._split_for(part, training=training) for part in parts]
+            step = Step(
+                splits=splits,
+                microbatches=parts,
+                actions=orders(schedule, len(self.plan.stages), len(parts)),
+                boundaries=self._workers.boundaries(splits, training=training),
+                head=head,
+                seed=random.fresh_seed() if splits[0].is_random else 0,
+                autocast=autocast_here(),
+            )
             began = time.perf_counter()
             self._workers.run(step)
-            stages = range(len(splits[0].stages))
-            busy = [sum(s.busy_s for s in step.stages(k)) / len(parts) for k in stages]
-            self.measured = Measured(time.perf_counter() - began, tuple(busy))
-        return step
+            outcome = self._workers.outcome(step)
+            busy = tuple(outcome.busy_s[k] for k in sorted(outcome.busy_s))
+            self.measured = Measured(time.perf_counter() - began, busy)
+        return splits, outcome
 
     def _split_for(self, part: Batch, *, training: bool) -> Split:
         self._forget_other_tensors()

@@ -1,30 +1,31 @@
 """One stage of a pipeline: a submodule on its device, run on one micro-batch at a time."""
 
 import time
-from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from torch import Tensor, fx
 
-__all__: list[str] = ["Place", "Stage"]
+from skyfx.runtime.channel import Gradients, Values
+from skyfx.runtime.message import Form
 
-Values = Sequence[Tensor]
-Gradients = Sequence[Tensor | None]
+__all__: list[str] = ["Place", "Stage"]
 
 
 @dataclass(frozen=True, slots=True)
 class Place:
     """Where a stage runs: a torch device under the name that the plan gives it.
 
-    `slowdown` is emulated by waiting, after each action, as many times longer as it took.
+    `slowdown` is emulated by waiting, after each action, as many times longer as it took. `type` is
+    what times on it are keyed by.
     """
 
     name: str
     device: torch.device
     slowdown: float = 1.0
     num_threads: int = 1
+    type: str = "cpu"
 
 
 class _Begin(torch.autograd.Function):
@@ -52,13 +53,14 @@ class Stage:
 
     The module takes the values that are alive at the boundary before it, and returns those that are
     alive behind it; one that only passes through is among both. The first stage takes the model's
-    inputs, the last one returns its outputs. Inputs that it writes to, by their places in
-    `written`, it copies first: they are parts of the caller's batch.
+    inputs, the last one returns its outputs. `receives` says what it takes. Inputs that it writes
+    to, by their places in `written`, it copies first: they are parts of the caller's batch.
     """
 
     place: Place
     module: fx.GraphModule
     is_random: bool
+    receives: tuple[Form, ...]
     written: frozenset[int] = frozenset()
     busy_s: float = 0.0
     _live: dict[int, tuple[Values, list[Tensor | None]]] = field(default_factory=dict)

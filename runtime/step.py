@@ -1,15 +1,15 @@
-"""One step: the micro-batches of a batch through all stages, each stage in its own thread.
+"""One step: the micro-batches of a batch through all stages, each in its own thread or process.
 
         inputs of the micro-batches
              |
         stage 0 --values--> stage 1 --values--> stage 2 --> outputs, in training the loss
                 <--grads---         <--grads---
 
-Stages meet only at the channels between them. A stage that fails closes them all, so that the
+Stages meet only at the boundaries between them. A stage that fails closes them all, so that the
 others stop as well.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from typing import Any
@@ -18,16 +18,14 @@ import torch
 from torch import Tensor
 
 from skyfx.runtime import random
-from skyfx.runtime.channel import Channel, ChannelClosed
+from skyfx.runtime.channel import Boundaries, ChannelClosed, Gradients, Values
+from skyfx.runtime.message import Form
 from skyfx.runtime.microbatch import Batch, OutputForm
-from skyfx.runtime.schedule import Action, Kind
-from skyfx.runtime.stage import Gradients, Stage, Values
+from skyfx.runtime.stage import Stage
 from skyfx.solver.errors import StageError
+from skyfx.solver.schedule import Action, Kind
 
 __all__: list[str] = ["LossHead", "Split", "Step"]
-
-INFERENCE_CAPACITY = 2
-"""Micro-batches that may wait between two stages in inference: they overlap, in bounded memory."""
 
 Autocast = Sequence[tuple[str, torch.dtype]]
 """The device types that autocast is on for, and to what."""
@@ -44,15 +42,19 @@ def autocast_here() -> tuple[tuple[str, torch.dtype], ...]:
 
 @dataclass(frozen=True, slots=True)
 class Split:
-    """A model split for one mode and shape of micro-batch, and the form of what it returns."""
+    """A model split for one mode and shape of micro-batch, and the form of what it returns.
 
-    stages: tuple[Stage, ...]
+    Attributes:
+        stages: by their number; those that run in other processes are missing.
+        outputs: the form of what the model returns.
+        returned: what the tensors among it look like.
+        is_random: whether any stage draws random numbers.
+    """
+
+    stages: Mapping[int, Stage]
     outputs: OutputForm
-
-    @property
-    def is_random(self) -> bool:
-        """Whether any stage draws random numbers."""
-        return any(stage.is_random for stage in self.stages)
+    returned: tuple[Form, ...]
+    is_random: bool
 
 
 @dataclass(slots=True)
@@ -109,21 +111,13 @@ class Step:
     splits: Sequence[Split]
     microbatches: Sequence[Batch]
     actions: Sequence[Sequence[Action]]
+    boundaries: Boundaries
     head: LossHead | None = None
     seed: int = 0
     autocast: Autocast = ()
     outputs: dict[int, Values] = field(default_factory=dict)
-    _forward: list[Channel[Values]] = field(default_factory=list)
-    _backward: list[Channel[Gradients]] = field(default_factory=list)
     _head_gradients: dict[int, Gradients] = field(default_factory=dict)
     _stopped: bool = False
-
-    def __post_init__(self) -> None:
-        m = len(self.microbatches)
-        capacity = m if self.training else min(m, INFERENCE_CAPACITY)
-        boundaries = range(len(self.splits[0].stages) - 1)
-        self._forward = [Channel(capacity) for _ in boundaries]
-        self._backward = [Channel(m) for _ in boundaries]
 
     @property
     def training(self) -> bool:
@@ -159,34 +153,45 @@ class Step:
         """Stage k of each distinct split."""
         return list({id(split): split.stages[k] for split in self.splits}.values())
 
+    def busy_s(self, k: int) -> float:
+        """Seconds that stage k took for a micro-batch, on average."""
+        return sum(stage.busy_s for stage in self.stages(k)) / len(self.microbatches)
+
+    def finish(self) -> None:
+        """Wait until all that was sent has gone out."""
+        self.boundaries.finish()
+
     def stop(self) -> None:
         """Let every stage that waits for another one go, and take no further action."""
         self._stopped = True
-        for forward, backward in zip(self._forward, self._backward, strict=True):
-            forward.close()
-            backward.close()
+        self.boundaries.close()
 
     def _run_forward(self, k: int, stage: Stage, m: int) -> None:
-        values = self._forward[k - 1].get() if k else self.microbatches[m].tensors
+        values = self.boundaries.before[k].receive_values() if k else self.microbatches[m].tensors
         with ExitStack() as around:
             for kind, dtype in self.autocast:
                 around.enter_context(torch.autocast(kind, dtype))
             if stage.is_random:
                 around.enter_context(random.stream(self.seed, m))
             sent = stage.forward(m, values, training=self.training)
-            if k == len(self._forward) and self.head is not None:
+            if self._is_last(k) and self.head is not None:
                 self._head_gradients[m] = self.head(m, self.splits[m].outputs, sent)
-        if k < len(self._forward):
-            self._forward[k].put(sent)
+        if not self._is_last(k):
+            self.boundaries.after[k].send_values(sent)
         elif self.head is None:
             self.outputs[m] = sent
 
     def _run_backward(self, k: int, stage: Stage, m: int) -> None:
-        last = k == len(self._backward)
-        gradients = self._head_gradients.pop(m) if last else self._backward[k].get()
+        if self._is_last(k):
+            gradients = self._head_gradients.pop(m)
+        else:
+            gradients = self.boundaries.after[k].receive_gradients()
         returned = stage.backward(m, gradients)
         if k:
-            self._backward[k - 1].put(returned)
+            self.boundaries.before[k].send_gradients(returned)
+
+    def _is_last(self, k: int) -> bool:
+        return k == len(self.actions) - 1
 
 
 def returned_loss(outputs: Any, _: Any) -> Tensor:

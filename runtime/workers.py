@@ -1,17 +1,31 @@
-"""The threads that run the stages of a pipeline."""
+"""Who runs the stages of a pipeline: threads of this process."""
 
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import FIRST_EXCEPTION, Future, ThreadPoolExecutor, wait
 from contextlib import contextmanager
+from dataclasses import dataclass
 
 import torch
+from torch import Tensor
 
-from skyfx.runtime.channel import ChannelClosed
+from skyfx.runtime.channel import Boundaries, ChannelClosed, LocalBoundary, Values
 from skyfx.runtime.stage import Place
-from skyfx.runtime.step import Step
+from skyfx.runtime.step import Split, Step
 
-__all__: list[str] = ["Workers", "with_torch_threads", "worker"]
+__all__: list[str] = ["Outcome", "Workers", "with_torch_threads", "worker"]
+
+INFERENCE_CAPACITY = 2
+"""Micro-batches that may wait between two stages in inference: they overlap, in bounded memory."""
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """What came of a step: its loss, its outputs by micro-batch, busy seconds by stage."""
+
+    loss: Tensor | None
+    outputs: Mapping[int, Values]
+    busy_s: Mapping[int, float]
 
 
 class Workers:
@@ -22,14 +36,22 @@ class Workers:
     small layers then takes half as long again. A pipeline of one stage needs no second team.
     """
 
-    def __init__(self, places: Sequence[Place]) -> None:
+    def __init__(self, places: Mapping[int, Place]) -> None:
+        """Start the workers; `places` is where each stage runs, by its number."""
         self._places = places
         self._threads: set[int] = set()
-        self._executors = []
+        self._executors: dict[int, ThreadPoolExecutor] = {}
         if len(places) > 1:
-            self._executors = [worker(f"skyfx-stage-{k}", p) for k, p in enumerate(places)]
-        for executor in self._executors:
+            self._executors = {k: worker(f"skyfx-stage-{k}", p) for k, p in places.items()}
+        for executor in self._executors.values():
             self._threads.add(executor.submit(threading.get_ident).result())
+
+    def boundaries(self, splits: Sequence[Split], *, training: bool) -> Boundaries:
+        """What stands between the stages in a step; `splits` is `(num_microbatches,)`."""
+        m = len(splits)
+        capacity = m if training else min(m, INFERENCE_CAPACITY)
+        between = {k: LocalBoundary(capacity, m) for k in self._places if k + 1 in self._places}
+        return Boundaries(before={k + 1: one for k, one in between.items()}, after=between)
 
     def run(self, step: Step) -> None:
         """Run all stages of a step; the first failure ends the others.
@@ -40,7 +62,7 @@ class Workers:
         if not self._executors:
             self._run_here(step)
             return
-        futures = [e.submit(step.run_stage, k) for k, e in enumerate(self._executors)]
+        futures = [e.submit(step.run_stage, k) for k, e in self._executors.items()]
         try:
             wait(futures, return_when=FIRST_EXCEPTION)
         finally:  # also on Ctrl-C: no worker may go on with a step that nobody waits for
@@ -58,16 +80,22 @@ class Workers:
 
     def close(self) -> None:
         """End the threads."""
-        for executor in self._executors:
+        for executor in self._executors.values():
             executor.shutdown()
+
+    def outcome(self, step: Step) -> Outcome:
+        """What came of a step that has run."""
+        total = None if step.head is None else step.head.total
+        return Outcome(total, step.outputs, {k: step.busy_s(k) for k in self._places})
 
     def _run_here(self, step: Step) -> None:
         here = threading.get_ident()
         self._threads.add(here)
         try:
             # A thread of its own would not know the caller's modes either.
-            with with_torch_threads(self._places[0].num_threads), torch.inference_mode(False):
-                step.run_stage(0)
+            for k, place in self._places.items():
+                with with_torch_threads(place.num_threads), torch.inference_mode(False):
+                    step.run_stage(k)
         finally:
             self._threads.discard(here)
 

@@ -17,8 +17,8 @@ if TYPE_CHECKING:
     from skyfx.captures import capture as capture
     from skyfx.devices import Device as Device
     from skyfx.measurement import measure as measure
+    from skyfx.probe import Cluster as Cluster
     from skyfx.runtime.pipeline import Pipeline as Pipeline
-    from skyfx.solver.cluster import Cluster as Cluster
     from skyfx.solver.graph import Graph as Graph
     from skyfx.solver.plan import Plan as Plan
     from skyfx.solver.solve import solve as solve
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 _HOMES = {
-    "Cluster": "skyfx.solver.cluster",
+    "Cluster": "skyfx.probe",
     "Device": "skyfx.devices",
     "Graph": "skyfx.solver.graph",
     "Pipeline": "skyfx.runtime.pipeline",

@@ -2,7 +2,7 @@
 
 import math
 import os
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any, get_args
@@ -11,14 +11,14 @@ import torch
 from torch import nn
 
 from skyfx.captures import Capture, capture, dummy_inputs
-from skyfx.devices import DeviceList, resolve
-from skyfx.links import with_links
+from skyfx.devices import DeviceList
 from skyfx.measurement import Progress, measure
 from skyfx.outline import outline
 from skyfx.runtime.microbatch import Batch
 from skyfx.runtime.pipeline import Pipeline
 from skyfx.runtime.stage import Place
 from skyfx.runtime.step import Split
+from skyfx.sites import Site, site_of
 from skyfx.solver import files
 from skyfx.solver.checks import one_of, positive
 from skyfx.solver.cluster import Cluster
@@ -79,10 +79,10 @@ def partition(
         PlanError: a device is not on this machine, or the plan is not one for this model.
         InfeasibleError: the model does not fit the devices (`NoPlanError`: none found in time).
     """
-    cluster, places = resolve(devices)
+    site = site_of(devices)
     batch = Batch.of(dummy_inputs(model, example_inputs))
     if plan is not None:
-        given, captured = _given(plan, model, batch, places)
+        given, captured = _given(plan, model, batch, site.cluster)
     else:
         one_of("strategy", strategy, get_args(Strategy))
         assumptions = Assumptions(
@@ -96,18 +96,18 @@ def partition(
         assumptions.check()
         search = partial(solve, strategy=strategy, gap=gap, time_limit_s=time_limit_s)
         captured = _capture(model, batch, mode, num_microbatches)
-        graph = measure(captured, places.values(), progress=progress)
-        given = _planned(graph, with_links(cluster, places), assumptions, batch, search)
-    return _pipeline(model, given, captured, places, weights)
+        graph, cluster = site.measured(captured, progress)
+        given = site.agreed(lambda: _planned(graph, cluster, assumptions, batch, search))
+    return _pipeline(model, given, captured, site, weights)
 
 
 def _given(
-    plan: Plan | str | os.PathLike[str], model: nn.Module, batch: Batch, places: Mapping[str, Place]
+    plan: Plan | str | os.PathLike[str], model: nn.Module, batch: Batch, cluster: Cluster
 ) -> tuple[Plan, Capture]:
     """The plan, read if need be and held against the model, and the capture that it is for."""
     read = plan if isinstance(plan, Plan) else files.read(plan, Plan)
     captured = _capture(model, batch, read.assumptions.mode, read.assumptions.microbatches)
-    _check_plan(read, captured, places)
+    _check_plan(read, captured, [device.name for device in cluster.devices])
     return read, captured
 
 
@@ -130,14 +130,14 @@ def _pipeline(
     model: nn.Module,
     plan: Plan,
     captured: Capture,
-    places: Mapping[str, Place],
+    site: Site,
     weights: str | os.PathLike[str] | None,
 ) -> Pipeline:
-    stages = [places[stage.device] for stage in plan.stages]
+    places = site.places(plan)
     opened = None if weights is None else Weights(weights)
     try:
-        splitter = _Splitter(model, plan, stages, captured, opened)
-        return Pipeline(model, plan, stages, splitter, captured.microbatch)
+        splitter = _Splitter(model, plan, places, captured, opened)
+        return Pipeline(model, plan, site.workers(places, plan), splitter, captured.microbatch)
     finally:
         if opened is not None:
             opened.close()
@@ -161,9 +161,14 @@ def _capture(model: nn.Module, batch: Batch, mode: Mode, num_microbatches: int) 
     """Capture the model on the first of so many micro-batches."""
     positive("num_microbatches", num_microbatches)
     microbatch = batch.split(math.ceil(batch.batch_size / num_microbatches))[0]
+    return _captured(model, microbatch, training=mode == "training")
+
+
+def _captured(model: nn.Module, microbatch: Batch, *, training: bool) -> Capture:
+    """Capture the model, on the meta device if some of it has no values, or none any more."""
     if any(x.is_meta for x in model.parameters()):
         microbatch = microbatch.to(torch.device("meta"))
-    return capture(model, microbatch, training=mode == "training")
+    return capture(model, microbatch, training=training)
 
 
 @dataclass(slots=True)
@@ -176,7 +181,7 @@ class _Splitter:
 
     model: nn.Module
     plan: Plan
-    places: Sequence[Place]
+    places: Sequence[Place | None]
     planned: Capture | None
     weights: Weights | None = None
     owners: dict[str, int] = field(default_factory=dict)
@@ -184,7 +189,7 @@ class _Splitter:
     def __call__(self, microbatch: Batch, training: bool) -> Split:
         captured, self.planned = self.planned, None
         if captured is None:
-            captured = capture(self.model, microbatch, training=training)
+            captured = _captured(self.model, microbatch, training=training)
         graph = outline(captured)
         stage_of = match(captured, graph, self.plan, self.owners)
         for node, stage in stage_of.items():
@@ -193,17 +198,17 @@ class _Splitter:
         return split(captured, graph, stage_of, self.places)
 
 
-def _check_plan(plan: Plan, captured: Capture, places: Mapping[str, Place]) -> None:
+def _check_plan(plan: Plan, captured: Capture, devices: Sequence[str]) -> None:
     """Refuse a plan for another model or other devices.
 
     Raises:
         PlanError: says which, and what to do.
     """
     for stage in plan.stages:
-        if stage.device not in places:
+        if stage.device not in devices:
             raise PlanError(
                 f"the plan uses device {stage.device!r}, the devices given are "
-                f"{', '.join(places)}: give the devices that it was made for, or plan anew"
+                f"{', '.join(devices)}: give the devices that it was made for, or plan anew"
             )
     graph = outline(captured)
     ids, planned = {node.id for node in graph.nodes}, set(plan.stage_of())

@@ -1,6 +1,5 @@
 """What a user calls a device, and the device that torch has under this name."""
 
-import os
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -8,11 +7,12 @@ from pathlib import Path
 
 import torch
 
+from skyfx.machine import cores
 from skyfx.runtime.stage import Place
 from skyfx.solver import cluster, files
 from skyfx.solver.errors import PlanError
 
-__all__: list[str] = ["Device", "DeviceList", "resolve"]
+__all__: list[str] = ["Device", "DeviceList", "gpu_type", "resolve"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,7 +71,7 @@ def resolve(devices: DeviceList) -> tuple[cluster.Cluster, dict[str, Place]]:
         resolved = _cluster(wanted, found)
     threads = _threads_each(found)
     return resolved, {
-        device.name: Place(device.name, here, device.slowdown, threads)
+        device.name: Place(device.name, here, device.slowdown, threads, device.type)
         for device, here in zip(resolved.devices, found, strict=True)
     }
 
@@ -83,7 +83,7 @@ def _cluster(wanted: Sequence[Device], found: Sequence[torch.device]) -> cluster
         devices=tuple(
             cluster.Device(
                 name=name,
-                type=device_type(here),
+                type="cpu" if here.type == "cpu" else gpu_type(here),
                 memory_bytes=_memory(device, here),
                 slowdown=device.slowdown,
             )
@@ -94,8 +94,8 @@ def _cluster(wanted: Sequence[Device], found: Sequence[torch.device]) -> cluster
     return resolved
 
 
-def device_type(device: torch.device) -> str:
-    """What times are keyed by: `cpu`, or a GPU's model, since unlike GPUs take unlike times."""
+def gpu_type(device: torch.device) -> str:
+    """What times on a GPU are keyed by: its model, since unlike GPUs take unlike times."""
     if device.type == "cuda":
         return torch.cuda.get_device_name(device).lower().replace(" ", "-")
     return device.type
@@ -145,4 +145,4 @@ def _memory(device: Device, here: torch.device) -> float | None:
 def _threads_each(found: Sequence[torch.device]) -> int:
     """Equal shares of this process's cores for the devices that are CPUs."""
     num_cpus = sum(device.type == "cpu" for device in found)
-    return max(1, len(os.sched_getaffinity(0)) // max(1, num_cpus))
+    return max(1, int(cores() / max(1, num_cpus)))

@@ -13,7 +13,7 @@ from skyfx.runtime.channel import Channel
 from skyfx.runtime.stage import Place
 from skyfx.solver.cluster import Cluster, Link, Wire
 
-__all__: list[str] = ["with_links"]
+__all__: list[str] = ["copy_wire", "with_links"]
 
 LARGE_BYTES = 64 * 2**20
 ROUNDS = 50
@@ -32,7 +32,7 @@ def with_links(cluster: Cluster, places: Mapping[str, Place]) -> Cluster:
     for source, target in itertools.permutations(places.values(), 2):
         pair = (source.device, target.device)
         if pair not in measured:
-            measured[pair] = _wire(*pair, handover_s)
+            measured[pair] = copy_wire(*pair, handover_s)
         wire = measured[pair]
         links.append(
             Link(
@@ -45,7 +45,8 @@ def with_links(cluster: Cluster, places: Mapping[str, Place]) -> Cluster:
     return replace(cluster, links=tuple(links))
 
 
-def _wire(source: torch.device, target: torch.device, handover_s: float) -> Wire:
+def copy_wire(source: torch.device, target: torch.device, handover_s: float = 0.0) -> Wire:
+    """What a copy from one device of this process to another takes."""
     small_s, large_s = (_copy_s(source, target, size) for size in (8, LARGE_BYTES))
     # A reference takes no longer for a large tensor; a file needs a finite bandwidth.
     per_byte = max((large_s - small_s) / LARGE_BYTES, 1e-15)

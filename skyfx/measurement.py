@@ -8,11 +8,11 @@ import threading
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
 from statistics import median
+from typing import TypeVar
 
 from torch import fx
 
 from skyfx.captures import Capture
-from skyfx.devices import device_type
 from skyfx.keeping import kept_bytes
 from skyfx.outline import num_bytes, outline
 from skyfx.pricing import Prices, priced
@@ -23,18 +23,30 @@ from skyfx.solver.graph import Fit, Graph, Measured, Node
 from skyfx.store import Store
 from skyfx.undisturbed import undisturbed
 
-__all__: list[str] = ["measure"]
+__all__: list[str] = ["OnType", "assembled", "calibrate", "measure", "price", "run_on"]
+
+T = TypeVar("T")
 
 Progress = Callable[[str, int, int], None]
 """Called with the device type, and how many of how many nodes are done."""
 
+Told = Callable[[int, int], None]
+
 
 @dataclass(frozen=True, slots=True)
-class _OnType:
+class OnType:
     """What was measured on one device type."""
 
     prices: Prices
     fits: Measured
+
+    def time_s(self, *, by: Measured | None = None) -> float:
+        """Seconds of all nodes, forward and backward, by these fits or by others."""
+        fits, costs = by or self.fits, self.prices.costs.values()
+        backward = [cost.backward_s for cost in costs if cost.backward_s is not None]
+        return sum(_fitted(cost.forward_s, fits.forward) for cost in costs) + sum(
+            _fitted(seconds, fits.backward) for seconds in backward
+        )
 
 
 def measure(
@@ -51,10 +63,19 @@ def measure(
         The graph, with seconds per device type and bytes, for one micro-batch as captured.
     """
     several = list(places)
-    by_type = {device_type(place.device): place for place in several}
-    measured = _measured if len(several) == 1 else _measured_where_it_will_run
-    with undisturbed(captured.module):
-        found = {kind: measured(captured, place, progress) for kind, place in by_type.items()}
+    found = {}
+    for place in {place.type: place for place in several}.values():
+
+        def measured(told: Told, place: Place = place) -> OnType:
+            prices = price(captured, place, told)
+            return OnType(prices, calibrate(captured, place, prices))
+
+        found[place.type] = run_on(place, measured, len(several) == 1, progress)
+    return assembled(captured, found)
+
+
+def assembled(captured: Capture, found: Mapping[str, OnType]) -> Graph:
+    """The graph from what was measured, by device type."""
     graph, nodes = outline(captured), {name: node for node, name in captured.ids.items()}
     kept = kept_bytes(captured, next(iter(found.values())).prices)
     return replace(
@@ -64,8 +85,50 @@ def measure(
     )
 
 
+def price(captured: Capture, place: Place, told: Told) -> Prices:
+    """What each node takes alone."""
+    with (
+        undisturbed(captured.module),
+        Store.opened(place, training=captured.training) as store,
+    ):
+        return priced(captured, place, store, told)
+
+
+def calibrate(captured: Capture, place: Place, prices: Prices) -> Measured:
+    """What becomes of these prices in a neighbourhood, on this device."""
+    with undisturbed(captured.module):
+        regions = list(timed_regions(captured, prices, place))
+    return Measured(
+        type=place.type,
+        spread=median([cost.spread for cost in prices.costs.values()] or [0.0]),
+        forward=fit([forward for forward, _ in regions]),
+        backward=fit([back for _, back in regions if back is not None]),
+    )
+
+
+def run_on(
+    place: Place, measured: Callable[[Told], T], alone: bool, progress: Progress | None = None
+) -> T:
+    """Measure in a thread like those of stages (see `Workers`), which Ctrl-C here ends too."""
+    stopped = threading.Event()
+
+    def tell(done: int, total: int) -> None:
+        if stopped.is_set():
+            raise KeyboardInterrupt
+        if progress is not None:
+            progress(place.type, done, total)
+
+    if alone:
+        return measured(tell)
+    with worker("skyfx-measuring", place) as executor:
+        try:
+            return executor.submit(measured, tell).result()
+        finally:
+            stopped.set()
+
+
 def _filled(
-    node: Node, of: fx.Node, kept: Mapping[str, float], found: Mapping[str, _OnType]
+    node: Node, of: fx.Node, kept: Mapping[str, float], found: Mapping[str, OnType]
 ) -> Node:
     forward, backward = dict[str, float](), dict[str, float]()
     for kind, one in found.items():
@@ -86,39 +149,3 @@ def _filled(
 
 def _fitted(seconds: float, by: Fit | None) -> float:
     return seconds if by is None else by.factor * seconds + by.overhead_s
-
-
-def _measured_where_it_will_run(
-    captured: Capture, place: Place, progress: Progress | None
-) -> _OnType:
-    """`_measured` in a thread like those of stages (see `Workers`), which Ctrl-C here ends too."""
-    stopped = threading.Event()
-
-    def tell(kind: str, done: int, total: int) -> None:
-        if stopped.is_set():
-            raise KeyboardInterrupt
-        if progress is not None:
-            progress(kind, done, total)
-
-    with worker("skyfx-measuring", place) as executor:
-        try:
-            return executor.submit(_measured, captured, place, tell).result()
-        finally:
-            stopped.set()
-
-
-def _measured(captured: Capture, place: Place, progress: Progress | None) -> _OnType:
-    """What the model takes on one device."""
-    kind = device_type(place.device)
-
-    def tell(done: int, total: int) -> None:
-        if progress is not None:
-            progress(kind, done, total)
-
-    with Store.opened(place, training=captured.training) as store:
-        prices = priced(captured, place, store, tell)
-    regions = list(timed_regions(captured, prices, place))
-    forward = fit([forward for forward, _ in regions])
-    backward = fit([back for _, back in regions if back is not None])
-    spread = median([cost.spread for cost in prices.costs.values()] or [0.0])
-    return _OnType(prices, Measured(type=kind, spread=spread, forward=forward, backward=backward))

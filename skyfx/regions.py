@@ -28,7 +28,7 @@ from skyfx.runtime.stage import Place
 from skyfx.samples import sample
 from skyfx.solver.graph import Fit
 from skyfx.subgraph import subgraph
-from skyfx.timing import backward_of, timed
+from skyfx.timing import backward_of, timed_long
 
 __all__: list[str] = ["Timed", "fit", "timed_regions"]
 
@@ -38,8 +38,6 @@ SHORTEST_S, LONGEST_S = 1e-3, 0.2
 
 MOST_BYTES = 2**28
 """Parameters that a stretch may have where they have to be made up."""
-
-MIN_RUN_S = 0.1
 
 ROUNDS, TINY = 30, 1e-4
 
@@ -156,7 +154,7 @@ def _timed(
         for x in received
     ]
     with torch.set_grad_enabled(captured.training):
-        took = timed(lambda: module(*inputs), place.num_threads, MIN_RUN_S)
+        took = timed_long(lambda: module(*inputs), place.num_threads)
     costs = [prices.costs[node.name] for node in part]
     forward = Timed(took.median_s, sum(c.forward_s for c in costs), len(part))
     back = [c.backward_s for c in costs if c.backward_s is not None]
@@ -167,5 +165,5 @@ def _timed(
         backward = backward_of(module(*inputs), wanted)
     if backward is None:
         return forward, None
-    took = timed(backward, place.num_threads, MIN_RUN_S)
+    took = timed_long(backward, place.num_threads)
     return forward, Timed(took.median_s, sum(back), len(back))

@@ -14,13 +14,14 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
-from torch import fx
+from torch import Tensor, fx
 
 from skyfx.aliases import regions, written_by
 from skyfx.captures import Capture
 from skyfx.leaves import leaf_of
 from skyfx.names import original_name
 from skyfx.runtime import random
+from skyfx.runtime.message import Form
 from skyfx.runtime.stage import Place, Stage
 from skyfx.runtime.step import Split
 from skyfx.solver.cost import crossings
@@ -32,23 +33,30 @@ from skyfx.subgraph import subgraph
 __all__: list[str] = ["match", "owned", "split"]
 
 StageOf = Mapping[fx.Node, int]
+Places = Sequence[Place | None]
 
 
-def split(captured: Capture, graph: Graph, stage_of: StageOf, places: Sequence[Place]) -> Split:
+def split(captured: Capture, graph: Graph, stage_of: StageOf, places: Places) -> Split:
     """Cut a capture into stages.
 
     Args:
         captured: the model for the mode and shapes to run.
         graph: its outline.
         stage_of: the stage of each placed node, from `match`.
-        places: where each stage runs, `(num_stages,)`.
+        places: where each stage runs, `(num_stages,)`; None in another process.
     """
     boundaries = _boundaries(captured, graph, stage_of, len(places))
-    stages = []
+    stages = {}
     for k, place in enumerate(places):
-        part = [node for node in captured.ids if stage_of[node] == k]
-        stages.append(_stage(captured, part, place, boundaries[k], boundaries[k + 1]))
-    return Split(tuple(stages), captured.outputs)
+        if place is not None:
+            part = [node for node in captured.ids if stage_of[node] == k]
+            stages[k] = _stage(captured, part, place, boundaries[k], boundaries[k + 1])
+    return Split(
+        stages=stages,
+        outputs=captured.outputs,
+        returned=_forms(captured.output_nodes),
+        is_random=any(map(is_random, captured.ids)),
+    )
 
 
 def match(
@@ -122,8 +130,14 @@ def _stage(
         place=place,
         module=subgraph(captured, part, received, sent, place.device, called=_drawing(captured)),
         is_random=any(map(is_random, part)),
+        receives=_forms(received),
         written=written_by(part, received),
     )
+
+
+def _forms(nodes: Sequence[fx.Node]) -> tuple[Form, ...]:
+    values = [node.meta.get("val") for node in nodes]
+    return tuple(Form.of(value) for value in values if isinstance(value, Tensor))
 
 
 def _drawing(captured: Capture) -> Callable[[fx.Node, tuple[Any, ...]], tuple[Any, Any]]:

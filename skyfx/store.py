@@ -7,7 +7,6 @@ version of torch: what else they depend on is their signature.
 import hashlib
 import logging
 import os
-import platform
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -16,7 +15,8 @@ import msgspec
 import torch
 
 from skyfx.calls import CallCost
-from skyfx.devices import device_type
+from skyfx.devices import gpu_type
+from skyfx.machine import processor
 from skyfx.runtime.stage import Place
 from skyfx.solver.files import replacing
 
@@ -34,8 +34,7 @@ class Store:
         self._costs: dict[str, CallCost] = {}
         self._lasting: dict[str, CallCost] = {}
         self._what = (
-            device_type(place.device),
-            _processor() if place.device.type == "cpu" else "",
+            processor() if place.device.type == "cpu" else gpu_type(place.device),
             str(place.num_threads),
             torch.__version__,
             "training" if training else "inference",
@@ -87,12 +86,3 @@ class Store:
 
 def _digest(parts: tuple[str, ...]) -> str:
     return hashlib.sha256("\n".join(parts).encode()).hexdigest()
-
-
-def _processor() -> str:
-    """The model of this machine's processor."""
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-    except OSError:
-        return platform.processor()
-    return next((x.partition(":")[2].strip() for x in lines if x.startswith("model name")), "")

@@ -19,7 +19,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor, fx, nn
 from torch.overrides import TorchFunctionMode
 
-from skyfx.rebinding import named_tensors, rebind
+from skyfx.rebinding import bare, named_tensors, rebind
 from skyfx.runtime.stage import Place
 from skyfx.solver.errors import PlanError
 
@@ -113,18 +113,19 @@ def place_tensors(
     model: nn.Module,
     module: fx.GraphModule,
     owners: Mapping[str, int],
-    places: Sequence[Place],
+    places: Sequence[Place | None],
     weights: Weights | None = None,
 ) -> None:
     """Put each parameter and buffer on its stage's device.
 
-    They stay the same objects, but for those without values, which become others.
+    They stay the same objects, but for those without values, which become others, and for those of
+    stages in other processes, which keep none.
 
     Args:
         model: the model.
         module: its captured graph, which holds the same tensors.
         owners: the stage of each of them, by its name.
-        places: where each stage runs, `(num_stages,)`.
+        places: where each stage runs, `(num_stages,)`; None in another process.
         weights: where to read what has no values.
 
     Raises:
@@ -139,12 +140,15 @@ def place_tensors(
     for name, stage in owners.items():
         if name not in named:
             continue
-        tensor, device = named[name], places[stage].device
-        if tensor.is_meta:
-            names = [name, *aliases[id(tensor)]]
-            filled[id(tensor)] = _filled(tensor, names, device, weights, lasting=name in lasting)
-        elif tensor.device != device:
-            tensor.data = tensor.data.to(device)
+        tensor, place = named[name], places[stage]
+        if place is None:
+            if not tensor.is_meta:
+                filled[id(tensor)] = bare(tensor)
+        elif tensor.is_meta:
+            names, has_lasting = [name, *aliases[id(tensor)]], name in lasting
+            filled[id(tensor)] = _filled(tensor, names, place.device, weights, lasting=has_lasting)
+        elif tensor.device != place.device:
+            tensor.data = tensor.data.to(place.device)
     rebind(model, filled)
     rebind(module, filled)
 

@@ -1,5 +1,6 @@
 """The unsplit model, run by plain torch on the same micro-batches."""
 
+import copy
 from collections.abc import Mapping
 from typing import Any
 
@@ -11,6 +12,10 @@ from tests.models import Case
 
 # As many threads as a stage has: torch adds numbers up in another order on more.
 torch.set_num_threads(1)
+
+
+def unsplit(case: Case) -> Case:
+    return Case(copy.deepcopy(case.model), case.batch, case.targets, case.loss_fn)
 
 
 def parts(value: Any, size: int) -> list[Any]:

@@ -19,7 +19,7 @@ import skyfx
 from tests import reference
 from tests.models import BATCH, Case
 from tests.plans import SIZE, split_evenly
-from tests.test_pipeline import assert_equal_gradients, unsplit
+from tests.test_pipeline import assert_equal_gradients
 
 WIDTH = 4
 
@@ -36,7 +36,7 @@ def step(pipeline: skyfx.Pipeline, given: Case) -> Tensor:
 
 def test_calls_from_several_threads_take_turns() -> None:
     given = case()
-    alone = unsplit(given)
+    alone = reference.unsplit(given)
     steps = [reference.train_step(alone, SIZE) for _ in range(4)]
     found: list[Tensor] = []
     with split_evenly(given) as pipeline:
@@ -63,7 +63,7 @@ def test_a_copy_is_refused(copied: Callable[[skyfx.Pipeline], Any]) -> None:
 @pytest.mark.parametrize("mode", [torch.no_grad, torch.inference_mode])
 def test_the_callers_gradient_mode_makes_no_difference(mode: Callable[[], Any]) -> None:
     given = case()
-    alone = unsplit(given)
+    alone = reference.unsplit(given)
     with split_evenly(given) as pipeline:
         with mode():
             assert torch.equal(step(pipeline, given), reference_step(alone))
@@ -87,7 +87,7 @@ def test_attention_infers_without_gradients_under_a_plan_for_training() -> None:
 
 def test_the_callers_autocast_holds_in_the_stages() -> None:
     given = case()
-    alone = unsplit(given)
+    alone = reference.unsplit(given)
     with split_evenly(given) as pipeline:
         before = pipeline(given.batch)
         with torch.autocast("cpu", torch.bfloat16):
@@ -123,7 +123,7 @@ def test_a_change_of_the_model_is_noticed(change: Callable[[nn.Module], None]) -
         given.model.zero_grad()
         dtype = next(given.model.parameters()).dtype
         given = Case(given.model, given.batch.to(dtype), given.targets.to(dtype), given.loss_fn)
-        alone = unsplit(given)
+        alone = reference.unsplit(given)
         assert torch.equal(step(pipeline, given), train_as_it_is(alone))
         assert_equal_gradients(pipeline, alone.model)
         assert torch.equal(pipeline(given.batch), reference.infer(alone, SIZE)[0])

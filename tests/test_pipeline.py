@@ -1,6 +1,5 @@
 """The pipeline computes what the unsplit model computes."""
 
-import copy
 import gc
 import threading
 from collections.abc import Callable
@@ -22,10 +21,6 @@ CLOSE = 1e-6
 @pytest.fixture(params=CASES)
 def case(request: pytest.FixtureRequest) -> Case:
     return CASES[request.param]()
-
-
-def unsplit(case: Case) -> Case:
-    return Case(copy.deepcopy(case.model), case.batch, case.targets, case.loss_fn)
 
 
 def relative(found: Tensor, expected: Tensor) -> float:
@@ -50,7 +45,7 @@ def test_outputs_equal_the_unsplit_model_bit_for_bit(case: Case) -> None:
 
 @pytest.mark.parametrize("schedule", ["1f1b", "gpipe"])
 def test_a_training_step_equals_the_unsplit_model(case: Case, schedule: str) -> None:
-    alone = unsplit(case)
+    alone = reference.unsplit(case)
     with split_evenly(case, schedule=schedule) as pipeline:
         for _ in range(2):
             expected = reference.train_step(alone, SIZE)
@@ -72,7 +67,7 @@ def test_a_pipeline_planned_for_training_infers_as_well(case: Case) -> None:
 
 def test_training_follows_the_unsplit_model_over_many_steps() -> None:
     case = models.resnet()
-    alone = unsplit(case)
+    alone = reference.unsplit(case)
     with split_evenly(case) as pipeline:
         ours = torch.optim.AdamW(pipeline.parameters(), lr=1e-2)
         theirs = torch.optim.AdamW(alone.model.parameters(), lr=1e-2)
@@ -89,7 +84,7 @@ def test_a_short_last_microbatch_counts_by_its_samples() -> None:
     case = models.bert()
     batch = {name: x[:7] for name, x in case.batch.items()}
     short = Case(case.model, batch, case.targets[:7], case.loss_fn)
-    alone = unsplit(short)
+    alone = reference.unsplit(short)
     with split_evenly(case) as pipeline:
         found = pipeline.train_step(short.batch, short.targets, short.loss_fn)
         assert torch.equal(found, reference.train_step(alone, SIZE))
@@ -133,7 +128,7 @@ def test_dropout_drops_the_asked_for_share() -> None:
 
 def test_the_model_may_return_its_own_loss() -> None:
     case = models.bert()
-    alone = unsplit(case)
+    alone = reference.unsplit(case)
     batch = case.batch | {"labels": case.targets}
     with_labels = Case(case.model, batch, case.targets, case.loss_fn)
     with split_evenly(with_labels) as pipeline:
@@ -145,7 +140,7 @@ def test_the_model_may_return_its_own_loss() -> None:
 def test_frozen_parameters_stay_as_they_are() -> None:
     case = models.bert()
     case.model.bert.embeddings.requires_grad_(False)
-    alone = unsplit(case)
+    alone = reference.unsplit(case)
     with split_evenly(case) as pipeline:
         pipeline.train_step(case.batch, case.targets, case.loss_fn)
         reference.train_step(alone, SIZE)

@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from skyfx.runtime.schedule import Kind, orders
+from skyfx.solver.schedule import Kind, orders
 
 
 def drawn(schedule: str, num_stages: int, m: int) -> list[str]:

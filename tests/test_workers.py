@@ -10,7 +10,6 @@ from torch import Tensor
 from skyfx.solver.errors import StageError
 from tests import models, reference
 from tests.plans import SIZE, split_evenly
-from tests.test_pipeline import unsplit
 
 CORES = len(os.sched_getaffinity(0))
 
@@ -45,7 +44,7 @@ def test_a_call_from_within_a_stage_is_refused_instead_of_waiting_for_ever(num_s
 @pytest.mark.parametrize("mode", [torch.no_grad, torch.inference_mode])
 def test_a_stage_alone_trains_whatever_the_callers_gradient_mode(mode: type) -> None:
     case = models.bert()
-    expected = reference.train_step(unsplit(case), SIZE)
+    expected = reference.train_step(reference.unsplit(case), SIZE)
     torch.set_num_threads(CORES)
     try:
         with split_evenly(case, 1) as pipeline, mode():

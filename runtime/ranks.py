@@ -1,0 +1,80 @@
+"""Who runs the stages of a pipeline: several processes, each some of them in threads."""
+
+from collections.abc import Mapping, Sequence
+
+import torch
+
+from skyfx.runtime.channel import Boundaries
+from skyfx.runtime.group import Group
+from skyfx.runtime.message import Layout
+from skyfx.runtime.remote import Downstream, Upstream
+from skyfx.runtime.stage import Place
+from skyfx.runtime.step import Split, Step
+from skyfx.runtime.workers import INFERENCE_CAPACITY, Outcome, Workers
+
+__all__: list[str] = ["Ranks"]
+
+
+class Ranks(Workers):
+    """The workers of this process, in a group in which other processes run the other stages.
+
+    Every process calls the pipeline with the same batch, and all get the loss and the outputs.
+    """
+
+    def __init__(self, places: Mapping[int, Place], rank_of: Sequence[int], group: Group) -> None:
+        """Start this process's workers.
+
+        Args:
+            places: where the stages of this process run, by their numbers; there may be none.
+            rank_of: whose each stage is, `(num_stages,)`.
+            group: all processes.
+        """
+        super().__init__(places)
+        self._rank_of, self._group = rank_of, group
+
+    def boundaries(self, splits: Sequence[Split], *, training: bool) -> Boundaries:
+        """What stands at our stages in a step; `splits` is `(num_microbatches,)`."""
+        ours = super().boundaries(splits, training=training)
+        before, after = dict(ours.before), dict(ours.after)
+        processes, m = self._group.processes, len(splits)
+        for k in self._places:
+            if k > 0 and k not in before:
+                forms = [split.stages[k].receives for split in splits]
+                peer = self._rank_of[k - 1]
+                before[k] = Upstream(k - 1, peer, processes, forms, in_flight=m)
+            if k + 1 < len(self._rank_of) and k not in after:
+                in_flight = m if training else INFERENCE_CAPACITY
+                after[k] = Downstream(k, self._rank_of[k + 1], processes, in_flight=in_flight)
+        return Boundaries(before, after)
+
+    def run(self, step: Step) -> None:
+        """Run our stages of a step.
+
+        Raises:
+            StageError: one of them failed.
+        """
+        if self._places:
+            super().run(step)
+            step.finish()
+
+    def outcome(self, step: Step) -> Outcome:
+        """What came of a step, told to all."""
+        ours = super().outcome(step)
+        told = torch.zeros(1 + len(self._rank_of), dtype=torch.float64)
+        for k, seconds in ours.busy_s.items():
+            told[1 + k] = seconds
+        if ours.loss is not None:
+            told[0] = ours.loss
+        loss, *busy = self._group.sum(told)
+        if not step.training:
+            outputs = {m: self._outputs(step, m) for m in range(len(step.splits))}
+            return Outcome(None, outputs, dict(enumerate(map(float, busy))))
+        mine = ours.loss if ours.loss is not None else loss.to(torch.get_default_dtype())
+        return Outcome(mine, {}, dict(enumerate(map(float, busy))))
+
+    def _outputs(self, step: Step, m: int) -> list[torch.Tensor]:
+        """The outputs of a micro-batch, from where the last stage is."""
+        layout = Layout(step.splits[m].returned)
+        message = layout.pack(step.outputs[m]) if m in step.outputs else layout.room()
+        found = layout.unpack(self._group.from_rank(self._rank_of[-1], message))
+        return [x.detach() for x in found if x is not None]

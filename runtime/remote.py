@@ -1,0 +1,144 @@
+"""What stands between two stages of different processes: messages over torch.distributed.
+
+        this process, stage k                      the next process, stage k + 1
+        send_values        --- tag 2k ------->     receive_values
+        receive_gradients  <-- tag 2k + 1 ----     send_gradients
+
+Receives are posted before their values are needed and sends are not waited for, so that transfers
+overlap what the stages compute: gloo moves a message in its own threads once both ends have posted.
+
+The shapes of values are known from the capture. Which of them require a gradient is known when they
+are there; so that is when the receive of their gradients is posted.
+"""
+
+from collections import deque
+from collections.abc import Iterable, Sequence
+
+import torch.distributed as dist
+from torch import Tensor
+
+from skyfx.runtime.channel import Gradients, Values
+from skyfx.runtime.message import Form, Layout
+
+__all__: list[str] = ["Downstream", "Incoming", "Outgoing", "Upstream"]
+
+Group = dist.ProcessGroup
+
+AHEAD = 2
+"""Receives of values that are posted at a time; each has a buffer."""
+
+
+class Outgoing:
+    """Sends without waiting, but for the oldest of too many messages that nobody has taken."""
+
+    def __init__(self, peer: int, tag: int, group: Group, in_flight: int) -> None:
+        self._peer, self._tag, self._group, self._in_flight = peer, tag, group, in_flight
+        self._sent: deque[tuple[dist.Work, Tensor]] = deque()
+
+    def send(self, layout: Layout, values: Gradients) -> None:
+        """Send these values."""
+        if layout.is_empty:
+            return
+        message = layout.pack(values)
+        work = dist.isend(message, group=self._group, tag=self._tag, group_dst=self._peer)
+        assert work is not None
+        self._sent.append((work, message))  # which is needed until it has been sent
+        while self._sent and (len(self._sent) > self._in_flight or self._sent[0][0].is_completed()):
+            self._sent.popleft()[0].wait()
+
+    def finish(self) -> None:
+        """Wait until all has been sent."""
+        while self._sent:
+            self._sent.popleft()[0].wait()
+
+
+class Incoming:
+    """Receives messages in the order of their layouts, `ahead` of them posted in advance."""
+
+    def __init__(
+        self, peer: int, tag: int, group: Group, layouts: Iterable[Layout], ahead: int
+    ) -> None:
+        self._peer, self._tag, self._group, self._ahead = peer, tag, group, ahead
+        self._expected = deque(layouts)
+        self._posted: deque[tuple[Layout, Tensor | None, dist.Work | None]] = deque()
+        self._post()
+
+    def expect(self, layout: Layout) -> None:
+        """Another message of this layout will come."""
+        self._expected.append(layout)
+        self._post()
+
+    def receive(self) -> list[Tensor | None]:
+        """The next message's values."""
+        layout, message, work = self._posted[0]
+        if work is not None:
+            work.wait()
+        self._posted.popleft()
+        self._post()
+        return layout.unpack(message)
+
+    def _post(self) -> None:
+        while self._expected and len(self._posted) < self._ahead:
+            layout = self._expected.popleft()
+            message = None if layout.is_empty else layout.room()
+            work = None
+            if message is not None:
+                work = dist.irecv(message, group=self._group, tag=self._tag, group_src=self._peer)
+            self._posted.append((layout, message, work))
+
+
+class Downstream:
+    """Our end of the boundary behind stage `k`, which is here; the next stage is with `peer`."""
+
+    def __init__(self, k: int, peer: int, group: Group, *, in_flight: int) -> None:
+        self._values = Outgoing(peer, 2 * k, group, in_flight)
+        self._gradients = Incoming(peer, 2 * k + 1, group, (), ahead=in_flight)
+
+    def send_values(self, values: Values) -> None:
+        """Hand a micro-batch's values on, and get ready for their gradients."""
+        self._gradients.expect(_flowing(values))
+        self._values.send(Layout.of(values), values)
+
+    def receive_gradients(self) -> Gradients:
+        """Take their gradients."""
+        return self._gradients.receive()
+
+    def close(self) -> None:
+        """Nothing: a receive that was posted cannot be taken back."""
+
+    def finish(self) -> None:
+        """Wait until all has been sent."""
+        self._values.finish()
+
+
+class Upstream:
+    """Our end of the boundary before stage `k + 1`, which is here; stage `k` is with `peer`."""
+
+    def __init__(
+        self, k: int, peer: int, group: Group, forms: Iterable[Sequence[Form]], *, in_flight: int
+    ) -> None:
+        self._values = Incoming(peer, 2 * k, group, map(Layout, forms), AHEAD)
+        self._gradients = Outgoing(peer, 2 * k + 1, group, in_flight)
+        self._flowing = deque[Layout]()
+
+    def receive_values(self) -> Values:
+        """Take the next micro-batch's values."""
+        values = [x for x in self._values.receive() if x is not None]
+        self._flowing.append(_flowing(values))
+        return values
+
+    def send_gradients(self, gradients: Gradients) -> None:
+        """Hand their gradients back."""
+        self._gradients.send(self._flowing.popleft(), gradients)
+
+    def close(self) -> None:
+        """Nothing: a receive that was posted cannot be taken back."""
+
+    def finish(self) -> None:
+        """Wait until all has been sent."""
+        self._gradients.finish()
+
+
+def _flowing(values: Values) -> Layout:
+    """How the gradients of these values are laid out."""
+    return Layout.of([x if x.requires_grad else None for x in values])

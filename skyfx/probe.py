@@ -1,0 +1,192 @@
+"""What a job's devices and the links between them are like: the cluster, measured.
+
+Each pair of processes passes messages to and fro, one pair at a time, over the transport that a
+pipeline uses. Their clocks are not compared: small messages give the latency, half a round trip,
+and large ones in one direction at a time the bandwidth.
+"""
+
+import itertools
+import time
+from collections.abc import Sequence
+from dataclasses import replace
+from statistics import median
+
+import msgspec
+import torch
+from torch.utils.benchmark import Timer
+
+from skyfx.hosts import Hosts
+from skyfx.links import copy_wire, with_links
+from skyfx.runtime.message import Form, Layout
+from skyfx.runtime.remote import Incoming, Outgoing
+from skyfx.runtime.stage import Place
+from skyfx.solver import cluster
+from skyfx.solver.cluster import Device, Link, Wire
+
+__all__: list[str] = ["Cluster", "probed"]
+
+SMALL_BYTES, FIRST_BYTES, MOST_BYTES = 8, 2**16, 2**26
+LONG_S = 0.1
+"""A message that takes this long says enough about the bandwidth."""
+
+TAG = 2**20
+"""Of messages that belong to no boundary."""
+
+SAME = 0.03
+"""Devices of one type whose speeds differ by less are taken for equal."""
+
+CPU = torch.device("cpu")
+
+
+class Cluster(cluster.Cluster):
+    """Devices and links; `from_environment` finds those of the job that this process is one of."""
+
+    __slots__ = ()
+
+    @classmethod
+    def from_environment(cls) -> "Cluster":
+        """The devices of all processes that torchrun has started, their links measured.
+
+        Every process has to call it. A process brings the GPU of its local rank, or a share of its
+        host's cores.
+
+        Raises:
+            PlanError: two devices have the same name.
+        """
+        found = probed(Hosts.joined())
+        return cls(devices=found.devices, links=found.links)
+
+
+def probed(hosts: Hosts) -> cluster.Cluster:
+    """Measure the devices of a job and the links between them; every process calls it."""
+    speed_s = {name: _speed_s(place) for name, place in hosts.places.items()}
+    all_speeds = _together(hosts, speed_s)
+    devices = tuple(
+        replace(device, slowdown=_slowdown(device, hosts.devices, all_speeds))
+        for device in hosts.devices
+    )
+    links = [*_links_here(hosts), *_links_to_others(hosts)]
+    said = hosts.group.gather(msgspec.json.encode(links))
+    everyones = [link for text in said for link in msgspec.json.decode(text, type=list[Link])]
+    found = cluster.Cluster(devices=devices, links=tuple(everyones))
+    found.check()
+    return found
+
+
+def _together(hosts: Hosts, mine: dict[str, float]) -> dict[str, float]:
+    said = hosts.group.gather(msgspec.json.encode(mine))
+    return {k: v for x in said for k, v in msgspec.json.decode(x, type=dict[str, float]).items()}
+
+
+def _slowdown(device: Device, devices: Sequence[Device], speed_s: dict[str, float]) -> float:
+    """How many times longer it takes than the fastest of its type."""
+    fastest_s = min(speed_s[other.name] for other in devices if other.type == device.type)
+    times = speed_s[device.name] / fastest_s
+    return times if times > 1 + SAME else 1.0
+
+
+def _speed_s(place: Place) -> float:
+    """Seconds of a mix of what models do: a matrix product, a softmax, many small operators."""
+    x = torch.rand(256, 256, device=place.device)
+
+    def mix() -> None:
+        y = torch.softmax(x @ x, dim=-1) @ x
+        for _ in range(20):
+            y = y[:16, :16] + 1
+
+    timer = Timer("mix()", globals={"mix": mix}, num_threads=place.num_threads)
+    number = max(1, int(LONG_S / timer.timeit(10).mean))
+    return median(timer.timeit(number).mean for _ in range(3))
+
+
+def _links_here(hosts: Hosts) -> Sequence[Link]:
+    """Between the devices of this process."""
+    ours = tuple(device for device in hosts.devices if device.name in hosts.places)
+    return with_links(cluster.Cluster(devices=ours), hosts.places).links
+
+
+def _links_to_others(hosts: Hosts) -> list[Link]:
+    """From this process's devices to those of others; what is no CPU copies from and to one."""
+    copies = {name: _to_and_from(place) for name, place in hosts.places.items()}
+    said = hosts.group.gather(msgspec.json.encode(copies))
+    known = {
+        name: wires
+        for text in said
+        for name, wires in msgspec.json.decode(text, type=dict[str, tuple[Wire, Wire]]).items()
+    }
+    own, size = hosts.group.rank, hosts.group.size
+    wires = {}
+    for first, second in itertools.combinations(range(size), 2):
+        if own in (first, second):
+            peer = second if own == first else first
+            wires[peer] = _measured(hosts, peer, leads=own == first)
+        hosts.group.sum(torch.zeros(1))  # one pair at a time
+    return [
+        Link(
+            source=source,
+            target=device.name,
+            bandwidth_bytes_per_s=1 / sum(1 / x.bandwidth_bytes_per_s for x in hops),
+            latency_s=sum(x.latency_s for x in hops),
+        )
+        for source in hosts.places
+        for device in hosts.devices
+        if (rank := hosts.rank_of[device.name]) != own
+        for hops in [(known[source][0], wires[rank], known[device.name][1])]
+    ]
+
+
+def _to_and_from(place: Place) -> tuple[Wire, Wire]:
+    """From the device to the memory that messages are made in, and back."""
+    if place.device == CPU:
+        free = Wire(bandwidth_bytes_per_s=1e15, latency_s=0.0)
+        return free, free
+    return copy_wire(place.device, CPU), copy_wire(CPU, place.device)
+
+
+def _measured(hosts: Hosts, peer: int, *, leads: bool) -> Wire:
+    """The wire from this process to another one, while that one measures the other direction."""
+    small = Layout([Form((SMALL_BYTES,), torch.uint8)])
+    latency_s = _message_s(hosts, peer, small, small, leads=leads, rounds=20) / 2
+    for ours in (leads, not leads):  # whose messages are large
+        size, before_s, bandwidth = FIRST_BYTES, 0.0, 0.0
+        while True:
+            large = Layout([Form((size,), torch.uint8)])
+            there, back = (large, small) if ours == leads else (small, large)
+            took_s = _message_s(hosts, peer, there, back, leads=leads, rounds=3)
+            if before_s:
+                bandwidth = size * 0.75 / max(took_s - before_s, 1e-9)
+            if before_s > LONG_S / 4 or size >= MOST_BYTES:
+                break
+            size, before_s = size * 4, took_s
+        if ours:
+            found = bandwidth
+    return Wire(bandwidth_bytes_per_s=found, latency_s=latency_s)
+
+
+def _message_s(
+    hosts: Hosts, peer: int, there: Layout, back: Layout, *, leads: bool, rounds: int
+) -> float:
+    """Seconds of a message there and one back, the median; both ends learn the same figure."""
+    processes = hosts.group.processes
+    mine, others = (there, back) if leads else (back, there)
+    out = Outgoing(peer, TAG, processes, 1)
+    come = Incoming(peer, TAG, processes, [others] * rounds, 1)
+    values = mine.unpack(mine.room().fill_(1))
+    times = []
+    for _ in range(rounds):
+        began = time.perf_counter()
+        if leads:
+            out.send(mine, values)
+            come.receive()
+        else:
+            come.receive()
+            out.send(mine, values)
+        times.append(time.perf_counter() - began)
+    out.finish()
+    figure = Layout([Form((1,), torch.float64)])
+    if leads:
+        Outgoing(peer, TAG, processes, 0).send(figure, [torch.tensor([median(times)]).double()])
+        return median(times)
+    (told,) = Incoming(peer, TAG, processes, [figure], 1).receive()
+    assert told is not None
+    return float(told)

@@ -1,0 +1,115 @@
+"""Where a pipeline is made and run: in this process alone, or in all processes of a job."""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol
+
+from skyfx.captures import Capture
+from skyfx.devices import DeviceList, resolve
+from skyfx.hosts import Hosts
+from skyfx.links import with_links
+from skyfx.measurement import Progress, measure
+from skyfx.runtime.group import Group
+from skyfx.runtime.ranks import Ranks
+from skyfx.runtime.stage import Place
+from skyfx.runtime.workers import Workers
+from skyfx.solver import files
+from skyfx.solver.cluster import Cluster
+from skyfx.solver.errors import PlanError
+from skyfx.solver.graph import Graph
+from skyfx.solver.plan import Plan
+from skyfx.together import measured_together
+
+__all__: list[str] = ["Site", "site_of"]
+
+Places = Sequence[Place | None]
+"""Where each stage runs, `(num_stages,)`; None in another process."""
+
+
+class Site(Protocol):
+    """The devices that a pipeline is planned for, and what differs with where they are."""
+
+    @property
+    def cluster(self) -> Cluster:
+        """The devices."""
+
+    def measured(self, captured: Capture, progress: Progress | None) -> tuple[Graph, Cluster]:
+        """The model's graph, and the devices with their speeds and links."""
+
+    def agreed(self, make: Callable[[], Plan]) -> Plan:
+        """One plan for all processes."""
+
+    def places(self, plan: Plan) -> Places:
+        """Where each stage of the plan runs."""
+
+    def workers(self, places: Places, plan: Plan) -> Workers:
+        """Who runs the stages that are here."""
+
+
+def site_of(devices: DeviceList) -> Site:
+    """All processes of the job where the cluster's devices are theirs, else this process.
+
+    Raises:
+        PlanError: a device is nowhere.
+    """
+    names_all = isinstance(devices, (Cluster, Path)) or (
+        isinstance(devices, str) and devices.endswith((".toml", ".json"))
+    )
+    if not (names_all and Group.is_launched()):
+        return _Here(*resolve(devices))
+    cluster = devices if isinstance(devices, Cluster) else files.read(devices, Cluster)  # type: ignore[arg-type]
+    cluster.check()
+    hosts = Hosts.joined()
+    missing = [device.name for device in cluster.devices if device.name not in hosts.rank_of]
+    if missing:
+        raise PlanError(
+            f"no process of this job has a device {missing[0]!r}; they have "
+            f"{', '.join(hosts.rank_of)}. Take names from `skyfx probe`, or pass a list of devices "
+            "to stay in one process"
+        )
+    return _Everywhere(cluster, hosts)
+
+
+@dataclass(frozen=True, slots=True)
+class _Here:
+    """All devices are this process's."""
+
+    cluster: Cluster
+    by_name: Mapping[str, Place]
+
+    def measured(self, captured: Capture, progress: Progress | None) -> tuple[Graph, Cluster]:
+        graph = measure(captured, self.by_name.values(), progress=progress)
+        return graph, with_links(self.cluster, self.by_name)
+
+    def agreed(self, make: Callable[[], Plan]) -> Plan:
+        return make()
+
+    def places(self, plan: Plan) -> Places:
+        return [self.by_name[stage.device] for stage in plan.stages]
+
+    def workers(self, places: Places, plan: Plan) -> Workers:
+        return Workers({k: place for k, place in enumerate(places) if place is not None})
+
+
+@dataclass(frozen=True, slots=True)
+class _Everywhere:
+    """The devices are those of several processes, which do all this together."""
+
+    cluster: Cluster
+    hosts: Hosts
+
+    def measured(self, captured: Capture, progress: Progress | None) -> tuple[Graph, Cluster]:
+        return measured_together(captured, self.hosts, self.cluster, progress=progress)
+
+    def agreed(self, make: Callable[[], Plan]) -> Plan:
+        raw = self.hosts.group.first(lambda: files.encode(make()))
+        return files.decode(raw, Plan, "the plan of rank 0")
+
+    def places(self, plan: Plan) -> Places:
+        return [self.hosts.places.get(stage.device) for stage in plan.stages]
+
+    def workers(self, places: Places, plan: Plan) -> Workers:
+        here = {k: place for k, place in enumerate(places) if place is not None}
+        rank_of = [self.hosts.rank_of[stage.device] for stage in plan.stages]
+        return Ranks(here, rank_of, self.hosts.group)

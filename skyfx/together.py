@@ -1,0 +1,76 @@
+"""Measuring a model on several hosts: each operator once on each type, speeds on every device.
+
+The first process that has a device of a type prices the model's operators there. Every process then
+times stretches of the model on its own devices, which says how much slower each is than the first.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+
+import msgspec
+
+from skyfx.captures import Capture
+from skyfx.hosts import Hosts
+from skyfx.measurement import OnType, Progress, assembled, calibrate, price, run_on
+from skyfx.pricing import Prices
+from skyfx.probe import SAME
+from skyfx.runtime.stage import Place
+from skyfx.solver.cluster import Cluster
+from skyfx.solver.graph import Graph, Measured
+
+__all__: list[str] = ["measured_together"]
+
+
+@dataclass(frozen=True, slots=True)
+class _Said:
+    """What a process has measured: prices by type, fits by device."""
+
+    prices: Mapping[str, Prices]
+    fits: Mapping[str, Measured]
+
+
+def measured_together(
+    captured: Capture, hosts: Hosts, cluster: Cluster, *, progress: Progress | None = None
+) -> tuple[Graph, Cluster]:
+    """Measure a captured model on all devices of a job; every process calls it.
+
+    Returns:
+        The graph, and the cluster with the slowdowns that this model has.
+    """
+    leaders: dict[str, str] = {}
+    for device in hosts.devices:
+        leaders.setdefault(device.type, device.name)
+    alone = len(hosts.places) == 1
+
+    def priced(place: Place) -> Prices:
+        return run_on(place, lambda told: price(captured, place, told), alone, progress)
+
+    def calibrated(place: Place) -> Measured:
+        prices = known[place.type]
+        return run_on(place, lambda _: calibrate(captured, place, prices), alone)
+
+    prices = {
+        place.type: priced(place)
+        for place in hosts.places.values()
+        if leaders[place.type] == place.name
+    }
+    known = {k: v for said in _gathered(hosts, _Said(prices, {})) for k, v in said.prices.items()}
+    fits = {name: calibrated(place) for name, place in hosts.places.items()}
+    fits = {k: v for said in _gathered(hosts, _Said({}, fits)) for k, v in said.fits.items()}
+    found = {kind: OnType(known[kind], fits[name]) for kind, name in leaders.items()}
+    slower = {
+        device.name: found[device.type].time_s(by=fits[device.name]) / found[device.type].time_s()
+        for device in hosts.devices
+    }
+    devices = tuple(
+        replace(device, slowdown=1.0 if abs(times - 1) < SAME else times)
+        for device in cluster.devices
+        for times in [slower[device.name]]
+    )
+    return assembled(captured, found), replace(cluster, devices=devices)
+
+
+def _gathered(hosts: Hosts, mine: _Said) -> list[_Said]:
+    return [
+        msgspec.json.decode(x, type=_Said) for x in hosts.group.gather(msgspec.json.encode(mine))
+    ]
