@@ -25,7 +25,7 @@ __all__: list[str] = ["Downstream", "Incoming", "Outgoing", "Upstream"]
 Group = dist.ProcessGroup
 
 AHEAD = 2
-"""Receives of values that are posted at a time; each has a buffer."""
+"""Receives that are posted at a time in each direction; each has a buffer."""
 
 
 class Outgoing:
@@ -92,7 +92,7 @@ class Downstream:
 
     def __init__(self, k: int, peer: int, group: Group, *, in_flight: int) -> None:
         self._values = Outgoing(peer, 2 * k, group, in_flight)
-        self._gradients = Incoming(peer, 2 * k + 1, group, (), ahead=in_flight)
+        self._gradients = Incoming(peer, 2 * k + 1, group, (), AHEAD)
 
     def send_values(self, values: Values) -> None:
         """Hand a micro-batch's values on, and get ready for their gradients."""

@@ -6,6 +6,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, fx
+from torch.autograd.graph import GradientEdge, get_gradient_edge
 
 from skyfx.runtime.channel import Gradients, Values
 from skyfx.runtime.message import Form
@@ -63,7 +64,9 @@ class Stage:
     receives: tuple[Form, ...]
     written: frozenset[int] = frozenset()
     busy_s: float = 0.0
-    _live: dict[int, tuple[Values, list[Tensor | None]]] = field(default_factory=dict)
+    _live: dict[int, tuple[list[GradientEdge | None], list[Tensor | None]]] = field(
+        default_factory=dict
+    )
 
     def forward(self, microbatch: int, values: Values, *, training: bool) -> Values:
         """Run the stage forward.
@@ -82,8 +85,9 @@ class Stage:
             sent: Values = self.module(
                 *(self._receive(i, value, training, gradients) for i, value in enumerate(values))
             )
-        if training:
-            self._live[microbatch] = (sent, gradients)
+        if training:  # where backward begins, and not the values, which may go when they are sent
+            roots = [get_gradient_edge(x) if x.requires_grad else None for x in sent]
+            self._live[microbatch] = (roots, gradients)
         self._wait(began)
         return sent
 
@@ -98,14 +102,14 @@ class Stage:
             The gradients of what it received, None where none flows.
         """
         began = time.perf_counter()
-        sent, received = self._live.pop(microbatch)
+        roots, received = self._live.pop(microbatch)
         pairs = [
-            (value, gradient.to(self.place.device))
-            for value, gradient in zip(sent, gradients, strict=True)
-            if gradient is not None and value.requires_grad
+            (root, gradient.to(self.place.device))
+            for root, gradient in zip(roots, gradients, strict=True)
+            if gradient is not None and root is not None
         ]
         if pairs:
-            torch.autograd.backward([v for v, _ in pairs], [g for _, g in pairs])
+            torch.autograd.backward([root for root, _ in pairs], [g for _, g in pairs])
         self._wait(began)
         return received
 

@@ -1,0 +1,97 @@
+"""What is predicted beside what is measured: `python -m benchmarks.fidelity [--write]`.
+
+Needs root and Debian's iproute2, for unlike hosts on this machine (see `benchmarks.emulated`).
+"""
+
+import argparse
+import json
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from benchmarks.emulated import Host, emulated
+from benchmarks.fidelity.table import text
+
+RESULT = Path(__file__).parents[2] / "docs" / "fidelity.md"
+LIMIT_S = 3600
+
+CLUSTERS: dict[str, tuple[Sequence[Host], Sequence[str]]] = {
+    "spread 3, 100 Mbit/s": (
+        [Host("a", 0.45, 100), Host("b", 0.3, 100), Host("c", 0.2, 100), Host("d", 0.25, 100)],
+        ("bert", "gpt2", "unet", "resnet"),
+    ),
+    "spread 5, 20 to 500 Mbit/s": (
+        [Host("a", 0.5, 50), Host("b", 0.25, 200), Host("c", 0.1, 500), Host("d", 0.2, 20)],
+        ("bert", "gpt2", "unet"),
+    ),
+    "even, 1000 Mbit/s": (
+        [Host("a", 0.3, 1000), Host("b", 0.3, 1000), Host("c", 0.3, 1000), Host("d", 0.3, 1000)],
+        ("bert", "gpt2", "unet"),
+    ),
+}
+
+
+def main() -> None:
+    """Run the clusters, print the table, and with `--write` keep it in docs/."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--only", default="", help="clusters whose names have this in them")
+    parser.add_argument("--models", default="", help="these models instead, comma-separated")
+    parser.add_argument("--write", action="store_true", help=f"write {RESULT.name}")
+    parser.add_argument("--rows", help="also write all figures to this JSON file")
+    arguments = parser.parse_args()
+    rows: list[dict[str, Any]] = []
+    for name, (hosts, models) in CLUSTERS.items():
+        if arguments.only in name:
+            names = arguments.models.split(",") if arguments.models else models
+            rows += [{"cluster": name, **row} for row in _run(hosts, names)]
+            print(text(rows), flush=True)
+    if arguments.rows:
+        Path(arguments.rows).write_text(json.dumps(rows, indent=1))
+    if arguments.write:
+        RESULT.write_text(text(rows))
+
+
+def _run(hosts: Sequence[Host], models: Sequence[str]) -> list[dict[str, Any]]:
+    """All models on one cluster: what its first worker reports."""
+    with tempfile.TemporaryDirectory() as folder, emulated(hosts) as running:
+        report = Path(folder) / "report.jsonl"
+        command = [
+            sys.executable,
+            "-m",
+            "benchmarks.fidelity.worker",
+            ",".join(models),
+            str(report),
+        ]
+        workers = running.start(command, {"SKYFX_CACHE": f"{folder}/cache"})
+        try:
+            _wait(workers)
+        finally:
+            for worker in workers:
+                worker.kill()
+            for worker in workers:
+                worker.wait()
+        return [json.loads(line) for line in report.read_text().splitlines()]
+
+
+def _wait(workers: Sequence[subprocess.Popen[bytes]]) -> None:
+    """Until all have ended well.
+
+    Raises:
+        RuntimeError: one has not, or not in time.
+    """
+    end = time.monotonic() + LIMIT_S
+    while any(worker.poll() is None for worker in workers):
+        failed = [i for i, worker in enumerate(workers) if worker.poll() not in (None, 0)]
+        if failed or time.monotonic() > end:
+            raise RuntimeError(f"workers {failed} failed" if failed else "the workers hang")
+        time.sleep(0.5)
+    if any(worker.returncode for worker in workers):
+        raise RuntimeError(f"workers ended with {[w.returncode for w in workers]}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,157 @@
+"""One host of a cluster: measures, plans and runs with the others; the first writes what came out.
+
+What prepares a run (imports, captures, prices of single operators, from a cache) has whole cores;
+what is measured (links, stretches of the model, steps) has the host's share of one.
+"""
+
+import copy
+import json
+import os
+import random
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+import torch
+
+import skyfx
+from benchmarks.emulated import enter_quota, leave_quota
+from benchmarks.fidelity.memory import measured_peak
+from benchmarks.fidelity.models import CASES, Case
+from skyfx.captures import Capture, capture
+from skyfx.hosts import Hosts
+from skyfx.measurement import price
+from skyfx.probe import probed
+from skyfx.runtime.microbatch import Batch
+from skyfx.solver import Assumptions, Cluster, Graph, Plan, evaluate, files, solve
+from skyfx.solver.peak import peak_bytes
+from skyfx.solver.simulate import simulate
+from skyfx.together import measured_together
+
+MICROBATCHES, WARM, STEPS = 8, 1, 3
+ADAM = 2.0
+
+
+@dataclass(frozen=True, slots=True)
+class Setting:
+    """A model on a cluster, measured."""
+
+    hosts: Hosts
+    cluster: Cluster
+    graph: Graph
+    assumptions: Assumptions
+
+
+def main(names: list[str], report: str) -> None:
+    """Measure and run these models; the first process appends to the report."""
+    os.sched_setaffinity(0, {int(os.environ["RANK"]) % os.cpu_count()})  # type: ignore[operator]
+    torch.set_num_threads(1)
+    hosts = Hosts.joined()
+    enter_quota()
+    cluster = probed(hosts)
+    leave_quota()
+    for name in names:
+        torch.manual_seed(0)
+        case = CASES[name]()
+        setting = measured(hosts, cluster, case)
+        for label, plan in plans(setting):
+            found = run(setting, plan, case)
+            if hosts.group.rank == 0:
+                with Path(report).open("a") as lines:
+                    lines.write(json.dumps({"model": name, "plan": label, **found}) + "\n")
+
+
+def measured(hosts: Hosts, cluster: Cluster, case: Case) -> Setting:
+    """Measure the model on all hosts."""
+    captured = captured_first(copy.deepcopy(case.model), case)
+    if hosts.group.rank == 0:  # into the cache
+        price(captured, next(iter(hosts.places.values())), lambda *_: None)
+    hosts.group.sum(torch.zeros(1))
+    enter_quota()
+    graph, known = measured_together(captured, hosts, cluster)
+    leave_quota()
+    assumptions = Assumptions(microbatches=MICROBATCHES, overlap="full", optimizer_state_ratio=ADAM)
+    return Setting(hosts, known, graph, assumptions)
+
+
+def captured_first(model: torch.nn.Module, case: Case) -> Capture:
+    """The model captured for its micro-batches."""
+    whole = Batch.of(case.batch)
+    return capture(model, whole.split(whole.batch_size // MICROBATCHES)[0])
+
+
+def plans(setting: Setting) -> Iterator[tuple[str, Plan]]:
+    """Good plans and bad ones, the same in all processes."""
+    for label in ("optimal", "dynamic", "even", "shuffled", "lopsided"):
+
+        def make(label: str = label) -> bytes:
+            return files.encode(_plan(setting, label))
+
+        raw = setting.hosts.group.first(make)
+        yield label, files.decode(raw, Plan, label)
+
+
+def _plan(setting: Setting, label: str) -> Plan:
+    cluster, graph, assumptions = setting.cluster, setting.graph, setting.assumptions
+    rng = random.Random(label + graph.name)
+    names = [device.name for device in cluster.devices]
+    if label in ("optimal", "dynamic"):
+        return solve(graph, cluster, assumptions, strategy=label, gap=0.01, time_limit_s=15).plan
+    # What somebody would do who does not measure: equal parts of the operators, in any order.
+    order = rng.sample(names, len(names)) if label != "even" else names
+    devices = {device.name: replace(device, slowdown=1.0) for device in cluster.devices}
+    if label == "lopsided":
+        devices = {n: replace(d, slowdown=rng.choice((1.0, 3.0))) for n, d in devices.items()}
+    blind = replace(cluster, devices=tuple(devices[name] for name in order), links=())
+    made = solve(graph, blind, assumptions, strategy="dynamic" if label == "lopsided" else "even")
+    return made.plan
+
+
+def run(setting: Setting, plan: Plan, case: Case) -> dict[str, Any]:
+    """Predict the plan, run it, and say both."""
+    placement = [(stage.device, stage.nodes) for stage in plan.stages]
+    cost = evaluate(setting.graph, setting.cluster, placement, setting.assumptions)
+    timeline = simulate(setting.graph, setting.cluster, placement, setting.assumptions)
+    model = copy.deepcopy(case.model)
+    with skyfx.partition(model, setting.cluster, example_inputs=case.batch, plan=plan) as pipeline:
+        optimizer = torch.optim.AdamW(pipeline.parameters(), lr=1e-4)
+
+        def step() -> None:
+            pipeline.train_step(case.batch, case.targets, case.loss_fn)
+
+        enter_quota()
+        steps, busy = [], []
+        for i in range(WARM + STEPS):
+            setting.hosts.group.sum(torch.zeros(1))
+            step()
+            assert pipeline.measured is not None
+            if i >= WARM:
+                steps.append(pipeline.measured.step_s)
+                busy.append(pipeline.measured.stage_s)
+            optimizer.step()
+            optimizer.zero_grad()
+        leave_quota()
+        memory = measured_peak(step, [*optimizer.state.values()], model)
+    told = setting.hosts.group.gather(json.dumps(memory).encode())
+    ranks = [setting.hosts.rank_of[stage.device] for stage in plan.stages]
+    return {
+        "stages": len(plan.stages),
+        "compute_s": cost.compute_s,
+        "busy_s": [median(column) for column in zip(*busy, strict=True)],
+        "step_s": timeline.step_s,
+        "formula_s": cost.step_s,
+        "measured_s": median(steps),
+        "spread": (max(steps) - min(steps)) / median(steps),
+        "memory": peak_bytes(setting.graph, placement, setting.assumptions),
+        "plan_memory": cost.memory_bytes,
+        "peak": [json.loads(told[rank]) for rank in ranks],
+        "fit": [msg.forward.error if msg.forward else None for msg in setting.graph.measured or ()],
+        "slowdowns": [round(device.slowdown, 3) for device in setting.cluster.devices],
+    }
+
+
+if __name__ == "__main__":
+    main(sys.argv[1].split(","), sys.argv[2])
