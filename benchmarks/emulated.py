@@ -1,12 +1,13 @@
-"""Unlike hosts on one machine: each a network namespace with a shaped link and a share of a core.
+r"""Unlike hosts on one machine: each a network namespace with a shaped link and a share of a core.
 
     host 1: eth0 ---- port 1 \\
     host 2: eth0 ---- port 2 --- a bridge in a namespace of its own
     ...                      /
 
 Both ends of each cable are shaped by a token bucket, so a host sends and receives at its rate. Its
-processes get a share of a core from the kernel's bandwidth control, a millisecond at a time. Needs root,
-Debian's iproute2 and control groups of version 1. All that it makes is removed at the end.
+processes get a share of a core from the kernel's bandwidth control, some milliseconds at a time.
+Needs root, Debian's iproute2 and control groups of version 1. All that it makes is removed at the
+end.
 """
 
 import os
@@ -99,8 +100,8 @@ def emulated(hosts: Sequence[Host]) -> Iterator[Running]:
 def _awake() -> Iterator[None]:
     """Keep the cores from going idle between two turns of the hosts, at the lowest priority.
 
-    A virtual machine's idle core is given to somebody else, and comes back late and with cold caches:
-    hosts with a small share then take up to half as much processor time again for the same work.
+    A virtual machine's idle core is given to somebody else, and comes back late and with cold
+    caches: hosts with a small share then take up to half as much processor time again.
     """
     spin = "import os; os.sched_setscheduler(0, os.SCHED_IDLE, os.sched_param(0))\nwhile True: pass"
     spinners = []

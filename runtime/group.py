@@ -32,9 +32,15 @@ class Group:
 
     @classmethod
     def joined(cls, timeout: timedelta = TIMEOUT) -> "Group":
-        """The group of all processes of the job, which has to be called for in all of them."""
-        if not dist.is_initialized():
+        """The group of all processes of the job, which has to be called for in all of them.
+
+        A process that no launcher has started is a job of its own.
+        """
+        if not dist.is_initialized() and cls.is_launched():
             dist.init_process_group("gloo", timeout=timeout)
+        elif not dist.is_initialized():
+            store = dist.HashStore()  # type: ignore[attr-defined]
+            dist.init_process_group("gloo", store=store, rank=0, world_size=1, timeout=timeout)
         processes = dist.group.WORLD
         assert processes is not None
         if dist.get_backend(processes) != "gloo":  # the user's own, for GPUs

@@ -2,7 +2,7 @@
 
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from types import TracebackType
 from typing import Any
@@ -61,7 +61,7 @@ class Pipeline:
         self._calling = threading.Lock()
         self._workers = workers
         self._closed = False
-        self._split_for(microbatch, training=plan.assumptions.training)
+        self._splits_for([microbatch], training=plan.assumptions.training)
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         """Infer: the model in eval mode, without gradients, on one micro-batch after another.
@@ -158,7 +158,7 @@ class Pipeline:
             if self._closed:
                 raise RuntimeError("this pipeline is closed; partition the model again")
             training = head is not None
-            splits = [self._split_for(part, training=training) for part in parts]
+            splits = self._splits_for(parts, training=training)
             step = Step(
                 splits=splits,
                 microbatches=parts,
@@ -175,16 +175,20 @@ class Pipeline:
             self.measured = Measured(time.perf_counter() - began, busy)
         return splits, outcome
 
-    def _split_for(self, part: Batch, *, training: bool) -> Split:
+    def _splits_for(self, parts: Sequence[Batch], *, training: bool) -> list[Split]:
+        """The split of each micro-batch; looking through the modules is done once for all."""
         self._forget_other_tensors()
         modes = [module.training for module in self._model.modules()]
         # A model in eval mode is trained as a whole; in training mode, parts of it may be in eval.
         parts_in_eval = tuple(modes) if training and modes[0] and not all(modes) else ()
-        key = (training, part.signature, parts_in_eval, autocast_here())
-        if key not in self._splits:
-            self._splits[key] = self._splitter(part, training)
-            self._split_tensors = self._tensors()
-        return self._splits[key]
+        found, around = [], autocast_here()
+        for part in parts:
+            key = (training, part.signature, parts_in_eval, around)
+            if key not in self._splits:
+                self._splits[key] = self._splitter(part, training)
+                self._split_tensors = self._tensors()
+            found.append(self._splits[key])
+        return found
 
     def _forget_other_tensors(self) -> None:
         """Drop the splits if the model has other parameters or buffers than when it was split.

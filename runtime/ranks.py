@@ -1,6 +1,7 @@
 """Who runs the stages of a pipeline: several processes, each some of them in threads."""
 
 from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 
 import torch
 
@@ -31,6 +32,12 @@ class Ranks(Workers):
         """
         super().__init__(places)
         self._rank_of, self._group = rank_of, group
+        ways = [way for k in places for way in ((k, k - 1), (k, k + 1))]
+        self._senders = {
+            way: ThreadPoolExecutor(1, thread_name_prefix=f"skyfx-send-{way[0]}-to-{way[1]}")
+            for way in ways
+            if way[1] in range(len(rank_of)) and way[1] not in places
+        }
 
     def boundaries(self, splits: Sequence[Split], *, training: bool) -> Boundaries:
         """What stands at our stages in a step; `splits` is `(num_microbatches,)`."""
@@ -41,10 +48,12 @@ class Ranks(Workers):
             if k > 0 and k not in before:
                 forms = [split.stages[k].receives for split in splits]
                 peer = self._rank_of[k - 1]
-                before[k] = Upstream(k - 1, peer, processes, forms, in_flight=m)
+                sender = self._senders[k, k - 1]
+                before[k] = Upstream(k - 1, peer, processes, sender, forms, in_flight=m)
             if k + 1 < len(self._rank_of) and k not in after:
                 in_flight = m if training else INFERENCE_CAPACITY
-                after[k] = Downstream(k, self._rank_of[k + 1], processes, in_flight=in_flight)
+                peer, sender = self._rank_of[k + 1], self._senders[k, k + 1]
+                after[k] = Downstream(k, peer, processes, sender, in_flight=in_flight)
         return Boundaries(before, after)
 
     def run(self, step: Step) -> None:
@@ -56,6 +65,12 @@ class Ranks(Workers):
         if self._places:
             super().run(step)
             step.finish()
+
+    def close(self) -> None:
+        """End the threads."""
+        super().close()
+        for sender in self._senders.values():
+            sender.shutdown()
 
     def outcome(self, step: Step) -> Outcome:
         """What came of a step, told to all."""

@@ -6,6 +6,7 @@
 
 Receives are posted before their values are needed and sends are not waited for, so that transfers
 overlap what the stages compute: gloo moves a message in its own threads once both ends have posted.
+Each way has a thread that sends.
 
 The shapes of values are known from the capture. Which of them require a gradient is known when they
 are there; so that is when the receive of their gradients is posted.
@@ -13,6 +14,7 @@ are there; so that is when the receive of their gradients is posted.
 
 from collections import deque
 from collections.abc import Iterable, Sequence
+from concurrent.futures import Executor, Future
 
 import torch.distributed as dist
 from torch import Tensor
@@ -29,27 +31,31 @@ AHEAD = 2
 
 
 class Outgoing:
-    """Sends without waiting, but for the oldest of too many messages that nobody has taken."""
+    """Sends one message after another, in a thread that waits until each has gone out.
 
-    def __init__(self, peer: int, tag: int, group: Group, in_flight: int) -> None:
-        self._peer, self._tag, self._group, self._in_flight = peer, tag, group, in_flight
-        self._sent: deque[tuple[dist.Work, Tensor]] = deque()
+    torch says only by waiting whether a message has been sent, and until then it needs its memory.
+    """
+
+    def __init__(self, peer: int, tag: int, group: Group, sender: Executor, in_flight: int) -> None:
+        self._peer, self._tag, self._group = peer, tag, group
+        self._sender, self._in_flight = sender, in_flight
+        self._sending: deque[Future[None]] = deque()
 
     def send(self, layout: Layout, values: Gradients) -> None:
-        """Send these values."""
+        """Send these values; waits only for the oldest of too many that nobody has taken."""
         if layout.is_empty:
             return
-        message = layout.pack(values)
-        work = dist.isend(message, group=self._group, tag=self._tag, group_dst=self._peer)
-        assert work is not None
-        self._sent.append((work, message))  # which is needed until it has been sent
-        while self._sent and (len(self._sent) > self._in_flight or self._sent[0][0].is_completed()):
-            self._sent.popleft()[0].wait()
+        self._sending.append(self._sender.submit(self._send, layout.pack(values)))
+        while self._sending and (len(self._sending) > self._in_flight or self._sending[0].done()):
+            self._sending.popleft().result()
 
     def finish(self) -> None:
         """Wait until all has been sent."""
-        while self._sent:
-            self._sent.popleft()[0].wait()
+        while self._sending:
+            self._sending.popleft().result()
+
+    def _send(self, message: Tensor) -> None:
+        dist.send(message, group=self._group, tag=self._tag, group_dst=self._peer)
 
 
 class Incoming:
@@ -90,8 +96,10 @@ class Incoming:
 class Downstream:
     """Our end of the boundary behind stage `k`, which is here; the next stage is with `peer`."""
 
-    def __init__(self, k: int, peer: int, group: Group, *, in_flight: int) -> None:
-        self._values = Outgoing(peer, 2 * k, group, in_flight)
+    def __init__(
+        self, k: int, peer: int, group: Group, sender: Executor, *, in_flight: int
+    ) -> None:
+        self._values = Outgoing(peer, 2 * k, group, sender, in_flight)
         self._gradients = Incoming(peer, 2 * k + 1, group, (), AHEAD)
 
     def send_values(self, values: Values) -> None:
@@ -115,10 +123,17 @@ class Upstream:
     """Our end of the boundary before stage `k + 1`, which is here; stage `k` is with `peer`."""
 
     def __init__(
-        self, k: int, peer: int, group: Group, forms: Iterable[Sequence[Form]], *, in_flight: int
+        self,
+        k: int,
+        peer: int,
+        group: Group,
+        sender: Executor,
+        forms: Iterable[Sequence[Form]],
+        *,
+        in_flight: int,
     ) -> None:
         self._values = Incoming(peer, 2 * k, group, map(Layout, forms), AHEAD)
-        self._gradients = Outgoing(peer, 2 * k + 1, group, in_flight)
+        self._gradients = Outgoing(peer, 2 * k + 1, group, sender, in_flight)
         self._flowing = deque[Layout]()
 
     def receive_values(self) -> Values:

@@ -63,7 +63,8 @@ class Stage:
     is_random: bool
     receives: tuple[Form, ...]
     written: frozenset[int] = frozenset()
-    busy_s: float = 0.0
+    _busy_s: float = 0.0
+    _events: list[tuple[torch.Event, torch.Event]] = field(default_factory=list)
     _live: dict[int, tuple[list[GradientEdge | None], list[Tensor | None]]] = field(
         default_factory=dict
     )
@@ -79,7 +80,7 @@ class Stage:
         Returns:
             What the next stage receives.
         """
-        began = time.perf_counter()
+        began = self._began()
         gradients: list[Tensor | None] = [None] * len(values)
         with torch.set_grad_enabled(training):
             sent: Values = self.module(
@@ -88,7 +89,7 @@ class Stage:
         if training:  # where backward begins, and not the values, which may go when they are sent
             roots = [get_gradient_edge(x) if x.requires_grad else None for x in sent]
             self._live[microbatch] = (roots, gradients)
-        self._wait(began)
+        self._ended(began)
         return sent
 
     def backward(self, microbatch: int, gradients: Gradients) -> Gradients:
@@ -101,7 +102,7 @@ class Stage:
         Returns:
             The gradients of what it received, None where none flows.
         """
-        began = time.perf_counter()
+        began = self._began()
         roots, received = self._live.pop(microbatch)
         pairs = [
             (root, gradient.to(self.place.device))
@@ -110,13 +111,23 @@ class Stage:
         ]
         if pairs:
             torch.autograd.backward([root for root, _ in pairs], [g for _, g in pairs])
-        self._wait(began)
+        self._ended(began)
         return received
+
+    @property
+    def busy_s(self) -> float:
+        """Seconds since `reset`: what the CPU took, or the device's stream from first to last."""
+        for event, end in self._events:
+            end.synchronize()
+            self._busy_s += event.elapsed_time(end) / 1e3
+        self._events.clear()
+        return self._busy_s
 
     def reset(self) -> None:
         """Forget what an unfinished step has left, and the time counted so far."""
         self._live.clear()
-        self.busy_s = 0.0
+        self._events.clear()
+        self._busy_s = 0.0
 
     def _receive(
         self, i: int, value: Tensor, training: bool, gradients: list[Tensor | None]
@@ -128,10 +139,24 @@ class Stage:
         begun: Tensor = _Begin.apply(leaf.requires_grad_(), i, gradients)  # type: ignore[no-untyped-call]
         return begun
 
-    def _wait(self, began: float) -> None:
-        if self.place.device.type != "cpu" and self.place.slowdown > 1:
+    def _began(self) -> "float | torch.Event":
+        """Note when an action begins, on the device's own stream if it has one."""
+        if self.place.device.type == "cpu" or self.place.slowdown > 1:
+            return time.perf_counter()
+        return self._now()
+
+    def _ended(self, began: "float | torch.Event") -> None:
+        """Count an action that ends here, after what its slowdown has it wait."""
+        if isinstance(began, torch.Event):
+            self._events.append((began, self._now()))
+            return
+        if self.place.device.type != "cpu":
             torch.accelerator.synchronize(self.place.device)
-        took = time.perf_counter() - began
         if self.place.slowdown > 1:
-            time.sleep(took * (self.place.slowdown - 1))
-        self.busy_s += time.perf_counter() - began
+            time.sleep((time.perf_counter() - began) * (self.place.slowdown - 1))
+        self._busy_s += time.perf_counter() - began
+
+    def _now(self) -> torch.Event:
+        event = torch.Event(self.place.device, enable_timing=True)
+        event.record(torch.accelerator.current_stream(self.place.device))
+        return event

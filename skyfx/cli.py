@@ -1,4 +1,4 @@
-"""The command `skyfx`: the planner's commands, and `capture`, which alone needs torch."""
+"""The command `skyfx`: the planner's commands, and `capture` and `probe`, which need torch."""
 
 import importlib
 import importlib.util
@@ -87,6 +87,33 @@ def capture_command(
         if cluster is not None:
             files.write(links.with_links(described, places), cluster, force=force)
         files.write(graph, output, force=force)
+
+
+@app.command("probe")
+def probe_command(
+    output: Annotated[
+        Path,
+        typer.Option("--output", "-o", metavar="CLUSTER", help="Where the cluster is written."),
+    ],
+    force: Force = False,
+) -> None:
+    """Measure the devices of all processes of a job and the links between them.
+
+    Each process brings the GPU of its local rank, or a share of its host's cores. The first one
+    writes the CLUSTER.
+
+    Example: torchrun --nnodes=2 --nproc-per-node=1 --rdzv-endpoint=node1:29500 -m skyfx probe
+    -o two.cluster.json
+    """
+    with exit_codes():
+        files.refuse_overwrite(output, force=force)
+        from skyfx.hosts import Hosts  # torch takes seconds to import
+        from skyfx.probe import probed
+
+        hosts = Hosts.joined()
+        found = probed(hosts)
+        if hosts.group.rank == 0:
+            files.write(found, output, force=force)
 
 
 def _load(reference: str) -> Any:

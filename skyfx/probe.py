@@ -8,6 +8,7 @@ and large ones in one direction at a time the bandwidth.
 import itertools
 import time
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from statistics import median
 
@@ -169,24 +170,26 @@ def _message_s(
     """Seconds of a message there and one back, the median; both ends learn the same figure."""
     processes = hosts.group.processes
     mine, others = (there, back) if leads else (back, there)
-    out = Outgoing(peer, TAG, processes, 1)
-    come = Incoming(peer, TAG, processes, [others] * rounds, 1)
     values = mine.unpack(mine.room().fill_(1))
-    times = []
-    for _ in range(rounds):
-        began = time.perf_counter()
-        if leads:
-            out.send(mine, values)
-            come.receive()
-        else:
-            come.receive()
-            out.send(mine, values)
-        times.append(time.perf_counter() - began)
-    out.finish()
     figure = Layout([Form((1,), torch.float64)])
-    if leads:
-        Outgoing(peer, TAG, processes, 0).send(figure, [torch.tensor([median(times)]).double()])
-        return median(times)
-    (told,) = Incoming(peer, TAG, processes, [figure], 1).receive()
+    with ThreadPoolExecutor(1) as sender:
+        out = Outgoing(peer, TAG, processes, sender, 1)
+        come = Incoming(peer, TAG, processes, [others] * rounds, 1)
+        times = []
+        for _ in range(rounds):
+            began = time.perf_counter()
+            if leads:
+                out.send(mine, values)
+                come.receive()
+            else:
+                come.receive()
+                out.send(mine, values)
+            times.append(time.perf_counter() - began)
+        out.finish()
+        if leads:
+            out.send(figure, [torch.tensor([median(times)]).double()])
+            out.finish()
+            return median(times)
+        (told,) = Incoming(peer, TAG, processes, [figure], 1).receive()
     assert told is not None
     return float(told)

@@ -1,7 +1,7 @@
 """The most memory that a stage takes in a step, closer than the plan's `memory_bytes`.
 
-That figure counts what lasts: parameters with their gradients and optimizer state, and what the live
-micro-batches keep. While a backward runs there are also the gradients of values, which come and go:
+That figure counts what lasts: parameters with their gradients and optimizer state, and what the
+live micro-batches keep. While a backward runs, gradients of values come and go as well:
 
     saved  ################           the last micro-batch's, given up node by node
     grads     ####  ##  ####          each there from its first reader's backward to its maker's own
@@ -10,7 +10,7 @@ micro-batches keep. While a backward runs there are also the gradients of values
 and with them messages that wait for their turn.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 
 from skyfx.solver.cost import crossings, live_microbatches, memory_bytes, parameter_copies
 from skyfx.solver.graph import Graph, Node
@@ -41,21 +41,21 @@ def peak_bytes(
         last = k == len(placement) - 1
         after = [nodes[v] for v in graph.outputs] if last else between[k]
         members, position = [nodes[v] for v in ids], len(placement) - k
-        messages = _messages(before, [] if last else after, training=assumptions.training)
+        live = live_microbatches(assumptions, position)
+        messages = _messages(before, [] if last else after, live, training=assumptions.training)
         if not assumptions.training:
             peaks.append(memory_bytes(members, assumptions, position) + messages)
             continue
         copies = parameter_copies(assumptions)
-        lasting = sum(node.parameter_bytes for node in members) * copies + (
-            live_microbatches(assumptions, position) - 1
-        ) * sum(node.saved_bytes for node in members)
+        saved = sum(node.saved_bytes for node in members)
+        lasting = sum(node.parameter_bytes for node in members) * copies + (live - 1) * saved
         loss = LOSS_COPIES * sum(node.output_bytes for node in after) if last else 0.0
         peaks.append(lasting + messages + loss + _backward_bytes(members, after))
     return tuple(peaks)
 
 
-def _messages(before: Iterable[Node], after: Iterable[Node], *, training: bool) -> float:
-    """Bytes of the buffers of both boundaries."""
+def _messages(before: Sequence[Node], after: Sequence[Node], live: int, *, training: bool) -> float:
+    """Bytes of the buffers of both boundaries; gradients come for the live micro-batches alone."""
     values = POSTED * sum(n.output_bytes for n in before) + SENDING * sum(
         n.output_bytes for n in after
     )
@@ -63,7 +63,7 @@ def _messages(before: Iterable[Node], after: Iterable[Node], *, training: bool) 
         return values
     return (
         values
-        + POSTED * sum(n.gradient_bytes for n in after)
+        + min(POSTED, live - 1) * sum(n.gradient_bytes for n in after)
         + SENDING * sum(n.gradient_bytes for n in before)
     )
 

@@ -1,14 +1,17 @@
 r"""What a step takes when every action of the schedule is followed, on the cost model's times.
 
 A device does one action after another, in the order of its schedule, and each waits for what it
-reads. A link carries one message after another in each direction. With `overlap = full` devices
-compute meanwhile; with `none` both ends of a transfer wait for it.
+reads. A device sends one message after another and receives one after another, whoever the others
+are: it has one port to the network. With `overlap = full` it computes meanwhile; with `none` both
+ends of a transfer wait for it.
 
     stage 0   F0 F1 F2          B0    B1
                 \  \  \        /     /          \, /: what a transfer takes, one after another
     stage 1        F0 B0 F1 B1 F2 B2
 """
 
+import heapq
+import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
@@ -50,26 +53,19 @@ def simulate(
         placement: stages in pipeline order: the device's name and the ids of its nodes.
         assumptions: mode, schedule, number of micro-batches, overlap; communication is `relay`.
     """
-    schedule = assumptions.schedule if assumptions.training else "inference"
-    actions = orders(schedule, len(placement), assumptions.microbatches)
-    stages = _stages(graph, cluster, placement, assumptions, actions)
-    found = []
-    while waiting := [stage for stage in stages if stage.actions]:
-        ready = [done for stage in waiting for done in stage.go_on(stages)]
-        assert ready, "the schedule waits for itself"
-        found += ready
-    found.sort(key=lambda done: done.ended_s)
-    return Timeline(tuple(found), max(stage.free_s for stage in stages))
+    run = _Run(_stages(graph, cluster, placement, assumptions))
+    for m in range(assumptions.microbatches):
+        run.arrive(0.0, 0, Action(Kind.FORWARD, m))
+    return run.to_the_end()
 
 
-@dataclass(slots=True)
+@dataclass(frozen=True, slots=True)
 class _Way:
-    """One direction of a boundary: its wire, what a message holds, and when it is free again."""
+    """One direction of a boundary: its wire, and what a message holds."""
 
     wire: Wire | Link | None
     size_bytes: float
     overlaps: bool
-    free_s: float = 0.0
 
     @property
     def waits_s(self) -> float:
@@ -77,51 +73,83 @@ class _Way:
         moves = self.size_bytes and not self.overlaps
         return transfer_s(self.wire, self.size_bytes) if moves else 0.0
 
-    def arrives_s(self, sent_s: float) -> float:
-        """When a message that is ready then is there."""
-        if not self.size_bytes or self.wire is None:
-            return sent_s
-        if not self.overlaps:
-            return sent_s  # both ends have waited for it
-        began_s = max(sent_s, self.free_s)
-        self.free_s = began_s + self.size_bytes / self.wire.bandwidth_bytes_per_s
-        return self.free_s + self.wire.latency_s
-
 
 @dataclass(slots=True)
 class _Stage:
-    """A stage while it is simulated."""
+    """A stage: seconds of its actions, their order, and what it sends over and receives from."""
 
-    k: int
     seconds: dict[Kind, float]
     actions: list[Action]
-    ways: dict[Kind, _Way | None]
+    sends: dict[Kind, _Way | None]
     receives: dict[Kind, _Way | None]
-    arrived: dict[Action, float]
-    free_s: float = 0.0
-    next: int = field(default=0)
+    arrived: set[Action] = field(default_factory=set)
+    next: int = 0
+    is_busy: bool = False
+    sending_until_s: float = 0.0
+    receiving_until_s: float = 0.0
 
-    def go_on(self, stages: Sequence["_Stage"]) -> list[Done]:
-        """Take all actions whose inputs are known."""
-        found = []
-        while self.next < len(self.actions) and self.actions[self.next] in self.arrived:
-            action = self.actions[self.next]
-            self.next += 1
-            came = self.receives[action.kind]
-            began_s = max(self.free_s, self.arrived.pop(action))
-            ended_s = began_s + self.seconds[action.kind] + (came.waits_s if came else 0.0)
-            self.free_s = ended_s
-            found.append(Done(self.k, action, began_s, ended_s))
-            way = self.ways[action.kind]
-            if way is not None:
-                self.free_s += way.waits_s
-                to = self.k + (1 if action.kind is Kind.FORWARD else -1)
-                stages[to].arrived[action] = way.arrives_s(self.free_s)
-            elif action.kind is Kind.FORWARD:
-                self.arrived[Action(Kind.BACKWARD, action.microbatch)] = ended_s
-        if self.next == len(self.actions):
-            self.actions = []
-        return found
+
+class _Run:
+    """A step while it goes on: what happens next, in the order of time."""
+
+    def __init__(self, stages: Sequence[_Stage]) -> None:
+        self._stages = stages
+        self._next: list[tuple[float, int, int, Action, float | None]] = []
+        self._count = itertools.count()
+        self._done: list[Done] = []
+
+    def arrive(self, at_s: float, k: int, action: Action) -> None:
+        """What the action of stage k reads will be there then."""
+        heapq.heappush(self._next, (at_s, next(self._count), k, action, None))
+
+    def to_the_end(self) -> Timeline:
+        """Until all actions have been taken."""
+        now_s = 0.0
+        while self._next:
+            now_s, _, k, action, began_s = heapq.heappop(self._next)
+            stage = self._stages[k]
+            if began_s is None:
+                stage.arrived.add(action)
+            else:
+                self._end(k, action, began_s, now_s)
+            self._start(k, now_s)
+        assert all(s.next == len(s.actions) for s in self._stages), "the schedule waits for itself"
+        return Timeline(tuple(self._done), now_s)
+
+    def _start(self, k: int, now_s: float) -> None:
+        """Begin the next action of the stage, if it can be."""
+        stage = self._stages[k]
+        if stage.is_busy or stage.next == len(stage.actions):
+            return
+        action = stage.actions[stage.next]
+        if action not in stage.arrived:
+            return
+        stage.next += 1
+        stage.is_busy = True
+        ways = stage.receives[action.kind], stage.sends[action.kind]
+        takes_s = stage.seconds[action.kind] + sum(way.waits_s for way in ways if way)
+        heapq.heappush(self._next, (now_s + takes_s, next(self._count), k, action, now_s))
+
+    def _end(self, k: int, action: Action, began_s: float, now_s: float) -> None:
+        """Note an action, and send what it made."""
+        stage = self._stages[k]
+        stage.is_busy = False
+        self._done.append(Done(k, action, began_s, now_s))
+        way = stage.sends[action.kind]
+        if way is not None:
+            to = k + (1 if action.kind is Kind.FORWARD else -1)
+            self.arrive(self._moved_s(stage, self._stages[to], way, now_s), to, action)
+        elif action.kind is Kind.FORWARD:  # of the last stage
+            self.arrive(now_s, k, Action(Kind.BACKWARD, action.microbatch))
+
+    def _moved_s(self, here: _Stage, there: _Stage, way: _Way, now_s: float) -> float:
+        """When a message that is ready now is there."""
+        if not way.size_bytes or way.wire is None or not way.overlaps:
+            return now_s  # without overlap both ends have waited for it
+        began_s = max(now_s, here.sending_until_s, there.receiving_until_s)
+        ended_s = began_s + way.size_bytes / way.wire.bandwidth_bytes_per_s
+        here.sending_until_s = there.receiving_until_s = ended_s
+        return ended_s + way.wire.latency_s
 
 
 def _stages(
@@ -129,8 +157,9 @@ def _stages(
     cluster: Cluster,
     placement: Placement,
     assumptions: Assumptions,
-    actions: Sequence[list[Action]],
 ) -> list[_Stage]:
+    schedule = assumptions.schedule if assumptions.training else "inference"
+    actions = orders(schedule, len(placement), assumptions.microbatches)
     devices = {device.name: device for device in cluster.devices}
     nodes = {node.id: node for node in graph.nodes}
     last = len(placement) - 1
@@ -147,10 +176,9 @@ def _stages(
         ]
         stages.append(
             _Stage(
-                k=k,
                 seconds=dict(zip(Kind, both, strict=True)),
                 actions=list(actions[k]),
-                ways={
+                sends={
                     Kind.FORWARD: forward[k] if k < last else None,
                     Kind.BACKWARD: backward[k - 1] if k else None,
                 },
@@ -158,9 +186,6 @@ def _stages(
                     Kind.FORWARD: forward[k - 1] if k else None,
                     Kind.BACKWARD: backward[k] if k < last else None,
                 },
-                arrived={}
-                if k
-                else {Action(Kind.FORWARD, m): 0.0 for m in range(assumptions.microbatches)},
             )
         )
     return stages

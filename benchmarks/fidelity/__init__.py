@@ -1,0 +1,1 @@
+"""What is predicted, and what comes true on unlike hosts."""

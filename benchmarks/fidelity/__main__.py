@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.emulated import Host, emulated
+from benchmarks.fidelity.memory import ENVIRONMENT
 from benchmarks.fidelity.table import text
 
 RESULT = Path(__file__).parents[2] / "docs" / "fidelity.md"
@@ -66,7 +67,7 @@ def _run(hosts: Sequence[Host], models: Sequence[str]) -> list[dict[str, Any]]:
             ",".join(models),
             str(report),
         ]
-        workers = running.start(command, {"SKYFX_CACHE": f"{folder}/cache"})
+        workers = running.start(command, {"SKYFX_CACHE": f"{folder}/cache"} | ENVIRONMENT)
         try:
             _wait(workers)
         finally:

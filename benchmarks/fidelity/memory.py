@@ -1,11 +1,34 @@
-"""The most that tensors take during a call: what was there, and what torch's allocator adds."""
+"""The most memory that a process has in use during a call, by the C library's own count."""
 
+import ctypes
+import threading
+import time
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 from torch import Tensor, nn
-from torch.profiler import ProfilerActivity, profile
 from torch.utils import _pytree as pytree
+
+__all__ = ["ENVIRONMENT", "measured_peak"]
+
+ENVIRONMENT = {"MALLOC_ARENA_MAX": "1"}
+"""The count is of the main arena; with this in its environment a process has no other."""
+
+EVERY_S = 0.0005
+
+
+class _Counts(ctypes.Structure):
+    """`struct mallinfo2` of the GNU C library."""
+
+    _fields_ = (
+        *((name, ctypes.c_size_t) for name in ("arena", "ordblks", "smblks", "hblks", "hblkhd")),
+        *((name, ctypes.c_size_t) for name in ("usmblks", "fsmblks", "uordblks", "fordblks")),
+        ("keepcost", ctypes.c_size_t),
+    )
+
+
+_mallinfo2 = ctypes.CDLL(None).mallinfo2
+_mallinfo2.restype = _Counts
 
 
 def measured_peak(
@@ -16,20 +39,34 @@ def measured_peak(
     Args:
         call: runs a step.
         states: the optimizer's, which are there all the time.
-        model: whose parameters, buffers and gradients are there.
+        model: whose parameters and buffers are there.
     """
-    tensors = [*model.parameters(), *model.buffers(), *(p.grad for p in model.parameters())]
+    tensors = [*model.parameters(), *model.buffers()]
     tensors += [x for state in states for x in pytree.tree_leaves(dict(state))]
     there = {
         x.untyped_storage().data_ptr(): x.untyped_storage().nbytes()
         for x in tensors
         if isinstance(x, Tensor) and not x.is_meta
     }
-    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiler:
+    before = most = _in_use()
+    over = threading.Event()
+
+    def look() -> None:
+        nonlocal most
+        while not over.is_set():
+            most = max(most, _in_use())
+            time.sleep(EVERY_S)
+
+    looking = threading.Thread(target=look)
+    looking.start()
+    try:
         call()
-    events = [e for e in profiler.profiler.kineto_results.events() if e.name() == "[memory]"]
-    now = most = 0
-    for event in sorted(events, key=lambda e: e.start_ns()):
-        now += event.nbytes()
-        most = max(most, now)
-    return float(sum(there.values()) + most)
+    finally:
+        over.set()
+        looking.join()
+    return float(sum(there.values()) + most - before)
+
+
+def _in_use() -> int:
+    found = _mallinfo2()
+    return int(found.uordblks + found.hblkhd)

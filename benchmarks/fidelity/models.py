@@ -9,7 +9,7 @@ import transformers
 from torch import Tensor, nn
 from torch.nn import functional
 
-SAMPLES, LENGTH, WORDS = 128, 64, 2000
+SAMPLES, LENGTH, WORDS = 96, 64, 2000
 
 
 @dataclass(frozen=True, slots=True)

@@ -31,7 +31,7 @@ from skyfx.solver.peak import peak_bytes
 from skyfx.solver.simulate import simulate
 from skyfx.together import measured_together
 
-MICROBATCHES, WARM, STEPS = 8, 1, 3
+MICROBATCHES, WARM, STEPS = 6, 1, 3
 ADAM = 2.0
 
 

@@ -1,0 +1,41 @@
+"""The peak of a stage: what lasts, and what comes and goes while backward runs."""
+
+from hypothesis import given
+
+from skyfx.solver import Assumptions, Graph, evaluate
+from skyfx.solver.peak import peak_bytes
+from tests.instances import all_plans, assumptions, clusters, graph, graphs, node
+
+ALONE = Assumptions(microbatches=1, optimizer_state_ratio=2.0)
+VALUE = {"output_bytes": 100.0, "gradient_bytes": 100.0, "backward_s": {"cpu": 1.0}}
+
+
+def peak(*nodes: object) -> float:
+    g = graph(list(nodes))  # type: ignore[arg-type]
+    (found,) = peak_bytes(g, [("cpu", [n.id for n in g.nodes])], ALONE)
+    return found
+
+
+def test_a_chain_has_two_gradients_at_a_time() -> None:
+    found = peak(
+        node("a", saved_bytes=50.0, **VALUE),
+        node("b", ("a",), saved_bytes=50.0, parameter_bytes=10.0, **VALUE),
+    )
+    # Parameters, gradients, states; both saved; of b the gradients of output, input, parameter;
+    # of the loss what it keeps and two gradients.
+    assert found == 4 * 10 + 100 + (100 + 100 + 10) + 3 * 100
+
+
+def test_a_sum_hands_its_gradient_on() -> None:
+    rest = {"op": "aten.add.Tensor", **VALUE}
+    parts = [node("a", **VALUE), node("b", ("a",), **VALUE)]
+    assert peak(*parts, node("c", ("a", "b"), **rest)) == 100 + 300
+    assert peak(*parts, node("c", ("a", "b"), **VALUE)) == 300 + 300
+
+
+@given(graphs(), clusters(), assumptions())
+def test_the_peak_is_never_below_what_lasts(g: Graph, c: object, a: Assumptions) -> None:
+    for placement, _ in list(all_plans(g, c, a))[:20]:  # type: ignore[arg-type]
+        lasting = evaluate(g, c, placement, a).memory_bytes  # type: ignore[arg-type]
+        found = peak_bytes(g, placement, a)
+        assert all(x >= y - 1e-6 for x, y in zip(found, lasting, strict=True))
