@@ -48,6 +48,12 @@ class _Begin(torch.autograd.Function):
         return None, None, None
 
 
+def _begun(leaf: Tensor, i: int, gradients: list[Tensor | None]) -> Tensor:
+    """The value as a stage's own autograd graph begins with it."""
+    begun: Tensor = _Begin.apply(leaf.requires_grad_(), i, gradients)  # type: ignore[no-untyped-call]
+    return begun
+
+
 @dataclass(slots=True)
 class Stage:
     """A submodule on its device.
@@ -80,12 +86,17 @@ class Stage:
         Returns:
             What the next stage receives.
         """
-        began = self._began()
         gradients: list[Tensor | None] = [None] * len(values)
+        # Moving them counts as communication, and so does waiting for the device that they are on.
+        moved = [self._receive(i, value) for i, value in enumerate(values)]
+        began = self._began()
         with torch.set_grad_enabled(training):
-            sent: Values = self.module(
-                *(self._receive(i, value, training, gradients) for i, value in enumerate(values))
-            )
+            if training:
+                moved = [
+                    _begun(moved[i], i, gradients) if value.requires_grad else moved[i]
+                    for i, value in enumerate(values)
+                ]
+            sent: Values = self.module(*moved)
         if training:  # where backward begins, and not the values, which may go when they are sent
             roots = [get_gradient_edge(x) if x.requires_grad else None for x in sent]
             self._live[microbatch] = (roots, gradients)
@@ -102,13 +113,13 @@ class Stage:
         Returns:
             The gradients of what it received, None where none flows.
         """
-        began = self._began()
         roots, received = self._live.pop(microbatch)
         pairs = [
             (root, gradient.to(self.place.device))
             for root, gradient in zip(roots, gradients, strict=True)
             if gradient is not None and root is not None
         ]
+        began = self._began()
         if pairs:
             torch.autograd.backward([root for root, _ in pairs], [g for _, g in pairs])
         self._ended(began)
@@ -129,15 +140,9 @@ class Stage:
         self._events.clear()
         self._busy_s = 0.0
 
-    def _receive(
-        self, i: int, value: Tensor, training: bool, gradients: list[Tensor | None]
-    ) -> Tensor:
-        """The value as this stage's own autograd graph begins with it."""
-        leaf = value.detach().to(self.place.device, copy=i in self.written)
-        if not (training and value.requires_grad):
-            return leaf
-        begun: Tensor = _Begin.apply(leaf.requires_grad_(), i, gradients)  # type: ignore[no-untyped-call]
-        return begun
+    def _receive(self, i: int, value: Tensor) -> Tensor:
+        """The value on this stage's device; a copy of its own if the stage writes to it."""
+        return value.detach().to(self.place.device, copy=i in self.written)
 
     def _began(self) -> "float | torch.Event":
         """Note when an action begins, on the device's own stream if it has one."""

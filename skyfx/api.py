@@ -26,6 +26,7 @@ from skyfx.solver.errors import PlanError
 from skyfx.solver.graph import Graph
 from skyfx.solver.plan import Assumptions, Mode, Objective, Plan, Schedule, Strategy
 from skyfx.solver.solve import Solution, solve
+from skyfx.solver.within import solve_within
 from skyfx.split import match, owned, split
 from skyfx.weights import Weights, place_tensors
 
@@ -120,7 +121,8 @@ def _planned(
 ) -> Plan:
     """The plan for as many micro-batches as the batch really makes: at most those asked for."""
     parts = batch.split(graph.microbatch_size)
-    solution = search(graph, cluster, replace(assumptions, microbatches=len(parts)))
+    real = replace(assumptions, microbatches=len(parts))
+    solution = solve_within(graph, cluster, real, search)
     if solution.interrupted:  # Ctrl-C in a script means to stop, not to go on with less
         raise KeyboardInterrupt
     return solution.plan

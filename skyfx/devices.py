@@ -143,6 +143,10 @@ def _memory(device: Device, here: torch.device) -> float | None:
 
 
 def _threads_each(found: Sequence[torch.device]) -> int:
-    """Equal shares of this process's cores for the devices that are CPUs."""
+    """Equal shares of this process's cores for the devices that are CPUs.
+
+    Each other device keeps a core for the thread that launches its kernels.
+    """
     num_cpus = sum(device.type == "cpu" for device in found)
-    return max(1, int(cores() / max(1, num_cpus)))
+    others = len(found) - num_cpus
+    return max(1, int((cores() - others) / max(1, num_cpus)))

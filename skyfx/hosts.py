@@ -84,7 +84,7 @@ def _own_places() -> list[Place]:
         found.append(Place(f"{host}/{gpu}", gpu, type=gpu_type(gpu)))
     if local >= num_gpus or local == 0:
         num_cpus = max(1, num_local - num_gpus + (num_gpus > 0))
-        threads = max(1, int(cores() / num_cpus))
+        threads = max(1, int((cores() - num_gpus) / num_cpus))  # a core launches a GPU's kernels
         name = f"{host}/cpu" if num_cpus == 1 else f"{host}/cpu:{local}"
         kind = f"{processor()}-{threads}-thread{'s' if threads > 1 else ''}"
         found.append(Place(name, torch.device("cpu"), num_threads=threads, type=kind))

@@ -1,9 +1,9 @@
 r"""What a step takes when every action of the schedule is followed, on the cost model's times.
 
 A device does one action after another, in the order of its schedule, and each waits for what it
-reads. A device sends one message after another and receives one after another, whoever the others
-are: it has one port to the network. With `overlap = full` it computes meanwhile; with `none` both
-ends of a transfer wait for it.
+reads. In each direction of a boundary one message follows the other. A device has one port to the
+network to send and one to receive, which messages to or from both its neighbours share evenly. With
+`overlap = full` it computes meanwhile; with `none` both ends of a transfer wait for it.
 
     stage 0   F0 F1 F2          B0    B1
                 \  \  \        /     /          \, /: what a transfer takes, one after another
@@ -12,8 +12,10 @@ ends of a transfer wait for it.
 
 import heapq
 import itertools
-from collections.abc import Sequence
+from collections import deque
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 
 from skyfx.solver.cluster import Cluster, Link, Wire, transfer_s
 from skyfx.solver.cost import Placement, crossings
@@ -55,17 +57,25 @@ def simulate(
     """
     run = _Run(_stages(graph, cluster, placement, assumptions))
     for m in range(assumptions.microbatches):
-        run.arrive(0.0, 0, Action(Kind.FORWARD, m))
+        run.arrive(0, Action(Kind.FORWARD, m))
     return run.to_the_end()
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True, eq=False)
 class _Way:
-    """One direction of a boundary: its wire, and what a message holds."""
+    """One direction of a boundary: its wire, what a message holds, and those that are under way.
+
+    The first of `waiting` is being moved: `left_bytes` of it were left at `since_s`, at `rate`.
+    """
 
     wire: Wire | Link | None
     size_bytes: float
     overlaps: bool
+    ports: tuple["_Port", "_Port"]
+    waiting: deque[tuple[int, Action]] = field(default_factory=deque)
+    left_bytes: float = 0.0
+    since_s: float = 0.0
+    rate: float = 0.0
 
     @property
     def waits_s(self) -> float:
@@ -74,9 +84,13 @@ class _Way:
         return transfer_s(self.wire, self.size_bytes) if moves else 0.0
 
 
+_Port = set[_Way]
+"""Where a device sends, or receives: the ways that share it at a time."""
+
+
 @dataclass(slots=True)
 class _Stage:
-    """A stage: seconds of its actions, their order, and what it sends over and receives from."""
+    """A stage: seconds of its actions, their order, and the ways that it sends on."""
 
     seconds: dict[Kind, float]
     actions: list[Action]
@@ -85,8 +99,6 @@ class _Stage:
     arrived: set[Action] = field(default_factory=set)
     next: int = 0
     is_busy: bool = False
-    sending_until_s: float = 0.0
-    receiving_until_s: float = 0.0
 
 
 class _Run:
@@ -94,29 +106,28 @@ class _Run:
 
     def __init__(self, stages: Sequence[_Stage]) -> None:
         self._stages = stages
-        self._next: list[tuple[float, int, int, Action, float | None]] = []
+        self._now_s = 0.0
+        self._next: list[tuple[float, int, Callable[[], None]]] = []
         self._count = itertools.count()
         self._done: list[Done] = []
 
-    def arrive(self, at_s: float, k: int, action: Action) -> None:
-        """What the action of stage k reads will be there then."""
-        heapq.heappush(self._next, (at_s, next(self._count), k, action, None))
-
     def to_the_end(self) -> Timeline:
         """Until all actions have been taken."""
-        now_s = 0.0
         while self._next:
-            now_s, _, k, action, began_s = heapq.heappop(self._next)
-            stage = self._stages[k]
-            if began_s is None:
-                stage.arrived.add(action)
-            else:
-                self._end(k, action, began_s, now_s)
-            self._start(k, now_s)
+            self._now_s, _, happen = heapq.heappop(self._next)
+            happen()
         assert all(s.next == len(s.actions) for s in self._stages), "the schedule waits for itself"
-        return Timeline(tuple(self._done), now_s)
+        return Timeline(tuple(self._done), max(done.ended_s for done in self._done))
 
-    def _start(self, k: int, now_s: float) -> None:
+    def arrive(self, k: int, action: Action) -> None:
+        """What the action of stage k reads is there."""
+        self._stages[k].arrived.add(action)
+        self._start(k)
+
+    def _after(self, seconds: float, happen: Callable[[], None]) -> None:
+        heapq.heappush(self._next, (self._now_s + seconds, next(self._count), happen))
+
+    def _start(self, k: int) -> None:
         """Begin the next action of the stage, if it can be."""
         stage = self._stages[k]
         if stage.is_busy or stage.next == len(stage.actions):
@@ -128,28 +139,59 @@ class _Run:
         stage.is_busy = True
         ways = stage.receives[action.kind], stage.sends[action.kind]
         takes_s = stage.seconds[action.kind] + sum(way.waits_s for way in ways if way)
-        heapq.heappush(self._next, (now_s + takes_s, next(self._count), k, action, now_s))
+        self._after(takes_s, partial(self._end, k, action, self._now_s))
 
-    def _end(self, k: int, action: Action, began_s: float, now_s: float) -> None:
+    def _end(self, k: int, action: Action, began_s: float) -> None:
         """Note an action, and send what it made."""
         stage = self._stages[k]
         stage.is_busy = False
-        self._done.append(Done(k, action, began_s, now_s))
+        self._done.append(Done(k, action, began_s, self._now_s))
         way = stage.sends[action.kind]
         if way is not None:
             to = k + (1 if action.kind is Kind.FORWARD else -1)
-            self.arrive(self._moved_s(stage, self._stages[to], way, now_s), to, action)
+            if way.size_bytes and way.wire is not None and way.overlaps:
+                way.waiting.append((to, action))
+                if len(way.waiting) == 1:
+                    self._begin_to_move(way)
+            else:  # without overlap both ends have waited for it
+                self.arrive(to, action)
         elif action.kind is Kind.FORWARD:  # of the last stage
-            self.arrive(now_s, k, Action(Kind.BACKWARD, action.microbatch))
+            self.arrive(k, Action(Kind.BACKWARD, action.microbatch))
+        self._start(k)
 
-    def _moved_s(self, here: _Stage, there: _Stage, way: _Way, now_s: float) -> float:
-        """When a message that is ready now is there."""
-        if not way.size_bytes or way.wire is None or not way.overlaps:
-            return now_s  # without overlap both ends have waited for it
-        began_s = max(now_s, here.sending_until_s, there.receiving_until_s)
-        ended_s = began_s + way.size_bytes / way.wire.bandwidth_bytes_per_s
-        here.sending_until_s = there.receiving_until_s = ended_s
-        return ended_s + way.wire.latency_s
+    def _begin_to_move(self, way: _Way) -> None:
+        way.left_bytes, way.since_s = way.size_bytes, self._now_s
+        for port in way.ports:
+            port.add(way)
+        self._share(way)
+
+    def _share(self, changed: _Way) -> None:
+        """Divide the two ports of a way anew among those that use them."""
+        for way in {changed, *changed.ports[0], *changed.ports[1]}:
+            way.left_bytes -= way.rate * (self._now_s - way.since_s)
+            way.since_s = self._now_s
+            if way not in way.ports[0]:
+                way.rate = 0.0
+                continue
+            assert way.wire is not None
+            way.rate = way.wire.bandwidth_bytes_per_s / max(map(len, way.ports))
+            self._after(
+                max(0.0, way.left_bytes) / way.rate,
+                partial(self._moved, way, way.rate, self._now_s),
+            )
+
+    def _moved(self, way: _Way, rate: float, since_s: float) -> None:
+        """The message is there, unless the ports have been divided anew in the meantime."""
+        if (rate, since_s) != (way.rate, way.since_s):
+            return
+        to, action = way.waiting.popleft()
+        for port in way.ports:
+            port.discard(way)
+        assert way.wire is not None
+        self._after(way.wire.latency_s, partial(self.arrive, to, action))
+        self._share(way)
+        if way.waiting:
+            self._begin_to_move(way)
 
 
 def _stages(
@@ -197,10 +239,13 @@ def _ways(
     """Both directions of each boundary, `(num_stages - 1,)`."""
     wires, overlaps = cluster.wiring(), assumptions.overlap == "full"
     stage_of = {v: k for k, (_, ids) in enumerate(placement) for v in ids}
+    sending: list[_Port] = [set() for _ in placement]
+    receiving: list[_Port] = [set() for _ in placement]
     forward, backward = [], []
     for k, crossing in enumerate(crossings(graph, stage_of, len(placement))):
         here, there = placement[k][0], placement[k + 1][0]
         sizes = sum(n.output_bytes for n in crossing), sum(n.gradient_bytes for n in crossing)
-        forward.append(_Way(wires(here, there), sizes[0], overlaps))
-        backward.append(_Way(wires(there, here), sizes[1], overlaps))
+        ports = (sending[k], receiving[k + 1]), (sending[k + 1], receiving[k])
+        forward.append(_Way(wires(here, there), sizes[0], overlaps, ports[0]))
+        backward.append(_Way(wires(there, here), sizes[1], overlaps, ports[1]))
     return forward, backward

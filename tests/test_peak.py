@@ -1,10 +1,15 @@
 """The peak of a stage: what lasts, and what comes and goes while backward runs."""
 
+from dataclasses import replace
+
+import pytest
 from hypothesis import given
 
-from skyfx.solver import Assumptions, Graph, evaluate
+from skyfx.solver import Assumptions, Graph, evaluate, solve
+from skyfx.solver.errors import NoPlanError
 from skyfx.solver.peak import peak_bytes
-from tests.instances import all_plans, assumptions, clusters, graph, graphs, node
+from skyfx.solver.within import solve_within
+from tests.instances import all_plans, assumptions, clusters, cpus, graph, graphs, node
 
 ALONE = Assumptions(microbatches=1, optimizer_state_ratio=2.0)
 VALUE = {"output_bytes": 100.0, "gradient_bytes": 100.0, "backward_s": {"cpu": 1.0}}
@@ -31,6 +36,24 @@ def test_a_sum_hands_its_gradient_on() -> None:
     parts = [node("a", **VALUE), node("b", ("a",), **VALUE)]
     assert peak(*parts, node("c", ("a", "b"), **rest)) == 100 + 300
     assert peak(*parts, node("c", ("a", "b"), **VALUE)) == 300 + 300
+
+
+def test_a_plan_is_made_again_where_a_peak_does_not_fit() -> None:
+    """Of two equal halves, the second with the loss; both fit by what lasts alone."""
+    nodes = [node("a", saved_bytes=50.0, **VALUE)]
+    nodes += [node(n, (m,), saved_bytes=50.0, **VALUE) for m, n in ("ab", "bc", "cd")]
+    g = graph(nodes)
+    assumptions = replace(ALONE, overlap="full")
+    found = solve(g, cpus(1.0, 1.0), assumptions).plan
+    peaks = peak_bytes(g, [(s.device, s.nodes) for s in found.stages], assumptions)
+    assert [len(s.nodes) for s in found.stages] == [2, 2]
+    limited = cpus(1.0, 1.0, memory=max(peaks) - 40.0)
+    assert max(s.memory_bytes for s in found.stages) < max(peaks) - 40.0
+    within = solve_within(g, limited, assumptions, solve).plan
+    after = peak_bytes(g, [(s.device, s.nodes) for s in within.stages], assumptions)
+    assert max(after) <= max(peaks) - 40.0
+    with pytest.raises(NoPlanError, match="at its peak"):
+        solve_within(g, cpus(1.0, 1.0, memory=310.0), assumptions, solve)
 
 
 @given(graphs(), clusters(), assumptions())

@@ -5,6 +5,7 @@ Needs root and Debian's iproute2, for unlike hosts on this machine (see `benchma
 
 import argparse
 import json
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -42,21 +43,20 @@ def main() -> None:
     parser.add_argument("--only", default="", help="clusters whose names have this in them")
     parser.add_argument("--models", default="", help="these models instead, comma-separated")
     parser.add_argument("--write", action="store_true", help=f"write {RESULT.name}")
-    parser.add_argument("--rows", help="also write all figures to this JSON file")
+    parser.add_argument("--keep", type=Path, help="folder for all figures, graphs and plans")
     arguments = parser.parse_args()
     rows: list[dict[str, Any]] = []
     for name, (hosts, models) in CLUSTERS.items():
         if arguments.only in name:
             names = arguments.models.split(",") if arguments.models else models
-            rows += [{"cluster": name, **row} for row in _run(hosts, names)]
+            keep = arguments.keep / name.replace("/", " per ") if arguments.keep else None
+            rows += [{"cluster": name, **row} for row in _run(hosts, names, keep)]
             print(text(rows), flush=True)
-    if arguments.rows:
-        Path(arguments.rows).write_text(json.dumps(rows, indent=1))
     if arguments.write:
         RESULT.write_text(text(rows))
 
 
-def _run(hosts: Sequence[Host], models: Sequence[str]) -> list[dict[str, Any]]:
+def _run(hosts: Sequence[Host], models: Sequence[str], keep: Path | None) -> list[dict[str, Any]]:
     """All models on one cluster: what its first worker reports."""
     with tempfile.TemporaryDirectory() as folder, emulated(hosts) as running:
         report = Path(folder) / "report.jsonl"
@@ -75,6 +75,8 @@ def _run(hosts: Sequence[Host], models: Sequence[str]) -> list[dict[str, Any]]:
                 worker.kill()
             for worker in workers:
                 worker.wait()
+        if keep is not None:
+            shutil.copytree(folder, keep, dirs_exist_ok=True)
         return [json.loads(line) for line in report.read_text().splitlines()]
 
 
