@@ -11,6 +11,7 @@ end.
 """
 
 import os
+import signal
 import subprocess
 import sys
 from collections.abc import Iterator, Mapping, Sequence
@@ -76,6 +77,7 @@ class Running:
 @contextmanager
 def emulated(hosts: Sequence[Host]) -> Iterator[Running]:
     """Make the hosts, and remove them in the end."""
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))  # and not without the clearing up below
     prefix = f"sky{os.getpid() % 10_000}n"
     switch = f"{prefix}s"
     names = [f"{prefix}{i}" for i in range(len(hosts))]

@@ -135,12 +135,15 @@ class Pipeline:
         return self._model.named_parameters()
 
     def state_dict(self) -> dict[str, Any]:
-        """Parameters and buffers by the model's own names; the unsplit model loads it, and back."""
-        return self._model.state_dict()
+        """Parameters and buffers by the model's own names; the unsplit model loads it, and back.
+
+        Over several processes all have to call it, and all get all of it, on the CPU.
+        """
+        return self._workers.state_of(self._model)
 
     def load_state_dict(self, state: Mapping[str, Any]) -> Any:
         """Load what `state_dict` of the pipeline or of the unsplit model returned."""
-        return self._model.load_state_dict(state)
+        return self._workers.load_state(self._model, state)
 
     def close(self) -> None:
         """End the workers. The model keeps its parameters, on the devices where they are."""

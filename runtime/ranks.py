@@ -1,9 +1,12 @@
 """Who runs the stages of a pipeline: several processes, each some of them in threads."""
 
+import json
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from typing import Any
 
 import torch
+from torch import Tensor, nn
 
 from skyfx.runtime.channel import Boundaries
 from skyfx.runtime.group import Group
@@ -65,6 +68,33 @@ class Ranks(Workers):
         if self._places:
             super().run(step)
             step.finish()
+
+    def state_of(self, model: nn.Module) -> dict[str, Any]:
+        """The whole model's state, each tensor from the first process that holds it."""
+        state = model.state_dict()
+        tensors = {name: x for name, x in state.items() if isinstance(x, Tensor)}
+        ours = [name for name, x in tensors.items() if not x.is_meta]
+        said = [set(json.loads(x)) for x in self._group.gather(json.dumps(ours).encode())]
+        for name, tensor in tensors.items():
+            holders = [rank for rank, names in enumerate(said) if name in names]
+            if not holders:
+                raise ValueError(f"no process holds {name!r}: no stage uses it")
+            values = torch.empty(tensor.shape, dtype=tensor.dtype)
+            if holders[0] == self._group.rank:
+                values.copy_(tensor)
+            state[name] = self._group.from_rank(holders[0], values)
+        return state
+
+    def load_state(self, model: nn.Module, state: Mapping[str, Any]) -> Any:
+        """Load what this process holds; names are held against the whole model's."""
+        own = model.state_dict()
+        missing, unexpected = sorted(own.keys() - state.keys()), sorted(state.keys() - own.keys())
+        if missing or unexpected:
+            raise RuntimeError(
+                f"the state is another model's: missing {missing[:3]}, unexpected {unexpected[:3]}"
+            )
+        ours = [name for name, x in own.items() if not (isinstance(x, Tensor) and x.is_meta)]
+        return model.load_state_dict({name: state[name] for name in ours}, strict=False)
 
     def close(self) -> None:
         """End the threads."""

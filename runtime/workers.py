@@ -5,9 +5,10 @@ from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import FIRST_EXCEPTION, Future, ThreadPoolExecutor, wait
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from skyfx.runtime.channel import Boundaries, ChannelClosed, LocalBoundary, Values
 from skyfx.runtime.stage import Place
@@ -69,6 +70,14 @@ class Workers:
             step.stop()
             wait(futures)
         _raise_first_failure(futures)
+
+    def state_of(self, model: nn.Module) -> dict[str, Any]:
+        """The model's state by its own names."""
+        return model.state_dict()
+
+    def load_state(self, model: nn.Module, state: Mapping[str, Any]) -> Any:
+        """Load such a state."""
+        return model.load_state_dict(state)
 
     def refuse_own(self) -> None:
         """Refuse a call that comes from within a stage: it would wait for itself for ever."""

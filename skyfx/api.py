@@ -90,6 +90,7 @@ def partition(
             mode=mode,
             objective=objective,
             schedule=schedule,
+            overlap=site.overlap,
             microbatches=num_microbatches,
             optimizer_state_ratio=optimizer_state_ratio,
             pins=tuple(pins),

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, fx, nn
 
 from skyfx.names import input_names, is_tensor_attribute, node_ids
-from skyfx.rebinding import bare, rebind
+from skyfx.rebinding import moved, rebind
 from skyfx.runtime.microbatch import Batch, OutputForm
 from skyfx.solver.errors import CaptureError
 from skyfx.tracing import trace
@@ -78,6 +78,8 @@ def capture(model: nn.Module, inputs: Any = None, *, training: bool = True) -> C
         CaptureError: the model cannot be captured; the message names the line of its code.
     """
     microbatch = inputs if isinstance(inputs, Batch) else Batch.of(dummy_inputs(model, inputs))
+    if not any(x.is_meta for x in microbatch.tensors):
+        microbatch = microbatch.to(torch.device("cpu"))
     # Gradients are on in eval mode too: without them some modules take another, fused path.
     with (
         _capturing,
@@ -136,13 +138,15 @@ def _mode(model: nn.Module, *, training: bool) -> Iterator[None]:
 
 @contextmanager
 def _on_one_device(model: nn.Module) -> Iterator[Mapping[int, Tensor]]:
-    """All of a model without weights on the meta device: it may have its buffers already.
+    """All of a model on the CPU, or on the meta device if any of it has no values.
 
-    Within it they have stand-ins; given are the real ones by the `id`s of those.
+    A model that has been split is on the devices of its stages, and one without weights may have
+    its buffers already. Within it such tensors have stand-ins; given are the real ones by the `id`s
+    of those.
     """
     tensors = [*model.parameters(), *model.buffers()]
-    mixed = any(x.is_meta for x in tensors)
-    pairs = [(x, bare(x)) for x in tensors if mixed and not x.is_meta]
+    device = torch.device("meta" if any(x.is_meta for x in tensors) else "cpu")
+    pairs = [(x, moved(x, device)) for x in tensors if x.device != device]
     back = {id(stand_in): x for x, stand_in in pairs}
     rebind(model, {id(x): stand_in for x, stand_in in pairs})
     try:

@@ -28,9 +28,10 @@ __all__: list[str] = ["OnType", "assembled", "calibrate", "measure", "price", "r
 T = TypeVar("T")
 
 Progress = Callable[[str, int, int], None]
-"""Called with the device type, and how many of how many nodes are done."""
+"""Called with the device type and what is measured on it, and how many of how many are done."""
 
 Told = Callable[[int, int], None]
+Tell = Callable[[str], Told]
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,9 +67,9 @@ def measure(
     found = {}
     for place in {place.type: place for place in several}.values():
 
-        def measured(told: Told, place: Place = place) -> OnType:
-            prices = price(captured, place, told)
-            return OnType(prices, calibrate(captured, place, prices))
+        def measured(tell: Tell, place: Place = place) -> OnType:
+            prices = price(captured, place, tell("operators"))
+            return OnType(prices, calibrate(captured, place, prices, tell("stretches")))
 
         found[place.type] = run_on(place, measured, len(several) == 1, progress)
     return assembled(captured, found)
@@ -94,10 +95,10 @@ def price(captured: Capture, place: Place, told: Told) -> Prices:
         return priced(captured, place, store, told)
 
 
-def calibrate(captured: Capture, place: Place, prices: Prices) -> Measured:
+def calibrate(captured: Capture, place: Place, prices: Prices, told: Told) -> Measured:
     """What becomes of these prices in a neighbourhood, on this device."""
     with undisturbed(captured.module):
-        regions = list(timed_regions(captured, prices, place))
+        regions = list(timed_regions(captured, prices, place, told))
     return Measured(
         type=place.type,
         spread=median([cost.spread for cost in prices.costs.values()] or [0.0]),
@@ -107,16 +108,19 @@ def calibrate(captured: Capture, place: Place, prices: Prices) -> Measured:
 
 
 def run_on(
-    place: Place, measured: Callable[[Told], T], alone: bool, progress: Progress | None = None
+    place: Place, measured: Callable[[Tell], T], alone: bool, progress: Progress | None = None
 ) -> T:
     """Measure in a thread like those of stages (see `Workers`), which Ctrl-C here ends too."""
     stopped = threading.Event()
 
-    def tell(done: int, total: int) -> None:
-        if stopped.is_set():
-            raise KeyboardInterrupt
-        if progress is not None:
-            progress(place.type, done, total)
+    def tell(what: str) -> Told:
+        def told(done: int, total: int) -> None:
+            if stopped.is_set():
+                raise KeyboardInterrupt
+            if progress is not None:
+                progress(f"{place.type}, {what}", done, total)
+
+        return told
 
     if alone:
         return measured(tell)

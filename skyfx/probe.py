@@ -147,21 +147,23 @@ def _to_and_from(place: Place) -> tuple[Wire, Wire]:
 def _measured(hosts: Hosts, peer: int, *, leads: bool) -> Wire:
     """The wire from this process to another one, while that one measures the other direction."""
     small = Layout([Form((SMALL_BYTES,), torch.uint8)])
-    latency_s = _message_s(hosts, peer, small, small, leads=leads, rounds=20) / 2
-    for ours in (leads, not leads):  # whose messages are large
-        size, before_s, bandwidth = FIRST_BYTES, 0.0, 0.0
-        while True:
-            large = Layout([Form((size,), torch.uint8)])
-            there, back = (large, small) if ours == leads else (small, large)
-            took_s = _message_s(hosts, peer, there, back, leads=leads, rounds=3)
-            if before_s:
-                bandwidth = size * 0.75 / max(took_s - before_s, 1e-9)
-            if before_s > LONG_S / 4 or size >= MOST_BYTES:
-                break
-            size, before_s = size * 4, took_s
-        if ours:
-            found = bandwidth
-    return Wire(bandwidth_bytes_per_s=found, latency_s=latency_s)
+    round_trip_s = _message_s(hosts, peer, small, small, leads=leads, rounds=20)
+    # First the leader's messages are large and then the other's; both ends know what came out.
+    there = _bandwidth(hosts, peer, small, leads=leads, large_there=True)
+    back = _bandwidth(hosts, peer, small, leads=leads, large_there=False)
+    return Wire(bandwidth_bytes_per_s=there if leads else back, latency_s=round_trip_s / 2)
+
+
+def _bandwidth(hosts: Hosts, peer: int, small: Layout, *, leads: bool, large_there: bool) -> float:
+    """Bytes per second, from what four times as large a message takes longer."""
+    size, before_s = FIRST_BYTES, 0.0
+    while True:
+        large = Layout([Form((size,), torch.uint8)])
+        there, back = (large, small) if large_there else (small, large)
+        took_s = _message_s(hosts, peer, there, back, leads=leads, rounds=3)
+        if before_s > LONG_S / 4 or size >= MOST_BYTES:
+            return size * 0.75 / max(took_s - before_s, 1e-9)
+        size, before_s = size * 4, took_s
 
 
 def _message_s(

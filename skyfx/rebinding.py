@@ -2,9 +2,10 @@
 
 from collections.abc import Mapping
 
+import torch
 from torch import Tensor, nn
 
-__all__: list[str] = ["bare", "named_tensors", "rebind"]
+__all__: list[str] = ["bare", "moved", "named_tensors", "rebind"]
 
 
 def rebind(module: nn.Module, others: Mapping[int, Tensor]) -> None:
@@ -22,8 +23,13 @@ def named_tensors(module: nn.Module, *, tied: bool = False) -> dict[str, Tensor]
     return named | dict(module.named_buffers(remove_duplicate=not tied))
 
 
-def bare(tensor: Tensor) -> Tensor:
-    """The same without values, on torch's meta device; a parameter if it was one."""
-    without = tensor.detach().to("meta")
+def moved(tensor: Tensor, device: torch.device) -> Tensor:
+    """A copy on another device; a parameter, with a gradient of its own, if it was one."""
+    copy = tensor.detach().to(device)
     is_parameter = isinstance(tensor, nn.Parameter)
-    return nn.Parameter(without, tensor.requires_grad) if is_parameter else without
+    return nn.Parameter(copy, tensor.requires_grad) if is_parameter else copy
+
+
+def bare(tensor: Tensor) -> Tensor:
+    """The same without values, on torch's meta device."""
+    return moved(tensor, torch.device("meta"))

@@ -10,7 +10,7 @@ Each stretch is also predicted from the fit to all others, which is how good the
 
 import itertools
 import logging
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -54,12 +54,14 @@ class Timed:
 
 
 def timed_regions(
-    captured: Capture, prices: Prices, place: Place
+    captured: Capture, prices: Prices, place: Place, told: Callable[[int, int], None]
 ) -> Iterator[tuple[Timed, Timed | None]]:
     """Time stretches of the graph, forward and, in training, backward."""
     made_up = not has_values(captured)
     read = dict(tensors_read(captured))
-    for part in _stretches(captured, prices, read if made_up else {}):
+    parts = list(_stretches(captured, prices, read if made_up else {}))
+    for i, part in enumerate(parts):
+        told(i, len(parts))
         try:
             yield _timed(captured, prices, place, part, made_up=made_up)
         except (RuntimeError, IndexError, ValueError) as error:

@@ -18,7 +18,7 @@ from skyfx.solver import files
 from skyfx.solver.cluster import Cluster
 from skyfx.solver.errors import PlanError
 from skyfx.solver.graph import Graph
-from skyfx.solver.plan import Plan
+from skyfx.solver.plan import Overlap, Plan
 from skyfx.together import measured_together
 
 __all__: list[str] = ["Site", "site_of"]
@@ -33,6 +33,10 @@ class Site(Protocol):
     @property
     def cluster(self) -> Cluster:
         """The devices."""
+
+    @property
+    def overlap(self) -> Overlap:
+        """Whether values move while the stages compute."""
 
     def measured(self, captured: Capture, progress: Progress | None) -> tuple[Graph, Cluster]:
         """The model's graph, and the devices with their speeds and links."""
@@ -73,10 +77,11 @@ def site_of(devices: DeviceList) -> Site:
 
 @dataclass(frozen=True, slots=True)
 class _Here:
-    """All devices are this process's."""
+    """All devices are this process's; a stage copies what it receives before it computes."""
 
     cluster: Cluster
     by_name: Mapping[str, Place]
+    overlap: Overlap = "none"
 
     def measured(self, captured: Capture, progress: Progress | None) -> tuple[Graph, Cluster]:
         graph = measure(captured, self.by_name.values(), progress=progress)
@@ -98,6 +103,7 @@ class _Everywhere:
 
     cluster: Cluster
     hosts: Hosts
+    overlap: Overlap = "full"
 
     def measured(self, captured: Capture, progress: Progress | None) -> tuple[Graph, Cluster]:
         return measured_together(captured, self.hosts, self.cluster, progress=progress)

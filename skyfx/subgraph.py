@@ -4,10 +4,11 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import torch
-from torch import Tensor, fx, nn
+from torch import Tensor, fx
 
 from skyfx.captures import Capture
 from skyfx.placing import copy_to, with_device
+from skyfx.rebinding import moved
 
 __all__: list[str] = ["subgraph"]
 
@@ -46,7 +47,7 @@ def subgraph(
         if node not in env:  # a parameter that lives with its reader
             value = (tensors or {}).get(node, captured.attribute(node))
             if isinstance(value, Tensor) and value.device != device:
-                value = _moved(value, device)
+                value = moved(value, device)  # of a pipeline's stages, only the capture's constants
             if isinstance(value, fx.GraphModule):
                 value = copy_to(value, device)
             attributes[str(node.target)] = value
@@ -66,13 +67,3 @@ def subgraph(
             copied(node)
     graph.output(tuple(env[node] for node in sent))
     return fx.GraphModule(attributes, graph, class_name=f"{captured.name}Stage")
-
-
-def _moved(tensor: Tensor, device: torch.device) -> Tensor:
-    """A copy on the device, still a parameter with a gradient of its own if it was one.
-
-    Of a pipeline's stages only constants of the capture are not there yet.
-    """
-    copy = tensor.detach().to(device)
-    is_parameter = isinstance(tensor, nn.Parameter)
-    return nn.Parameter(copy, tensor.requires_grad) if is_parameter else copy

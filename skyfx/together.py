@@ -43,11 +43,18 @@ def measured_together(
     alone = len(hosts.places) == 1
 
     def priced(place: Place) -> Prices:
-        return run_on(place, lambda told: price(captured, place, told), alone, progress)
+        return run_on(
+            place, lambda tell: price(captured, place, tell("operators")), alone, progress
+        )
 
     def calibrated(place: Place) -> Measured:
         prices = known[place.type]
-        return run_on(place, lambda _: calibrate(captured, place, prices), alone)
+        return run_on(
+            place,
+            lambda tell: calibrate(captured, place, prices, tell("stretches")),
+            alone,
+            progress,
+        )
 
     prices = {
         place.type: priced(place)

@@ -11,11 +11,22 @@ import skyfx
 from skyfx.captures import capture
 from skyfx.runtime.group import Group
 from skyfx.runtime.microbatch import Batch
+from skyfx.solver import Plan
+from skyfx.solver.files import encode
 from tests import models, reference
+from tests.models import BATCH
 from tests.plans import SIZE, even_plan
 
 
-def main(name: str, folder: str) -> None:
+def plan_for(case: models.Case, names: list[str]) -> Plan:
+    """A stage on each; the last rank has the first one: names count, not when a process came."""
+    captured = capture(case.model, Batch.of(case.batch).split(SIZE)[0])
+    plan = even_plan(captured, len(names))
+    stages = [replace(s, device=name) for s, name in zip(plan.stages, names[::-1], strict=True)]
+    return replace(plan, stages=tuple(stages))
+
+
+def main(name: str, folder: str, how: str) -> None:
     torch.set_num_threads(1)
     torch.manual_seed(0)
     case = models.CASES[name]()
@@ -23,13 +34,11 @@ def main(name: str, folder: str) -> None:
     cluster = skyfx.Cluster.from_environment()
     group = Group.joined()
     names = [device.name for device in cluster.devices]
-    captured = capture(case.model, Batch.of(case.batch).split(SIZE)[0])
-    plan = even_plan(captured, len(names))
-    # The last rank has the first stage: a device's name counts, not when its process came.
-    stages = [replace(s, device=name) for s, name in zip(plan.stages, names[::-1], strict=True)]
-    plan = replace(plan, stages=tuple(stages))
+    options = {"strategy": "even", "num_microbatches": BATCH // SIZE}
+    if how == "given":
+        options = {"plan": plan_for(case, names)}
     found = []
-    with skyfx.partition(case.model, cluster, example_inputs=case.batch, plan=plan) as pipeline:
+    with skyfx.partition(case.model, cluster, example_inputs=case.batch, **options) as pipeline:
         optimizer = torch.optim.SGD(pipeline.parameters(), lr=0.1)
         others = torch.optim.SGD(alone.model.parameters(), lr=0.1)
         for _ in range(3):
@@ -39,15 +48,18 @@ def main(name: str, folder: str) -> None:
             found.append(torch.equal(loss, reference.train_step(alone, SIZE)))
             optimizer.step()
             others.step()
-        ours = {k: x for k, x in pipeline.state_dict().items() if not x.is_meta}
-        theirs = alone.model.state_dict()
-        found.append(all(torch.equal(x, theirs[k]) for k, x in ours.items()))
+        held = [k for k, x in case.model.state_dict().items() if not x.is_meta]
+        ours, theirs = pipeline.state_dict(), alone.model.state_dict()
+        found.append(all(torch.equal(ours[k], x) for k, x in theirs.items()))
+        pipeline.load_state_dict({k: torch.zeros_like(x) for k, x in theirs.items()})
+        pipeline.load_state_dict(ours)
         inferred = pipeline(case.batch)
     expected = reference.infer(alone, SIZE)
     said = {
-        "stages": [stage.device for stage in plan.stages],
+        "stages": [s.device for s in pipeline.plan.stages],
+        "plan": encode(pipeline.plan).decode(),
         "equal": found,
-        "held": len(ours),
+        "held": len(held),
         "all": len(theirs),
         "inferred": all(map(torch.equal, reference.tensors(inferred), expected)),
     }

@@ -9,6 +9,8 @@ from typing import Any
 
 import pytest
 
+from skyfx.solver.cluster import Cluster
+from skyfx.solver.files import read
 from tests.models import CASES
 
 ROOT = Path(__file__).parent.parent
@@ -27,8 +29,8 @@ def launch(num_processes: int, *arguments: str) -> subprocess.CompletedProcess[s
     )
 
 
-def reports(name: str, folder: Path, num_processes: int) -> list[dict[str, Any]]:
-    done = launch(num_processes, "tests/ranks_script.py", name, str(folder))
+def reports(name: str, folder: Path, num_processes: int, how: str) -> list[dict[str, Any]]:
+    done = launch(num_processes, "tests/ranks_script.py", name, str(folder), how)
     assert done.returncode == 0, done.stderr[-3000:]
     return [json.loads((folder / f"{rank}.json").read_text()) for rank in range(num_processes)]
 
@@ -37,8 +39,51 @@ def reports(name: str, folder: Path, num_processes: int) -> list[dict[str, Any]]
 def test_each_rank_has_its_stage_and_all_see_the_unsplit_models_losses(
     name: str, tmp_path: Path
 ) -> None:
-    found = reports(name, tmp_path, 2)
+    found = reports(name, tmp_path, 2, "given")
     for said in found:
         assert said["equal"] == [True] * 4  # three losses, and the tensors held in the end
         assert said["inferred"]
     assert all(0 < said["held"] < said["all"] for said in found)
+
+
+def test_hosts_measure_and_plan_together(tmp_path: Path) -> None:
+    """Without a plan: prices from one process, speeds from each, one plan for all."""
+    found = reports("bert", tmp_path, 2, "measured")
+    assert found[0]["plan"] == found[1]["plan"]
+    plan = json.loads(found[0]["plan"])
+    assert {device for said in found for device in said["stages"]} == {
+        stage["device"] for stage in plan["stages"]
+    }
+    assert plan["bottleneck_s"] > 0
+    for said in found:
+        assert said["equal"] == [True] * 4
+
+
+def test_probe_writes_the_devices_and_the_links_between_them(tmp_path: Path) -> None:
+    path = tmp_path / "two.cluster.json"
+    done = launch(2, "-m", "skyfx", "probe", "-o", str(path))
+    assert done.returncode == 0, done.stderr[-3000:]
+    cluster = read(path, Cluster)
+    names = [device.name for device in cluster.devices]
+    assert len(set(names)) == 2
+    assert len({device.type for device in cluster.devices}) == 1
+    assert all(device.memory_bytes for device in cluster.devices)
+    assert {(link.source, link.target) for link in cluster.links} == {
+        tuple(names),
+        tuple(names[::-1]),
+    }
+    for link in cluster.links:  # of one machine with itself
+        assert 1e6 < link.bandwidth_bytes_per_s < 1e12
+        assert 0 < link.latency_s < 1
+    again = launch(2, "-m", "skyfx", "probe", "-o", str(path))
+    assert again.returncode != 0
+    assert "--force" in again.stderr
+
+
+def test_a_process_that_nothing_has_launched_is_a_job_of_its_own(tmp_path: Path) -> None:
+    path = tmp_path / "one.cluster.json"
+    command = [sys.executable, "-m", "skyfx", "probe", "-o", str(path)]
+    subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=120, check=True)
+    cluster = read(path, Cluster)
+    assert len(cluster.devices) == 1
+    assert cluster.links == ()

@@ -68,7 +68,7 @@ def resnet() -> Case:
         embedding_size=16, hidden_sizes=[32, 64, 128, 128], depths=[2, 2, 2, 2], num_labels=10
     )
     model = transformers.ResNetForImageClassification(config)
-    images = {"pixel_values": torch.randn(SAMPLES, 3, 96, 96)}
+    images = {"pixel_values": torch.randn(SAMPLES, 3, 160, 160)}
     return Case(model, images, torch.randint(0, 10, (SAMPLES,)), _classes)
 
 

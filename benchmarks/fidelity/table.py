@@ -22,8 +22,8 @@ a core by the kernel's bandwidth control (`benchmarks/emulated.py`). 6 micro-bat
 1F1B, transfers overlapping computation, AdamW. The step is simulated action by action
 (`solver/simulate.py`); beside it stands the error of the plan's own formula, latency plus five
 bottlenecks. Peak memory is predicted by `solver/peak.py`, and measured as what the C library has in
-use. Measured: means of two steps after one to warm up. Stage compute and memory: the largest error among the stages
-that take at least a twentieth of the largest.
+use. Measured: means of two steps after one to warm up. Stage compute and memory: the largest error
+among the stages that take at least a twentieth of the largest.
 
 """
 

@@ -47,7 +47,8 @@ class Setting:
 
 def main(names: list[str], report: str) -> None:
     """Measure and run these models; the first process appends to the report."""
-    os.sched_setaffinity(0, {int(os.environ["RANK"]) % os.cpu_count()})  # type: ignore[operator]
+    cores = sorted(os.sched_getaffinity(0))
+    os.sched_setaffinity(0, {cores[int(os.environ["RANK"]) % len(cores)]})
     torch.set_num_threads(1)
     hosts = Hosts.joined()
     enter_quota()
