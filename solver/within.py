@@ -4,7 +4,7 @@ from collections.abc import Callable
 from dataclasses import replace
 
 from skyfx.solver.cluster import Cluster
-from skyfx.solver.errors import NoPlanError
+from skyfx.solver.errors import InfeasibleError, NoPlanError
 from skyfx.solver.graph import Graph
 from skyfx.solver.peak import peak_bytes
 from skyfx.solver.plan import Assumptions
@@ -28,13 +28,19 @@ def solve_within(
 
     Raises:
         NoPlanError: no such plan was found.
-        InfeasibleError: as `search` does.
+        InfeasibleError: none exists even by what lasts alone.
     """
+    worst: tuple[str, float, float] | None = None
     limits = {device.name: device.memory_bytes for device in cluster.devices}
     lowered = dict(limits)
     for _ in range(ROUNDS):
         devices = tuple(replace(d, memory_bytes=lowered[d.name]) for d in cluster.devices)
-        solution = search(graph, replace(cluster, devices=devices), assumptions)
+        try:
+            solution = search(graph, replace(cluster, devices=devices), assumptions)
+        except InfeasibleError:
+            if worst is None:
+                raise
+            break
         stages = solution.plan.stages
         peaks = peak_bytes(graph, [(s.device, s.nodes) for s in stages], assumptions)
         over = False
@@ -45,6 +51,7 @@ def solve_within(
                 over, worst = True, (stage.device, peak, limit)
         if not over:
             return solution
+    assert worst is not None
     name, peak, limit = worst
     raise NoPlanError(
         f"no plan was found that fits at its peak: the stage on {name!r} would take "
