@@ -2,7 +2,8 @@ r"""What a step takes when every action of the schedule is followed, on the cost
 
 A device does one action after another, in the order of its schedule, and each waits for what it
 reads. In each direction of a boundary one message follows the other. A device has one port to the
-network to send and one to receive, which messages to or from both its neighbours share evenly. With
+network to send and one to receive, as fast as its fastest link, which messages to or from both its
+neighbours share evenly. With
 `overlap = full` it computes meanwhile; with `none` both ends of a transfer wait for it.
 
     stage 0   F0 F1 F2          B0    B1
@@ -12,8 +13,9 @@ network to send and one to receive, which messages to or from both its neighbour
 
 import heapq
 import itertools
+import math
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 
@@ -84,8 +86,12 @@ class _Way:
         return transfer_s(self.wire, self.size_bytes) if moves else 0.0
 
 
-_Port = set[_Way]
-"""Where a device sends, or receives: the ways that share it at a time."""
+@dataclass(slots=True, eq=False)
+class _Port:
+    """Where a device sends, or receives: its fastest link's rate, and the ways that share it."""
+
+    rate: float
+    ways: set[_Way] = field(default_factory=set)
 
 
 @dataclass(slots=True)
@@ -162,19 +168,20 @@ class _Run:
     def _begin_to_move(self, way: _Way) -> None:
         way.left_bytes, way.since_s = way.size_bytes, self._now_s
         for port in way.ports:
-            port.add(way)
+            port.ways.add(way)
         self._share(way)
 
     def _share(self, changed: _Way) -> None:
         """Divide the two ports of a way anew among those that use them."""
-        for way in {changed, *changed.ports[0], *changed.ports[1]}:
+        for way in {changed, *changed.ports[0].ways, *changed.ports[1].ways}:
             way.left_bytes -= way.rate * (self._now_s - way.since_s)
             way.since_s = self._now_s
-            if way not in way.ports[0]:
+            if way not in way.ports[0].ways:
                 way.rate = 0.0
                 continue
             assert way.wire is not None
-            way.rate = way.wire.bandwidth_bytes_per_s / max(map(len, way.ports))
+            shares = [port.rate / len(port.ways) for port in way.ports]
+            way.rate = min(way.wire.bandwidth_bytes_per_s, *shares)
             self._after(
                 max(0.0, way.left_bytes) / way.rate,
                 partial(self._moved, way, way.rate, self._now_s),
@@ -186,7 +193,7 @@ class _Run:
             return
         to, action = way.waiting.popleft()
         for port in way.ports:
-            port.discard(way)
+            port.ways.discard(way)
         assert way.wire is not None
         self._after(way.wire.latency_s, partial(self.arrive, to, action))
         self._share(way)
@@ -239,8 +246,9 @@ def _ways(
     """Both directions of each boundary, `(num_stages - 1,)`."""
     wires, overlaps = cluster.wiring(), assumptions.overlap == "full"
     stage_of = {v: k for k, (_, ids) in enumerate(placement) for v in ids}
-    sending: list[_Port] = [set() for _ in placement]
-    receiving: list[_Port] = [set() for _ in placement]
+    names = [name for name, _ in placement]
+    sending = [_Port(_fastest(wires(a, b) for b in names if b != a)) for a in names]
+    receiving = [_Port(_fastest(wires(a, b) for a in names if a != b)) for b in names]
     forward, backward = [], []
     for k, crossing in enumerate(crossings(graph, stage_of, len(placement))):
         here, there = placement[k][0], placement[k + 1][0]
@@ -249,3 +257,10 @@ def _ways(
         forward.append(_Way(wires(here, there), sizes[0], overlaps, ports[0]))
         backward.append(_Way(wires(there, here), sizes[1], overlaps, ports[1]))
     return forward, backward
+
+
+def _fastest(wires: Iterable[Wire | Link | None]) -> float:
+    """Of a device's links, the highest rate: what its port can do at least."""
+    return max(
+        (math.inf if w is None else w.bandwidth_bytes_per_s for w in wires), default=math.inf
+    )

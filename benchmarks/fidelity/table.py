@@ -42,16 +42,20 @@ REMARKS = """## What falls short, and why
   filled and emptied. Plans are made by it all the same, since their order is right.
 - **Memory.** What convolutions allocate for themselves (oneDNN's other layouts) is not predicted.
 
-The rows of the clusters were measured one after the other on one day, on two neighbouring commits;
-ResNet's of the first cluster with images of 96 by 96 pixels, else of 160 by 160.
+- **The order of plans**: on four equal hosts with fast links, plans differ by less than their errors.
+
+The clusters were measured one after the other on one day, on neighbouring commits, the steps
+simulated again from the kept files when the simulation learned how fast a port is; ResNet's rows of
+the first cluster have images of 96 by 96 pixels, the others 160 by 160.
 
 ## On a GPU
 
 One NVIDIA H200 beside 16 cores (2026-11-26, torch 2.11, `benchmarks/fidelity/accelerator.py`): BERT
 with 6 layers of 512 (launching kernels takes longer than running them) and with 4 layers of 1024 on
-512 tokens. Even splits over GPU and CPU, where the CPU decides, were predicted within 1.6 and 5.1 %;
-the GPU alone 38 and 34 % too fast. The cause was found afterwards: on a GPU, stretches had been timed
-without the gradients of parameters, a third of the work. It is repaired and not run on a GPU again.
+512 tokens. Even splits over GPU and CPU, where the CPU decides, were predicted within 1.6 and
+5.1 %; the GPU alone 38 and 34 % too fast. The cause was found afterwards: on a GPU, stretches had
+been timed without the gradients of parameters, a third of the work. It is repaired and not run on a
+GPU again.
 """
 
 
