@@ -33,7 +33,7 @@ from skyfx.timing import backward_of, timed_long
 __all__: list[str] = ["Timed", "fit", "timed_regions"]
 
 REGIONS = 12
-SHORTEST_S, LONGEST_S = 1e-3, 0.2
+SHORTEST_S, LONGEST_S = 1e-3, 0.1
 """Forward seconds of the stretches, as far as the graph has them."""
 
 MOST_BYTES = 2**28

@@ -41,8 +41,7 @@ REMARKS = """## What falls short, and why
   device's port is shared by both its neighbours, and with few micro-batches the pipeline is mostly
   filled and emptied. Plans are made by it all the same, since their order is right.
 - **Memory.** What convolutions allocate for themselves (oneDNN's other layouts) is not predicted.
-
-- **The order of plans**: on four equal hosts with fast links, plans differ by less than their errors.
+- **The order of plans.** On equal hosts with fast links plans differ by less than their errors.
 
 The clusters were measured one after the other on one day, on neighbouring commits, the steps
 simulated again from the kept files when the simulation learned how fast a port is; ResNet's rows of
