@@ -1,5 +1,6 @@
 """The processes of one job, and what they tell each other before and after the steps."""
 
+import atexit
 import os
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -36,11 +37,13 @@ class Group:
 
         A process that no launcher has started is a job of its own.
         """
-        if not dist.is_initialized() and cls.is_launched():
-            dist.init_process_group("gloo", timeout=timeout)
-        elif not dist.is_initialized():
-            store = dist.HashStore()  # type: ignore[attr-defined]
-            dist.init_process_group("gloo", store=store, rank=0, world_size=1, timeout=timeout)
+        if not dist.is_initialized():
+            if cls.is_launched():
+                dist.init_process_group("gloo", timeout=timeout)
+            else:
+                store = dist.HashStore()  # type: ignore[attr-defined]
+                dist.init_process_group("gloo", store=store, rank=0, world_size=1, timeout=timeout)
+            atexit.register(_left)
         processes = dist.group.WORLD
         assert processes is not None
         if dist.get_backend(processes) != "gloo":  # the user's own, for GPUs
@@ -93,3 +96,9 @@ class Group:
 
 def _as_tensor(text: bytes) -> Tensor:
     return torch.frombuffer(bytearray(text), dtype=torch.uint8)
+
+
+def _left() -> None:
+    """Leave the group; its threads, if they outlive the interpreter, abort the process."""
+    if dist.is_initialized():
+        dist.destroy_process_group()
