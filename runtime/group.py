@@ -5,7 +5,9 @@ import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import timedelta
+from typing import TypeVar
 
+import msgspec
 import torch
 import torch.distributed as dist
 from torch import Tensor
@@ -13,6 +15,8 @@ from torch import Tensor
 from skyfx.solver.errors import PlanError
 
 __all__: list[str] = ["Group"]
+
+T = TypeVar("T")
 
 TIMEOUT = timedelta(minutes=5)
 """After which a peer that has gone silent counts as lost; torch's own is half an hour."""
@@ -58,6 +62,14 @@ class Group:
         texts = [torch.zeros(longest, dtype=torch.uint8) for _ in range(self.size)]
         dist.all_gather(texts, _as_tensor(mine.ljust(longest)), group=self.processes)
         return [bytes(x.numpy())[: int(n)] for x, n in zip(texts, lengths, strict=True)]
+
+    def told(self, mine: T, kind: type[T]) -> list[T]:
+        """What every process says, by rank, as JSON of this type; all have to call it."""
+        return [msgspec.json.decode(x, type=kind) for x in self.gather(msgspec.json.encode(mine))]
+
+    def merged(self, mine: dict[str, T], kind: type[dict[str, T]]) -> dict[str, T]:
+        """What all processes say by name, in one; all have to call it."""
+        return {name: value for said in self.told(mine, kind) for name, value in said.items()}
 
     def first(self, make: Callable[[], bytes]) -> bytes:
         """What the first process makes, in all of them; a failure of its own too.

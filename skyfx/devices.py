@@ -12,7 +12,7 @@ from skyfx.runtime.stage import Place
 from skyfx.solver import cluster, files
 from skyfx.solver.errors import PlanError
 
-__all__: list[str] = ["Device", "DeviceList", "gpu_type", "resolve"]
+__all__: list[str] = ["Device", "DeviceList", "given_cluster", "gpu_type", "resolve"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,14 +51,9 @@ def resolve(devices: DeviceList) -> tuple[cluster.Cluster, dict[str, Place]]:
         PlanError: a device is not on this machine.
         FormatError: the cluster file is not one.
     """
-    if isinstance(devices, Path) or (
-        isinstance(devices, str) and devices.endswith((".toml", ".json"))
-    ):
-        devices = files.read(devices, cluster.Cluster)
-    if isinstance(devices, cluster.Cluster):
-        devices.check()
-        found = [_torch_device(device.name, device.type) for device in devices.devices]
-        resolved = devices
+    resolved = given_cluster(devices)
+    if resolved is not None:
+        found = [_torch_device(device.name, device.type) for device in resolved.devices]
     else:
         if isinstance(devices, (str, torch.device, Device)):
             devices = [devices]
@@ -74,6 +69,22 @@ def resolve(devices: DeviceList) -> tuple[cluster.Cluster, dict[str, Place]]:
         device.name: Place(device.name, here, device.slowdown, threads, device.type)
         for device, here in zip(resolved.devices, found, strict=True)
     }
+
+
+def given_cluster(devices: DeviceList) -> cluster.Cluster | None:
+    """The cluster, read if `devices` is its file; None if it is a list of devices.
+
+    Raises:
+        FormatError: the cluster file is not one.
+    """
+    if isinstance(devices, Path) or (
+        isinstance(devices, str) and devices.endswith((".toml", ".json"))
+    ):
+        devices = files.read(devices, cluster.Cluster)
+    if not isinstance(devices, cluster.Cluster):
+        return None
+    devices.check()
+    return devices
 
 
 def _cluster(wanted: Sequence[Device], found: Sequence[torch.device]) -> cluster.Cluster:

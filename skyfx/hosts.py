@@ -10,7 +10,6 @@ import socket
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-import msgspec
 import torch
 
 from skyfx.devices import gpu_type
@@ -52,8 +51,7 @@ class Hosts:
             Device(name=place.name, type=place.type, memory_bytes=_free_bytes(place.device))
             for place in places.values()
         ]
-        said = group.gather(msgspec.json.encode(own))
-        by_rank = [msgspec.json.decode(text, type=list[Device]) for text in said]
+        by_rank = group.told(own, list[Device])
         rank_of: dict[str, int] = {}
         for rank, devices in enumerate(by_rank):
             for device in devices:

@@ -12,7 +12,6 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from statistics import median
 
-import msgspec
 import torch
 from torch.utils.benchmark import Timer
 
@@ -61,22 +60,16 @@ class Cluster(cluster.Cluster):
 def probed(hosts: Hosts) -> cluster.Cluster:
     """Measure the devices of a job and the links between them; every process calls it."""
     speed_s = {name: _speed_s(place) for name, place in hosts.places.items()}
-    all_speeds = _together(hosts, speed_s)
+    all_speeds = hosts.group.merged(speed_s, dict[str, float])
     devices = tuple(
         replace(device, slowdown=_slowdown(device, hosts.devices, all_speeds))
         for device in hosts.devices
     )
     links = [*_links_here(hosts), *_links_to_others(hosts)]
-    said = hosts.group.gather(msgspec.json.encode(links))
-    everyones = [link for text in said for link in msgspec.json.decode(text, type=list[Link])]
+    everyones = itertools.chain.from_iterable(hosts.group.told(links, list[Link]))
     found = cluster.Cluster(devices=devices, links=tuple(everyones))
     found.check()
     return found
-
-
-def _together(hosts: Hosts, mine: dict[str, float]) -> dict[str, float]:
-    said = hosts.group.gather(msgspec.json.encode(mine))
-    return {k: v for x in said for k, v in msgspec.json.decode(x, type=dict[str, float]).items()}
 
 
 def _slowdown(device: Device, devices: Sequence[Device], speed_s: dict[str, float]) -> float:
@@ -109,12 +102,7 @@ def _links_here(hosts: Hosts) -> Sequence[Link]:
 def _links_to_others(hosts: Hosts) -> list[Link]:
     """From this process's devices to those of others; what is no CPU copies from and to one."""
     copies = {name: _to_and_from(place) for name, place in hosts.places.items()}
-    said = hosts.group.gather(msgspec.json.encode(copies))
-    known = {
-        name: wires
-        for text in said
-        for name, wires in msgspec.json.decode(text, type=dict[str, tuple[Wire, Wire]]).items()
-    }
+    known = hosts.group.merged(copies, dict[str, tuple[Wire, Wire]])
     own, size = hosts.group.rank, hosts.group.size
     wires = {}
     for first, second in itertools.combinations(range(size), 2):

@@ -2,11 +2,10 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Protocol
 
 from skyfx.captures import Capture
-from skyfx.devices import DeviceList, resolve
+from skyfx.devices import DeviceList, given_cluster, resolve
 from skyfx.hosts import Hosts
 from skyfx.links import with_links
 from skyfx.measurement import Progress, measure
@@ -57,13 +56,9 @@ def site_of(devices: DeviceList) -> Site:
     Raises:
         PlanError: a device is nowhere.
     """
-    names_all = isinstance(devices, (Cluster, Path)) or (
-        isinstance(devices, str) and devices.endswith((".toml", ".json"))
-    )
-    if not (names_all and Group.is_launched()):
-        return _Here(*resolve(devices))
-    cluster = devices if isinstance(devices, Cluster) else files.read(devices, Cluster)  # type: ignore[arg-type]
-    cluster.check()
+    cluster = given_cluster(devices)
+    if cluster is None or not Group.is_launched():
+        return _Here(*resolve(devices if cluster is None else cluster))
     hosts = Hosts.joined()
     missing = [device.name for device in cluster.devices if device.name not in hosts.rank_of]
     if missing:

@@ -4,10 +4,7 @@ The first process that has a device of a type prices the model's operators there
 times stretches of the model on its own devices, which says how much slower each is than the first.
 """
 
-from collections.abc import Mapping
-from dataclasses import dataclass, replace
-
-import msgspec
+from dataclasses import replace
 
 from skyfx.captures import Capture
 from skyfx.hosts import Hosts
@@ -19,14 +16,6 @@ from skyfx.solver.cluster import Cluster
 from skyfx.solver.graph import Graph, Measured
 
 __all__: list[str] = ["measured_together"]
-
-
-@dataclass(frozen=True, slots=True)
-class _Said:
-    """What a process has measured: prices by type, fits by device."""
-
-    prices: Mapping[str, Prices]
-    fits: Mapping[str, Measured]
 
 
 def measured_together(
@@ -61,9 +50,9 @@ def measured_together(
         for place in hosts.places.values()
         if leaders[place.type] == place.name
     }
-    known = {k: v for said in _gathered(hosts, _Said(prices, {})) for k, v in said.prices.items()}
+    known = hosts.group.merged(prices, dict[str, Prices])
     fits = {name: calibrated(place) for name, place in hosts.places.items()}
-    fits = {k: v for said in _gathered(hosts, _Said({}, fits)) for k, v in said.fits.items()}
+    fits = hosts.group.merged(fits, dict[str, Measured])
     found = {kind: OnType(known[kind], fits[name]) for kind, name in leaders.items()}
     slower = {
         device.name: found[device.type].time_s(by=fits[device.name]) / found[device.type].time_s()
@@ -75,9 +64,3 @@ def measured_together(
         for times in [slower[device.name]]
     )
     return assembled(captured, found), replace(cluster, devices=devices)
-
-
-def _gathered(hosts: Hosts, mine: _Said) -> list[_Said]:
-    return [
-        msgspec.json.decode(x, type=_Said) for x in hosts.group.gather(msgspec.json.encode(mine))
-    ]

@@ -12,7 +12,7 @@ and with them messages that wait for their turn.
 
 from collections.abc import Sequence
 
-from skyfx.solver.cost import crossings, live_microbatches, memory_bytes, parameter_copies
+from skyfx.solver.cost import crossings, live_microbatches, memory_bytes
 from skyfx.solver.graph import Graph, Node
 from skyfx.solver.plan import Assumptions
 
@@ -43,14 +43,11 @@ def peak_bytes(
         members, position = [nodes[v] for v in ids], len(placement) - k
         live = live_microbatches(assumptions, position)
         messages = _messages(before, [] if last else after, live, training=assumptions.training)
-        if not assumptions.training:
-            peaks.append(memory_bytes(members, assumptions, position) + messages)
-            continue
-        copies = parameter_copies(assumptions)
-        saved = sum(node.saved_bytes for node in members)
-        lasting = sum(node.parameter_bytes for node in members) * copies + (live - 1) * saved
-        loss = LOSS_COPIES * sum(node.output_bytes for node in after) if last else 0.0
-        peaks.append(lasting + messages + loss + _backward_bytes(members, after))
+        peak = memory_bytes(members, assumptions, position) + messages
+        if assumptions.training:
+            loss = LOSS_COPIES * sum(node.output_bytes for node in after) if last else 0.0
+            peak += loss + _passing_bytes(members, after)
+        peaks.append(peak)
     return tuple(peaks)
 
 
@@ -68,17 +65,17 @@ def _messages(before: Sequence[Node], after: Sequence[Node], live: int, *, train
     )
 
 
-def _backward_bytes(members: Sequence[Node], after: Sequence[Node]) -> float:
-    """The most that one micro-batch's saved tensors and gradients take while backward runs."""
-    saved = sum(node.saved_bytes for node in members)
+def _passing_bytes(members: Sequence[Node], after: Sequence[Node]) -> float:
+    """The most that gradients take while backward runs, less what was saved and is given up."""
+    given_up = 0.0
     # Which storage holds the gradient of each value; those that are handed on share one.
     held: dict[str, str] = {node.id: node.id for node in after if node.gradient_bytes}
     size = {node.id: node.gradient_bytes for node in after}
     known = {node.id: node for node in (*after, *members)}
-    most = saved + _total(held, size)
+    most = _total(held, size)
     for node in reversed(members):
         if node.id not in held:
-            saved -= node.saved_bytes
+            given_up += node.saved_bytes
             continue
         passing = _is_passing(node)
         for name in node.inputs:
@@ -87,9 +84,9 @@ def _backward_bytes(members: Sequence[Node], after: Sequence[Node]) -> float:
                 continue
             held[name] = held[node.id] if passing else name
             size.setdefault(name, reads.gradient_bytes if reads else 0.0)
-        most = max(most, saved + _total(held, size) + node.parameter_bytes)
+        most = max(most, _total(held, size) + node.parameter_bytes - given_up)
         del held[node.id]
-        saved -= node.saved_bytes
+        given_up += node.saved_bytes
     return most
 
 
