@@ -12,6 +12,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from skyfx.runtime.allocator import keep_freed
 from skyfx.solver.errors import PlanError
 
 __all__: list[str] = ["Group"]
@@ -41,6 +42,7 @@ class Group:
 
         A process that no launcher has started is a job of its own.
         """
+        keep_freed()
         if not dist.is_initialized():
             if cls.is_launched():
                 dist.init_process_group("gloo", timeout=timeout)

@@ -1,14 +1,14 @@
 """What one call of an operator costs: its times, and what it keeps from forward to backward."""
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, fx, nn
 from torch.utils import _pytree as pytree
 
-from skyfx.timing import Timing, backward_of, timed
+from skyfx.timing import Timing, backward_of, entry_s, timed
 
 __all__: list[str] = ["CallCost", "measure_call", "of_tensors", "signature"]
 
@@ -154,7 +154,12 @@ def _with_backward(
         outputs = call()
     found = _tensors(outputs)
     backward = backward_of(outputs, leaves)
-    back = Timing(0.0, 0.0) if backward is None else timed(backward, num_threads)
+    back = Timing(0.0, 0.0)
+    if backward is not None:
+        back = timed(backward, num_threads)
+        back = replace(
+            back, median_s=max(0.0, back.median_s - entry_s(found[0].device, num_threads))
+        )
     storages = {_address(x): x for x in kept}
     keeps_inputs = tuple(i for i, x in enumerate(call.tensors) if _address(x) in storages)
     keeps_outputs = tuple(i for i, x in enumerate(found) if _address(x) in storages)

@@ -8,6 +8,7 @@ from pathlib import Path
 import torch
 
 from skyfx.machine import cores
+from skyfx.runtime.allocator import keep_freed
 from skyfx.runtime.stage import Place
 from skyfx.solver import cluster, files
 from skyfx.solver.errors import PlanError
@@ -51,6 +52,7 @@ def resolve(devices: DeviceList) -> tuple[cluster.Cluster, dict[str, Place]]:
         PlanError: a device is not on this machine.
         FormatError: the cluster file is not one.
     """
+    keep_freed()
     resolved = given_cluster(devices)
     if resolved is not None:
         found = [_torch_device(device.name, device.type) for device in resolved.devices]

@@ -1,43 +1,49 @@
 """From what operators take alone to what they take in their neighbourhood.
 
 Next to each other they share caches, allocator and dispatch. So some stretches of the graph are
-timed as a stage would run them, short ones and long ones, and two numbers are fitted to them:
+run as stages, short ones and long ones, and three numbers are fitted to what they take:
 
-    a stretch takes   factor * (what its operators take alone) + overhead * (how many they are)
+    factor * (what their operators take alone) + overhead * (how many they are) + (what a call does)
 
+The last one is small beside a stage, and left out of what the planner is told.
 Each stretch is also predicted from the fit to all others, which is how good the prediction is.
 """
 
 import itertools
 import logging
+import math
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from statistics import median
 from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor, fx
+from torch import Tensor, fx, nn
 
 from skyfx.captures import Capture
 from skyfx.leaves import leaf_of
 from skyfx.names import is_operator
 from skyfx.outline import num_bytes
 from skyfx.pricing import Prices, has_values, tensors_read
-from skyfx.runtime.stage import Place
+from skyfx.runtime import random
+from skyfx.runtime.stage import Place, Stage
 from skyfx.samples import sample
 from skyfx.solver.graph import Fit
-from skyfx.subgraph import subgraph
-from skyfx.timing import backward_of, timed_long
+from skyfx.split import stage
 
 __all__: list[str] = ["Timed", "fit", "timed_regions"]
 
 REGIONS = 12
-SHORTEST_S, LONGEST_S = 1e-3, 0.1
-"""Forward seconds of the stretches, as far as the graph has them."""
+LONGEST_S, RANGE = 0.1, 8
+"""Forward seconds of the longest stretch, as far as the graph has them; how much shorter the
+shortest is."""
 
 MOST_BYTES = 2**28
 """Parameters that a stretch may have where they have to be made up."""
+
+LONG_RUN_S, LONG_RUNS, TINY_S = 0.1, 3, 1e-6
 
 ROUNDS, TINY = 30, 1e-4
 
@@ -70,17 +76,17 @@ def timed_regions(
 
 
 def fit(regions: Sequence[Timed]) -> Fit | None:
-    """Fit the two numbers; None where too few stretches were timed to tell."""
-    if len(regions) < 3:
+    """Fit the three numbers; None where too few stretches were timed to tell."""
+    if len(regions) < 4:
         return None
-    rows = np.array([[r.alone_s, r.nodes] for r in regions])
+    rows = np.array([[r.alone_s, r.nodes, 1.0] for r in regions])
     seconds = np.array([r.seconds for r in regions])
     errors = []
     for k in range(len(regions)):
         others = np.arange(len(regions)) != k
         predicted = rows[k] @ _solved(rows[others], seconds[others])
         errors.append(abs(predicted / seconds[k] - 1))
-    factor, overhead_s = _solved(rows, seconds)
+    factor, overhead_s, _ = _solved(rows, seconds)
     return Fit(
         factor=float(factor),
         overhead_s=float(overhead_s),
@@ -91,13 +97,13 @@ def fit(regions: Sequence[Timed]) -> Fit | None:
 
 
 def _solved(rows: NDArray[Any], seconds: NDArray[Any]) -> NDArray[Any]:
-    """Factor and overhead, not below zero, of the least sum of relative errors.
+    """The three numbers, not below zero, of the least sum of relative errors.
 
     Of the errors themselves and not of their squares: a stretch during which the machine was busy
     with something else is then not followed. By least squares, weighted anew in each round.
     """
     relative, weights = rows / seconds[:, None], np.ones(len(rows))
-    found = np.array([1.0, 0.0])
+    found = np.array([1.0, 0.0, 0.0])
     for _ in range(ROUNDS):
         found = _least_squares(relative * weights[:, None], weights)
         weights = 1 / np.sqrt(np.maximum(np.abs(relative @ found - 1), TINY))
@@ -105,13 +111,15 @@ def _solved(rows: NDArray[Any], seconds: NDArray[Any]) -> NDArray[Any]:
 
 
 def _least_squares(a: NDArray[Any], b: NDArray[Any]) -> NDArray[Any]:
-    """The x, not below zero, of the least |a x - b|; two columns."""
-    both = np.asarray(np.linalg.lstsq(a, b, rcond=None)[0])
-    if (both >= 0).all():
-        return both
-    first, second = (np.maximum(a[:, i] @ b / (a[:, i] @ a[:, i]), 0.0) for i in (0, 1))
-    alone = [np.array([first, 0.0]), np.array([0.0, second])]
-    return min(alone, key=lambda x: float(np.linalg.norm(a @ x - b)))
+    """The x, not below zero, of the least |a x - b|: with any of its few numbers left out."""
+    columns = range(a.shape[1])
+    tried = [np.zeros(a.shape[1])]
+    for size in range(1, a.shape[1] + 1):
+        for some in map(list, itertools.combinations(columns, size)):
+            x = np.zeros(a.shape[1])
+            x[some] = np.linalg.lstsq(a[:, some], b, rcond=None)[0]
+            tried += [x] * bool((x >= 0).all())
+    return min(tried, key=lambda x: float(np.linalg.norm(a @ x - b)))
 
 
 def _stretches(
@@ -121,7 +129,7 @@ def _stretches(
     nodes = [node for node in captured.ids if is_operator(node)]
     time_s = np.array([prices.costs[node.name].forward_s for node in nodes])
     longest = min(LONGEST_S, float(time_s.sum()))
-    lengths = np.geomspace(min(SHORTEST_S, longest / 4), longest, REGIONS)
+    lengths = np.geomspace(longest / RANGE, longest, REGIONS)
     # The golden section spreads the beginnings evenly, however many there are.
     for k, length in enumerate(lengths):
         start = int((k * 0.6180339887498949 % 1) * max(1, len(nodes) - 4))
@@ -138,34 +146,63 @@ def _stretches(
 def _timed(
     captured: Capture, prices: Prices, place: Place, part: list[fx.Node], *, made_up: bool
 ) -> tuple[Timed, Timed | None]:
+    """Run a stretch as a stage, one micro-batch after the other."""
     inside = set(part)
     read = dict.fromkeys(x for node in part for x in node.all_input_nodes if x not in inside)
-    tensors = {x: captured.attribute(x) for x in read if x.op == "get_attr"}
+    tensors = {
+        x: _of_its_own(captured.attribute(x), place.device if made_up else None)
+        for x in read
+        if x.op == "get_attr"
+    }
     received = [x for x in read if x not in tensors]
-    if not all(isinstance(x.meta.get("val"), Tensor) for x in received):
-        raise ValueError("it takes several tensors as one value")
     sent = [n for n in part if any(user not in inside for user in n.users)] or part[-1:]
-    if made_up:
-        tensors = {
-            x: sample(value, place.device) if isinstance(value, Tensor) else value
-            for x, value in tensors.items()
-        }
-    module = subgraph(captured, part, received, sent, place.device, tensors=tensors)
-    inputs = [
+    if not all(isinstance(x.meta.get("val"), Tensor) for x in (*received, *sent)):
+        raise ValueError("it takes or gives several tensors as one value")
+    alone = stage(captured, part, replace(place, slowdown=1.0), received, sent, tensors)
+    values = [
         sample(x.meta["val"], place.device).requires_grad_(prices.flows[x.name][0])
         for x in received
     ]
-    with torch.set_grad_enabled(captured.training):
-        took = timed_long(lambda: module(*inputs), place.num_threads)
+    forward_s, backward_s = _seconds(alone, values, training=captured.training)
     costs = [prices.costs[node.name] for node in part]
-    forward = Timed(took.median_s, sum(c.forward_s for c in costs), len(part))
     back = [c.backward_s for c in costs if c.backward_s is not None]
-    if not back:
-        return forward, None
-    with torch.enable_grad():
-        wanted = [x for x in (*inputs, *module.parameters()) if x.requires_grad]
-        backward = backward_of(module(*inputs), wanted)
-    if backward is None:
-        return forward, None
-    took = timed_long(backward, place.num_threads)
-    return forward, Timed(took.median_s, sum(back), len(back))
+    forward = Timed(forward_s, sum(c.forward_s for c in costs), len(part))
+    return forward, Timed(backward_s, sum(back), len(back)) if back and backward_s else None
+
+
+def _of_its_own(value: Any, made_on: torch.device | None) -> Any:
+    """A parameter whose gradient is not the model's."""
+    if made_on is not None and isinstance(value, Tensor):
+        value = sample(value, made_on)
+    return (
+        nn.Parameter(value.detach(), value.requires_grad)
+        if isinstance(value, nn.Parameter)
+        else value
+    )
+
+
+def _seconds(alone: Stage, values: Sequence[Tensor], *, training: bool) -> tuple[float, float]:
+    """What a stage takes for a micro-batch, forward and backward, in turns as it would.
+
+    In runs of at least a tenth of a second: a container that gets part of a core runs at full speed
+    for some milliseconds and then not at all; only what takes longer than that shows its speed.
+    """
+
+    def run(times: int) -> tuple[float, float]:
+        forward_s = whole_s = 0.0
+        for _ in range(times):
+            alone.reset()
+            with random.stream(0, 0):
+                sent = alone.forward(0, values, training=training)
+            forward_s += alone.busy_s
+            if training:
+                alone.backward(0, [torch.ones_like(x) if x.requires_grad else None for x in sent])
+            whole_s += alone.busy_s
+        return forward_s / times, (whole_s - forward_s) / times
+
+    once_s = sum(run(1))
+    if once_s < LONG_RUN_S:  # the first time is longer
+        once_s = max(sum(run(1)), TINY_S)
+    times = math.ceil(LONG_RUN_S / once_s)
+    forward, backward = zip(*(run(times) for _ in range(LONG_RUNS)), strict=True)
+    return median(forward), median(backward)

@@ -30,7 +30,7 @@ from skyfx.solver.graph import Graph
 from skyfx.solver.plan import Plan
 from skyfx.subgraph import subgraph
 
-__all__: list[str] = ["match", "owned", "split"]
+__all__: list[str] = ["match", "owned", "split", "stage"]
 
 StageOf = Mapping[fx.Node, int]
 Places = Sequence[Place | None]
@@ -50,7 +50,7 @@ def split(captured: Capture, graph: Graph, stage_of: StageOf, places: Places) ->
     for k, place in enumerate(places):
         if place is not None:
             part = [node for node in captured.ids if stage_of[node] == k]
-            stages[k] = _stage(captured, part, place, boundaries[k], boundaries[k + 1])
+            stages[k] = stage(captured, part, place, boundaries[k], boundaries[k + 1])
     return Split(
         stages=stages,
         outputs=captured.outputs,
@@ -119,16 +119,26 @@ def _boundaries(
     return [inputs, *inner, captured.output_nodes]
 
 
-def _stage(
+def stage(
     captured: Capture,
     part: Sequence[fx.Node],
     place: Place,
     received: Sequence[fx.Node],
     sent: Sequence[fx.Node],
+    tensors: Mapping[fx.Node, Any] | None = None,
 ) -> Stage:
+    """Some nodes as a stage; its arguments are those of `subgraph`."""
     return Stage(
         place=place,
-        module=subgraph(captured, part, received, sent, place.device, called=_drawing(captured)),
+        module=subgraph(
+            captured,
+            part,
+            received,
+            sent,
+            place.device,
+            called=_drawing(captured),
+            tensors=tensors,
+        ),
         is_random=any(map(is_random, part)),
         receives=_forms(received),
         written=written_by(part, received),

@@ -1,8 +1,8 @@
 """What a call takes, by torch's own benchmark timer."""
 
-import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import cache, partial
 from typing import Any
 
 import torch
@@ -10,12 +10,10 @@ from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 from torch.utils.benchmark import Timer
 
-__all__: list[str] = ["Timing", "backward_of", "timed", "timed_long"]
+__all__: list[str] = ["Timing", "backward_of", "entry_s", "timed"]
 
-MIN_RUN_S = 0.02
-"""Least time of each measurement; torch's timer repeats a call until it is reached."""
-
-LONG_RUN_S, LONG_RUNS = 0.06, 3
+MIN_RUN_S, MIN_RUNS = 0.02, 5
+"""Least time of each measurement, and least times; torch's timer repeats a call until then."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,22 +27,22 @@ class Timing:
 def timed(call: Callable[[], Any], num_threads: int) -> Timing:
     """Time a call; the timer warms up, synchronises and repeats."""
     timer = Timer("call()", globals={"call": call}, num_threads=num_threads)
-    found = timer.blocked_autorange(min_run_time=MIN_RUN_S)
+    timer.timeit(2)  # malloc's heap grows in the first calls
+    once_s = timer.timeit(1).mean
+    found = timer.blocked_autorange(min_run_time=max(MIN_RUN_S, MIN_RUNS * once_s))
     return Timing(float(found.median), float(found.iqr / found.median) if found.median else 0.0)
 
 
-def timed_long(call: Callable[[], Any], num_threads: int) -> Timing:
-    """Time a call as a stage sees it: runs of at least 60 ms, averaged.
+@cache
+def entry_s(device: torch.device, num_threads: int) -> float:
+    """What a call of autograd's engine takes itself, whatever there is to compute.
 
-    A container that gets part of a core runs at full speed for some milliseconds and then not at
-    all; only what takes longer than that shows its speed.
+    A stage calls it once for all its operators, a measurement for each.
     """
-    timer = Timer("call()", globals={"call": call}, num_threads=num_threads)
-    once_s = timer.timeit(1).mean
-    number = max(1, math.ceil(LONG_RUN_S / max(once_s, 1e-9)))
-    means = sorted(timer.timeit(number).mean for _ in range(LONG_RUNS))
-    middle = means[LONG_RUNS // 2]
-    return Timing(middle, (means[-1] - means[0]) / middle if middle else 0.0)
+    leaf = torch.ones(1, device=device, requires_grad=True)
+    gradient = torch.ones_like(leaf)
+    call = partial(torch.autograd.grad, [leaf], [leaf], [gradient], retain_graph=True)
+    return timed(call, num_threads).median_s
 
 
 def backward_of(outputs: Any, tensors: Sequence[Tensor]) -> Callable[[], None] | None:

@@ -15,7 +15,6 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.emulated import Host, emulated
-from benchmarks.fidelity.memory import ENVIRONMENT
 from benchmarks.fidelity.table import text
 
 RESULT = Path(__file__).parents[2] / "docs" / "fidelity.md"
@@ -70,7 +69,7 @@ def _run(hosts: Sequence[Host], models: Sequence[str], keep: Path) -> list[dict[
             ",".join(models),
             str(report),
         ]
-        workers = running.start(command, {"SKYFX_CACHE": f"{folder}/cache"} | ENVIRONMENT)
+        workers = running.start(command, {"SKYFX_CACHE": f"{folder}/cache"})
         try:
             _wait(workers)
         finally:

@@ -9,10 +9,7 @@ from typing import Any
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
-__all__ = ["ENVIRONMENT", "measured_peak"]
-
-ENVIRONMENT = {"MALLOC_ARENA_MAX": "1"}
-"""The count is of the main arena; with this in its environment a process has no other."""
+__all__ = ["measured_peak"]
 
 EVERY_S = 0.0005
 
@@ -35,6 +32,8 @@ def measured_peak(
     call: Callable[[], None], states: Iterable[Mapping[str, Any]], model: nn.Module
 ) -> float:
     """The peak of the bytes of all tensors while `call` runs, from the model's own on.
+
+    The count is of malloc's main arena; a process that skyfx runs in has no other.
 
     Args:
         call: runs a step.
