@@ -9,7 +9,8 @@ import json
 import os
 import random
 import sys
-from collections.abc import Iterator
+import time
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from statistics import median
@@ -32,6 +33,7 @@ from skyfx.solver.simulate import simulate
 from skyfx.together import measured_together
 
 MICROBATCHES, WARM, STEPS = 6, 1, 2
+PACE_S = 0.5
 ADAM = 2.0
 
 
@@ -43,6 +45,7 @@ class Setting:
     cluster: Cluster
     graph: Graph
     assumptions: Assumptions
+    pace: tuple[float, ...]
 
 
 def main(names: list[str], report: str) -> None:
@@ -74,9 +77,22 @@ def measured(hosts: Hosts, cluster: Cluster, case: Case) -> Setting:
     hosts.group.sum(torch.zeros(1))
     enter_quota()
     graph, known = measured_together(captured, hosts, cluster)
+    noted = hosts.group.told(pace(), float)
     leave_quota()
     assumptions = Assumptions(microbatches=MICROBATCHES, overlap="full", optimizer_state_ratio=ADAM)
-    return Setting(hosts, known, graph, assumptions)
+    return Setting(hosts, known, graph, assumptions, tuple(noted))
+
+
+def pace() -> float:
+    """Seconds of a fixed piece of work: how fast this host is just now, whatever else goes on."""
+    x, y = torch.ones(256, 256), torch.ones(1_000_000)
+    turns, began = 0, time.perf_counter()
+    while (took := time.perf_counter() - began) < PACE_S:
+        for _ in range(4):
+            torch.mm(x, x)
+        torch.add(y, 1.0)
+        turns += 1
+    return took / turns
 
 
 def _keep(setting: Setting, plan: Plan, path: Path) -> None:
@@ -131,6 +147,7 @@ def run(setting: Setting, plan: Plan, case: Case) -> dict[str, Any]:
             pipeline.train_step(case.batch, case.targets, case.loss_fn)
 
         enter_quota()
+        paces = [setting.hosts.group.told(pace(), float)]
         steps, busy = [], []
         for i in range(WARM + STEPS):
             setting.hosts.group.sum(torch.zeros(1))
@@ -141,8 +158,13 @@ def run(setting: Setting, plan: Plan, case: Case) -> dict[str, Any]:
                 busy.append(pipeline.measured.stage_s)
             optimizer.step()
             optimizer.zero_grad()
+        paces.append(setting.hosts.group.told(pace(), float))
         leave_quota()
         memory = measured_peak(step, [*optimizer.state.values()], model)
+    drift = {
+        device.name: sum(found) / len(found) / before
+        for device, before, *found in zip(setting.hosts.devices, setting.pace, *paces, strict=True)
+    }
     told = setting.hosts.group.gather(json.dumps(memory).encode())
     ranks = [setting.hosts.rank_of[stage.device] for stage in plan.stages]
     return {
@@ -152,6 +174,10 @@ def run(setting: Setting, plan: Plan, case: Case) -> dict[str, Any]:
         "step_s": timeline.step_s,
         "formula_s": cost.step_s,
         "measured_s": median(steps),
+        "drift": [drift[stage.device] for stage in plan.stages],
+        "drifted_s": simulate(
+            setting.graph, _drifted(setting.cluster, drift), placement, setting.assumptions
+        ).step_s,
         "spread": (max(steps) - min(steps)) / median(steps),
         "memory": peak_bytes(setting.graph, placement, setting.assumptions),
         "plan_memory": cost.memory_bytes,
@@ -159,6 +185,12 @@ def run(setting: Setting, plan: Plan, case: Case) -> dict[str, Any]:
         "fit": [msg.forward.error if msg.forward else None for msg in setting.graph.measured or ()],
         "slowdowns": [round(device.slowdown, 3) for device in setting.cluster.devices],
     }
+
+
+def _drifted(cluster: Cluster, drift: Mapping[str, float]) -> Cluster:
+    """The cluster with its hosts as fast as they were found beside the steps."""
+    devices = (replace(d, slowdown=d.slowdown * drift[d.name]) for d in cluster.devices)
+    return replace(cluster, devices=tuple(devices))
 
 
 if __name__ == "__main__":
