@@ -8,7 +8,8 @@ import torch
 from torch import Tensor, fx, nn
 from torch.utils import _pytree as pytree
 
-from skyfx.timing import Timing, backward_of, entry_s, timed
+from skyfx.timing import Timing, backward_of, entry_s, gradients_of, timed
+from skyfx.workspace import workspace_bytes
 
 __all__: list[str] = ["CallCost", "measure_call", "of_tensors", "signature"]
 
@@ -27,6 +28,7 @@ class CallCost:
         keeps_inputs: which of its tensors autograd keeps for backward.
         keeps_outputs: which of its outputs.
         keeps_bytes: what else.
+        workspace_bytes: what it takes for itself meanwhile, in training in its backward.
     """
 
     forward_s: float
@@ -36,6 +38,7 @@ class CallCost:
     keeps_inputs: tuple[int, ...] = ()
     keeps_outputs: tuple[int, ...] = ()
     keeps_bytes: float = 0.0
+    workspace_bytes: float = 0.0
 
 
 def signature(target: Any, args: Any, kwargs: Any, needs: Sequence[bool]) -> tuple[str, ...]:
@@ -110,7 +113,13 @@ def measure_call(
     if not training:
         with torch.no_grad():
             outputs = _tensors(call())
-        return CallCost(forward.median_s, spread=forward.spread, flows=(False,) * len(outputs))
+            workspace = workspace_bytes(call, _device(outputs))
+        return CallCost(
+            forward.median_s,
+            spread=forward.spread,
+            flows=(False,) * len(outputs),
+            workspace_bytes=workspace,
+        )
     with torch.enable_grad():
         if mutable:
             copies = [x * 1 if isinstance(x, Tensor) and x.requires_grad else x for x in copies]
@@ -158,8 +167,9 @@ def _with_backward(
     if backward is not None:
         back = timed(backward, num_threads)
         back = replace(
-            back, median_s=max(0.0, back.median_s - entry_s(found[0].device, num_threads))
+            back, median_s=max(0.0, back.median_s - entry_s(_device(found), num_threads))
         )
+    gradients = gradients_of(outputs, leaves)
     storages = {_address(x): x for x in kept}
     keeps_inputs = tuple(i for i, x in enumerate(call.tensors) if _address(x) in storages)
     keeps_outputs = tuple(i for i, x in enumerate(found) if _address(x) in storages)
@@ -174,6 +184,7 @@ def _with_backward(
         keeps_bytes=sum(
             x.untyped_storage().nbytes() for a, x in storages.items() if a not in known
         ),
+        workspace_bytes=workspace_bytes(gradients or call, _device(found)),
     )
 
 
@@ -187,6 +198,10 @@ def _copy(tensor: Tensor, needs: bool) -> Tensor:
     if isinstance(tensor, nn.Parameter):
         return nn.Parameter(copy, needs)
     return copy.requires_grad_(needs)
+
+
+def _device(outputs: Sequence[Tensor]) -> torch.device:
+    return outputs[0].device if outputs else torch.device("cpu")
 
 
 def _address(tensor: Tensor) -> int:

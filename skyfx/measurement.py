@@ -141,6 +141,7 @@ def _filled(
             forward[kind] = _fitted(cost.forward_s, one.fits.forward)
             if cost.backward_s is not None:
                 backward[kind] = _fitted(cost.backward_s, one.fits.backward)
+    costs = [one.prices.costs[of.name] for one in found.values() if of.name in one.prices.costs]
     flows = next(iter(found.values())).prices.flows.get(of.name, ())
     return replace(
         node,
@@ -148,6 +149,7 @@ def _filled(
         backward_s=backward,
         gradient_bytes=num_bytes(of.meta.get("val")) if flows == (True,) else 0,
         saved_bytes=kept.get(of.name, 0),
+        workspace_bytes=max((cost.workspace_bytes for cost in costs), default=0.0),
     )
 
 

@@ -147,4 +147,9 @@ def _whole(cost: CallCost, parts: int, target: Any) -> CallCost:
         return cost
     forward = 1 if target is torch.ops.aten.embedding.default else parts
     backward_s = None if cost.backward_s is None else cost.backward_s * parts
-    return replace(cost, forward_s=cost.forward_s * forward, backward_s=backward_s)
+    return replace(
+        cost,
+        forward_s=cost.forward_s * forward,
+        backward_s=backward_s,
+        workspace_bytes=cost.workspace_bytes * forward,
+    )

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 from torch.utils.benchmark import Timer
 
-__all__: list[str] = ["Timing", "backward_of", "entry_s", "timed"]
+__all__: list[str] = ["Timing", "backward_of", "entry_s", "gradients_of", "timed"]
 
 MIN_RUN_S, MIN_RUNS = 0.02, 5
 """Least time of each measurement, and least times; torch's timer repeats a call until then."""
@@ -45,23 +45,32 @@ def entry_s(device: torch.device, num_threads: int) -> float:
     return timed(call, num_threads).median_s
 
 
-def backward_of(outputs: Any, tensors: Sequence[Tensor]) -> Callable[[], None] | None:
-    """A call that runs backward from the outputs to the tensors, and can be repeated.
+def gradients_of(
+    outputs: Any, tensors: Sequence[Tensor]
+) -> Callable[[], Sequence[Tensor | None]] | None:
+    """A call that computes the gradients of these tensors, and can be repeated.
 
-    A parameter's gradient is added to an earlier one, as every micro-batch but the first does; no
-    `.grad` is touched. None where no gradient flows.
+    None where no gradient flows.
     """
     found = [x for x in pytree.tree_leaves(outputs) if isinstance(x, Tensor) and x.requires_grad]
     if not found or not tensors:
         return None
-    gradients = [torch.ones_like(x) for x in found]
+    ones = [torch.ones_like(x) for x in found]
+    return partial(torch.autograd.grad, found, tensors, ones, retain_graph=True, allow_unused=True)
+
+
+def backward_of(outputs: Any, tensors: Sequence[Tensor]) -> Callable[[], None] | None:
+    """Likewise a call that adds a parameter's gradient to an earlier one.
+
+    That is what every micro-batch but the first does; no `.grad` is touched.
+    """
+    gradients = gradients_of(outputs, tensors)
+    if gradients is None:
+        return None
     sums = [torch.zeros_like(x) if isinstance(x, nn.Parameter) else None for x in tensors]
 
     def backward() -> None:
-        computed = torch.autograd.grad(
-            found, tensors, gradients, retain_graph=True, allow_unused=True
-        )
-        for sum_, gradient in zip(sums, computed, strict=True):
+        for sum_, gradient in zip(sums, gradients(), strict=True):
             if sum_ is not None and gradient is not None:
                 sum_.add_(gradient)
 

@@ -13,6 +13,7 @@ from skyfx.solver.checks import no_duplicates, non_negative, positive
 __all__: list[str] = ["Fit", "Graph", "Measured", "Node"]
 
 INPUT = "input"
+SIZES = ("output_bytes", "gradient_bytes", "parameter_bytes", "saved_bytes", "workspace_bytes")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -34,6 +35,7 @@ class Node:
     parameter_bytes: float
     saved_bytes: float
     colocate: str | None
+    workspace_bytes: float = 0.0
 
     @property
     def is_input(self) -> bool:
@@ -113,7 +115,7 @@ class Graph:
             for field in ("forward_s", "backward_s"):
                 for device_type, seconds in getattr(node, field).items():
                     yield f"nodes[{i}].{field}[{device_type!r}]", seconds
-            for field in ("output_bytes", "gradient_bytes", "parameter_bytes", "saved_bytes"):
+            for field in SIZES:
                 yield f"nodes[{i}].{field}", getattr(node, field)
 
     def _check_references(self) -> None:

@@ -7,14 +7,16 @@ live micro-batches keep. While a backward runs, gradients of values come and go 
     grads     ####  ##  ####          each there from its first reader's backward to its maker's own
            <- backward runs
 
-and with them messages that wait for their turn.
+and with them messages that wait for their turn, and what an operator takes for itself meanwhile.
 """
 
 from collections.abc import Sequence
 
-from skyfx.solver.cost import crossings, live_microbatches, memory_bytes
+from skyfx.solver.cluster import Cluster
+from skyfx.solver.cost import Placement, crossings, live_microbatches, memory_bytes
 from skyfx.solver.graph import Graph, Node
 from skyfx.solver.plan import Assumptions
+from skyfx.solver.simulate import simulate
 
 __all__: list[str] = ["peak_bytes"]
 
@@ -24,17 +26,21 @@ PASSING = ("add", "view", "reshape", "transpose", "permute", "t", "expand", "squ
 LOSS_COPIES = 3
 """Of the model's outputs, what a loss outside of it takes: what it keeps, and two gradients."""
 
-POSTED, SENDING = 2, 1
-"""Messages in each direction that have a buffer: two to be received, one that is being sent."""
+POSTED = 2
+"""Messages in each direction that have a buffer to be received in."""
 
 
 def peak_bytes(
-    graph: Graph, placement: Sequence[tuple[str, Sequence[str]]], assumptions: Assumptions
+    graph: Graph, cluster: Cluster, placement: Placement, assumptions: Assumptions
 ) -> tuple[float, ...]:
-    """The peak of each stage, `(num_stages,)`, on a device that moves values by messages."""
+    """The peak of each stage, `(num_stages,)`, on a device that moves values by messages.
+
+    How many of them wait to be sent at a time is what the simulated step says.
+    """
     nodes = {node.id: node for node in graph.nodes}
     stage_of = {v: k for k, (_, ids) in enumerate(placement) for v in ids}
     between = crossings(graph, stage_of, len(placement))
+    waiting = simulate(graph, cluster, placement, assumptions).waiting
     peaks = []
     for k, (_, ids) in enumerate(placement):
         before = between[k - 1] if k else []
@@ -42,27 +48,28 @@ def peak_bytes(
         after = [nodes[v] for v in graph.outputs] if last else between[k]
         members, position = [nodes[v] for v in ids], len(placement) - k
         live = live_microbatches(assumptions, position)
-        messages = _messages(before, [] if last else after, live, training=assumptions.training)
-        peak = memory_bytes(members, assumptions, position) + messages
-        if assumptions.training:
-            loss = LOSS_COPIES * sum(node.output_bytes for node in after) if last else 0.0
-            peak += loss + _passing_bytes(members, after)
-        peaks.append(peak)
+        peak = memory_bytes(members, assumptions, position)
+        peak += _received_bytes(before, [] if last else after, live, assumptions)
+        in_forward, in_backward = waiting[k]
+        made = sum(node.output_bytes for node in after if node.id in set(ids))
+        message = 0.0 if last else sum(node.output_bytes for node in after)
+        forward = made + (1 + in_forward) * message
+        if not assumptions.training:
+            peaks.append(peak + forward + max((n.workspace_bytes for n in members), default=0.0))
+            continue
+        loss = LOSS_COPIES * sum(node.output_bytes for node in after) if last else 0.0
+        backward = loss + _passing_bytes(members, after) + in_backward * message
+        peaks.append(peak + max(forward, backward) + sum(node.gradient_bytes for node in before))
     return tuple(peaks)
 
 
-def _messages(before: Sequence[Node], after: Sequence[Node], live: int, *, training: bool) -> float:
-    """Bytes of the buffers of both boundaries; gradients come for the live micro-batches alone."""
-    values = POSTED * sum(n.output_bytes for n in before) + SENDING * sum(
-        n.output_bytes for n in after
-    )
-    if not training:
-        return values
-    return (
-        values
-        + min(POSTED, live - 1) * sum(n.gradient_bytes for n in after)
-        + SENDING * sum(n.gradient_bytes for n in before)
-    )
+def _received_bytes(
+    before: Sequence[Node], after: Sequence[Node], live: int, assumptions: Assumptions
+) -> float:
+    """Bytes of the buffers to receive in; gradients come for the live micro-batches alone."""
+    values = POSTED * sum(node.output_bytes for node in before)
+    gradients = min(POSTED, live - 1) * sum(node.gradient_bytes for node in after)
+    return values + gradients * assumptions.training
 
 
 def _passing_bytes(members: Sequence[Node], after: Sequence[Node]) -> float:
@@ -84,7 +91,9 @@ def _passing_bytes(members: Sequence[Node], after: Sequence[Node]) -> float:
                 continue
             held[name] = held[node.id] if passing else name
             size.setdefault(name, reads.gradient_bytes if reads else 0.0)
-        most = max(most, _total(held, size) + node.parameter_bytes - given_up)
+        most = max(
+            most, _total(held, size) + node.parameter_bytes + node.workspace_bytes - given_up
+        )
         del held[node.id]
         given_up += node.saved_bytes
     return most

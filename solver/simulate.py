@@ -40,10 +40,18 @@ class Done:
 
 @dataclass(frozen=True, slots=True)
 class Timeline:
-    """A simulated step: its actions in the order in which they end, and what it takes."""
+    """A simulated step.
+
+    Attributes:
+        done: its actions, in the order in which they end.
+        step_s: what it takes.
+        waiting: of each stage, `(num_stages,)`: the most messages with values that have not gone
+            out when it ends a forward, and when it begins a backward.
+    """
 
     done: tuple[Done, ...]
     step_s: float
+    waiting: tuple[tuple[int, int], ...]
 
 
 def simulate(
@@ -103,8 +111,14 @@ class _Stage:
     sends: dict[Kind, _Way | None]
     receives: dict[Kind, _Way | None]
     arrived: set[Action] = field(default_factory=set)
+    waiting: dict[Kind, int] = field(default_factory=lambda: dict.fromkeys(Kind, 0))
     next: int = 0
     is_busy: bool = False
+
+    def note_waiting(self, now: Kind) -> None:
+        """Note how many messages with values have not gone out, in an action of this kind."""
+        if (way := self.sends[Kind.FORWARD]) is not None:
+            self.waiting[now] = max(self.waiting[now], len(way.waiting))
 
 
 class _Run:
@@ -123,7 +137,13 @@ class _Run:
             self._now_s, _, happen = heapq.heappop(self._next)
             happen()
         assert all(s.next == len(s.actions) for s in self._stages), "the schedule waits for itself"
-        return Timeline(tuple(self._done), max(done.ended_s for done in self._done))
+        return Timeline(
+            done=tuple(self._done),
+            step_s=max(done.ended_s for done in self._done),
+            waiting=tuple(
+                (s.waiting[Kind.FORWARD], s.waiting[Kind.BACKWARD]) for s in self._stages
+            ),
+        )
 
     def arrive(self, k: int, action: Action) -> None:
         """What the action of stage k reads is there."""
@@ -143,6 +163,8 @@ class _Run:
             return
         stage.next += 1
         stage.is_busy = True
+        if action.kind is Kind.BACKWARD:
+            stage.note_waiting(Kind.BACKWARD)
         ways = stage.receives[action.kind], stage.sends[action.kind]
         takes_s = stage.seconds[action.kind] + sum(way.waits_s for way in ways if way)
         self._after(takes_s, partial(self._end, k, action, self._now_s))
@@ -152,6 +174,8 @@ class _Run:
         stage = self._stages[k]
         stage.is_busy = False
         self._done.append(Done(k, action, began_s, self._now_s))
+        if action.kind is Kind.FORWARD:
+            stage.note_waiting(Kind.FORWARD)
         way = stage.sends[action.kind]
         if way is not None:
             to = k + (1 if action.kind is Kind.FORWARD else -1)

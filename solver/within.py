@@ -42,7 +42,7 @@ def solve_within(
                 raise
             break
         stages = solution.plan.stages
-        peaks = peak_bytes(graph, [(s.device, s.nodes) for s in stages], assumptions)
+        peaks = peak_bytes(graph, cluster, [(s.device, s.nodes) for s in stages], assumptions)
         over = False
         for stage, peak in zip(stages, peaks, strict=True):
             limit, now = limits[stage.device], lowered[stage.device]

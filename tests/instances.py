@@ -95,6 +95,7 @@ def graphs(draw: st.DrawFn, max_nodes: int = 6) -> Graph:
                 gradient_bytes=draw(BYTES),
                 parameter_bytes=draw(BYTES),
                 saved_bytes=draw(BYTES),
+                workspace_bytes=draw(BYTES),
                 colocate=draw(st.sampled_from([None, None, None, "a", "b"])),
             )
         )

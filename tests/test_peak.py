@@ -17,7 +17,7 @@ VALUE = {"output_bytes": 100.0, "gradient_bytes": 100.0, "backward_s": {"cpu": 1
 
 def peak(*nodes: object) -> float:
     g = graph(list(nodes))  # type: ignore[arg-type]
-    (found,) = peak_bytes(g, [("cpu", [n.id for n in g.nodes])], ALONE)
+    (found,) = peak_bytes(g, cpus(1.0), [("d0", [n.id for n in g.nodes])], ALONE)
     return found
 
 
@@ -38,6 +38,14 @@ def test_a_sum_hands_its_gradient_on() -> None:
     assert peak(*parts, node("c", ("a", "b"), **VALUE)) == 300 + 300
 
 
+def test_what_an_operator_takes_for_itself_is_there_at_its_own_backward_alone() -> None:
+    without = (node("a", **VALUE), node("b", ("a",), **VALUE))
+    own = (node("a", **VALUE), node("b", ("a",), workspace_bytes=70.0, **VALUE))
+    first = (node("a", workspace_bytes=70.0, **VALUE), node("b", ("a",), **VALUE))
+    assert peak(*own) == peak(*without) + 70
+    assert peak(*first) == peak(*without)
+
+
 def test_a_plan_is_made_again_where_a_peak_does_not_fit() -> None:
     """Of two equal halves, the second with the loss; both fit by what lasts alone."""
     nodes = [node("a", saved_bytes=50.0, **VALUE)]
@@ -45,12 +53,12 @@ def test_a_plan_is_made_again_where_a_peak_does_not_fit() -> None:
     g = graph(nodes)
     assumptions = replace(ALONE, overlap="full")
     found = solve(g, cpus(1.0, 1.0), assumptions).plan
-    peaks = peak_bytes(g, [(s.device, s.nodes) for s in found.stages], assumptions)
+    peaks = peak_bytes(g, cpus(1.0, 1.0), [(s.device, s.nodes) for s in found.stages], assumptions)
     assert [len(s.nodes) for s in found.stages] == [2, 2]
     limited = cpus(1.0, 1.0, memory=max(peaks) - 40.0)
     assert max(s.memory_bytes for s in found.stages) < max(peaks) - 40.0
     within = solve_within(g, limited, assumptions, solve).plan
-    after = peak_bytes(g, [(s.device, s.nodes) for s in within.stages], assumptions)
+    after = peak_bytes(g, limited, [(s.device, s.nodes) for s in within.stages], assumptions)
     assert max(after) <= max(peaks) - 40.0
     with pytest.raises(NoPlanError, match="at its peak"):
         solve_within(g, cpus(1.0, 1.0, memory=310.0), assumptions, solve)
@@ -60,5 +68,5 @@ def test_a_plan_is_made_again_where_a_peak_does_not_fit() -> None:
 def test_the_peak_is_never_below_what_lasts(g: Graph, c: object, a: Assumptions) -> None:
     for placement, _ in list(all_plans(g, c, a))[:20]:  # type: ignore[arg-type]
         lasting = evaluate(g, c, placement, a).memory_bytes  # type: ignore[arg-type]
-        found = peak_bytes(g, placement, a)
+        found = peak_bytes(g, c, placement, a)  # type: ignore[arg-type]
         assert all(x >= y - 1e-6 for x, y in zip(found, lasting, strict=True))

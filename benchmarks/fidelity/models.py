@@ -65,7 +65,7 @@ def unet() -> Case:
 def resnet() -> Case:
     """Convolutions, batch norm, writes in place."""
     config = transformers.ResNetConfig(
-        embedding_size=16, hidden_sizes=[32, 64, 128, 128], depths=[2, 2, 2, 2], num_labels=10
+        embedding_size=32, hidden_sizes=[64, 128, 256, 256], depths=[2, 2, 2, 2], num_labels=10
     )
     model = transformers.ResNetForImageClassification(config)
     images = {"pixel_values": torch.randn(SAMPLES, 3, 160, 160)}

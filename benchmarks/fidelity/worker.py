@@ -28,6 +28,7 @@ from skyfx.measurement import price
 from skyfx.probe import probed
 from skyfx.runtime.microbatch import Batch
 from skyfx.solver import Assumptions, Cluster, Graph, Plan, evaluate, files, solve
+from skyfx.solver.cost import live_microbatches
 from skyfx.solver.peak import peak_bytes
 from skyfx.solver.simulate import simulate
 from skyfx.together import measured_together
@@ -167,6 +168,8 @@ def run(setting: Setting, plan: Plan, case: Case) -> dict[str, Any]:
     }
     told = setting.hosts.group.gather(json.dumps(memory).encode())
     ranks = [setting.hosts.rank_of[stage.device] for stage in plan.stages]
+    peaks: list[float] = [json.loads(told[rank]) for rank in ranks]
+    peaks[0] += _kept_inputs_bytes(setting, len(ranks))
     return {
         "stages": len(plan.stages),
         "compute_s": cost.compute_s,
@@ -179,12 +182,18 @@ def run(setting: Setting, plan: Plan, case: Case) -> dict[str, Any]:
             setting.graph, _drifted(setting.cluster, drift), placement, setting.assumptions
         ).step_s,
         "spread": (max(steps) - min(steps)) / median(steps),
-        "memory": peak_bytes(setting.graph, placement, setting.assumptions),
+        "memory": peak_bytes(setting.graph, setting.cluster, placement, setting.assumptions),
         "plan_memory": cost.memory_bytes,
-        "peak": [json.loads(told[rank]) for rank in ranks],
+        "peak": peaks,
         "fit": [msg.forward.error if msg.forward else None for msg in setting.graph.measured or ()],
         "slowdowns": [round(device.slowdown, 3) for device in setting.cluster.devices],
     }
+
+
+def _kept_inputs_bytes(setting: Setting, num_stages: int) -> float:
+    """What the first stage keeps of the batch, which was there before the step."""
+    live = live_microbatches(setting.assumptions, num_stages)
+    return live * sum(node.output_bytes for node in setting.graph.nodes if node.is_input)
 
 
 def _drifted(cluster: Cluster, drift: Mapping[str, float]) -> Cluster:
