@@ -45,6 +45,10 @@ MOST_BYTES = 2**28
 
 LONG_RUN_S, LONG_RUNS, TINY_S = 0.1, 3, 1e-6
 
+DISPATCH_S = 5e-5
+"""The most that dispatch and cold caches can add to an operator, where the factor is 1. Stretches
+of few and large operators would else have it pay for what they are slower for another reason."""
+
 ROUNDS, TINY = 30, 1e-4
 
 logger = logging.getLogger(__name__)
@@ -79,17 +83,18 @@ def fit(regions: Sequence[Timed]) -> Fit | None:
     """Fit the three numbers; None where too few stretches were timed to tell."""
     if len(regions) < 4:
         return None
-    rows = np.array([[r.alone_s, r.nodes, 1.0] for r in regions])
+    # In these columns "not below zero" means as well: no more overhead than DISPATCH_S allows.
+    rows = np.array([[r.alone_s, r.alone_s + DISPATCH_S * r.nodes, 1.0] for r in regions])
     seconds = np.array([r.seconds for r in regions])
     errors = []
     for k in range(len(regions)):
         others = np.arange(len(regions)) != k
         predicted = rows[k] @ _solved(rows[others], seconds[others])
         errors.append(abs(predicted / seconds[k] - 1))
-    factor, overhead_s, _ = _solved(rows, seconds)
+    bare, with_dispatch, _ = _solved(rows, seconds)
     return Fit(
-        factor=float(factor),
-        overhead_s=float(overhead_s),
+        factor=float(bare + with_dispatch),
+        overhead_s=float(DISPATCH_S * with_dispatch),
         regions=len(regions),
         error=float(np.median(errors)),
         error_p90=float(np.percentile(errors, 90)),

@@ -50,6 +50,7 @@ def peak_bytes(
         live = live_microbatches(assumptions, position)
         peak = memory_bytes(members, assumptions, position)
         peak += _received_bytes(before, [] if last else after, live, assumptions)
+        peak += live * _kept_with_others(before, members) * assumptions.training
         in_forward, in_backward = waiting[k]
         made = sum(node.output_bytes for node in after if node.id in set(ids))
         message = 0.0 if last else sum(node.output_bytes for node in after)
@@ -61,6 +62,12 @@ def peak_bytes(
         backward = loss + _passing_bytes(members, after) + in_backward * message
         peaks.append(peak + max(forward, backward) + sum(node.gradient_bytes for node in before))
     return tuple(peaks)
+
+
+def _kept_with_others(before: Sequence[Node], members: Sequence[Node]) -> float:
+    """Bytes of a message that nobody here reads: they are kept as long as the rest of it."""
+    read = {name for node in members for name in node.inputs}
+    return sum(node.output_bytes for node in before if node.id not in read)
 
 
 def _received_bytes(

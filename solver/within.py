@@ -13,6 +13,8 @@ from skyfx.solver.solve import Solution
 __all__: list[str] = ["solve_within"]
 
 ROUNDS = 5
+RESERVE = 0.1
+"""Of a predicted peak, what a device must have free beside it: what predictions were too low by."""
 
 
 def solve_within(
@@ -44,7 +46,8 @@ def solve_within(
         stages = solution.plan.stages
         peaks = peak_bytes(graph, cluster, [(s.device, s.nodes) for s in stages], assumptions)
         over = False
-        for stage, peak in zip(stages, peaks, strict=True):
+        for stage, predicted in zip(stages, peaks, strict=True):
+            peak = (1 + RESERVE) * predicted
             limit, now = limits[stage.device], lowered[stage.device]
             if limit is not None and now is not None and peak > limit:
                 lowered[stage.device] = max(0.0, min(now, stage.memory_bytes) - (peak - limit))
@@ -55,7 +58,7 @@ def solve_within(
     name, peak, limit = worst
     raise NoPlanError(
         f"no plan was found that fits at its peak: the stage on {name!r} would take "
-        f"{peak / 2**20:.1f} MiB for moments, its limit is {limit / 2**20:.1f} MiB. Raise its "
-        f"memory_bytes, or make micro-batches smaller (num_microbatches, now "
-        f"{assumptions.microbatches})"
+        f"{peak / 2**20:.1f} MiB for moments (and a tenth in reserve), its limit is "
+        f"{limit / 2**20:.1f} MiB. Raise its memory_bytes, or make micro-batches smaller "
+        f"(num_microbatches, now {assumptions.microbatches})"
     )

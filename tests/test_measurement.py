@@ -131,6 +131,15 @@ def test_a_fit_is_never_below_zero() -> None:
     assert found.overhead_s >= 0
 
 
+def test_no_overhead_is_found_that_dispatch_cannot_take() -> None:
+    """As on a CPU with many threads, where large operators next to each other are slower."""
+    regions = [Timed(n * 4e-3, n * 1e-3, n) for n in range(1, 13)]
+    found = fit(regions)
+    assert found is not None
+    assert found.factor == pytest.approx(4.0, rel=0.1)
+    assert found.overhead_s <= 4.0 * 5e-5
+
+
 def test_of_a_part_of_a_batch_its_own_bytes_count() -> None:
     x = torch.randn(4 * BATCH, 8)
     graph = measure(capture(nn.Linear(8, 8), x[:BATCH]), PLACES)

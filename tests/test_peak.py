@@ -46,6 +46,24 @@ def test_what_an_operator_takes_for_itself_is_there_at_its_own_backward_alone() 
     assert peak(*first) == peak(*without)
 
 
+def test_what_passes_through_is_kept_with_the_rest_of_its_message() -> None:
+    """Received twice ahead, kept for the one live micro-batch, and once in what is sent."""
+
+    def middle(*read_last: str) -> float:
+        g = graph(
+            [
+                node("a", **VALUE),
+                node("x", output_bytes=100.0),
+                node("b", ("a",), **VALUE),
+                node("c", read_last, **VALUE),
+            ]
+        )
+        placement = [("d0", ["a", "x"]), ("d1", ["b"]), ("d2", ["c"])]
+        return peak_bytes(g, cpus(1.0, 1.0, 1.0), placement, ALONE)[1]
+
+    assert middle("b", "x") == middle("b") + (2 + 1 + 1) * 100
+
+
 def test_a_plan_is_made_again_where_a_peak_does_not_fit() -> None:
     """Of two equal halves, the second with the loss; both fit by what lasts alone."""
     nodes = [node("a", saved_bytes=50.0, **VALUE)]

@@ -27,8 +27,8 @@ among the stages that take at least a twentieth of the largest.
 
 The machine is virtual, and other guests take their part of it now and then. So each host times a
 fixed piece of work (products of matrices, sums of vectors) when it has measured the model, and
-before and after the steps: `pace` is how much slower the slowest and the fastest host were beside
-the steps. "At the pace found" is the error of what is predicted for hosts as fast as they were then.
+before and after the steps: `pace` is how much slower the fastest and the slowest host were beside
+the steps. "At the pace found" is the error of what is predicted for hosts that are as fast as that.
 
 """
 
