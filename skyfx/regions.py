@@ -12,6 +12,7 @@ Each stretch is also predicted from the fit to all others, which is how good the
 import itertools
 import logging
 import math
+from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from statistics import median
@@ -28,6 +29,7 @@ from skyfx.names import is_operator
 from skyfx.outline import num_bytes
 from skyfx.pricing import Prices, has_values, tensors_read
 from skyfx.runtime import random
+from skyfx.runtime.channel import Gradients
 from skyfx.runtime.stage import Place, Stage
 from skyfx.samples import sample
 from skyfx.solver.graph import Fit
@@ -44,6 +46,9 @@ MOST_BYTES = 2**28
 """Parameters that a stretch may have where they have to be made up."""
 
 LONG_RUN_S, LONG_RUNS, TINY_S = 0.1, 3, 1e-6
+
+LIVE = 3
+"""Micro-batches of which a stretch keeps something when a backward begins."""
 
 DISPATCH_S = 5e-5
 """The most that dispatch and cold caches can add to an operator, where the factor is 1. Stretches
@@ -189,25 +194,29 @@ def _of_its_own(value: Any, made_on: torch.device | None) -> Any:
 def _seconds(alone: Stage, values: Sequence[Tensor], *, training: bool) -> tuple[float, float]:
     """What a stage takes for a micro-batch, forward and backward, in turns as it would.
 
-    In runs of at least a tenth of a second: a container that gets part of a core runs at full speed
-    for some milliseconds and then not at all; only what takes longer than that shows its speed.
+    Between a forward and its backward come others, whose numbers are in the caches then. Runs take
+    a tenth of a second at least: a container that gets part of a core runs at full speed for some
+    milliseconds and then not at all; only what takes longer than that shows its speed.
     """
+    live: deque[tuple[int, Gradients]] = deque()
+    numbers = itertools.count()
 
-    def run(times: int) -> tuple[float, float]:
-        forward_s = whole_s = 0.0
-        for _ in range(times):
-            alone.reset()
-            with random.stream(0, 0):
-                sent = alone.forward(0, values, training=training)
-            forward_s += alone.busy_s
-            if training:
-                alone.backward(0, [torch.ones_like(x) if x.requires_grad else None for x in sent])
-            whole_s += alone.busy_s
-        return forward_s / times, (whole_s - forward_s) / times
+    def turn() -> tuple[float, float]:
+        m, began_s = next(numbers), alone.busy_s
+        with random.stream(0, m):
+            sent = alone.forward(m, values, training=training)
+        forward_s = alone.busy_s - began_s
+        if training:
+            live.append((m, [torch.ones_like(x) if x.requires_grad else None for x in sent]))
+            if len(live) == LIVE:
+                alone.backward(*live.popleft())
+        return forward_s, alone.busy_s - began_s - forward_s
 
-    once_s = sum(run(1))
-    if once_s < LONG_RUN_S:  # the first time is longer
-        once_s = max(sum(run(1)), TINY_S)
-    times = math.ceil(LONG_RUN_S / once_s)
+    def run(turns: int) -> tuple[float, float]:
+        forward_s, backward_s = zip(*(turn() for _ in range(turns)), strict=True)
+        return sum(forward_s) / turns, sum(backward_s) / turns
+
+    run(LIVE)
+    times = math.ceil(LONG_RUN_S / max(sum(run(1)), TINY_S))
     forward, backward = zip(*(run(times) for _ in range(LONG_RUNS)), strict=True)
     return median(forward), median(backward)
