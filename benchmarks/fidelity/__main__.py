@@ -18,6 +18,9 @@ from benchmarks.emulated import Host, emulated
 from benchmarks.fidelity.table import text
 
 RESULT = Path(__file__).parents[2] / "docs" / "fidelity.md"
+BY_HAND = "## What falls short, and why"
+"""From here on the document is written by hand."""
+
 LIMIT_S = 3600
 
 CLUSTERS: dict[str, tuple[Sequence[Host], Sequence[str]]] = {
@@ -55,7 +58,8 @@ def main() -> None:
             kept.write_text(json.dumps(rows, indent=1))
     print(text(rows))
     if arguments.write:
-        RESULT.write_text(text(rows))
+        by_hand = RESULT.read_text().partition(BY_HAND)
+        RESULT.write_text(text(rows) + "\n" + "".join(by_hand[1:]))
 
 
 def _run(hosts: Sequence[Host], models: Sequence[str], keep: Path) -> list[dict[str, Any]]:

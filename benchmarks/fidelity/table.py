@@ -33,36 +33,6 @@ the steps. "At the pace found" is the error of what is predicted for hosts that 
 """
 
 
-REMARKS = """## What falls short, and why
-
-- **Stage compute.** After a pause an emulated host runs at full speed for as long as its quota
-  lasts, a millisecond or two; so short actions after a pause come out faster than predicted, most
-  of all ResNet's, and stages that do little. In stages of BERT, whose actions take a tenth of a
-  second and more, the median is 3 %. Adding up the gradient of a parameter that several stages read
-  (GPT-2's embedding) has no price.
-- **Where links are the bottleneck** hosts pause more and compute faster than they were measured to,
-  all four at once on two cores.
-- **The formula** of the cost model is 10 to 25 % below the measured step where links are busy: a
-  device's port is shared by both its neighbours, and with few micro-batches the pipeline is mostly
-  filled and emptied. Plans are made by it all the same, since their order is right.
-- **Memory.** What convolutions allocate for themselves (oneDNN's other layouts) is not predicted.
-- **The order of plans.** On equal hosts with fast links plans differ by less than their errors.
-
-The clusters were measured one after the other on one day, on neighbouring commits, the steps
-simulated again from the kept files when the simulation learned how fast a port is; ResNet's rows of
-the first cluster have images of 96 by 96 pixels, the others 160 by 160.
-
-## On a GPU
-
-One NVIDIA H200 beside 16 cores (2026-11-26, torch 2.11, `benchmarks/fidelity/accelerator.py`): BERT
-with 6 layers of 512 (launching kernels takes longer than running them) and with 4 layers of 1024 on
-512 tokens. Even splits over GPU and CPU, where the CPU decides, were predicted within 1.6 and
-5.1 %; the GPU alone 38 and 34 % too fast. The cause was found afterwards: on a GPU, stretches had
-been timed without the gradients of parameters, a third of the work. It is repaired and not run on a
-GPU again.
-"""
-
-
 def text(rows: Sequence[Row]) -> str:
     """The document."""
     lines = [f"| {HEAD} |", f"| {' | '.join('---' for _ in HEAD.split('|'))} |"]
