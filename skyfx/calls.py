@@ -162,21 +162,18 @@ def _with_backward(
     with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
         outputs = call()
     found = _tensors(outputs)
-    backward = backward_of(outputs, leaves)
+    gradients, device = gradients_of(outputs, leaves), _device(found)
     back = Timing(0.0, 0.0)
-    if backward is not None:
-        back = timed(backward, num_threads)
-        back = replace(
-            back, median_s=max(0.0, back.median_s - entry_s(_device(found), num_threads))
-        )
-    gradients = gradients_of(outputs, leaves)
+    if gradients is not None:
+        back = timed(backward_of(gradients, leaves), num_threads)
+        back = replace(back, median_s=max(0.0, back.median_s - entry_s(device, num_threads)))
     storages = {_address(x): x for x in kept}
     keeps_inputs = tuple(i for i, x in enumerate(call.tensors) if _address(x) in storages)
     keeps_outputs = tuple(i for i, x in enumerate(found) if _address(x) in storages)
     known = {_address(x) for x in (*call.tensors, *found)}
     return CallCost(
         forward_s=forward.median_s,
-        backward_s=None if backward is None else back.median_s,
+        backward_s=None if gradients is None else back.median_s,
         spread=max(forward.spread, back.spread),
         flows=tuple(x.requires_grad for x in found),
         keeps_inputs=keeps_inputs,
@@ -184,7 +181,7 @@ def _with_backward(
         keeps_bytes=sum(
             x.untyped_storage().nbytes() for a, x in storages.items() if a not in known
         ),
-        workspace_bytes=workspace_bytes(gradients or call, _device(found)),
+        workspace_bytes=workspace_bytes(gradients or call, device),
     )
 
 

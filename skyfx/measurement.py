@@ -135,13 +135,14 @@ def _filled(
     node: Node, of: fx.Node, kept: Mapping[str, float], found: Mapping[str, OnType]
 ) -> Node:
     forward, backward = dict[str, float](), dict[str, float]()
+    workspace = 0.0
     for kind, one in found.items():
         cost = one.prices.costs.get(of.name)
         if cost is not None:
+            workspace = max(workspace, cost.workspace_bytes)
             forward[kind] = _fitted(cost.forward_s, one.fits.forward)
             if cost.backward_s is not None:
                 backward[kind] = _fitted(cost.backward_s, one.fits.backward)
-    costs = [one.prices.costs[of.name] for one in found.values() if of.name in one.prices.costs]
     flows = next(iter(found.values())).prices.flows.get(of.name, ())
     return replace(
         node,
@@ -149,7 +150,7 @@ def _filled(
         backward_s=backward,
         gradient_bytes=num_bytes(of.meta.get("val")) if flows == (True,) else 0,
         saved_bytes=kept.get(of.name, 0),
-        workspace_bytes=max((cost.workspace_bytes for cost in costs), default=0.0),
+        workspace_bytes=workspace,
     )
 
 

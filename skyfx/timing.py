@@ -15,6 +15,9 @@ __all__: list[str] = ["Timing", "backward_of", "entry_s", "gradients_of", "timed
 MIN_RUN_S, MIN_RUNS = 0.02, 5
 """Least time of each measurement, and least times; torch's timer repeats a call until then."""
 
+Gradients = Callable[[], Sequence[Tensor | None]]
+"""Computes the gradients of some tensors, None where none flows."""
+
 
 @dataclass(frozen=True, slots=True)
 class Timing:
@@ -45,9 +48,7 @@ def entry_s(device: torch.device, num_threads: int) -> float:
     return timed(call, num_threads).median_s
 
 
-def gradients_of(
-    outputs: Any, tensors: Sequence[Tensor]
-) -> Callable[[], Sequence[Tensor | None]] | None:
+def gradients_of(outputs: Any, tensors: Sequence[Tensor]) -> Gradients | None:
     """A call that computes the gradients of these tensors, and can be repeated.
 
     None where no gradient flows.
@@ -59,14 +60,11 @@ def gradients_of(
     return partial(torch.autograd.grad, found, tensors, ones, retain_graph=True, allow_unused=True)
 
 
-def backward_of(outputs: Any, tensors: Sequence[Tensor]) -> Callable[[], None] | None:
-    """Likewise a call that adds a parameter's gradient to an earlier one.
+def backward_of(gradients: Gradients, tensors: Sequence[Tensor]) -> Callable[[], None]:
+    """Likewise, from such a call, one that adds a parameter's gradient to an earlier one.
 
     That is what every micro-batch but the first does; no `.grad` is touched.
     """
-    gradients = gradients_of(outputs, tensors)
-    if gradients is None:
-        return None
     sums = [torch.zeros_like(x) if isinstance(x, nn.Parameter) else None for x in tensors]
 
     def backward() -> None:

@@ -52,7 +52,7 @@ def peak_bytes(
         peak += _received_bytes(before, [] if last else after, live, assumptions)
         peak += live * _kept_with_others(before, members) * assumptions.training
         in_forward, in_backward = waiting[k]
-        made = sum(node.output_bytes for node in after if node.id in set(ids))
+        made = sum(node.output_bytes for node in after if stage_of[node.id] == k)
         message = 0.0 if last else sum(node.output_bytes for node in after)
         forward = made + (1 + in_forward) * message
         if not assumptions.training:

@@ -17,7 +17,7 @@ from torch.utils import _pytree as pytree
 
 import skyfx
 from benchmarks.fidelity.models import CASES, Case
-from benchmarks.fidelity.table import compute_errors
+from benchmarks.fidelity.table import compute_errors, median_and_p95
 from benchmarks.fidelity.worker import captured_first
 from skyfx.devices import resolve
 from skyfx.measurement import measure
@@ -43,12 +43,12 @@ def main() -> None:
         for label, plan in plans(graph, cluster).items():
             row = {"model": name, "plan": label, **run(graph, cluster, plan, case)}
             rows.append(row)
-            errors = " ".join(f"{100 * e:+.1f}" for e in compute_errors(row))
-            print(f"{name}, {label}: {errors} %", flush=True)
+            told = " ".join(f"{100 * e:+.1f}" for e in compute_errors(row))
+            print(f"{name}, {label}: {told} %", flush=True)
             arguments.rows.write_text(json.dumps(rows, indent=1))
-    sizes = sorted(abs(error) for row in rows for error in compute_errors(row))
-    last = sizes[int(0.95 * len(sizes))]
-    print(f"{len(sizes)} stages: median {100 * median(sizes):.1f} %, p95 {100 * last:.1f} %")
+    errors = [error for row in rows for error in compute_errors(row)]
+    middle, p95 = median_and_p95(errors)
+    print(f"{len(errors)} stages: median {100 * middle:.1f} %, p95 {100 * p95:.1f} %")
 
 
 def plans(graph: Graph, cluster: Cluster) -> dict[str, Plan]:

@@ -80,12 +80,16 @@ def summary(rows: Sequence[Row]) -> str:
         ("— at the pace found", paced_step, ""),
         ("peak memory of a stage", memory, "5 / 5"),
     ):
-        sizes = sorted(abs(e) for e in errors)
-        p95 = sizes[min(len(sizes) - 1, int(0.95 * len(sizes)))]
-        middle = 100 * median(sizes)
-        lines.append(f"| {what} | {len(sizes)} | {middle:.1f} | {100 * p95:.1f} | {reach} |")
+        middle, p95 = median_and_p95(errors)
+        lines.append(f"| {what} | {len(errors)} | {100 * middle:.1f} | {100 * p95:.1f} | {reach} |")
     lines.append(f"| Kendall tau over plans | {len(rows)} | {tau(rows):.3f} | | 0.95 |")
     return "\n".join(lines) + "\n"
+
+
+def median_and_p95(errors: Sequence[float]) -> tuple[float, float]:
+    """Of their sizes, whatever their signs."""
+    sizes = sorted(abs(e) for e in errors)
+    return median(sizes), sizes[min(len(sizes) - 1, int(0.95 * len(sizes)))]
 
 
 def compute_errors(row: Row) -> list[float]:
