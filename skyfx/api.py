@@ -14,6 +14,7 @@ from skyfx.captures import Capture, capture, dummy_inputs
 from skyfx.devices import DeviceList
 from skyfx.measurement import Progress, measure
 from skyfx.outline import outline
+from skyfx.runtime.allocator import HOLES, return_freed
 from skyfx.runtime.microbatch import Batch
 from skyfx.runtime.pipeline import Pipeline
 from skyfx.runtime.stage import Place
@@ -137,6 +138,8 @@ def _pipeline(
     weights: str | os.PathLike[str] | None,
 ) -> Pipeline:
     places = site.places(plan)
+    if _is_tight(plan, places, site.cluster):
+        return_freed()
     opened = None if weights is None else Weights(weights)
     try:
         splitter = _Splitter(model, plan, places, captured, opened)
@@ -144,6 +147,20 @@ def _pipeline(
     finally:
         if opened is not None:
             opened.close()
+
+
+def _is_tight(plan: Plan, places: Sequence[Place | None], cluster: Cluster) -> bool:
+    """Whether this process's CPUs lack the memory to keep what is freed."""
+    limit_of = {device.name: device.memory_bytes for device in cluster.devices}
+    here = [
+        stage
+        for stage, place in zip(plan.stages, places, strict=True)
+        if place is not None and place.device.type == "cpu"
+    ]
+    limits = [limit_of[stage.device] for stage in here]
+    known = [limit for limit in limits if limit is not None]
+    needed = sum(stage.memory_bytes for stage in here)
+    return len(known) == len(limits) > 0 and HOLES * needed > sum(known)
 
 
 def capture_and_measure(

@@ -16,7 +16,7 @@ from skyfx.solver.cluster import HOST, Cluster, Wiring
 from skyfx.solver.coarsen import units
 from skyfx.solver.cost import Cost, evaluate, live_microbatches, parameter_copies
 from skyfx.solver.graph import Graph, Node
-from skyfx.solver.plan import Assumptions
+from skyfx.solver.plan import Assumptions, Plan
 
 __all__: list[str] = ["Problem", "UnitPlacement", "Value"]
 
@@ -236,6 +236,14 @@ class Problem:
         return [
             (self._name(d), [nodes[j].id for j in sorted(j for i in part for j in self.members[i])])
             for d, part in stages
+        ]
+
+    def stages(self, plan: Plan) -> UnitPlacement:
+        """The stages of a plan for these devices by device numbers and units."""
+        number = {device.name: d for d, device in enumerate(self.cluster.devices)}
+        return [
+            (number[stage.device], sorted({self.unit_of[name] for name in stage.nodes}))
+            for stage in plan.stages
         ]
 
     def cost(self, stages: UnitPlacement) -> Cost:

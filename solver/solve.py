@@ -1,7 +1,7 @@
 """From a graph and a cluster to a plan with its certificate."""
 
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import get_args
 
 from skyfx.solver import backend, baselines
@@ -28,7 +28,7 @@ from skyfx.solver.plan import (
 from skyfx.solver.problem import Problem
 from skyfx.solver.search import Found, Search
 
-__all__: list[str] = ["Progress", "Solution", "checked", "solve"]
+__all__: list[str] = ["Progress", "Solution", "checked", "replanned", "solve"]
 
 
 AT_ONCE_S = 0.5
@@ -242,6 +242,21 @@ def _plan(
         gap=relative_gap(cost.objective_value, lower_bound),
         solver=solver,
         alternatives=alternatives,
+    )
+
+
+def replanned(plan: Plan, problem: Problem, candidate: Candidate) -> Plan:
+    """The plan with other stages, found after the search; bound and alternatives stay."""
+    cost = candidate.cost
+    gap = relative_gap(cost.objective_value, plan.lower_bound)
+    return replace(
+        plan,
+        stages=_stages(problem, candidate),
+        bottleneck_s=cost.bottleneck_s,
+        step_s=cost.step_s,
+        objective_value=cost.objective_value,
+        gap=gap,
+        solver=replace(plan.solver, status="feasible", method=candidate.method),
     )
 
 

@@ -1,64 +1,94 @@
 """Plans whose peaks fit, where the cost model's `memory_bytes` alone would not say so."""
 
+import time
 from collections.abc import Callable
 from dataclasses import replace
 
 from skyfx.solver.cluster import Cluster
 from skyfx.solver.errors import InfeasibleError, NoPlanError
+from skyfx.solver.fitting import RESERVE, Excess, excesses, fitting
 from skyfx.solver.graph import Graph
+from skyfx.solver.method import Candidate
 from skyfx.solver.peak import peak_bytes
-from skyfx.solver.plan import Assumptions
-from skyfx.solver.solve import Solution
+from skyfx.solver.plan import Assumptions, Plan
+from skyfx.solver.problem import Problem
+from skyfx.solver.solve import Solution, replanned
 
 __all__: list[str] = ["solve_within"]
 
-ROUNDS = 5
-RESERVE = 0.1
-"""Of a predicted peak, what a device must have free beside it: what predictions were too low by."""
+Search = Callable[[Graph, Cluster, Assumptions], Solution]
+
+FITTING_S = 10.0
+"""Seconds in which a plan is changed until it fits."""
+
+NEAR = 0.02
+"""A plan that fits and is this near the bound is good enough not to search again."""
 
 
 def solve_within(
     graph: Graph,
     cluster: Cluster,
     assumptions: Assumptions,
-    search: Callable[[Graph, Cluster, Assumptions], Solution],
+    search: Search,
 ) -> Solution:
-    """Search, and search again with lower limits while a stage's peak is above its device's.
+    """Search; where a peak of the plan does not fit, change it until all of them do.
 
-    The plan that comes back is for the cluster with the limits that it was searched with, as its
-    digest says: so is its bound.
+    Plans are changed from the best one, and from the best one with less memory on all devices. The
+    bound is that of the search, which knows what lasts alone: it holds for these plans too.
 
     Raises:
         NoPlanError: no such plan was found.
         InfeasibleError: none exists even by what lasts alone.
     """
-    worst: tuple[str, float, float] | None = None
-    limits = {device.name: device.memory_bytes for device in cluster.devices}
-    lowered = dict(limits)
-    for _ in range(ROUNDS):
-        devices = tuple(replace(d, memory_bytes=lowered[d.name]) for d in cluster.devices)
-        try:
-            solution = search(graph, replace(cluster, devices=devices), assumptions)
-        except InfeasibleError:
-            if worst is None:
-                raise
-            break
-        stages = solution.plan.stages
-        peaks = peak_bytes(graph, cluster, [(s.device, s.nodes) for s in stages], assumptions)
-        over = False
-        for stage, predicted in zip(stages, peaks, strict=True):
-            peak = (1 + RESERVE) * predicted
-            limit, now = limits[stage.device], lowered[stage.device]
-            if limit is not None and now is not None and peak > limit:
-                lowered[stage.device] = max(0.0, min(now, stage.memory_bytes) - (peak - limit))
-                over, worst = True, (stage.device, peak, limit)
-        if not over:
-            return solution
-    assert worst is not None
-    name, peak, limit = worst
-    raise NoPlanError(
-        f"no plan was found that fits at its peak: the stage on {name!r} would take "
-        f"{peak / 2**20:.1f} MiB for moments (and a tenth in reserve), its limit is "
-        f"{limit / 2**20:.1f} MiB. Raise its memory_bytes, or make micro-batches smaller "
-        f"(num_microbatches, now {assumptions.microbatches})"
+    solution = search(graph, cluster, assumptions)
+    problem, plan = Problem(graph, cluster, assumptions), solution.plan
+    over = excesses(problem, problem.stages(plan))
+    if solution.interrupted or not over:
+        return solution
+    best = None
+    if plan.solver.strategy == "optimal":
+        best = _fitted(problem, plan)
+        if best is None or best.value > (1 + NEAR) * plan.lower_bound:
+            best = _better(best, _fitted_from_less(problem, plan, search))
+    if best is None:
+        raise _none(max(over, key=lambda one: one.peak_bytes / one.limit_bytes), assumptions)
+    return replace(solution, plan=replanned(plan, problem, best))
+
+
+def _fitted(problem: Problem, plan: Plan) -> Candidate | None:
+    return fitting(problem, problem.stages(plan), time.monotonic() + FITTING_S)
+
+
+def _fitted_from_less(problem: Problem, plan: Plan, search: Search) -> Candidate | None:
+    """From the best plan with as much less memory as this one's peaks are above what lasts."""
+    placement = problem.placement(problem.stages(plan))
+    peaks = peak_bytes(problem.graph, problem.cluster, placement, problem.assumptions)
+    part = min(
+        stage.memory_bytes / ((1 + RESERVE) * peak)
+        for stage, peak in zip(plan.stages, peaks, strict=True)
+        if stage.memory_bytes
+    )
+    devices = tuple(
+        replace(d, memory_bytes=None if d.memory_bytes is None else part * d.memory_bytes)
+        for d in problem.cluster.devices
+    )
+    cluster = replace(problem.cluster, devices=devices)
+    try:
+        found = search(problem.graph, cluster, problem.assumptions)
+    except (InfeasibleError, NoPlanError):
+        return None
+    return _fitted(problem, found.plan)
+
+
+def _better(one: Candidate | None, other: Candidate | None) -> Candidate | None:
+    found = [candidate for candidate in (one, other) if candidate is not None]
+    return min(found, key=lambda candidate: candidate.value, default=None)
+
+
+def _none(worst: Excess, assumptions: Assumptions) -> NoPlanError:
+    return NoPlanError(
+        f"no plan was found that fits at its peak: the stage on {worst.device!r} would take "
+        f"{worst.peak_bytes / 2**20:.1f} MiB for moments (and a tenth in reserve), its limit is "
+        f"{worst.limit_bytes / 2**20:.1f} MiB. Raise its memory_bytes, or make micro-batches "
+        f"smaller (num_microbatches, now {assumptions.microbatches})"
     )

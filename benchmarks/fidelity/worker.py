@@ -35,7 +35,7 @@ from skyfx.together import measured_together
 
 MICROBATCHES, WARM, STEPS = 6, 1, 2
 PACE_S = 0.5
-ADAM = 2.0
+ASSUMED = Assumptions(microbatches=MICROBATCHES, overlap="full", optimizer_state_ratio=2.0)
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,8 +80,7 @@ def measured(hosts: Hosts, cluster: Cluster, case: Case) -> Setting:
     graph, known = measured_together(captured, hosts, cluster)
     noted = hosts.group.told(pace(), float)
     leave_quota()
-    assumptions = Assumptions(microbatches=MICROBATCHES, overlap="full", optimizer_state_ratio=ADAM)
-    return Setting(hosts, known, graph, assumptions, tuple(noted))
+    return Setting(hosts, known, graph, ASSUMED, tuple(noted))
 
 
 def pace() -> float:

@@ -1,0 +1,150 @@
+"""One host of `benchmarks.fidelity.limits`: plans within limits and trains under them."""
+
+import copy
+import ctypes
+import json
+import os
+import sys
+import time
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+import torch
+
+import skyfx
+from benchmarks.fidelity.models import CASES, Case
+from benchmarks.fidelity.worker import ASSUMED, Setting, measured
+from skyfx.hosts import Hosts
+from skyfx.probe import probed
+from skyfx.runtime.pipeline import Pipeline
+from skyfx.solver import Cluster, Graph, Plan, files, solve
+from skyfx.solver.errors import InfeasibleError, NoPlanError
+from skyfx.solver.fitting import RESERVE
+from skyfx.solver.peak import peak_bytes
+from skyfx.solver.within import solve_within
+
+MEMORY = Path("/sys/fs/cgroup/memory")
+STEPS = 3
+OTHERS_BYTES = 8 * 2**20
+"""What the interpreter, gloo and threads' stacks may take in a step beside tensors."""
+
+
+def main(folder: Path, tasks: list[str]) -> None:
+    """Do each task, a model and a limit; the first host reports what is next, then what came."""
+    cores = sorted(os.sched_getaffinity(0))
+    os.sched_setaffinity(0, {cores[int(os.environ["RANK"]) % len(cores)]})
+    torch.set_num_threads(1)
+    hosts = Hosts.joined()
+    cluster = probed(hosts)
+    rows: list[dict[str, Any]] = []
+    for task in tasks:
+        name, _, share = task.partition("@")
+        torch.manual_seed(0)
+        case = CASES[name]()
+        setting = _setting(hosts, cluster, case, folder / name)
+        told = json.loads(hosts.group.first(partial(_planned, setting, float(share))))
+        plan = told.pop("plan")
+        rows.append({"task": task, **told})
+        if hosts.group.rank == 0:
+            _report(folder, rows)
+        if plan is not None:
+            rows[-1] |= _run(setting, files.decode(plan.encode(), Plan, name), case, told["limit"])
+            if hosts.group.rank == 0:
+                _report(folder, rows)
+
+
+def _report(folder: Path, rows: list[dict[str, Any]]) -> None:
+    (folder / "report.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+
+
+def _setting(hosts: Hosts, cluster: Cluster, case: Case, path: Path) -> Setting:
+    """The model as measured now, or by those who came this far before."""
+    graph, known = path.with_suffix(".graph.json"), path.with_suffix(".cluster.json")
+    if not any(hosts.group.told(graph.exists(), bool)):
+        setting = measured(hosts, cluster, case)
+        if hosts.group.rank == 0:
+            files.write(setting.cluster, known)
+            files.write(setting.graph, graph)
+        return setting
+    return Setting(hosts, files.read(known, Cluster), files.read(graph, Graph), ASSUMED, ())
+
+
+def _planned(setting: Setting, share: float) -> bytes:
+    """A plan within a share of what the best one without limits takes, as JSON."""
+    search = partial(solve, gap=0.01, time_limit_s=15)
+    limit = share * max(
+        _peaks(setting, search(setting.graph, setting.cluster, setting.assumptions).plan)
+    )
+    try:
+        plan = solve_within(
+            setting.graph, _limited(setting.cluster, limit), setting.assumptions, search
+        ).plan
+    except (InfeasibleError, NoPlanError):
+        return json.dumps({"plan": None, "limit": limit}).encode()
+    found = {
+        "limit": limit,
+        "stages": len(plan.stages),
+        "gap": plan.gap,
+        "predicted": max(_peaks(setting, plan)) / limit,
+    }
+    return json.dumps({"plan": files.encode(plan).decode(), **found}).encode()
+
+
+def _peaks(setting: Setting, plan: Plan) -> list[float]:
+    """The stages' peaks, with the reserve."""
+    placement = [(stage.device, stage.nodes) for stage in plan.stages]
+    peaks = peak_bytes(setting.graph, setting.cluster, placement, setting.assumptions)
+    return [(1 + RESERVE) * peak for peak in peaks]
+
+
+def _limited(cluster: Cluster, limit: float | None) -> Cluster:
+    devices = tuple(replace(device, memory_bytes=limit) for device in cluster.devices)
+    return replace(cluster, devices=devices)
+
+
+def _run(setting: Setting, plan: Plan, case: Case, limit: float) -> dict[str, float]:
+    """Train without limits, then with them."""
+    group, hosts = MEMORY / Path(os.environ["QUOTA"]).name, setting.hosts
+    took_s = {}
+    for name, most in (("free_s", None), ("limited_s", limit)):
+        model, cluster = copy.deepcopy(case.model), _limited(setting.cluster, most)
+        with skyfx.partition(model, cluster, example_inputs=case.batch, plan=plan) as pipeline:
+            _steps(pipeline, case, 1)
+            for parameter in pipeline.parameters():
+                parameter.grad = None
+            there = sum(p.nbytes for p in pipeline.parameters() if not p.is_meta)
+            ctypes.CDLL(None).malloc_trim(0)  # what is free would be used without being charged
+            if most is not None:
+                _set(group, "memory.limit_in_bytes", round(most - there + OTHERS_BYTES))
+                _set(group, "cgroup.procs", os.getpid())
+            try:
+                took_s[name] = _steps(pipeline, case, STEPS)
+            finally:
+                _set(MEMORY, "cgroup.procs", os.getpid())
+    charged = (there + float((group / "memory.max_usage_in_bytes").read_text())) / limit
+    _set(group, "memory.force_empty", 0)
+    _set(group, "memory.max_usage_in_bytes", 0)
+    return {**took_s, "charged": max(hosts.group.told(charged, float))}
+
+
+def _steps(pipeline: Pipeline, case: Case, steps: int) -> float:
+    """Train; the median seconds of a step, the first apart where there are several."""
+    optimizer, took_s = torch.optim.AdamW(pipeline.parameters(), lr=1e-4), []
+    for _ in range(steps):
+        began = time.perf_counter()
+        pipeline.train_step(case.batch, case.targets, case.loss_fn)
+        took_s.append(time.perf_counter() - began)
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=False)
+    return median(took_s[1:] or took_s)
+
+
+def _set(group: Path, what: str, value: int) -> None:
+    (group / what).write_text(str(value))
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]), sys.argv[2:])
