@@ -139,5 +139,5 @@ class Graph:
 
         Equal for two measurements of one model; a plan made from one may run the other.
         """
-        parts = [(n.id, n.op, n.inputs, n.parameter_bytes) for n in self.nodes]
+        parts = [(n.id, n.op, n.inputs, float(n.parameter_bytes)) for n in self.nodes]
         return hashlib.sha256(msgspec.json.encode((parts, self.outputs))).hexdigest()

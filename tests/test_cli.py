@@ -23,6 +23,16 @@ def bare():
 
 number = 3
 """
+RUN = """
+import skyfx
+import torch
+from model import build
+
+model, x = build()
+expected = torch.cat([model(part) for part in x.split(2)])
+with skyfx.partition(model, "m.cluster.json", example_inputs=x, plan="m.plan.json") as pipeline:
+    print("same" if pipeline(x).equal(expected) else "other")
+"""
 
 
 def skyfx(*arguments: str, folder: Path) -> subprocess.CompletedProcess[str]:
@@ -53,6 +63,10 @@ def test_capture_solve_check_show(folder: Path) -> None:
     cluster = files.read(folder / "m.cluster.json", Cluster)
     assert referee_faults(graph, cluster, files.read(folder / "m.plan.json", Plan)) == []
     assert "memory_bytes" not in json.loads((folder / "m.cluster.json").read_text())["devices"][0]
+    ran = subprocess.run(
+        [sys.executable, "-c", RUN], cwd=folder, capture_output=True, text=True, check=False
+    )
+    assert ran.stdout == "same\n", ran.stderr
 
 
 @pytest.mark.parametrize(

@@ -187,6 +187,7 @@ def test_a_written_file_has_the_usual_permissions(tmp_path: Path) -> None:
     [
         ({"forward_s": {"cpu": 9.0}, "saved_bytes": 5.0, "output_bytes": 7.0}, True),
         ({"op": "other"}, False),
+        ({"parameter_bytes": 0}, True),
         ({"parameter_bytes": 1.0}, False),
         ({"inputs": ("x", "y")}, False),
         ({"id": "w"}, False),
