@@ -12,6 +12,7 @@ and more are the kernel's own, which have no holes, and cost their clearing each
 import ctypes
 import os
 import sys
+from typing import Any
 
 __all__: list[str] = ["HOLES", "keep_freed", "return_freed"]
 
@@ -38,30 +39,72 @@ def keep_freed() -> bool:
     Returns:
         Whether it does: not where the environment sets malloc up, nor without glibc.
     """
-    return _set(LARGEST_MMAP_THRESHOLD, KEPT_BYTES)
+    libc = _set(LARGEST_MMAP_THRESHOLD, KEPT_BYTES)
+    while libc is not None and _fillings:
+        libc.free(ctypes.c_void_p(_fillings.pop()))
+    return libc is not None
 
 
 def return_freed() -> bool:
-    """Have malloc return large blocks to the kernel at once, and now what is free.
+    """Have malloc return blocks of a megabyte and more to the kernel at once.
+
+    Malloc would still serve them from free parts of the heap, which stay resident when they are
+    free again. So these are given back now, and what fills them is never touched.
 
     Returns:
-        Whether it does, as `keep_freed`.
+        Whether it does: as `keep_freed`, and not before glibc 2.33.
     """
-    done = _set(SMALL_MMAP_THRESHOLD, SMALL_MMAP_THRESHOLD)
-    if done:
-        ctypes.CDLL(None).malloc_trim(0)
-    return done
+    libc = _set(SMALL_MMAP_THRESHOLD, SMALL_MMAP_THRESHOLD)
+    if libc is None or not hasattr(libc, "mallinfo2"):
+        return False
+    libc.malloc.restype, libc.mallinfo2.restype = ctypes.c_void_p, _Mallinfo
+    libc.malloc_trim(0)
+    size = 1 << libc.mallinfo2().free_bytes.bit_length()
+    while size >= SMALL_MMAP_THRESHOLD:
+        mapped = libc.mallinfo2().mapped_blocks
+        block = libc.malloc(ctypes.c_size_t(size))
+        if libc.mallinfo2().mapped_blocks == mapped and block:
+            _fillings.append(block)
+        else:  # no free part of the heap is as large
+            libc.free(ctypes.c_void_p(block))
+            size //= 2
+    return True
 
 
-def _set(mmap_threshold: int, trim_threshold: int) -> bool:
+_fillings: list[int] = []
+"""Addresses of what fills the free parts of the heap."""
+
+
+class _Mallinfo(ctypes.Structure):
+    """`struct mallinfo2`; here are the names of what is read."""
+
+    _fields_ = tuple(
+        (name, ctypes.c_size_t)
+        for name in (
+            "arena",
+            "ordblks",
+            "smblks",
+            "mapped_blocks",
+            "hblkhd",
+            "usmblks",
+            "fsmblks",
+            "uordblks",
+            "free_bytes",
+            "keepcost",
+        )
+    )
+
+
+def _set(mmap_threshold: int, trim_threshold: int) -> Any:
+    """The C library, set up; None where that is not for us to do."""
     if not sys.platform.startswith("linux") or any(name.startswith(OWN) for name in os.environ):
-        return False
-    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
-    if mallopt is None:
-        return False
+        return None
+    libc = ctypes.CDLL(None)
     chosen = {
         ARENA_MAX: 1,  # a thread's own heaps are unmapped as soon as they are empty
         MMAP_THRESHOLD: mmap_threshold,
         TRIM_THRESHOLD: trim_threshold,
     }
-    return all(mallopt(what, value) == 1 for what, value in chosen.items())
+    if not hasattr(libc, "mallopt") or not all(libc.mallopt(*pair) for pair in chosen.items()):
+        return None
+    return libc

@@ -75,7 +75,7 @@ def _run(hosts: Sequence[Host], models: Sequence[str], keep: Path) -> list[dict[
         ]
         workers = running.start(command, {"SKYFX_CACHE": f"{folder}/cache"})
         try:
-            _wait(workers)
+            wait(workers)
         finally:
             for worker in workers:
                 worker.kill()
@@ -85,7 +85,7 @@ def _run(hosts: Sequence[Host], models: Sequence[str], keep: Path) -> list[dict[
         return [json.loads(line) for line in report.read_text().splitlines()]
 
 
-def _wait(workers: Sequence[subprocess.Popen[bytes]]) -> None:
+def wait(workers: Sequence[subprocess.Popen[bytes]]) -> None:
     """Until all have ended well.
 
     Raises:

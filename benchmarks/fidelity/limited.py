@@ -2,6 +2,7 @@
 
 import copy
 import ctypes
+import gc
 import json
 import os
 import sys
@@ -33,7 +34,7 @@ OTHERS_BYTES = 8 * 2**20
 
 
 def main(folder: Path, tasks: list[str]) -> None:
-    """Do each task, a model and a limit; the first host reports what is next, then what came."""
+    """Do each task, a model and a limit; the first host reports."""
     cores = sorted(os.sched_getaffinity(0))
     os.sched_setaffinity(0, {cores[int(os.environ["RANK"]) % len(cores)]})
     torch.set_num_threads(1)
@@ -47,17 +48,12 @@ def main(folder: Path, tasks: list[str]) -> None:
         setting = _setting(hosts, cluster, case, folder / name)
         told = json.loads(hosts.group.first(partial(_planned, setting, float(share))))
         plan = told.pop("plan")
+        if plan is not None:
+            told |= _run(setting, files.decode(plan.encode(), Plan, name), case, told["limit"])
         rows.append({"task": task, **told})
         if hosts.group.rank == 0:
-            _report(folder, rows)
-        if plan is not None:
-            rows[-1] |= _run(setting, files.decode(plan.encode(), Plan, name), case, told["limit"])
-            if hosts.group.rank == 0:
-                _report(folder, rows)
-
-
-def _report(folder: Path, rows: list[dict[str, Any]]) -> None:
-    (folder / "report.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+            lines = [json.dumps(row) + "\n" for row in rows]
+            (folder / "report.jsonl").write_text("".join(lines))
 
 
 def _setting(hosts: Hosts, cluster: Cluster, case: Case, path: Path) -> Setting:
@@ -109,25 +105,27 @@ def _run(setting: Setting, plan: Plan, case: Case, limit: float) -> dict[str, fl
     """Train without limits, then with them."""
     group, hosts = MEMORY / Path(os.environ["QUOTA"]).name, setting.hosts
     took_s = {}
-    for name, most in (("free_s", None), ("limited_s", limit)):
-        model, cluster = copy.deepcopy(case.model), _limited(setting.cluster, most)
+    for name, allowed in (("free_s", None), ("limited_s", limit)):
+        model, cluster = copy.deepcopy(case.model), _limited(setting.cluster, allowed)
         with skyfx.partition(model, cluster, example_inputs=case.batch, plan=plan) as pipeline:
             _steps(pipeline, case, 1)
             for parameter in pipeline.parameters():
                 parameter.grad = None
             there = sum(p.nbytes for p in pipeline.parameters() if not p.is_meta)
+            gc.collect()
             ctypes.CDLL(None).malloc_trim(0)  # what is free would be used without being charged
-            if most is not None:
-                _set(group, "memory.limit_in_bytes", round(most - there + OTHERS_BYTES))
+            if allowed is not None:
                 _set(group, "cgroup.procs", os.getpid())
             try:
                 took_s[name] = _steps(pipeline, case, STEPS)
             finally:
                 _set(MEMORY, "cgroup.procs", os.getpid())
-    charged = (there + float((group / "memory.max_usage_in_bytes").read_text())) / limit
+    most = float((group / "memory.max_usage_in_bytes").read_text())
+    charged = (there + most - OTHERS_BYTES) / limit
     _set(group, "memory.force_empty", 0)
     _set(group, "memory.max_usage_in_bytes", 0)
-    return {**took_s, "charged": max(hosts.group.told(charged, float))}
+    told = hosts.group.told(charged, float)
+    return {**took_s, "charged": max(told), "all": told}
 
 
 def _steps(pipeline: Pipeline, case: Case, steps: int) -> float:
