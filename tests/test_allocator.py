@@ -31,7 +31,7 @@ PLANNED = """
 import skyfx
 from skyfx.runtime.allocator import keep_freed
 keep_freed()
-held = [torch.ones(5_000_000) for _ in range(8)]
+held = [torch.empty(5_000_000) for _ in range(40)]
 del held[::2]  # parts of the heap that could serve what comes later
 model, x = torch.nn.Linear(1024, 1024), torch.ones(8, 1024)
 device = skyfx.Device("cpu", memory_bytes={memory})
