@@ -5,8 +5,9 @@ run as stages, short ones and long ones, and three numbers are fitted to what th
 
     factor * (what their operators take alone) + overhead * (how many they are) + (what a call does)
 
-The last one is small beside a stage, and left out of what the planner is told.
-Each stretch is also predicted from the fit to all others, which is how good the prediction is.
+The planner knows no costs of a call: operators bear it in proportion, as they would in the longest
+stretch, which is the most like a stage. Each stretch is also predicted from the fit to all others,
+which is how good the prediction is.
 """
 
 import itertools
@@ -96,9 +97,10 @@ def fit(regions: Sequence[Timed]) -> Fit | None:
         others = np.arange(len(regions)) != k
         predicted = rows[k] @ _solved(rows[others], seconds[others])
         errors.append(abs(predicted / seconds[k] - 1))
-    bare, with_dispatch, _ = _solved(rows, seconds)
+    bare, with_dispatch, call_s = _solved(rows, seconds)
+    borne = call_s / max(region.alone_s for region in regions)
     return Fit(
-        factor=float(bare + with_dispatch),
+        factor=float(bare + with_dispatch + borne),
         overhead_s=float(DISPATCH_S * with_dispatch),
         regions=len(regions),
         error=float(np.median(errors)),
@@ -201,20 +203,22 @@ def _seconds(alone: Stage, values: Sequence[Tensor], *, training: bool) -> tuple
     live: deque[tuple[int, Gradients]] = deque()
     numbers = itertools.count()
 
-    def turn() -> tuple[float, float]:
-        m, began_s = next(numbers), alone.busy_s
+    def turn() -> None:
+        m = next(numbers)
         with random.stream(0, m):
             sent = alone.forward(m, values, training=training)
-        forward_s = alone.busy_s - began_s
         if training:
             live.append((m, [torch.ones_like(x) if x.requires_grad else None for x in sent]))
             if len(live) == LIVE:
                 alone.backward(*live.popleft())
-        return forward_s, alone.busy_s - began_s - forward_s
 
     def run(turns: int) -> tuple[float, float]:
-        forward_s, backward_s = zip(*(turn() for _ in range(turns)), strict=True)
-        return sum(forward_s) / turns, sum(backward_s) / turns
+        # Only in the end is a stream waited for: it is never waited for between two micro-batches.
+        forward_s, backward_s = alone.spent_s
+        for _ in range(turns):
+            turn()
+        after = alone.spent_s
+        return (after[0] - forward_s) / turns, (after[1] - backward_s) / turns
 
     run(LIVE)
     times = math.ceil(LONG_RUN_S / max(sum(run(1)), TINY_S))
