@@ -159,7 +159,7 @@ def _is_tight(plan: Plan, places: Sequence[Place | None], cluster: Cluster) -> b
     ]
     limits = [limit_of[stage.device] for stage in here]
     known = [limit for limit in limits if limit is not None]
-    needed = sum(stage.memory_bytes for stage in here)
+    needed = sum(max(stage.memory_bytes, stage.peak_bytes) for stage in here)
     return len(known) == len(limits) > 0 and HOLES * needed > sum(known)
 
 

@@ -81,7 +81,10 @@ class Reference:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Stage:
-    """The nodes that one device runs, with the predicted times and memory of one micro-batch."""
+    """The nodes that one device runs, with the predicted times and memory of one micro-batch.
+
+    `peak_bytes` is the most that it takes in a step (`solver/peak.py`), 0 where that is not known.
+    """
 
     device: str
     nodes: tuple[str, ...]
@@ -90,6 +93,7 @@ class Stage:
     send_s: float
     time_s: float
     memory_bytes: float
+    peak_bytes: float = 0.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

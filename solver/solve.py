@@ -1,6 +1,7 @@
 """From a graph and a cluster to a plan with its certificate."""
 
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import get_args
 
@@ -14,6 +15,7 @@ from skyfx.solver.graph import Graph
 from skyfx.solver.infeasible import advised, explain
 from skyfx.solver.interrupt import interrupt
 from skyfx.solver.method import PROVEN, Candidate, Limits, Progress
+from skyfx.solver.peak import peak_bytes
 from skyfx.solver.pins import Pin
 from skyfx.solver.plan import (
     Alternatives,
@@ -261,7 +263,10 @@ def replanned(plan: Plan, problem: Problem, candidate: Candidate) -> Plan:
 
 
 def _stages(problem: Problem, best: Candidate) -> tuple[Stage, ...]:
-    cost = best.cost
+    cost, placement = best.cost, problem.placement(best.stages)
+    peaks: Sequence[float] = [0.0] * len(placement)
+    if problem.assumptions.communication == "relay":
+        peaks = peak_bytes(problem.graph, problem.cluster, placement, problem.assumptions)
     return tuple(
         Stage(
             device=device,
@@ -271,6 +276,7 @@ def _stages(problem: Problem, best: Candidate) -> tuple[Stage, ...]:
             send_s=cost.send_s[k],
             time_s=cost.time_s[k],
             memory_bytes=cost.memory_bytes[k],
+            peak_bytes=peaks[k],
         )
-        for k, (device, ids) in enumerate(problem.placement(best.stages))
+        for k, (device, ids) in enumerate(placement)
     )

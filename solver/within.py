@@ -9,7 +9,6 @@ from skyfx.solver.errors import InfeasibleError, NoPlanError
 from skyfx.solver.fitting import RESERVE, Excess, excesses, fitting
 from skyfx.solver.graph import Graph
 from skyfx.solver.method import Candidate
-from skyfx.solver.peak import peak_bytes
 from skyfx.solver.plan import Assumptions, Plan
 from skyfx.solver.problem import Problem
 from skyfx.solver.solve import Solution, replanned
@@ -61,12 +60,10 @@ def _fitted(problem: Problem, plan: Plan) -> Candidate | None:
 
 def _fitted_from_less(problem: Problem, plan: Plan, search: Search) -> Candidate | None:
     """From the best plan with as much less memory as this one's peaks are above what lasts."""
-    placement = problem.placement(problem.stages(plan))
-    peaks = peak_bytes(problem.graph, problem.cluster, placement, problem.assumptions)
     part = min(
-        stage.memory_bytes / ((1 + RESERVE) * peak)
-        for stage, peak in zip(plan.stages, peaks, strict=True)
-        if stage.memory_bytes
+        stage.memory_bytes / ((1 + RESERVE) * stage.peak_bytes)
+        for stage in plan.stages
+        if stage.peak_bytes
     )
     devices = tuple(
         replace(d, memory_bytes=None if d.memory_bytes is None else part * d.memory_bytes)
