@@ -24,6 +24,9 @@ __all__: list[str] = ["Store"]
 
 Key = tuple[str, ...]
 
+MEASURED = 2
+"""How operators are measured; another number wherever that changes, and what was kept is not read."""
+
 logger = logging.getLogger(__name__)
 
 
@@ -38,6 +41,7 @@ class Store:
             str(place.num_threads),
             torch.__version__,
             "training" if training else "inference",
+            f"measured {MEASURED}",
         )
 
     @classmethod
