@@ -25,7 +25,7 @@ __all__: list[str] = ["Store"]
 Key = tuple[str, ...]
 
 MEASURED = 2
-"""How operators are measured; another number wherever that changes, and what was kept is not read."""
+"""How operators are measured. Where that changes so does this, and what was kept is not read."""
 
 logger = logging.getLogger(__name__)
 
