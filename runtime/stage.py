@@ -13,8 +13,6 @@ from skyfx.runtime.message import Form
 
 __all__: list[str] = ["Place", "Stage"]
 
-FORWARD, BACKWARD = 0, 1
-
 
 @dataclass(frozen=True, slots=True)
 class Place:
@@ -71,8 +69,8 @@ class Stage:
     is_random: bool
     receives: tuple[Form, ...]
     written: frozenset[int] = frozenset()
-    _spent_s: list[float] = field(default_factory=lambda: [0.0, 0.0])
-    _events: list[tuple[int, torch.Event, torch.Event]] = field(default_factory=list)
+    _busy_s: float = 0.0
+    _events: list[tuple[torch.Event, torch.Event]] = field(default_factory=list)
     _live: dict[int, tuple[list[GradientEdge | None], list[Tensor | None]]] = field(
         default_factory=dict
     )
@@ -102,7 +100,7 @@ class Stage:
         if training:  # where backward begins, and not the values, which may go when they are sent
             roots = [get_gradient_edge(x) if x.requires_grad else None for x in sent]
             self._live[microbatch] = (roots, gradients)
-        self._ended(began, FORWARD)
+        self._ended(began)
         return sent
 
     def backward(self, microbatch: int, gradients: Gradients) -> Gradients:
@@ -124,31 +122,23 @@ class Stage:
         began = self._began()
         if pairs:
             torch.autograd.backward([root for root, _ in pairs], [g for _, g in pairs])
-        self._ended(began, BACKWARD)
+        self._ended(began)
         return received
 
     @property
     def busy_s(self) -> float:
-        """Seconds since `reset`."""
-        return sum(self.spent_s)
-
-    @property
-    def spent_s(self) -> tuple[float, float]:
-        """Seconds since `reset`, forward and backward.
-
-        What the CPU took, or the device's stream from first to last.
-        """
-        for direction, began, ended in self._events:
-            ended.synchronize()
-            self._spent_s[direction] += began.elapsed_time(ended) / 1e3
+        """Seconds since `reset`: what the CPU took, or the device's stream from first to last."""
+        for event, end in self._events:
+            end.synchronize()
+            self._busy_s += event.elapsed_time(end) / 1e3
         self._events.clear()
-        return self._spent_s[FORWARD], self._spent_s[BACKWARD]
+        return self._busy_s
 
     def reset(self) -> None:
         """Forget what an unfinished step has left, and the time counted so far."""
         self._live.clear()
         self._events.clear()
-        self._spent_s = [0.0, 0.0]
+        self._busy_s = 0.0
 
     def _receive(self, i: int, value: Tensor) -> Tensor:
         """The value on this stage's device; a copy of its own if the stage writes to it."""
@@ -160,16 +150,16 @@ class Stage:
             return time.perf_counter()
         return self._now()
 
-    def _ended(self, began: "float | torch.Event", direction: int) -> None:
+    def _ended(self, began: "float | torch.Event") -> None:
         """Count an action that ends here, after what its slowdown has it wait."""
         if isinstance(began, torch.Event):
-            self._events.append((direction, began, self._now()))
+            self._events.append((began, self._now()))
             return
         if self.place.device.type != "cpu":
             torch.accelerator.synchronize(self.place.device)
         if self.place.slowdown > 1:
             time.sleep((time.perf_counter() - began) * (self.place.slowdown - 1))
-        self._spent_s[direction] += time.perf_counter() - began
+        self._busy_s += time.perf_counter() - began
 
     def _now(self) -> torch.Event:
         event = torch.Event(self.place.device, enable_timing=True)

@@ -196,29 +196,28 @@ def _of_its_own(value: Any, made_on: torch.device | None) -> Any:
 def _seconds(alone: Stage, values: Sequence[Tensor], *, training: bool) -> tuple[float, float]:
     """What a stage takes for a micro-batch, forward and backward, in turns as it would.
 
-    Between a forward and its backward come others, whose numbers are in the caches then. Runs take
-    a tenth of a second at least: a container that gets part of a core runs at full speed for some
-    milliseconds and then not at all; only what takes longer than that shows its speed.
+    Between a forward and its backward come others, whose numbers are in the caches then. A stream is
+    waited for after each, as it is where the next values come from the CPU. Runs take a tenth of a
+    second at least: a container that gets part of a core runs at full speed for some milliseconds
+    and then not at all; only what takes longer than that shows its speed.
     """
     live: deque[tuple[int, Gradients]] = deque()
     numbers = itertools.count()
 
-    def turn() -> None:
-        m = next(numbers)
+    def turn() -> tuple[float, float]:
+        m, began_s = next(numbers), alone.busy_s
         with random.stream(0, m):
             sent = alone.forward(m, values, training=training)
+        forward_s = alone.busy_s - began_s
         if training:
             live.append((m, [torch.ones_like(x) if x.requires_grad else None for x in sent]))
             if len(live) == LIVE:
                 alone.backward(*live.popleft())
+        return forward_s, alone.busy_s - began_s - forward_s
 
     def run(turns: int) -> tuple[float, float]:
-        # Only in the end is a stream waited for: it is never waited for between two micro-batches.
-        forward_s, backward_s = alone.spent_s
-        for _ in range(turns):
-            turn()
-        after = alone.spent_s
-        return (after[0] - forward_s) / turns, (after[1] - backward_s) / turns
+        forward_s, backward_s = zip(*(turn() for _ in range(turns)), strict=True)
+        return sum(forward_s) / turns, sum(backward_s) / turns
 
     run(LIVE)
     times = math.ceil(LONG_RUN_S / max(sum(run(1)), TINY_S))
