@@ -196,9 +196,9 @@ def _of_its_own(value: Any, made_on: torch.device | None) -> Any:
 def _seconds(alone: Stage, values: Sequence[Tensor], *, training: bool) -> tuple[float, float]:
     """What a stage takes for a micro-batch, forward and backward, in turns as it would.
 
-    Between a forward and its backward come others, whose numbers are in the caches then. A stream is
-    waited for after each, as it is where the next values come from the CPU. Runs take a tenth of a
-    second at least: a container that gets part of a core runs at full speed for some milliseconds
+    Between a forward and its backward come others, whose numbers are in the caches then. After each
+    the stream is waited for, as it is where the next values come from the CPU. Runs take a tenth of
+    a second at least: a container that gets part of a core runs at full speed for some milliseconds
     and then not at all; only what takes longer than that shows its speed.
     """
     live: deque[tuple[int, Gradients]] = deque()
