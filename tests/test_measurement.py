@@ -140,6 +140,14 @@ def test_no_overhead_is_found_that_dispatch_cannot_take() -> None:
     assert found.overhead_s <= 4.0 * 5e-5
 
 
+def test_operators_bear_what_a_call_does_as_in_the_longest_stretch() -> None:
+    """A call takes 10 ms whatever is in it; the longest stretch 0.2 s beside."""
+    found = fit([Timed(0.01 + alone, alone, 10) for alone in (0.01, 0.02, 0.05, 0.1, 0.2)])
+    assert found is not None
+    assert found.factor == pytest.approx(1.05, rel=1e-3)
+    assert found.overhead_s == pytest.approx(0.0, abs=1e-6)
+
+
 def test_of_a_part_of_a_batch_its_own_bytes_count() -> None:
     x = torch.randn(4 * BATCH, 8)
     graph = measure(capture(nn.Linear(8, 8), x[:BATCH]), PLACES)
