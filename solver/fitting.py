@@ -30,7 +30,8 @@ RESERVE = 0.1
 HOT, COLD = 0.1, 1e-3
 """Temperatures, in parts of the objective."""
 
-MOVES = 3000
+MOVES, MOVES_EACH = 3000, 100
+"""At the most, and for each unit."""
 
 DEAR = 5.0
 """What a peak above its limit counts, in parts of the limit, beside the objective."""
@@ -71,10 +72,11 @@ def fitting(problem: Problem, stages: UnitPlacement, deadline: float) -> Candida
         deadline: by `time.monotonic`, when to take what has been found.
     """
     search = _Search(problem, stages)
-    for move in range(MOVES):
+    moves = min(MOVES, MOVES_EACH * len(search.order))
+    for move in range(moves):
         if time.monotonic() >= deadline:
             break
-        search.move(HOT * (COLD / HOT) ** (move / MOVES))
+        search.move(HOT * (COLD / HOT) ** (move / moves))
     return search.best
 
 

@@ -4,12 +4,14 @@ from dataclasses import replace
 
 import pytest
 from hypothesis import given
+from hypothesis import strategies as st
 
-from skyfx.solver import Assumptions, Graph, evaluate, solve
-from skyfx.solver.errors import NoPlanError
+from skyfx.solver import Assumptions, Cluster, Graph, evaluate, solve
+from skyfx.solver.errors import InfeasibleError, NoPlanError
 from skyfx.solver.peak import peak_bytes
+from skyfx.solver.validate import validate
 from skyfx.solver.within import solve_within
-from tests.instances import all_plans, assumptions, clusters, cpus, graph, graphs, node
+from tests.instances import all_plans, assumptions, cases, clusters, cpus, graph, graphs, node
 
 ALONE = Assumptions(microbatches=1, optimizer_state_ratio=2.0)
 VALUE = {"output_bytes": 100.0, "gradient_bytes": 100.0, "backward_s": {"cpu": 1.0}}
@@ -80,6 +82,36 @@ def test_a_plan_is_made_again_where_a_peak_does_not_fit() -> None:
     assert max(after) <= max(peaks) - 40.0
     with pytest.raises(NoPlanError, match="at its peak"):
         solve_within(g, cpus(1.0, 1.0, memory=310.0), assumptions, solve)
+
+
+@cases(40)
+@given(graphs(), clusters(), assumptions(), st.floats(0.3, 1.0))
+def test_a_plan_within_limits_fits_and_its_bound_holds(
+    g: Graph, c: Cluster, a: Assumptions, part: float
+) -> None:
+    a = replace(a, communication="relay")
+    fits: list[float] = []
+    try:
+        free = solve(g, c, a).plan
+    except InfeasibleError:
+        return
+    limit = part * 1.1 * max(stage.peak_bytes for stage in free.stages)
+    limited = replace(c, devices=tuple(replace(d, memory_bytes=limit) for d in c.devices))
+    for placement, cost in all_plans(g, limited, a):
+        if 1.1 * max(peak_bytes(g, limited, placement, a)) <= limit:
+            fits.append(cost.objective_value)
+    try:
+        found = solve_within(g, limited, a, solve).plan
+    except (
+        InfeasibleError,
+        NoPlanError,
+    ):  # by annealing none is found at times though there is one
+        return
+    placement = [(stage.device, stage.nodes) for stage in found.stages]
+    assert 1.1 * max(peak_bytes(g, limited, placement, a)) <= limit
+    assert validate(g, limited, found) == ()
+    assert found.lower_bound <= min(fits) * (1 + 1e-6)
+    assert found.objective_value >= min(fits) * (1 - 1e-6)
 
 
 @given(graphs(), clusters(), assumptions())
