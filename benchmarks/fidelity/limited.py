@@ -115,17 +115,17 @@ def _run(setting: Setting, plan: Plan, case: Case, limit: float) -> dict[str, fl
             gc.collect()
             ctypes.CDLL(None).malloc_trim(0)  # what is free would be used without being charged
             if allowed is not None:
+                _set(group, "memory.max_usage_in_bytes", 0)
+                earlier = _used(group, "memory.usage_in_bytes")  # by a task before, and still there
                 _set(group, "cgroup.procs", os.getpid())
             try:
                 took_s[name] = _steps(pipeline, case, STEPS)
             finally:
                 _set(MEMORY, "cgroup.procs", os.getpid())
-    most = float((group / "memory.max_usage_in_bytes").read_text())
+    most = _used(group, "memory.max_usage_in_bytes") - earlier
     charged = (there + most - OTHERS_BYTES) / limit
-    _set(group, "memory.force_empty", 0)
-    _set(group, "memory.max_usage_in_bytes", 0)
     told = hosts.group.told(charged, float)
-    return {**took_s, "charged": max(told), "all": told}
+    return {**took_s, "charged": max(told)}
 
 
 def _steps(pipeline: Pipeline, case: Case, steps: int) -> float:
@@ -138,6 +138,10 @@ def _steps(pipeline: Pipeline, case: Case, steps: int) -> float:
         optimizer.step()
         optimizer.zero_grad(set_to_none=False)
     return median(took_s[1:] or took_s)
+
+
+def _used(group: Path, what: str) -> int:
+    return int((group / what).read_text())
 
 
 def _set(group: Path, what: str, value: int) -> None:
