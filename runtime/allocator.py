@@ -5,8 +5,8 @@ the gradient of BERT's vocabulary then takes ten times as long, or does not, as 
 lie. So what is freed is kept for the next micro-batch. The peak of what is in use stays the same.
 
 What is resident does not: with holes in the heap it was 1.2 to 1.9 times what was in use, in steps
-of BERT, GPT-2, a U-Net and a ResNet. Where a device has no memory for that, blocks of a megabyte
-and more are the kernel's own, which have no holes, and cost their clearing each time.
+of BERT, GPT-2, a U-Net and a ResNet. Where a device has no memory for that, blocks of 256 KiB and
+more are the kernel's own, which have no holes, and cost their clearing each time.
 """
 
 import ctypes
@@ -16,8 +16,8 @@ from typing import Any
 
 __all__: list[str] = ["HOLES", "keep_freed", "return_freed"]
 
-HOLES = 2.0
-"""Resident bytes for each that is in use, at the most, where freed memory is kept."""
+HOLES = 2.5
+"""Resident bytes for each that a peak predicts, at the most, where what is freed is kept."""
 
 TRIM_THRESHOLD, MMAP_THRESHOLD, ARENA_MAX = -1, -3, -8
 """Numbers of `mallopt(3)`, from glibc's malloc.h."""
@@ -29,8 +29,7 @@ KEPT_BYTES = 2**30
 LARGEST_MMAP_THRESHOLD = 2**25
 """The most that glibc accepts: half a heap of a thread."""
 
-
-SMALL_MMAP_THRESHOLD = 2**20
+SMALL_MMAP_THRESHOLD = 2**18
 
 
 def keep_freed() -> bool:
@@ -46,7 +45,7 @@ def keep_freed() -> bool:
 
 
 def return_freed() -> bool:
-    """Have malloc return blocks of a megabyte and more to the kernel at once.
+    """Have malloc return blocks of 256 KiB and more to the kernel at once.
 
     Malloc would still serve them from free parts of the heap, which stay resident when they are
     free again. So these are given back now, and what fills them is never touched.
