@@ -219,7 +219,6 @@ def _seconds(alone: Stage, values: Sequence[Tensor], *, training: bool) -> tuple
         forward_s, backward_s = zip(*(turn() for _ in range(turns)), strict=True)
         return sum(forward_s) / turns, sum(backward_s) / turns
 
-    run(LIVE)
-    times = math.ceil(LONG_RUN_S / max(sum(run(1)), TINY_S))
+    times = math.ceil(LONG_RUN_S / max(sum(run(LIVE)), TINY_S))
     forward, backward = zip(*(run(times) for _ in range(LONG_RUNS)), strict=True)
     return median(forward), median(backward)

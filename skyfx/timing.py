@@ -15,6 +15,9 @@ __all__: list[str] = ["Timing", "backward_of", "entry_s", "gradients_of", "timed
 MIN_RUN_S, MIN_RUNS = 0.02, 5
 """Least time of each measurement, and least times; torch's timer repeats a call until then."""
 
+LONG_S, LONG_RUNS = 0.02, 3
+"""A call that takes as long as this is steady, and repeated less often."""
+
 Gradients = Callable[[], Sequence[Tensor | None]]
 """Computes the gradients of some tensors, None where none flows."""
 
@@ -30,9 +33,10 @@ class Timing:
 def timed(call: Callable[[], Any], num_threads: int) -> Timing:
     """Time a call; the timer warms up, synchronises and repeats."""
     timer = Timer("call()", globals={"call": call}, num_threads=num_threads)
-    timer.timeit(2)  # malloc's heap grows in the first calls
-    once_s = timer.timeit(1).mean
-    found = timer.blocked_autorange(min_run_time=max(MIN_RUN_S, MIN_RUNS * once_s))
+    once_s = timer.timeit(1).mean  # after two calls, in which malloc's heap grows
+    runs = MIN_RUNS if once_s < LONG_S else LONG_RUNS
+    least_s = (runs - 0.5) * once_s  # so that runs a little faster are not followed by another
+    found = timer.blocked_autorange(min_run_time=max(MIN_RUN_S, least_s))
     return Timing(float(found.median), float(found.iqr / found.median) if found.median else 0.0)
 
 
