@@ -102,11 +102,8 @@ def test_a_plan_within_limits_fits_and_its_bound_holds(
             fits.append(cost.objective_value)
     try:
         found = solve_within(g, limited, a, solve).plan
-    except (
-        InfeasibleError,
-        NoPlanError,
-    ):  # by annealing none is found at times though there is one
-        return
+    except (InfeasibleError, NoPlanError):
+        return  # by annealing none is found at times though there is one
     placement = [(stage.device, stage.nodes) for stage in found.stages]
     assert 1.1 * max(peak_bytes(g, limited, placement, a)) <= limit
     assert validate(g, limited, found) == ()

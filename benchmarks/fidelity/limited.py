@@ -24,7 +24,6 @@ from skyfx.runtime.pipeline import Pipeline
 from skyfx.solver import Cluster, Graph, Plan, files, solve
 from skyfx.solver.errors import InfeasibleError, NoPlanError
 from skyfx.solver.fitting import RESERVE
-from skyfx.solver.peak import peak_bytes
 from skyfx.solver.within import solve_within
 
 MEMORY = Path("/sys/fs/cgroup/memory")
@@ -71,9 +70,7 @@ def _setting(hosts: Hosts, cluster: Cluster, case: Case, path: Path) -> Setting:
 def _planned(setting: Setting, share: float) -> bytes:
     """A plan within a share of what the best one without limits takes, as JSON."""
     search = partial(solve, gap=0.01, time_limit_s=15)
-    limit = share * max(
-        _peaks(setting, search(setting.graph, setting.cluster, setting.assumptions).plan)
-    )
+    limit = share * _peak(search(setting.graph, setting.cluster, setting.assumptions).plan)
     try:
         plan = solve_within(
             setting.graph, _limited(setting.cluster, limit), setting.assumptions, search
@@ -84,16 +81,14 @@ def _planned(setting: Setting, share: float) -> bytes:
         "limit": limit,
         "stages": len(plan.stages),
         "gap": plan.gap,
-        "predicted": max(_peaks(setting, plan)) / limit,
+        "predicted": _peak(plan) / limit,
     }
     return json.dumps({"plan": files.encode(plan).decode(), **found}).encode()
 
 
-def _peaks(setting: Setting, plan: Plan) -> list[float]:
-    """The stages' peaks, with the reserve."""
-    placement = [(stage.device, stage.nodes) for stage in plan.stages]
-    peaks = peak_bytes(setting.graph, setting.cluster, placement, setting.assumptions)
-    return [(1 + RESERVE) * peak for peak in peaks]
+def _peak(plan: Plan) -> float:
+    """The largest of the stages' peaks, with the reserve."""
+    return (1 + RESERVE) * max(stage.peak_bytes for stage in plan.stages)
 
 
 def _limited(cluster: Cluster, limit: float | None) -> Cluster:
