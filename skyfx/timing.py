@@ -1,5 +1,6 @@
 """What a call takes, by torch's own benchmark timer."""
 
+import timeit
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cache, partial
@@ -8,7 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
-from torch.utils.benchmark import Timer
+from torch.utils.benchmark import Measurement, Timer, timer
+from torch.utils.benchmark.utils.common import TaskSpec, set_torch_threads
 
 __all__: list[str] = ["Timing", "backward_of", "entry_s", "gradients_of", "timed"]
 
@@ -31,12 +33,20 @@ class Timing:
 
 
 def timed(call: Callable[[], Any], num_threads: int) -> Timing:
-    """Time a call; the timer warms up, synchronises and repeats."""
-    timer = Timer("call()", globals={"call": call}, num_threads=num_threads)
-    once_s = timer.timeit(1).mean  # after two calls, in which malloc's heap grows
-    runs = MIN_RUNS if once_s < LONG_S else LONG_RUNS
-    least_s = (runs - 0.5) * once_s  # so that runs a little faster are not followed by another
-    found = timer.blocked_autorange(min_run_time=max(MIN_RUN_S, least_s))
+    """Time a call after it has been made once; for an accelerator, the timer synchronises."""
+    plain = timeit.Timer(call, timer=timer)
+    with set_torch_threads(num_threads):
+        if plain.timeit(1) >= LONG_S:
+            times = plain.repeat(LONG_RUNS, 1)
+            found = Measurement(1, times, TaskSpec("", "", num_threads=num_threads))
+            return _timing(found)
+    repeated = Timer("call()", globals={"call": call}, num_threads=num_threads)
+    once_s = repeated.timeit(1).mean  # after two calls more, in which malloc's heap grows
+    least_s = (MIN_RUNS - 0.5) * once_s  # so that runs a little faster are not followed by another
+    return _timing(repeated.blocked_autorange(min_run_time=max(MIN_RUN_S, least_s)))
+
+
+def _timing(found: Measurement) -> Timing:
     return Timing(float(found.median), float(found.iqr / found.median) if found.median else 0.0)
 
 
