@@ -2,7 +2,8 @@
 
 import atexit
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from datetime import timedelta
 from typing import TypeVar
@@ -13,23 +14,31 @@ import torch.distributed as dist
 from torch import Tensor
 
 from skyfx.runtime.allocator import keep_freed
-from skyfx.solver.errors import PlanError
+from skyfx.runtime.pulse import SILENT_S, Pulse
+from skyfx.solver.errors import PlanError, StageError, WorkerLostError
 
 __all__: list[str] = ["Group"]
 
 T = TypeVar("T")
 
-TIMEOUT = timedelta(minutes=5)
-"""After which a peer that has gone silent counts as lost; torch's own is half an hour."""
+TIMEOUT = timedelta(hours=1)
+"""After which torch gives a message up. A lost peer is found by its pulse, in seconds."""
+
+CLOSING = 2**30
+"""The tag of messages that never come."""
 
 
 @dataclass(frozen=True, slots=True)
 class Group:
-    """A gloo process group, which moves tensors between CPUs; this process is its `rank`."""
+    """A gloo process group, which moves tensors between CPUs; this process is its `rank`.
+
+    `pulse` tells who is still there; a process that is alone has none.
+    """
 
     processes: dist.ProcessGroup
     rank: int
     size: int
+    pulse: Pulse | None
 
     @staticmethod
     def is_launched() -> bool:
@@ -37,7 +46,7 @@ class Group:
         return dist.is_initialized() or {"RANK", "WORLD_SIZE", "MASTER_ADDR"} <= os.environ.keys()
 
     @classmethod
-    def joined(cls, timeout: timedelta = TIMEOUT) -> "Group":
+    def joined(cls) -> "Group":
         """The group of all processes of the job, which has to be called for in all of them.
 
         A process that no launcher has started is a job of its own.
@@ -45,24 +54,66 @@ class Group:
         keep_freed()
         if not dist.is_initialized():
             if cls.is_launched():
-                dist.init_process_group("gloo", timeout=timeout)
+                dist.init_process_group("gloo", timeout=TIMEOUT)
             else:
                 store = dist.HashStore()  # type: ignore[attr-defined]
-                dist.init_process_group("gloo", store=store, rank=0, world_size=1, timeout=timeout)
+                dist.init_process_group("gloo", store=store, rank=0, world_size=1)
             atexit.register(_left)
-        processes = dist.group.WORLD
-        assert processes is not None
-        if dist.get_backend(processes) != "gloo":  # the user's own, for GPUs
-            processes = dist.new_group(backend="gloo", timeout=timeout)
-        return cls(processes, dist.get_rank(processes), dist.get_world_size(processes))
+        world = dist.group.WORLD
+        assert world is not None
+        if world not in _joined:
+            _joined.clear()
+            _joined[world] = cls._of(world)
+        return _joined[world]
+
+    @classmethod
+    def _of(cls, world: dist.ProcessGroup) -> "Group":
+        is_gloo = dist.get_backend(world) == "gloo"  # else it is the user's own, for GPUs
+        processes = world if is_gloo else dist.new_group(backend="gloo", timeout=TIMEOUT)
+        rank, size = dist.get_rank(processes), dist.get_world_size(processes)
+        if size == 1:
+            return cls(processes, rank, size, None)
+        own = processes.get_group_store().clone()  # type: ignore[union-attr]
+        store = dist.PrefixStore("skyfx", own)  # type: ignore[attr-defined]
+        pulse = Pulse(store, rank, size, lambda: _close(processes, rank, size))
+        dist.barrier(group=processes)  # all have said that they are there
+        pulse.start()
+        return cls(processes, rank, size, pulse)
+
+    @contextmanager
+    def watched(self) -> Iterator[None]:
+        """Within it, a connection that breaks becomes an error that says who is lost.
+
+        Raises:
+            WorkerLostError: another process is gone or silent.
+            StageError: one has failed.
+        """
+        try:
+            if self.pulse is not None and (known := self.pulse.lost()):
+                raise known
+            yield
+        except RuntimeError as error:  # of torch.distributed
+            if self.pulse is None:
+                raise
+            # A broken connection is seen at once, who broke it only when he has been silent.
+            lost = self.pulse.lost(wait_s=2 * SILENT_S)
+            raise lost or WorkerLostError(
+                f"a connection between processes broke, though all of them answer: {error}"
+            ) from error
+
+    def failed(self, error: StageError) -> None:
+        """Tell the other processes that a stage of this one has failed, if it was the first."""
+        if self.pulse is not None and self.pulse.lost() is None:
+            self.pulse.fail(str(error))
 
     def gather(self, mine: bytes) -> list[bytes]:
         """What every process says, by rank; all have to call it."""
         lengths = [torch.zeros(1, dtype=torch.long) for _ in range(self.size)]
-        dist.all_gather(lengths, torch.tensor([len(mine)]), group=self.processes)
-        longest = max(int(length) for length in lengths)
-        texts = [torch.zeros(longest, dtype=torch.uint8) for _ in range(self.size)]
-        dist.all_gather(texts, _as_tensor(mine.ljust(longest)), group=self.processes)
+        with self.watched():
+            dist.all_gather(lengths, torch.tensor([len(mine)]), group=self.processes)
+            longest = max(int(length) for length in lengths)
+            texts = [torch.zeros(longest, dtype=torch.uint8) for _ in range(self.size)]
+            dist.all_gather(texts, _as_tensor(mine.ljust(longest)), group=self.processes)
         return [bytes(x.numpy())[: int(n)] for x, n in zip(texts, lengths, strict=True)]
 
     def told(self, mine: T, kind: type[T]) -> list[T]:
@@ -86,10 +137,9 @@ class Group:
             except BaseException as error:
                 failure = error
                 said = f"-{error}".encode()
-        length = torch.tensor([len(said)])
-        dist.broadcast(length, group=self.processes, group_src=0)
+        length = self.from_rank(0, torch.tensor([len(said)]))
         text = _as_tensor(said) if said else torch.zeros(int(length), dtype=torch.uint8)
-        dist.broadcast(text, group=self.processes, group_src=0)
+        self.from_rank(0, text)
         if failure is not None:
             raise failure
         found = bytes(text.numpy())
@@ -99,12 +149,14 @@ class Group:
 
     def sum(self, values: Tensor) -> Tensor:
         """The sum over all processes."""
-        dist.all_reduce(values, group=self.processes)
+        with self.watched():
+            dist.all_reduce(values, group=self.processes)
         return values
 
     def from_rank(self, rank: int, message: Tensor) -> Tensor:
         """The message of this rank, in place of each other's."""
-        dist.broadcast(message, group=self.processes, group_src=rank)
+        with self.watched():
+            dist.broadcast(message, group=self.processes, group_src=rank)
         return message
 
 
@@ -112,7 +164,26 @@ def _as_tensor(text: bytes) -> Tensor:
     return torch.frombuffer(bytearray(text), dtype=torch.uint8)
 
 
+_joined: dict[dist.ProcessGroup, Group] = {}
+"""The group of torch's own, while that lasts: one pulse a process."""
+
+
+def _close(processes: dist.ProcessGroup, rank: int, size: int) -> None:
+    """Close our connections, so that all who wait for a message go.
+
+    gloo does so where a wait for one runs out of time; to abort a group does nothing there.
+    """
+    for peer in range(size):
+        if peer != rank:
+            with suppress(RuntimeError):
+                never = dist.irecv(torch.zeros(1), group=processes, group_src=peer, tag=CLOSING)
+                never.wait(timedelta(milliseconds=50))  # type: ignore[union-attr]
+
+
 def _left() -> None:
     """Leave the group; its threads, if they outlive the interpreter, abort the process."""
+    for group in _joined.values():
+        if group.pulse is not None:
+            group.pulse.leave()
     if dist.is_initialized():
         dist.destroy_process_group()

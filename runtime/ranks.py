@@ -14,8 +14,13 @@ from skyfx.runtime.remote import Downstream, Upstream
 from skyfx.runtime.stage import Place
 from skyfx.runtime.step import Split, Step
 from skyfx.runtime.workers import INFERENCE_CAPACITY, Outcome, Workers
+from skyfx.solver.errors import StageError
+from skyfx.solver.plan import Stage as PlannedStage
 
 __all__: list[str] = ["Ranks"]
+
+PATIENCE_S, HANGS = 8.0, 10
+"""A stage hangs that has computed for so long, and so many times as long as was planned."""
 
 
 class Ranks(Workers):
@@ -24,16 +29,28 @@ class Ranks(Workers):
     Every process calls the pipeline with the same batch, and all get the loss and the outputs.
     """
 
-    def __init__(self, places: Mapping[int, Place], rank_of: Sequence[int], group: Group) -> None:
+    def __init__(
+        self,
+        places: Mapping[int, Place],
+        stages: Sequence[PlannedStage],
+        rank_of: Sequence[int],
+        group: Group,
+    ) -> None:
         """Start this process's workers.
 
         Args:
             places: where the stages of this process run, by their numbers; there may be none.
+            stages: of the plan, `(num_stages,)`.
             rank_of: whose each stage is, `(num_stages,)`.
             group: all processes.
         """
         super().__init__(places)
         self._rank_of, self._group = rank_of, group
+        self._patience_s = {
+            k: max(PATIENCE_S, HANGS * stages[k].compute_s) for k in places if stages[k].compute_s
+        }
+        if group.pulse is not None:
+            group.pulse.call(_names(stages, rank_of))
         ways = [way for k in places for way in ((k, k - 1), (k, k + 1))]
         self._senders = {
             way: ThreadPoolExecutor(1, thread_name_prefix=f"skyfx-send-{way[0]}-to-{way[1]}")
@@ -45,28 +62,40 @@ class Ranks(Workers):
         """What stands at our stages in a step; `splits` is `(num_microbatches,)`."""
         ours = super().boundaries(splits, training=training)
         before, after = dict(ours.before), dict(ours.after)
-        processes, m = self._group.processes, len(splits)
+        group, m = self._group, len(splits)
         for k in self._places:
             if k > 0 and k not in before:
                 forms = [split.stages[k].receives for split in splits]
                 peer = self._rank_of[k - 1]
                 sender = self._senders[k, k - 1]
-                before[k] = Upstream(k - 1, peer, processes, sender, forms, in_flight=m)
+                before[k] = Upstream(k - 1, peer, group, sender, forms, in_flight=m)
             if k + 1 < len(self._rank_of) and k not in after:
                 in_flight = m if training else INFERENCE_CAPACITY
                 peer, sender = self._rank_of[k + 1], self._senders[k, k + 1]
-                after[k] = Downstream(k, peer, processes, sender, in_flight=in_flight)
+                after[k] = Downstream(k, peer, group, sender, in_flight=in_flight)
         return Boundaries(before, after)
 
     def run(self, step: Step) -> None:
         """Run our stages of a step.
 
         Raises:
-            StageError: one of them failed.
+            StageError: one of them failed, or one of another process.
+            WorkerLostError: another process is gone.
         """
-        if self._places:
+        if not self._places:
+            return
+        pulse = self._group.pulse
+        if pulse is not None:
+            pulse.overdue = lambda: step.overdue(self._patience_s)
+        try:
             super().run(step)
             step.finish()
+        except StageError as error:
+            self._group.failed(error)
+            raise
+        finally:
+            if pulse is not None:
+                pulse.overdue = lambda: None
 
     def state_of(self, model: nn.Module) -> dict[str, Any]:
         """The whole model's state, each tensor from the first process that holds it."""
@@ -122,3 +151,11 @@ class Ranks(Workers):
         message = layout.pack(step.outputs[m]) if m in step.outputs else layout.room()
         found = layout.unpack(self._group.from_rank(self._rank_of[-1], message))
         return [x.detach() for x in found if x is not None]
+
+
+def _names(stages: Sequence[PlannedStage], rank_of: Sequence[int]) -> dict[int, str]:
+    """What runs in each process: its devices and their stages."""
+    names: dict[int, list[str]] = {}
+    for k, (stage, rank) in enumerate(zip(stages, rank_of, strict=True)):
+        names.setdefault(rank, []).append(f"stage {k} on {stage.device!r}")
+    return {rank: ", ".join(some) for rank, some in names.items()}

@@ -20,11 +20,10 @@ import torch.distributed as dist
 from torch import Tensor
 
 from skyfx.runtime.channel import Gradients, Values
+from skyfx.runtime.group import Group
 from skyfx.runtime.message import Form, Layout
 
 __all__: list[str] = ["Downstream", "Incoming", "Outgoing", "Upstream"]
-
-Group = dist.ProcessGroup
 
 AHEAD = 2
 """Receives that are posted at a time in each direction; each has a buffer."""
@@ -34,6 +33,7 @@ class Outgoing:
     """Sends one message after another, in a thread that waits until each has gone out.
 
     torch says only by waiting whether a message has been sent, and until then it needs its memory.
+    Where a peer is lost, all of this raises what `Group.watched` does.
     """
 
     def __init__(self, peer: int, tag: int, group: Group, sender: Executor, in_flight: int) -> None:
@@ -55,7 +55,8 @@ class Outgoing:
             self._sending.popleft().result()
 
     def _send(self, message: Tensor) -> None:
-        dist.send(message, group=self._group, tag=self._tag, group_dst=self._peer)
+        with self._group.watched():
+            dist.send(message, group=self._group.processes, tag=self._tag, group_dst=self._peer)
 
 
 class Incoming:
@@ -78,7 +79,8 @@ class Incoming:
         """The next message's values."""
         layout, message, work = self._posted[0]
         if work is not None:
-            work.wait()
+            with self._group.watched():
+                work.wait()
         self._posted.popleft()
         self._post()
         return layout.unpack(message)
@@ -89,7 +91,13 @@ class Incoming:
             message = None if layout.is_empty else layout.room()
             work = None
             if message is not None:
-                work = dist.irecv(message, group=self._group, tag=self._tag, group_src=self._peer)
+                with self._group.watched():
+                    work = dist.irecv(
+                        message,
+                        group=self._group.processes,
+                        tag=self._tag,
+                        group_src=self._peer,
+                    )
             self._posted.append((layout, message, work))
 
 

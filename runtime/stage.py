@@ -61,7 +61,8 @@ class Stage:
     The module takes the values that are alive at the boundary before it, and returns those that are
     alive behind it; one that only passes through is among both. The first stage takes the model's
     inputs, the last one returns its outputs. `receives` says what it takes. Inputs that it writes
-    to, by their places in `written`, it copies first: they are parts of the caller's batch.
+    to, by their places in `written`, it copies first: they are parts of the caller's batch. While
+    it computes, `since_s` is when it began, on `time.perf_counter`.
     """
 
     place: Place
@@ -69,6 +70,7 @@ class Stage:
     is_random: bool
     receives: tuple[Form, ...]
     written: frozenset[int] = frozenset()
+    since_s: float | None = None
     _busy_s: float = 0.0
     _events: list[tuple[torch.Event, torch.Event]] = field(default_factory=list)
     _live: dict[int, tuple[list[GradientEdge | None], list[Tensor | None]]] = field(
@@ -139,6 +141,7 @@ class Stage:
         self._live.clear()
         self._events.clear()
         self._busy_s = 0.0
+        self.since_s = None
 
     def _receive(self, i: int, value: Tensor) -> Tensor:
         """The value on this stage's device; a copy of its own if the stage writes to it."""
@@ -146,12 +149,14 @@ class Stage:
 
     def _began(self) -> "float | torch.Event":
         """Note when an action begins, on the device's own stream if it has one."""
+        self.since_s = time.perf_counter()
         if self.place.device.type == "cpu" or self.place.slowdown > 1:
-            return time.perf_counter()
+            return self.since_s
         return self._now()
 
     def _ended(self, began: "float | torch.Event") -> None:
         """Count an action that ends here, after what its slowdown has it wait."""
+        self.since_s = None
         if isinstance(began, torch.Event):
             self._events.append((began, self._now()))
             return

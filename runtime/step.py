@@ -9,6 +9,7 @@ Stages meet only at the boundaries between them. A stage that fails closes them 
 others stop as well.
 """
 
+import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
@@ -22,7 +23,7 @@ from skyfx.runtime.channel import Boundaries, ChannelClosed, Gradients, Values
 from skyfx.runtime.message import Form
 from skyfx.runtime.microbatch import Batch, OutputForm
 from skyfx.runtime.stage import Stage
-from skyfx.solver.errors import StageError
+from skyfx.solver.errors import StageError, WorkerLostError
 from skyfx.solver.schedule import Action, Kind
 
 __all__: list[str] = ["LossHead", "Split", "Step"]
@@ -130,6 +131,7 @@ class Step:
         Raises:
             StageError: one failed; its cause is what went wrong.
             ChannelClosed: another stage failed.
+            WorkerLostError: another process is gone.
         """
         for stage in self.stages(k):
             stage.reset()
@@ -141,6 +143,9 @@ class Step:
                 run = self._run_forward if action.kind is Kind.FORWARD else self._run_backward
                 run(k, stage, action.microbatch)
             except (ChannelClosed, KeyboardInterrupt):
+                raise
+            except (StageError, WorkerLostError):  # of another process
+                self.stop()
                 raise
             except BaseException as error:
                 self.stop()
@@ -156,6 +161,17 @@ class Step:
     def busy_s(self, k: int) -> float:
         """Seconds that stage k took for a micro-batch, on average."""
         return sum(stage.busy_s for stage in self.stages(k)) / len(self.microbatches)
+
+    def overdue(self, patience_s: Mapping[int, float]) -> str | None:
+        """Which stage has computed for longer than this, if one has; by their numbers."""
+        for k, limit_s in patience_s.items():
+            for stage in self.stages(k):
+                if stage.since_s is not None and time.perf_counter() - stage.since_s > limit_s:
+                    return (
+                        f"stage {k} on {stage.place.name!r} hangs: it has computed for more than "
+                        f"{limit_s:.0f} s"
+                    )
+        return None
 
     def finish(self) -> None:
         """Wait until all that was sent has gone out."""

@@ -158,13 +158,12 @@ def _message_s(
     hosts: Hosts, peer: int, there: Layout, back: Layout, *, leads: bool, rounds: int
 ) -> float:
     """Seconds of a message there and one back, the median; both ends learn the same figure."""
-    processes = hosts.group.processes
     mine, others = (there, back) if leads else (back, there)
     values = mine.unpack(mine.room().fill_(1))
     figure = Layout([Form((1,), torch.float64)])
     with ThreadPoolExecutor(1) as sender:
-        out = Outgoing(peer, TAG, processes, sender, 1)
-        come = Incoming(peer, TAG, processes, [others] * rounds, 1)
+        out = Outgoing(peer, TAG, hosts.group, sender, 1)
+        come = Incoming(peer, TAG, hosts.group, [others] * rounds, 1)
         times = []
         for _ in range(rounds):
             began = time.perf_counter()
@@ -180,6 +179,6 @@ def _message_s(
             out.send(figure, [torch.tensor([median(times)]).double()])
             out.finish()
             return median(times)
-        (told,) = Incoming(peer, TAG, processes, [figure], 1).receive()
+        (told,) = Incoming(peer, TAG, hosts.group, [figure], 1).receive()
     assert told is not None
     return float(told)

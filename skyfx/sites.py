@@ -113,4 +113,4 @@ class _Everywhere:
     def workers(self, places: Places, plan: Plan) -> Workers:
         here = {k: place for k, place in enumerate(places) if place is not None}
         rank_of = [self.hosts.rank_of[stage.device] for stage in plan.stages]
-        return Ranks(here, rank_of, self.hosts.group)
+        return Ranks(here, plan.stages, rank_of, self.hosts.group)

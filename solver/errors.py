@@ -7,6 +7,7 @@ SkyfxError
  +-- InfeasibleError            no plan can exist
  +-- NoPlanError                the time limit came before the first plan
  +-- StageError                 a stage of a running pipeline failed
+ +-- WorkerLostError            a process of the job is gone, or silent
 
 A class stands here only if a caller would catch it; every other misuse is a `ValueError` or
 `TypeError`, as in torch.
@@ -20,6 +21,7 @@ __all__ = [
     "PlanError",
     "SkyfxError",
     "StageError",
+    "WorkerLostError",
 ]
 
 
@@ -49,3 +51,7 @@ class NoPlanError(SkyfxError):
 
 class StageError(SkyfxError):
     """A stage of a running pipeline failed; the stage's own exception is the cause."""
+
+
+class WorkerLostError(SkyfxError):
+    """A process of the job is gone or silent; begin again from the last checkpoint."""
