@@ -126,6 +126,20 @@ class Pipeline:
         assert outcome.loss is not None
         return outcome.loss
 
+    def clip_grad_norm_(self, max_norm: float, norm_type: float = 2.0) -> Tensor:
+        """Scale all gradients down so that their norm is at most this.
+
+        As `torch.nn.utils.clip_grad_norm_`, which over several processes would see the gradients of
+        this one alone; there all have to call it.
+
+        Returns:
+            The norm before.
+        """
+        parameters = list(self._model.parameters())
+        norm = self._workers.gradient_norm(parameters, norm_type)
+        torch.nn.utils.clip_grads_with_norm_(parameters, max_norm, norm)
+        return norm
+
     def parameters(self) -> Iterator[nn.Parameter]:
         """The model's own parameters, for an optimizer."""
         return self._model.parameters()

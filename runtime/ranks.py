@@ -124,6 +124,22 @@ class Ranks(Workers):
         ours = [name for name, x in own.items() if not (isinstance(x, Tensor) and x.is_meta)]
         return model.load_state_dict({name: state[name] for name in ours}, strict=False)
 
+    def gradient_norm(self, parameters: Sequence[nn.Parameter], norm_type: float) -> Tensor:
+        """The norm of all gradients, here and elsewhere; all processes have to call it.
+
+        Bit for bit that of the unsplit model, since each process tells the norm of each of its
+        gradients, and all of them are added up in the order of the parameters.
+        """
+        told = torch.zeros(2, len(parameters), dtype=torch.float64)
+        for i, parameter in enumerate(parameters):
+            if parameter.grad is not None:
+                own = torch.linalg.vector_norm(parameter.grad, norm_type)
+                told[:, i] = torch.tensor([1.0, float(own)])
+        is_there, norms = self._group.sum(told)
+        found = norms[is_there > 0].to(torch.get_default_dtype())
+        norm: Tensor = torch.linalg.vector_norm(found, norm_type)
+        return norm
+
     def close(self) -> None:
         """End the threads."""
         super().close()

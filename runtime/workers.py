@@ -79,6 +79,11 @@ class Workers:
         """Load such a state."""
         return model.load_state_dict(state)
 
+    def gradient_norm(self, parameters: Sequence[nn.Parameter], norm_type: float) -> Tensor:
+        """The norm of all gradients as one vector, as `torch.nn.utils.get_total_norm` has it."""
+        gradients = [x.grad for x in parameters if x.grad is not None]
+        return torch.nn.utils.get_total_norm(gradients, norm_type)
+
     def refuse_own(self) -> None:
         """Refuse a call that comes from within a stage: it would wait for itself for ever."""
         if threading.get_ident() in self._threads:

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import torch
 
 from skyfx.devices import gpu_type
-from skyfx.machine import available_bytes, cores, processor
+from skyfx.machine import cores, free_bytes, processor
 from skyfx.runtime.group import Group
 from skyfx.runtime.stage import Place
 from skyfx.solver.cluster import Device
@@ -48,7 +48,7 @@ class Hosts:
         group = group or Group.joined()
         places = {place.name: place for place in _own_places()}
         own = [
-            Device(name=place.name, type=place.type, memory_bytes=_free_bytes(place.device))
+            Device(name=place.name, type=place.type, memory_bytes=free_bytes(place.device))
             for place in places.values()
         ]
         by_rank = group.told(own, list[Device])
@@ -87,9 +87,3 @@ def _own_places() -> list[Place]:
         kind = f"{processor()}-{threads}-thread{'s' if threads > 1 else ''}"
         found.append(Place(name, torch.device("cpu"), num_threads=threads, type=kind))
     return found
-
-
-def _free_bytes(device: torch.device) -> float:
-    if device.type == "cuda":
-        return float(torch.cuda.mem_get_info(device)[0])
-    return available_bytes() / int(os.environ.get("LOCAL_WORLD_SIZE", "1"))

@@ -8,8 +8,9 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import psutil
+import torch
 
-__all__: list[str] = ["available_bytes", "cores", "processor"]
+__all__: list[str] = ["available_bytes", "cores", "free_bytes", "processor"]
 
 CGROUPS = Path("/sys/fs/cgroup")
 OWN = Path("/proc/self/cgroup")
@@ -38,8 +39,15 @@ def available_bytes() -> float:
         ):
             words = _words(folder / limit) + _words(folder / used)
             if len(words) == 2 and all(word.isdigit() for word in words):
-                free.append(float(words[0]) - float(words[1]))
+                free.append(float(words[0]) - float(words[1]) + _file_bytes(folder))
     return max(0.0, min(x for x in free if math.isfinite(x)))
+
+
+def free_bytes(device: torch.device) -> float:
+    """Bytes that this process can still have on the device: of the host's, its share."""
+    if device.type == "cuda":
+        return float(torch.cuda.mem_get_info(device)[0])
+    return available_bytes() / int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
 
 
 def processor() -> str:
@@ -68,6 +76,13 @@ def _folders(controller: str) -> Iterator[Path]:
         for part in (inner, *inner.parents):
             if (root / part).is_dir():
                 yield root / part
+
+
+def _file_bytes(folder: Path) -> float:
+    """What a control group holds of files and gives up when somebody needs it."""
+    words = _words(folder / "memory.stat")
+    found = dict(zip(words[::2], words[1::2], strict=False))
+    return float(found.get("total_inactive_file", found.get("inactive_file", 0)))
 
 
 def _words(path: Path) -> list[str]:

@@ -26,6 +26,7 @@ from torch import Tensor, fx, nn
 
 from skyfx.captures import Capture
 from skyfx.leaves import leaf_of
+from skyfx.machine import free_bytes
 from skyfx.names import is_operator
 from skyfx.outline import num_bytes
 from skyfx.pricing import Prices, has_values, tensors_read
@@ -43,8 +44,8 @@ LONGEST_S, RANGE = 0.1, 8
 """Forward seconds of the longest stretch, as far as the graph has them; how much shorter the
 shortest is."""
 
-MOST_BYTES = 2**28
-"""Parameters that a stretch may have where they have to be made up."""
+MOST_BYTES, SHARE = 2**28, 8
+"""Parameters that a stretch may have where they have to be made up, and of the device's memory."""
 
 LONG_RUN_S, LONG_RUNS, TINY_S = 0.1, 3, 1e-6
 
@@ -75,7 +76,8 @@ def timed_regions(
     """Time stretches of the graph, forward and, in training, backward."""
     made_up = not has_values(captured)
     read = dict(tensors_read(captured))
-    parts = list(_stretches(captured, prices, read if made_up else {}))
+    most_bytes = min(MOST_BYTES, free_bytes(place.device) / SHARE)
+    parts = list(_stretches(captured, prices, read if made_up else {}, most_bytes))
     for i, part in enumerate(parts):
         told(i, len(parts))
         try:
@@ -135,7 +137,7 @@ def _least_squares(a: NDArray[Any], b: NDArray[Any]) -> NDArray[Any]:
 
 
 def _stretches(
-    captured: Capture, prices: Prices, made_up: dict[fx.Node, Any]
+    captured: Capture, prices: Prices, made_up: dict[fx.Node, Any], most_bytes: float
 ) -> Iterator[list[fx.Node]]:
     """Stretches of operators, from short to long, their beginnings all over the graph."""
     nodes = [node for node in captured.ids if is_operator(node)]
@@ -150,7 +152,7 @@ def _stretches(
         part = list(itertools.takewhile(lambda node: not leaf_of(node), nodes[start:end]))
         if (
             part
-            and sum(num_bytes(made_up.get(x)) for n in part for x in n.all_input_nodes) < MOST_BYTES
+            and sum(num_bytes(made_up.get(x)) for n in part for x in n.all_input_nodes) < most_bytes
         ):
             yield part
 

@@ -46,6 +46,12 @@ def main(name: str, folder: str, how: str) -> None:
                 each.zero_grad()
             loss = pipeline.train_step(case.batch, case.targets, case.loss_fn)
             found.append(torch.equal(loss, reference.train_step(alone, SIZE)))
+            # Gradients add up over several batches, and are clipped by the norm of all.
+            pipeline.train_step(case.batch, case.targets, case.loss_fn)
+            reference.train_step(alone, SIZE)
+            norm = pipeline.clip_grad_norm_(0.5)
+            expected_norm = torch.nn.utils.clip_grad_norm_(alone.model.parameters(), 0.5)
+            found.append(torch.equal(norm, expected_norm))
             optimizer.step()
             others.step()
         held = [k for k, x in case.model.state_dict().items() if not x.is_meta]

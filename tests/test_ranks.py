@@ -41,7 +41,7 @@ def test_each_rank_has_its_stage_and_all_see_the_unsplit_models_losses(
 ) -> None:
     found = reports(name, tmp_path, 2, "given")
     for said in found:
-        assert said["equal"] == [True] * 4  # three losses, and the tensors held in the end
+        assert said["equal"] == [True] * 7  # losses and norms of gradients, tensors in the end
         assert said["inferred"]
     assert all(0 < said["held"] < said["all"] for said in found)
 
@@ -56,7 +56,7 @@ def test_hosts_measure_and_plan_together(tmp_path: Path) -> None:
     }
     assert plan["bottleneck_s"] > 0
     for said in found:
-        assert said["equal"] == [True] * 4
+        assert said["equal"] == [True] * 7
 
 
 def test_probe_writes_the_devices_and_the_links_between_them(tmp_path: Path) -> None:
