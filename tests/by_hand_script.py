@@ -30,7 +30,7 @@ def main(folder: str) -> None:
         states = states_of(subject)
         half = (len(states) - 1) // 2
         cut = (half, len(states) - 1 - half)
-        found[name] = {"whole": losses(Alone(subject, here=True))}
+        found[name] = {"whole": losses(Alone(subject, here=group.rank == 1))}
         for schedule in SCHEDULES:
             found[name][schedule] = losses(Engine(subject, states, cut, schedule))
     Path(folder, f"{group.rank}.json").write_text(json.dumps(found))

@@ -1,6 +1,7 @@
 """The comparison with rivals, as far as it needs no root: clusters, cuts, torch's engine."""
 
 import json
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -68,6 +69,16 @@ def test_rules_that_cut_alike_are_one() -> None:
     assert unlike == {(3, 3): "blocks, bytes, time", (5, 1): "parameters", (1, 5): "memory"}
 
 
+@pytest.fixture
+def one_thread() -> Iterator[None]:
+    """Several wait for each other, long where the machine is busy."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.mark.usefixtures("one_thread")
 @pytest.mark.parametrize("name", SUBJECTS)
 def test_the_blocks_compute_what_the_model_does(name: str) -> None:
     torch.manual_seed(0)

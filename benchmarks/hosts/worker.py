@@ -9,7 +9,7 @@ import os
 import sys
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -69,6 +69,23 @@ class Plans:
     simulated_s: float
 
 
+@dataclass(slots=True)
+class _Phases:
+    """How long each part of a cluster's run takes; told as it ends."""
+
+    cluster: str
+    tells: bool
+    seconds: dict[str, float] = field(default_factory=dict)
+    began_s: float = field(default_factory=time.monotonic)
+
+    def ended(self, phase: str) -> None:
+        """What went on until now was this."""
+        now_s = time.monotonic()
+        self.seconds[phase], self.began_s = now_s - self.began_s, now_s
+        if self.tells:
+            print(f"{self.cluster}: {phase} {self.seconds[phase]:.0f} s", file=sys.stderr)
+
+
 def main(names: Sequence[str], report: Path) -> None:
     """Run these clusters; the first process appends a line for each to the report."""
     os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})
@@ -101,27 +118,27 @@ def _run(cluster: clusters.Cluster, prepared: Prepared, hosts: Hosts) -> dict[st
     os.sched_setaffinity(0, {_cores([host.share for host in cluster.hosts])[rank]})
     become(cluster.hosts[rank])
     hosts.group.sum(torch.zeros(1))
-    seconds, began = {}, time.monotonic()
+    phases = _Phases(cluster.name, tells=rank == 0)
     enter_quota()
     known = probed(hosts)
     leave_quota()
-    seconds["probing"], began = time.monotonic() - began, time.monotonic()
+    phases.ended("probing")
     graph, known = measured_in_quotas(hosts, known, prepared.captured)
-    seconds["measuring"], began = time.monotonic() - began, time.monotonic()
+    phases.ended("measuring")
     free = _with_memory(known, None)
     whole = peak_bytes(graph, free, [(free.devices[0].name, [n.id for n in graph.nodes])], ASSUMED)
     limits = cluster.limits and [share * whole[0] for share in cluster.limits]
     limited = _with_memory(free, limits)
     plans = _plans(hosts, graph, free, limited)
-    seconds["planning"], began = time.monotonic() - began, time.monotonic()
+    phases.ended("planning")
     entries, cuts = _entries(cluster, prepared, hosts, (free, limited), plans)
-    seconds["splitting"], began = time.monotonic() - began, time.monotonic()
+    phases.ended("splitting")
     try:
         records = run(entries, hosts.group, limited=limits is not None)
     finally:
         for entry in entries.values():
             entry.rival.close()
-    seconds["running"] = time.monotonic() - began
+    phases.ended("training")
     return {
         "cluster": cluster.name,
         "model": cluster.model,
@@ -138,7 +155,7 @@ def _run(cluster: clusters.Cluster, prepared: Prepared, hosts: Hosts) -> dict[st
         },
         "cuts": cuts,
         "rivals": {name: _said(record) for name, record in records.items()},
-        "seconds": seconds,
+        "seconds": phases.seconds,
     }
 
 
