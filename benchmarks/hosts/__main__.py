@@ -31,16 +31,16 @@ def main() -> None:
     parser.add_argument("--only", default="", help="clusters that have this in their names")
     parser.add_argument("--write", action="store_true", help=f"write {RESULT.name}")
     options = parser.parse_args()
-    failed = []
+    failed: list[str] = []
     for size in (4, 8):
         chosen = [x for x in clusters() if len(x.hosts) == size and options.only in x.name]
         while left := [x for x in chosen if x.name not in {*_rows(options.rows), *failed}]:
             try:
                 _run(left, options.rows)
             except RuntimeError as error:
-                done = _rows(options.rows)
-                failed.append(next(x.name for x in left if x.name not in done))
-                print(f"{failed[-1]}: {error}", file=sys.stderr)
+                done = _rows(options.rows)  # the first that is missing is the one that failed
+                failed += [x.name for x in left if x.name not in done][:1]
+                print(f"{error}; failed so far: {failed}", file=sys.stderr)
     rows = _rows(options.rows)
     found = [rows[x.name] for x in clusters() if x.name in rows]
     print(text(found))

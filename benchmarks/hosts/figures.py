@@ -25,9 +25,10 @@ def times(row: Row, name: str) -> float:
 
 def by_hand(row: Row, rule: str, schedule: str) -> str:
     """The rival that this rule's cut is; several rules may make the same one."""
+    names: list[str] = list(row["cuts"])
     return next(
         name
-        for name in row["cuts"]
+        for name in names
         for rules, _, ran in [name.removesuffix(")").partition(" (")]
         if ran == schedule and rule in rules.split(", ")
     )
@@ -40,7 +41,7 @@ def best_by_hand(row: Row) -> float:
 
 def named_best_by_hand(row: Row) -> str:
     """The name of the best of those."""
-    names = [name for name in row["cuts"] if row["rivals"][name]["steps_s"]]
+    names: list[str] = [name for name in row["cuts"] if row["rivals"][name]["steps_s"]]
     return min(names, key=lambda name: step_s(row, name))
 
 

@@ -129,5 +129,5 @@ def update(rival: Rival) -> None:
     with torch.no_grad():
         for parameter in rival.parameters():
             if parameter.grad is not None:
-                parameter -= RATE * parameter.grad
+                parameter.sub_(parameter.grad, alpha=RATE)
                 parameter.grad = None

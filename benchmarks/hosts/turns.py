@@ -27,6 +27,10 @@ TURNS, LONG_S = 3, 15.0
 BEST, NEAR = 2, 1.25
 """By hand: so many stay in, if they are within so many times the best of them."""
 
+AHEAD_S, LATE_S, ATTEMPTS = 0.1, 0.05, 3
+"""All begin at the same time, so long after they have agreed on it. Where a process comes late from
+that, by so much, the step tells nothing; it is made again, unless that has happened so often."""
+
 HEAP_BYTES, BLOCK_BYTES = 2**27, 2**24
 
 
@@ -115,27 +119,37 @@ def _staying(entries: Mapping[str, Entry], records: Mapping[str, Record]) -> lis
 
 
 def _turn(entry: Entry, record: Record, group: Group, *, limited: bool) -> float:
-    """A step within the quotas; its seconds."""
+    """A step; its seconds."""
     if limited:
         _set_up_heap(tight=entry.tight)
-    enter_quota()
-    group.sum(torch.zeros(1))
-    before, cpu_s, began_s = throttled()["nr_throttled"], time.process_time(), time.perf_counter()
-    loss = entry.rival.step()
-    ended_s = time.perf_counter()
-    cpu_s = time.process_time() - cpu_s
-    stopped = throttled()["nr_throttled"] - before
-    update(entry.rival)
-    update_s = time.perf_counter() - ended_s
-    leave_quota()
-    mine = _Step(began_s, ended_s, update_s, cpu_s, stopped, loss)
-    steps = group.told(mine, _Step)
-    took_s = max(step.ended_s for step in steps) - min(step.began_s for step in steps)
-    record.losses.append(_loss(steps))
+    for _ in range(ATTEMPTS):
+        mine, start_s = _step(entry.rival, group)
+        steps = group.told(mine, _Step)
+        took_s = max(step.ended_s for step in steps) - start_s
+        record.losses.append(_loss(steps))
+        if all(step.began_s - start_s < LATE_S for step in steps):
+            break
     record.update_s = max(step.update_s for step in steps)
     record.cpu = [step.cpu_s / took_s for step in steps]
     record.throttled = [step.throttled for step in steps]
     return took_s
+
+
+def _step(rival: Rival, group: Group) -> tuple[_Step, float]:
+    """A step within the quotas, and when all were to begin."""
+    enter_quota()
+    start_s = max(group.told(time.perf_counter(), float)) + AHEAD_S
+    while (left_s := start_s - time.perf_counter()) > 0:
+        time.sleep(left_s)
+    before, cpu_s, began_s = throttled()["nr_throttled"], time.process_time(), time.perf_counter()
+    loss = rival.step()
+    ended_s = time.perf_counter()
+    cpu_s = time.process_time() - cpu_s
+    stopped = throttled()["nr_throttled"] - before
+    update(rival)
+    update_s = time.perf_counter() - ended_s
+    leave_quota()
+    return _Step(began_s, ended_s, update_s, cpu_s, stopped, loss), start_s
 
 
 def _loss(steps: Sequence[_Step]) -> float:

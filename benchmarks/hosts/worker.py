@@ -174,7 +174,7 @@ def _cores(shares: Sequence[float]) -> list[int]:
 
 
 def _with_memory(cluster: Cluster, limits: Sequence[float] | None) -> Cluster:
-    every = limits or [None] * len(cluster.devices)
+    every = [None] * len(cluster.devices) if limits is None else limits
     devices = (replace(d, memory_bytes=x) for d, x in zip(cluster.devices, every, strict=True))
     return replace(cluster, devices=tuple(devices))
 
