@@ -45,8 +45,8 @@ def main() -> None:
     found = [rows[x.name] for x in clusters() if x.name in rows]
     print(text(found))
     if options.write:
-        before = RESULT.read_text() if RESULT.exists() else ""
-        RESULT.write_text("\n".join([text(found), *before.partition(BY_HAND)[1:]]))
+        by_hand = RESULT.read_text().partition(BY_HAND)[1:] if RESULT.exists() else (BY_HAND, "\n")
+        RESULT.write_text(text(found) + "\n" + "".join(by_hand))
     if failed:
         sys.exit(f"failed: {', '.join(failed)}; the same command tries them again")
 
