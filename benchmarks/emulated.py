@@ -14,6 +14,7 @@ import os
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -25,6 +26,9 @@ PERIOD_US, QUOTA_US = 5_000, 1_000
 kernel allows no quota below a millisecond, and each turn begins with cold caches."""
 
 PORT = 29_611
+LIMIT_S = 5400
+"""After which a command on the hosts is taken to hang."""
+
 MTU = "60000"
 """As large as what a network card's offloading hands over at once; else each packet wakes us."""
 
@@ -45,7 +49,22 @@ class Running:
     hosts: Sequence[Host]
     prefix: str
 
-    def start(
+    def run(self, command: Sequence[str], environment: Mapping[str, str]) -> None:
+        """Run a command on every host until all have ended; none is left in any case.
+
+        Raises:
+            RuntimeError: one has not ended well, or not in time.
+        """
+        workers = self._start(command, environment)
+        try:
+            _wait(workers)
+        finally:
+            for worker in workers:
+                worker.kill()
+            for worker in workers:
+                worker.wait()
+
+    def _start(
         self, command: Sequence[str], environment: Mapping[str, str]
     ) -> list[subprocess.Popen[bytes]]:
         """Start a command on every host, as a launcher with one process a host would."""
@@ -68,10 +87,22 @@ class Running:
                     "GLOO_SOCKET_IFNAME": "eth0",
                     "OMP_NUM_THREADS": "1",
                     "QUOTA": str(CPU / f"{self.prefix}{i}"),
+                    "SWITCH": f"{self.prefix}s",
                 },
             )
             for i, host in enumerate(self.hosts)
         ]
+
+
+def _wait(workers: Sequence[subprocess.Popen[bytes]]) -> None:
+    end = time.monotonic() + LIMIT_S
+    while any(worker.poll() is None for worker in workers):
+        failed = [i for i, worker in enumerate(workers) if worker.poll() not in (None, 0)]
+        if failed or time.monotonic() > end:
+            raise RuntimeError(f"workers {failed} failed" if failed else "the workers hang")
+        time.sleep(0.5)
+    if any(worker.returncode for worker in workers):
+        raise RuntimeError(f"workers ended with {[w.returncode for w in workers]}")
 
 
 @contextmanager
@@ -87,7 +118,8 @@ def emulated(hosts: Sequence[Host]) -> Iterator[Running]:
         _ip("-n", switch, "link", "set", "bridge", "up", "mtu", MTU)
         for i, (host, name) in enumerate(zip(hosts, names, strict=True)):
             _cable(host, name, switch, f"port{i}", address(i))
-            _quota(CPU / name, host.share)
+            (CPU / name).mkdir()
+            _give(CPU / name, host.share)
         with _awake():
             yield Running(hosts, prefix)
     finally:
@@ -133,6 +165,14 @@ def leave_quota() -> None:
     (CPU / "cgroup.procs").write_text(str(os.getpid()))
 
 
+def become(host: Host) -> None:
+    """From now on this process's host has this one's rate and share of a core."""
+    quota = Path(os.environ["QUOTA"])
+    _shape(quota.name, "eth0", host.mbit)
+    _shape(os.environ["SWITCH"], f"port{os.environ['RANK']}", host.mbit)
+    _give(quota, host.share)
+
+
 def throttled() -> dict[str, int]:
     """What the kernel has counted of this process's host."""
     lines = (Path(os.environ["QUOTA"]) / "cpu.stat").read_text().split("\n")
@@ -147,13 +187,16 @@ def _cable(host: Host, name: str, switch: str, port: str, ip: str) -> None:
         _ip("-n", where, "link", "set", device, "up", *(() if device == "lo" else ("mtu", MTU)))
     _ip("-n", switch, "link", "set", port, "master", "bridge")
     for where, device in ((name, "eth0"), (switch, port)):
-        rate, burst = f"{host.mbit}mbit", str(max(64_000, int(host.mbit * 125)))
-        shape = ["tbf", "rate", rate, "burst", burst, "latency", "200ms"]
-        _run("tc", "-n", where, "qdisc", "add", "dev", device, "root", *shape)
+        _shape(where, device, host.mbit)
 
 
-def _quota(folder: Path, share: float) -> None:
-    folder.mkdir()
+def _shape(where: str, device: str, mbit: float) -> None:
+    rate, burst = f"{mbit}mbit", str(max(64_000, int(mbit * 125)))
+    shape = ["tbf", "rate", rate, "burst", burst, "latency", "200ms"]
+    _run("tc", "-n", where, "qdisc", "replace", "dev", device, "root", *shape)
+
+
+def _give(folder: Path, share: float) -> None:
     period = max(PERIOD_US, round(QUOTA_US / share))
     (folder / "cpu.cfs_period_us").write_text(str(period))
     (folder / "cpu.cfs_quota_us").write_text(str(round(period * share)))

@@ -6,10 +6,8 @@ Needs root and Debian's iproute2, for unlike hosts on this machine (see `benchma
 import argparse
 import json
 import shutil
-import subprocess
 import sys
 import tempfile
-import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -20,8 +18,6 @@ from benchmarks.fidelity.table import text
 RESULT = Path(__file__).parents[2] / "docs" / "fidelity.md"
 BY_HAND = "## What falls short, and why"
 """From here on the document is written by hand."""
-
-LIMIT_S = 3600
 
 CLUSTERS: dict[str, tuple[Sequence[Host], Sequence[str]]] = {
     "spread 3, 100 Mbit/s": (
@@ -73,32 +69,9 @@ def _run(hosts: Sequence[Host], models: Sequence[str], keep: Path) -> list[dict[
             ",".join(models),
             str(report),
         ]
-        workers = running.start(command, {"SKYFX_CACHE": f"{folder}/cache"})
-        try:
-            wait(workers)
-        finally:
-            for worker in workers:
-                worker.kill()
-            for worker in workers:
-                worker.wait()
+        running.run(command, {"SKYFX_CACHE": f"{folder}/cache"})
         shutil.copytree(folder, keep, dirs_exist_ok=True)
         return [json.loads(line) for line in report.read_text().splitlines()]
-
-
-def wait(workers: Sequence[subprocess.Popen[bytes]]) -> None:
-    """Until all have ended well.
-
-    Raises:
-        RuntimeError: one has not, or not in time.
-    """
-    end = time.monotonic() + LIMIT_S
-    while any(worker.poll() is None for worker in workers):
-        failed = [i for i, worker in enumerate(workers) if worker.poll() not in (None, 0)]
-        if failed or time.monotonic() > end:
-            raise RuntimeError(f"workers {failed} failed" if failed else "the workers hang")
-        time.sleep(0.5)
-    if any(worker.returncode for worker in workers):
-        raise RuntimeError(f"workers ended with {[w.returncode for w in workers]}")
 
 
 if __name__ == "__main__":

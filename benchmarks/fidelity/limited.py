@@ -1,8 +1,6 @@
 """One host of `benchmarks.fidelity.limits`: plans within limits and trains under them."""
 
 import copy
-import ctypes
-import gc
 import json
 import os
 import sys
@@ -16,6 +14,7 @@ from typing import Any
 import torch
 
 import skyfx
+from benchmarks.charged import OTHERS_BYTES, most_charged
 from benchmarks.fidelity.models import CASES, Case
 from benchmarks.fidelity.worker import ASSUMED, Setting, measured
 from skyfx.hosts import Hosts
@@ -26,10 +25,7 @@ from skyfx.solver.errors import InfeasibleError, NoPlanError
 from skyfx.solver.fitting import RESERVE
 from skyfx.solver.within import solve_within
 
-MEMORY = Path("/sys/fs/cgroup/memory")
 STEPS = 3
-OTHERS_BYTES = 8 * 2**20
-"""What the interpreter, gloo and threads' stacks may take in a step beside tensors."""
 
 
 def main(folder: Path, tasks: list[str]) -> None:
@@ -98,7 +94,6 @@ def _limited(cluster: Cluster, limit: float | None) -> Cluster:
 
 def _run(setting: Setting, plan: Plan, case: Case, limit: float) -> dict[str, float]:
     """Train without limits, then with them."""
-    group, hosts = MEMORY / Path(os.environ["QUOTA"]).name, setting.hosts
     took_s = {}
     for name, allowed in (("free_s", None), ("limited_s", limit)):
         model, cluster = copy.deepcopy(case.model), _limited(setting.cluster, allowed)
@@ -107,19 +102,12 @@ def _run(setting: Setting, plan: Plan, case: Case, limit: float) -> dict[str, fl
             for parameter in pipeline.parameters():
                 parameter.grad = None
             there = sum(p.nbytes for p in pipeline.parameters() if not p.is_meta)
-            gc.collect()
-            ctypes.CDLL(None).malloc_trim(0)  # what is free would be used without being charged
-            if allowed is not None:
-                _set(group, "memory.max_usage_in_bytes", 0)
-                earlier = _used(group, "memory.usage_in_bytes")  # by a task before, and still there
-                _set(group, "cgroup.procs", os.getpid())
-            try:
+            if allowed is None:
                 took_s[name] = _steps(pipeline, case, STEPS)
-            finally:
-                _set(MEMORY, "cgroup.procs", os.getpid())
-    most = _used(group, "memory.max_usage_in_bytes") - earlier
+            else:
+                took_s[name], most = most_charged(partial(_steps, pipeline, case, STEPS))
     charged = (there + most - OTHERS_BYTES) / limit
-    told = hosts.group.told(charged, float)
+    told = setting.hosts.group.told(charged, float)
     return {**took_s, "charged": max(told)}
 
 
@@ -133,14 +121,6 @@ def _steps(pipeline: Pipeline, case: Case, steps: int) -> float:
         optimizer.step()
         optimizer.zero_grad(set_to_none=False)
     return median(took_s[1:] or took_s)
-
-
-def _used(group: Path, what: str) -> int:
-    return int((group / what).read_text())
-
-
-def _set(group: Path, what: str, value: int) -> None:
-    (group / what).write_text(str(value))
 
 
 if __name__ == "__main__":

@@ -10,14 +10,13 @@ import argparse
 import json
 import sys
 import tempfile
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from benchmarks.emulated import Host, Running, emulated
-from benchmarks.fidelity.__main__ import wait
-from benchmarks.fidelity.limited import MEMORY, OTHERS_BYTES, STEPS
+from benchmarks.charged import OTHERS_BYTES, groups
+from benchmarks.emulated import Host, emulated
+from benchmarks.fidelity.limited import STEPS
 from benchmarks.fidelity.models import CASES
 from benchmarks.planner.__main__ import when_and_where
 
@@ -95,29 +94,10 @@ def _says(ours: Sequence[Row], others: Sequence[Row]) -> str:
 
 def _run(folder: Path, environment: Mapping[str, str], tasks: Sequence[str]) -> list[Row]:
     """Run the tasks; a row for each."""
-    with emulated(HOSTS) as running, _groups(running):
+    with emulated(HOSTS) as running, groups(running):
         command = [sys.executable, "-m", "benchmarks.fidelity.limited", str(folder), *tasks]
-        workers = running.start(command, {"SKYFX_CACHE": str(folder / "cache"), **environment})
-        try:
-            wait(workers)
-        finally:
-            for worker in workers:
-                worker.kill()
-                worker.wait()
+        running.run(command, {"SKYFX_CACHE": str(folder / "cache"), **environment})
     return [json.loads(line) for line in (folder / "report.jsonl").read_text().splitlines()]
-
-
-@contextmanager
-def _groups(running: Running) -> Iterator[None]:
-    """A control group for the memory of each host."""
-    folders = [MEMORY / f"{running.prefix}{i}" for i in range(len(running.hosts))]
-    for folder in folders:
-        folder.mkdir()
-    try:
-        yield
-    finally:
-        for folder in folders:
-            folder.rmdir()
 
 
 if __name__ == "__main__":

@@ -73,14 +73,22 @@ def main(names: list[str], report: str) -> None:
 def measured(hosts: Hosts, cluster: Cluster, case: Case) -> Setting:
     """Measure the model on all hosts."""
     captured = captured_first(copy.deepcopy(case.model), case)
+    graph, known = measured_in_quotas(hosts, cluster, captured)
+    enter_quota()
+    noted = hosts.group.told(pace(), float)
+    leave_quota()
+    return Setting(hosts, known, graph, ASSUMED, tuple(noted))
+
+
+def measured_in_quotas(hosts: Hosts, cluster: Cluster, captured: Capture) -> tuple[Graph, Cluster]:
+    """The graph, and the cluster with this model's slowdowns; single operators on whole cores."""
     if hosts.group.rank == 0:  # into the cache
         price(captured, next(iter(hosts.places.values())), lambda *_: None)
     hosts.group.sum(torch.zeros(1))
     enter_quota()
-    graph, known = measured_together(captured, hosts, cluster)
-    noted = hosts.group.told(pace(), float)
+    found = measured_together(captured, hosts, cluster)
     leave_quota()
-    return Setting(hosts, known, graph, ASSUMED, tuple(noted))
+    return found
 
 
 def pace() -> float:
