@@ -44,7 +44,13 @@ class Crew:
         text = json.dumps(mine)
         if self._group is None:
             return [json.loads(text)]
-        return [json.loads(said) for said in self._group.gather(text.encode())]
+        try:
+            told = self._group.gather(text.encode())
+        except RuntimeError as error:  # gloo's, when a process has ended or says nothing
+            raise CheckpointError(
+                f"another process was lost while a checkpoint was saved or loaded: {error}"
+            ) from error
+        return [json.loads(said) for said in told]
 
     def agreed(self, action: Callable[[], Any]) -> list[Any]:
         """What this returns in each process, by rank: something that JSON has a word for.

@@ -11,6 +11,7 @@ from skyfx.runtime.crew import Crew
 from skyfx.runtime.folder import RECORD, Entry, Folder, Reader, indexed, parse
 from skyfx.runtime.restoring import Restoring
 from skyfx.runtime.snapshot import Training
+from skyfx.solver.errors import CheckpointError
 
 __all__: list[str] = ["load"]
 
@@ -32,7 +33,7 @@ def load(
     text, entries = found
     record, index = parse(text), {name: Entry(*entry) for name, entry in entries.items()}
     path = folder.of(record["step"])
-    plan = crew.done(lambda: Restoring(record, index, training, crew.rank, crew.size))
+    plan = crew.done(lambda: _planned(path, record, index, training, crew))
     reader = Reader(path, index) if _holds(path / RECORD, text) else None
     try:
         wanted = crew.told([] if reader is not None else plan.wanted)
@@ -52,6 +53,15 @@ def _found(folder: Folder, step: int | None) -> tuple[str, dict[str, Entry]] | N
     text = folder.record(step)
     record = parse(text)
     return text, indexed(folder.of(record["step"]), record["files"])
+
+
+def _planned(
+    path: Path, record: dict[str, Any], index: dict[str, Entry], training: Training, crew: Crew
+) -> Restoring:
+    try:
+        return Restoring(record, index, training, crew.rank, crew.size)
+    except CheckpointError as error:
+        raise CheckpointError(f"{path}: {error}") from None
 
 
 def _holds(path: Path, text: str) -> bool:

@@ -17,6 +17,7 @@ from skyfx.runtime.microbatch import Batch
 from skyfx.runtime.snapshot import Scheduler
 from skyfx.runtime.step import LossHead, Split, Step, autocast_here, returned_loss
 from skyfx.runtime.workers import Outcome, Workers
+from skyfx.solver.errors import CheckpointError
 from skyfx.solver.plan import Plan
 from skyfx.solver.schedule import orders
 
@@ -261,7 +262,11 @@ class Pipeline:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        self.close()
+        try:
+            self.close()
+        except (CheckpointError, OSError):
+            if error is None:  # else what failed first is what is raised
+                raise
 
     def __str__(self) -> str:
         return str(self.plan)

@@ -124,17 +124,17 @@ class Restoring:
         optimizer, saved = self._training.optimizer, self._record["optimizer"]
         if optimizer is None:
             return
+        names = self._training.parameter_names()
         if saved is None:
             raise CheckpointError("there is an optimizer, and the checkpoint was saved without one")
         kind = type(optimizer).__name__
         if saved["type"] != kind:
-            raise CheckpointError(f"the checkpoint is of a {saved['type']}, the optimizer a {kind}")
+            raise CheckpointError(f"the checkpoint is of {saved['type']}, the optimizer is {kind}")
         if len(saved["groups"]) != len(optimizer.param_groups):
             raise CheckpointError(
                 f"the checkpoint has {len(saved['groups'])} parameter groups, the optimizer "
                 f"{len(optimizer.param_groups)}"
             )
-        names = self._training.parameter_names()
         pairs = zip(optimizer.param_groups, saved["groups"], strict=True)
         for i, (group, then) in enumerate(pairs):
             now = {names[id(parameter)] for parameter in group["params"]}
