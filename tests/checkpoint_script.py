@@ -10,6 +10,7 @@ import torch
 import skyfx
 from skyfx.hosts import Hosts
 from skyfx.solver.cluster import Cluster
+from skyfx.solver.errors import CheckpointError
 from tests import models
 from tests.models import Case
 from tests.plans import split_evenly
@@ -35,7 +36,10 @@ def train(pipeline: skyfx.Pipeline, case: Case, folder: Path, phase: str) -> dic
     scheduler = torch.optim.lr_scheduler.OneCycleLR(optimizer, 0.05, total_steps=10)
     checkpoints = pipeline.checkpoints(folder, optimizer=optimizer, scheduler=scheduler)
     step = None if phase == "begin" else SAVED
-    found = checkpoints.load(step)
+    try:
+        found = checkpoints.load(step)
+    except CheckpointError as error:
+        return {"error": str(error)}
     losses = {}
     for step in range(found.step if found else 0, END):
         loss = pipeline.train_step(case.batch, case.targets, case.loss_fn)

@@ -216,8 +216,12 @@ def test_closing_the_pipeline_waits_and_says_what_failed(tmp_path: Path) -> None
     with pytest.raises(OSError, match="taken"), split_evenly(case, 2) as pipeline:
         pipeline.checkpoints(taken).save(1, wait=False)
     with pytest.raises(ZeroDivisionError), split_evenly(case, 2) as pipeline:
-        pipeline.checkpoints(taken).save(1, wait=False)
-        print(1 / 0)  # noqa: T201
+        saved_then_failed(pipeline, taken)
+
+
+def saved_then_failed(pipeline: skyfx.Pipeline, folder: Path) -> None:
+    pipeline.checkpoints(folder).save(1, wait=False)
+    raise ZeroDivisionError
 
 
 def test_the_end_of_the_program_waits(tmp_path: Path) -> None:

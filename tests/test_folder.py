@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 import skyfx
@@ -26,8 +27,6 @@ def truncate(path: Path) -> None:
 
 
 def without_checksums(path: Path) -> None:
-    from safetensors.torch import load_file, save_file
-
     save_file(load_file(path), path)
 
 
@@ -71,13 +70,13 @@ def test_damaged_files_are_named(
 
 def test_a_checkpoint_that_is_not_there_is_refused(tmp_path: Path) -> None:
     checkpoints = skyfx.Checkpoints(small(), tmp_path)
-    with pytest.raises(CheckpointError, match="has no checkpoint of step 3$"):
+    with pytest.raises(CheckpointError, match=r"has no checkpoint of step 3$"):
         checkpoints.load(3)
-    with pytest.raises(CheckpointError, match="nowhere has no checkpoint$"):
+    with pytest.raises(CheckpointError, match=r"nowhere has no checkpoint$"):
         skyfx.saved_state(tmp_path / "nowhere")
     checkpoints.save(1)
     checkpoints.save(2)
-    with pytest.raises(CheckpointError, match="has no checkpoint of step 3; it has 1, 2$"):
+    with pytest.raises(CheckpointError, match=r"has no checkpoint of step 3; it has 1, 2$"):
         checkpoints.load(3)
     with pytest.raises(ValueError, match="keep is 0"):
         skyfx.Checkpoints(small(), tmp_path, keep=0)

@@ -177,7 +177,7 @@ def test_tensors_that_are_one_here_and_two_there_are_refused(tmp_path: Path) -> 
 @pytest.mark.parametrize(
     ("make", "message"),
     [
-        (OPTIMIZERS["momentum"], "checkpoint is of a AdamW, the optimizer a SGD"),
+        (OPTIMIZERS["momentum"], "checkpoint is of AdamW, the optimizer is SGD"),
         (lambda m: torch.optim.AdamW(m.parameters()), "has 2 parameter groups, the optimizer 1"),
         (
             lambda m: torch.optim.AdamW([{"params": m[0].parameters()}, {"params": m[3].weight}]),
