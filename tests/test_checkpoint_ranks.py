@@ -8,8 +8,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from safetensors import safe_open
 
-from tests.checkpoint_script import END, SAVED, alone
+import skyfx
+from tests.checkpoint_script import END, SAVED, alone, case_of
 from tests.models import CASES
 from tests.plans import SIZE
 from tests.reference import train_step
@@ -113,14 +115,15 @@ def test_without_a_common_folder_the_first_process_has_all(
 
 
 def test_what_fails_in_one_process_fails_in_all(resumed: list[Reports]) -> None:
-    errors = sorted(said[DAMAGED]["error"] for said in resumed)
-    assert all("model-00002.safetensors is damaged: '" in error for error in errors)
-    assert errors[1] == f"rank 0 failed: CheckpointError: {errors[0]}"
+    """The last stage's tensor was damaged, which one of the two has to load."""
+    own, other = sorted((said[DAMAGED]["error"] for said in resumed), key=len)
+    assert "model-00002.safetensors is damaged: '" in own
+    assert other in [f"rank {rank} failed: CheckpointError: {own}" for rank in range(2)]
 
 
 def test_killed_at_any_moment_they_go_on_together(tmp_path: Path) -> None:
     losses = []
-    for size, lives in ((2, 3), (1, 0)):
+    for size, lives in ((2, 2), (1, 0)):
         run = tmp_path / str(size)
         run.mkdir()
         command = [sys.executable, "tests/kills_script.py", run, size, lives, 0]
