@@ -1,5 +1,6 @@
 """The pipeline that a user holds: it infers and trains like the model it was made from."""
 
+import os
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -11,9 +12,12 @@ import torch
 from torch import Tensor, nn
 
 from skyfx.runtime import random
+from skyfx.runtime.checkpoint import Checkpoints
 from skyfx.runtime.microbatch import Batch
+from skyfx.runtime.snapshot import Scheduler
 from skyfx.runtime.step import LossHead, Split, Step, autocast_here, returned_loss
 from skyfx.runtime.workers import Outcome, Workers
+from skyfx.solver.errors import CheckpointError
 from skyfx.solver.plan import Plan
 from skyfx.solver.schedule import orders
 
@@ -60,6 +64,7 @@ class Pipeline:
         self._split_tensors: list[tuple[Tensor, torch.dtype]] = []
         self._calling = threading.Lock()
         self._workers = workers
+        self._checkpoints: list[Checkpoints] = []
         self._closed = False
         self._splits_for([microbatch], training=plan.assumptions.training)
 
@@ -159,12 +164,46 @@ class Pipeline:
         """Load what `state_dict` of the pipeline or of the unsplit model returned."""
         return self._workers.load_state(self._model, state)
 
+    def checkpoints(
+        self,
+        folder: str | os.PathLike[str],
+        *,
+        optimizer: torch.optim.Optimizer | None = None,
+        scheduler: Scheduler | None = None,
+        keep: int = 2,
+    ) -> Checkpoints:
+        """The checkpoints of this training in a folder: to go on from the latest, and to save.
+
+        Args:
+            folder: where they are, or will be. Over several processes, better one that all see; if
+                they do not, the first process's folder has all.
+            optimizer: made from the pipeline's parameters.
+            scheduler: of the learning rate.
+            keep: how many to keep, the latest ones.
+
+        Returns:
+            What saves and loads; closing the pipeline waits for what is being saved.
+        """
+        self._workers.refuse_own()
+        made = Checkpoints(
+            self._model,
+            folder,
+            optimizer=optimizer,
+            scheduler=scheduler,
+            keep=keep,
+            group=self._workers.group,
+        )
+        self._checkpoints.append(made)
+        return made
+
     def close(self) -> None:
         """End the workers. The model keeps its parameters, on the devices where they are."""
         self._workers.refuse_own()
         with self._calling:
             self._closed = True
             self._workers.close()
+            for each in self._checkpoints:
+                each.close()
 
     def _run(
         self, parts: list[Batch], schedule: str, head: LossHead | None
@@ -237,7 +276,11 @@ class Pipeline:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        self.close()
+        try:
+            self.close()
+        except (CheckpointError, OSError):
+            if error is None:  # else what failed first is what is raised
+                raise
 
     def __str__(self) -> str:
         return str(self.plan)

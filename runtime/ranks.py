@@ -58,6 +58,11 @@ class Ranks(Workers):
             if way[1] in range(len(rank_of)) and way[1] not in places
         }
 
+    @property
+    def group(self) -> Group:
+        """All processes."""
+        return self._group
+
     def boundaries(self, splits: Sequence[Split], *, training: bool) -> Boundaries:
         """What stands at our stages in a step; `splits` is `(num_microbatches,)`."""
         ours = super().boundaries(splits, training=training)

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from skyfx.runtime.channel import Boundaries, ChannelClosed, LocalBoundary, Values
+from skyfx.runtime.group import Group
 from skyfx.runtime.stage import Place
 from skyfx.runtime.step import Split, Step
 
@@ -46,6 +47,11 @@ class Workers:
             self._executors = {k: worker(f"skyfx-stage-{k}", p) for k, p in places.items()}
         for executor in self._executors.values():
             self._threads.add(executor.submit(threading.get_ident).result())
+
+    @property
+    def group(self) -> Group | None:
+        """The processes that run the pipeline together; None in one alone."""
+        return None
 
     def boundaries(self, splits: Sequence[Split], *, training: bool) -> Boundaries:
         """What stands between the stages in a step; `splits` is `(num_microbatches,)`."""

@@ -18,6 +18,8 @@ if TYPE_CHECKING:
     from skyfx.devices import Device as Device
     from skyfx.measurement import measure as measure
     from skyfx.probe import Cluster as Cluster
+    from skyfx.runtime.checkpoint import Checkpoints as Checkpoints
+    from skyfx.runtime.folder import saved_state as saved_state
     from skyfx.runtime.pipeline import Pipeline as Pipeline
     from skyfx.solver.graph import Graph as Graph
     from skyfx.solver.plan import Plan as Plan
@@ -27,6 +29,7 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 _HOMES = {
+    "Checkpoints": "skyfx.runtime.checkpoint",
     "Cluster": "skyfx.probe",
     "Device": "skyfx.devices",
     "Graph": "skyfx.solver.graph",
@@ -36,10 +39,12 @@ _HOMES = {
     "empty_weights": "skyfx.weights",
     "measure": "skyfx.measurement",
     "partition": "skyfx.api",
+    "saved_state": "skyfx.runtime.folder",
     "solve": "skyfx.solver.solve",
 }
 
 __all__ = [
+    "Checkpoints",
     "Cluster",
     "Device",
     "Graph",
@@ -49,6 +54,7 @@ __all__ = [
     "empty_weights",
     "measure",
     "partition",
+    "saved_state",
     "solve",
 ]
 

@@ -2,6 +2,7 @@
 
 SkyfxError
  +-- CaptureError               the model, its inputs or its outputs cannot be captured
+ +-- CheckpointError (ValueError)  a checkpoint cannot be saved, or is not one of this training
  +-- FormatError (ValueError)   a graph, cluster or plan file is not what the format asks for
  +-- PlanError (ValueError)     a plan does not belong to this graph or cluster, or breaks a rule
  +-- InfeasibleError            no plan can exist
@@ -15,6 +16,7 @@ A class stands here only if a caller would catch it; every other misuse is a `Va
 
 __all__ = [
     "CaptureError",
+    "CheckpointError",
     "FormatError",
     "InfeasibleError",
     "NoPlanError",
@@ -31,6 +33,10 @@ class SkyfxError(Exception):
 
 class CaptureError(SkyfxError):
     """The model, its inputs or its outputs cannot be captured."""
+
+
+class CheckpointError(SkyfxError, ValueError):
+    """A checkpoint cannot be saved, is damaged, or is one of another model or optimizer."""
 
 
 class FormatError(SkyfxError, ValueError):

@@ -38,7 +38,7 @@ def test_the_readme_begins_with_the_two_commands() -> None:
 
 def test_the_readmes_python_runs(tmp_path: Path) -> None:
     code = blocks(ROOT / "README.md", "python")
-    assert len(code) == 2
+    assert len(code) == 3
     assert_runs(sys.executable, "-c", "\n".join(code), folder=tmp_path)
 
 

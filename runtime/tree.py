@@ -1,0 +1,88 @@
+"""State of any nesting as JSON, its tensors aside: of it a checkpoint is made.
+
+    {"betas": (0.9, 0.999), "exp_avg": tensor}              under "optimizer/head.weight"
+
+    {"betas": {"$tuple": [0.9, 0.999]},                     the JSON
+     "exp_avg": {"$tensor": "optimizer/head.weight/exp_avg"}}
+    {"optimizer/head.weight/exp_avg": tensor}               the tensors
+
+What has been encoded is decoded to what it was, tuples and keys that are numbers included.
+"""
+
+from collections import Counter
+from collections.abc import Callable
+from typing import Any
+
+import numpy
+import torch
+from torch import Tensor
+
+from skyfx.solver.errors import CheckpointError
+
+__all__: list[str] = ["decode", "encode"]
+
+MARK = "$"
+"""What the key of an object begins with that stands for something JSON has no word for."""
+
+
+def encode(value: Any, where: str, tensors: dict[str, Tensor]) -> Any:
+    """A value as JSON.
+
+    Args:
+        value: numbers, text, None, tensors and arrays, in lists, tuples and dicts.
+        where: its path, for the names of its tensors and for errors.
+        tensors: its tensors are added to these.
+
+    Raises:
+        CheckpointError: it holds something else.
+    """
+    if value is None or isinstance(value, bool | int | float | str):
+        return value
+    if isinstance(value, Tensor):
+        tensors[where] = value
+        return {"$tensor": where}
+    if isinstance(value, numpy.ndarray):
+        tensors[where] = torch.from_numpy(value)
+        return {"$array": where}
+    if isinstance(value, numpy.generic):
+        return value.item()
+    if isinstance(value, dict):
+        return _encode_dict(value, where, tensors)
+    if type(value) in (list, tuple):
+        items = [encode(item, f"{where}/{i}", tensors) for i, item in enumerate(value)]
+        return items if isinstance(value, list) else {"$tuple": items}
+    raise CheckpointError(
+        f"{where} is a {type(value).__name__}: a checkpoint holds numbers, text, tensors, and "
+        "lists, tuples and dicts of them"
+    )
+
+
+def decode(tree: Any, tensor: Callable[[str], Tensor]) -> Any:
+    """The value again; `tensor` is asked for each of its tensors by name."""
+    if isinstance(tree, list):
+        return [decode(item, tensor) for item in tree]
+    if not isinstance(tree, dict):
+        return tree
+    kind, content = next(iter(tree.items()), ("", ""))
+    match kind:
+        case "$tensor":
+            return tensor(content)
+        case "$array":
+            return tensor(content).numpy()
+        case "$tuple":
+            return tuple(decode(content, tensor))
+        case "$dict":
+            return dict(decode(content, tensor))
+        case "$counter":
+            return Counter(dict(decode(content, tensor)))
+    return {key: decode(item, tensor) for key, item in tree.items()}
+
+
+def _encode_dict(value: dict[Any, Any], where: str, tensors: dict[str, Tensor]) -> Any:
+    items = {key: encode(item, f"{where}/{key}", tensors) for key, item in value.items()}
+    if not isinstance(value, Counter) and all(
+        isinstance(key, str) and not key.startswith(MARK) for key in items
+    ):
+        return items
+    pairs = [[encode(key, f"{where}: a key", {}), item] for key, item in items.items()]
+    return {"$counter" if isinstance(value, Counter) else "$dict": pairs}
