@@ -5,12 +5,10 @@ A process that no other one helps is a crew of one.
 
 import json
 from collections.abc import Callable, Iterator
-from datetime import timedelta
 from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
-import torch.distributed as dist
 from torch import Tensor
 
 from skyfx.runtime.group import Group
@@ -19,9 +17,6 @@ from skyfx.solver.errors import CheckpointError
 __all__: list[str] = ["Crew"]
 
 T = TypeVar("T")
-
-PATIENCE = timedelta(hours=1)
-"""How long a process may write before the others give it up: a stage may be large."""
 
 CHUNK = 16 * 2**20
 """Bytes that are sent at a time, and so what a file on its way takes of memory."""
@@ -35,7 +30,7 @@ class Crew:
 
     def __init__(self, group: Group | None) -> None:
         """A group, which every process has to make a crew of, or this process alone."""
-        self._group = None if group is None or group.size == 1 else group.another(PATIENCE)
+        self._group = None if group is None or group.size == 1 else group.another()
         self.rank = 0 if self._group is None else self._group.rank
         self.size = 1 if self._group is None else self._group.size
 
@@ -44,13 +39,7 @@ class Crew:
         text = json.dumps(mine)
         if self._group is None:
             return [json.loads(text)]
-        try:
-            told = self._group.gather(text.encode())
-        except RuntimeError as error:  # gloo's, when a process has ended or says nothing
-            raise CheckpointError(
-                f"another process was lost while a checkpoint was saved or loaded: {error}"
-            ) from error
-        return [json.loads(said) for said in told]
+        return [json.loads(said) for said in self._group.gather(text.encode())]
 
     def agreed(self, action: Callable[[], Any]) -> list[Any]:
         """What this returns in each process, by rank: something that JSON has a word for.
@@ -122,12 +111,12 @@ class Crew:
     def _send(self, chunk: Tensor, rank: int) -> None:
         assert self._group is not None
         if chunk.numel():
-            dist.send(chunk, group=self._group.processes, group_dst=rank)
+            self._group.send(chunk, rank)
 
     def _receive(self, chunk: Tensor, rank: int) -> None:
         assert self._group is not None
         if chunk.numel():
-            dist.recv(chunk, group=self._group.processes, group_src=rank)
+            self._group.receive(chunk, rank)
 
 
 def _chunks(size: int) -> Iterator[Tensor]:

@@ -75,10 +75,12 @@ class Group:
             return cls(processes, rank, size, None)
         own = processes.get_group_store().clone()  # type: ignore[union-attr]
         store = dist.PrefixStore("skyfx", own)  # type: ignore[attr-defined]
-        pulse = Pulse(store, rank, size, lambda: _close(processes, rank, size))
+        pulse = Pulse(store, rank, size)
+        group = cls(processes, rank, size, pulse)
+        group._close_with_pulse()
         dist.barrier(group=processes)  # all have said that they are there
         pulse.start()
-        return cls(processes, rank, size, pulse)
+        return group
 
     @contextmanager
     def watched(self) -> Iterator[None]:
@@ -106,11 +108,13 @@ class Group:
         if self.pulse is not None and self.pulse.lost() is None:
             self.pulse.fail(str(error))
 
-    def another(self, timeout: timedelta) -> "Group":
+    def another(self) -> "Group":
         """The same processes, whose messages do not mix with ours; all have to call it."""
         ranks = dist.get_process_group_ranks(self.processes)
-        processes = dist.new_group(ranks, backend="gloo", timeout=timeout)
-        return Group(processes, self.rank, self.size)
+        processes = dist.new_group(ranks, backend="gloo", timeout=TIMEOUT)
+        group = Group(processes, self.rank, self.size, self.pulse)
+        group._close_with_pulse()
+        return group
 
     def gather(self, mine: bytes) -> list[bytes]:
         """What every process says, by rank; all have to call it."""
@@ -164,6 +168,20 @@ class Group:
         with self.watched():
             dist.broadcast(message, group=self.processes, group_src=rank)
         return message
+
+    def send(self, message: Tensor, rank: int) -> None:
+        """Send a message to one process, which has to receive it."""
+        with self.watched():
+            dist.send(message, group=self.processes, group_dst=rank)
+
+    def receive(self, message: Tensor, rank: int) -> None:
+        """Receive a message from one process."""
+        with self.watched():
+            dist.recv(message, group=self.processes, group_src=rank)
+
+    def _close_with_pulse(self) -> None:
+        if self.pulse is not None:
+            self.pulse.closing.append(lambda: _close(self.processes, self.rank, self.size))
 
 
 def _as_tensor(text: bytes) -> Tensor:

@@ -42,6 +42,7 @@ class Pulse:
 
     Attributes:
         overdue: says what this process is stuck in, if it is.
+        closing: close connections to the others.
     """
 
     def __init__(
@@ -49,7 +50,6 @@ class Pulse:
         store: dist.Store,  # type: ignore[name-defined]
         rank: int,
         size: int,
-        close: Callable[[], None],
     ) -> None:
         """Say that we are there; all have to before any begins to listen.
 
@@ -57,10 +57,10 @@ class Pulse:
             store: where all say what they have to; this object's own.
             rank: which process this is.
             size: of how many.
-            close: closes the connections to the others.
         """
         self.overdue: Callable[[], str | None] = lambda: None
-        self._store, self._rank, self._close = store, rank, close
+        self.closing: list[Callable[[], None]] = []
+        self._store, self._rank = store, rank
         self._store.set_timeout(timedelta(seconds=SILENT_S / 2))
         self._names = {i: f"rank {i}" for i in range(size)}
         self._said: dict[int, bytes] = {}
@@ -157,5 +157,6 @@ class Pulse:
         """Note the first loss, which explains all later ones, and let go whoever waits."""
         if self._lost is None:
             self._lost = error
-            self._close()
+            for close in self.closing:
+                close()
             self._is_known.set()
