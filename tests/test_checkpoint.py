@@ -241,7 +241,7 @@ def test_killed_at_any_moment_it_goes_on_from_the_last_whole_one(tmp_path: Path)
     killed, undisturbed = tmp_path / "killed", tmp_path / "undisturbed"
     for folder, lives in ((killed, 5), (undisturbed, 0)):
         folder.mkdir()
-        command = [sys.executable, "tests/kills_script.py", folder, "1", str(lives), "0"]
+        command = [sys.executable, "-m", "tests.kills_script", folder, "1", str(lives), "0"]
         done = subprocess.run(
             list(map(str, command)), cwd=ROOT, check=True, capture_output=True, text=True
         )

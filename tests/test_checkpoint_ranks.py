@@ -126,7 +126,7 @@ def test_killed_at_any_moment_they_go_on_together(tmp_path: Path) -> None:
     for size, lives in ((2, 2), (1, 0)):
         run = tmp_path / str(size)
         run.mkdir()
-        command = [sys.executable, "tests/kills_script.py", run, size, lives, 0]
+        command = [sys.executable, "-m", "tests.kills_script", run, size, lives, 0]
         done = subprocess.run(
             list(map(str, command)), cwd=ROOT, check=True, capture_output=True, text=True
         )
