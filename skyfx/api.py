@@ -63,7 +63,8 @@ def partition(
             `empty_weights`): each stage reads its own tensors.
         mode: `training` (which infers as well) or `inference`.
         objective: `throughput`, `step` or `latency`, to be minimised.
-        schedule: `1f1b` or `gpipe`.
+        schedule: `1f1b`, `gpipe`, `generated` (made for the plan, within its memory) or
+            `interleaved` (two stages a device).
         strategy: `optimal`, or the baselines `even` or `dynamic`.
         num_microbatches: parts that a batch is split into.
         optimizer_state_ratio: bytes of optimizer state per byte of parameters; 2 for Adam.
