@@ -22,7 +22,7 @@ from skyfx.solver.pace import Pace
 from skyfx.solver.schedule import live_counts, orders, waits_for_itself
 from skyfx.solver.simulate import Timeline, follow
 
-__all__: list[str] = ["Generated", "Live", "generate"]
+__all__: list[str] = ["Fits", "Generated", "Live", "generate"]
 
 Live = tuple[int, ...]
 """Micro-batches that are live at once on each stage, `(num_stages,)`."""
@@ -35,6 +35,9 @@ MULTIPLES = (1.5, 2.0, 3.0)
 
 CHANGES = (1, -1, 2, -2, 4, -4)
 """By how much counts change at a time."""
+
+SHORTER = 1 - 1e-9
+"""Of a step: what is no rounding."""
 
 WORK = 30_000
 """Micro-batches times stages that are followed at the most: about a second."""
@@ -94,10 +97,15 @@ class _Search:
         timeline = self._followed(live)
         fits = self._fits(live, timeline)
         self._known[live] = (timeline.step_s, self._extra(live)) if fits else (math.inf, 0)
-        if self._known[live] >= self.score:
+        if not self._is_better(*self._known[live]):
             return False
         self.best, self.score = live, self._known[live]
         return True
+
+    def _is_better(self, step_s: float, extra: int) -> bool:
+        """Whether a step is shorter by more than rounding, or as long with fewer live."""
+        best_s, best_extra = self.score
+        return step_s < SHORTER * best_s or (step_s <= best_s and extra < best_extra)
 
     def _followed(self, live: Live) -> Timeline:
         return follow(self._pace, orders(live, self._m, self._pace.devices))
