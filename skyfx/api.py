@@ -26,6 +26,7 @@ from skyfx.solver.cluster import Cluster
 from skyfx.solver.errors import PlanError
 from skyfx.solver.graph import Graph
 from skyfx.solver.plan import Assumptions, Mode, Objective, Plan, Schedule, Strategy
+from skyfx.solver.schedule import waits_for_itself
 from skyfx.solver.solve import Solution, solve
 from skyfx.solver.within import solve_within
 from skyfx.split import match, owned, split
@@ -231,6 +232,8 @@ def _check_plan(plan: Plan, captured: Capture, devices: Sequence[str]) -> None:
                 f"the plan uses device {stage.device!r}, the devices given are "
                 f"{', '.join(devices)}: give the devices that it was made for, or plan anew"
             )
+    if plan.live is not None and (fault := waits_for_itself(plan.live)):
+        raise PlanError(f"the plan's stages would wait for each other: {fault}. Plan anew")
     graph = outline(captured)
     ids, planned = {node.id for node in graph.nodes}, set(plan.stage_of())
     if ids != planned:

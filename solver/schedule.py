@@ -29,7 +29,16 @@ from collections.abc import Mapping, Sequence
 from enum import Enum
 from typing import NamedTuple
 
-__all__: list[str] = ["Action", "Kind", "Orders", "forwards", "live_counts", "orders"]
+__all__: list[str] = [
+    "Action",
+    "Kind",
+    "Orders",
+    "forwards",
+    "live_count",
+    "live_counts",
+    "orders",
+    "waits_for_itself",
+]
 
 
 class Kind(Enum):

@@ -14,6 +14,7 @@ from statistics import median, quantiles
 
 from benchmarks.planner.__main__ import when_and_where
 from benchmarks.schedules.cases import Case, captured, four, unequal
+from benchmarks.schedules.lowest import lowest_s
 from skyfx.solver import Assumptions, solve
 from skyfx.solver.generate import Fits, Generated, generate
 from skyfx.solver.pace import Pace
@@ -63,6 +64,12 @@ def gpipe(case: Case) -> Generated:
     return Generated(live_counts("gpipe", num, m), *found)
 
 
+def lowest(case: Case) -> Generated:
+    """What no order is faster than, with memory to spare, as if it were one."""
+    pace = Pace.of(case.graph, case.cluster, case.placement, case.assumptions)
+    return replace(gpipe(case), step_s=lowest_s(pace, case.assumptions.microbatches))
+
+
 SETTINGS: dict[str, Callable[[int], Generated]] = {
     "without limits": lambda seed: made(unequal(seed), lambda _, __: True),
     "limits of 1.1 to 2.5 times 1F1B's peaks": lambda seed: made(
@@ -72,6 +79,7 @@ SETTINGS: dict[str, Callable[[int], Generated]] = {
         unequal(seed), no_more_in_all(unequal(seed))
     ),
     "GPipe, without limits": lambda seed: gpipe(unequal(seed)),
+    "what no order can be below": lambda seed: lowest(unequal(seed)),
 }
 
 
@@ -151,7 +159,9 @@ won. The search took {each_s:.2f} s of processor time on average.
 
 {distribution}
 The first two rows are at equal memory limits; in the second some devices have room for little more
-than 1F1B takes. The third row redistributes what 1F1B keeps live.
+than 1F1B takes. The third row redistributes what 1F1B keeps live. The last row is no schedule, but
+a bound (`benchmarks/schedules/lowest.py`): each stage and each link does its whole share, one
+micro-batch after another, and the first one has to get there.
 
 ## Models planned for unlike devices
 
