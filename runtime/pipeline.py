@@ -19,7 +19,6 @@ from skyfx.runtime.step import LossHead, Split, Step, autocast_here, returned_lo
 from skyfx.runtime.workers import Outcome, Workers
 from skyfx.solver.errors import CheckpointError
 from skyfx.solver.plan import Plan
-from skyfx.solver.schedule import orders
 
 __all__: list[str] = ["Measured", "Pipeline"]
 
@@ -36,7 +35,7 @@ class Measured:
 
 
 class Pipeline:
-    """A model split over devices by a plan, a worker thread for each stage.
+    """A model split over devices by a plan, a worker thread for each device.
 
     The parameters are the model's own: any optimizer and learning-rate scheduler works on them. Use
     it as a context manager, or call `close`; the end of the program ends the workers as well.
@@ -86,7 +85,7 @@ class Pipeline:
             Batch.of(args[0]) if len(args) == 1 and not kwargs else Batch.of_call(*args, **kwargs)
         )
         parts = batch.split(self._microbatch_size)
-        splits, outcome = self._run(parts, "inference", None)
+        splits, outcome = self._run(parts, None)
         pieces = [outcome.outputs[m] for m in range(len(parts))]
         return splits[0].outputs.gather(pieces, [part.batch_size for part in parts])
 
@@ -127,7 +126,7 @@ class Pipeline:
         goals = Batch.of_targets(targets, whole.batch_size).split(self._microbatch_size)
         weights = [part.batch_size / whole.batch_size for part in parts]
         head = LossHead(loss_fn or returned_loss, goals, weights)
-        _, outcome = self._run(parts, self.plan.assumptions.schedule, head)
+        _, outcome = self._run(parts, head)
         assert outcome.loss is not None
         return outcome.loss
 
@@ -205,9 +204,7 @@ class Pipeline:
             for each in self._checkpoints:
                 each.close()
 
-    def _run(
-        self, parts: list[Batch], schedule: str, head: LossHead | None
-    ) -> tuple[list[Split], Outcome]:
+    def _run(self, parts: list[Batch], head: LossHead | None) -> tuple[list[Split], Outcome]:
         """Run the micro-batches through all stages; the first failure ends the others."""
         self._workers.refuse_own()
         with self._calling:  # calls from several threads take turns
@@ -218,7 +215,8 @@ class Pipeline:
             step = Step(
                 splits=splits,
                 microbatches=parts,
-                actions=orders(schedule, len(self.plan.stages), len(parts)),
+                actions=self.plan.orders(len(parts), training=training),
+                num_stages=len(self.plan.stages),
                 boundaries=self._workers.boundaries(splits, training=training),
                 head=head,
                 seed=random.fresh_seed() if splits[0].is_random else 0,

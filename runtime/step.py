@@ -1,4 +1,4 @@
-"""One step: the micro-batches of a batch through all stages, each in its own thread or process.
+"""One step: the micro-batches of a batch through all stages, each device in a thread or process.
 
         inputs of the micro-batches
              |
@@ -24,7 +24,7 @@ from skyfx.runtime.message import Form
 from skyfx.runtime.microbatch import Batch, OutputForm
 from skyfx.runtime.stage import Stage
 from skyfx.solver.errors import StageError, WorkerLostError
-from skyfx.solver.schedule import Action, Kind
+from skyfx.solver.schedule import Kind, Orders
 
 __all__: list[str] = ["LossHead", "Split", "Step"]
 
@@ -106,12 +106,13 @@ class Step:
     """The state that the stages share while one batch is run.
 
     `splits` and `microbatches` are `(num_microbatches,)`: a short last micro-batch has a split of
-    its own, with the same stages but other shapes.
+    its own, with the same stages but other shapes. `actions` are those of each device.
     """
 
     splits: Sequence[Split]
     microbatches: Sequence[Batch]
-    actions: Sequence[Sequence[Action]]
+    actions: Orders
+    num_stages: int
     boundaries: Boundaries
     head: LossHead | None = None
     seed: int = 0
@@ -125,19 +126,21 @@ class Step:
         """Whether there is a loss, and so a backward."""
         return self.head is not None
 
-    def run_stage(self, k: int) -> None:
-        """Take all actions of stage k, in its thread.
+    def run_device(self, name: str) -> None:
+        """Take all actions of a device, in its thread.
 
         Raises:
             StageError: one failed; its cause is what went wrong.
             ChannelClosed: another stage failed.
             WorkerLostError: another process is gone.
         """
-        for stage in self.stages(k):
-            stage.reset()
-        for action in self.actions[k]:
-            if self._stopped:  # while this stage computed
+        for k in {action.stage for action in self.actions[name]}:
+            for stage in self.stages(k):
+                stage.reset()
+        for action in self.actions[name]:
+            if self._stopped:  # while this device computed
                 raise ChannelClosed
+            k = action.stage
             stage = self.splits[action.microbatch].stages[k]
             try:
                 run = self._run_forward if action.kind is Kind.FORWARD else self._run_backward
@@ -207,7 +210,7 @@ class Step:
             self.boundaries.before[k].send_gradients(returned)
 
     def _is_last(self, k: int) -> bool:
-        return k == len(self.actions) - 1
+        return k == self.num_stages - 1
 
 
 def returned_loss(outputs: Any, _: Any) -> Tensor:

@@ -1,4 +1,4 @@
-"""Who runs the stages of a pipeline: threads of this process."""
+"""Who runs the stages of a pipeline: threads of this process, one for each device."""
 
 import threading
 from collections.abc import Iterator, Mapping, Sequence
@@ -31,20 +31,24 @@ class Outcome:
 
 
 class Workers:
-    """A thread for each stage; a stage that is alone runs in the caller's thread.
+    """A thread for each device; one that is alone runs its stages in the caller's thread.
 
     OpenMP lets threads spin between two parallel regions only while it counts no more of them than
     cores. A second team of them, as a worker with several torch threads has, ends that: a BERT with
-    small layers then takes half as long again. A pipeline of one stage needs no second team.
+    small layers then takes half as long again. A single device needs no second team.
     """
 
     def __init__(self, places: Mapping[int, Place]) -> None:
         """Start the workers; `places` is where each stage runs, by its number."""
         self._places = places
         self._threads: set[int] = set()
-        self._executors: dict[int, ThreadPoolExecutor] = {}
-        if len(places) > 1:
-            self._executors = {k: worker(f"skyfx-stage-{k}", p) for k, p in places.items()}
+        self._executors: dict[str, ThreadPoolExecutor] = {}
+        self._devices = {place.name: place for place in places.values()}
+        if len(self._devices) > 1:
+            self._executors = {
+                name: worker(f"skyfx-stage-{_numbers(places, name)}", place)
+                for name, place in self._devices.items()
+            }
         for executor in self._executors.values():
             self._threads.add(executor.submit(threading.get_ident).result())
 
@@ -69,7 +73,7 @@ class Workers:
         if not self._executors:
             self._run_here(step)
             return
-        futures = [e.submit(step.run_stage, k) for k, e in self._executors.items()]
+        futures = [e.submit(step.run_device, name) for name, e in self._executors.items()]
         try:
             wait(futures, return_when=FIRST_EXCEPTION)
         finally:  # also on Ctrl-C: no worker may go on with a step that nobody waits for
@@ -113,11 +117,16 @@ class Workers:
         self._threads.add(here)
         try:
             # A thread of its own would not know the caller's modes either.
-            for k, place in self._places.items():
+            for name, place in self._devices.items():
                 with with_torch_threads(place.num_threads), torch.inference_mode(False):
-                    step.run_stage(k)
+                    step.run_device(name)
         finally:
             self._threads.discard(here)
+
+
+def _numbers(places: Mapping[int, Place], name: str) -> str:
+    """The numbers of a device's stages: `0-3`."""
+    return "-".join(str(k) for k, place in places.items() if place.name == name)
 
 
 def worker(name: str, place: Place) -> ThreadPoolExecutor:

@@ -26,6 +26,7 @@ from skyfx.solver.cluster import Cluster
 from skyfx.solver.errors import PlanError
 from skyfx.solver.graph import Graph
 from skyfx.solver.plan import Assumptions, Mode, Objective, Plan, Schedule, Strategy
+from skyfx.solver.schedule import waits_for_itself
 from skyfx.solver.solve import Solution, solve
 from skyfx.solver.within import solve_within
 from skyfx.split import match, owned, split
@@ -63,7 +64,8 @@ def partition(
             `empty_weights`): each stage reads its own tensors.
         mode: `training` (which infers as well) or `inference`.
         objective: `throughput`, `step` or `latency`, to be minimised.
-        schedule: `1f1b` or `gpipe`.
+        schedule: `1f1b`, `gpipe`, `generated` (made for the plan, within its memory) or
+            `interleaved` (two stages a device).
         strategy: `optimal`, or the baselines `even` or `dynamic`.
         num_microbatches: parts that a batch is split into.
         optimizer_state_ratio: bytes of optimizer state per byte of parameters; 2 for Adam.
@@ -230,6 +232,8 @@ def _check_plan(plan: Plan, captured: Capture, devices: Sequence[str]) -> None:
                 f"the plan uses device {stage.device!r}, the devices given are "
                 f"{', '.join(devices)}: give the devices that it was made for, or plan anew"
             )
+    if plan.live is not None and (fault := waits_for_itself(plan.live)):
+        raise PlanError(f"the plan's stages would wait for each other: {fault}. Plan anew")
     graph = outline(captured)
     ids, planned = {node.id for node in graph.nodes}, set(plan.stage_of())
     if ids != planned:

@@ -9,7 +9,6 @@ the optimizers get it in the place of the old one.
 
 import json
 from collections.abc import Mapping, Sequence
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -71,9 +70,7 @@ def _send(tensor: Tensor, optimizers: Sequence[Optimizer], group: Group, to: int
         group.send(_bytes_of(each), to)
 
 
-def _received(
-    tensor: Tensor, optimizers: Sequence[Optimizer], group: Group, source: int
-) -> Tensor:
+def _received(tensor: Tensor, optimizers: Sequence[Optimizer], group: Group, source: int) -> Tensor:
     length = torch.zeros(1, dtype=torch.long)
     group.receive(length, source)
     text = torch.empty(int(length), dtype=torch.uint8)
@@ -92,9 +89,7 @@ def _received(
     return new
 
 
-def _receive(
-    shape: Sequence[int], dtype: torch.dtype, group: Group, source: int
-) -> Tensor:
+def _receive(shape: Sequence[int], dtype: torch.dtype, group: Group, source: int) -> Tensor:
     values = torch.empty(tuple(shape), dtype=dtype)
     group.receive(_bytes_of(values), source)
     return values

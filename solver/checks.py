@@ -8,6 +8,9 @@ from collections.abc import Sequence
 __all__: list[str] = []
 
 
+SHOWN = 40
+"""Digits of a number in a message."""
+
 LARGEST, SMALLEST = 1e100, 1e-100
 """No time and no size is near; beyond them sums and quotients would not be finite."""
 
@@ -15,13 +18,21 @@ LARGEST, SMALLEST = 1e100, 1e-100
 def non_negative(path: str, value: float) -> None:
     """Refuse a negative number, an infinite one, and one that might as well be."""
     if not 0 <= value <= LARGEST:
-        raise ValueError(f"{path}: found {value!r}, expected a finite number >= 0, up to 1e100")
+        found = _shown(value)
+        raise ValueError(f"{path}: found {found}, expected a finite number >= 0, up to 1e100")
 
 
 def positive(path: str, value: float) -> None:
     """Refuse zero, a negative or an infinite number, and what might as well be one of these."""
     if not SMALLEST <= value <= LARGEST:
-        raise ValueError(f"{path}: found {value!r}, expected a finite number > 0, up to 1e100")
+        found = _shown(value)
+        raise ValueError(f"{path}: found {found}, expected a finite number > 0, up to 1e100")
+
+
+def _shown(value: float) -> str:
+    """A number as it stood there, unless it has hundreds of digits."""
+    text = repr(value)
+    return text if len(text) <= SHOWN else f"{text[:SHOWN]}... ({len(text)} digits)"
 
 
 def one_of(path: str, value: str, choices: Sequence[str]) -> None:

@@ -4,6 +4,8 @@
     stage     S_1 --t_1--> S_2 --t_2--> S_3
     time_s    c_1 + t_1    t_1+c_2+t_2  t_2 + c_3     (their maximum with overlap = full)
 
+A device with several stages takes the sum of their times, and has to hold the sum of their memory.
+
 The ILP (`ilp.py`) and the interval DP (`interval.py`) write the same model in their own terms; that
 all three agree is a property test.
 """
@@ -14,6 +16,7 @@ from dataclasses import dataclass
 from skyfx.solver.cluster import HOST, Cluster, Device, Wiring, transfer_s
 from skyfx.solver.graph import Graph, Node
 from skyfx.solver.plan import Assumptions
+from skyfx.solver.schedule import live_count, live_counts
 
 __all__: list[str] = ["Cost", "evaluate"]
 
@@ -37,7 +40,11 @@ class Cost:
 
 
 def evaluate(
-    graph: Graph, cluster: Cluster, placement: Placement, assumptions: Assumptions
+    graph: Graph,
+    cluster: Cluster,
+    placement: Placement,
+    assumptions: Assumptions,
+    live: Sequence[int] | None = None,
 ) -> Cost:
     """Predict what a placement costs, valid or not (`validate` says whether it is).
 
@@ -46,6 +53,8 @@ def evaluate(
         cluster: the devices and links.
         placement: stages in pipeline order, every node in exactly one, every device known.
         assumptions: mode, schedule, communication and objective.
+        live: micro-batches that are live on each stage, `(num_stages,)`, where the schedule alone
+            does not say; without it those of the schedule, or of 1f1b.
 
     Returns:
         Seconds and bytes. Infinite where a device's type cannot run a node that it was given.
@@ -54,9 +63,10 @@ def evaluate(
     nodes = {node.id: node for node in graph.nodes}
     stages = [(devices[name], [nodes[v] for v in ids]) for name, ids in placement]
     compute = [compute_s(device, members, assumptions) for device, members in stages]
+    live = live or live_counts(assumptions.schedule, len(stages), assumptions.microbatches)
     memory = [
-        memory_bytes(members, assumptions, position=len(stages) - k)
-        for k, (_, members) in enumerate(stages)
+        memory_bytes(members, assumptions, count)
+        for (_, members), count in zip(stages, live, strict=True)
     ]
     names = [name for name, _ in placement]
     stage_of = {v: k for k, (_, ids) in enumerate(placement) for v in ids}
@@ -70,7 +80,7 @@ def evaluate(
         moving = sum(send) + sum(receive)
     busy = zip(compute, receive, send, strict=True)
     time = [max(parts) if assumptions.overlap == "full" else sum(parts) for parts in busy]
-    bottleneck, latency = max(time), sum(compute) + moving
+    bottleneck, latency = max(by_device(names, time).values()), sum(compute) + moving
     waits = assumptions.microbatches - 1
     step = latency + (waits * bottleneck if waits else 0.0)  # 0 * infinity is not 0
     return Cost(
@@ -88,6 +98,14 @@ def evaluate(
     )
 
 
+def by_device(names: Sequence[str], of_stage: Sequence[float]) -> dict[str, float]:
+    """What the stages of each device take together."""
+    total = dict.fromkeys(names, 0.0)
+    for name, amount in zip(names, of_stage, strict=True):
+        total[name] += amount
+    return total
+
+
 def compute_s(device: Device, nodes: Sequence[Node], assumptions: Assumptions) -> float:
     """Seconds that the device computes for one micro-batch."""
     return device.slowdown * sum(
@@ -102,18 +120,16 @@ def parameter_copies(assumptions: Assumptions) -> float:
 
 def live_microbatches(assumptions: Assumptions, position: int) -> int:
     """Micro-batches whose activations a stage keeps; `position` counts from the end, from 1."""
-    if assumptions.schedule == "gpipe":
-        return assumptions.microbatches
-    return min(assumptions.microbatches, position)
+    return live_count(assumptions.schedule, position, assumptions.microbatches)
 
 
-def memory_bytes(nodes: Sequence[Node], assumptions: Assumptions, position: int) -> float:
-    """Bytes that a stage needs; `position` counts from the end, from 1."""
+def memory_bytes(nodes: Sequence[Node], assumptions: Assumptions, live: int) -> float:
+    """Bytes that a stage needs on which so many micro-batches are live at once."""
     parameters = sum(node.parameter_bytes for node in nodes) * parameter_copies(assumptions)
     if not assumptions.training:
         return parameters + max((node.output_bytes for node in nodes), default=0.0)
     saved = sum(node.saved_bytes for node in nodes)
-    return parameters + saved * live_microbatches(assumptions, position)
+    return parameters + saved * live
 
 
 def crossings(graph: Graph, stage_of: Mapping[str, int], num_stages: int) -> list[list[Node]]:

@@ -4,7 +4,7 @@ from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, fields
 
-from skyfx.solver.plan import Plan
+from skyfx.solver.plan import Plan, Stage
 from skyfx.solver.report import percent, seconds
 
 __all__: list[str] = ["Difference"]
@@ -42,7 +42,10 @@ class Difference:
     @property
     def differ(self) -> bool:
         """Whether anything is different that a pipeline would do, or that was asked for."""
-        order = [[stage.device for stage in plan.stages] for plan in (self.a, self.b)]
+        order = [
+            [(stage.device, stage.live, frozenset(stage.nodes)) for stage in plan.stages]
+            for plan in (self.a, self.b)
+        ]
         return bool(
             self.moved or self.only_a or self.only_b or order[0] != order[1] or [*self._asked()]
         )
@@ -54,7 +57,7 @@ class Difference:
             yield self._figure(field)
         yield f"gap: {percent(self.a.gap)} -> {percent(self.b.gap)}"
         for name, plan in (("a", self.a), ("b", self.b)):
-            yield f"{name}: " + " -> ".join(f"{s.device} ({len(s.nodes)})" for s in plan.stages)
+            yield f"{name}: " + " -> ".join(map(_described, plan.stages))
         for (source, target), count in Counter(self.moved.values()).most_common():
             first = next(name for name, move in self.moved.items() if move == (source, target))
             yield f"moved from {source} to {target}: {_counted(count, first)}"
@@ -88,6 +91,11 @@ class Difference:
 
 def _device_of(plan: Plan) -> dict[str, str]:
     return {name: stage.device for stage in plan.stages for name in stage.nodes}
+
+
+def _described(stage: Stage) -> str:
+    live = f", {stage.live} live" if stage.live else ""
+    return f"{stage.device} ({len(stage.nodes)}{live})"
 
 
 def _counted(count: int, first: str) -> str:

@@ -18,6 +18,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from skyfx.solver.cuts import Cuts, all_have_units, moved, some_units, stages_of
 from skyfx.solver.method import Candidate
 from skyfx.solver.peak import peak_bytes
 from skyfx.solver.problem import Problem, UnitPlacement
@@ -36,10 +37,10 @@ MOVES, MOVES_EACH = 3000, 100
 DEAR = 5.0
 """What a peak above its limit counts, in parts of the limit, beside the objective."""
 
-OTHER_DEVICES, SPAN = 0.2, 0.7
-"""How often a device changes, and as which power of their number units move, at the most."""
+OTHER_DEVICES = 0.2
+"""How often a device changes."""
 
-Line = tuple[tuple[int, ...], tuple[int, ...]]
+Line = tuple[tuple[int, ...], Cuts]
 """The device of each stage, `(K,)`, and where in the order each stage ends, `(K,)`."""
 
 
@@ -104,9 +105,7 @@ class _Search:
 
     def _scored(self, line: Line) -> float:
         """The objective in parts of the first one, and, dear, what peaks are above their limits."""
-        devices, ends = line
-        parts = itertools.pairwise((0, *ends))
-        stages = [(d, sorted(self.order[b:e])) for d, (b, e) in zip(devices, parts, strict=True)]
+        stages = stages_of(self.order, *line)
         found = Candidate.of(self.problem, stages, "fitting")
         if found is None:
             return math.inf
@@ -121,19 +120,12 @@ class _Search:
         """A line near this one; None where a stage would have nothing to do."""
         changed = self.random.random() < OTHER_DEVICES
         devices, ends = self._other_devices() if changed else self._other_cuts()
-        if any(begin >= end for begin, end in itertools.pairwise((0, *ends))):
+        if not all_have_units(ends):
             return None
         return tuple(devices), tuple(ends)
 
     def _other_cuts(self) -> tuple[list[int], list[int]]:
-        """Some cuts that stand beside each other move by as many units."""
-        devices, ends = list(self.line[0]), list(self.line[1])
-        first = int(self.random.integers(len(devices)))
-        last = int(self.random.integers(first, len(devices)))
-        by = int(self.random.choice((-1, 1))) * self._some_units()
-        ends[first : last + 1] = [end + by for end in ends[first : last + 1]]
-        ends[-1] = len(self.order)
-        return devices, ends
+        return list(self.line[0]), moved(self.line[1], self.random)
 
     def _other_devices(self) -> tuple[list[int], list[int]]:
         """Two stages swap theirs, or an idle device takes a stage or one end of it."""
@@ -156,4 +148,4 @@ class _Search:
         return devices, ends
 
     def _some_units(self) -> int:
-        return int(len(self.order) ** (self.random.random() * SPAN))
+        return some_units(len(self.order), self.random)

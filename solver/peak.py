@@ -11,14 +11,16 @@ and with them messages that wait for their turn, and what an operator takes for 
 """
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 from skyfx.solver.cluster import Cluster
-from skyfx.solver.cost import Placement, crossings, live_microbatches, memory_bytes
+from skyfx.solver.cost import Placement, crossings, memory_bytes
 from skyfx.solver.graph import Graph, Node
 from skyfx.solver.plan import Assumptions
+from skyfx.solver.schedule import live_counts
 from skyfx.solver.simulate import simulate
 
-__all__: list[str] = ["peak_bytes"]
+__all__: list[str] = ["Peak", "peak_bytes", "peaks"]
 
 PASSING = ("add", "view", "reshape", "transpose", "permute", "t", "expand", "squeeze", "unsqueeze")
 """Operators whose backward hands the gradient on as it came, or a view of it."""
@@ -30,53 +32,126 @@ POSTED = 2
 """Messages in each direction that have a buffer to be received in."""
 
 
+@dataclass(frozen=True, slots=True)
+class Peak:
+    """The peak of a stage, but for how many micro-batches are live and how many messages wait.
+
+    Attributes:
+        lasting_bytes: whatever its schedule is.
+        live_bytes: for each live micro-batch.
+        gradient_bytes: of a message with gradients that is received.
+        message_bytes: of one with values that is sent.
+        forward_bytes: what comes and goes in a forward, but for messages that wait.
+        backward_bytes: likewise in a backward.
+    """
+
+    lasting_bytes: float
+    live_bytes: float
+    gradient_bytes: float
+    message_bytes: float
+    forward_bytes: float
+    backward_bytes: float
+
+    def bytes(self, live: int, waiting: tuple[int, int]) -> float:
+        """The peak; messages wait in a forward and in a backward."""
+        in_forward, in_backward = waiting
+        return (
+            self.lasting_bytes
+            + live * self.live_bytes
+            + min(POSTED, live - 1) * self.gradient_bytes
+            + max(
+                self.forward_bytes + in_forward * self.message_bytes,
+                self.backward_bytes + in_backward * self.message_bytes,
+            )
+        )
+
+
 def peak_bytes(
-    graph: Graph, cluster: Cluster, placement: Placement, assumptions: Assumptions
+    graph: Graph,
+    cluster: Cluster,
+    placement: Placement,
+    assumptions: Assumptions,
+    live: Sequence[int] | None = None,
 ) -> tuple[float, ...]:
     """The peak of each stage, `(num_stages,)`, on a device that moves values by messages.
 
-    How many of them wait to be sent at a time is what the simulated step says.
+    How many of them wait to be sent at a time is what the simulated step says. A device with
+    several stages takes no more than the sum of their peaks.
     """
+    waiting = simulate(graph, cluster, placement, assumptions, live).waiting
+    live = live or live_counts(assumptions.schedule, len(placement), assumptions.microbatches)
+    each = zip(peaks(graph, placement, assumptions), live, waiting, strict=True)
+    return tuple(peak.bytes(count, messages) for peak, count, messages in each)
+
+
+def peaks(graph: Graph, placement: Placement, assumptions: Assumptions) -> tuple[Peak, ...]:
+    """The peaks of the stages, `(num_stages,)`, whatever their schedule is."""
     nodes = {node.id: node for node in graph.nodes}
     stage_of = {v: k for k, (_, ids) in enumerate(placement) for v in ids}
     between = crossings(graph, stage_of, len(placement))
-    waiting = simulate(graph, cluster, placement, assumptions).waiting
-    peaks = []
+    outputs = [nodes[v] for v in graph.outputs]
+    found = []
     for k, (_, ids) in enumerate(placement):
-        before = between[k - 1] if k else []
+        members, before = [nodes[v] for v in ids], between[k - 1] if k else []
         last = k == len(placement) - 1
-        after = [nodes[v] for v in graph.outputs] if last else between[k]
-        members, position = [nodes[v] for v in ids], len(placement) - k
-        live = live_microbatches(assumptions, position)
-        peak = memory_bytes(members, assumptions, position)
-        peak += _received_bytes(before, [] if last else after, live, assumptions)
-        peak += live * _kept_with_others(before, members) * assumptions.training
-        in_forward, in_backward = waiting[k]
+        after = outputs if last else between[k]
         made = sum(node.output_bytes for node in after if stage_of[node.id] == k)
-        message = 0.0 if last else sum(node.output_bytes for node in after)
-        forward = made + (1 + in_forward) * message
-        if not assumptions.training:
-            peaks.append(peak + forward + max((n.workspace_bytes for n in members), default=0.0))
-            continue
-        loss = LOSS_COPIES * sum(node.output_bytes for node in after) if last else 0.0
-        backward = loss + _passing_bytes(members, after) + in_backward * message
-        peaks.append(peak + max(forward, backward) + sum(node.gradient_bytes for node in before))
-    return tuple(peaks)
+        sent = [] if last else after
+        found.append(
+            _in_training(members, before, after, sent, made, assumptions)
+            if assumptions.training
+            else _in_inference(members, before, sent, made, assumptions)
+        )
+    return tuple(found)
+
+
+def _in_training(
+    members: Sequence[Node],
+    before: Sequence[Node],
+    after: Sequence[Node],
+    sent: Sequence[Node],
+    made: float,
+    assumptions: Assumptions,
+) -> Peak:
+    """`after` is what leaves the stage, `sent` what goes on to another, `made` their own bytes."""
+    message = sum(node.output_bytes for node in sent)
+    loss = 0.0 if sent else LOSS_COPIES * sum(node.output_bytes for node in after)
+    return Peak(
+        lasting_bytes=memory_bytes(members, assumptions, live=0)
+        + POSTED * sum(node.output_bytes for node in before)
+        + sum(node.gradient_bytes for node in before),
+        live_bytes=sum(node.saved_bytes for node in members) + _kept_with_others(before, members),
+        gradient_bytes=sum(node.gradient_bytes for node in sent),
+        message_bytes=message,
+        forward_bytes=made + message,
+        backward_bytes=loss + _passing_bytes(members, after),
+    )
+
+
+def _in_inference(
+    members: Sequence[Node],
+    before: Sequence[Node],
+    sent: Sequence[Node],
+    made: float,
+    assumptions: Assumptions,
+) -> Peak:
+    message = sum(node.output_bytes for node in sent)
+    workspace = max((node.workspace_bytes for node in members), default=0.0)
+    return Peak(
+        lasting_bytes=memory_bytes(members, assumptions, live=0)
+        + POSTED * sum(node.output_bytes for node in before),
+        live_bytes=0.0,
+        gradient_bytes=0.0,
+        message_bytes=message,
+        forward_bytes=made + message + workspace,
+        backward_bytes=0.0,
+    )
 
 
 def _kept_with_others(before: Sequence[Node], members: Sequence[Node]) -> float:
     """Bytes of a message that nobody here reads: they are kept as long as the rest of it."""
     read = {name for node in members for name in node.inputs}
     return sum(node.output_bytes for node in before if node.id not in read)
-
-
-def _received_bytes(
-    before: Sequence[Node], after: Sequence[Node], live: int, assumptions: Assumptions
-) -> float:
-    """Bytes of the buffers to receive in; gradients come for the live micro-batches alone."""
-    values = POSTED * sum(node.output_bytes for node in before)
-    gradients = min(POSTED, live - 1) * sum(node.gradient_bytes for node in after)
-    return values + gradients * assumptions.training
 
 
 def _passing_bytes(members: Sequence[Node], after: Sequence[Node]) -> float:

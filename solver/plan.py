@@ -8,16 +8,20 @@ from typing import Any, ClassVar, Literal, get_args
 
 from skyfx.solver.checks import non_negative, one_of, positive
 from skyfx.solver.pins import Pin
+from skyfx.solver.schedule import Orders, forwards, live_counts, orders
 
 __all__: list[str] = ["Alternatives", "Assumptions", "Plan", "Reference", "SolverInfo", "Stage"]
 
 Mode = Literal["training", "inference"]
 Objective = Literal["throughput", "step", "latency"]
-Schedule = Literal["gpipe", "1f1b"]
+Schedule = Literal["gpipe", "1f1b", "generated", "interleaved"]
 Overlap = Literal["none", "full"]
 Communication = Literal["relay", "host"]
 Strategy = Literal["optimal", "dynamic", "even"]
 Status = Literal["optimal", "feasible"]
+
+BRINGS_LIVE = ("generated", "interleaved")
+"""Schedules of which the plan says how many micro-batches are live."""
 
 _WORDS: dict[str, Any] = {
     "mode": Mode,
@@ -84,6 +88,8 @@ class Stage:
     """The nodes that one device runs, with the predicted times and memory of one micro-batch.
 
     `peak_bytes` is the most that it takes in a step (`solver/peak.py`), 0 where that is not known.
+    `live` is how many micro-batches are live on it at once (`solver/schedule.py`), 0 where the
+    schedule says so by itself.
     """
 
     device: str
@@ -94,6 +100,7 @@ class Stage:
     time_s: float
     memory_bytes: float
     peak_bytes: float = 0.0
+    live: int = 0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -120,6 +127,8 @@ class Alternatives:
     even: float | None
     dynamic: float | None
     best_single_device: float | None
+    simulated_1f1b_s: float | None = None
+    """Of a plan with a schedule of its own: a simulated step of the best plan found for 1f1b."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -140,6 +149,8 @@ class Plan:
     gap: float | None
     solver: SolverInfo
     alternatives: Alternatives
+    simulated_s: float = 0.0
+    """A step when its schedule is followed (`solver/simulate.py`); 0 where that is not known."""
 
     def check(self) -> None:
         """Refuse what the format refuses; whether it is right for a graph is `validate`'s matter.
@@ -154,12 +165,32 @@ class Plan:
             if (value := getattr(self, field)) is not None:
                 non_negative(field, value)
         non_negative("solver.wall_s", self.solver.wall_s)
-        for name in ("even", "dynamic", "best_single_device"):
+        non_negative("simulated_s", self.simulated_s)
+        for name in ("even", "dynamic", "best_single_device", "simulated_1f1b_s"):
             if (value := getattr(self.alternatives, name)) is not None:
                 non_negative(f"alternatives.{name}", value)
         for k, stage in enumerate(self.stages):
-            for field in ("compute_s", "receive_s", "send_s", "time_s", "memory_bytes"):
+            for field in ("compute_s", "receive_s", "send_s", "time_s", "memory_bytes", "live"):
                 non_negative(f"stages[{k}].{field}", getattr(stage, field))
+
+    @property
+    def live(self) -> tuple[int, ...] | None:
+        """Live micro-batches of each stage; None where the schedule says so by itself."""
+        if self.assumptions.schedule in BRINGS_LIVE and self.assumptions.training:
+            return tuple(stage.live for stage in self.stages)
+        return None
+
+    def orders(self, num_microbatches: int, *, training: bool) -> Orders:
+        """Who does what when in a step of so many micro-batches, planned for or not.
+
+        Raises:
+            ValueError: the stages would wait for each other.
+        """
+        devices = [stage.device for stage in self.stages]
+        if not training:
+            return forwards(num_microbatches, devices)
+        usual = live_counts(self.assumptions.schedule, len(devices), num_microbatches)
+        return orders(self.live or usual, num_microbatches, devices)
 
     def stage_of(self) -> dict[str, int]:
         """The stage of each node, by node id."""

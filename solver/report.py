@@ -69,7 +69,8 @@ def html(plan: Plan) -> str:
 
 def _title(plan: Plan) -> str:
     a = plan.assumptions
-    return f"{plan.graph.name}: {a.mode}, {a.schedule}, {a.microbatches} micro-batches"
+    live = f" ({', '.join(map(str, plan.live))} live)" if plan.live else ""
+    return f"{plan.graph.name}: {a.mode}, {a.schedule}{live}, {a.microbatches} micro-batches"
 
 
 def _rows(plan: Plan) -> list[tuple[str, ...]]:
@@ -95,8 +96,15 @@ def _summary(plan: Plan) -> list[str]:
         "dynamic": plan.alternatives.dynamic,
         "best single device": plan.alternatives.best_single_device,
     }
+    simulated = []
+    if plan.alternatives.simulated_1f1b_s is not None:
+        simulated = [
+            f"simulated step {seconds(plan.simulated_s)}; of 1f1b "
+            f"{seconds(plan.alternatives.simulated_1f1b_s)}"
+        ]
     return [
         f"bottleneck {seconds(plan.bottleneck_s)} a micro-batch, step {seconds(plan.step_s)}",
+        *simulated,
         f"{plan.assumptions.objective} {seconds(plan.objective_value)}; no plan is below "
         f"{seconds(plan.lower_bound)} ({plan.solver.binding}): "
         f"gap {percent(plan.gap)}, {plan.solver.status}",

@@ -1,4 +1,4 @@
-"""Who does what when: each stage's own order of forwards and backwards.
+"""Who does what when: each device's own order of forwards and backwards.
 
 Three stages, four micro-batches, time to the right (F0 = forward of micro-batch 0):
 
@@ -6,15 +6,39 @@ Three stages, four micro-batches, time to the right (F0 = forward of micro-batch
             .. F0 F1 F2 F3 .. .. B0 B1 B2 B3 ..             .. F0 F1 .. B0 F2 B1 F3 B2 .. B3
             .. .. F0 F1 F2 F3 B0 B1 B2 B3 .. ..             .. .. F0 B0 F1 B1 F2 B2 F3 B3
 
-A stage waits only for what its next action needs, so an order says nothing about times. Backwards
-go in the order of the micro-batches, as they do on a single device: gradients are then summed in
-the same order.
+One rule makes them all. On a stage some micro-batches may be *live*: forward has been done and
+backward has not. It does as many forwards, then takes turns, one backward and one forward. With 3,
+2, 1 live that is 1f1b, with 4, 4, 4 gpipe; `generated` and `interleaved` plans say how many.
+
+Where no stage has more live than the one before it, none waits for ever. Before the backward of
+micro-batch i a stage with n live does the forwards up to i + n - 1. The stage before, which may
+have at least n live, does these after its backward of i - 1 at the latest. So a backward waits for
+those of earlier micro-batches alone, and for its own on later stages.
+
+A device with several stages (`interleaved`) takes their actions in the order in which it could if
+every forward took one tick, every backward two and moving nothing. So that does not wait for itself
+either.
+
+An order says nothing about times: a device waits only for what its next action needs. Forwards and
+backwards go in the order of the micro-batches, as they do on a single device: gradients are then
+summed in the same order.
 """
 
+import itertools
+from collections.abc import Mapping, Sequence
 from enum import Enum
 from typing import NamedTuple
 
-__all__: list[str] = ["Action", "Kind", "orders"]
+__all__: list[str] = [
+    "Action",
+    "Kind",
+    "Orders",
+    "forwards",
+    "live_count",
+    "live_counts",
+    "orders",
+    "waits_for_itself",
+]
 
 
 class Kind(Enum):
@@ -24,9 +48,13 @@ class Kind(Enum):
     BACKWARD = "backward"
 
 
-class Action(NamedTuple):
-    """One forward or backward of one micro-batch."""
+TICKS = {Kind.FORWARD: 1, Kind.BACKWARD: 2}
 
+
+class Action(NamedTuple):
+    """One forward or backward of one micro-batch on one stage."""
+
+    stage: int
     kind: Kind
     microbatch: int
 
@@ -34,39 +62,107 @@ class Action(NamedTuple):
         return f"{self.kind.value} of micro-batch {self.microbatch}"
 
 
-def orders(schedule: str, num_stages: int, num_microbatches: int) -> list[list[Action]]:
-    """The actions of each stage, in the order in which it takes them.
+Orders = Mapping[str, Sequence[Action]]
+"""The actions of each device, by its name, in the order in which it takes them."""
+
+
+def live_count(schedule: str, position: int, num_microbatches: int) -> int:
+    """The most micro-batches that are live at once on a stage.
 
     Args:
-        schedule: `gpipe`, `1f1b`, or `inference` for forwards alone.
-        num_stages: stages in the pipeline.
+        schedule: `gpipe`, else the number of `1f1b`, from which the others begin.
+        position: of the stage, from the end, where it is 1.
         num_microbatches: micro-batches in the step.
+    """
+    return num_microbatches if schedule == "gpipe" else min(num_microbatches, position)
+
+
+def live_counts(schedule: str, num_stages: int, num_microbatches: int) -> tuple[int, ...]:
+    """`live_count` of each stage, `(num_stages,)`."""
+    return tuple(live_count(schedule, num_stages - k, num_microbatches) for k in range(num_stages))
+
+
+def orders(live: Sequence[int], num_microbatches: int, devices: Sequence[str]) -> Orders:
+    """The actions of a training step, by device.
+
+    Args:
+        live: how many micro-batches may be live on each stage, `(num_stages,)`.
+        num_microbatches: micro-batches in the step; there may be fewer than are live.
+        devices: the device of each stage, `(num_stages,)`.
 
     Raises:
-        ValueError: there is no such schedule.
+        ValueError: the stages would wait for each other.
     """
-    m, stages = num_microbatches, range(num_stages)
-    if schedule == "inference":
-        return [_forwards(range(m)) for _ in stages]
-    if schedule == "gpipe":
-        return [_forwards(range(m)) + _backwards(range(m)) for _ in stages]
-    if schedule == "1f1b":
-        return [_one_forward_one_backward(num_stages - 1 - k, m) for k in stages]
-    raise ValueError(f"schedule is {schedule!r}, expected 'gpipe' or '1f1b'")
+    if fault := waits_for_itself(live):
+        raise ValueError(fault)
+    m = num_microbatches
+    each = [_filled_then_turns(k, min(count, m), m) for k, count in enumerate(live)]
+    return _merged(each, devices)
 
 
-def _one_forward_one_backward(num_stages_after: int, m: int) -> list[Action]:
-    """Fill the stages after this one, then take turns: `num_stages_after + 1` are live."""
-    warm_up = min(num_stages_after, m)
-    actions = _forwards(range(warm_up))
-    for i in range(m - warm_up):
-        actions += [Action(Kind.FORWARD, warm_up + i), Action(Kind.BACKWARD, i)]
-    return actions + _backwards(range(m - warm_up, m))
+def waits_for_itself(live: Sequence[int]) -> str:
+    """What is wrong with these numbers; empty where nothing is."""
+    for k, (before, count) in enumerate(itertools.pairwise((live[0], *live))):
+        if not 1 <= count <= before:
+            expected = f"1 to {before}, as many as stage {k - 1} may have" if k else "at least 1"
+            return f"stage {k}: {count} micro-batches may be live, expected {expected}"
+    return ""
 
 
-def _forwards(microbatches: range) -> list[Action]:
-    return [Action(Kind.FORWARD, i) for i in microbatches]
+def forwards(num_microbatches: int, devices: Sequence[str]) -> Orders:
+    """The actions of inference, by device; `devices` is `(num_stages,)`."""
+    m = range(num_microbatches)
+    each = [[Action(k, Kind.FORWARD, i) for i in m] for k in range(len(devices))]
+    return _merged(each, devices)
 
 
-def _backwards(microbatches: range) -> list[Action]:
-    return [Action(Kind.BACKWARD, i) for i in microbatches]
+def _filled_then_turns(k: int, live: int, m: int) -> list[Action]:
+    """As many forwards as may be live, then one backward and one forward in turn."""
+    actions = [Action(k, Kind.FORWARD, i) for i in range(live)]
+    for i in range(m):
+        actions.append(Action(k, Kind.BACKWARD, i))
+        if live + i < m:
+            actions.append(Action(k, Kind.FORWARD, live + i))
+    return actions
+
+
+def _merged(each: Sequence[list[Action]], devices: Sequence[str]) -> Orders:
+    """The orders of stages as those of devices: in ticks, what can go on goes on."""
+    if len(set(devices)) == len(devices):
+        return dict(zip(devices, each, strict=True))
+    merged: dict[str, list[Action]] = {name: [] for name in devices}
+    left = [iter(actions) for actions in each]
+    following = [next(actions, None) for actions in left]
+    ended: dict[Action, int] = {}
+    free_at = dict.fromkeys(merged, 0)
+    for now in itertools.count():
+        if all(action is None for action in following):
+            return merged
+        for name, actions in merged.items():
+            ready = [
+                action
+                for action, home in zip(following, devices, strict=True)
+                if action and home == name and _is_ready(action, ended, now, len(devices))
+            ]
+            if free_at[name] > now or not ready:
+                continue
+            action = min(ready, key=_precedence)
+            actions.append(action)
+            ended[action] = free_at[name] = now + TICKS[action.kind]
+            following[action.stage] = next(left[action.stage], None)
+    raise AssertionError("there is always a next tick")
+
+
+def _is_ready(action: Action, ended: Mapping[Action, int], now: int, num_stages: int) -> bool:
+    """Whether what the action reads from the stage beside it is there."""
+    beside = action.stage + (-1 if action.kind is Kind.FORWARD else 1)
+    if not 0 <= beside < num_stages:
+        return True
+    return ended.get(action._replace(stage=beside), now + 1) <= now
+
+
+def _precedence(action: Action) -> tuple[bool, int, int]:
+    """A backward before a forward, what is nearest to its end before what is further from it."""
+    if action.kind is Kind.BACKWARD:
+        return False, action.microbatch, action.stage
+    return True, -action.stage, action.microbatch

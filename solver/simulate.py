@@ -1,10 +1,10 @@
 r"""What a step takes when every action of the schedule is followed, on the cost model's times.
 
-A device does one action after another, in the order of its schedule, and each waits for what it
-reads. In each direction of a boundary one message follows the other. A device has one port to the
-network to send and one to receive, as fast as its fastest link, which messages to or from both its
-neighbours share evenly. With
-`overlap = full` it computes meanwhile; with `none` both ends of a transfer wait for it.
+A device does one action after another, in the order of its schedule, whichever of its stages they
+belong to, and each waits for what it reads. In each direction of a boundary one message follows the
+other. A device has one port to the network to send and one to receive, as fast as its fastest link,
+which messages to or from its neighbours share evenly. With `overlap = full` it computes meanwhile;
+with `none` both ends of a transfer wait for it.
 
     stage 0   F0 F1 F2          B0    B1
                 \  \  \        /     /          \, /: what a transfer takes, one after another
@@ -13,26 +13,25 @@ neighbours share evenly. With
 
 import heapq
 import itertools
-import math
 from collections import deque
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 
-from skyfx.solver.cluster import Cluster, Link, Wire, transfer_s
-from skyfx.solver.cost import Placement, crossings
+from skyfx.solver.cluster import Cluster
+from skyfx.solver.cost import Placement
 from skyfx.solver.graph import Graph
+from skyfx.solver.pace import Message, Pace
 from skyfx.solver.plan import Assumptions
-from skyfx.solver.schedule import Action, Kind, orders
+from skyfx.solver.schedule import Action, Kind, Orders, forwards, live_counts, orders
 
-__all__: list[str] = ["Done", "Timeline", "simulate"]
+__all__: list[str] = ["Done", "Timeline", "follow", "simulate"]
 
 
 @dataclass(frozen=True, slots=True)
 class Done:
-    """An action of a stage, from when to when, in seconds from the beginning of the step."""
+    """An action, from when to when, in seconds from the beginning of the step."""
 
-    stage: int
     action: Action
     began_s: float
     ended_s: float
@@ -55,7 +54,11 @@ class Timeline:
 
 
 def simulate(
-    graph: Graph, cluster: Cluster, placement: Placement, assumptions: Assumptions
+    graph: Graph,
+    cluster: Cluster,
+    placement: Placement,
+    assumptions: Assumptions,
+    live: Sequence[int] | None = None,
 ) -> Timeline:
     """Follow the schedule of a plan.
 
@@ -64,34 +67,34 @@ def simulate(
         cluster: devices and links.
         placement: stages in pipeline order: the device's name and the ids of its nodes.
         assumptions: mode, schedule, number of micro-batches, overlap; communication is `relay`.
+        live: micro-batches that may be live on each stage, `(num_stages,)`, where the schedule
+            does not say.
     """
-    run = _Run(_stages(graph, cluster, placement, assumptions))
-    for m in range(assumptions.microbatches):
-        run.arrive(0, Action(Kind.FORWARD, m))
-    return run.to_the_end()
+    pace, m = Pace.of(graph, cluster, placement, assumptions), assumptions.microbatches
+    if not assumptions.training:
+        return follow(pace, forwards(m, pace.devices))
+    live = live or live_counts(assumptions.schedule, len(placement), m)
+    return follow(pace, orders(live, m, pace.devices))
+
+
+def follow(pace: Pace, actions: Orders) -> Timeline:
+    """Take these actions at this pace."""
+    return _Run(pace, actions).to_the_end()
 
 
 @dataclass(slots=True, eq=False)
 class _Way:
-    """One direction of a boundary: its wire, what a message holds, and those that are under way.
+    """One direction of a boundary: its message, and those that are under way.
 
     The first of `waiting` is being moved: `left_bytes` of it were left at `since_s`, at `rate`.
     """
 
-    wire: Wire | Link | None
-    size_bytes: float
-    overlaps: bool
+    message: Message
     ports: tuple["_Port", "_Port"]
-    waiting: deque[tuple[int, Action]] = field(default_factory=deque)
+    waiting: deque[Action] = field(default_factory=deque)
     left_bytes: float = 0.0
     since_s: float = 0.0
     rate: float = 0.0
-
-    @property
-    def waits_s(self) -> float:
-        """What a transfer keeps each of its two ends from computing."""
-        moves = self.size_bytes and not self.overlaps
-        return transfer_s(self.wire, self.size_bytes) if moves else 0.0
 
 
 @dataclass(slots=True, eq=False)
@@ -99,21 +102,27 @@ class _Port:
     """Where a device sends, or receives: its fastest link's rate, and the ways that share it."""
 
     rate: float
-    ways: set[_Way] = field(default_factory=set)
+    ways: dict[_Way, None] = field(default_factory=dict)
+
+
+@dataclass(slots=True)
+class _Device:
+    """A device: what it has yet to do, and what is there for it."""
+
+    actions: Sequence[Action]
+    arrived: set[Action] = field(default_factory=set)
+    next: int = 0
+    is_busy: bool = False
 
 
 @dataclass(slots=True)
 class _Stage:
-    """A stage: seconds of its actions, their order, and the ways that it sends on."""
+    """A stage: what its actions take, and the ways that it sends on."""
 
-    seconds: dict[Kind, float]
-    actions: list[Action]
+    device: _Device
+    takes_s: dict[Kind, float]
     sends: dict[Kind, _Way | None]
-    receives: dict[Kind, _Way | None]
-    arrived: set[Action] = field(default_factory=set)
     waiting: dict[Kind, int] = field(default_factory=lambda: dict.fromkeys(Kind, 0))
-    next: int = 0
-    is_busy: bool = False
 
     def note_waiting(self, now: Kind) -> None:
         """Note how many messages with values have not gone out, in an action of this kind."""
@@ -124,8 +133,9 @@ class _Stage:
 class _Run:
     """A step while it goes on: what happens next, in the order of time."""
 
-    def __init__(self, stages: Sequence[_Stage]) -> None:
-        self._stages = stages
+    def __init__(self, pace: Pace, actions: Orders) -> None:
+        self._devices = {name: _Device(of_device) for name, of_device in actions.items()}
+        self._stages = _stages(pace, self._devices)
         self._now_s = 0.0
         self._next: list[tuple[float, int, Callable[[], None]]] = []
         self._count = itertools.count()
@@ -133,10 +143,15 @@ class _Run:
 
     def to_the_end(self) -> Timeline:
         """Until all actions have been taken."""
+        for device in self._devices.values():  # the batch is there
+            inputs = (a for a in device.actions if a.stage == 0 and a.kind is Kind.FORWARD)
+            device.arrived.update(inputs)
+            self._start(device)
         while self._next:
             self._now_s, _, happen = heapq.heappop(self._next)
             happen()
-        assert all(s.next == len(s.actions) for s in self._stages), "the schedule waits for itself"
+        ended = all(device.next == len(device.actions) for device in self._devices.values())
+        assert ended, "the schedule waits for itself"
         return Timeline(
             done=tuple(self._done),
             step_s=max(done.ended_s for done in self._done),
@@ -145,67 +160,70 @@ class _Run:
             ),
         )
 
-    def arrive(self, k: int, action: Action) -> None:
-        """What the action of stage k reads is there."""
-        self._stages[k].arrived.add(action)
-        self._start(k)
+    def _arrive(self, action: Action) -> None:
+        """What the action reads is there."""
+        device = self._stages[action.stage].device
+        device.arrived.add(action)
+        self._start(device)
 
     def _after(self, seconds: float, happen: Callable[[], None]) -> None:
         heapq.heappush(self._next, (self._now_s + seconds, next(self._count), happen))
 
-    def _start(self, k: int) -> None:
-        """Begin the next action of the stage, if it can be."""
-        stage = self._stages[k]
-        if stage.is_busy or stage.next == len(stage.actions):
+    def _start(self, device: _Device) -> None:
+        """Begin the next action of the device, if it can be."""
+        if device.is_busy or device.next == len(device.actions):
             return
-        action = stage.actions[stage.next]
-        if action not in stage.arrived:
+        action = device.actions[device.next]
+        if action not in device.arrived:
             return
-        stage.next += 1
-        stage.is_busy = True
+        device.next += 1
+        device.is_busy = True
+        stage = self._stages[action.stage]
         if action.kind is Kind.BACKWARD:
             stage.note_waiting(Kind.BACKWARD)
-        ways = stage.receives[action.kind], stage.sends[action.kind]
-        takes_s = stage.seconds[action.kind] + sum(way.waits_s for way in ways if way)
-        self._after(takes_s, partial(self._end, k, action, self._now_s))
+        self._after(stage.takes_s[action.kind], partial(self._end, action, self._now_s))
 
-    def _end(self, k: int, action: Action, began_s: float) -> None:
+    def _end(self, action: Action, began_s: float) -> None:
         """Note an action, and send what it made."""
-        stage = self._stages[k]
-        stage.is_busy = False
-        self._done.append(Done(k, action, began_s, self._now_s))
-        if action.kind is Kind.FORWARD:
+        stage, kind = self._stages[action.stage], action.kind
+        stage.device.is_busy = False
+        self._done.append(Done(action, began_s, self._now_s))
+        if kind is Kind.FORWARD:
             stage.note_waiting(Kind.FORWARD)
-        way = stage.sends[action.kind]
+        way = stage.sends[kind]
         if way is not None:
-            to = k + (1 if action.kind is Kind.FORWARD else -1)
-            if way.size_bytes and way.wire is not None and way.overlaps:
-                way.waiting.append((to, action))
-                if len(way.waiting) == 1:
-                    self._begin_to_move(way)
-            else:  # without overlap both ends have waited for it
-                self.arrive(to, action)
-        elif action.kind is Kind.FORWARD:  # of the last stage
-            self.arrive(k, Action(Kind.BACKWARD, action.microbatch))
-        self._start(k)
+            to = action.stage + (1 if kind is Kind.FORWARD else -1)
+            self._send(way, Action(to, kind, action.microbatch))
+        elif kind is Kind.FORWARD:  # of the last stage
+            self._arrive(Action(action.stage, Kind.BACKWARD, action.microbatch))
+        self._start(stage.device)
+
+    def _send(self, way: _Way, enables: Action) -> None:
+        message = way.message
+        if message.size_bytes and message.wire is not None and message.overlaps:
+            way.waiting.append(enables)
+            if len(way.waiting) == 1:
+                self._begin_to_move(way)
+        else:  # without overlap both ends have waited for it
+            self._arrive(enables)
 
     def _begin_to_move(self, way: _Way) -> None:
-        way.left_bytes, way.since_s = way.size_bytes, self._now_s
+        way.left_bytes, way.since_s = way.message.size_bytes, self._now_s
         for port in way.ports:
-            port.ways.add(way)
+            port.ways[way] = None
         self._share(way)
 
     def _share(self, changed: _Way) -> None:
         """Divide the two ports of a way anew among those that use them."""
-        for way in {changed, *changed.ports[0].ways, *changed.ports[1].ways}:
+        for way in dict.fromkeys((changed, *changed.ports[0].ways, *changed.ports[1].ways)):
             way.left_bytes -= way.rate * (self._now_s - way.since_s)
             way.since_s = self._now_s
             if way not in way.ports[0].ways:
                 way.rate = 0.0
                 continue
-            assert way.wire is not None
+            assert way.message.wire is not None
             shares = [port.rate / len(port.ways) for port in way.ports]
-            way.rate = min(way.wire.bandwidth_bytes_per_s, *shares)
+            way.rate = min(way.message.wire.bandwidth_bytes_per_s, *shares)
             self._after(
                 max(0.0, way.left_bytes) / way.rate,
                 partial(self._moved, way, way.rate, self._now_s),
@@ -215,76 +233,36 @@ class _Run:
         """The message is there, unless the ports have been divided anew in the meantime."""
         if (rate, since_s) != (way.rate, way.since_s):
             return
-        to, action = way.waiting.popleft()
+        enables = way.waiting.popleft()
         for port in way.ports:
-            port.ways.discard(way)
-        assert way.wire is not None
-        self._after(way.wire.latency_s, partial(self.arrive, to, action))
+            del port.ways[way]
+        assert way.message.wire is not None
+        self._after(way.message.wire.latency_s, partial(self._arrive, enables))
         self._share(way)
         if way.waiting:
             self._begin_to_move(way)
 
 
-def _stages(
-    graph: Graph,
-    cluster: Cluster,
-    placement: Placement,
-    assumptions: Assumptions,
-) -> list[_Stage]:
-    schedule = assumptions.schedule if assumptions.training else "inference"
-    actions = orders(schedule, len(placement), assumptions.microbatches)
-    devices = {device.name: device for device in cluster.devices}
-    nodes = {node.id: node for node in graph.nodes}
-    last = len(placement) - 1
-    forward, backward = _ways(graph, cluster, placement, assumptions)
-    stages = []
-    for k, (name, ids) in enumerate(placement):
-        device, members = devices[name], [nodes[v] for v in ids]
-        both = [
-            device.slowdown * sum(table.get(device.type, 0.0) for table in tables)
-            for tables in (
-                [node.forward_s for node in members],
-                [node.backward_s for node in members],
-            )
-        ]
-        stages.append(
-            _Stage(
-                seconds=dict(zip(Kind, both, strict=True)),
-                actions=list(actions[k]),
-                sends={
-                    Kind.FORWARD: forward[k] if k < last else None,
-                    Kind.BACKWARD: backward[k - 1] if k else None,
-                },
-                receives={
-                    Kind.FORWARD: forward[k - 1] if k else None,
-                    Kind.BACKWARD: backward[k] if k < last else None,
-                },
-            )
+def _stages(pace: Pace, devices: dict[str, _Device]) -> list[_Stage]:
+    sending = {name: _Port(rate) for name, rate in pace.sending.items()}
+    receiving = {name: _Port(rate) for name, rate in pace.receiving.items()}
+
+    def ways(messages: Sequence[Message]) -> list[_Way]:
+        return [_Way(one, (sending[one.sender], receiving[one.receiver])) for one in messages]
+
+    # Of the boundaries (num_stages + 1): nothing crosses the first and the last one.
+    forward, backward = [None, *ways(pace.forward), None], [None, *ways(pace.backward), None]
+    return [
+        _Stage(
+            device=devices[name],
+            takes_s={
+                kind: seconds[kind] + sum(way.message.waits_s for way in both if way is not None)
+                for kind, both in (
+                    (Kind.FORWARD, forward[k : k + 2]),
+                    (Kind.BACKWARD, backward[k : k + 2]),
+                )
+            },
+            sends={Kind.FORWARD: forward[k + 1], Kind.BACKWARD: backward[k]},
         )
-    return stages
-
-
-def _ways(
-    graph: Graph, cluster: Cluster, placement: Placement, assumptions: Assumptions
-) -> tuple[list[_Way], list[_Way]]:
-    """Both directions of each boundary, `(num_stages - 1,)`."""
-    wires, overlaps = cluster.wiring(), assumptions.overlap == "full"
-    stage_of = {v: k for k, (_, ids) in enumerate(placement) for v in ids}
-    names = [name for name, _ in placement]
-    sending = [_Port(_fastest(wires(a, b) for b in names if b != a)) for a in names]
-    receiving = [_Port(_fastest(wires(a, b) for a in names if a != b)) for b in names]
-    forward, backward = [], []
-    for k, crossing in enumerate(crossings(graph, stage_of, len(placement))):
-        here, there = placement[k][0], placement[k + 1][0]
-        sizes = sum(n.output_bytes for n in crossing), sum(n.gradient_bytes for n in crossing)
-        ports = (sending[k], receiving[k + 1]), (sending[k + 1], receiving[k])
-        forward.append(_Way(wires(here, there), sizes[0], overlaps, ports[0]))
-        backward.append(_Way(wires(there, here), sizes[1], overlaps, ports[1]))
-    return forward, backward
-
-
-def _fastest(wires: Iterable[Wire | Link | None]) -> float:
-    """Of a device's links, the highest rate: what its port can do at least."""
-    return max(
-        (math.inf if w is None else w.bandwidth_bytes_per_s for w in wires), default=math.inf
-    )
+        for k, (name, seconds) in enumerate(zip(pace.devices, pace.seconds, strict=True))
+    ]

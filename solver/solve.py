@@ -28,6 +28,7 @@ from skyfx.solver.plan import (
     relative_gap,
 )
 from skyfx.solver.problem import Problem
+from skyfx.solver.scheduled import none_under_1f1b, scheduled, usual
 from skyfx.solver.search import Found, Search
 
 __all__: list[str] = ["Progress", "Solution", "checked", "replanned", "solve"]
@@ -122,22 +123,19 @@ def solve(
     non_negative("gap", gap)
     one_of("strategy", strategy, get_args(Strategy))
     one_of("solver", solver, backend.names())
-    problem = checked(graph, cluster, assumptions or Assumptions())
-    known = _Known.of(problem)
-    if strategy == "optimal":
-        with interrupt() as ctrl_c:
-            limits = Limits(
-                began=began,
-                time_limit_s=time_limit_s,
-                gap=gap,
-                seed=seed,
-                solver=solver,
-                progress=progress,
-                interrupt=ctrl_c,
-            )
-            found = _search(problem, limits, known)
-    else:
-        found = _baseline(problem, strategy, known)
+    asked = Problem(graph, cluster, assumptions or Assumptions())
+    limits = Limits(
+        began=began,
+        time_limit_s=time_limit_s,
+        gap=gap,
+        seed=seed,
+        solver=solver,
+        progress=progress,
+    )
+    with none_under_1f1b(asked):
+        problem = checked(graph, cluster, usual(asked.assumptions))
+        known = _Known.of(problem)
+        found = _found(problem, strategy, limits, known)
     plan = _plan(
         problem,
         found,
@@ -146,7 +144,14 @@ def solve(
         solver=_solver_info(found, strategy, solver, time.monotonic() - began),
         alternatives=known.alternatives(),
     )
-    return Solution(plan, found.interrupted)
+    return Solution(scheduled(plan, asked), found.interrupted)
+
+
+def _found(problem: Problem, strategy: Strategy, limits: Limits, known: _Known) -> Found:
+    if strategy != "optimal":
+        return _baseline(problem, strategy, known)
+    with interrupt() as ctrl_c:
+        return _search(problem, replace(limits, interrupt=ctrl_c), known)
 
 
 def _search(problem: Problem, limits: Limits, known: _Known) -> Found:

@@ -3,14 +3,17 @@
 Each yields the faults that it found, as sentences of one line.
 """
 
+import itertools
 import math
 from collections.abc import Iterator
 
 from skyfx.solver.cluster import Cluster
-from skyfx.solver.cost import evaluate
+from skyfx.solver.cost import Cost, by_device, evaluate
 from skyfx.solver.graph import Graph
 from skyfx.solver.pins import Pin
 from skyfx.solver.plan import Plan, relative_gap
+from skyfx.solver.schedule import waits_for_itself
+from skyfx.solver.simulate import simulate
 
 __all__: list[str] = ["validate"]
 
@@ -29,6 +32,7 @@ def validate(graph: Graph, cluster: Cluster, plan: Plan) -> tuple[str, ...]:
         *known_devices(cluster, plan),
         *one_stage_a_device(plan),
         *every_node_once(graph, plan),
+        *live_can_be(plan),
     ]
     if faults:
         return tuple(faults)
@@ -37,6 +41,7 @@ def validate(graph: Graph, cluster: Cluster, plan: Plan) -> tuple[str, ...]:
     cannot_run = [*types_can_run(graph, cluster, plan)]
     if not cannot_run:  # else the figures are infinite
         faults += [*memory_fits(graph, cluster, plan), *figures_agree(graph, cluster, plan)]
+        faults += step_can_be_followed(graph, cluster, plan)
     return (*faults, *cannot_run, *certificate_holds(plan))
 
 
@@ -52,7 +57,12 @@ def known_devices(cluster: Cluster, plan: Plan) -> Iterator[str]:
 
 
 def one_stage_a_device(plan: Plan) -> Iterator[str]:
-    """No device holds two stages."""
+    """No device holds two stages; with the schedule `interleaved`, no two beside each other."""
+    if plan.assumptions.schedule == "interleaved":
+        for k, (one, two) in enumerate(itertools.pairwise(plan.stages)):
+            if one.device == two.device:
+                yield f"stage {k + 1}: device {two.device!r} already holds stage {k} beside it"
+        return
     first: dict[str, int] = {}
     for k, stage in enumerate(plan.stages):
         if stage.device in first:
@@ -73,6 +83,18 @@ def every_node_once(graph: Graph, plan: Plan) -> Iterator[str]:
             missing.discard(name)
     if missing:
         yield f"{len(missing)} of {len(known)} nodes are in no stage, for one {min(missing)!r}"
+
+
+def live_can_be(plan: Plan) -> Iterator[str]:
+    """With as many live micro-batches as the plan says, no stage waits for ever."""
+    if plan.live is None:  # the schedule says so by itself
+        return
+    if fault := waits_for_itself(plan.live):
+        yield fault
+    elif plan.live[0] > plan.assumptions.microbatches:
+        yield (
+            f"stage 0: {plan.live[0]} of {plan.assumptions.microbatches} micro-batches may be live"
+        )
 
 
 def edges_lead_forward(graph: Graph, plan: Plan) -> Iterator[str]:
@@ -121,19 +143,19 @@ def types_can_run(graph: Graph, cluster: Cluster, plan: Plan) -> Iterator[str]:
 
 
 def memory_fits(graph: Graph, cluster: Cluster, plan: Plan) -> Iterator[str]:
-    """No stage needs more memory than its device has."""
+    """No device's stages need more memory than it has."""
     limits = {device.name: device.memory_bytes for device in cluster.devices}
-    cost = evaluate(graph, cluster, [(s.device, s.nodes) for s in plan.stages], plan.assumptions)
-    for k, stage in enumerate(plan.stages):
-        limit = limits[stage.device]
-        if limit is not None and cost.memory_bytes[k] > limit * (1 + MEMORY_TOLERANCE):
-            need = cost.memory_bytes[k]
-            yield f"stage {k}: needs {need:.0f} bytes, {stage.device!r} has {limit:.0f}"
+    names = [stage.device for stage in plan.stages]
+    for name, need in by_device(names, _cost(graph, cluster, plan).memory_bytes).items():
+        limit = limits[name]
+        if limit is not None and need > limit * (1 + MEMORY_TOLERANCE):
+            numbers = ", ".join(str(k) for k, other in enumerate(names) if other == name)
+            yield f"stage {numbers}: needs {need:.0f} bytes, {name!r} has {limit:.0f}"
 
 
 def figures_agree(graph: Graph, cluster: Cluster, plan: Plan) -> Iterator[str]:
     """The plan's figures are those of the cost model."""
-    cost = evaluate(graph, cluster, [(s.device, s.nodes) for s in plan.stages], plan.assumptions)
+    cost = _cost(graph, cluster, plan)
     for field in ("bottleneck_s", "step_s", "objective_value"):
         if not _close(getattr(plan, field), getattr(cost, field)):
             yield f"{field}: the plan says {getattr(plan, field)!r}, it is {getattr(cost, field)!r}"
@@ -146,6 +168,15 @@ def figures_agree(graph: Graph, cluster: Cluster, plan: Plan) -> Iterator[str]:
                 )
 
 
+def step_can_be_followed(graph: Graph, cluster: Cluster, plan: Plan) -> Iterator[str]:
+    """The simulated step, where the plan says one, is that of its schedule."""
+    if plan.live and plan.simulated_s and plan.assumptions.communication == "relay":
+        placement = [(stage.device, stage.nodes) for stage in plan.stages]
+        found = simulate(graph, cluster, placement, plan.assumptions, plan.live).step_s
+        if not _close(plan.simulated_s, found):
+            yield f"simulated_s: the plan says {plan.simulated_s!r}, it is {found!r}"
+
+
 def certificate_holds(plan: Plan) -> Iterator[str]:
     """The bound is not above the plan, and the gap is the distance between them."""
     if plan.lower_bound > plan.objective_value * (1 + FIGURE_TOLERANCE):
@@ -155,6 +186,11 @@ def certificate_holds(plan: Plan) -> Iterator[str]:
         gap is not None and abs((plan.gap or 0.0) - gap) > FIGURE_TOLERANCE * max(1.0, gap)
     ):
         yield f"gap: the plan says {plan.gap!r}, objective_value / lower_bound - 1 is {gap!r}"
+
+
+def _cost(graph: Graph, cluster: Cluster, plan: Plan) -> Cost:
+    placement = [(stage.device, stage.nodes) for stage in plan.stages]
+    return evaluate(graph, cluster, placement, plan.assumptions, plan.live)
 
 
 def _close(a: float, b: float) -> bool:

@@ -11,6 +11,7 @@ from skyfx.solver.graph import Graph
 from skyfx.solver.method import Candidate
 from skyfx.solver.plan import Assumptions, Plan
 from skyfx.solver.problem import Problem
+from skyfx.solver.scheduled import none_under_1f1b, scheduled, usual
 from skyfx.solver.solve import Solution, replanned
 
 __all__: list[str] = ["solve_within"]
@@ -39,8 +40,15 @@ def solve_within(
         NoPlanError: no such plan was found.
         InfeasibleError: none exists even by what lasts alone.
     """
-    solution = search(graph, cluster, assumptions)
-    problem, plan = Problem(graph, cluster, assumptions), solution.plan
+    asked = Problem(graph, cluster, assumptions)
+    with none_under_1f1b(asked):
+        found = _within(Problem(graph, cluster, usual(assumptions)), search)
+    return replace(found, plan=scheduled(found.plan, asked))
+
+
+def _within(problem: Problem, search: Search) -> Solution:
+    solution = search(problem.graph, problem.cluster, problem.assumptions)
+    plan = solution.plan
     over = excesses(problem, problem.stages(plan))
     if solution.interrupted or not over:
         return solution
@@ -50,7 +58,8 @@ def solve_within(
         if best is None or best.value > (1 + NEAR) * plan.lower_bound:
             best = _better(best, _fitted_from_less(problem, plan, search))
     if best is None:
-        raise _none(max(over, key=lambda one: one.peak_bytes / one.limit_bytes), assumptions)
+        worst = max(over, key=lambda one: one.peak_bytes / one.limit_bytes)
+        raise _none(worst, problem.assumptions)
     return replace(solution, plan=replanned(plan, problem, best))
 
 

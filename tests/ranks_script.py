@@ -15,13 +15,18 @@ from skyfx.solver import Plan
 from skyfx.solver.files import encode
 from tests import models, reference
 from tests.models import BATCH
-from tests.plans import SIZE, even_plan
+from tests.plans import LIVE, SIZE, even_plan, generated_plan, interleaved_plan
 
 
-def plan_for(case: models.Case, names: list[str]) -> Plan:
-    """A stage on each; the last rank has the first one: names count, not when a process came."""
+def plan_for(case: models.Case, names: list[str], how: str) -> Plan:
+    """Stages on each; the last rank has the first one: names count, not when a process came."""
     captured = capture(case.model, Batch.of(case.batch).split(SIZE)[0])
-    plan = even_plan(captured, len(names))
+    if how == "interleaved":
+        return interleaved_plan(captured, LIVE[-2 * len(names) :], names[::-1])
+    if how == "generated":
+        plan = generated_plan(captured, LIVE[-len(names) :])
+    else:
+        plan = even_plan(captured, len(names))
     stages = [replace(s, device=name) for s, name in zip(plan.stages, names[::-1], strict=True)]
     return replace(plan, stages=tuple(stages))
 
@@ -35,8 +40,8 @@ def main(name: str, folder: str, how: str) -> None:
     group = Group.joined()
     names = [device.name for device in cluster.devices]
     options = {"strategy": "even", "num_microbatches": BATCH // SIZE}
-    if how == "given":
-        options = {"plan": plan_for(case, names)}
+    if how != "measured":
+        options = {"plan": plan_for(case, names, how)}
     found = []
     with skyfx.partition(case.model, cluster, example_inputs=case.batch, **options) as pipeline:
         optimizer = torch.optim.SGD(pipeline.parameters(), lr=0.1)

@@ -5,6 +5,7 @@ lies beside the checkout, that one is asked too, and both have to agree.
 """
 
 import importlib.util
+import itertools
 import json
 import math
 from collections.abc import Iterator
@@ -24,11 +25,16 @@ def referee_faults(graph: Graph, cluster: Cluster, plan: Plan) -> list[str]:
     """What is wrong with the plan, by this referee and, if there is one, the other."""
     documents = [json.loads(msgspec.json.encode(part)) for part in (graph, cluster, plan)]
     found = list(faults(*documents))
-    other = _other_referee()
+    other = None if _brings_live(documents[2]) else _other_referee()
     if other is not None:
         theirs = other.check(*documents)["faults"]
         assert bool(found) == bool(theirs), f"this referee: {found}, the other one: {theirs}"
     return found + list(_gap(documents[2]))
+
+
+def _brings_live(plan: Json) -> bool:
+    """Whether the plan says how many micro-batches are live, which the other one knows not."""
+    return plan["assumptions"]["schedule"] in ("generated", "interleaved")
 
 
 def _other_referee() -> ModuleType | None:
@@ -49,9 +55,11 @@ def faults(graph: Json, cluster: Json, plan: Json) -> Iterator[str]:
     if listed != sorted(node["id"] for node in graph["nodes"]):
         yield "the stages' nodes are not the graph's nodes, each once"
         return
-    if len(set(devices)) < len(devices) or not set(devices) <= {
-        d["name"] for d in cluster["devices"]
-    }:
+    beside = itertools.pairwise(devices)
+    twice = len(set(devices)) < len(devices)
+    if plan["assumptions"]["schedule"] == "interleaved":
+        twice = any(one == other for one, other in beside)
+    if twice or not set(devices) <= {d["name"] for d in cluster["devices"]}:
         yield "the stages' devices are not different devices of the cluster"
         return
     count = Recount(graph, cluster, plan)
@@ -81,6 +89,8 @@ class Recount:
         named = {device["name"]: device for device in cluster["devices"]}
         self.devices = [named[s["device"]] for s in plan["stages"]]
         self.last = len(self.devices) - 1
+        self.limits = {device["name"]: device.get("memory_bytes") for device in self.devices}
+        self.rounds = self.terms["microbatches"]
         self.default = cluster.get("default_link")
         self.links = {(w["source"], w["target"]): w for w in cluster.get("links", [])}
         self.readers: dict[str, list[int]] = {node["id"]: [] for node in self.nodes}
@@ -100,10 +110,14 @@ class Recount:
             for table in self._tables(node):
                 if table and self.devices[home]["type"] not in table:
                     yield f"{node['id']} cannot run on {self.devices[home]['name']}"
-        for k, need in enumerate(self.memory_bytes()):
-            limit = self.devices[k].get("memory_bytes")
+        if _brings_live(self.plan) and self.training:
+            live = [stage["live"] for stage in self.plan["stages"]]
+            if sorted(live, reverse=True) != live or not 1 <= min(live) <= max(live) <= self.rounds:
+                yield f"{live} micro-batches may be live"
+        for name, need in self.by_device(self.memory_bytes()).items():
+            limit = self.limits[name]
             if limit is not None and need > limit * (1 + 1e-9):
-                yield f"stage {k} needs {need} of {limit} bytes"
+                yield f"{name} needs {need} of {limit} bytes"
 
     def wrong_figures(self) -> Iterator[str]:
         figures = self.figures()
@@ -128,18 +142,26 @@ class Recount:
         combine = max if self.terms["overlap"] == "full" else (lambda *parts: math.fsum(parts))
         busy = [combine(*parts) for parts in zip(compute, receive, send, strict=True)]
         latency = sum(compute) + sum(send) + (0.0 if relay else sum(receive))
-        step = latency + (self.terms["microbatches"] - 1) * max(busy)
-        chosen = {"throughput": max(busy), "latency": latency, "step": step}
+        bottleneck = max(self.by_device(busy).values())
+        step = latency + (self.rounds - 1) * bottleneck
+        chosen = {"throughput": bottleneck, "latency": latency, "step": step}
         return {
             "compute_s": compute,
             "receive_s": receive,
             "send_s": send,
             "time_s": busy,
             "memory_bytes": self.memory_bytes(),
-            "bottleneck_s": max(busy),
+            "bottleneck_s": bottleneck,
             "step_s": step,
             "objective_value": chosen[self.terms["objective"]],
         }
+
+    def by_device(self, of_stage: list[float]) -> dict[str, float]:
+        """What the stages of each device take together."""
+        total = {device["name"]: 0.0 for device in self.devices}
+        for device, amount in zip(self.devices, of_stage, strict=True):
+            total[device["name"]] += amount
+        return total
 
     def relayed(self) -> tuple[list[float], list[float]]:
         """Seconds that each stage sends and receives where values go from stage to stage."""
@@ -189,9 +211,11 @@ class Recount:
             parameters = sum(node["parameter_bytes"] for node in nodes)
             if self.training:
                 saved = sum(node["saved_bytes"] for node in nodes)
-                alive = self.terms["microbatches"]
+                alive = self.rounds
                 if self.terms["schedule"] == "1f1b":
                     alive = min(alive, self.last - k + 1)
+                elif _brings_live(self.plan):
+                    alive = self.plan["stages"][k]["live"]
                 ratio = self.terms["optimizer_state_ratio"]
                 needs.append(parameters + parameters + parameters * ratio + saved * alive)
             else:

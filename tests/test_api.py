@@ -20,7 +20,7 @@ from skyfx.solver.errors import CaptureError, FormatError, InfeasibleError, Plan
 from skyfx.solver.plan import Plan
 from tests import models, reference
 from tests.models import BATCH, Case
-from tests.plans import NUM_MICROBATCHES, SIZE, even_plan
+from tests.plans import NUM_MICROBATCHES, SIZE, even_plan, generated_plan
 from tests.referee import referee_faults
 
 WIDTH = 256
@@ -61,6 +61,34 @@ def test_one_call_plans_trains_and_infers() -> None:
         assert "bottleneck" in str(pipeline)
         assert pipeline.measured is not None
         assert len(pipeline.measured.stage_s) == len(pipeline.plan.stages)
+
+
+@pytest.mark.parametrize("schedule", ["generated", "interleaved"])
+def test_a_schedule_is_made_for_the_plan_and_run(schedule: str) -> None:
+    case = models.resnet()
+    alone = reference.unsplit(case)
+    with skyfx.partition(
+        case.model,
+        ["cpu", "cpu"],
+        example_inputs=case.batch,
+        schedule=schedule,
+        strategy="even",
+        num_microbatches=NUM_MICROBATCHES,
+    ) as pipeline:
+        found = pipeline.train_step(case.batch, case.targets, case.loss_fn)
+        assert torch.equal(found, reference.train_step(alone, SIZE))
+    assert [s.device for s in pipeline.plan.stages] == ["cpu:0", "cpu:1"] * (
+        2 if schedule == "interleaved" else 1
+    )
+    assert all(stage.live for stage in pipeline.plan.stages)
+    assert "simulated step" in str(pipeline.plan)
+
+
+def test_a_plan_whose_stages_would_wait_for_each_other_is_refused() -> None:
+    case = models.resnet()
+    plan = generated_plan(capture(case.model, case.batch), (2, 3))
+    with pytest.raises(PlanError, match="wait for each other: stage 1: 3 micro-batches may be"):
+        planned(case, ["cpu", "cpu"], plan=plan)
 
 
 def test_a_slow_device_gets_less_work() -> None:
@@ -132,7 +160,11 @@ def test_a_plan_for_another_model_mode_or_device_is_refused() -> None:
         ({"plan": "nowhere.json"}, FormatError, "nowhere.json: No such file"),
         ({"num_microbatches": 0}, ValueError, "microbatches: found 0, expected .* > 0"),
         ({"optimizer_state_ratio": -1}, ValueError, "optimizer_state_ratio: found -1"),
-        ({"schedule": "zigzag"}, ValueError, "schedule is 'zigzag', expected 'gpipe' or '1f1b'"),
+        (
+            {"schedule": "zigzag"},
+            ValueError,
+            "schedule is 'zigzag', expected 'gpipe', '1f1b', 'generated' or 'interleaved'",
+        ),
         ({"objective": "fun"}, ValueError, "objective is 'fun', expected"),
         ({"mode": "fun"}, ValueError, "mode is 'fun', expected"),
         ({"strategy": "fun"}, ValueError, "strategy is 'fun', expected"),

@@ -18,7 +18,8 @@ from skyfx.solver import Device, Link  # isort: skip
 
 FIELDS = re.compile(
     r"\b(format|name|microbatch_size|nodes|outputs|devices|links|default_link|graph|cluster|"
-    r"assumptions|stages|bottleneck_s|step_s|objective_value|lower_bound|gap|solver|alternatives)\b"
+    r"assumptions|stages|bottleneck_s|step_s|objective_value|lower_bound|gap|solver|alternatives|"
+    r"simulated_s)\b"
 )
 
 

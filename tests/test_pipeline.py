@@ -45,6 +45,16 @@ def test_outputs_equal_the_unsplit_model_bit_for_bit(case: Case) -> None:
 
 @pytest.mark.parametrize("schedule", ["1f1b", "gpipe"])
 def test_a_training_step_equals_the_unsplit_model(case: Case, schedule: str) -> None:
+    assert_training_equals_the_unsplit_model(case, schedule)
+
+
+@pytest.mark.parametrize("name", ["gpt2", "t5", "unet"])
+@pytest.mark.parametrize("schedule", ["generated", "interleaved"])
+def test_so_it_does_with_schedules_made_for_a_plan(name: str, schedule: str) -> None:
+    assert_training_equals_the_unsplit_model(CASES[name](), schedule)
+
+
+def assert_training_equals_the_unsplit_model(case: Case, schedule: str) -> None:
     alone = reference.unsplit(case)
     with split_evenly(case, schedule=schedule) as pipeline:
         for _ in range(2):
@@ -80,12 +90,13 @@ def test_training_follows_the_unsplit_model_over_many_steps() -> None:
         alone.model.load_state_dict(pipeline.state_dict())
 
 
-def test_a_short_last_microbatch_counts_by_its_samples() -> None:
+@pytest.mark.parametrize("schedule", ["1f1b", "interleaved"])
+def test_a_short_last_microbatch_counts_by_its_samples(schedule: str) -> None:
     case = models.bert()
     batch = {name: x[:7] for name, x in case.batch.items()}
     short = Case(case.model, batch, case.targets[:7], case.loss_fn)
     alone = reference.unsplit(short)
-    with split_evenly(case) as pipeline:
+    with split_evenly(case, schedule=schedule) as pipeline:
         found = pipeline.train_step(short.batch, short.targets, short.loss_fn)
         assert torch.equal(found, reference.train_step(alone, SIZE))
         assert_equal_gradients(pipeline, alone.model)
@@ -93,9 +104,36 @@ def test_a_short_last_microbatch_counts_by_its_samples() -> None:
         assert torch.equal(pipeline(**batch).logits, expected[0])
 
 
+@pytest.mark.parametrize("samples", [3, 14])
+@pytest.mark.parametrize("schedule", ["generated", "interleaved"])
+def test_a_batch_may_make_fewer_or_more_microbatches_than_planned(
+    schedule: str, samples: int
+) -> None:
+    case = models.resnet()
+    rows = torch.arange(samples) % BATCH
+    other = Case(case.model, case.batch[rows], case.targets[rows], case.loss_fn)
+    alone = reference.unsplit(other)
+    with split_evenly(case, 2, schedule=schedule) as pipeline:
+        found = pipeline.train_step(other.batch, other.targets, other.loss_fn)
+        assert torch.equal(found, reference.train_step(alone, SIZE))
+        assert_equal_gradients(pipeline, alone.model)
+        assert torch.equal(pipeline(other.batch), reference.infer(alone, SIZE)[0])
+
+
+def test_a_device_with_two_stages_has_one_worker() -> None:
+    case = models.bert()
+    with split_evenly(case, 2, schedule="interleaved") as pipeline:
+        pipeline(case.batch)
+        assert workers() == 2
+        assert pipeline.measured is not None
+        assert len(pipeline.measured.stage_s) == 4
+        assert all(seconds > 0 for seconds in pipeline.measured.stage_s)
+
+
 def test_dropout_does_not_depend_on_the_plan() -> None:
     losses, gradients = [], []
-    for num_devices, schedule in ((1, "1f1b"), (2, "1f1b"), (3, "gpipe")):
+    plans = ((1, "1f1b"), (2, "1f1b"), (3, "gpipe"), (3, "generated"), (2, "interleaved"))
+    for num_devices, schedule in plans:
         torch.manual_seed(1)
         case = models.bert(dropout=0.3)
         with split_evenly(case, num_devices, schedule=schedule) as pipeline:

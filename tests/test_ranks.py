@@ -46,6 +46,20 @@ def test_each_rank_has_its_stage_and_all_see_the_unsplit_models_losses(
     assert all(0 < said["held"] < said["all"] for said in found)
 
 
+@pytest.mark.parametrize(
+    ("name", "schedule"), [("t5", "interleaved"), ("unet", "interleaved"), ("bert", "generated")]
+)
+def test_schedules_made_for_a_plan_see_the_unsplit_models_losses(
+    name: str, schedule: str, tmp_path: Path
+) -> None:
+    """Two stages of a rank that do not stand beside each other, and others in flight."""
+    for said in reports(name, tmp_path, 2, schedule):
+        assert len(said["stages"]) == (4 if schedule == "interleaved" else 2)
+        assert len(set(said["stages"])) == 2
+        assert said["equal"] == [True] * 4
+        assert said["inferred"]
+
+
 def test_hosts_measure_and_plan_together(tmp_path: Path) -> None:
     """Without a plan: prices from one process, speeds from each, one plan for all."""
     found = reports("bert", tmp_path, 2, "measured")

@@ -55,7 +55,7 @@ def picture(num_stages: int, schedule: str, m: int) -> list[str]:
         letter = "abc"[done.action.microbatch]
         letter = letter if done.action.kind is Kind.FORWARD else letter.upper()
         for second in range(round(done.began_s), round(done.ended_s)):
-            rows[done.stage][second] = letter
+            rows[done.action.stage][second] = letter
     return ["".join(row) for row in rows]
 
 

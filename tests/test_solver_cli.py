@@ -83,6 +83,21 @@ def test_every_option_reaches_the_plan(skyfx: Run, folder: Path) -> None:
     assert plan.solver.strategy == "even"
 
 
+@pytest.mark.parametrize("schedule", ["generated", "interleaved"])
+def test_a_schedule_that_is_made_for_the_plan_is_written_and_checked(
+    skyfx: Run, folder: Path, schedule: str
+) -> None:
+    assert skyfx(*SOLVE, "-o", "p.plan.json", "--schedule", schedule).returncode == 0
+    plan = json.loads((folder / "p.plan.json").read_text())
+    assert all(stage["live"] for stage in plan["stages"])
+    assert skyfx(*CHECK).returncode == 0
+    plan["stages"][0]["live"] = 9
+    (folder / "p.plan.json").write_text(json.dumps(plan))
+    done = skyfx(*CHECK)
+    assert done.returncode == 1
+    assert "stage 0: 9 of 8 micro-batches may be live" in done.stdout
+
+
 def test_the_defaults_are_those_of_the_format(skyfx: Run, folder: Path) -> None:
     skyfx(*SOLVE, "-o", "p.plan.json")
     a = json.loads((folder / "p.plan.json").read_text())["assumptions"]

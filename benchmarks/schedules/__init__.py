@@ -1,0 +1,1 @@
+"""What schedules made for a plan take beside 1F1B, in simulated steps."""

@@ -1,0 +1,135 @@
+"""A plan for 1f1b made one for a schedule that is made for the plan: `generated`, `interleaved`.
+
+Both begin from the best plan under 1f1b and its memory. Its bound then holds only for what such a
+plan cannot get around: it may keep fewer micro-batches live, and with several stages a device it is
+no plan of the kind that the bound is about.
+"""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+
+from skyfx.solver.bounds import Bound, simple_bound
+from skyfx.solver.cost import Cost, Placement, evaluate
+from skyfx.solver.errors import InfeasibleError, NoPlanError
+from skyfx.solver.generate import Generated, Live, generate
+from skyfx.solver.infeasible import explain
+from skyfx.solver.interleave import interleaved
+from skyfx.solver.method import PROVEN
+from skyfx.solver.pace import Pace
+from skyfx.solver.peak import peak_bytes
+from skyfx.solver.plan import BRINGS_LIVE, Assumptions, Plan, Stage, relative_gap
+from skyfx.solver.problem import Problem
+from skyfx.solver.report import seconds
+from skyfx.solver.room import Room
+from skyfx.solver.schedule import live_counts
+from skyfx.solver.simulate import simulate
+
+__all__: list[str] = ["none_under_1f1b", "scheduled", "usual"]
+
+
+def usual(assumptions: Assumptions) -> Assumptions:
+    """What the plan is searched for under: 1f1b instead of a schedule that is made afterwards."""
+    if assumptions.schedule in BRINGS_LIVE:
+        return replace(assumptions, schedule="1f1b")
+    return assumptions
+
+
+@contextmanager
+def none_under_1f1b(problem: Problem) -> Iterator[None]:
+    """Within it, that no plan exists under 1f1b is no proof for a schedule made afterwards.
+
+    With one micro-batch live everywhere, as if there were one alone, there may be plans.
+
+    Raises:
+        NoPlanError: no plan exists under 1f1b, though there may be one under the schedule.
+    """
+    try:
+        yield
+    except InfeasibleError as error:
+        alone = replace(usual(problem.assumptions), microbatches=1)
+        made_afterwards = problem.assumptions.schedule in BRINGS_LIVE
+        if not made_afterwards or explain(Problem(problem.graph, problem.cluster, alone)):
+            raise
+        raise NoPlanError(
+            f"no plan was found for the schedule {problem.assumptions.schedule}, which begins from "
+            f"one for 1f1b. For that, {error}"
+        ) from None
+
+
+def scheduled(plan: Plan, problem: Problem) -> Plan:
+    """The plan under the schedule that the problem asks for.
+
+    Args:
+        plan: for the same problem under `usual` assumptions.
+        problem: with the schedule.
+    """
+    assumptions = problem.assumptions
+    if assumptions == plan.assumptions:
+        return plan
+    if not assumptions.training:  # there is no backward to take turns with
+        return replace(plan, assumptions=assumptions)
+    if assumptions.communication == "host":  # nothing says what a step takes there
+        live = live_counts("1f1b", len(plan.stages), assumptions.microbatches)
+        kept = [replace(stage, live=n) for stage, n in zip(plan.stages, live, strict=True)]
+        return replace(plan, assumptions=assumptions, stages=tuple(kept))
+    first: Live | None = None
+    stages = problem.stages(plan)
+    usual_peaks = {stage.device: stage.peak_bytes for stage in plan.stages}
+    if assumptions.schedule == "interleaved":
+        stages, first = interleaved(problem, stages, usual_peaks) or (stages, None)
+    placement = problem.placement(stages)
+    pace = Pace.of(problem.graph, problem.cluster, placement, assumptions)
+    room = Room(problem, placement, usual_peaks)
+    made = generate(pace, assumptions.microbatches, room.fits, first)
+    return _replanned(plan, problem, placement, made)
+
+
+def _replanned(plan: Plan, problem: Problem, placement: Placement, made: Generated) -> Plan:
+    assumptions, schedule = problem.assumptions, problem.assumptions.schedule
+    cost = evaluate(problem.graph, problem.cluster, placement, assumptions, made.live)
+    bound = Bound(plan.lower_bound, plan.solver.binding)
+    if problem.memory_binds or len(placement) > len(plan.stages):
+        bound = simple_bound(problem)
+    value, is_best = cost.objective_value, cost.objective_value <= bound.value * (1 + PROVEN)
+    lower_bound = value if is_best else bound.value
+    before = [(stage.device, stage.nodes) for stage in plan.stages]
+    usual_s = simulate(problem.graph, problem.cluster, before, plan.assumptions).step_s
+    live = ", ".join(map(str, made.live))
+    says = f"{schedule}: with {live} live, a simulated step takes {seconds(made.step_s)}"
+    return replace(
+        plan,
+        assumptions=assumptions,
+        stages=_stages(problem, placement, cost, made.live),
+        bottleneck_s=cost.bottleneck_s,
+        step_s=cost.step_s,
+        objective_value=value,
+        lower_bound=lower_bound,
+        gap=relative_gap(value, lower_bound),
+        simulated_s=made.step_s,
+        solver=replace(
+            plan.solver,
+            status="optimal" if is_best else "feasible",
+            binding=bound.binding,
+            says=(*plan.solver.says, f"{says}, one of 1f1b {seconds(usual_s)}"),
+        ),
+        alternatives=replace(plan.alternatives, simulated_1f1b_s=usual_s),
+    )
+
+
+def _stages(problem: Problem, placement: Placement, cost: Cost, live: Live) -> tuple[Stage, ...]:
+    peaks = peak_bytes(problem.graph, problem.cluster, placement, problem.assumptions, live)
+    return tuple(
+        Stage(
+            device=device,
+            nodes=tuple(ids),
+            compute_s=cost.compute_s[k],
+            receive_s=cost.receive_s[k],
+            send_s=cost.send_s[k],
+            time_s=cost.time_s[k],
+            memory_bytes=cost.memory_bytes[k],
+            peak_bytes=peaks[k],
+            live=live[k],
+        )
+        for k, (device, ids) in enumerate(placement)
+    )
