@@ -5,7 +5,7 @@ plan cannot get around: it may keep fewer micro-batches live, and with several s
 no plan of the kind that the bound is about.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 
@@ -18,14 +18,14 @@ from skyfx.solver.interleave import interleaved
 from skyfx.solver.method import PROVEN
 from skyfx.solver.pace import Pace
 from skyfx.solver.peak import peak_bytes
-from skyfx.solver.plan import BRINGS_LIVE, Assumptions, Plan, Stage, relative_gap
+from skyfx.solver.plan import BRINGS_LIVE, Assumptions, Plan, Stage, Status, relative_gap
 from skyfx.solver.problem import Problem
 from skyfx.solver.report import seconds
 from skyfx.solver.room import Room
 from skyfx.solver.schedule import live_counts
 from skyfx.solver.simulate import simulate
 
-__all__: list[str] = ["none_under_1f1b", "scheduled", "usual"]
+__all__: list[str] = ["none_under_1f1b", "scheduled", "stages_with", "usual"]
 
 
 def usual(assumptions: Assumptions) -> Assumptions:
@@ -68,11 +68,11 @@ def scheduled(plan: Plan, problem: Problem) -> Plan:
     if assumptions == plan.assumptions:
         return plan
     if not assumptions.training:  # there is no backward to take turns with
-        return replace(plan, assumptions=assumptions)
+        return _bounded(replace(plan, assumptions=assumptions), problem)
     if assumptions.communication == "host":  # nothing says what a step takes there
         live = live_counts("1f1b", len(plan.stages), assumptions.microbatches)
         kept = [replace(stage, live=n) for stage, n in zip(plan.stages, live, strict=True)]
-        return replace(plan, assumptions=assumptions, stages=tuple(kept))
+        return _bounded(replace(plan, assumptions=assumptions, stages=tuple(kept)), problem)
     first: Live | None = None
     stages = problem.stages(plan)
     usual_peaks = {stage.device: stage.peak_bytes for stage in plan.stages}
@@ -82,17 +82,31 @@ def scheduled(plan: Plan, problem: Problem) -> Plan:
     pace = Pace.of(problem.graph, problem.cluster, placement, assumptions)
     room = Room(problem, placement, usual_peaks)
     made = generate(pace, assumptions.microbatches, room.fits, first)
-    return _replanned(plan, problem, placement, made)
+    return _bounded(_replanned(plan, problem, placement, made), problem)
+
+
+def _bounded(plan: Plan, problem: Problem) -> Plan:
+    """The plan with a bound that holds under its schedule, whatever is live on which stages."""
+    bound = Bound(plan.lower_bound, plan.solver.binding)
+    cuts = plan.assumptions.schedule == "interleaved"
+    if cuts or (plan.assumptions.training and problem.memory_binds):
+        bound = simple_bound(problem)
+    value = plan.objective_value
+    is_best = value <= bound.value * (1 + PROVEN)
+    lower_bound = value if is_best else bound.value
+    status: Status = "optimal" if is_best else "feasible"
+    return replace(
+        plan,
+        lower_bound=lower_bound,
+        gap=relative_gap(value, lower_bound),
+        solver=replace(plan.solver, status=status, binding=bound.binding),
+    )
 
 
 def _replanned(plan: Plan, problem: Problem, placement: Placement, made: Generated) -> Plan:
     assumptions, schedule = problem.assumptions, problem.assumptions.schedule
     cost = evaluate(problem.graph, problem.cluster, placement, assumptions, made.live)
-    bound = Bound(plan.lower_bound, plan.solver.binding)
-    if problem.memory_binds or len(placement) > len(plan.stages):
-        bound = simple_bound(problem)
-    value, is_best = cost.objective_value, cost.objective_value <= bound.value * (1 + PROVEN)
-    lower_bound = value if is_best else bound.value
+    peaks = peak_bytes(problem.graph, problem.cluster, placement, assumptions, made.live)
     before = [(stage.device, stage.nodes) for stage in plan.stages]
     usual_s = simulate(problem.graph, problem.cluster, before, plan.assumptions).step_s
     live = ", ".join(map(str, made.live))
@@ -100,25 +114,23 @@ def _replanned(plan: Plan, problem: Problem, placement: Placement, made: Generat
     return replace(
         plan,
         assumptions=assumptions,
-        stages=_stages(problem, placement, cost, made.live),
+        stages=stages_with(placement, cost, peaks, made.live),
         bottleneck_s=cost.bottleneck_s,
         step_s=cost.step_s,
-        objective_value=value,
-        lower_bound=lower_bound,
-        gap=relative_gap(value, lower_bound),
+        objective_value=cost.objective_value,
         simulated_s=made.step_s,
         solver=replace(
             plan.solver,
-            status="optimal" if is_best else "feasible",
-            binding=bound.binding,
             says=(*plan.solver.says, f"{says}, one of 1f1b {seconds(usual_s)}"),
         ),
         alternatives=replace(plan.alternatives, simulated_1f1b_s=usual_s),
     )
 
 
-def _stages(problem: Problem, placement: Placement, cost: Cost, live: Live) -> tuple[Stage, ...]:
-    peaks = peak_bytes(problem.graph, problem.cluster, placement, problem.assumptions, live)
+def stages_with(
+    placement: Placement, cost: Cost, peaks: Sequence[float], live: Sequence[int]
+) -> tuple[Stage, ...]:
+    """The stages of a plan with their figures; `live` is 0 where the schedule says it."""
     return tuple(
         Stage(
             device=device,

@@ -28,7 +28,7 @@ from skyfx.solver.plan import (
     relative_gap,
 )
 from skyfx.solver.problem import Problem
-from skyfx.solver.scheduled import none_under_1f1b, scheduled, usual
+from skyfx.solver.scheduled import none_under_1f1b, scheduled, stages_with, usual
 from skyfx.solver.search import Found, Search
 
 __all__: list[str] = ["Progress", "Solution", "checked", "replanned", "solve"]
@@ -272,16 +272,4 @@ def _stages(problem: Problem, best: Candidate) -> tuple[Stage, ...]:
     peaks: Sequence[float] = [0.0] * len(placement)
     if problem.assumptions.communication == "relay":
         peaks = peak_bytes(problem.graph, problem.cluster, placement, problem.assumptions)
-    return tuple(
-        Stage(
-            device=device,
-            nodes=tuple(ids),
-            compute_s=cost.compute_s[k],
-            receive_s=cost.receive_s[k],
-            send_s=cost.send_s[k],
-            time_s=cost.time_s[k],
-            memory_bytes=cost.memory_bytes[k],
-            peak_bytes=peaks[k],
-        )
-        for k, (device, ids) in enumerate(placement)
-    )
+    return stages_with(placement, cost, peaks, [0] * len(placement))
