@@ -89,6 +89,7 @@ def timed_regions(
 
 def fit(regions: Sequence[Timed]) -> Fit | None:
     """Fit the three numbers; None where too few stretches were timed to tell."""
+    regions = [region for region in regions if region.seconds > 0]
     if len(regions) < 4:
         return None
     # In these columns "not below zero" means as well: no more overhead than DISPATCH_S allows.

@@ -56,7 +56,7 @@ def test_schedules_made_for_a_plan_see_the_unsplit_models_losses(
     for said in reports(name, tmp_path, 2, schedule):
         assert len(said["stages"]) == (4 if schedule == "interleaved" else 2)
         assert len(set(said["stages"])) == 2
-        assert said["equal"] == [True] * 4
+        assert said["equal"] == [True] * 7
         assert said["inferred"]
 
 
