@@ -19,6 +19,7 @@ from torch import Tensor
 
 from skyfx.runtime import random
 from skyfx.runtime.channel import Boundaries, ChannelClosed, Gradients, Values
+from skyfx.runtime.draws import Advances, Draws
 from skyfx.runtime.message import Form
 from skyfx.runtime.microbatch import Batch, OutputForm
 from skyfx.runtime.stage import Stage
@@ -48,13 +49,13 @@ class Split:
         stages: by their number; those that run in other processes are missing.
         outputs: the form of what the model returns.
         returned: what the tensors among it look like.
-        is_random: whether any stage draws random numbers.
+        advances: how far its random nodes take torch's generator.
     """
 
     stages: Mapping[int, Stage]
     outputs: OutputForm
     returned: tuple[Form, ...]
-    is_random: bool
+    advances: Advances
 
 
 @dataclass(slots=True)
@@ -113,7 +114,7 @@ class Step:
     actions: Sequence[Sequence[Action]]
     boundaries: Boundaries
     head: LossHead | None = None
-    seed: int = 0
+    draws: Draws | None = None
     autocast: Autocast = ()
     outputs: dict[int, Values] = field(default_factory=dict)
     _head_gradients: dict[int, Gradients] = field(default_factory=dict)
@@ -171,8 +172,8 @@ class Step:
         with ExitStack() as around:
             for kind, dtype in self.autocast:
                 around.enter_context(torch.autocast(kind, dtype))
-            if stage.is_random:
-                around.enter_context(random.stream(self.seed, m))
+            if stage.is_random and self.draws is not None:
+                around.enter_context(random.drawing(self.draws.source(k, m)))
             sent = stage.forward(m, values, training=self.training)
             if self._is_last(k) and self.head is not None:
                 self._head_gradients[m] = self.head(m, self.splits[m].outputs, sent)
