@@ -117,7 +117,9 @@ class _Walk:
                 owed = 0
             else:
                 owed += advance.numbers or 0
-        self.state, self.at = skipped(self.state, owed), place
+        if owed:
+            self.state = skipped(self.state, owed)
+        self.at = place
         return self.state
 
 

@@ -29,7 +29,7 @@ BITS, ONE = 64, np.uint64(1)
 LONG = DEGREE // BITS + 1
 """64-bit words of a polynomial."""
 
-JUMP = 8192
+JUMP = 4096
 """Blocks from which on jumping is faster than twisting."""
 
 FAR = 2**24
@@ -59,10 +59,10 @@ def skipped(state: Tensor, numbers: int) -> Tensor:
     if numbers:
         blocks, place = divmod(_drawn(view) + numbers - 1, N)
         words = view["words"][0].astype(np.uint32)
-        if blocks < JUMP:
-            _twist(words, blocks)
-        else:  # t^n is of no use for w0, of which the twister knows the first bit alone
-            words = _jumped(words, _power(blocks * N - 1))
+        if numbers >= JUMP * N:  # by whole blocks: one power, wherever in its block it begins
+            words = _jumped(words, _power(numbers // N * N - 1))
+            blocks -= numbers // N
+        _twist(words, blocks)
         view["words"], view["left"], view["next"] = words, N - place, place + 1
     return found
 
@@ -115,7 +115,10 @@ def _blocks_between(words: Any, later: Any, at_most: int) -> int:
 
 @njit(cache=True, nogil=True)
 def _jumped(words: Any, power: Any) -> Any:
-    """The words from w[n + 1] on, by the polynomial t^n."""
+    """The words from w[n + 1] on, by the polynomial t^n.
+
+    Not from w[n] on: of w[0] the twister knows the first bit alone.
+    """
     row, found = np.empty(DEGREE + 2 * N, dtype=np.uint32), np.zeros(N, dtype=np.uint32)
     for start in range(0, DEGREE + N + 1, N):
         row[start : start + N] = words

@@ -11,6 +11,7 @@ and keep one in the generator, are run again where the others are skipped.
 
 import logging
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -72,18 +73,21 @@ def advances(captured: Capture, on_cpu: Callable[[fx.Node], bool]) -> Advances:
         own Python, or takes it how far only values tell.
     """
     nodes = [node for node in captured.ids if is_random(node)]
-    for node in nodes:
-        if not (on_cpu(node) and _goes_by_shapes(node)):
-            logger.info("%s does not draw as in plain torch", captured.ids[node])
-            return None
+    others = (node for node in nodes if not (on_cpu(node) and _goes_by_shapes(node)))
+    if (other := next(others, None)) is not None:
+        logger.info("%s draws from another generator, or by its values", captured.ids[other])
+        return None
     read = {x: captured.attribute(x) for x in captured.module.graph.find_nodes(op="get_attr")}
-    learnt: dict[Any, tuple[int | None, Callable[[], Any] | None]] = {}
-    found = []
+    learnt, found = dict[Any, Advance](), list[Advance]()
     for node in nodes:
-        key = _key(node, read)
-        if key not in learnt:
-            learnt[key] = _learnt(node, read)
-        found.append(Advance(captured.ids[node], *learnt[key]))
+        name, key = captured.ids[node], _key(node, read)
+        try:
+            like = learnt.get(key) or _learnt(name, node, read)
+        except (RuntimeError, IndexError, ValueError) as error:
+            logger.info("%s cannot be run alone: %s", name, error)
+            return None
+        learnt[key] = like
+        found.append(replace(like, node=name))
     return tuple(found)
 
 
@@ -105,10 +109,8 @@ def _key(node: fx.Node, read: Mapping[fx.Node, Any]) -> Any:
     return signature(node.target, args, kwargs, [False] * len(pytree.tree_leaves((args, kwargs))))
 
 
-def _learnt(
-    node: fx.Node, read: Mapping[fx.Node, Any]
-) -> tuple[int | None, Callable[[], Any] | None]:
-    """`Advance.numbers` and `Advance.run` of a node."""
+def _learnt(name: str, node: fx.Node, read: Mapping[fx.Node, Any]) -> Advance:
+    """How far a node takes the generator: it is run on made-up values."""
     generator = torch.default_generator
     with lent(generator), torch.no_grad():
         args, kwargs = arguments(node, read, _CPU)
@@ -118,7 +120,7 @@ def _learnt(
         fresh = _numbers(run, generator)
         torch.randn(1)  # leaves another normal number in the generator
         used = _numbers(run, generator)
-    return fresh, run if fresh is None or used != fresh else None
+    return Advance(name, fresh, run if fresh is None or used != fresh else None)
 
 
 def _numbers(run: Callable[[], Any], generator: torch.Generator) -> int | None:
