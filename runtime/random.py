@@ -29,6 +29,7 @@ __all__: list[str] = [
     "lent",
     "others_kept",
     "states",
+    "unlent",
 ]
 
 _local = threading.local()
@@ -116,6 +117,13 @@ def lent(generator: torch.Generator) -> Iterator[None]:
             yield
         finally:
             generator.set_state(state)
+
+
+@contextmanager
+def unlent() -> Iterator[None]:
+    """Within it, no default generator is lent to another thread."""
+    with _default_generators:
+        yield
 
 
 @contextmanager

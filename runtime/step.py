@@ -9,8 +9,8 @@ Stages meet only at the boundaries between them. A stage that fails closes them 
 others stop as well.
 """
 
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import ExitStack
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -118,6 +118,7 @@ class Step:
     autocast: Autocast = ()
     outputs: dict[int, Values] = field(default_factory=dict)
     _head_gradients: dict[int, Gradients] = field(default_factory=dict)
+    _loss_draws: bool = True
     _stopped: bool = False
 
     @property
@@ -176,11 +177,23 @@ class Step:
                 around.enter_context(random.drawing(self.draws.source(k, m)))
             sent = stage.forward(m, values, training=self.training)
             if self._is_last(k) and self.head is not None:
+                around.enter_context(self._alone())
                 self._head_gradients[m] = self.head(m, self.splits[m].outputs, sent)
         if not self._is_last(k):
             self.boundaries.after[k].send_values(sent)
         elif self.head is None:
             self.outputs[m] = sent
+
+    @contextmanager
+    def _alone(self) -> Iterator[None]:
+        """For a loss that draws, as its first call shows, no generator is lent meanwhile."""
+        if self.draws is None or not self._loss_draws:
+            yield
+            return
+        with random.unlent():
+            before = torch.get_rng_state()
+            yield
+            self._loss_draws = not torch.equal(before, torch.get_rng_state())
 
     def _run_backward(self, k: int, stage: Stage, m: int) -> None:
         if self._is_last(k):

@@ -29,6 +29,7 @@ def _attention(x: Tensor) -> Tensor:
 
 OPERATORS: dict[str, Callable[[Tensor], Tensor]] = {
     "dropout": lambda x: functional.dropout(x, 0.3),
+    "dropout, wide": lambda x: functional.dropout(x.repeat(1, 5000), 0.3)[:, :WIDTH],
     "dropout of channels": lambda x: functional.dropout2d(x[..., None, None], 0.3)[..., 0, 0],
     "alpha dropout": lambda x: functional.alpha_dropout(x, 0.2, training=True),
     "attention": _attention,

@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -137,6 +138,16 @@ def test_where_only_values_tell_how_much_is_drawn_the_plan_still_does_not_matter
         return drawing([name, "dropout"])
 
     assert split(made_of_it, 2, 3) == split(made_of_it, 2, 1)
+
+
+def test_a_loss_may_draw_beside_the_stages() -> None:
+    def noisy() -> Case:
+        def loss_fn(outputs: Tensor, targets: Tensor) -> Tensor:
+            return functional.mse_loss(outputs, targets + torch.rand(10**6)[-1])
+
+        return replace(drawing(["dropout, wide"] * 9), loss_fn=loss_fn)
+
+    assert split(noisy, 5, 3, "gpipe") == split(noisy, 5, 1, "gpipe")
 
 
 class Whole(nn.Module):
