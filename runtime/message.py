@@ -32,15 +32,22 @@ class Flag(IntEnum):
 
 
 class Form(NamedTuple):
-    """What the receiver knows of a tensor."""
+    """What the receiver knows of a tensor.
+
+    `strides` are None where it is contiguous. A message is, but operators go through what they are
+    given, and through a dropout's mask for it, in the order in which it lies in memory.
+    """
 
     shape: tuple[int, ...]
     dtype: torch.dtype
+    strides: tuple[int, ...] | None = None
 
     @classmethod
     def of(cls, tensor: Tensor) -> "Form":
-        """What a tensor looks like."""
-        return cls(tuple(tensor.shape), tensor.dtype)
+        """What a tensor looks like, without the gaps and repetitions that it may have in memory."""
+        plain = tensor.is_contiguous()
+        strides = None if plain else torch.empty_like(tensor, device="meta").stride()
+        return cls(tuple(tensor.shape), tensor.dtype, strides)
 
     @property
     def num_bytes(self) -> int:
@@ -82,16 +89,25 @@ class Layout:
         return message
 
     def unpack(self, message: Tensor | None) -> list[Tensor | None]:
-        """The values, as views of the message; those that required a gradient require one."""
+        """The values, as views of the message or copies in their own order in memory.
+
+        Those that required a gradient require one.
+        """
         if message is None:  # there was nothing to send
             return [None] * len(self._forms)
         flags = message[: len(self._forms)].tolist()
         return [
             None
             if flag == Flag.ABSENT
-            else self._view(message, i).requires_grad_(flag == Flag.REQUIRES_GRAD)
+            else self._value(message, i).requires_grad_(flag == Flag.REQUIRES_GRAD)
             for i, flag in enumerate(flags)
         ]
+
+    def _value(self, message: Tensor, i: int) -> Tensor:
+        form, view = self._forms[i], self._view(message, i)
+        if form is None or form.strides is None:
+            return view
+        return torch.empty_strided(form.shape, form.strides, dtype=form.dtype).copy_(view)
 
     def _view(self, message: Tensor, i: int) -> Tensor:
         form, start = self._forms[i], self._starts[i]

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from skyfx.runtime import random
+from skyfx.runtime import draws
 from skyfx.runtime.checkpoint import Checkpoints
 from skyfx.runtime.microbatch import Batch
 from skyfx.runtime.snapshot import Scheduler
@@ -219,7 +219,7 @@ class Pipeline:
                 num_stages=len(self.plan.stages),
                 boundaries=self._workers.boundaries(splits, training=training),
                 head=head,
-                seed=random.fresh_seed() if splits[0].is_random else 0,
+                draws=self._draws(splits),
                 autocast=autocast_here(),
             )
             began = time.perf_counter()
@@ -228,6 +228,13 @@ class Pipeline:
             busy = tuple(outcome.busy_s[k] for k in sorted(outcome.busy_s))
             self.measured = Measured(time.perf_counter() - began, busy)
         return splits, outcome
+
+    def _draws(self, splits: Sequence[Split]) -> draws.Draws | None:
+        """Where the random nodes of a step start to draw, if there are any in the whole model."""
+        advances = [split.advances for split in splits]
+        if all(one is not None and not one for one in advances):
+            return None
+        return draws.begun(advances, self._workers.agreed)
 
     def _splits_for(self, parts: Sequence[Batch], *, training: bool) -> list[Split]:
         """The split of each micro-batch; looking through the modules is done once for all."""

@@ -1,10 +1,10 @@
-"""Random numbers that do not depend on the plan.
+"""Random operators of several stages, which share torch's generators.
 
-torch has one default generator a device, shared by all threads: what a dropout draws would depend
-on which stage comes first. Instead every random operator of every micro-batch draws from a stream
-of its own, seeded by the step's seed, the micro-batch and the node's id. So a step gives the same
-masks under any plan and schedule, a single stage included, and `torch.manual_seed` makes it
-reproducible.
+torch has one default generator a device for all threads: what a dropout draws would depend on which
+stage comes first. So each random operator is lent its device's generator, put where that operator
+has to start. A `Source` tells where: where plain torch would start (`draws`), or at the beginning
+of a stream of its own, seeded by the step, the micro-batch and the node's id. With either a step
+draws the same under any plan and schedule.
 """
 
 import hashlib
@@ -12,64 +12,118 @@ import random
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Any
+from dataclasses import dataclass
+from typing import Any, Protocol
 
 import numpy
 import torch
+from torch import Tensor
 from torch.utils import _pytree as pytree
 
-__all__: list[str] = ["draw", "draw_anything", "fresh_seed", "others_kept", "states", "stream"]
+__all__: list[str] = [
+    "Own",
+    "Source",
+    "draw",
+    "draw_anything",
+    "drawing",
+    "lent",
+    "others_kept",
+    "states",
+    "unlent",
+]
 
 _local = threading.local()
-_default_generators = threading.Lock()
+_default_generators = threading.RLock()
 """Held while a default generator is lent to one operator."""
 
 _others = threading.Lock()
 """Held while Python's and numpy's are."""
 
 
+class Source(Protocol):
+    """Where the random nodes of one stage and micro-batch start to draw."""
+
+    def start(self, node: str) -> int | Tensor:
+        """A seed, or a state of the generator, for a node."""
+
+    def ended(self, state: Tensor) -> None:
+        """The node has drawn, and the generator stands here."""
+
+
+@dataclass(frozen=True, slots=True)
+class Own:
+    """A stream of its own for each node of a micro-batch."""
+
+    seed: int
+    microbatch: int
+
+    def start(self, node: str) -> int:
+        """The seed of the node's stream."""
+        key = f"{self.seed}/{self.microbatch}/{node}".encode()
+        return int.from_bytes(hashlib.blake2b(key, digest_size=8).digest(), "big") >> 1
+
+    def ended(self, state: Tensor) -> None:
+        """No other node has to know."""
+
+
 @contextmanager
-def stream(seed: int, microbatch: int) -> Iterator[None]:
-    """Within it, this thread's `draw` belongs to this step and micro-batch."""
-    _local.key = f"{seed}/{microbatch}"
+def drawing(source: Source) -> Iterator[None]:
+    """Within it, random operators that this thread calls start where the source says."""
+    _local.source = source
     try:
         yield
     finally:
-        del _local.key
-
-
-def fresh_seed() -> int:
-    """A seed for one step, drawn from torch's default generator."""
-    return int(torch.randint(2**62, ()).item())
+        del _local.source
 
 
 def draw(operator: Callable[..., Any], node: str, *args: Any, **kwargs: Any) -> Any:
-    """Call a random operator with its device's generator set to the node's own stream.
+    """Call a random operator with its device's generator put where this node starts.
 
-    Outside a `stream`, as in measuring, it draws from the default generator as it stands.
+    Where nothing says where, as in measuring, it draws from the default generator as it stands.
     """
-    number = _number_of(node)
-    if number is None:
+    source = _source()
+    if source is None:
         return operator(*args, **kwargs)
-    generator = _default_generator(args, kwargs)
-    with _default_generators:
-        state = generator.get_state()
-        generator.manual_seed(number)
-        try:
-            return operator(*args, **kwargs)
-        finally:
-            generator.set_state(state)
+    start, generator = source.start(node), _default_generator(args, kwargs)
+    with lent(generator):
+        if isinstance(start, int):
+            generator.manual_seed(start)
+        else:
+            generator.set_state(start)
+        returned = operator(*args, **kwargs)
+        source.ended(generator.get_state())
+    return returned
 
 
 def draw_anything(code: Callable[..., Any], node: str, *args: Any) -> Any:
     """`draw` for code that may draw from Python's and numpy's generators as well."""
-    number = _number_of(node)
-    if number is None:
+    source = _source()
+    if source is None:
         return code(*args)
     with _others, others_kept():
-        random.seed(number)
-        numpy.random.seed(number % 2**32)
+        seed = source.start(node)
+        assert isinstance(seed, int)
+        random.seed(seed)
+        numpy.random.seed(seed % 2**32)
         return draw(code, node, *args)
+
+
+@contextmanager
+def lent(generator: torch.Generator) -> Iterator[None]:
+    """Within it, a default generator is this thread's own; then it stands where it stood."""
+    with _default_generators:
+        state = generator.get_state()
+        try:
+            yield
+        finally:
+            generator.set_state(state)
+
+
+@contextmanager
+def unlent() -> Iterator[None]:
+    """Within it, no default generator is lent to another thread."""
+    with _default_generators:
+        yield
 
 
 @contextmanager
@@ -94,13 +148,8 @@ def states() -> dict[str, Any]:
     }
 
 
-def _number_of(node: str) -> int | None:
-    """The seed of a node's stream, in a `stream`."""
-    key = getattr(_local, "key", None)
-    if key is None:
-        return None
-    digest = hashlib.blake2b(f"{key}/{node}".encode(), digest_size=8).digest()
-    return int.from_bytes(digest, "big") >> 1
+def _source() -> Source | None:
+    return getattr(_local, "source", None)
 
 
 def _default_generator(args: Any, kwargs: Any) -> torch.Generator:

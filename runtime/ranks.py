@@ -102,6 +102,10 @@ class Ranks(Workers):
             if pulse is not None:
                 pulse.overdue = lambda: None
 
+    def agreed(self, state: Tensor) -> Tensor:
+        """The first process's state: the others may have another seed, or none."""
+        return self._group.from_rank(0, state)
+
     def state_of(self, model: nn.Module) -> dict[str, Any]:
         """The whole model's state, each tensor from the first process that holds it."""
         state = model.state_dict()

@@ -10,8 +10,8 @@ others stop as well.
 """
 
 import time
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import ExitStack
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -20,6 +20,7 @@ from torch import Tensor
 
 from skyfx.runtime import random
 from skyfx.runtime.channel import Boundaries, ChannelClosed, Gradients, Values
+from skyfx.runtime.draws import Advances, Draws
 from skyfx.runtime.message import Form
 from skyfx.runtime.microbatch import Batch, OutputForm
 from skyfx.runtime.stage import Stage
@@ -49,13 +50,13 @@ class Split:
         stages: by their number; those that run in other processes are missing.
         outputs: the form of what the model returns.
         returned: what the tensors among it look like.
-        is_random: whether any stage draws random numbers.
+        advances: how far its random nodes take torch's generator.
     """
 
     stages: Mapping[int, Stage]
     outputs: OutputForm
     returned: tuple[Form, ...]
-    is_random: bool
+    advances: Advances
 
 
 @dataclass(slots=True)
@@ -115,10 +116,11 @@ class Step:
     num_stages: int
     boundaries: Boundaries
     head: LossHead | None = None
-    seed: int = 0
+    draws: Draws | None = None
     autocast: Autocast = ()
     outputs: dict[int, Values] = field(default_factory=dict)
     _head_gradients: dict[int, Gradients] = field(default_factory=dict)
+    _loss_draws: bool = True
     _stopped: bool = False
 
     @property
@@ -190,15 +192,27 @@ class Step:
         with ExitStack() as around:
             for kind, dtype in self.autocast:
                 around.enter_context(torch.autocast(kind, dtype))
-            if stage.is_random:
-                around.enter_context(random.stream(self.seed, m))
+            if stage.is_random and self.draws is not None:
+                around.enter_context(random.drawing(self.draws.source(k, m)))
             sent = stage.forward(m, values, training=self.training)
             if self._is_last(k) and self.head is not None:
+                around.enter_context(self._alone())
                 self._head_gradients[m] = self.head(m, self.splits[m].outputs, sent)
         if not self._is_last(k):
             self.boundaries.after[k].send_values(sent)
         elif self.head is None:
             self.outputs[m] = sent
+
+    @contextmanager
+    def _alone(self) -> Iterator[None]:
+        """For a loss that draws, as its first call shows, no generator is lent meanwhile."""
+        if self.draws is None or not self._loss_draws:
+            yield
+            return
+        with random.unlent():
+            before = torch.get_rng_state()
+            yield
+            self._loss_draws = not torch.equal(before, torch.get_rng_state())
 
     def _run_backward(self, k: int, stage: Stage, m: int) -> None:
         if self._is_last(k):

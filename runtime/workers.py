@@ -81,6 +81,10 @@ class Workers:
             wait(futures)
         _raise_first_failure(futures)
 
+    def agreed(self, state: Tensor) -> Tensor:
+        """The state of torch's generator that a step begins with: this process's own."""
+        return state
+
     def state_of(self, model: nn.Module) -> dict[str, Any]:
         """The model's state by its own names."""
         return model.state_dict()

@@ -144,7 +144,7 @@ def _pipeline(
         return_freed()
     opened = None if weights is None else Weights(weights)
     try:
-        splitter = _Splitter(model, plan, places, captured, opened)
+        splitter = _Splitter(model, plan, places, site.on_cpu(plan), captured, opened)
         return Pipeline(model, plan, site.workers(places, plan), splitter, captured.microbatch)
     finally:
         if opened is not None:
@@ -204,6 +204,7 @@ class _Splitter:
     model: nn.Module
     plan: Plan
     places: Sequence[Place | None]
+    on_cpu: Sequence[bool]
     planned: Capture | None
     weights: Weights | None = None
     owners: dict[str, int] = field(default_factory=dict)
@@ -217,7 +218,7 @@ class _Splitter:
         for node, stage in stage_of.items():
             self.owners |= dict.fromkeys(owned(captured, node), stage)
         place_tensors(self.model, captured.module, self.owners, self.places, self.weights)
-        return split(captured, graph, stage_of, self.places)
+        return split(captured, graph, stage_of, self.places, self.on_cpu)
 
 
 def _check_plan(plan: Plan, captured: Capture, devices: Sequence[str]) -> None:

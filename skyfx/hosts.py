@@ -19,7 +19,7 @@ from skyfx.runtime.stage import Place
 from skyfx.solver.cluster import Device
 from skyfx.solver.errors import PlanError
 
-__all__: list[str] = ["Hosts"]
+__all__: list[str] = ["Hosts", "is_cpu"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,6 +62,11 @@ class Hosts:
                     )
                 rank_of[device.name] = rank
         return cls(group, tuple(d for devices in by_rank for d in devices), rank_of, places)
+
+
+def is_cpu(name: str) -> bool:
+    """Whether the device of this name is a CPU."""
+    return torch.device(name.rpartition("/")[2]).type == "cpu"
 
 
 def _own_places() -> list[Place]:

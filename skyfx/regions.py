@@ -209,7 +209,7 @@ def _seconds(alone: Stage, values: Sequence[Tensor], *, training: bool) -> tuple
 
     def turn() -> tuple[float, float]:
         m, began_s = next(numbers), alone.busy_s
-        with random.stream(0, m):
+        with random.drawing(random.Own(0, m)):
             sent = alone.forward(m, values, training=training)
         forward_s = alone.busy_s - began_s
         if training:

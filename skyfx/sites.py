@@ -6,7 +6,7 @@ from typing import Protocol
 
 from skyfx.captures import Capture
 from skyfx.devices import DeviceList, given_cluster, resolve
-from skyfx.hosts import Hosts
+from skyfx.hosts import Hosts, is_cpu
 from skyfx.links import with_links
 from skyfx.measurement import Progress, measure
 from skyfx.runtime.group import Group
@@ -45,6 +45,9 @@ class Site(Protocol):
 
     def places(self, plan: Plan) -> Places:
         """Where each stage of the plan runs."""
+
+    def on_cpu(self, plan: Plan) -> Sequence[bool]:
+        """Which stages run on a CPU, here or elsewhere, `(num_stages,)`."""
 
     def workers(self, places: Places, plan: Plan) -> Workers:
         """Who runs the stages that are here."""
@@ -88,6 +91,9 @@ class _Here:
     def places(self, plan: Plan) -> Places:
         return [self.by_name[stage.device] for stage in plan.stages]
 
+    def on_cpu(self, plan: Plan) -> Sequence[bool]:
+        return [self.by_name[stage.device].device.type == "cpu" for stage in plan.stages]
+
     def workers(self, places: Places, plan: Plan) -> Workers:
         return Workers({k: place for k, place in enumerate(places) if place is not None})
 
@@ -109,6 +115,9 @@ class _Everywhere:
 
     def places(self, plan: Plan) -> Places:
         return [self.hosts.places.get(stage.device) for stage in plan.stages]
+
+    def on_cpu(self, plan: Plan) -> Sequence[bool]:
+        return [is_cpu(stage.device) for stage in plan.stages]
 
     def workers(self, places: Places, plan: Plan) -> Workers:
         here = {k: place for k, place in enumerate(places) if place is not None}

@@ -13,12 +13,11 @@ next stage reads; a plan prices relaying, so the stages relay.
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-import torch
 from torch import Tensor, fx
 
-from skyfx.aliases import regions, written_by
+from skyfx.advances import advances, is_random
+from skyfx.aliases import written_by
 from skyfx.captures import Capture
-from skyfx.leaves import leaf_of
 from skyfx.names import original_name
 from skyfx.runtime import random
 from skyfx.runtime.message import Form
@@ -36,7 +35,13 @@ StageOf = Mapping[fx.Node, int]
 Places = Sequence[Place | None]
 
 
-def split(captured: Capture, graph: Graph, stage_of: StageOf, places: Places) -> Split:
+def split(
+    captured: Capture,
+    graph: Graph,
+    stage_of: StageOf,
+    places: Places,
+    on_cpu: Sequence[bool],
+) -> Split:
     """Cut a capture into stages.
 
     Args:
@@ -44,6 +49,7 @@ def split(captured: Capture, graph: Graph, stage_of: StageOf, places: Places) ->
         graph: its outline.
         stage_of: the stage of each placed node, from `match`.
         places: where each stage runs, `(num_stages,)`; None in another process.
+        on_cpu: whether that is on a CPU.
     """
     boundaries = _boundaries(captured, graph, stage_of, len(places))
     stages = {}
@@ -55,7 +61,7 @@ def split(captured: Capture, graph: Graph, stage_of: StageOf, places: Places) ->
         stages=stages,
         outputs=captured.outputs,
         returned=_forms(captured.output_nodes),
-        is_random=any(map(is_random, captured.ids)),
+        advances=advances(captured, lambda node: on_cpu[stage_of[node]]),
     )
 
 
@@ -159,21 +165,3 @@ def _drawing(captured: Capture) -> Callable[[fx.Node, tuple[Any, ...]], tuple[An
         return node.target, args
 
     return called
-
-
-def is_random(node: fx.Node) -> bool:
-    """Whether the node draws random numbers with these arguments."""
-    if leaf := leaf_of(node):
-        return leaf.is_random
-    if node.op != "call_function":
-        return False
-    schema = getattr(node.target, "_schema", None)
-    if schema is None:
-        return any(is_random(inner) for region in regions(node) for inner in region.graph.nodes)
-    if torch.Tag.nondeterministic_seeded not in getattr(node.target, "tags", ()):
-        return False
-    given = {a.name: v for a, v in zip(schema.arguments, node.args, strict=False)} | node.kwargs
-    switch = ("train", "training", "p", "dropout", "dropout_p")
-    defaults = {a.name: a.default_value for a in schema.arguments if a.name in switch}
-    # A dropout that is off, by its flag or its probability, draws nothing.
-    return not any((defaults | given).get(name, True) in (False, 0) for name in switch)

@@ -34,6 +34,8 @@ def test_a_message_gives_back_what_was_packed(sent: list[Tensor | None]) -> None
             assert found is not None
             assert torch.equal(found, expected)
             assert found.dtype == expected.dtype
+            if not expected.is_contiguous():
+                assert found.stride() == torch.empty_like(expected).stride()
             assert found.requires_grad == expected.requires_grad
             assert found.data_ptr() % ALIGNMENT == message.data_ptr() % ALIGNMENT
 

@@ -22,13 +22,13 @@ import torch
 from torch import Tensor, nn
 
 from benchmarks.coverage.tiny import build
+from skyfx.advances import is_random
 from skyfx.api import partition
 from skyfx.captures import Capture, capture
 from skyfx.leaves import leaf_of
 from skyfx.runtime.microbatch import OutputForm
 from skyfx.runtime.nesting import flatten
 from skyfx.solver.errors import CaptureError
-from skyfx.split import is_random
 from skyfx.tracing import has_cache
 from skyfx.undisturbed import undisturbed
 from tests.plans import even_plan

@@ -96,7 +96,7 @@ def run(name: str) -> str:
     times.append(time.monotonic())
     described = outline(captured)
     places = [Place(stage.device, torch.device("meta")) for stage in plan.stages]
-    split(captured, described, match(captured, described, plan, {}), places)
+    split(captured, described, match(captured, described, plan, {}), places, [True] * len(places))
     times.append(time.monotonic())
     memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
     took = [f"{b - a:.1f}" for a, b in itertools.pairwise(times)]
