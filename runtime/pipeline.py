@@ -15,15 +15,13 @@ from skyfx.runtime import draws
 from skyfx.runtime.checkpoint import Checkpoints
 from skyfx.runtime.microbatch import Batch
 from skyfx.runtime.snapshot import Scheduler
+from skyfx.runtime.splits import Splits, Splitter
 from skyfx.runtime.step import LossHead, Split, Step, autocast_here, returned_loss
 from skyfx.runtime.workers import Outcome, Workers
 from skyfx.solver.errors import CheckpointError
 from skyfx.solver.plan import Plan
 
 __all__: list[str] = ["Measured", "Pipeline"]
-
-Splitter = Callable[[Batch, bool], Split]
-"""Splits the model for micro-batches like this one, for training or not, the way the plan says."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,15 +55,13 @@ class Pipeline:
         self.plan = plan
         self.measured: Measured | None = None
         self._model = model
-        self._splitter = splitter
+        self._splits = Splits(model, splitter)
         self._microbatch_size = microbatch.batch_size
-        self._splits: dict[Any, Split] = {}
-        self._split_tensors: list[tuple[Tensor, torch.dtype]] = []
         self._calling = threading.Lock()
         self._workers = workers
         self._checkpoints: list[Checkpoints] = []
         self._closed = False
-        self._splits_for([microbatch], training=plan.assumptions.training)
+        self._splits.of([microbatch], training=plan.assumptions.training)
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         """Infer: the model in eval mode, without gradients, on one micro-batch after another.
@@ -211,7 +207,7 @@ class Pipeline:
             if self._closed:
                 raise RuntimeError("this pipeline is closed; partition the model again")
             training = head is not None
-            splits = self._splits_for(parts, training=training)
+            splits = self._splits.of(parts, training=training)
             step = Step(
                 splits=splits,
                 microbatches=parts,
@@ -235,36 +231,6 @@ class Pipeline:
         if all(one is not None and not one for one in advances):
             return None
         return draws.begun(advances, self._workers.agreed)
-
-    def _splits_for(self, parts: Sequence[Batch], *, training: bool) -> list[Split]:
-        """The split of each micro-batch; looking through the modules is done once for all."""
-        self._forget_other_tensors()
-        modes = [module.training for module in self._model.modules()]
-        # A model in eval mode is trained as a whole; in training mode, parts of it may be in eval.
-        parts_in_eval = tuple(modes) if training and modes[0] and not all(modes) else ()
-        found, around = [], autocast_here()
-        for part in parts:
-            key = (training, part.signature, parts_in_eval, around)
-            if key not in self._splits:
-                self._splits[key] = self._splitter(part, training)
-                self._split_tensors = self._tensors()
-            found.append(self._splits[key])
-        return found
-
-    def _forget_other_tensors(self) -> None:
-        """Drop the splits if the model has other parameters or buffers than when it was split.
-
-        `load_state_dict(assign=True)` gives it others, and `half()` other buffers.
-        """
-        now, then = self._tensors(), self._split_tensors
-        if len(now) != len(then) or any(
-            a is not b or kind != kind_then
-            for (a, kind), (b, kind_then) in zip(now, then, strict=True)
-        ):
-            self._splits.clear()
-
-    def _tensors(self) -> list[tuple[Tensor, torch.dtype]]:
-        return [(x, x.dtype) for x in (*self._model.parameters(), *self._model.buffers())]
 
     def __reduce__(self) -> Any:
         raise TypeError(

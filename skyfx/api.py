@@ -3,34 +3,28 @@
 import math
 import os
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from functools import partial
 from typing import Any, get_args
 
-import torch
 from torch import nn
 
-from skyfx.captures import Capture, capture, dummy_inputs
+from skyfx.captures import Capture, dummy_inputs
 from skyfx.devices import DeviceList
 from skyfx.measurement import Progress, measure
-from skyfx.outline import outline
 from skyfx.runtime.allocator import HOLES, return_freed
 from skyfx.runtime.microbatch import Batch
 from skyfx.runtime.pipeline import Pipeline
 from skyfx.runtime.stage import Place
-from skyfx.runtime.step import Split
 from skyfx.sites import Site, site_of
 from skyfx.solver import files
 from skyfx.solver.checks import one_of, positive
 from skyfx.solver.cluster import Cluster
-from skyfx.solver.errors import PlanError
 from skyfx.solver.graph import Graph
 from skyfx.solver.plan import Assumptions, Mode, Objective, Plan, Schedule, Strategy
-from skyfx.solver.schedule import waits_for_itself
 from skyfx.solver.solve import Solution, solve
 from skyfx.solver.within import solve_within
-from skyfx.split import match, owned, split
-from skyfx.weights import Weights, place_tensors
+from skyfx.weights import Weights
 
 __all__: list[str] = ["capture_and_measure", "partition"]
 
@@ -112,7 +106,7 @@ def _given(
     """The plan, read if need be and held against the model, and the capture that it is for."""
     read = plan if isinstance(plan, Plan) else files.read(plan, Plan)
     captured = _capture(model, batch, read.assumptions.mode, read.assumptions.microbatches)
-    _check_plan(read, captured, [device.name for device in cluster.devices])
+    check_plan(read, captured, [device.name for device in cluster.devices])
     return read, captured
 
 
@@ -144,7 +138,7 @@ def _pipeline(
         return_freed()
     opened = None if weights is None else Weights(weights)
     try:
-        splitter = _Splitter(model, plan, places, site.on_cpu(plan), captured, opened)
+        splitter = Splitter(model, plan, places, site.on_cpu(plan), captured, opened)
         return Pipeline(model, plan, site.workers(places, plan), splitter, captured.microbatch)
     finally:
         if opened is not None:
@@ -183,69 +177,4 @@ def _capture(model: nn.Module, batch: Batch, mode: Mode, num_microbatches: int) 
     """Capture the model on the first of so many micro-batches."""
     positive("num_microbatches", num_microbatches)
     microbatch = batch.split(math.ceil(batch.batch_size / num_microbatches))[0]
-    return _captured(model, microbatch, training=mode == "training")
-
-
-def _captured(model: nn.Module, microbatch: Batch, *, training: bool) -> Capture:
-    """Capture the model, on the meta device if some of it has no values, or none any more."""
-    if any(x.is_meta for x in model.parameters()):
-        microbatch = microbatch.to(torch.device("meta"))
-    return capture(model, microbatch, training=training)
-
-
-@dataclass(slots=True)
-class _Splitter:
-    """Splits the model the way the plan says, for each mode and shape of micro-batch that comes.
-
-    `planned` is the capture that the plan is for, until the first split, which is of it. `owners`
-    is the stage of each parameter and buffer seen so far; there it stays.
-    """
-
-    model: nn.Module
-    plan: Plan
-    places: Sequence[Place | None]
-    on_cpu: Sequence[bool]
-    planned: Capture | None
-    weights: Weights | None = None
-    owners: dict[str, int] = field(default_factory=dict)
-
-    def __call__(self, microbatch: Batch, training: bool) -> Split:
-        captured, self.planned = self.planned, None
-        if captured is None:
-            captured = _captured(self.model, microbatch, training=training)
-        graph = outline(captured)
-        stage_of = match(captured, graph, self.plan, self.owners)
-        for node, stage in stage_of.items():
-            self.owners |= dict.fromkeys(owned(captured, node), stage)
-        place_tensors(self.model, captured.module, self.owners, self.places, self.weights)
-        return split(captured, graph, stage_of, self.places, self.on_cpu)
-
-
-def _check_plan(plan: Plan, captured: Capture, devices: Sequence[str]) -> None:
-    """Refuse a plan for another model or other devices.
-
-    Raises:
-        PlanError: says which, and what to do.
-    """
-    for stage in plan.stages:
-        if stage.device not in devices:
-            raise PlanError(
-                f"the plan uses device {stage.device!r}, the devices given are "
-                f"{', '.join(devices)}: give the devices that it was made for, or plan anew"
-            )
-    if plan.live is not None and (fault := waits_for_itself(plan.live)):
-        raise PlanError(f"the plan's stages would wait for each other: {fault}. Plan anew")
-    graph = outline(captured)
-    ids, planned = {node.id for node in graph.nodes}, set(plan.stage_of())
-    if ids != planned:
-        one = min(ids ^ planned)
-        raise PlanError(
-            f"the plan is for another graph ({plan.graph.name!r}): {len(ids & planned)} of the "
-            f"model's {len(ids)} nodes are in it, {one!r} is only in the "
-            f"{'model' if one in ids else 'plan'}. Plan this model anew, in this mode"
-        )
-    if plan.graph.structure not in (None, graph.structure()):
-        raise PlanError(
-            f"the plan is for another graph ({plan.graph.name!r}): its nodes have the same names "
-            "as this model's, but other operators, edges or parameter sizes. Plan this model anew"
-        )
+    return captured_for(model, microbatch, training=mode == "training")
