@@ -24,6 +24,7 @@ from skyfx.solver.graph import Graph
 from skyfx.solver.plan import Assumptions, Mode, Objective, Plan, Schedule, Strategy
 from skyfx.solver.solve import Solution, solve
 from skyfx.solver.within import solve_within
+from skyfx.splitting import Splitter, captured_for, check_plan
 from skyfx.weights import Weights
 
 __all__: list[str] = ["capture_and_measure", "partition"]
