@@ -1,35 +1,24 @@
 """The pipeline that a user holds: it infers and trains like the model it was made from."""
 
 import os
-import threading
-import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping
 from types import TracebackType
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from skyfx.runtime import draws
 from skyfx.runtime.checkpoint import Checkpoints
 from skyfx.runtime.microbatch import Batch
+from skyfx.runtime.runner import Measured, Rebalance, Runner
 from skyfx.runtime.snapshot import Scheduler
-from skyfx.runtime.splits import Splits, Splitter
-from skyfx.runtime.step import LossHead, Split, Step, autocast_here, returned_loss
-from skyfx.runtime.workers import Outcome, Workers
+from skyfx.runtime.splits import Splitter
+from skyfx.runtime.step import LossHead, returned_loss
+from skyfx.runtime.workers import Workers
 from skyfx.solver.errors import CheckpointError
 from skyfx.solver.plan import Plan
 
-__all__: list[str] = ["Measured", "Pipeline"]
-
-
-@dataclass(frozen=True, slots=True)
-class Measured:
-    """Seconds of the last call, and busy seconds a micro-batch of each stage, `(num_stages,)`."""
-
-    step_s: float
-    stage_s: tuple[float, ...]
+__all__: list[str] = ["Pipeline"]
 
 
 class Pipeline:
@@ -37,10 +26,6 @@ class Pipeline:
 
     The parameters are the model's own: any optimizer and learning-rate scheduler works on them. Use
     it as a context manager, or call `close`; the end of the program ends the workers as well.
-
-    Attributes:
-        plan: stages, predicted times, bound and gap.
-        measured: what the last call took, None before the first one.
     """
 
     def __init__(
@@ -50,18 +35,24 @@ class Pipeline:
         workers: Workers,
         splitter: Splitter,
         microbatch: Batch,
+        rebalance: Rebalance | None = None,
     ) -> None:
         """Split the model for `microbatch`, which it was planned for."""
-        self.plan = plan
-        self.measured: Measured | None = None
         self._model = model
-        self._splits = Splits(model, splitter)
+        self._runner = Runner(model, plan, workers, splitter, microbatch)
         self._microbatch_size = microbatch.batch_size
-        self._calling = threading.Lock()
-        self._workers = workers
+        self._rebalance = rebalance
         self._checkpoints: list[Checkpoints] = []
-        self._closed = False
-        self._splits.of([microbatch], training=plan.assumptions.training)
+
+    @property
+    def plan(self) -> Plan:
+        """Stages, predicted times, bound and gap."""
+        return self._runner.plan
+
+    @property
+    def measured(self) -> Measured | None:
+        """What the last call took, None before the first one."""
+        return self._runner.measured
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         """Infer: the model in eval mode, without gradients, on one micro-batch after another.
@@ -81,7 +72,7 @@ class Pipeline:
             Batch.of(args[0]) if len(args) == 1 and not kwargs else Batch.of_call(*args, **kwargs)
         )
         parts = batch.split(self._microbatch_size)
-        splits, outcome = self._run(parts, None)
+        splits, outcome = self._runner.run(parts, None)
         pieces = [outcome.outputs[m] for m in range(len(parts))]
         return splits[0].outputs.gather(pieces, [part.batch_size for part in parts])
 
@@ -122,7 +113,7 @@ class Pipeline:
         goals = Batch.of_targets(targets, whole.batch_size).split(self._microbatch_size)
         weights = [part.batch_size / whole.batch_size for part in parts]
         head = LossHead(loss_fn or returned_loss, goals, weights)
-        _, outcome = self._run(parts, head)
+        _, outcome = self._runner.run(parts, head)
         assert outcome.loss is not None
         return outcome.loss
 
@@ -136,7 +127,7 @@ class Pipeline:
             The norm before.
         """
         parameters = list(self._model.parameters())
-        norm = self._workers.gradient_norm(parameters, norm_type)
+        norm = self._runner.workers.gradient_norm(parameters, norm_type)
         torch.nn.utils.clip_grads_with_norm_(parameters, max_norm, norm)
         return norm
 
@@ -153,11 +144,11 @@ class Pipeline:
 
         Over several processes all have to call it, and all get all of it, on the CPU.
         """
-        return self._workers.state_of(self._model)
+        return self._runner.workers.state_of(self._model)
 
     def load_state_dict(self, state: Mapping[str, Any]) -> Any:
         """Load what `state_dict` of the pipeline or of the unsplit model returned."""
-        return self._workers.load_state(self._model, state)
+        return self._runner.workers.load_state(self._model, state)
 
     def checkpoints(
         self,
@@ -179,58 +170,54 @@ class Pipeline:
         Returns:
             What saves and loads; closing the pipeline waits for what is being saved.
         """
-        self._workers.refuse_own()
+        self._runner.workers.refuse_own()
         made = Checkpoints(
             self._model,
             folder,
             optimizer=optimizer,
             scheduler=scheduler,
             keep=keep,
-            group=self._workers.group,
+            group=self._runner.workers.group,
         )
         self._checkpoints.append(made)
         return made
 
+    def rebalance(
+        self, *optimizers: torch.optim.Optimizer, above: float = 0.25, steps: int = 5
+    ) -> bool:
+        """Plan anew, and move what has to, if stages have come to take longer than planned.
+
+        To be called between two training steps, after `optimizer.zero_grad()`; costs nothing until
+        it has something to do. Parameters that come into another process are new objects there.
+
+        Args:
+            optimizers: all that hold the pipeline's parameters: their state moves as well.
+            above: how much longer than planned the slowest stage has to take, relatively.
+            steps: for how many steps in a row. Less than half as late, and it counts anew. Where
+                another plan would gain less than a quarter of `above`, the present one stays.
+
+        Returns:
+            Whether the pipeline has another plan now.
+
+        Raises:
+            ValueError: the pipeline was made from a plan, so that nothing was measured here, or a
+                parameter has a gradient.
+        """
+        if self._rebalance is None:
+            raise ValueError(
+                "this pipeline was made from a plan: without what it was planned from it cannot be "
+                "planned anew. Partition without plan="
+            )
+        if any(x.grad is not None for x in self._model.parameters()):
+            raise ValueError("parameters have gradients: rebalance after optimizer.zero_grad()")
+        ask = self._rebalance
+        return self._runner.change(lambda plan, took: ask(plan, took, optimizers, above, steps))
+
     def close(self) -> None:
         """End the workers. The model keeps its parameters, on the devices where they are."""
-        self._workers.refuse_own()
-        with self._calling:
-            self._closed = True
-            self._workers.close()
-            for each in self._checkpoints:
-                each.close()
-
-    def _run(self, parts: list[Batch], head: LossHead | None) -> tuple[list[Split], Outcome]:
-        """Run the micro-batches through all stages; the first failure ends the others."""
-        self._workers.refuse_own()
-        with self._calling:  # calls from several threads take turns
-            if self._closed:
-                raise RuntimeError("this pipeline is closed; partition the model again")
-            training = head is not None
-            splits = self._splits.of(parts, training=training)
-            step = Step(
-                splits=splits,
-                microbatches=parts,
-                actions=self.plan.orders(len(parts), training=training),
-                num_stages=len(self.plan.stages),
-                boundaries=self._workers.boundaries(splits, training=training),
-                head=head,
-                draws=self._draws(splits),
-                autocast=autocast_here(),
-            )
-            began = time.perf_counter()
-            self._workers.run(step)
-            outcome = self._workers.outcome(step)
-            busy = tuple(outcome.busy_s[k] for k in sorted(outcome.busy_s))
-            self.measured = Measured(time.perf_counter() - began, busy)
-        return splits, outcome
-
-    def _draws(self, splits: Sequence[Split]) -> draws.Draws | None:
-        """Where the random nodes of a step start to draw, if there are any in the whole model."""
-        advances = [split.advances for split in splits]
-        if all(one is not None and not one for one in advances):
-            return None
-        return draws.begun(advances, self._workers.agreed)
+        self._runner.close()
+        for each in self._checkpoints:
+            each.close()
 
     def __reduce__(self) -> Any:
         raise TypeError(

@@ -12,6 +12,7 @@ from torch import nn
 from skyfx.captures import Capture, dummy_inputs
 from skyfx.devices import DeviceList
 from skyfx.measurement import Progress, measure
+from skyfx.rebalancing import Rebalancing
 from skyfx.runtime.allocator import HOLES, return_freed
 from skyfx.runtime.microbatch import Batch
 from skyfx.runtime.pipeline import Pipeline
@@ -80,6 +81,7 @@ def partition(
     """
     site = site_of(devices)
     batch = Batch.of(dummy_inputs(model, example_inputs))
+    rebalance = None
     if plan is not None:
         given, captured = _given(plan, model, batch, site.cluster)
     else:
@@ -97,8 +99,10 @@ def partition(
         search = partial(solve, strategy=strategy, gap=gap, time_limit_s=time_limit_s)
         captured = _capture(model, batch, mode, num_microbatches)
         graph, cluster = site.measured(captured, progress)
-        given = site.agreed(lambda: _planned(graph, cluster, assumptions, batch, search))
-    return _pipeline(model, given, captured, site, weights)
+        plan_for = partial(_planned, graph, assumptions=assumptions, batch=batch, search=search)
+        given = site.agreed(lambda: plan_for(cluster))
+        rebalance = Rebalancing(model, site, captured, graph, cluster, plan_for)
+    return _pipeline(model, given, captured, site, weights, rebalance)
 
 
 def _given(
@@ -133,6 +137,7 @@ def _pipeline(
     captured: Capture,
     site: Site,
     weights: str | os.PathLike[str] | None,
+    rebalance: Rebalancing | None,
 ) -> Pipeline:
     places = site.places(plan)
     if _is_tight(plan, places, site.cluster):
@@ -140,7 +145,8 @@ def _pipeline(
     opened = None if weights is None else Weights(weights)
     try:
         splitter = Splitter(model, plan, places, site.on_cpu(plan), captured, opened)
-        return Pipeline(model, plan, site.workers(places, plan), splitter, captured.microbatch)
+        workers = site.workers(places, plan)
+        return Pipeline(model, plan, workers, splitter, captured.microbatch, rebalance)
     finally:
         if opened is not None:
             opened.close()

@@ -18,14 +18,14 @@ from skyfx.rebinding import bare, named_tensors, rebind
 from skyfx.runtime.group import Group
 from skyfx.runtime.tree import decode, encode
 
-__all__: list[str] = ["move"]
+__all__: list[str] = ["follow", "move"]
 
 CPU = torch.device("cpu")
 
 
 def move(
     model: nn.Module, optimizers: Sequence[Optimizer], rank_of: Mapping[str, int], group: Group
-) -> None:
+) -> Mapping[int, Tensor]:
     """Move what lives in another process from now on; all processes call it.
 
     Args:
@@ -33,6 +33,9 @@ def move(
         optimizers: of its parameters, which have no gradients.
         rank_of: whose each tensor is to be, by its name.
         group: all processes.
+
+    Returns:
+        The tensors that have taken the place of others, by the `id`s of these.
     """
     named = named_tensors(model, tied=True)
     held = group.told([name for name, x in named.items() if not x.is_meta], list[str])
@@ -54,6 +57,17 @@ def move(
     for optimizer in optimizers:
         for some in optimizer.param_groups:
             some["params"] = [replaced.get(id(x), x) for x in some["params"]]
+    return replaced
+
+
+def follow(optimizers: Sequence[Optimizer]) -> None:
+    """Bring what optimizers keep for a parameter to the device where that is now."""
+    for optimizer in optimizers:
+        for parameter, kept in optimizer.state.items():
+            for name, value in kept.items():
+                # Numbers, such as how many steps there were, stay where the optimizer wants them.
+                if isinstance(value, Tensor) and value.ndim and value.device != parameter.device:
+                    kept[name] = value.to(parameter.device)
 
 
 def _send(tensor: Tensor, optimizers: Sequence[Optimizer], group: Group, to: int) -> None:

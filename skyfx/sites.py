@@ -4,11 +4,15 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
 from skyfx.captures import Capture
 from skyfx.devices import DeviceList, given_cluster, resolve
 from skyfx.hosts import Hosts, is_cpu
 from skyfx.links import with_links
 from skyfx.measurement import Progress, measure
+from skyfx.moving import move
 from skyfx.runtime.group import Group
 from skyfx.runtime.ranks import Ranks
 from skyfx.runtime.stage import Place
@@ -51,6 +55,19 @@ class Site(Protocol):
 
     def workers(self, places: Places, plan: Plan) -> Workers:
         """Who runs the stages that are here."""
+
+    def moved(
+        self,
+        model: nn.Module,
+        optimizers: Sequence[Optimizer],
+        owners: Mapping[str, int],
+        plan: Plan,
+    ) -> Mapping[int, Tensor]:
+        """Bring tensors to where another plan has them, owned by these stages of it.
+
+        Returns:
+            Those that have taken the place of others, by the `id`s of these.
+        """
 
 
 def site_of(devices: DeviceList) -> Site:
@@ -97,6 +114,15 @@ class _Here:
     def workers(self, places: Places, plan: Plan) -> Workers:
         return Workers({k: place for k, place in enumerate(places) if place is not None})
 
+    def moved(
+        self,
+        model: nn.Module,
+        optimizers: Sequence[Optimizer],
+        owners: Mapping[str, int],
+        plan: Plan,
+    ) -> Mapping[int, Tensor]:
+        return {}  # the same tensors go to other devices
+
 
 @dataclass(frozen=True, slots=True)
 class _Everywhere:
@@ -123,3 +149,14 @@ class _Everywhere:
         here = {k: place for k, place in enumerate(places) if place is not None}
         rank_of = [self.hosts.rank_of[stage.device] for stage in plan.stages]
         return Ranks(here, plan.stages, rank_of, self.hosts.group)
+
+    def moved(
+        self,
+        model: nn.Module,
+        optimizers: Sequence[Optimizer],
+        owners: Mapping[str, int],
+        plan: Plan,
+    ) -> Mapping[int, Tensor]:
+        rank_of = [self.hosts.rank_of[stage.device] for stage in plan.stages]
+        theirs = {name: rank_of[k] for name, k in owners.items()}
+        return move(model, optimizers, theirs, self.hosts.group)

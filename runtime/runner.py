@@ -1,0 +1,129 @@
+"""What runs a plan: workers, and the model split for whatever comes."""
+
+import threading
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import torch
+from torch import nn
+
+from skyfx.runtime import draws
+from skyfx.runtime.microbatch import Batch
+from skyfx.runtime.splits import Splits, Splitter
+from skyfx.runtime.step import LossHead, Split, Step, autocast_here
+from skyfx.runtime.workers import Outcome, Workers
+from skyfx.solver.plan import Plan
+
+__all__: list[str] = ["Measured", "Rebalance", "Remade", "Runner"]
+
+
+@dataclass(frozen=True, slots=True)
+class Measured:
+    """Seconds of the last call, and busy seconds a micro-batch of each stage, `(num_stages,)`."""
+
+    step_s: float
+    stage_s: tuple[float, ...]
+
+
+class Remade(NamedTuple):
+    """What a pipeline goes on with under another plan; `settle` is called when it has moved."""
+
+    plan: Plan
+    workers: Workers
+    splitter: Splitter
+    microbatch: Batch
+    settle: Callable[[], None]
+
+
+Rebalance = Callable[[Plan, Measured, Sequence[torch.optim.Optimizer], float, int], Remade | None]
+"""Another plan, if the present one does not fit any more; see `skyfx.rebalancing`."""
+
+
+class Runner:
+    """Runs one step after another by a plan, which may be changed in between.
+
+    Attributes:
+        plan: stages, predicted times, bound and gap.
+        workers: who runs its stages.
+        measured: what the last step took, None before the first one.
+    """
+
+    def __init__(
+        self, model: nn.Module, plan: Plan, workers: Workers, splitter: Splitter, microbatch: Batch
+    ) -> None:
+        """Split the model for `microbatch`, which it was planned for."""
+        self.plan, self.workers = plan, workers
+        self.measured: Measured | None = None
+        self._model = model
+        self._calling = threading.Lock()
+        self._is_closed = False
+        self._split(splitter, microbatch)
+
+    def run(self, parts: list[Batch], head: LossHead | None) -> tuple[list[Split], Outcome]:
+        """Run the micro-batches through all stages; the first failure ends the others.
+
+        Args:
+            parts: the micro-batches.
+            head: their loss in training, None in inference.
+
+        Raises:
+            StageError: a stage failed.
+            WorkerLostError: another process is gone.
+        """
+        self.workers.refuse_own()
+        with self._calling:  # calls from several threads take turns
+            if self._is_closed:
+                raise RuntimeError("this pipeline is closed; partition the model again")
+            training = head is not None
+            splits = self._splits.of(parts, training=training)
+            step = Step(
+                splits=splits,
+                microbatches=parts,
+                actions=self.plan.orders(len(parts), training=training),
+                num_stages=len(self.plan.stages),
+                boundaries=self.workers.boundaries(splits, training=training),
+                head=head,
+                draws=self._draws(splits),
+                autocast=autocast_here(),
+            )
+            began = time.perf_counter()
+            self.workers.run(step)
+            outcome = self.workers.outcome(step)
+            busy = tuple(outcome.busy_s[k] for k in sorted(outcome.busy_s))
+            self.measured = Measured(time.perf_counter() - began, busy)
+        return splits, outcome
+
+    def change(self, ask: Callable[[Plan, Measured], Remade | None]) -> bool:
+        """Go on with another plan, if this gives one; whether it did."""
+        self.workers.refuse_own()
+        with self._calling:
+            made = None
+            if not self._is_closed and self.measured is not None:
+                made = ask(self.plan, self.measured)
+            if made is None:
+                return False
+            self.workers.close()
+            self.plan, self.workers, self.measured = made.plan, made.workers, None
+            self._split(made.splitter, made.microbatch)
+            made.settle()
+            return True
+
+    def close(self) -> None:
+        """End the workers."""
+        self.workers.refuse_own()
+        with self._calling:
+            self._is_closed = True
+            self.workers.close()
+
+    def _split(self, splitter: Splitter, microbatch: Batch) -> None:
+        self._splits = Splits(self._model, splitter)
+        self._splits.of([microbatch], training=self.plan.assumptions.training)
+
+    def _draws(self, splits: Sequence[Split]) -> draws.Draws | None:
+        """Where the random nodes of a step start to draw, if there are any in the whole model."""
+        advances = [split.advances for split in splits]
+        if all(one is not None and not one for one in advances):
+            return None
+        return draws.begun(advances, self.workers.agreed)
