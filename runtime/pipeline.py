@@ -1,7 +1,8 @@
 """The pipeline that a user holds: it infers and trains like the model it was made from."""
 
 import os
-from collections.abc import Callable, Iterator, Mapping
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from types import TracebackType
 from typing import Any
 
@@ -75,6 +76,32 @@ class Pipeline:
         splits, outcome = self._runner.run(parts, None)
         pieces = [outcome.outputs[m] for m in range(len(parts))]
         return splits[0].outputs.gather(pieces, [part.batch_size for part in parts])
+
+    def stream(self, batches: Iterable[Any]) -> Iterator[Any]:
+        """Infer one batch after another without letting the pipeline run empty in between.
+
+        Args:
+            batches: each as in `partition`, taken as they are needed, at most two ahead.
+
+        Yields:
+            What the model returns for each batch, in their order.
+
+        Raises:
+            StageError: a stage failed; what came before has been given.
+            RuntimeError: another call was made before the stream's end.
+        """
+        sizes: deque[list[int]] = deque()
+
+        def parts() -> Iterator[list[Batch]]:
+            for batch in batches:
+                made = Batch.of(batch).split(self._microbatch_size)
+                sizes.append([part.batch_size for part in made])
+                yield made
+
+        for splits, outcome in self._runner.stream(parts()):
+            counts = sizes.popleft()
+            pieces = [outcome.outputs[m] for m in range(len(counts))]
+            yield splits[0].outputs.gather(pieces, counts)
 
     def train_step(
         self,

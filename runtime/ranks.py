@@ -1,7 +1,8 @@
 """Who runs the stages of a pipeline: several processes, each some of them in threads."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -13,7 +14,7 @@ from skyfx.runtime.message import Layout
 from skyfx.runtime.remote import Downstream, Upstream
 from skyfx.runtime.stage import Place
 from skyfx.runtime.step import Split, Step
-from skyfx.runtime.workers import INFERENCE_CAPACITY, Outcome, Workers
+from skyfx.runtime.workers import INFERENCE_CAPACITY, Outcome, Started, Workers
 from skyfx.solver.errors import StageError
 from skyfx.solver.plan import Stage as PlannedStage
 
@@ -63,38 +64,47 @@ class Ranks(Workers):
         """All processes."""
         return self._group
 
-    def boundaries(self, splits: Sequence[Split], *, training: bool) -> Boundaries:
-        """What stands at our stages in a step; `splits` is `(num_microbatches,)`."""
+    def boundaries(self, splits: Sequence[Split], *, training: bool, turn: int = 0) -> Boundaries:
+        """What stands at our stages in a step; `turn` keeps the messages of several apart."""
         ours = super().boundaries(splits, training=training)
         before, after = dict(ours.before), dict(ours.after)
-        group, m = self._group, len(splits)
+        group, m, first = self._group, len(splits), turn * len(self._rank_of)
         for k in self._places:
             if k > 0 and k not in before:
                 forms = [split.stages[k].receives for split in splits]
                 peer = self._rank_of[k - 1]
                 sender = self._senders[k, k - 1]
-                before[k] = Upstream(k - 1, peer, group, sender, forms, in_flight=m)
+                before[k] = Upstream(first + k - 1, peer, group, sender, forms, in_flight=m)
             if k + 1 < len(self._rank_of) and k not in after:
                 in_flight = m if training else INFERENCE_CAPACITY
                 peer, sender = self._rank_of[k + 1], self._senders[k, k + 1]
-                after[k] = Downstream(k, peer, group, sender, in_flight=in_flight)
+                after[k] = Downstream(first + k, peer, group, sender, in_flight=in_flight)
         return Boundaries(before, after)
 
-    def run(self, step: Step) -> None:
-        """Run our stages of a step.
+    def start(self, step: Step) -> Started:
+        """Begin our stages of a step.
 
         Raises:
             StageError: one of them failed, or one of another process.
             WorkerLostError: another process is gone.
         """
-        if not self._places:
-            return
+        with self._watching(step):
+            return super().start(step) if self._places else []
+
+    def finish(self, step: Step, started: Started) -> None:
+        """Wait for the end of our stages; raises as `start` does."""
+        with self._watching(step):
+            super().finish(step, started)
+            step.finish()
+
+    @contextmanager
+    def _watching(self, step: Step) -> Iterator[None]:
+        """Within it, others hear of it when a stage of ours fails or hangs."""
         pulse = self._group.pulse
         if pulse is not None:
             pulse.overdue = lambda: step.overdue(self._patience_s)
         try:
-            super().run(step)
-            step.finish()
+            yield
         except StageError as error:
             self._group.failed(error)
             raise

@@ -2,7 +2,9 @@
 
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -13,10 +15,14 @@ from skyfx.runtime import draws
 from skyfx.runtime.microbatch import Batch
 from skyfx.runtime.splits import Splits, Splitter
 from skyfx.runtime.step import LossHead, Split, Step, autocast_here
-from skyfx.runtime.workers import Outcome, Workers
+from skyfx.runtime.workers import Outcome, Started, Workers
+from skyfx.solver.errors import StageError, WorkerLostError
 from skyfx.solver.plan import Plan
 
 __all__: list[str] = ["Measured", "Rebalance", "Remade", "Runner"]
+
+UNDER_WAY = 2
+"""Batches of a stream that are in the pipeline at once."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,10 +64,10 @@ class Runner:
         self.measured: Measured | None = None
         self._model = model
         self._calling = threading.Lock()
-        self._is_closed = False
+        self._is_closed, self._is_streaming = False, False
         self._split(splitter, microbatch)
 
-    def run(self, parts: list[Batch], head: LossHead | None) -> tuple[list[Split], Outcome]:
+    def run(self, parts: list[Batch], head: LossHead | None) -> tuple[Sequence[Split], Outcome]:
         """Run the micro-batches through all stages; the first failure ends the others.
 
         Args:
@@ -72,36 +78,74 @@ class Runner:
             StageError: a stage failed.
             WorkerLostError: another process is gone.
         """
-        self.workers.refuse_own()
-        with self._calling:  # calls from several threads take turns
-            if self._is_closed:
-                raise RuntimeError("this pipeline is closed; partition the model again")
-            training = head is not None
-            splits = self._splits.of(parts, training=training)
-            step = Step(
-                splits=splits,
-                microbatches=parts,
-                actions=self.plan.orders(len(parts), training=training),
-                num_stages=len(self.plan.stages),
-                boundaries=self.workers.boundaries(splits, training=training),
-                head=head,
-                draws=self._draws(splits),
-                autocast=autocast_here(),
-            )
+        with self._turn():
+            step = self._step(parts, head)
             began = time.perf_counter()
-            self.workers.run(step)
+            self.workers.finish(step, self.workers.start(step))
             outcome = self.workers.outcome(step)
             busy = tuple(outcome.busy_s[k] for k in sorted(outcome.busy_s))
             self.measured = Measured(time.perf_counter() - began, busy)
-        return splits, outcome
+        return step.splits, outcome
+
+    def stream(self, batches: Iterable[list[Batch]]) -> Iterator[tuple[Sequence[Split], Outcome]]:
+        """Infer one batch after another, of which the next has begun when one ends.
+
+        Between two batches the stages do not run empty; `UNDER_WAY` of them are in memory.
+        """
+        under_way: deque[tuple[Step, Started]] = deque()
+        with self._turn():
+            self._is_streaming = True
+            try:
+                for i, parts in enumerate(batches):
+                    step = self._step(parts, None, turn=i % UNDER_WAY)
+                    under_way.append((step, self.workers.start(step)))
+                    if len(under_way) == UNDER_WAY:
+                        yield self._ended(under_way)
+                while under_way:
+                    yield self._ended(under_way)
+            finally:
+                self._is_streaming = False
+                with suppress(StageError, WorkerLostError):  # known, or of what nobody asks for
+                    while under_way:
+                        step, started = under_way.popleft()
+                        self.workers.finish(step, started)
+
+    def _ended(self, under_way: deque[tuple[Step, Started]]) -> tuple[Sequence[Split], Outcome]:
+        step, started = under_way.popleft()
+        self.workers.finish(step, started)
+        return step.splits, self.workers.outcome(step)
+
+    @contextmanager
+    def _turn(self) -> Iterator[None]:
+        """Calls from several threads take turns; a stream has its turn until it ends."""
+        self.workers.refuse_own()
+        if self._is_streaming:
+            raise RuntimeError(
+                "a stream of this pipeline is under way: take all that it gives, or close() it"
+            )
+        with self._calling:
+            if self._is_closed:
+                raise RuntimeError("this pipeline is closed; partition the model again")
+            yield
+
+    def _step(self, parts: list[Batch], head: LossHead | None, turn: int = 0) -> Step:
+        training = head is not None
+        splits = self._splits.of(parts, training=training)
+        return Step(
+            splits=splits,
+            microbatches=parts,
+            actions=self.plan.orders(len(parts), training=training),
+            num_stages=len(self.plan.stages),
+            boundaries=self.workers.boundaries(splits, training=training, turn=turn),
+            head=head,
+            draws=self._draws(splits),
+            autocast=autocast_here(),
+        )
 
     def change(self, ask: Callable[[Plan, Measured], Remade | None]) -> bool:
         """Go on with another plan, if this gives one; whether it did."""
-        self.workers.refuse_own()
-        with self._calling:
-            made = None
-            if not self._is_closed and self.measured is not None:
-                made = ask(self.plan, self.measured)
+        with self._turn():
+            made = None if self.measured is None else ask(self.plan, self.measured)
             if made is None:
                 return False
             self.workers.close()

@@ -15,10 +15,14 @@ from skyfx.runtime.group import Group
 from skyfx.runtime.stage import Place
 from skyfx.runtime.step import Split, Step
 
-__all__: list[str] = ["Outcome", "Workers", "with_torch_threads", "worker"]
+__all__: list[str] = ["Outcome", "Started", "Workers", "with_torch_threads", "worker"]
 
 INFERENCE_CAPACITY = 2
 """Micro-batches that may wait between two stages in inference: they overlap, in bounded memory."""
+
+
+Started = Sequence[Future[None]]
+"""A step under way: the devices that are at it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,29 +61,41 @@ class Workers:
         """The processes that run the pipeline together; None in one alone."""
         return None
 
-    def boundaries(self, splits: Sequence[Split], *, training: bool) -> Boundaries:
-        """What stands between the stages in a step; `splits` is `(num_microbatches,)`."""
+    def boundaries(self, splits: Sequence[Split], *, training: bool, turn: int = 0) -> Boundaries:
+        """What stands between the stages in a step.
+
+        Args:
+            splits: of each micro-batch, `(num_microbatches,)`.
+            training: whether gradients come back.
+            turn: which of the steps that are under way at once this is.
+        """
         m = len(splits)
         capacity = m if training else min(m, INFERENCE_CAPACITY)
         between = {k: LocalBoundary(capacity, m) for k in self._places if k + 1 in self._places}
         return Boundaries(before={k + 1: one for k, one in between.items()}, after=between)
 
-    def run(self, step: Step) -> None:
-        """Run all stages of a step; the first failure ends the others.
+    def start(self, step: Step) -> Started:
+        """Begin a step; stages that run in the caller's thread are at its end then.
 
         Raises:
             StageError: a stage failed.
         """
         if not self._executors:
             self._run_here(step)
-            return
-        futures = [e.submit(step.run_device, name) for name, e in self._executors.items()]
+        return [e.submit(step.run_device, name) for name, e in self._executors.items()]
+
+    def finish(self, step: Step, started: Started) -> None:
+        """Wait for the end of a step; the first failure ends the others.
+
+        Raises:
+            StageError: a stage failed.
+        """
         try:
-            wait(futures, return_when=FIRST_EXCEPTION)
+            wait(started, return_when=FIRST_EXCEPTION)
         finally:  # also on Ctrl-C: no worker may go on with a step that nobody waits for
             step.stop()
-            wait(futures)
-        _raise_first_failure(futures)
+            wait(started)
+        _raise_first_failure(started)
 
     def agreed(self, state: Tensor) -> Tensor:
         """The state of torch's generator that a step begins with: this process's own."""

@@ -65,6 +65,7 @@ def main(name: str, folder: str, how: str) -> None:
         pipeline.load_state_dict({k: torch.zeros_like(x) for k, x in theirs.items()})
         pipeline.load_state_dict(ours)
         inferred = pipeline(case.batch)
+        streamed = list(pipeline.stream([case.batch] * 4))
     expected = reference.infer(alone, SIZE)
     said = {
         "stages": [s.device for s in pipeline.plan.stages],
@@ -72,7 +73,10 @@ def main(name: str, folder: str, how: str) -> None:
         "equal": found,
         "held": len(held),
         "all": len(theirs),
-        "inferred": all(map(torch.equal, reference.tensors(inferred), expected)),
+        "inferred": [
+            all(map(torch.equal, reference.tensors(outputs), expected))
+            for outputs in (inferred, *streamed)
+        ],
     }
     Path(folder, f"{group.rank}.json").write_text(json.dumps(said))
 
