@@ -1,7 +1,6 @@
 """The pipeline that a user holds: it infers and trains like the model it was made from."""
 
 import os
-from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from types import TracebackType
 from typing import Any
@@ -11,6 +10,7 @@ from torch import Tensor, nn
 
 from skyfx.runtime.checkpoint import Checkpoints
 from skyfx.runtime.microbatch import Batch
+from skyfx.runtime.profile import Profile, measured
 from skyfx.runtime.runner import Measured, Rebalance, Runner
 from skyfx.runtime.snapshot import Scheduler
 from skyfx.runtime.splits import Splitter
@@ -72,10 +72,7 @@ class Pipeline:
         batch = (
             Batch.of(args[0]) if len(args) == 1 and not kwargs else Batch.of_call(*args, **kwargs)
         )
-        parts = batch.split(self._microbatch_size)
-        splits, outcome = self._runner.run(parts, None)
-        pieces = [outcome.outputs[m] for m in range(len(parts))]
-        return splits[0].outputs.gather(pieces, [part.batch_size for part in parts])
+        return self._runner.infer(batch.split(self._microbatch_size))
 
     def stream(self, batches: Iterable[Any]) -> Iterator[Any]:
         """Infer one batch after another without letting the pipeline run empty in between.
@@ -90,18 +87,8 @@ class Pipeline:
             StageError: a stage failed; what came before has been given.
             RuntimeError: another call was made before the stream's end.
         """
-        sizes: deque[list[int]] = deque()
-
-        def parts() -> Iterator[list[Batch]]:
-            for batch in batches:
-                made = Batch.of(batch).split(self._microbatch_size)
-                sizes.append([part.batch_size for part in made])
-                yield made
-
-        for splits, outcome in self._runner.stream(parts()):
-            counts = sizes.popleft()
-            pieces = [outcome.outputs[m] for m in range(len(counts))]
-            yield splits[0].outputs.gather(pieces, counts)
+        parts = (Batch.of(batch).split(self._microbatch_size) for batch in batches)
+        yield from self._runner.stream(parts)
 
     def train_step(
         self,
@@ -140,9 +127,36 @@ class Pipeline:
         goals = Batch.of_targets(targets, whole.batch_size).split(self._microbatch_size)
         weights = [part.batch_size / whole.batch_size for part in parts]
         head = LossHead(loss_fn or returned_loss, goals, weights)
-        _, outcome = self._runner.run(parts, head)
-        assert outcome.loss is not None
-        return outcome.loss
+        return self._runner.train(parts, head)
+
+    def profile(
+        self,
+        batch: Any,
+        targets: Any = None,
+        loss_fn: Callable[[Any, Any], Tensor] | None = None,
+        *,
+        steps: int = 3,
+    ) -> Profile:
+        """What stages and steps take, beside what was planned; printing it shows a table.
+
+        Runs the pipeline as `train_step` does, or as a call does if it was planned for inference.
+        Gradients, buffers and random generators are afterwards as they were.
+
+        Args:
+            batch: as in `train_step`, as are `targets` and `loss_fn`.
+            targets: for training.
+            loss_fn: for training.
+            steps: how many to take the median of, after one to warm up.
+        """
+
+        def step() -> Measured | None:
+            if self.plan.assumptions.training:
+                self.train_step(batch, targets, loss_fn)
+            else:
+                self(batch)
+            return self.measured
+
+        return Profile.of(self.plan, measured(self._model, step, steps))
 
     def clip_grad_norm_(self, max_norm: float, norm_type: float = 2.0) -> Tensor:
         """Scale all gradients down so that their norm is at most this.

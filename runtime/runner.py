@@ -6,10 +6,10 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from skyfx.runtime import draws
 from skyfx.runtime.microbatch import Batch
@@ -67,27 +67,22 @@ class Runner:
         self._is_closed, self._is_streaming = False, False
         self._split(splitter, microbatch)
 
-    def run(self, parts: list[Batch], head: LossHead | None) -> tuple[Sequence[Split], Outcome]:
-        """Run the micro-batches through all stages; the first failure ends the others.
+    def infer(self, parts: list[Batch]) -> Any:
+        """What the model returns for the whole batch, from its micro-batches; raises as `train`."""
+        return _gathered(*self._run(parts, None))
 
-        Args:
-            parts: the micro-batches.
-            head: their loss in training, None in inference.
+    def train(self, parts: list[Batch], head: LossHead) -> Tensor:
+        """The loss of the whole batch, after forward and backward of all its micro-batches.
 
         Raises:
             StageError: a stage failed.
             WorkerLostError: another process is gone.
         """
-        with self._turn():
-            step = self._step(parts, head)
-            began = time.perf_counter()
-            self.workers.finish(step, self.workers.start(step))
-            outcome = self.workers.outcome(step)
-            busy = tuple(outcome.busy_s[k] for k in sorted(outcome.busy_s))
-            self.measured = Measured(time.perf_counter() - began, busy)
-        return step.splits, outcome
+        _, outcome = self._run(parts, head)
+        assert outcome.loss is not None
+        return outcome.loss
 
-    def stream(self, batches: Iterable[list[Batch]]) -> Iterator[tuple[Sequence[Split], Outcome]]:
+    def stream(self, batches: Iterable[list[Batch]]) -> Iterator[Any]:
         """Infer one batch after another, of which the next has begun when one ends.
 
         Between two batches the stages do not run empty; `UNDER_WAY` of them are in memory.
@@ -110,10 +105,20 @@ class Runner:
                         step, started = under_way.popleft()
                         self.workers.finish(step, started)
 
-    def _ended(self, under_way: deque[tuple[Step, Started]]) -> tuple[Sequence[Split], Outcome]:
+    def _run(self, parts: list[Batch], head: LossHead | None) -> tuple[Step, Outcome]:
+        with self._turn():
+            step = self._step(parts, head)
+            began = time.perf_counter()
+            self.workers.finish(step, self.workers.start(step))
+            outcome = self.workers.outcome(step)
+            busy = tuple(outcome.busy_s[k] for k in sorted(outcome.busy_s))
+            self.measured = Measured(time.perf_counter() - began, busy)
+        return step, outcome
+
+    def _ended(self, under_way: deque[tuple[Step, Started]]) -> Any:
         step, started = under_way.popleft()
         self.workers.finish(step, started)
-        return step.splits, self.workers.outcome(step)
+        return _gathered(step, self.workers.outcome(step))
 
     @contextmanager
     def _turn(self) -> Iterator[None]:
@@ -171,3 +176,9 @@ class Runner:
         if all(one is not None and not one for one in advances):
             return None
         return draws.begun(advances, self.workers.agreed)
+
+
+def _gathered(step: Step, outcome: Outcome) -> Any:
+    """What the model returns, from what it returned for each micro-batch."""
+    pieces = [outcome.outputs[m] for m in range(len(step.microbatches))]
+    return step.splits[0].outputs.gather(pieces, [part.batch_size for part in step.microbatches])

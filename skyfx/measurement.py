@@ -18,10 +18,10 @@ from skyfx.outline import num_bytes, outline
 from skyfx.pricing import Prices, priced
 from skyfx.regions import fit, timed_regions
 from skyfx.runtime.stage import Place
+from skyfx.runtime.undisturbed import undisturbed
 from skyfx.runtime.workers import worker
 from skyfx.solver.graph import Fit, Graph, Measured, Node
 from skyfx.store import Store
-from skyfx.undisturbed import undisturbed
 
 __all__: list[str] = ["OnType", "assembled", "calibrate", "measure", "price", "run_on"]
 

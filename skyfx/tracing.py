@@ -22,9 +22,9 @@ from skyfx.lines import Static
 from skyfx.names import ADAPTED, graphs_in
 from skyfx.runtime.microbatch import Batch, OutputForm
 from skyfx.runtime.nesting import unflatten
+from skyfx.runtime.undisturbed import undisturbed
 from skyfx.solver.errors import CaptureError
 from skyfx.telling import told
-from skyfx.undisturbed import undisturbed
 from skyfx.whole import CalledOtherwiseError, Whole
 
 __all__: list[str] = ["has_cache", "trace"]

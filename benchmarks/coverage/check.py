@@ -28,9 +28,9 @@ from skyfx.captures import Capture, capture
 from skyfx.leaves import leaf_of
 from skyfx.runtime.microbatch import OutputForm
 from skyfx.runtime.nesting import flatten
+from skyfx.runtime.undisturbed import undisturbed
 from skyfx.solver.errors import CaptureError
 from skyfx.tracing import has_cache
-from skyfx.undisturbed import undisturbed
 from tests.plans import even_plan
 
 __all__: list[str] = ["Result", "report"]

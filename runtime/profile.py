@@ -1,0 +1,84 @@
+"""Predicted beside measured: what each stage takes for a micro-batch, and what a step takes."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from statistics import median
+
+from torch import nn
+
+from skyfx.runtime.runner import Measured
+from skyfx.runtime.undisturbed import undisturbed
+from skyfx.solver.plan import Plan
+
+__all__: list[str] = ["Profile", "StageProfile", "measured"]
+
+
+@dataclass(frozen=True, slots=True)
+class StageProfile:
+    """Seconds that a stage computes for a micro-batch."""
+
+    device: str
+    predicted_s: float
+    measured_s: float
+
+
+@dataclass(frozen=True, slots=True)
+class Profile:
+    """The stages in their order, and a step; its prediction is simulated where the plan has that.
+
+    `print` shows a table.
+    """
+
+    stages: tuple[StageProfile, ...]
+    predicted_step_s: float
+    measured_step_s: float
+
+    @classmethod
+    def of(cls, plan: Plan, steps: Sequence[Measured]) -> "Profile":
+        """The medians of some steps beside their plan."""
+        columns = zip(*(step.stage_s for step in steps), strict=True)
+        return cls(
+            tuple(
+                StageProfile(stage.device, stage.compute_s, median(column))
+                for stage, column in zip(plan.stages, columns, strict=True)
+            ),
+            plan.simulated_s or plan.step_s,
+            median(step.step_s for step in steps),
+        )
+
+    def __str__(self) -> str:
+        rows = [
+            ("stage", "device", "predicted", "measured", "error"),
+            *(
+                (str(k), one.device, *_figures(one.predicted_s, one.measured_s))
+                for k, one in enumerate(self.stages)
+            ),
+            ("step", "", *_figures(self.predicted_step_s, self.measured_step_s)),
+        ]
+        widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+        lines = (
+            "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip()
+            for row in rows
+        )
+        return "\n".join(lines)
+
+
+def _figures(predicted_s: float, measured_s: float) -> tuple[str, str, str]:
+    error = f"{predicted_s / measured_s - 1:+.1%}" if measured_s else ""
+    return f"{predicted_s * 1e3:.4g} ms", f"{measured_s * 1e3:.4g} ms", error
+
+
+def measured(model: nn.Module, step: Callable[[], Measured | None], steps: int) -> list[Measured]:
+    """What so many steps take, after one to warm up; leaves the model as it was."""
+    gradients = [(parameter, parameter.grad) for parameter in model.parameters()]
+    took = []
+    with undisturbed(model):
+        try:
+            for _ in range(1 + steps):
+                for parameter, _ in gradients:
+                    parameter.grad = None
+                took.append(step())
+        finally:
+            for parameter, gradient in gradients:
+                parameter.grad = gradient
+    return [one for one in took[1:] if one is not None]
