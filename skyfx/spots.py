@@ -110,7 +110,7 @@ def _function(frame: FrameType, caller: FrameType) -> Spot | None:
     """The function that the frame runs, if its caller knows it by its name."""
     name, file = frame.f_code.co_name, str(caller.f_globals.get("__name__"))
     found = caller.f_globals.get(name)
-    ours = file.startswith(("torch.", "skyfx."))
+    ours = file.partition(".")[0] in ("torch", "skyfx")
     if ours or file not in sys.modules or not isinstance(found, FunctionType):
         return None
     if getattr(inspect.unwrap(found), "__code__", None) is not frame.f_code:

@@ -8,8 +8,9 @@ further). What torch.export cannot follow stays whole (see `whole`).
 
 import inspect
 import itertools
-from collections.abc import Callable, Mapping
-from contextlib import nullcontext, suppress
+import logging
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, nullcontext, suppress
 from functools import partial
 from types import MappingProxyType
 
@@ -44,8 +45,10 @@ def trace(
         CaptureError: the graph would leave something out.
         Exception: the model's own, or torch.export's, where nothing can stay whole instead.
     """
-    errors = []
-    for keep_whole, exported in itertools.product((False, True), (False, True)):
+    errors: list[Exception] = []
+    ways = list(itertools.product((False, True), (False, True)))
+    while ways:
+        keep_whole, exported = ways.pop(0)
         adapter = partial(_TensorsOnly, model, microbatch, exported=exported)
         whole = Whole(model)
         while True:
@@ -55,6 +58,10 @@ def trace(
                 errors.append(_cause(failed))
             if len(errors) == 1:
                 _check_runs(model, adapter())
+                if type(errors[0]) is RuntimeError:
+                    # An operator that runs, but not on what torch traces with: better it stays
+                    # whole than that the model, told so, takes another one.
+                    ways.sort(key=lambda way: way[1])
             if isinstance(errors[-1], CalledOtherwiseError):
                 break
             if not (keep_whole and _keep_whole(model, adapter, whole, errors[-1])):
@@ -103,6 +110,7 @@ def _export(
     """
     once, again = adapter(), adapter()
     with (
+        _untold(),
         hazards.own_random(),
         hazards.no_vmap(),
         hazards.own_gradients() if training else nullcontext(),
@@ -121,6 +129,17 @@ def _export(
     put_leaves(module, whole.seen)
     _drop_assertions(module)
     return module, once.returned.form
+
+
+@contextmanager
+def _untold() -> Iterator[None]:
+    """Within it, torch does not log what it fails to trace: another attempt follows."""
+    log = logging.getLogger("torch._subclasses.fake_tensor")
+    before, log.disabled = log.disabled, True
+    try:
+        yield
+    finally:
+        log.disabled = before
 
 
 class _Returned:

@@ -69,7 +69,7 @@ def main(folder: str, phase: str, *jobs: str) -> None:
         name, _, where = job.partition("@")
         place = Path(folder, str(rank) if where == "apart" else "", job)
         case = case_of(name, seed=1 if phase == "begin" else 2)
-        plan = plan_for(case, names)
+        plan = plan_for(case, names, "given")
         with skyfx.partition(case.model, cluster, example_inputs=case.batch, plan=plan) as pipeline:
             said[job] = train(pipeline, case, place, phase)
             state = case.model.state_dict().items()

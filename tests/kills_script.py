@@ -43,7 +43,7 @@ def pipeline_of(trained: Case, rank: int, size: int, store: Path) -> skyfx.Pipel
     shared = dist.FileStore(str(store), size)
     dist.init_process_group("gloo", store=shared, rank=rank, world_size=size)
     cluster = Cluster(devices=Hosts.joined().devices)
-    plan = plan_for(trained, [device.name for device in cluster.devices])
+    plan = plan_for(trained, [device.name for device in cluster.devices], "given")
     return skyfx.partition(trained.model, cluster, example_inputs=trained.batch, plan=plan)
 
 
