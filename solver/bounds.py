@@ -1,12 +1,14 @@
 """Lower bounds that need no search: what no plan can be faster than."""
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
+from numpy.typing import NDArray
 
 from skyfx.solver.problem import Problem
 
-__all__: list[str] = ["Bound", "simple_bound"]
+__all__: list[str] = ["Bound", "simple_bound", "step_bound"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -22,14 +24,56 @@ def simple_bound(problem: Problem) -> Bound:
     bottleneck = max(largest_unit(problem), total_work(problem), key=lambda bound: bound.value)
     if problem.assumptions.objective == "throughput":
         return bottleneck
-    latency = float(problem.time_s.min(axis=0).sum())
     if problem.assumptions.objective == "latency":
+        latency = float(problem.time_s.min(axis=0).sum())
         return Bound(latency, "every unit on its fastest device")
-    rounds = problem.assumptions.microbatches - 1
+    return step_bound(problem, bottleneck)
+
+
+def step_bound(problem: Problem, bottleneck: Bound) -> Bound:
+    """On a step, from one on the bottleneck T.
+
+    A step is the latency and M - 1 bottlenecks, and no device does more of the latency than T. With
+    any y >= 0 of which the sum is M - 1 at the most,
+
+        sum_d load[d] + (M - 1) T >= sum_d (1 + y[d]) load[d] + (M - 1 - sum_d y[d]) T
+                                  >= sum_i min_d (1 + y[d]) time[d,i] + (M - 1 - sum_d y[d]) T
+
+    Where devices differ by a factor alone, the best y make (1 + y[d]) / speed[d] the same for some
+    of the fastest devices, and no lower than for the next one. Each such y is tried, with y = 0.
+    """
+    rounds, time = problem.assumptions.microbatches - 1, problem.time_s
+
+    def proven(y: NDArray[np.float64]) -> float:
+        with np.errstate(invalid="ignore"):
+            weighted = np.where(np.isfinite(time), (1 + y)[:, None] * time, np.inf)
+        return float(weighted.min(axis=0).sum() + (rounds - y.sum()) * bottleneck.value)
+
     return Bound(
-        latency + rounds * bottleneck.value,
-        f"every unit on its fastest device, then {bottleneck.binding}",
+        max(proven(y) for y in _levels(problem, rounds)),
+        f"work spread over the devices, then {bottleneck.binding}",
     )
+
+
+def _levels(problem: Problem, rounds: int) -> Iterator[NDArray[np.float64]]:
+    """The y to try: their sums grow from 0 to `rounds`."""
+    speed = _speeds(problem)
+    yield np.zeros(len(problem.time_s))
+    if speed is None:
+        return
+    fastest = np.flatnonzero(speed > 0)
+    fastest = fastest[np.argsort(-speed[fastest], kind="stable")]
+    for count in range(1, len(fastest) + 1):
+        some = speed[fastest[:count]]
+        # As much as there is to give, or until the next device is as dear.
+        level = (rounds + count) / some.sum()
+        if count < len(fastest):
+            level = min(level, 1 / speed[fastest[count]])
+        y = np.zeros(len(speed))
+        y[fastest[:count]] = np.maximum(0.0, level * some - 1)
+        if y.sum() > rounds * (1 + 1e-12):
+            return
+        yield y
 
 
 def largest_unit(problem: Problem) -> Bound:
@@ -44,13 +88,22 @@ def total_work(problem: Problem) -> Bound:
     dual of spreading all units freely. Each device's weight is its speed over all units, which
     is the best choice where devices differ by a factor alone.
     """
-    time = problem.time_s
-    work = np.where(np.isfinite(time), time, 0.0).sum(axis=1)
-    runs = np.isfinite(time).any(axis=1)
-    # A device without work for any unit would have infinite speed: with it, nothing is bounded.
-    if not np.all(work[runs] > 0):
+    time, speed = problem.time_s, _speeds(problem)
+    if speed is None:
         return Bound(0.0, "total work")
-    speed = np.where(runs, 1.0 / np.where(work > 0, work, 1.0), 0.0)
     with np.errstate(invalid="ignore"):
         weighted = np.where(np.isfinite(time), speed[:, None] * time, np.inf)
     return Bound(float(weighted.min(axis=0).sum() / speed.sum()), "total work over total speed")
+
+
+def _speeds(problem: Problem) -> NDArray[np.float64] | None:
+    """How often each device does all the work that it can in a second, 0 where it can do none.
+
+    None where a device has no work: it would have infinite speed, and with it nothing is bounded.
+    """
+    time = problem.time_s
+    work = np.where(np.isfinite(time), time, 0.0).sum(axis=1)
+    runs = np.isfinite(time).any(axis=1)
+    if not np.all(work[runs] > 0):
+        return None
+    return np.where(runs, 1.0 / np.where(work > 0, work, 1.0), 0.0)

@@ -5,11 +5,12 @@ time limit as little as to Ctrl-C.
 """
 
 import math
+from collections.abc import Callable
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from skyfx.solver.beam import beam
-from skyfx.solver.bounds import Bound, simple_bound
+from skyfx.solver.bounds import Bound, simple_bound, step_bound
 from skyfx.solver.dual import dual
 from skyfx.solver.errors import InfeasibleError, NoPlanError
 from skyfx.solver.hosted import windows
@@ -19,7 +20,7 @@ from skyfx.solver.lattice import lattice, lines
 from skyfx.solver.method import Answer, Candidate, Limits, Method, Task, TimeUpError
 from skyfx.solver.pairs import pairs
 from skyfx.solver.phases import phases
-from skyfx.solver.problem import Problem
+from skyfx.solver.problem import Problem, UnitPlacement
 from skyfx.solver.relayed import all_ideals, many_ideals
 from skyfx.solver.shifting import shifting, wandering
 
@@ -42,6 +43,9 @@ METHODS: dict[str, Method] = {
 }
 """In the order in which they are tried: quick plans first, then quick proofs, then the ILP."""
 
+THROUGHPUT = 0.4
+"""Of the time, what the search for throughput gets where a step is to be short."""
+
 WORTH_SAYING_S = 1.0
 """Compiling for less than this is not worth a line."""
 
@@ -58,11 +62,12 @@ class Found:
 
 @dataclass(slots=True)
 class Search:
-    """A search under way: the best plan and bound so far."""
+    """A search under way: the best plan and bound so far; `heard` is told of each plan found."""
 
     problem: Problem
     limits: Limits
     best: Candidate | None = None
+    heard: Callable[[UnitPlacement], None] | None = None
     bound: Bound = field(init=False)
     says: dict[str, str] = field(init=False, default_factory=dict)
 
@@ -79,6 +84,8 @@ class Search:
         """
         interrupted = False
         try:
+            if self.problem.assumptions.objective == "step":
+                self._learn_from_throughput()
             for name, method in METHODS.items():
                 if interrupted or self._task.done or self.limits.left_s <= 0:
                     break
@@ -111,7 +118,30 @@ class Search:
                     break
         return False
 
+    def _learn_from_throughput(self) -> None:
+        """Hear all plans of a search for throughput, in a part of the time.
+
+        A step is mostly its bottleneck, M - 1 times, and most methods know that alone. Plans that
+        are not the best for it may have the shorter latency.
+        """
+        asked = self.problem.assumptions
+        problem = replace(self.problem, assumptions=replace(asked, objective="throughput"))
+        gone_s = self.limits.time_limit_s - self.limits.left_s
+        part_s = gone_s + THROUGHPUT * self.limits.left_s
+        limits = replace(self.limits, time_limit_s=part_s, progress=None)
+
+        def heard(stages: UnitPlacement) -> None:
+            self._learn("throughput", Answer(stages=stages))
+
+        search = Search(problem, limits, heard=heard)
+        with suppress(NoPlanError):
+            search.run()
+        said = f"throughput of at least {search.bound.value:.4g} s a micro-batch"
+        self._learn("throughput", Answer(bound=step_bound(self.problem, search.bound), says=said))
+
     def _learn(self, name: str, answer: Answer) -> None:
+        if self.heard is not None and answer.stages is not None:
+            self.heard(answer.stages)
         if answer.says:
             self.says[name] = answer.says
         if answer.infeasible and self.best is None:
