@@ -14,6 +14,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from skyfx.runtime.allocator import keep_freed
+from skyfx.runtime.joining import met
 from skyfx.runtime.pulse import SILENT_S, Pulse
 from skyfx.solver.errors import PlanError, StageError, WorkerLostError
 
@@ -50,14 +51,18 @@ class Group:
         """The group of all processes of the job, which has to be called for in all of them.
 
         A process that no launcher has started is a job of its own.
+
+        Raises:
+            WorkerLostError: some of them have not come.
         """
         keep_freed()
         if not dist.is_initialized():
-            if cls.is_launched():
-                dist.init_process_group("gloo", timeout=TIMEOUT)
-            else:
-                store = dist.HashStore()  # type: ignore[attr-defined]
-                dist.init_process_group("gloo", store=store, rank=0, world_size=1)
+            store, rank, size = (
+                met() if cls.is_launched() else (dist.HashStore(), 0, 1)  # type: ignore[attr-defined]
+            )
+            dist.init_process_group(
+                "gloo", store=store, rank=rank, world_size=size, timeout=TIMEOUT
+            )
             atexit.register(_left)
         world = dist.group.WORLD
         assert world is not None

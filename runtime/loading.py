@@ -25,8 +25,11 @@ def load(
         Its step, and what the user had kept; None if there is no checkpoint.
 
     Raises:
-        CheckpointError: it is damaged or does not fit. Then nothing has changed.
+        CheckpointError: it is damaged or does not fit, or another process has a later one in a
+            folder of its own. Then nothing has changed.
     """
+    if step is None:
+        _refuse_later(crew.agreed(folder.latest), folder)
     found = crew.first(lambda: _found(folder, step))
     if found is None:
         return None
@@ -44,6 +47,18 @@ def load(
             reader.close()
     plan.finish()
     return record["step"], plan.extra
+
+
+def _refuse_later(latest: list[int | None], folder: Folder) -> None:
+    """Rather fail than begin anew or further back, where another host was the first one before."""
+    steps = [-1 if step is None else step for step in latest]
+    if (most := max(steps)) > steps[0]:
+        own = "none" if latest[0] is None else f"one of step {latest[0]}"
+        raise CheckpointError(
+            f"{folder.path}: in its own folder of this name, rank {steps.index(most)} has a "
+            f"checkpoint of step {most}, and the first process has {own}: give one that all hosts "
+            "see, or copy that checkpoint to the first host"
+        )
 
 
 def _found(folder: Folder, step: int | None) -> tuple[str, dict[str, Entry]] | None:

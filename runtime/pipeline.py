@@ -16,7 +16,7 @@ from skyfx.runtime.snapshot import Scheduler
 from skyfx.runtime.splits import Splitter
 from skyfx.runtime.step import LossHead, returned_loss
 from skyfx.runtime.workers import Workers
-from skyfx.solver.errors import CheckpointError
+from skyfx.solver.errors import SkyfxError
 from skyfx.solver.plan import Plan
 
 __all__: list[str] = ["Pipeline"]
@@ -277,7 +277,7 @@ class Pipeline:
     ) -> None:
         try:
             self.close()
-        except (CheckpointError, OSError):
+        except (SkyfxError, OSError):  # of a checkpoint that was being saved
             if error is None:  # else what failed first is what is raised
                 raise
 

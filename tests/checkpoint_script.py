@@ -35,9 +35,9 @@ def train(pipeline: skyfx.Pipeline, case: Case, folder: Path, phase: str) -> dic
     optimizer = torch.optim.AdamW(pipeline.parameters(), lr=1e-2, weight_decay=0.1)
     scheduler = torch.optim.lr_scheduler.OneCycleLR(optimizer, 0.05, total_steps=10)
     checkpoints = pipeline.checkpoints(folder, optimizer=optimizer, scheduler=scheduler)
-    step = None if phase == "begin" else SAVED
+    is_found = phase == "begin" or "elsewhere" in folder.name
     try:
-        found = checkpoints.load(step)
+        found = checkpoints.load(None if is_found else SAVED)
     except CheckpointError as error:
         return {"error": str(error)}
     losses = {}
@@ -67,7 +67,7 @@ def main(folder: str, phase: str, *jobs: str) -> None:
     said = {}
     for job in jobs:
         name, _, where = job.partition("@")
-        place = Path(folder, str(rank) if where == "apart" else "", job)
+        place = Path(folder, str(rank) if where in ("apart", "elsewhere") else "", job)
         case = case_of(name, seed=1 if phase == "begin" else 2)
         plan = plan_for(case, names, "given")
         with skyfx.partition(case.model, cluster, example_inputs=case.batch, plan=plan) as pipeline:

@@ -20,6 +20,7 @@ from tests.test_ranks import ROOT, launch
 JOBS = ["bert", "gpt2", "unet", "resnet@apart"]
 BACK = "bert@one"
 DAMAGED = "bert@damaged"
+ELSEWHERE = "resnet@elsewhere"
 Reports = dict[str, dict[str, Any]]
 
 
@@ -51,7 +52,8 @@ def resumed(folder: Path, begun: list[Reports], one: dict[str, Any]) -> list[Rep
     path = folder / DAMAGED / f"step-{SAVED:08d}" / "model-00002.safetensors"
     content = path.read_bytes()
     path.write_bytes(content[:-1] + bytes([content[-1] ^ 1]))
-    return processes(folder, "resume", 2, [*JOBS, BACK, DAMAGED])
+    shutil.copytree(folder / "0" / "resnet@apart", folder / "1" / ELSEWHERE)
+    return processes(folder, "resume", 2, [*JOBS, BACK, DAMAGED, ELSEWHERE])
 
 
 @pytest.mark.parametrize("job", JOBS)
@@ -112,6 +114,18 @@ def test_without_a_common_folder_the_first_process_has_all(
     assert kept == ["step-00000001", "step-00000002"]
     for rank in (1, 2):  # they have sent what they had, and keep nothing
         assert not list((folder / str(rank) / job).iterdir())
+
+
+def test_without_a_common_folder_the_first_process_has_to_have_the_latest(
+    folder: Path, resumed: list[Reports]
+) -> None:
+    """Else another host than before is the first one now, and would begin anew."""
+    for said in resumed:
+        assert said[ELSEWHERE]["error"].endswith(
+            f"in its own folder of this name, rank 1 has a checkpoint of step {SAVED}, and the "
+            "first process has none: give one that all hosts see, or copy that checkpoint to the "
+            "first host"
+        )
 
 
 def test_what_fails_in_one_process_fails_in_all(resumed: list[Reports]) -> None:

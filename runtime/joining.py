@@ -1,0 +1,92 @@
+"""How the processes of a job come together, each in its own time.
+
+    process 0    here . . . . . . . . . . . . . . . . . . met   connects, and tells its pulse
+    process 1                 here . . . . . . . . . . .  met   connects
+    process 2                                       here  met   connects
+
+To connect, torch waits for every other process for as long as a message may take. So they meet in
+its store first: who does not come, or came and died while it waited, is found there, and named.
+"""
+
+import logging
+import os
+import time
+from datetime import timedelta
+
+import torch.distributed as dist
+
+from skyfx.solver.errors import WorkerLostError
+
+__all__: list[str] = ["met"]
+
+COMING_S, MEETING_S = 300.0, 30.0
+"""Seconds for all to come, which may load their models first, and then to see that all have."""
+
+POLL_S = 0.05
+
+SHARED = "TORCHELASTIC_USE_AGENT_STORE"
+
+logger = logging.getLogger(__name__)
+
+
+def met() -> tuple[dist.Store, int, int]:  # type: ignore[name-defined]
+    """Meet the other processes that a launcher has started; all have to.
+
+    Returns:
+        The job's store, this process's rank, and how many there are.
+
+    Raises:
+        WorkerLostError: some have not come, or one has gone meanwhile; says which.
+    """
+    rank, size = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
+    _warn_of_restarts(rank)
+    try:
+        coming = timedelta(seconds=COMING_S)
+        found, _, _ = next(iter(dist.rendezvous("env://", timeout=coming)))
+        # Where torchrun's agent keeps the store, that of the processes before these is still there.
+        attempt = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
+        store = dist.PrefixStore(f"attempt {attempt}", found)  # type: ignore[attr-defined]
+        _wait(store, "here", rank, size, COMING_S)
+        _wait(store, "met", rank, size, MEETING_S)
+    except RuntimeError as error:  # of the store
+        raise WorkerLostError(
+            f"rank {rank} cannot reach the job's store at {os.environ['MASTER_ADDR']}:"
+            f"{os.environ['MASTER_PORT']}, which rank 0 keeps: {error}"
+        ) from error
+    return store, rank, size
+
+
+def _wait(
+    store: dist.Store,  # type: ignore[name-defined]
+    word: str,
+    rank: int,
+    size: int,
+    patience_s: float,
+) -> None:
+    """Say this word and wait until all have."""
+    store.set(f"{word} {rank}", "")
+    keys, end_s = [f"{word} {other}" for other in range(size)], time.monotonic() + patience_s
+    while not store.check(keys):
+        if time.monotonic() > end_s:
+            missing = [str(other) for other in range(size) if not store.check([keys[other]])]
+            raise WorkerLostError(
+                f"rank {', '.join(missing)} of {size} {'has' if len(missing) == 1 else 'have'} "
+                f"not come within {patience_s:.0f} s of rank {rank}, or ended before all were "
+                "there. Start the job again"
+            )
+        time.sleep(POLL_S)
+
+
+def _warn_of_restarts(rank: int) -> None:
+    """Say beforehand that a restart may fail: torchrun's agents then disagree about the store."""
+    known = os.environ
+    if (
+        rank == 0
+        and known.get(SHARED) == "True"
+        and int(known.get("GROUP_WORLD_SIZE", "1")) > 1
+        and int(known.get("TORCHELASTIC_MAX_RESTARTS", "0")) > 0
+    ):
+        logger.warning(
+            "torchrun may fail to restart the processes of several hosts: set "
+            "TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1 on each of them, before it is started"
+        )
