@@ -23,11 +23,10 @@ import torch.distributed as dist
 ROOT = Path(__file__).parent.parent
 EXAMPLE = str(ROOT / "examples/elastic.py")
 TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--monitor-interval=0.5"]
-RENDEZVOUS = "is_host=0,last_call_timeout=3,keep_alive_interval=1,keep_alive_max_attempt=5"
+RENDEZVOUS = "is_host=0,last_call_timeout=2,keep_alive_interval=1,keep_alive_max_attempt=5"
 PATIENCE_S, NOTICED_S = 120.0, 10.0
-STEPS = 30
-MANY = 100_000
-"""More steps than any test waits for."""
+STEPS, ALONE, MANY = 20, 120, 100_000
+"""Steps of a job, of the one in one process, and more than any test waits for."""
 
 STEP = re.compile(r"^step (\d+)  loss \S+  stages (\d+)$", re.M)
 
@@ -166,14 +165,19 @@ def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def expected(tmp_path_factory: pytest.TempPathFactory, cache: Path) -> list[float]:
-    """The losses in one process, without a launcher, on one core as everywhere here."""
-    with job(tmp_path_factory.mktemp("alone") / "job", cache) as alone:
+def alone(tmp_path_factory: pytest.TempPathFactory, cache: Path) -> Iterator[Job]:
+    """The script in one process, without a launcher, on one core as everywhere here."""
+    with job(tmp_path_factory.mktemp("alone") / "job", cache) as made:
         core = str(min(os.sched_getaffinity(0)))
-        command = [sys.executable, EXAMPLE, alone.run, f"--steps={STEPS}"]
-        alone.start("here", "taskset", "--cpu-list", core, *command)
-        assert alone.codes() == {"here": 0}, alone.log
-        return alone.losses()
+        command = [sys.executable, EXAMPLE, made.run, f"--steps={ALONE}"]
+        made.start("here", "taskset", "--cpu-list", core, *command)
+        yield made
+
+
+def assert_equal(losses: list[float], alone: Job) -> None:
+    """In every digit, as far as both have come."""
+    assert alone.codes() == {"here": 0}, alone.log
+    assert losses[:ALONE] == alone.losses()[: len(losses)]
 
 
 def assert_goes_on(before: str, after: str, num_stages: int) -> None:
@@ -186,7 +190,7 @@ def assert_goes_on(before: str, after: str, num_stages: int) -> None:
 
 @needs_hosts
 def test_the_hosts_that_are_left_go_on_when_one_is_lost(
-    tmp_path: Path, cache: Path, expected: list[float]
+    tmp_path: Path, cache: Path, alone: Job
 ) -> None:
     """The one that is lost has the first stage, the job's store, and puts checkpoints together."""
     with job(tmp_path / "job", cache) as lost:
@@ -202,12 +206,11 @@ def test_the_hosts_that_are_left_go_on_when_one_is_lost(
         assert not lost.left()
         assert {stages for _, stages in steps_of(before)} == {3}
         assert_goes_on(before, lost.log[since:], num_stages=2)
-        assert lost.losses() == expected
+        assert len(lost.losses()) == STEPS
+        assert_equal(lost.losses(), alone)
 
 
-def test_a_worker_that_is_killed_comes_back(
-    tmp_path: Path, cache: Path, expected: list[float]
-) -> None:
+def test_a_worker_that_is_killed_comes_back(tmp_path: Path, cache: Path, alone: Job) -> None:
     with job(tmp_path / "job", cache) as killed:
         command = [*TORCHRUN, "--standalone", "--nproc-per-node=2", "--max-restarts=3"]
         killed.start("here", *command, EXAMPLE, killed.run, f"--steps={STEPS}")
@@ -218,11 +221,12 @@ def test_a_worker_that_is_killed_comes_back(
         assert killed.codes() == {"here": 0}, killed.log
         assert not killed.left()
         assert_goes_on(before, killed.log[since:], num_stages=2)
-        assert killed.losses() == expected
+        assert len(killed.losses()) == STEPS
+        assert_equal(killed.losses(), alone)
 
 
 @needs_hosts
-def test_a_host_that_comes_is_taken_in(tmp_path: Path, cache: Path, expected: list[float]) -> None:
+def test_a_host_that_comes_is_taken_in(tmp_path: Path, cache: Path, alone: Job) -> None:
     with job(tmp_path / "job", cache) as joined:
         hosts = Hosts(joined, "1:2", MANY)
         hosts.start(1)
@@ -234,5 +238,4 @@ def test_a_host_that_comes_is_taken_in(tmp_path: Path, cache: Path, expected: li
             agent.terminate()
         joined.codes()
         assert not joined.left()
-        found = joined.losses()
-    assert found[:STEPS] == expected[: len(found)]
+        assert_equal(joined.losses(), alone)
