@@ -60,6 +60,7 @@ class Group:
             store, rank, size = (
                 met() if cls.is_launched() else (dist.HashStore(), 0, 1)  # type: ignore[attr-defined]
             )
+            store.set_timeout(TIMEOUT)
             dist.init_process_group(
                 "gloo", store=store, rank=rank, world_size=size, timeout=TIMEOUT
             )
@@ -115,6 +116,7 @@ class Group:
 
     def another(self) -> "Group":
         """The same processes, whose messages do not mix with ours; all have to call it."""
+        self.sum(torch.zeros(1))  # all are there: to connect, torch waits for whoever is not
         ranks = dist.get_process_group_ranks(self.processes)
         processes = dist.new_group(ranks, backend="gloo", timeout=TIMEOUT)
         group = Group(processes, self.rank, self.size, self.pulse)

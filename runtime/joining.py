@@ -14,6 +14,7 @@ import time
 from datetime import timedelta
 
 import torch.distributed as dist
+from torch.distributed.rendezvous import rendezvous
 
 from skyfx.solver.errors import WorkerLostError
 
@@ -42,10 +43,8 @@ def met() -> tuple[dist.Store, int, int]:  # type: ignore[name-defined]
     _warn_of_restarts(rank)
     try:
         coming = timedelta(seconds=COMING_S)
-        found, _, _ = next(iter(dist.rendezvous("env://", timeout=coming)))
-        # Where torchrun's agent keeps the store, that of the processes before these is still there.
-        attempt = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
-        store = dist.PrefixStore(f"attempt {attempt}", found)  # type: ignore[attr-defined]
+        found, _, _ = next(iter(rendezvous("env://", timeout=coming)))
+        store = dist.PrefixStore(_this_time(), found)  # type: ignore[attr-defined]
         _wait(store, "here", rank, size, COMING_S)
         _wait(store, "met", rank, size, MEETING_S)
     except RuntimeError as error:  # of the store
@@ -54,6 +53,17 @@ def met() -> tuple[dist.Store, int, int]:  # type: ignore[name-defined]
             f"{os.environ['MASTER_PORT']}, which rank 0 keeps: {error}"
         ) from error
     return store, rank, size
+
+
+def _this_time() -> str:
+    """What tells apart the processes that were started anew.
+
+    A store that torchrun's agent keeps still has what those before have said. One of the processes'
+    own ends with them, and agents count differently: not the restarts that others have asked for.
+    """
+    if os.environ.get(SHARED) != "True":
+        return "job"
+    return f"attempt {os.environ['TORCHELASTIC_RESTART_COUNT']}"
 
 
 def _wait(

@@ -18,7 +18,7 @@ from tests.models import BATCH
 from tests.plans import LIVE, SIZE, even_plan, generated_plan, interleaved_plan
 
 
-def plan_for(case: models.Case, names: list[str], how: str) -> Plan:
+def plan_for(case: models.Case, names: list[str], how: str = "given") -> Plan:
     """Stages on each; the last rank has the first one: names count, not when a process came."""
     captured = capture(case.model, Batch.of(case.batch).split(SIZE)[0])
     if how == "interleaved":

@@ -37,6 +37,13 @@ def named(host: str) -> list[str]:
     return ["unshare", *own_user, "--uts", "sh", "-c", 'hostname "$0"; exec "$@"', host]
 
 
+def on_cores(*numbers: int) -> list[str]:
+    """What runs a command on these cores of ours alone: as many threads as there are workers."""
+    ours = sorted(os.sched_getaffinity(0))
+    chosen = {str(ours[number % len(ours)]) for number in numbers}
+    return ["taskset", "--cpu-list", ",".join(chosen)]
+
+
 def may_name_hosts() -> bool:
     found = shutil.which("unshare") and subprocess.run(
         [*named("node0"), "hostname"], capture_output=True, text=True, check=False
@@ -131,11 +138,10 @@ class Hosts:
 
     def start(self, number: int) -> None:
         """Have an agent on a host; the first host has the first address, and so the first rank."""
-        core = sorted(os.sched_getaffinity(0))[number % len(os.sched_getaffinity(0))]
         self.job.start(
             f"node{number}",
             *named(f"node{number}"),
-            *("taskset", "--cpu-list", str(core)),
+            *on_cores(number),
             *TORCHRUN,
             *(f"--nnodes={self.nodes}", "--nproc-per-node=1", "--max-restarts=3"),
             *("--rdzv-backend=c10d", f"--rdzv-endpoint=127.0.0.1:{self.meeting.port}"),
@@ -168,9 +174,8 @@ def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def alone(tmp_path_factory: pytest.TempPathFactory, cache: Path) -> Iterator[Job]:
     """The script in one process, without a launcher, on one core as everywhere here."""
     with job(tmp_path_factory.mktemp("alone") / "job", cache) as made:
-        core = str(min(os.sched_getaffinity(0)))
         command = [sys.executable, EXAMPLE, made.run, f"--steps={ALONE}"]
-        made.start("here", "taskset", "--cpu-list", core, *command)
+        made.start("here", *on_cores(0), *command)
         yield made
 
 
@@ -212,7 +217,8 @@ def test_the_hosts_that_are_left_go_on_when_one_is_lost(
 
 def test_a_worker_that_is_killed_comes_back(tmp_path: Path, cache: Path, alone: Job) -> None:
     with job(tmp_path / "job", cache) as killed:
-        command = [*TORCHRUN, "--standalone", "--nproc-per-node=2", "--max-restarts=3"]
+        agent = [*TORCHRUN, "--standalone", "--nproc-per-node=2", "--max-restarts=3"]
+        command = [*on_cores(0, 1), *agent]
         killed.start("here", *command, EXAMPLE, killed.run, f"--steps={STEPS}")
         killed.until("^step 5 ")
         killed.worker_of("here").kill()
