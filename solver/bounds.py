@@ -47,7 +47,9 @@ def step_bound(problem: Problem, bottleneck: Bound) -> Bound:
     def proven(y: NDArray[np.float64]) -> float:
         with np.errstate(invalid="ignore"):
             weighted = np.where(np.isfinite(time), (1 + y)[:, None] * time, np.inf)
-        return float(weighted.min(axis=0).sum() + (rounds - y.sum()) * bottleneck.value)
+        left = rounds - float(y.sum())
+        waits_s = left * bottleneck.value if left > 0 else 0.0  # not 0 times infinity
+        return float(weighted.min(axis=0).sum()) + waits_s
 
     return Bound(
         max(proven(y) for y in _levels(problem, rounds)),

@@ -35,18 +35,18 @@ from skyfx.solver.plan import Schedule
 from skyfx.solver.simulate import simulate
 from skyfx.solver.within import solve_within
 
-SCHEDULE: Schedule = "1f1b"
+SCHEDULE: Schedule = "generated"
 """The one that skyfx runs its plan by."""
 
 GAP, PLANNING_S = 0.01, 15.0
 
 ASSUMED = Assumptions(
     objective="step",
-    schedule=SCHEDULE,
     microbatches=MICROBATCHES,
     overlap="full",
     optimizer_state_ratio=0.0,
 )
+"""Of the even split, which runs by 1F1B as a plan made by hand would."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -184,13 +184,14 @@ def _plans(hosts: Hosts, graph: Graph, free: Cluster, limited: Cluster) -> Plans
 
     def make() -> bytes:
         search = partial(solve, gap=GAP, time_limit_s=PLANNING_S)
-        best = solve_within(graph, limited, ASSUMED, search).plan
+        asked = replace(ASSUMED, schedule=SCHEDULE)
+        best = solve_within(graph, limited, asked, search).plan
         even = solve(graph, free, ASSUMED, strategy="even").plan
         placement = [(stage.device, stage.nodes) for stage in best.stages]
         told = {
             "skyfx": files.encode(best).decode(),
             "even": files.encode(even).decode(),
-            "simulated_s": simulate(graph, limited, placement, ASSUMED).step_s,
+            "simulated_s": simulate(graph, limited, placement, asked, best.live).step_s,
         }
         return json.dumps(told).encode()
 
