@@ -11,7 +11,7 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor
 
-from skyfx.runtime.group import Group
+from skyfx.runtime.group import Group, as_bytes
 from skyfx.solver.errors import CheckpointError
 
 __all__: list[str] = ["Crew"]
@@ -100,23 +100,21 @@ class Crew:
 
     def send(self, tensor: Tensor, rank: int) -> None:
         """Send a contiguous tensor of the CPU to a process."""
-        for chunk in torch.split(_bytes_of(tensor), CHUNK):
+        for chunk in torch.split(as_bytes(tensor), CHUNK):
             self._send(chunk, rank)
 
     def receive(self, tensor: Tensor) -> None:
         """Receive a contiguous tensor of the CPU from the first process."""
-        for chunk in torch.split(_bytes_of(tensor), CHUNK):
+        for chunk in torch.split(as_bytes(tensor), CHUNK):
             self._receive(chunk, 0)
 
     def _send(self, chunk: Tensor, rank: int) -> None:
         assert self._group is not None
-        if chunk.numel():
-            self._group.send(chunk, rank)
+        self._group.send(chunk, rank)
 
     def _receive(self, chunk: Tensor, rank: int) -> None:
         assert self._group is not None
-        if chunk.numel():
-            self._group.receive(chunk, rank)
+        self._group.receive(chunk, rank)
 
 
 def _chunks(size: int) -> Iterator[Tensor]:
@@ -124,7 +122,3 @@ def _chunks(size: int) -> Iterator[Tensor]:
     room = torch.empty(min(size, CHUNK), dtype=torch.uint8)
     for start in range(0, size, CHUNK):
         yield room[: size - start]
-
-
-def _bytes_of(tensor: Tensor) -> Tensor:
-    return tensor.reshape(-1).view(torch.uint8)

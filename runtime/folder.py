@@ -33,6 +33,7 @@ __all__: list[str] = [
     "Entry",
     "Folder",
     "Reader",
+    "form_of",
     "indexed",
     "parse",
     "saved_state",
@@ -51,6 +52,11 @@ class Entry(NamedTuple):
     dtype: str
     shape: list[int]
     checksum: int
+
+
+def form_of(tensor: Tensor) -> tuple[str, list[int]]:
+    """Its dtype's name and its shape, for JSON."""
+    return str(tensor.dtype).removeprefix("torch."), list(tensor.shape)
 
 
 class Folder:
@@ -221,8 +227,7 @@ def indexed(folder: Path, files: Iterable[str]) -> dict[str, Entry]:
                 checksums = json.loads(opened.metadata()["crc32"])
                 for name in opened.keys():  # noqa: SIM118 (no dict)
                     tensor = opened.get_tensor(name)
-                    kind, shape = str(tensor.dtype).removeprefix("torch."), list(tensor.shape)
-                    found[name] = Entry(file, kind, shape, checksums[name])
+                    found[name] = Entry(file, *form_of(tensor), checksums[name])
             except (TypeError, KeyError, ValueError):
                 raise CheckpointError(f"{folder / file} has no checksums") from None
     return found

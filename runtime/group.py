@@ -18,7 +18,7 @@ from skyfx.runtime.joining import met
 from skyfx.runtime.pulse import SILENT_S, Pulse
 from skyfx.solver.errors import PlanError, StageError, WorkerLostError
 
-__all__: list[str] = ["Group"]
+__all__: list[str] = ["Group", "as_bytes"]
 
 T = TypeVar("T")
 
@@ -177,18 +177,25 @@ class Group:
         return message
 
     def send(self, message: Tensor, rank: int) -> None:
-        """Send a message to one process, which has to receive it."""
-        with self.watched():
-            dist.send(message, group=self.processes, group_dst=rank)
+        """Send a message to one process, which has to receive it; an empty one is none."""
+        if message.numel():
+            with self.watched():
+                dist.send(message, group=self.processes, group_dst=rank)
 
     def receive(self, message: Tensor, rank: int) -> None:
-        """Receive a message from one process."""
-        with self.watched():
-            dist.recv(message, group=self.processes, group_src=rank)
+        """Receive a message from one process; an empty one is none."""
+        if message.numel():
+            with self.watched():
+                dist.recv(message, group=self.processes, group_src=rank)
 
     def _close_with_pulse(self) -> None:
         if self.pulse is not None:
             self.pulse.closing.append(lambda: _close(self.processes, self.rank, self.size))
+
+
+def as_bytes(tensor: Tensor) -> Tensor:
+    """The tensor's own memory if it is contiguous and on the CPU, else a copy; for any dtype."""
+    return tensor.detach().to("cpu").contiguous().reshape(-1).view(torch.uint8)
 
 
 def _as_tensor(text: bytes) -> Tensor:

@@ -15,7 +15,7 @@ import numpy
 import torch
 from torch import Tensor
 
-from skyfx.runtime.folder import Entry
+from skyfx.runtime.folder import Entry, form_of
 from skyfx.runtime.snapshot import Training
 from skyfx.runtime.tree import decode
 from skyfx.solver.errors import CheckpointError
@@ -211,7 +211,7 @@ class Restoring:
 
 
 def _check_form(name: str, entry: Entry, tensor: Tensor) -> None:
-    kind, shape = str(tensor.dtype).removeprefix("torch."), list(tensor.shape)
+    kind, shape = form_of(tensor)
     if (entry.shape, entry.dtype) != (shape, kind):
         raise CheckpointError(
             f"{name!r} is {entry.dtype} of shape {tuple(entry.shape)} in the checkpoint, and "

@@ -15,12 +15,11 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from skyfx.rebinding import bare, named_tensors, rebind
-from skyfx.runtime.group import Group
+from skyfx.runtime.folder import form_of
+from skyfx.runtime.group import Group, as_bytes
 from skyfx.runtime.tree import decode, encode
 
 __all__: list[str] = ["follow", "move"]
-
-CPU = torch.device("cpu")
 
 
 def move(
@@ -76,12 +75,12 @@ def _send(tensor: Tensor, optimizers: Sequence[Optimizer], group: Group, to: int
         encode(dict(optimizer.state.pop(tensor, {})), str(i), tensors)
         for i, optimizer in enumerate(optimizers)
     ]
-    forms = {name: [list(x.shape), _name(x.dtype)] for name, x in tensors.items()}
+    forms = {name: form_of(x) for name, x in tensors.items()}
     text = json.dumps({"kept": kept, "forms": forms}).encode()
     group.send(torch.tensor([len(text)]), to)
     group.send(torch.frombuffer(bytearray(text), dtype=torch.uint8), to)
     for each in (tensor, *tensors.values()):
-        group.send(_bytes_of(each), to)
+        group.send(as_bytes(each), to)
 
 
 def _received(tensor: Tensor, optimizers: Sequence[Optimizer], group: Group, source: int) -> Tensor:
@@ -95,7 +94,7 @@ def _received(tensor: Tensor, optimizers: Sequence[Optimizer], group: Group, sou
     new = nn.Parameter(values, tensor.requires_grad) if is_parameter else values
     tensors = {
         name: _receive(shape, getattr(torch, kind), group, source)
-        for name, (shape, kind) in said["forms"].items()
+        for name, (kind, shape) in said["forms"].items()
     }
     for optimizer, kept in zip(optimizers, said["kept"], strict=True):
         if kept:
@@ -105,14 +104,5 @@ def _received(tensor: Tensor, optimizers: Sequence[Optimizer], group: Group, sou
 
 def _receive(shape: Sequence[int], dtype: torch.dtype, group: Group, source: int) -> Tensor:
     values = torch.empty(tuple(shape), dtype=dtype)
-    group.receive(_bytes_of(values), source)
+    group.receive(as_bytes(values), source)
     return values
-
-
-def _bytes_of(tensor: Tensor) -> Tensor:
-    """The tensor's own memory, if it is contiguous and on the CPU, and else a copy."""
-    return tensor.detach().to(CPU).contiguous().reshape(-1).view(torch.uint8)
-
-
-def _name(dtype: torch.dtype) -> str:
-    return str(dtype).removeprefix("torch.")

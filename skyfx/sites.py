@@ -147,8 +147,7 @@ class _Everywhere:
 
     def workers(self, places: Places, plan: Plan) -> Workers:
         here = {k: place for k, place in enumerate(places) if place is not None}
-        rank_of = [self.hosts.rank_of[stage.device] for stage in plan.stages]
-        return Ranks(here, plan.stages, rank_of, self.hosts.group)
+        return Ranks(here, plan.stages, self._rank_of(plan), self.hosts.group)
 
     def moved(
         self,
@@ -157,6 +156,10 @@ class _Everywhere:
         owners: Mapping[str, int],
         plan: Plan,
     ) -> Mapping[int, Tensor]:
-        rank_of = [self.hosts.rank_of[stage.device] for stage in plan.stages]
+        rank_of = self._rank_of(plan)
         theirs = {name: rank_of[k] for name, k in owners.items()}
         return move(model, optimizers, theirs, self.hosts.group)
+
+    def _rank_of(self, plan: Plan) -> Sequence[int]:
+        """Whose each stage is, `(num_stages,)`."""
+        return [self.hosts.rank_of[stage.device] for stage in plan.stages]

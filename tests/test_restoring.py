@@ -133,13 +133,6 @@ def test_the_weights_alone_can_be_loaded(saved: Path) -> None:
     assert torch.equal(model[0].weight, skyfx.saved_state(saved)["0.weight"])
 
 
-class Wider(nn.Module):
-    def __init__(self, width: int) -> None:
-        super().__init__()
-        self.first = nn.Linear(4, width)
-        self.last = nn.Linear(width, 1)
-
-
 @pytest.mark.parametrize(
     ("model", "message"),
     [
