@@ -2,7 +2,7 @@
 
 import math
 import os
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import replace
 from functools import partial
 from typing import Any, get_args
@@ -28,7 +28,7 @@ from skyfx.solver.within import solve_within
 from skyfx.splitting import Splitter, captured_for, check_plan
 from skyfx.weights import Weights
 
-__all__: list[str] = ["capture_and_measure", "partition"]
+__all__: list[str] = ["capture_and_measure", "is_tight", "partition"]
 
 
 def partition(
@@ -140,7 +140,8 @@ def _pipeline(
     rebalance: Rebalancing | None,
 ) -> Pipeline:
     places = site.places(plan)
-    if _is_tight(plan, places, site.cluster):
+    own = {place.name for place in places if place is not None and place.device.type == "cpu"}
+    if is_tight(plan, own, site.cluster):
         return_freed()
     opened = None if weights is None else Weights(weights)
     try:
@@ -152,15 +153,11 @@ def _pipeline(
             opened.close()
 
 
-def _is_tight(plan: Plan, places: Sequence[Place | None], cluster: Cluster) -> bool:
-    """Whether this process's CPUs lack the memory to keep what is freed."""
-    limit_of = {device.name: device.memory_bytes for device in cluster.devices}
-    here = [
-        stage
-        for stage, place in zip(plan.stages, places, strict=True)
-        if place is not None and place.device.type == "cpu"
-    ]
-    limits = [limit_of[stage.device] for stage in here]
+def is_tight(plan: Plan, names: Collection[str], cluster: Cluster) -> bool:
+    """Whether a process whose CPUs have these names lacks the memory to keep what is freed."""
+    here = [stage for stage in plan.stages if stage.device in names]
+    used = {stage.device for stage in here}  # once, however many stages a device has
+    limits = [device.memory_bytes for device in cluster.devices if device.name in used]
     known = [limit for limit in limits if limit is not None]
     needed = sum(max(stage.memory_bytes, stage.peak_bytes) for stage in here)
     return len(known) == len(limits) > 0 and HOLES * needed > sum(known)

@@ -24,10 +24,10 @@ from benchmarks.hosts.models import SUBJECTS, Subject
 from benchmarks.hosts.rivals import SCHEDULES, Alone, Engine, Planned
 from benchmarks.hosts.splits import Weights, rules
 from benchmarks.hosts.turns import Entry, Record, run
+from skyfx.api import is_tight
 from skyfx.captures import Capture, capture
 from skyfx.hosts import Hosts
 from skyfx.probe import probed
-from skyfx.runtime.allocator import HOLES
 from skyfx.runtime.microbatch import Batch
 from skyfx.solver import Assumptions, Cluster, Graph, Plan, files, solve
 from skyfx.solver.peak import peak_bytes
@@ -211,9 +211,10 @@ def _entries(
     """All rivals, and where the ones that are cut by hand are cut."""
     subject, (free, limited) = prepared.subject, known
     rank, shares = hosts.group.rank, [host.share for host in cluster.hosts]
+    own = limited.devices[rank].name
     entries = {
         "skyfx": Entry(
-            Planned(subject, limited, plans.skyfx), tight=_is_tight(plans.skyfx, limited, rank)
+            Planned(subject, limited, plans.skyfx), tight=is_tight(plans.skyfx, {own}, limited)
         ),
         "even": Entry(Planned(subject, free, plans.even)),
         "original": Entry(Planned(subject, free, plans.original), once=True),
@@ -226,13 +227,6 @@ def _entries(
             engine = Engine(subject, prepared.states, cut, schedule)
             entries[f"{name} ({schedule})"] = Entry(engine, by_hand=True)
     return entries, cuts
-
-
-def _is_tight(plan: Plan, cluster: Cluster, rank: int) -> bool:
-    """Whether `partition` has had this process give memory back at once."""
-    device = cluster.devices[rank]
-    needed = sum(stage.peak_bytes for stage in plan.stages if stage.device == device.name)
-    return needed > 0 and device.memory_bytes is not None and HOLES * needed > device.memory_bytes
 
 
 if __name__ == "__main__":
