@@ -1,5 +1,6 @@
 """Lower bounds that need no search: what no plan can be faster than."""
 
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 
@@ -8,7 +9,7 @@ from numpy.typing import NDArray
 
 from skyfx.solver.problem import Problem
 
-__all__: list[str] = ["Bound", "simple_bound", "step_bound"]
+__all__: list[str] = ["Bound", "bottleneck_bound", "levels", "simple_bound", "step_bound"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -21,13 +22,18 @@ class Bound:
 
 def simple_bound(problem: Problem) -> Bound:
     """The best of the simple bounds on the objective."""
-    bottleneck = max(largest_unit(problem), total_work(problem), key=lambda bound: bound.value)
+    bottleneck = bottleneck_bound(problem)
     if problem.assumptions.objective == "throughput":
         return bottleneck
     if problem.assumptions.objective == "latency":
         latency = float(problem.time_s.min(axis=0).sum())
         return Bound(latency, "every unit on its fastest device")
     return step_bound(problem, bottleneck)
+
+
+def bottleneck_bound(problem: Problem) -> Bound:
+    """The best of the simple bounds on the bottleneck."""
+    return max(largest_unit(problem), total_work(problem), key=lambda bound: bound.value)
 
 
 def step_bound(problem: Problem, bottleneck: Bound) -> Bound:
@@ -52,13 +58,13 @@ def step_bound(problem: Problem, bottleneck: Bound) -> Bound:
         return float(weighted.min(axis=0).sum()) + waits_s
 
     return Bound(
-        max(proven(y) for y in _levels(problem, rounds)),
+        max(proven(y) for y in levels(problem, rounds)),
         f"work spread over the devices, then {bottleneck.binding}",
     )
 
 
-def _levels(problem: Problem, rounds: int) -> Iterator[NDArray[np.float64]]:
-    """The y to try: their sums grow from 0 to `rounds`."""
+def levels(problem: Problem, rounds: float = math.inf) -> Iterator[NDArray[np.float64]]:
+    """The y to try, `(D,)`: their sums grow from 0 to `rounds` at the most."""
     speed = _speeds(problem)
     yield np.zeros(len(problem.time_s))
     if speed is None:
@@ -73,7 +79,7 @@ def _levels(problem: Problem, rounds: int) -> Iterator[NDArray[np.float64]]:
             level = min(level, 1 / speed[fastest[count]])
         y = np.zeros(len(speed))
         y[fastest[:count]] = np.maximum(0.0, level * some - 1)
-        if y.sum() > rounds * (1 + 1e-12):
+        if not y.sum() <= rounds * (1 + 1e-12) or math.isinf(level):
             return
         yield y
 

@@ -7,18 +7,17 @@ messages wait there, so no sum over its nodes tells it. Here the stages stand on
     devices                p   |    q    |   r
 
 and cuts move by some units, two devices change places, or one that has nothing to do takes a part
-of a stage. It is simulated annealing (Kirkpatrick et al. 1983) on the objective and what the peaks
-are above their limits; the best plan that fits is kept.
+of a stage. It is annealing (`annealing.py`) on the objective and what the peaks are above their
+limits; the best plan that fits is kept.
 """
 
-import itertools
 import math
-import time
 from dataclasses import dataclass
 
 import numpy as np
 
-from skyfx.solver.cuts import Cuts, all_have_units, moved, some_units, stages_of
+from skyfx.solver.annealing import Cooling, anneal
+from skyfx.solver.cuts import Line, line_of, near, stages_of
 from skyfx.solver.method import Candidate
 from skyfx.solver.peak import peak_bytes
 from skyfx.solver.problem import Problem, UnitPlacement
@@ -36,12 +35,6 @@ MOVES, MOVES_EACH = 3000, 100
 
 DEAR = 5.0
 """What a peak above its limit counts, in parts of the limit, beside the objective."""
-
-OTHER_DEVICES = 0.2
-"""How often a device changes."""
-
-Line = tuple[tuple[int, ...], Cuts]
-"""The device of each stage, `(K,)`, and where in the order each stage ends, `(K,)`."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,37 +66,27 @@ def fitting(problem: Problem, stages: UnitPlacement, deadline: float) -> Candida
         deadline: by `time.monotonic`, when to take what has been found.
     """
     search = _Search(problem, stages)
-    moves = min(MOVES, MOVES_EACH * len(search.order))
-    for move in range(moves):
-        if time.monotonic() >= deadline:
-            break
-        search.move(HOT * (COLD / HOT) ** (move / moves))
+    random = np.random.default_rng(0)
+    anneal(
+        search.line,
+        lambda line: near(line, problem.num_devices, random),
+        search.scored,
+        Cooling(min(MOVES, MOVES_EACH * len(search.order)), HOT, COLD, deadline),
+        random,
+    )
     return search.best
 
 
 class _Search:
-    """A line of stages that moves, and the best one that fits."""
+    """The best line of stages that fits."""
 
     def __init__(self, problem: Problem, stages: UnitPlacement) -> None:
         self.problem = problem
-        self.order = [unit for _, part in stages for unit in sorted(part)]
-        ends = tuple(itertools.accumulate(len(part) for _, part in stages))
-        self.line: Line = (tuple(d for d, _ in stages), ends)
+        self.order, self.line = line_of(stages)
         self.best: Candidate | None = None
         self.unit = problem.cost(stages).objective_value or 1.0
-        self.random = np.random.default_rng(0)
-        self.score = self._scored(self.line)
 
-    def move(self, heat: float) -> None:
-        """Try a move; one for the worse stands at times, if it is little in terms of `heat`."""
-        line = self._moved()
-        if line is None:
-            return
-        score = self._scored(line)
-        if score < self.score + heat * self.random.exponential():
-            self.line, self.score = line, score
-
-    def _scored(self, line: Line) -> float:
+    def scored(self, line: Line) -> float:
         """The objective in parts of the first one, and, dear, what peaks are above their limits."""
         stages = stages_of(self.order, *line)
         found = Candidate.of(self.problem, stages, "fitting")
@@ -115,37 +98,3 @@ class _Search:
         if over == 0 and (self.best is None or found.value < self.best.value):
             self.best = found
         return found.value / self.unit + DEAR * over
-
-    def _moved(self) -> Line | None:
-        """A line near this one; None where a stage would have nothing to do."""
-        changed = self.random.random() < OTHER_DEVICES
-        devices, ends = self._other_devices() if changed else self._other_cuts()
-        if not all_have_units(ends):
-            return None
-        return tuple(devices), tuple(ends)
-
-    def _other_cuts(self) -> tuple[list[int], list[int]]:
-        return list(self.line[0]), moved(self.line[1], self.random)
-
-    def _other_devices(self) -> tuple[list[int], list[int]]:
-        """Two stages swap theirs, or an idle device takes a stage or one end of it."""
-        devices, ends = list(self.line[0]), list(self.line[1])
-        idle = [d for d in range(self.problem.num_devices) if d not in devices]
-        j, k = (int(x) for x in self.random.integers(len(devices), size=2))
-        kind = int(self.random.integers(4)) if idle else 0
-        if kind == 0:
-            devices[j], devices[k] = devices[k], devices[j]
-            return devices, ends
-        d = int(self.random.choice(idle))
-        if kind == 1:
-            devices[k] = d
-        elif kind == 2:  # its last units
-            ends.insert(k, ends[k] - self._some_units())
-            devices.insert(k + 1, d)
-        else:
-            ends.insert(k, (0, *ends)[k] + self._some_units())
-            devices.insert(k, d)
-        return devices, ends
-
-    def _some_units(self) -> int:
-        return some_units(len(self.order), self.random)

@@ -6,7 +6,7 @@
 The last device begins sooner and the first one ends sooner, so that less of the step is spent on
 filling and draining the pipeline; values cross twice as many boundaries. From the best plan with
 one stage a device, each device's share is cut in two along the order, then the cuts move for as
-long as the simulated step becomes shorter: simulated annealing as in `fitting`.
+long as the simulated step becomes shorter (`annealing.py`).
 """
 
 import math
@@ -14,6 +14,7 @@ import time
 
 import numpy as np
 
+from skyfx.solver.annealing import Cooling, anneal
 from skyfx.solver.cuts import Cuts, all_have_units, moved, stages_of
 from skyfx.solver.generate import Live
 from skyfx.solver.pace import Pace
@@ -50,16 +51,19 @@ def interleaved(
     if len(stages) == 1 or problem.num_units < TURNS * len(stages):
         return None
     search = _Search(problem, stages, usual_peaks)
-    deadline = time.monotonic() + SEARCH_S
-    for move in range(MOVES):
-        if time.monotonic() >= deadline:
-            break
-        search.move(HOT * (COLD / HOT) ** (move / MOVES))
+    random = np.random.default_rng(0)
+
+    def near(ends: Cuts) -> Cuts | None:
+        other = tuple(moved(ends, random))
+        return other if all_have_units(other) else None
+
+    cooling = Cooling(MOVES, HOT, COLD, time.monotonic() + SEARCH_S)
+    anneal(search.first, near, search.followed, cooling, random)
     return search.best
 
 
 class _Search:
-    """Cuts that move, and the best stages that fit."""
+    """The best stages that fit."""
 
     def __init__(
         self, problem: Problem, stages: UnitPlacement, usual_peaks: dict[str, float]
@@ -67,20 +71,9 @@ class _Search:
         self._problem, self._usual_peaks = problem, usual_peaks
         self._order = [unit for _, part in stages for unit in sorted(part)]
         self._devices = tuple(d for d, _ in stages) * TURNS
-        self._random = np.random.default_rng(0)
         self._best_s = math.inf
         self.best: tuple[UnitPlacement, Live] | None = None
-        self._ends = self._first(stages)
-        self._step_s = self._followed(self._ends)
-
-    def move(self, heat: float) -> None:
-        """Try other cuts; worse ones stand at times, if it is little in terms of `heat`."""
-        ends = tuple(moved(self._ends, self._random))
-        if not all_have_units(ends):
-            return
-        step_s = self._followed(ends)
-        if step_s <= self._step_s * (1 + heat * self._random.exponential()):
-            self._ends, self._step_s = ends, step_s
+        self.first = self._first(stages)
 
     def _first(self, stages: UnitPlacement) -> Cuts:
         """Each device has as much to do in each turn as in half of its stage."""
@@ -95,7 +88,7 @@ class _Search:
             ends.append(begin if left else last)
         return tuple(ends)
 
-    def _followed(self, ends: Cuts) -> float:
+    def followed(self, ends: Cuts) -> float:
         """What a step takes, with as many live micro-batches as there is room for."""
         problem = self._problem
         stages = stages_of(self._order, self._devices, ends)

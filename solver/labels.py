@@ -12,6 +12,9 @@ are thinned, in one of two ways. For a proof two become the least of both, a pla
 exist and is better than each: where none is left, there is none. For a plan one of two is dropped:
 what is left exists.
 
+With a `mode` other than BUSY latency is summed: with SHORTEST in `t`, which goes on adding up over
+stages where T is endless; with STEP in `a`, where every stage keeps T as well.
+
 Work that was put aside has to fit into what the stages leave of T: `a` of a whole plan and the work
 aside may not exceed 0. Before that, `room[s]` is what is still to come: T for each device that is
 not in s and for the open stage; the units in I will take at least `rest[I]` of it. Of the work
@@ -25,7 +28,10 @@ from typing import Any
 import numpy as np
 from numba import njit
 
-__all__: list[str] = ["OVERFLOW", "fill", "trace", "whole"]
+__all__: list[str] = ["BUSY", "OVERFLOW", "SHORTEST", "STEP", "fill", "trace", "whole"]
+
+BUSY, SHORTEST, STEP = 0, 1, 2
+"""What labels sum: weighted time beyond T, latency alone, or latency within T."""
 
 OVERFLOW = -1
 NONE = -1
@@ -37,8 +43,8 @@ def fill(part: Any, rules: Any, states: Any, covers: Any, costs: Any, pool: Any,
 
     Args:
         part: the first of these states, the one behind the last, and the number of labels so far.
-        rules: T, weighted work put aside, whether moves overlap, whether `t` is to go on adding up
-            over stages, as latency does, labels a cell, and whether this is for a proof.
+        rules: T, weighted work put aside (with STEP, latency aside less what a plan may have),
+            whether moves overlap, the mode, labels a cell, and whether this is for a proof.
         states: group of each, devices from each on, `first` and `following` of what comes next.
         covers: `first`, `above`, `added` of the ideals.
         costs: `time[G, n]`, `move[G, G, N]`, `need[positions, n]`, `limit[G]`, `y[G]`, `rest[N]`,
@@ -57,11 +63,12 @@ def fill(part: Any, rules: Any, states: Any, covers: Any, costs: Any, pool: Any,
     time, _, need, limit, _, rest, room, _, _ = costs
     open_ = (np.empty(4096), np.empty(4096), np.empty(4096), np.empty(4096, dtype=np.int32))
     begin, end, used = part
+    spare = -rules[1] if rules[3] == STEP else 0.0
     for s in range(begin, end):
         g, p = group[s], position[s]
         for i in range(start.shape[1] - 1, -1, -1):
             start[s, i], count[s, i] = used, 0
-            if rest[i] > room[s] or not _reached(states, covers, count, s, i):
+            if rest[i] > room[s] + spare or not _reached(states, covers, count, s, i):
                 continue
             num = _close(rules, states, costs, pool, cells, s, i, open_)
             for x in range(first[i], first[i + 1]):
@@ -70,7 +77,7 @@ def fill(part: Any, rules: Any, states: Any, covers: Any, costs: Any, pool: Any,
                     longer, larger = t[label] + time[g, unit], m[label] + need[p, unit]
                     if longer <= rules[0] and larger <= limit[g]:
                         num = _add(open_, num, longer, a[label], larger, label)
-            num = _thin(open_, _within(rules, costs, open_, num, g, s, i), width, rules[5])
+            num = _thin(open_, _within(rules, costs, open_, num, g, s, i), width, rules)
             if used + num > len(t):
                 return OVERFLOW
             for x in range(num):
@@ -100,7 +107,7 @@ def _close(
     rules: Any, states: Any, costs: Any, pool: Any, cells: Any, s: int, i: int, open_: Any
 ) -> int:
     """Open a stage of state s that ends at ideal i: a label closes, or the pipeline ends."""
-    bottleneck, _, full, shortest, _, _ = rules
+    bottleneck, _, full, mode, _, _ = rules
     most, least = costs[7][i], costs[8][i]
     t, a, _, _ = pool
     start, count = cells
@@ -113,8 +120,14 @@ def _close(
         r = following[x]
         move = move_s[group[s], group[r], i]
         for label in range(start[r, i], start[r, i] + count[r, i]):
-            if shortest:
+            if mode == SHORTEST:
                 num = _add(open_, num, t[label] + move, 0.0, 0.0, label)
+            elif mode == STEP and full:
+                if move <= bottleneck:
+                    num = _add(open_, num, 0.0, a[label] + t[label] + move, 0.0, label)
+            elif mode == STEP:
+                if t[label] + move <= bottleneck:
+                    num = _add(open_, num, move, a[label] + t[label], 0.0, label)
             elif full:
                 busy = a[label] + weight[group[r]] * (t[label] - bottleneck)
                 if move <= bottleneck and busy <= -least:
@@ -149,7 +162,7 @@ def _add(open_: Any, num: int, t: float, a: float, m: float, back: int) -> int:
 def _within(rules: Any, costs: Any, open_: Any, num: int, g: int, s: int, i: int) -> int:
     """Keep the labels that leave enough weighted time for the units in ideal i."""
     ts, as_, ms, backs = open_
-    if rules[3]:
+    if rules[3] == SHORTEST:
         return num
     weight, left = costs[4], costs[6][s] - costs[5][i] - rules[1]
     kept = 0
@@ -161,9 +174,13 @@ def _within(rules: Any, costs: Any, open_: Any, num: int, g: int, s: int, i: int
 
 
 @njit(cache=True)
-def _thin(open_: Any, num: int, width: int, proof: bool) -> int:
-    """At most `width` labels: of the two nearest by t one is left, or the least of both."""
+def _thin(open_: Any, num: int, width: int, rules: Any) -> int:
+    """At most `width` labels: of the two nearest one is left, or the least of both.
+
+    What is near is by t; with STEP by both sums, which are seconds of latency alike.
+    """
     ts, as_, ms, backs = open_
+    both, proof = rules[3] == STEP, rules[5]
     if num <= width:
         return num
     order = np.argsort(ts[:num])
@@ -172,8 +189,11 @@ def _thin(open_: Any, num: int, width: int, proof: bool) -> int:
     while num > width:
         x, gap = 0, math.inf
         for y in range(num - 1):
-            if ts[y + 1] - ts[y] < gap:
-                x, gap = y, ts[y + 1] - ts[y]
+            apart = ts[y + 1] - ts[y]
+            if both:
+                apart += abs(as_[y + 1] - as_[y])
+            if apart < gap:
+                x, gap = y, apart
         if proof:
             as_[x], ms[x] = min(as_[x], as_[x + 1]), min(ms[x], ms[x + 1])
         elif as_[x + 1] < as_[x] and x > 0:
@@ -186,15 +206,16 @@ def _thin(open_: Any, num: int, width: int, proof: bool) -> int:
 
 @njit(cache=True)
 def whole(rules: Any, states: Any, costs: Any, pool: Any, cells: Any, labels: Any) -> int:
-    """List whole plans in `labels`, those of least weighted busy time first; returns how many."""
+    """List whole plans in `labels`, those with the least of the mode's sum first; how many."""
     t, a, _, _ = pool
     start, count = cells
     busy = np.full(len(labels), math.inf)
     num = 0
     for s in range(start.shape[0]):
         for label in range(start[s, 0], start[s, 0] + count[s, 0]):
-            weight = costs[4][states[0][s]]
-            value = t[label] if rules[3] else a[label] + weight * (t[label] - rules[0])
+            value = a[label] + t[label]
+            if rules[3] == BUSY:
+                value = a[label] + costs[4][states[0][s]] * (t[label] - rules[0])
             if value > -rules[1]:
                 continue
             x = num if num < len(labels) else int(busy.argmax())

@@ -50,7 +50,7 @@ class Problem:
         """The same problem, but for the memory of one device."""
         devices = list(self.cluster.devices)
         devices[device] = replace(devices[device], memory_bytes=memory_bytes)
-        changed = Problem(
+        changed = type(self)(
             self.graph, replace(self.cluster, devices=tuple(devices)), self.assumptions
         )
         depends = {"memory_limit", "memory_binds", "identical_devices"}
@@ -271,3 +271,11 @@ class Problem:
     def _sum(self, of: Callable[[Node], float]) -> Floats:
         nodes = self.graph.nodes
         return np.array([sum(of(nodes[j]) for j in unit) for unit in self.members])
+
+
+class OneLive(Problem):
+    """The same, were one micro-batch live on every stage: no schedule takes less memory."""
+
+    def need_bytes(self, position: int) -> Floats:
+        """Memory `(n,)` of each unit, but for the peak, at any position."""
+        return super().need_bytes(1)

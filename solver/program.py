@@ -12,15 +12,12 @@ from numpy.typing import NDArray
 from skyfx.solver.bounds import largest_unit
 from skyfx.solver.charges import Charges
 from skyfx.solver.ideals import Ideals
-from skyfx.solver.labels import OVERFLOW, fill, trace, whole
+from skyfx.solver.labels import BUSY, OVERFLOW, SHORTEST, fill, trace, whole
 from skyfx.solver.method import UNDER, Limits, Task
 from skyfx.solver.problem import Floats, Problem, UnitPlacement
 from skyfx.solver.states import States, prices
 
 __all__: list[str] = ["Program"]
-
-POOL = 8_000_000
-"""Labels; each is 28 bytes."""
 
 CANDIDATES = 16
 """Plans that are looked at for each T; they differ in how well they place what was put aside."""
@@ -37,7 +34,7 @@ PLAN_WIDTH = 6
 ENDLESS = 1e300
 """A bottleneck that every plan keeps, unless a device cannot run a unit."""
 
-Rules = tuple[float, float, bool, bool]
+Rules = tuple[float, float, bool, int]
 
 
 @dataclass
@@ -49,14 +46,17 @@ class Program:
     states: States
     aside: tuple[int, ...] = ()
     limits: Limits = field(default_factory=Limits)
+    pool: int = 8_000_000
+    """Labels; each is 28 bytes, of memory that is not taken before it is needed."""
     high_s: float = field(init=False, default=math.inf)
     """The bottleneck of a plan that is known to exist."""
 
     def __post_init__(self) -> None:
         shape = (len(self.states.all), len(self.ideals))
         self._cells = (np.zeros(shape, dtype=np.int32), np.zeros(shape, dtype=np.int32))
-        self._most_labels = WIDTH if WIDTH * self._cells[0].size < POOL else 8
-        self._pool: Any = (*(np.empty(POOL) for _ in range(3)), np.empty(POOL, dtype=np.int32))
+        self._most_labels = WIDTH if WIDTH * self._cells[0].size < self.pool else 8
+        sums = (np.empty(self.pool) for _ in range(3))
+        self._pool: Any = (*sums, np.empty(self.pool, dtype=np.int32))
 
     def low_s(self, task: Task) -> float:
         """A bottleneck that no plan undercuts."""
@@ -74,19 +74,23 @@ class Program:
 
     def shortest(self) -> tuple[float, UnitPlacement] | None:
         """A latency that no plan undercuts, and a plan of about that latency."""
-        labels = self._labels((ENDLESS, -math.inf, False, True), WIDTH, proof=True)
+        labels = self._labels((ENDLESS, -math.inf, False, SHORTEST), WIDTH, proof=True)
         stages = self._best(labels, math.inf)
         if stages is None:
             return None
         self.high_s = self.problem.cost(stages).bottleneck_s
-        aside = float(self.states.time_s[:, self.aside].min(axis=0).sum())
-        return float(self._pool[0][labels].min()) + aside, stages
+        return float(self._pool[0][labels].min()) + self._aside_s, stages
+
+    @cached_property
+    def _aside_s(self) -> float:
+        """What was put aside adds to the latency, at the least."""
+        return float(self.states.time_s[:, self.aside].min(axis=0).sum())
 
     def _rules(self, bottleneck: float) -> Rules:
         """T, the weighted work put aside, and the cost model, as `labels.fill` wants them."""
         aside = sum(strand.weight for strand in self._charges.strands) * UNDER
         full = self.problem.assumptions.overlap == "full"
-        return bottleneck / UNDER, aside, full, False
+        return bottleneck / UNDER, aside, full, BUSY
 
     def _labels(self, rules: Rules, width: int, *, proof: bool) -> NDArray[np.int64]:
         """The labels of whole plans."""
@@ -140,11 +144,11 @@ class Program:
 
     def _costs(self, rules: Rules) -> tuple[Any, ...]:
         need, limit = self._memory
-        bottleneck, _, _, shortest = rules
+        bottleneck, _, _, mode = rules
         weight = self._price if self.aside else np.zeros(len(self._price))
         with np.errstate(over="ignore"):  # room without end is right
-            room = self._room * bottleneck / UNDER
-        time = self.states.time_s if shortest else self._time_s
+            room = self._room(self._price) * bottleneck / UNDER
+        time = self.states.time_s if mode == SHORTEST else self._time_s
         times = (time, self._move_s, need, limit, weight, self._rest, room)
         return (*times, *self._aside_behind)
 
@@ -185,10 +189,8 @@ class Program:
         least = self._weights(range(self.problem.num_units))
         return np.array([least[inside].sum() for inside in self.ideals.holds.T])
 
-    @cached_property
-    def _room(self) -> Floats:
-        """The weight of each state's first device and of all that are not in it, `(S,)`."""
-        price = self._price
+    def _room(self, price: Floats) -> Floats:
+        """The price of each state's first device and of all that are not in it, `(S,)`."""
         free = np.array([len(group) for group in self.states.groups])
         counts = np.array([counts for counts, _ in self.states.all])
         room: Floats = (free - counts) @ price + price[self.states.group]

@@ -11,6 +11,9 @@ from skyfx.solver.simulate import Timeline
 
 __all__: list[str] = ["Room"]
 
+MANY = 10**6
+"""Micro-batches for which there is always room."""
+
 
 class Room:
     """The limits of the devices of a placement, held against what lasts and against the peaks."""
@@ -40,6 +43,25 @@ class Room:
             name: max(limit / (1 + RESERVE), usual_peaks.get(name, 0.0))
             for name, limit in self._limits.items()
         }
+
+    def most(self) -> list[int]:
+        """How many micro-batches there is room for on each stage alone, `(num_stages,)`.
+
+        One message waits in a forward, none in a backward; `fits` knows better.
+        """
+        found = []
+        for k, (name, peak) in enumerate(zip(self._names, self._peaks, strict=True)):
+            left = (
+                self._limits[name] - self._lasting[k],
+                self._peak_limits[name] - peak.bytes(1, (1, 0)),
+            )
+            each = self._saved[k], peak.live_bytes + peak.gradient_bytes
+            room = min(
+                math.inf if not size else space / size + more
+                for space, size, more in zip(left, each, (0, 1), strict=True)
+            )
+            found.append(int(min(room, MANY)))
+        return found
 
     def fits(self, live: Sequence[int], timeline: Timeline) -> bool:
         """Whether as many micro-batches may be live, `(num_stages,)`, in the step they make."""

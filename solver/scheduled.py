@@ -5,6 +5,7 @@ plan cannot get around: it may keep fewer micro-batches live, and with several s
 no plan of the kind that the bound is about.
 """
 
+import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
@@ -15,17 +16,25 @@ from skyfx.solver.errors import InfeasibleError, NoPlanError
 from skyfx.solver.generate import Generated, Live, generate
 from skyfx.solver.infeasible import explain
 from skyfx.solver.interleave import interleaved
-from skyfx.solver.method import PROVEN
+from skyfx.solver.method import PROVEN, Candidate, Limits
 from skyfx.solver.pace import Pace
 from skyfx.solver.peak import peak_bytes
 from skyfx.solver.plan import BRINGS_LIVE, Assumptions, Plan, Stage, Status, relative_gap
-from skyfx.solver.problem import Problem
+from skyfx.solver.problem import OneLive, Problem
 from skyfx.solver.report import seconds
 from skyfx.solver.room import Room
 from skyfx.solver.schedule import live_counts
+from skyfx.solver.search import Search
+from skyfx.solver.shortening import shortened
 from skyfx.solver.simulate import simulate
 
 __all__: list[str] = ["none_under_1f1b", "scheduled", "stages_with", "usual"]
+
+LEAST_S = 2.0
+"""Seconds for a bound on plans of which other micro-batches are live."""
+
+NEAR = 0.005
+"""How near such a bound is to be to what is possible."""
 
 
 def usual(assumptions: Assumptions) -> Assumptions:
@@ -78,6 +87,8 @@ def scheduled(plan: Plan, problem: Problem) -> Plan:
     usual_peaks = {stage.device: stage.peak_bytes for stage in plan.stages}
     if assumptions.schedule == "interleaved":
         stages, first = interleaved(problem, stages, usual_peaks) or (stages, None)
+    elif assumptions.objective == "step" and problem.memory_binds:
+        stages, first = shortened(problem, stages, usual_peaks)
     placement = problem.placement(stages)
     pace = Pace.of(problem.graph, problem.cluster, placement, assumptions)
     room = Room(problem, placement, usual_peaks)
@@ -88,9 +99,10 @@ def scheduled(plan: Plan, problem: Problem) -> Plan:
 def _bounded(plan: Plan, problem: Problem) -> Plan:
     """The plan with a bound that holds under its schedule, whatever is live on which stages."""
     bound = Bound(plan.lower_bound, plan.solver.binding)
-    cuts = plan.assumptions.schedule == "interleaved"
-    if cuts or (plan.assumptions.training and problem.memory_binds):
+    if plan.assumptions.schedule == "interleaved":
         bound = simple_bound(problem)
+    elif plan.assumptions.training and problem.memory_binds:
+        bound = _with_one_live(plan, problem)
     value = plan.objective_value
     is_best = value <= bound.value * (1 + PROVEN)
     lower_bound = value if is_best else bound.value
@@ -101,6 +113,17 @@ def _bounded(plan: Plan, problem: Problem) -> Plan:
         gap=relative_gap(value, lower_bound),
         solver=replace(plan.solver, status=status, binding=bound.binding),
     )
+
+
+def _with_one_live(plan: Plan, problem: Problem) -> Bound:
+    """A bound whatever is live on which stages, in about as long as the plan has taken."""
+    relaxed = OneLive(problem.graph, problem.cluster, usual(problem.assumptions))
+    limits = Limits(began=time.monotonic(), time_limit_s=max(LEAST_S, plan.solver.wall_s), gap=NEAR)
+    known = Candidate.of(relaxed, problem.stages(plan))
+    try:
+        return Search(relaxed, limits, known).run().bound
+    except NoPlanError:
+        return simple_bound(problem)
 
 
 def _replanned(plan: Plan, problem: Problem, placement: Placement, made: Generated) -> Plan:

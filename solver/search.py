@@ -23,6 +23,7 @@ from skyfx.solver.phases import phases
 from skyfx.solver.problem import Problem, UnitPlacement
 from skyfx.solver.relayed import all_ideals, many_ideals
 from skyfx.solver.shifting import shifting, wandering
+from skyfx.solver.steps import step_lines, steps
 
 __all__: list[str] = ["Found", "Search"]
 
@@ -43,8 +44,14 @@ METHODS: dict[str, Method] = {
 }
 """In the order in which they are tried: quick plans first, then quick proofs, then the ILP."""
 
+STEP_METHODS: dict[str, tuple[Method, float]] = {
+    "lines of steps": (step_lines, 0.3),
+    "ideals of steps": (steps, 0.7),
+}
+"""What comes before them where a step is to be short, and of the time that is left how much."""
+
 THROUGHPUT = 0.4
-"""Of the time, what the search for throughput gets where a step is to be short."""
+"""The search for throughput that then comes gets so much of it."""
 
 WORTH_SAYING_S = 1.0
 """Compiling for less than this is not worth a line."""
@@ -85,7 +92,7 @@ class Search:
         interrupted = False
         try:
             if self.problem.assumptions.objective == "step":
-                self._learn_from_throughput()
+                interrupted = self._look_for_steps()
             for name, method in METHODS.items():
                 if interrupted or self._task.done or self.limits.left_s <= 0:
                     break
@@ -107,15 +114,30 @@ class Search:
     def _task(self) -> Task:
         return Task(self.problem, self.best, self.bound, self.limits)
 
-    def _try(self, name: str, method: Method) -> bool:
-        """Run one method; returns whether Ctrl-C ended it."""
+    def _try(self, name: str, method: Method, part: float = 1.0) -> bool:
+        """Run one method in a part of the time; returns whether Ctrl-C ended it."""
+        limits = self._part(part)
         with suppress(TimeUpError):
-            for answer in method(self._task):
+            for answer in method(replace(self._task, limits=limits)):
                 self._learn(name, answer)
                 if answer.interrupted:
                     return True
-                if self._task.done or self.limits.left_s <= 0:
+                if self._task.done or limits.left_s <= 0:
                     break
+        return False
+
+    def _part(self, part: float) -> Limits:
+        """The limits with a part of the time that is left."""
+        gone_s = self.limits.time_limit_s - self.limits.left_s
+        return replace(self.limits, time_limit_s=gone_s + part * self.limits.left_s)
+
+    def _look_for_steps(self) -> bool:
+        """What is for steps alone; returns whether Ctrl-C ended it."""
+        for name, (method, part) in STEP_METHODS.items():
+            if self._try(name, method, part):
+                return True
+        if not self._task.done:
+            self._learn_from_throughput()
         return False
 
     def _learn_from_throughput(self) -> None:
@@ -126,9 +148,7 @@ class Search:
         """
         asked = self.problem.assumptions
         problem = replace(self.problem, assumptions=replace(asked, objective="throughput"))
-        gone_s = self.limits.time_limit_s - self.limits.left_s
-        part_s = gone_s + THROUGHPUT * self.limits.left_s
-        limits = replace(self.limits, time_limit_s=part_s, progress=None)
+        limits = replace(self._part(THROUGHPUT), progress=None)
 
         def heard(stages: UnitPlacement) -> None:
             self._learn("throughput", Answer(stages=stages))

@@ -1,0 +1,199 @@
+"""The exact method over ideals for a step, in `relay`: the least latency within each bottleneck.
+
+A step is the latency and M - 1 bottlenecks T. With more T there is less latency, so of all plans
+with a bottleneck between `low` and `high`
+
+    step >= latency(high) + (M - 1) low
+
+where latency(T) is the least of all plans that keep T. Its labels (`labels.py`) sum the latency of
+closed stages. Intervals of T are halved, the one with the least bound first. Those in which nothing
+better than the best plan can be end at once: a label that has come too far is dropped, by what is
+left of the model and the water-filling of `bounds`.
+"""
+
+import heapq
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from skyfx.solver.aside import narrowed
+from skyfx.solver.bounds import Bound, bottleneck_bound, levels
+from skyfx.solver.ideals import Ideals
+from skyfx.solver.labels import STEP
+from skyfx.solver.method import PROVEN, UNDER, Answer, Candidate, Task
+from skyfx.solver.orders import graph_order, late_order
+from skyfx.solver.problem import Floats, UnitPlacement
+from skyfx.solver.program import Program
+from skyfx.solver.states import States
+
+__all__: list[str] = ["step_lines", "steps"]
+
+MAX_STATES = 20_000
+MAX_CELLS = 3_000_000
+"""States times ideals."""
+
+CELLS_PER_S = 200_000
+"""Cells for each second that is left, so that there is time for many T."""
+
+WIDTH = 16
+"""Labels a cell."""
+
+POOL = 24_000_000
+"""Labels."""
+
+FINE = 1e-3
+"""Part of T between whose multiples a plan along a line is not looked for."""
+
+
+def step_lines(task: Task) -> Iterator[Answer]:
+    """Find the best plans of which every stage is an interval of one order of the units."""
+    problem, states = task.problem, States.number(task.problem)
+    if not _asked(task, states):
+        yield Answer(says="only for steps in relay and few kinds of devices, from a plan")
+        return
+    for order in (late_order(problem), graph_order(problem)):
+        ideals = Ideals.line(problem, order)
+        program = StepProgram(problem, ideals, States(problem), limits=task.limits)
+        says = f"{len(ideals)} cuts x {states} states of devices"
+        for answer in _Halving(task, program, says).run():
+            yield Answer(stages=answer.stages, says=says)
+
+
+def steps(task: Task) -> Iterator[Answer]:
+    """Find and prove the best step of all, as far as units need not be put aside."""
+    problem, states = task.problem, States.number(task.problem)
+    if not _asked(task, states):
+        yield Answer(says="only for steps in relay and few kinds of devices, from a plan")
+        return
+    cells = int(min(MAX_CELLS, CELLS_PER_S * task.limits.left_s))
+    found = narrowed(problem, max(cells // states, problem.num_units))
+    if found is None:
+        yield Answer(says=f"too many ideals, with {states} states of devices")
+        return
+    ideals, aside = found
+    says = f"{len(ideals)} ideals x {states} states of devices, {len(aside)} units put aside"
+    program = StepProgram(problem, ideals, States(problem), tuple(aside), task.limits, POOL)
+    yield from _Halving(task, program, says).run()
+
+
+def _asked(task: Task, states: int) -> bool:
+    assumptions = task.problem.assumptions
+    asked = (assumptions.communication, assumptions.objective)
+    return asked == ("relay", "step") and states <= MAX_STATES and task.best is not None
+
+
+class StepProgram(Program):
+    """The dynamic program for the latency within T."""
+
+    def within(self, bottleneck: float, most_s: float) -> tuple[float, UnitPlacement] | None:
+        """A latency that no plan with no stage above `bottleneck` undercuts, and about such a plan.
+
+        None: none of them has a latency below `most_s`.
+        """
+        full = self.problem.assumptions.overlap == "full"
+        rules = (bottleneck / UNDER, self._aside_s - most_s / UNDER, full, STEP)
+        self._most_labels = WIDTH  # what was too wide for another T may not be for this one
+        labels = self._labels(rules, WIDTH, proof=True)
+        stages = self._best(labels, bottleneck)
+        if stages is None:
+            return None
+        t, a, _, _ = self._pool
+        return float((t[labels] + a[labels]).min()) * UNDER + self._aside_s, stages
+
+    def _costs(self, rules: tuple[float, float, bool, int]) -> tuple[Any, ...]:
+        bottleneck, mode = rules[0], rules[3]
+        if mode != STEP:
+            return super()._costs(rules)
+        time, (need, limit) = self.states.time_s, self._memory
+        extra = self._extra(bottleneck)
+        weight = 1 + extra
+        with np.errstate(invalid="ignore"):
+            least = np.where(np.isfinite(time), weight[:, None] * time, np.inf).min(axis=0)
+        rest = least @ self.ideals.holds
+        nothing = np.zeros(len(self.ideals))
+        room = self._room(extra) * bottleneck / UNDER
+        return time, self._move_s, need, limit, weight, rest * UNDER, room, nothing, nothing
+
+    def _extra(self, bottleneck: float) -> Floats:
+        """What a device's time costs beside itself, `(G,)`, so that the bound is the greatest."""
+        groups = self.states.groups
+        time = self.states.time_s
+
+        def proven(y: Floats) -> float:
+            with np.errstate(invalid="ignore"):
+                weighted = np.where(np.isfinite(time), (1 + y)[:, None] * time, np.inf)
+            sizes = np.array([len(group) for group in groups])
+            return float(weighted.min(axis=0).sum() - bottleneck * (y @ sizes))
+
+        first = [group[0] for group in groups]
+        return max((y[first] for y in levels(self.problem)), key=proven)
+
+
+@dataclass(order=True, slots=True)
+class _Between:
+    """Plans with a bottleneck from `low` to `high`, of which none has less latency."""
+
+    bound: float
+    low: float
+    high: float
+    latency_s: float
+
+
+class _Halving:
+    """Intervals of T, the one with the least bound first."""
+
+    def __init__(self, task: Task, program: StepProgram, says: str) -> None:
+        assert task.best is not None
+        self._task, self._program, self._says = task, program, says
+        self._waits = task.problem.assumptions.microbatches - 1
+        self._best = task.best.value
+        self._open: list[_Between] = []
+
+    def run(self) -> Iterator[Answer]:
+        """Until no interval can have a plan that is better by more than the gap."""
+        shortest = self._program.shortest()
+        if shortest is None:
+            return
+        yield self._heard(shortest[1])
+        low, latency_s = bottleneck_bound(self._task.problem).value, shortest[0] * UNDER
+        if self._waits == 0:
+            yield Answer(bound=Bound(latency_s, "steps"), says=self._says)
+            return
+        self._push(low, (self._best - latency_s) / self._waits, latency_s)
+        while self._open and self._open[0].bound < self._target:
+            between = heapq.heappop(self._open)
+            if between.high - between.low < FINE * between.low:
+                return
+            middle = (between.low + between.high) / 2
+            self._push(middle, between.high, between.latency_s)
+            most_s = self._target - self._waits * between.low
+            found = self._program.within(middle, most_s)
+            if found is not None:
+                yield self._heard(found[1])
+                latency_s = max(found[0], between.latency_s)
+                self._push(between.low, self._reached(middle, *found), latency_s)
+            bound = min([self._target, *(one.bound for one in self._open[:1])])
+            yield Answer(bound=Bound(bound, "steps"), says=self._says)
+
+    @property
+    def _target(self) -> float:
+        """What a plan has to be below to be worth finding."""
+        return self._best / (1 + max(self._task.limits.gap, PROVEN))
+
+    def _push(self, low: float, high: float, latency_s: float) -> None:
+        bound = (latency_s + self._waits * low) * UNDER
+        heapq.heappush(self._open, _Between(bound, low, high, latency_s))
+
+    def _heard(self, stages: UnitPlacement) -> Answer:
+        found = Candidate.of(self._task.problem, stages)
+        if found is not None:
+            self._best = min(self._best, found.value)
+        return Answer(stages=stages, says=self._says)
+
+    def _reached(self, high: float, latency_s: float, stages: UnitPlacement) -> float:
+        """Where the plan with that latency is: from there to `high` no other has less."""
+        cost = self._task.problem.cost(stages)
+        exact = cost.latency_s <= latency_s / UNDER**3 and cost.bottleneck_s <= high
+        return cost.bottleneck_s if exact else high
