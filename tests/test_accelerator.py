@@ -1,6 +1,7 @@
 """A GPU beside the CPU; skipped where there is no GPU."""
 
 import copy
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -61,3 +62,27 @@ def test_its_memory_limit_is_what_it_has_free_and_it_is_measured_by_its_model() 
         plan = copy.deepcopy(pipeline.plan)
     assert plan.alternatives.best_single_device is not None
     assert {stage.device for stage in plan.stages} <= {"cuda:0", "cpu"}
+
+
+@needs_accelerator
+def test_going_on_from_a_checkpoint_draws_what_would_have_been_drawn(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    case = models.bert(dropout=0.2)
+
+    def trained(until: int) -> list[float]:
+        with on_both(case, strategy="even") as pipeline:
+            optimizer = torch.optim.AdamW(pipeline.parameters(), lr=1e-3)
+            checkpoints = pipeline.checkpoints(tmp_path, optimizer=optimizer)
+            found, losses = checkpoints.load(), []
+            for step in range(found.step if found else 0, until):
+                losses.append(pipeline.train_step(case.batch, case.targets, case.loss_fn).item())
+                optimizer.step()
+                optimizer.zero_grad()
+                if step == 1:
+                    checkpoints.save(2)
+            return losses
+
+    undisturbed = trained(4)
+    torch.manual_seed(1)
+    assert trained(4) == pytest.approx(undisturbed[2:], rel=1e-5)
+    assert len(undisturbed) == 4
