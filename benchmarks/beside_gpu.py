@@ -119,7 +119,8 @@ def planned(case: Case, pipeline: skyfx.Pipeline) -> Step:
 
     def step() -> float:
         loss = float(pipeline.train_step(case.batch, case.targets, loss_fn))
-        pipeline.zero_grad()
+        for parameter in pipeline.parameters():
+            parameter.grad = None
         return loss
 
     return step
