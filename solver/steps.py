@@ -162,7 +162,11 @@ class _Halving:
             yield Answer(bound=Bound(latency_s, "steps"), says=self._says)
             return
         self._push(low, (self._best - latency_s) / self._waits, latency_s)
-        while self._open and self._open[0].bound < self._target:
+        while True:
+            bound = min([self._target, *(one.bound for one in self._open[:1])])
+            yield Answer(bound=Bound(bound, "steps"), says=self._says)
+            if bound == self._target:
+                return
             between = heapq.heappop(self._open)
             if between.high - between.low < FINE * between.low:
                 return
@@ -174,8 +178,6 @@ class _Halving:
                 yield self._heard(found[1])
                 latency_s = max(found[0], between.latency_s)
                 self._push(between.low, self._reached(middle, *found), latency_s)
-            bound = min([self._target, *(one.bound for one in self._open[:1])])
-            yield Answer(bound=Bound(bound, "steps"), says=self._says)
 
     @property
     def _target(self) -> float:
