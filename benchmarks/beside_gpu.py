@@ -22,6 +22,9 @@ import skyfx
 from benchmarks.planner.__main__ import when_and_where
 
 RESULT = Path(__file__).parents[1] / "docs" / "beside-gpu.md"
+BY_HAND = "## Why"
+"""From here on the document is written by hand."""
+
 TURNS, MICROBATCHES, WORDS, LENGTH, SAMPLES = 5, 8, 4000, 128, 16
 PARTS = (0.4, 0.7)
 """Of what the whole model takes on the GPU alone, what the GPU may take."""
@@ -214,7 +217,8 @@ def main() -> None:
     found = TEXT + table + f"\n{gpu}; {when_and_where('benchmarks.beside_gpu')}\n"
     print(found)
     if options.write:
-        RESULT.write_text(found)
+        by_hand = RESULT.read_text().partition(BY_HAND)[1:] if RESULT.exists() else (BY_HAND, "\n")
+        RESULT.write_text(found + "\n" + "".join(by_hand))
 
 
 if __name__ == "__main__":
