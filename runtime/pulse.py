@@ -61,11 +61,12 @@ class Pulse:
         self.overdue: Callable[[], str | None] = lambda: None
         self.closing: list[Callable[[], None]] = []
         self._store, self._rank = store, rank
-        self._store.set_timeout(timedelta(seconds=SILENT_S / 2))
+        self._store.set_timeout(timedelta(seconds=SILENT_S))
         self._names = {i: f"rank {i}" for i in range(size)}
         self._said: dict[int, bytes] = {}
+        # By a clock that stands while this process does: then silence says nothing of the others.
+        self._awake_s = self._answered_s = 0.0
         self._heard_s: dict[int, float] = {}
-        self._answered_s = time.monotonic()
         self._beats, self._failed, self._has_left = 0, "", False
         self._lost: SkyfxError | None = None
         self._is_known, self._is_stopped = threading.Event(), threading.Event()
@@ -114,7 +115,7 @@ class Pulse:
             with suppress(RuntimeError):  # of the store: then it has not answered
                 self._say()
                 self._listen()
-                self._answered_s = time.monotonic()
+                self._answered_s = self._awake_s
 
     def _say(self) -> None:
         self._beats += 1
@@ -126,13 +127,15 @@ class Pulse:
         others = [i for i in self._names if i != self._rank]
         for i, said in zip(others, self._store.multi_get([str(i) for i in others]), strict=True):
             if said != self._said.get(i):
-                self._said[i], self._heard_s[i] = said, time.monotonic()
+                self._said[i], self._heard_s[i] = said, self._awake_s
 
     def _judge(self) -> None:
         """Look at the clock, whether or not the store answers."""
+        looked_s = time.monotonic()
         while self._lost is None and not self._is_stopped.wait(BEAT_S):
-            now_s = time.monotonic()
-            if (silent_s := now_s - self._answered_s) > SILENT_S:
+            went_by_s, looked_s = time.monotonic() - looked_s, time.monotonic()
+            self._awake_s += min(went_by_s, 2 * BEAT_S)
+            if (silent_s := self._awake_s - self._answered_s) > SILENT_S:
                 self._lose(
                     WorkerLostError(
                         f"{self._names[0]}, on whose host the job's store is, has not answered for "
@@ -144,7 +147,7 @@ class Pulse:
                 saying = msgspec.json.decode(said, type=_Saying)
                 if saying.failed:
                     self._lose(StageError(f"{self._names[i]}: {saying.failed}"))
-                elif (silent_s := now_s - self._heard_s[i]) > SILENT_S:
+                elif (silent_s := self._awake_s - self._heard_s[i]) > SILENT_S:
                     why = (
                         "has left: its program has ended"
                         if saying.has_left

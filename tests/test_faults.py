@@ -2,6 +2,7 @@
 
 import json
 import os
+import signal
 import socket
 import subprocess
 import sys
@@ -11,6 +12,8 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
+
+from skyfx.runtime.pulse import SILENT_S
 
 ROOT = Path(__file__).parent.parent
 PROCESSES, NOTICED_S = 3, 10.0
@@ -64,6 +67,29 @@ def test_all_others_notice_and_say_who_it_was(how: str, tmp_path: Path) -> None:
         said = json.loads((tmp_path / f"{rank}.json").read_text())
         assert said["error"].startswith(expected.format(socket.gethostname())), said["error"]
         assert said["at"] - began < NOTICED_S
+
+
+def test_all_can_be_stopped_together_and_go_on(tmp_path: Path) -> None:
+    with job("stop", "-1", str(tmp_path)) as processes:  # no process is at fault
+        wait_for(tmp_path / "0.step")
+        for process in processes:
+            process.send_signal(signal.SIGSTOP)
+        time.sleep(2 * SILENT_S)
+        for process in processes:
+            process.send_signal(signal.SIGCONT)
+        (tmp_path / "0.step").unlink()
+        time.sleep(SILENT_S + 2)
+        wait_for(tmp_path / "0.step")
+        assert [process.poll() for process in processes] == [None] * PROCESSES
+        assert not list(tmp_path.glob("*.json"))
+
+
+def wait_for(path: Path) -> None:
+    """Until a file is there."""
+    end = time.monotonic() + 120
+    while not path.exists():
+        assert time.monotonic() < end
+        time.sleep(0.1)
 
 
 def test_the_process_that_keeps_the_jobs_store_may_be_the_one(tmp_path: Path) -> None:
