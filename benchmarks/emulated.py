@@ -87,6 +87,7 @@ class Running:
                     "GLOO_SOCKET_IFNAME": "eth0",
                     "OMP_NUM_THREADS": "1",
                     "QUOTA": str(CPU / f"{self.prefix}{i}"),
+                    "SHARE": str(host.share),
                     "SWITCH": f"{self.prefix}s",
                 },
             )
@@ -119,7 +120,6 @@ def emulated(hosts: Sequence[Host]) -> Iterator[Running]:
         for i, (host, name) in enumerate(zip(hosts, names, strict=True)):
             _cable(host, name, switch, f"port{i}", address(i))
             (CPU / name).mkdir()
-            _give(CPU / name, host.share)
         with _awake():
             yield Running(hosts, prefix)
     finally:
@@ -157,20 +157,26 @@ def address(i: int) -> str:
 
 def enter_quota() -> None:
     """From now on this process has its host's share of a core."""
-    (Path(os.environ["QUOTA"]) / "cgroup.procs").write_text(str(os.getpid()))
+    quota, share = Path(os.environ["QUOTA"]), float(os.environ["SHARE"])
+    (quota / "cgroup.procs").write_text(str(os.getpid()))
+    period = max(PERIOD_US, round(QUOTA_US / share))
+    (quota / "cpu.cfs_period_us").write_text(str(period))
+    (quota / "cpu.cfs_quota_us").write_text(str(round(period * share)))
 
 
 def leave_quota() -> None:
-    """From now on this process has whole cores: for what is no part of a measurement."""
-    (CPU / "cgroup.procs").write_text(str(os.getpid()))
+    """From now on this process has whole cores: for what is no part of a measurement.
+
+    It stays in its group. A thread that leaves it while it is stopped there may never run again.
+    """
+    (Path(os.environ["QUOTA"]) / "cpu.cfs_quota_us").write_text("-1")
 
 
 def become(host: Host) -> None:
-    """From now on this process's host has this one's rate and share of a core."""
-    quota = Path(os.environ["QUOTA"])
-    _shape(quota.name, "eth0", host.mbit)
+    """From now on this process's host has this one's rate and, within its quota, share of a core."""
+    _shape(Path(os.environ["QUOTA"]).name, "eth0", host.mbit)
     _shape(os.environ["SWITCH"], f"port{os.environ['RANK']}", host.mbit)
-    _give(quota, host.share)
+    os.environ["SHARE"] = str(host.share)
 
 
 def throttled() -> dict[str, int]:
@@ -194,12 +200,6 @@ def _shape(where: str, device: str, mbit: float) -> None:
     rate, burst = f"{mbit}mbit", str(max(64_000, int(mbit * 125)))
     shape = ["tbf", "rate", rate, "burst", burst, "latency", "200ms"]
     _run("tc", "-n", where, "qdisc", "replace", "dev", device, "root", *shape)
-
-
-def _give(folder: Path, share: float) -> None:
-    period = max(PERIOD_US, round(QUOTA_US / share))
-    (folder / "cpu.cfs_period_us").write_text(str(period))
-    (folder / "cpu.cfs_quota_us").write_text(str(round(period * share)))
 
 
 def _ip(*arguments: str) -> None:
