@@ -173,7 +173,7 @@ def leave_quota() -> None:
 
 
 def become(host: Host) -> None:
-    """From now on this process's host has this one's rate and, within its quota, share of a core."""
+    """From now on this host has that one's rate and, within the quota, its share of a core."""
     _shape(Path(os.environ["QUOTA"]).name, "eth0", host.mbit)
     _shape(os.environ["SWITCH"], f"port{os.environ['RANK']}", host.mbit)
     os.environ["SHARE"] = str(host.share)

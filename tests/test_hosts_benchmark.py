@@ -122,6 +122,7 @@ def test_the_table_tells_ratios_and_what_falls_short() -> None:
         **dict.fromkeys(by_hand, ran(3.0)),
     }
     row = {
+        "one_device_s": 2.0,
         **{"cluster": "bert x 2, 8", "spread": 8.0, "shares": [0.4, 0.1], "mbit": [50, 100]},
         **{"limits": [100, 100], "cuts": by_hand, "rivals": rivals, "wall_s": 60.0},
         "plan": {"stages": [["h0/cpu", 4]], "bound_s": 1.5, "simulated_s": 1.9},

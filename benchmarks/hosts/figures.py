@@ -6,7 +6,7 @@ from typing import Any
 
 __all__: list[str] = [
     *("Row", "best_by_hand", "by_hand", "loss_differs", "mean", "named_best_by_hand"),
-    *("memory", "over_bound", "points", "step_s", "times"),
+    *("memory", "over_bound", "pace", "points", "step_s", "times"),
 ]
 
 Row = dict[str, Any]
@@ -54,6 +54,11 @@ def memory(row: Row, name: str = "skyfx") -> float:
 def over_bound(row: Row) -> float:
     """The measured step over what is proven that none is below."""
     return step_s(row, "skyfx") / float(row["plan"]["bound_s"])
+
+
+def pace(row: Row) -> float:
+    """One device's measured step over its predicted one: how much slower all was than measured."""
+    return step_s(row, "one device") / float(row["one_device_s"])
 
 
 def points(row: Row) -> float:

@@ -11,6 +11,7 @@ from benchmarks.hosts.figures import (
     memory,
     named_best_by_hand,
     over_bound,
+    pace,
     step_s,
     times,
 )
@@ -30,7 +31,7 @@ Every model meets every spread of speeds, with four workers and with eight; a th
 have memory limits (`benchmarks/hosts/clusters.py`). 8 micro-batches of 2 samples; a step is the
 forward and the backward of all of them. All rivals begin with the same parameters, run in turns in
 the same processes and update by plain gradient descent after each step, which is not in its time.
-Figures are medians of three steps after one to warm up; of one where a step takes more than 15 s
+Figures are medians of five steps after one to warm up; of one where a step takes more than 15 s
 and for the original's way. In brackets: the first step alone, of cuts by hand that were no more
 than third, or far behind the best.
 
@@ -55,8 +56,10 @@ counts all the same.
 
 RAN = """Spread: largest less smallest step, of the median. Processor, and stops by the kernel's
 bandwidth control: of skyfx's last step, all workers together. Predicted: the plan's simulated step
-over the measured. Memory: of skyfx's step, the kernel's count, in parts of the limit. Loss: the
-largest relative difference of any rival's to that of the unsplit model, over all steps.
+over the measured; of one device likewise, which says how much faster or slower the machine was
+when the model was measured. Memory: of skyfx's step, the kernel's count, in parts of the
+limit. Loss: the largest relative difference of any rival's to that of the unsplit model, over all
+steps.
 """
 
 HEAD = (
@@ -67,7 +70,15 @@ HEAD = (
 
 RAN_HEAD = (
     *("cluster", "skyfx's spread, %", "even's", "best by hand's", "processor, of the shares, %"),
-    *("stopped", "predicted", "memory", "loss", "update, % of the step", "seconds in all"),
+    *(
+        "stopped",
+        "predicted",
+        "one device's",
+        "memory",
+        "loss",
+        "update, % of the step",
+        "seconds in all",
+    ),
 )
 
 
@@ -149,6 +160,7 @@ def _ran(row: Row) -> Sequence[str]:
         f"{100 * sum(ours['cpu']) / sum(row['shares']):.0f}",
         str(sum(ours["throttled"])),
         f"{row['plan']['simulated_s'] / ours['step_s']:.3f}",
+        f"{1 / pace(row):.3f}",
         f"{memory(row):.2f}" if row["limits"] else "",
         f"{loss_differs(row):.0e}",
         f"{100 * ours['update_s'] / ours['step_s']:.1f}",

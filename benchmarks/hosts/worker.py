@@ -30,6 +30,7 @@ from skyfx.hosts import Hosts
 from skyfx.probe import probed
 from skyfx.runtime.microbatch import Batch
 from skyfx.solver import Assumptions, Cluster, Graph, Plan, files, solve
+from skyfx.solver.cost import evaluate
 from skyfx.solver.peak import peak_bytes
 from skyfx.solver.plan import Schedule
 from skyfx.solver.simulate import simulate
@@ -126,7 +127,9 @@ def _run(cluster: clusters.Cluster, prepared: Prepared, hosts: Hosts) -> dict[st
     graph, known = measured_in_quotas(hosts, known, prepared.captured)
     phases.ended("measuring")
     free = _with_memory(known, None)
-    whole = peak_bytes(graph, free, [(free.devices[0].name, [n.id for n in graph.nodes])], ASSUMED)
+    nodes = [node.id for node in graph.nodes]
+    whole = peak_bytes(graph, free, [(free.devices[0].name, nodes)], ASSUMED)
+    fastest = min(free.devices, key=lambda device: device.slowdown)
     limits = cluster.limits and [share * whole[0] for share in cluster.limits]
     limited = _with_memory(free, limits)
     plans = _plans(hosts, graph, free, limited)
@@ -146,6 +149,7 @@ def _run(cluster: clusters.Cluster, prepared: Prepared, hosts: Hosts) -> dict[st
         "shares": [host.share for host in cluster.hosts],
         "mbit": [host.mbit for host in cluster.hosts],
         "limits": limits,
+        "one_device_s": evaluate(graph, free, [(fastest.name, nodes)], ASSUMED).step_s,
         "slowdowns": [device.slowdown for device in known.devices],
         "plan": {
             "stages": [[stage.device, len(stage.nodes)] for stage in plans.skyfx.stages],
