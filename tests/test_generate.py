@@ -186,6 +186,18 @@ def test_peaks_stay_within_the_limits(schedule: Schedule, room: float) -> None:
     assert 1.1 * max(peaks_by_device(g, limited, plan).values()) <= room * most * (1 + 1e-9)
 
 
+def test_where_memory_is_short_the_stages_change_with_the_schedule() -> None:
+    """Under 1f1b only two devices have the memory; the first one keeps more live than it needs."""
+    g, c = uneven()
+    most = max(peaks_by_device(g, c, solve(g, c, LONG).plan).values())
+    limited = replace(c, devices=tuple(replace(d, memory_bytes=0.7 * most) for d in c.devices))
+    usual = solve_within(g, limited, LONG, solve).plan
+    plan = solve_within(g, limited, replace(LONG, schedule="generated"), solve).plan
+    assert (len(usual.stages), len(plan.stages)) == (2, 3)
+    assert plan.alternatives.simulated_1f1b_s == 348.0
+    assert plan.simulated_s < 0.9 * 348.0
+
+
 def test_an_interleaved_plan_visits_its_devices_in_turn_and_tells_what_1f1b_takes() -> None:
     g, c = uneven()
     fast = replace(c, default_link=None)
