@@ -44,7 +44,7 @@ POOL = 24_000_000
 """Labels."""
 
 FINE = 1e-3
-"""Part of T between whose multiples a plan along a line is not looked for."""
+"""Intervals of less than so much of T are not halved."""
 
 
 def step_lines(task: Task) -> Iterator[Answer]:
@@ -149,6 +149,7 @@ class _Halving:
         self._task, self._program, self._says = task, program, says
         self._waits = task.problem.assumptions.microbatches - 1
         self._best = task.best.value
+        self._highest = 0.0
         self._open: list[_Between] = []
 
     def run(self) -> Iterator[Answer]:
@@ -161,14 +162,15 @@ class _Halving:
         if self._waits == 0:
             yield Answer(bound=Bound(latency_s, "steps"), says=self._says)
             return
-        self._push(low, (self._best - latency_s) / self._waits, latency_s)
+        self._highest = (self._best - latency_s) / self._waits
+        self._push(low, self._highest, latency_s)
         while True:
             bound = min([self._target, *(one.bound for one in self._open[:1])])
             yield Answer(bound=Bound(bound, "steps"), says=self._says)
             if bound == self._target:
                 return
             between = heapq.heappop(self._open)
-            if between.high - between.low < FINE * between.low:
+            if between.high - between.low <= FINE * max(between.low, FINE * self._highest):
                 return
             middle = (between.low + between.high) / 2
             self._push(middle, between.high, between.latency_s)
