@@ -14,6 +14,7 @@ left of the model and the water-filling of `bounds`.
 import heapq
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -106,29 +107,32 @@ class StepProgram(Program):
         bottleneck, mode = rules[0], rules[3]
         if mode != STEP:
             return super()._costs(rules)
-        time, (need, limit) = self.states.time_s, self._memory
-        extra = self._extra(bottleneck)
-        weight = 1 + extra
-        with np.errstate(invalid="ignore"):
-            least = np.where(np.isfinite(time), weight[:, None] * time, np.inf).min(axis=0)
-        rest = least @ self.ideals.holds
+        need, limit = self._memory
+        extra = max(self._prices, key=lambda y: self._least_s(y, bottleneck))
+        rest = self._weighted(extra) @ self.ideals.holds * UNDER
         nothing = np.zeros(len(self.ideals))
         room = self._room(extra) * bottleneck / UNDER
-        return time, self._move_s, need, limit, weight, rest * UNDER, room, nothing, nothing
+        costs = self.states.time_s, self._move_s, need, limit, 1 + extra, rest, room
+        return *costs, nothing, nothing
 
-    def _extra(self, bottleneck: float) -> Floats:
-        """What a device's time costs beside itself, `(G,)`, so that the bound is the greatest."""
-        groups = self.states.groups
+    @cached_property
+    def _prices(self) -> list[Floats]:
+        """What a device's time may cost beside itself, `(G,)` each."""
+        first = [group[0] for group in self.states.groups]
+        return [y[first] for y in levels(self.problem)]
+
+    def _weighted(self, extra: Floats) -> Floats:
+        """The least time of each unit where time costs so much more, `(n,)`."""
         time = self.states.time_s
+        with np.errstate(invalid="ignore"):
+            weighted = np.where(np.isfinite(time), (1 + extra)[:, None] * time, np.inf)
+        least: Floats = weighted.min(axis=0)
+        return np.where(np.isfinite(least), least, 0.0)
 
-        def proven(y: Floats) -> float:
-            with np.errstate(invalid="ignore"):
-                weighted = np.where(np.isfinite(time), (1 + y)[:, None] * time, np.inf)
-            sizes = np.array([len(group) for group in groups])
-            return float(weighted.min(axis=0).sum() - bottleneck * (y @ sizes))
-
-        first = [group[0] for group in groups]
-        return max((y[first] for y in levels(self.problem)), key=proven)
+    def _least_s(self, extra: Floats, bottleneck: float) -> float:
+        """What the latency is at the least if no device takes more than the bottleneck."""
+        sizes = np.array([len(group) for group in self.states.groups])
+        return float(self._weighted(extra).sum() - bottleneck * (extra @ sizes))
 
 
 @dataclass(order=True, slots=True)
