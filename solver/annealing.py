@@ -3,7 +3,6 @@
 What is worse stands at times, the less the colder it grows (Kirkpatrick, Gelatt and Vecchi 1983).
 """
 
-import math
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -18,7 +17,7 @@ State = TypeVar("State")
 
 @dataclass(frozen=True, slots=True)
 class Cooling:
-    """How long, and how warm in the beginning and in the end, in parts of the first score."""
+    """How long, and how warm in the beginning and in the end, in the unit of the scores."""
 
     moves: int
     hot: float
@@ -44,7 +43,6 @@ def anneal(
         random: says what is accepted.
     """
     score = scored(state)
-    unit = score if 0 < score < math.inf else 1.0
     for move in range(cooling.moves):
         if time.monotonic() >= cooling.deadline:
             return
@@ -53,5 +51,5 @@ def anneal(
             continue
         heat = cooling.hot * (cooling.cold / cooling.hot) ** (move / cooling.moves)
         found = scored(other)
-        if found < score + heat * unit * random.exponential():
+        if found <= score + heat * random.exponential():  # also from one that cannot stand
             state, score = other, found

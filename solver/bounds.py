@@ -9,7 +9,14 @@ from numpy.typing import NDArray
 
 from skyfx.solver.problem import Problem
 
-__all__: list[str] = ["Bound", "bottleneck_bound", "levels", "simple_bound", "step_bound"]
+__all__: list[str] = [
+    "Bound",
+    "bottleneck_bound",
+    "least_weighted",
+    "levels",
+    "simple_bound",
+    "step_bound",
+]
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,11 +58,9 @@ def step_bound(problem: Problem, bottleneck: Bound) -> Bound:
     rounds, time = problem.assumptions.microbatches - 1, problem.time_s
 
     def proven(y: NDArray[np.float64]) -> float:
-        with np.errstate(invalid="ignore"):
-            weighted = np.where(np.isfinite(time), (1 + y)[:, None] * time, np.inf)
         left = rounds - float(y.sum())
         waits_s = left * bottleneck.value if left > 0 else 0.0  # not 0 times infinity
-        return float(weighted.min(axis=0).sum()) + waits_s
+        return float(least_weighted(time, 1 + y).sum()) + waits_s
 
     return Bound(
         max(proven(y) for y in levels(problem, rounds)),
@@ -99,9 +104,16 @@ def total_work(problem: Problem) -> Bound:
     time, speed = problem.time_s, _speeds(problem)
     if speed is None:
         return Bound(0.0, "total work")
-    with np.errstate(invalid="ignore"):
-        weighted = np.where(np.isfinite(time), speed[:, None] * time, np.inf)
-    return Bound(float(weighted.min(axis=0).sum() / speed.sum()), "total work over total speed")
+    bottleneck_s = float(least_weighted(time, speed).sum() / speed.sum())
+    return Bound(bottleneck_s, "total work over total speed")
+
+
+def least_weighted(time: NDArray[np.float64], weight: NDArray[np.float64]) -> NDArray[np.float64]:
+    """The least weighted time of each unit, `(n,)`, infinite for one that runs nowhere."""
+    with np.errstate(invalid="ignore"):  # no weight makes a device run what it cannot
+        weighted = np.where(np.isfinite(time), weight[:, None] * time, np.inf)
+    least: NDArray[np.float64] = weighted.min(axis=0)
+    return least
 
 
 def _speeds(problem: Problem) -> NDArray[np.float64] | None:

@@ -72,6 +72,7 @@ class _Search:
         self._order = [unit for _, part in stages for unit in sorted(part)]
         self._devices = tuple(d for d, _ in stages) * TURNS
         self._best_s = math.inf
+        self._unit_s = problem.cost(stages).step_s or 1.0
         self.best: tuple[UnitPlacement, Live] | None = None
         self.first = self._first(stages)
 
@@ -89,11 +90,9 @@ class _Search:
         return tuple(ends)
 
     def followed(self, ends: Cuts) -> float:
-        """What a step takes, with as many live micro-batches as there is room for."""
+        """A step in parts of the plan's, with as many micro-batches live as there is room for."""
         problem = self._problem
         stages = stages_of(self._order, self._devices, ends)
-        if not all(problem.allowed[d, list(part)].all() for d, part in stages):
-            return math.inf
         if not all(np.isfinite(problem.time_s[d, list(part)]).all() for d, part in stages):
             return math.inf
         placement = problem.placement(stages)
@@ -105,5 +104,5 @@ class _Search:
             if room.fits(live, timeline):
                 if timeline.step_s < self._best_s:
                     self._best_s, self.best = timeline.step_s, (stages, live)
-                return timeline.step_s
+                return timeline.step_s / self._unit_s
         return math.inf

@@ -48,7 +48,7 @@ def shortened(
     cooling = Cooling(MOVES, HOT, COLD, time.monotonic() + SEARCH_S)
     random = np.random.default_rng(0)
     anneal(
-        line_of(stages)[1],
+        search.line,
         lambda line: near(line, problem.num_devices, random),
         search.scored,
         cooling,
@@ -64,13 +64,14 @@ class _Search:
         self, problem: Problem, stages: UnitPlacement, usual_peaks: dict[str, float]
     ) -> None:
         self._problem, self._usual_peaks = problem, usual_peaks
-        self._order, _ = line_of(stages)
+        self._order, self.line = line_of(stages)
         self._best_s = math.inf
+        self._unit_s = problem.cost(stages).step_s or 1.0
         counts = live_counts("1f1b", len(stages), problem.assumptions.microbatches)
         self.best: tuple[UnitPlacement, Live] = (stages, counts)
 
     def scored(self, line: Line) -> float:
-        """What a step takes; infinite where it does not fit."""
+        """A step in parts of the plan's; infinite where it does not fit."""
         problem = self._problem
         stages = stages_of(self._order, *line)
         if not all(np.isfinite(problem.time_s[d, list(part)]).all() for d, part in stages):
@@ -85,7 +86,7 @@ class _Search:
                 step_s = timeline.step_s
                 if step_s < self._best_s:
                     self._best_s, self.best = step_s, (stages, live)
-        return step_s
+        return step_s / self._unit_s
 
     def _wanted(self, most: Sequence[int]) -> set[Live]:
         """Counts to try where there is room for `most` on each stage, none above the one before."""

@@ -20,7 +20,7 @@ from typing import Any
 import numpy as np
 
 from skyfx.solver.aside import narrowed
-from skyfx.solver.bounds import Bound, bottleneck_bound, levels
+from skyfx.solver.bounds import Bound, bottleneck_bound, least_weighted, levels
 from skyfx.solver.ideals import Ideals
 from skyfx.solver.labels import STEP
 from skyfx.solver.method import PROVEN, UNDER, Answer, Candidate, Task
@@ -123,10 +123,7 @@ class StepProgram(Program):
 
     def _weighted(self, extra: Floats) -> Floats:
         """The least time of each unit where time costs so much more, `(n,)`."""
-        time = self.states.time_s
-        with np.errstate(invalid="ignore"):
-            weighted = np.where(np.isfinite(time), (1 + extra)[:, None] * time, np.inf)
-        least: Floats = weighted.min(axis=0)
+        least = least_weighted(self.states.time_s, 1 + extra)
         return np.where(np.isfinite(least), least, 0.0)
 
     def _least_s(self, extra: Floats, bottleneck: float) -> float:
