@@ -19,7 +19,7 @@ import transformers
 from torch import Tensor, nn
 
 import skyfx
-from benchmarks.planner.__main__ import when_and_where
+from benchmarks.document import keep, table, when_and_where
 
 RESULT = Path(__file__).parents[1] / "docs" / "beside-gpu.md"
 BY_HAND = "## Why"
@@ -207,18 +207,16 @@ def main() -> None:
     parser = argparse.ArgumentParser(description="skyfx on a GPU beside a CPU")
     parser.add_argument("--write", action="store_true", help=f"write {RESULT.name}")
     options = parser.parse_args()
-    rows = [HEAD, ["---"] * len(HEAD)]
+    rows: list[Sequence[str]] = []
     for case in cases():
         for row in compared(case):
             rows.append(row)
             print(" | ".join(row), flush=True)
-    table = "".join(f"| {' | '.join(row)} |\n" for row in rows)
     gpu = torch.cuda.get_device_name(0)
-    found = TEXT + table + f"\n{gpu}; {when_and_where('benchmarks.beside_gpu')}\n"
+    found = TEXT + table(HEAD, rows) + f"\n{gpu}; {when_and_where('benchmarks.beside_gpu')}\n"
     print(found)
     if options.write:
-        by_hand = RESULT.read_text().partition(BY_HAND)[1:] if RESULT.exists() else (BY_HAND, "\n")
-        RESULT.write_text(found + "\n" + "".join(by_hand))
+        keep(RESULT, found, BY_HAND)
 
 
 if __name__ == "__main__":

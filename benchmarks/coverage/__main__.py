@@ -14,7 +14,7 @@ from typing import Any
 
 from benchmarks.coverage import tiny
 from benchmarks.coverage.check import report
-from benchmarks.planner.__main__ import when_and_where
+from benchmarks.document import when_and_where
 
 RESULT = Path(__file__).parents[2] / "docs" / "coverage.md"
 TIME_LIMIT_S = 180

@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from benchmarks.document import keep
 from benchmarks.emulated import Host, emulated
 from benchmarks.fidelity.table import text
 
@@ -54,8 +55,7 @@ def main() -> None:
             kept.write_text(json.dumps(rows, indent=1))
     print(text(rows))
     if arguments.write:
-        by_hand = RESULT.read_text().partition(BY_HAND)
-        RESULT.write_text(text(rows) + "\n" + "".join(by_hand[1:]))
+        keep(RESULT, text(rows), BY_HAND)
 
 
 def _run(hosts: Sequence[Host], models: Sequence[str], keep: Path) -> list[dict[str, Any]]:

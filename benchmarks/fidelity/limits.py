@@ -15,10 +15,10 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.charged import OTHERS_BYTES, groups
+from benchmarks.document import when_and_where
 from benchmarks.emulated import Host, emulated
 from benchmarks.fidelity.limited import STEPS
 from benchmarks.fidelity.models import CASES
-from benchmarks.planner.__main__ import when_and_where
 
 MODULE = "benchmarks.fidelity.limits"
 RESULT = Path(__file__).parents[2] / "docs" / "limits.md"

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from statistics import median
 from typing import Any
 
-from benchmarks.planner.__main__ import when_and_where
+from benchmarks.document import when_and_where
 
 Row = dict[str, Any]
 

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.charged import groups
+from benchmarks.document import keep
 from benchmarks.emulated import Host, emulated
 from benchmarks.hosts.clusters import CORES, Cluster, clusters
 from benchmarks.hosts.table import text
@@ -45,8 +46,7 @@ def main() -> None:
     found = [rows[x.name] for x in clusters() if x.name in rows]
     print(text(found))
     if options.write:
-        by_hand = RESULT.read_text().partition(BY_HAND)[1:] if RESULT.exists() else (BY_HAND, "\n")
-        RESULT.write_text(text(found) + "\n" + "".join(by_hand))
+        keep(RESULT, text(found), BY_HAND)
     if failed:
         sys.exit(f"failed: {', '.join(failed)}; the same command tries them again")
 

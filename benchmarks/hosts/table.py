@@ -1,7 +1,8 @@
 """The comparison's document: what was reached, every ratio, what falls short, how it ran."""
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 
+from benchmarks.document import table, when_and_where
 from benchmarks.hosts.figures import (
     Row,
     best_by_hand,
@@ -16,7 +17,6 @@ from benchmarks.hosts.figures import (
     times,
 )
 from benchmarks.hosts.targets import TARGETS, spread_8
-from benchmarks.planner.__main__ import when_and_where
 
 __all__: list[str] = ["text"]
 
@@ -94,13 +94,13 @@ def text(rows: Sequence[Row]) -> str:
     head = ("", "to be reached", "found", "reached", "clusters that are not there")
     return "\n".join(
         [
-            TEXT + _table(head, summary),
-            _table(HEAD, [*map(_cells, rows), *_means(rows)]),
+            TEXT + table(head, summary),
+            table(HEAD, [*map(_cells, rows), *_means(rows)]),
             "## What falls short\n",
             *(short or ["Nothing."]),
             "\n## How it ran\n",
             RAN,
-            _table(RAN_HEAD, map(_ran, rows)),
+            table(RAN_HEAD, map(_ran, rows)),
             when_and_where("benchmarks.hosts"),
             "",
         ]
@@ -180,8 +180,3 @@ def _mark(row: Row, name: str) -> str:
 def _spread(row: Row, name: str) -> str:
     steps = row["rivals"][name]["steps_s"]
     return f"{100 * (max(steps) - min(steps)) / step_s(row, name):.1f}" if len(steps) > 1 else ""
-
-
-def _table(head: Sequence[str], lines: Iterable[Sequence[str]]) -> str:
-    rows = [head, ["---"] * len(head), *lines]
-    return "".join(f"| {' | '.join(row)} |\n" for row in rows)

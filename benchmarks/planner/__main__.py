@@ -8,17 +8,16 @@ import argparse
 import gzip
 import json
 import os
-import platform
 import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
-from datetime import UTC, datetime
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
 
+from benchmarks.document import table, when_and_where
 from benchmarks.planner.branching import inception, nas, on_eight, on_host
 from benchmarks.planner.instances import layered, sky_computing, unlike_chain
 from skyfx.solver import Cluster, Graph, read, write
@@ -115,24 +114,14 @@ def main() -> None:
     parser.add_argument("--only", default="", help="instances whose name holds this text")
     parser.add_argument("--write", action="store_true", help=f"write {RESULT.name}")
     options = parser.parse_args()
-    lines = [" | ".join(HEAD), " | ".join("---" for _ in HEAD)]
+    rows: list[Sequence[str]] = []
     with tempfile.TemporaryDirectory() as name:
         for instance in instances(Path(name)):
             if options.only in instance[0]:
-                lines.append(" | ".join(solve(instance, Path(name))))
-                print(lines[-1], flush=True)
+                rows.append(solve(instance, Path(name)))
+                print(*rows[-1], sep=" | ", flush=True)
     if options.write:
-        RESULT.write_text(f"{_preface()}\n" + "".join(f"| {line} |\n" for line in lines))
-
-
-def when_and_where(module: str) -> str:
-    """The command, date, commit and machine of a benchmark."""
-    git = ["git", "rev-parse", "--short", "HEAD"]
-    commit = subprocess.run(git, capture_output=True, text=True, check=True).stdout.strip()
-    return (
-        f"`python -m {module} --write`, {datetime.now(UTC):%Y-%m-%d}, commit {commit}, "
-        f"{os.cpu_count()} cores ({platform.machine()}), Python {platform.python_version()}."
-    )
+        RESULT.write_text(f"{_preface()}\n{table(HEAD, rows)}")
 
 
 def _preface() -> str:

@@ -11,7 +11,8 @@ import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
-from benchmarks.planner.__main__ import Instance, solve, when_and_where, write_instance
+from benchmarks.document import table, when_and_where
+from benchmarks.planner.__main__ import Instance, solve, write_instance
 from benchmarks.planner.instances import four_types_chain, layered
 
 DOCS = Path(__file__).parents[2] / "docs"
@@ -76,9 +77,8 @@ def main() -> None:
             print(*rows[-1], sep=" | ", flush=True)
     if options.write:
         draw(rows, DOCS / "planner-growth.png")
-        lines = [HEAD, ["---"] * len(HEAD), *rows]
-        table = "".join(f"| {' | '.join(map(str, line))} |\n" for line in lines)
-        (DOCS / "planner-growth.md").write_text(f"{_preface()}\n{table}")
+        found = table(HEAD, [list(map(str, row)) for row in rows])
+        (DOCS / "planner-growth.md").write_text(f"{_preface()}\n{found}")
 
 
 def _preface() -> str:

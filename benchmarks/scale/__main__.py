@@ -17,7 +17,7 @@ import transformers
 from torch import nn
 
 import skyfx
-from benchmarks.planner.__main__ import when_and_where
+from benchmarks.document import when_and_where
 from skyfx.captures import capture
 from skyfx.measurement import measure
 from skyfx.outline import outline

@@ -12,7 +12,7 @@ from itertools import chain
 from pathlib import Path
 from statistics import median, quantiles
 
-from benchmarks.planner.__main__ import when_and_where
+from benchmarks.document import when_and_where
 from benchmarks.schedules.cases import Case, captured, four, unequal
 from benchmarks.schedules.lowest import lowest_s
 from skyfx.solver import Assumptions, solve
