@@ -4,20 +4,19 @@ By default glibc gives freed memory back to the kernel, which clears it anew for
 the gradient of BERT's vocabulary then takes ten times as long, or does not, as the heap happens to
 lie. So what is freed is kept for the next micro-batch. The peak of what is in use stays the same.
 
-What is resident does not: with holes in the heap it was 1.2 to 1.9 times what was in use, in steps
-of BERT, GPT-2, a U-Net and a ResNet. Where a device has no memory for that, blocks of 256 KiB and
-more are the kernel's own, which have no holes, and cost their clearing each time.
+What is resident does not: with holes in the heap it is up to a third more. Where that comes near
+what the process may take, all that is free goes back to the kernel before the next action (`Heap`).
 """
 
 import ctypes
 import os
 import sys
+from collections.abc import Hashable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
-__all__: list[str] = ["HOLES", "keep_freed", "return_freed"]
-
-HOLES = 2.5
-"""Resident bytes for each that a peak predicts, at the most, where what is freed is kept."""
+__all__: list[str] = ["Heap", "keep_freed"]
 
 TRIM_THRESHOLD, MMAP_THRESHOLD, ARENA_MAX = -1, -3, -8
 """Numbers of `mallopt(3)`, from glibc's malloc.h."""
@@ -29,7 +28,7 @@ KEPT_BYTES = 2**30
 LARGEST_MMAP_THRESHOLD = 2**25
 """The most that glibc accepts: half a heap of a thread."""
 
-SMALL_MMAP_THRESHOLD = 2**18
+STATM = Path("/proc/self/statm")
 
 
 def keep_freed() -> bool:
@@ -38,72 +37,66 @@ def keep_freed() -> bool:
     Returns:
         Whether it does: not where the environment sets malloc up, nor without glibc.
     """
-    libc = _set(LARGEST_MMAP_THRESHOLD, KEPT_BYTES)
-    while libc is not None and _fillings:
-        libc.free(ctypes.c_void_p(_fillings.pop()))
-    return libc is not None
+    libc = _glibc()
+    chosen = {
+        ARENA_MAX: 1,  # a thread's own heaps are unmapped as soon as they are empty
+        MMAP_THRESHOLD: LARGEST_MMAP_THRESHOLD,
+        TRIM_THRESHOLD: KEPT_BYTES,
+    }
+    return libc is not None and all(libc.mallopt(*pair) for pair in chosen.items())
 
 
-def return_freed() -> bool:
-    """Have malloc return blocks of 256 KiB and more to the kernel at once.
+class Heap:
+    """Memory of a process that may take so much and no more.
 
-    Malloc would still serve them from free parts of the heap, which stay resident when they are
-    free again. So these are given back now, and what fills them is never touched.
-
-    Returns:
-        Whether it does: as `keep_freed`, and not before glibc 2.33.
+    Attributes:
+        most_bytes: what may be resident, beside what the process has in common with others.
     """
-    libc = _set(SMALL_MMAP_THRESHOLD, SMALL_MMAP_THRESHOLD)
-    if libc is None or not hasattr(libc, "mallinfo2"):
-        return False
-    libc.malloc.restype, libc.mallinfo2.restype = ctypes.c_void_p, _Mallinfo
-    libc.malloc_trim(0)
-    size = 1 << libc.mallinfo2().free_bytes.bit_length()
-    while size >= SMALL_MMAP_THRESHOLD:
-        mapped = libc.mallinfo2().mapped_blocks
-        block = libc.malloc(ctypes.c_size_t(size))
-        if libc.mallinfo2().mapped_blocks == mapped and block:
-            _fillings.append(block)
-        else:  # no free part of the heap is as large
-            libc.free(ctypes.c_void_p(block))
-            size //= 2
-    return True
+
+    def __init__(self, limit_bytes: float) -> None:
+        """Whoever makes it calls `settle` before the first action."""
+        self.most_bytes = self._limit_bytes = limit_bytes
+        self._libc = _glibc()
+        self._grew: dict[Hashable, int] = {}
+
+    def settle(self, held_bytes: float) -> None:
+        """From now on the limit counts, with so many bytes that it is for and that are there."""
+        self._return()
+        self.most_bytes = _resident_bytes() - held_bytes + self._limit_bytes
+
+    def room_bytes(self) -> float:
+        """What may still become resident; negative where too much is."""
+        return self.most_bytes - _resident_bytes()
+
+    @contextmanager
+    def room_for(self, action: Hashable) -> Iterator[None]:
+        """Return what is free, if the action might need more than is left beside it.
+
+        Nothing is known of an action that has not been taken before. Where another thread allocates
+        meanwhile, the action is thought to need more than it does.
+        """
+        if self._grew.get(action, 0) > self.room_bytes():
+            self._return()
+        before = _resident_bytes()
+        yield
+        self._grew[action] = max(self._grew.get(action, 0), _resident_bytes() - before)
+
+    def _return(self) -> None:
+        if self._libc is not None:
+            self._libc.malloc_trim(0)
 
 
-_fillings: list[int] = []
-"""Addresses of what fills the free parts of the heap."""
+def _resident_bytes() -> int:
+    """Of memory that is the process's alone, no file's; 0 where the kernel does not tell."""
+    if not STATM.exists():
+        return 0
+    _, resident, shared, *_ = STATM.read_text().split()
+    return (int(resident) - int(shared)) * os.sysconf("SC_PAGE_SIZE")
 
 
-class _Mallinfo(ctypes.Structure):
-    """`struct mallinfo2`; here are the names of what is read."""
-
-    _fields_ = tuple(
-        (name, ctypes.c_size_t)
-        for name in (
-            "arena",
-            "ordblks",
-            "smblks",
-            "mapped_blocks",
-            "hblkhd",
-            "usmblks",
-            "fsmblks",
-            "uordblks",
-            "free_bytes",
-            "keepcost",
-        )
-    )
-
-
-def _set(mmap_threshold: int, trim_threshold: int) -> Any:
-    """The C library, set up; None where that is not for us to do."""
+def _glibc() -> Any:
+    """The C library, where it is glibc, and ours to set up."""
     if not sys.platform.startswith("linux") or any(name.startswith(OWN) for name in os.environ):
         return None
     libc = ctypes.CDLL(None)
-    chosen = {
-        ARENA_MAX: 1,  # a thread's own heaps are unmapped as soon as they are empty
-        MMAP_THRESHOLD: mmap_threshold,
-        TRIM_THRESHOLD: trim_threshold,
-    }
-    if not hasattr(libc, "mallopt") or not all(libc.mallopt(*pair) for pair in chosen.items()):
-        return None
-    return libc
+    return libc if hasattr(libc, "mallopt") and hasattr(libc, "malloc_trim") else None

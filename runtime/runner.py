@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from skyfx.runtime import draws
+from skyfx.runtime.allocator import Heap
 from skyfx.runtime.microbatch import Batch
 from skyfx.runtime.splits import Splits, Splitter
 from skyfx.runtime.step import LossHead, Split, Step, autocast_here
@@ -54,18 +55,26 @@ class Runner:
         plan: stages, predicted times, bound and gap.
         workers: who runs its stages.
         measured: what the last step took, None before the first one.
+        heap: this process's, where its memory is limited.
     """
 
     def __init__(
-        self, model: nn.Module, plan: Plan, workers: Workers, splitter: Splitter, microbatch: Batch
+        self,
+        model: nn.Module,
+        plan: Plan,
+        workers: Workers,
+        splitter: Splitter,
+        microbatch: Batch,
+        heap: Heap | None = None,
     ) -> None:
         """Split the model for `microbatch`, which it was planned for."""
-        self.plan, self.workers = plan, workers
+        self.plan, self.workers, self.heap = plan, workers, heap
         self.measured: Measured | None = None
         self._model = model
         self._calling = threading.Lock()
         self._is_closed, self._is_streaming = False, False
         self._split(splitter, microbatch)
+        self.settle()
 
     def infer(self, parts: list[Batch]) -> Any:
         """What the model returns for the whole batch, from its micro-batches; raises as `train`."""
@@ -145,7 +154,14 @@ class Runner:
             head=head,
             draws=self._draws(splits),
             autocast=autocast_here(),
+            heap=self.heap,
         )
+
+    def settle(self) -> None:
+        """From now on the memory's limit counts for the model, and what its steps take."""
+        if self.heap is not None:
+            tensors = {*self._model.parameters(), *self._model.buffers()}
+            self.heap.settle(sum(x.nbytes for x in tensors if x.device.type == "cpu"))
 
     def change(self, ask: Callable[[Plan, Measured], Remade | None]) -> bool:
         """Go on with another plan, if this gives one; whether it did."""

@@ -11,7 +11,7 @@ others stop as well.
 
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -19,6 +19,7 @@ import torch
 from torch import Tensor
 
 from skyfx.runtime import random
+from skyfx.runtime.allocator import Heap
 from skyfx.runtime.channel import Boundaries, ChannelClosed, Gradients, Values
 from skyfx.runtime.draws import Advances, Draws
 from skyfx.runtime.message import Form
@@ -107,7 +108,8 @@ class Step:
     """The state that the stages share while one batch is run.
 
     `splits` and `microbatches` are `(num_microbatches,)`: a short last micro-batch has a split of
-    its own, with the same stages but other shapes. `actions` are those of each device.
+    its own, with the same stages but other shapes. `actions` are those of each device. Where memory
+    is limited, `heap` makes room for each.
     """
 
     splits: Sequence[Split]
@@ -118,6 +120,7 @@ class Step:
     head: LossHead | None = None
     draws: Draws | None = None
     autocast: Autocast = ()
+    heap: Heap | None = None
     outputs: dict[int, Values] = field(default_factory=dict)
     _head_gradients: dict[int, Gradients] = field(default_factory=dict)
     _loss_draws: bool = True
@@ -146,7 +149,8 @@ class Step:
             stage = self.splits[action.microbatch].stages[k]
             try:
                 run = self._run_forward if action.kind is Kind.FORWARD else self._run_backward
-                run(k, stage, action.microbatch)
+                with nullcontext() if self.heap is None else self.heap.room_for(action):
+                    run(k, stage, action.microbatch)
             except (ChannelClosed, KeyboardInterrupt):
                 raise
             except (StageError, WorkerLostError):  # of another process
