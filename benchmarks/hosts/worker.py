@@ -38,7 +38,7 @@ from skyfx.solver.within import solve_within
 SCHEDULE: Schedule = "generated"
 """The one that skyfx runs its plan by."""
 
-GAP, PLANNING_S = 0.01, 15.0
+GAP, PLANNING_S = 0.01, 60.0
 
 ASSUMED = Assumptions(
     objective="step",
