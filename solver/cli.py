@@ -1,4 +1,4 @@
-"""The planner's commands: `solve`, `check`, `diff` and `show`.
+"""The planner's commands: `solve`, `check`, `diff`, `show` and `simulate`.
 
 Standard output is data and standard error is talk. The exit codes are those of `docs/formats.md`.
 """
@@ -11,6 +11,7 @@ import msgspec
 import typer
 
 from skyfx.solver import files, report
+from skyfx.solver.cli_simulate import simulate_command
 from skyfx.solver.cluster import Cluster
 from skyfx.solver.difference import Difference
 from skyfx.solver.export import export
@@ -188,6 +189,9 @@ def show(plan: PlanFile, json: Json = False) -> None:
         typer.echo(files.encode(shown).decode(), nl=False)
     else:
         report.render(shown, console(stderr=False))
+
+
+app.command("simulate")(simulate_command)
 
 
 def _again(model: Graph, devices: Cluster, plan: Plan, time_limit: float) -> Recheck:

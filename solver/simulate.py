@@ -13,6 +13,7 @@ with `none` both ends of a transfer wait for it.
 
 import heapq
 import itertools
+import math
 from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -25,7 +26,7 @@ from skyfx.solver.pace import Message, Pace
 from skyfx.solver.plan import Assumptions
 from skyfx.solver.schedule import Action, Kind, Orders, forwards, live_counts, orders
 
-__all__: list[str] = ["Done", "Timeline", "follow", "simulate"]
+__all__: list[str] = ["Done", "Sent", "Timeline", "follow", "simulate"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,17 +39,34 @@ class Done:
 
 
 @dataclass(frozen=True, slots=True)
+class Sent:
+    """A message that was moved while both ends computed, from when to when.
+
+    Attributes:
+        enables: the action that reads it.
+        began_s: when it began to leave.
+        arrived_s: when all of it was there.
+    """
+
+    enables: Action
+    began_s: float
+    arrived_s: float
+
+
+@dataclass(frozen=True, slots=True)
 class Timeline:
     """A simulated step.
 
     Attributes:
         done: its actions, in the order in which they end.
+        sent: its messages that were moved meanwhile, in the order in which they had left.
         step_s: what it takes.
         waiting: of each stage, `(num_stages,)`: the most messages with values that have not gone
             out when it ends a forward, and when it begins a backward.
     """
 
     done: tuple[Done, ...]
+    sent: tuple[Sent, ...]
     step_s: float
     waiting: tuple[tuple[int, int], ...]
 
@@ -77,9 +95,22 @@ def simulate(
     return follow(pace, orders(live, m, pace.devices))
 
 
-def follow(pace: Pace, actions: Orders) -> Timeline:
-    """Take these actions at this pace."""
-    return _Run(pace, actions).to_the_end()
+def follow(
+    pace: Pace,
+    actions: Orders,
+    *,
+    shared: bool = True,
+    drawn: Callable[[], float] = lambda: 1.0,
+) -> Timeline:
+    """Take these actions at this pace.
+
+    Args:
+        pace: what they and their messages take.
+        actions: of each device.
+        shared: whether messages of one device share its port; else each has its link for itself.
+        drawn: how many times as long the next action takes.
+    """
+    return _Run(pace, actions, shared=shared, drawn=drawn).to_the_end()
 
 
 @dataclass(slots=True, eq=False)
@@ -95,6 +126,7 @@ class _Way:
     left_bytes: float = 0.0
     since_s: float = 0.0
     rate: float = 0.0
+    began_s: float = 0.0
 
 
 @dataclass(slots=True, eq=False)
@@ -133,13 +165,17 @@ class _Stage:
 class _Run:
     """A step while it goes on: what happens next, in the order of time."""
 
-    def __init__(self, pace: Pace, actions: Orders) -> None:
+    def __init__(
+        self, pace: Pace, actions: Orders, *, shared: bool, drawn: Callable[[], float]
+    ) -> None:
         self._devices = {name: _Device(of_device) for name, of_device in actions.items()}
-        self._stages = _stages(pace, self._devices)
+        self._stages = _stages(pace, self._devices, shared=shared)
+        self._drawn = drawn
         self._now_s = 0.0
         self._next: list[tuple[float, int, Callable[[], None]]] = []
         self._count = itertools.count()
         self._done: list[Done] = []
+        self._sent: list[Sent] = []
 
     def to_the_end(self) -> Timeline:
         """Until all actions have been taken."""
@@ -154,6 +190,7 @@ class _Run:
         assert ended, "the schedule waits for itself"
         return Timeline(
             done=tuple(self._done),
+            sent=tuple(self._sent),
             step_s=max(done.ended_s for done in self._done),
             waiting=tuple(
                 (s.waiting[Kind.FORWARD], s.waiting[Kind.BACKWARD]) for s in self._stages
@@ -181,7 +218,8 @@ class _Run:
         stage = self._stages[action.stage]
         if action.kind is Kind.BACKWARD:
             stage.note_waiting(Kind.BACKWARD)
-        self._after(stage.takes_s[action.kind], partial(self._end, action, self._now_s))
+        takes_s = stage.takes_s[action.kind] * self._drawn()
+        self._after(takes_s, partial(self._end, action, self._now_s))
 
     def _end(self, action: Action, began_s: float) -> None:
         """Note an action, and send what it made."""
@@ -209,6 +247,7 @@ class _Run:
 
     def _begin_to_move(self, way: _Way) -> None:
         way.left_bytes, way.since_s = way.message.size_bytes, self._now_s
+        way.began_s = self._now_s
         for port in way.ports:
             port.ways[way] = None
         self._share(way)
@@ -237,18 +276,25 @@ class _Run:
         for port in way.ports:
             del port.ways[way]
         assert way.message.wire is not None
-        self._after(way.message.wire.latency_s, partial(self._arrive, enables))
+        latency_s = way.message.wire.latency_s
+        self._sent.append(Sent(enables, way.began_s, self._now_s + latency_s))
+        self._after(latency_s, partial(self._arrive, enables))
         self._share(way)
         if way.waiting:
             self._begin_to_move(way)
 
 
-def _stages(pace: Pace, devices: dict[str, _Device]) -> list[_Stage]:
+def _stages(pace: Pace, devices: dict[str, _Device], *, shared: bool) -> list[_Stage]:
     sending = {name: _Port(rate) for name, rate in pace.sending.items()}
     receiving = {name: _Port(rate) for name, rate in pace.receiving.items()}
 
+    def way(message: Message) -> _Way:
+        if not shared:
+            return _Way(message, (_Port(math.inf), _Port(math.inf)))
+        return _Way(message, (sending[message.sender], receiving[message.receiver]))
+
     def ways(messages: Sequence[Message]) -> list[_Way]:
-        return [_Way(one, (sending[one.sender], receiving[one.receiver])) for one in messages]
+        return [way(one) for one in messages]
 
     # Of the boundaries (num_stages + 1): nothing crosses the first and the last one.
     forward, backward = [None, *ways(pace.forward), None], [None, *ways(pace.backward), None]

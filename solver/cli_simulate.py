@@ -1,0 +1,187 @@
+"""The command `simulate`: a plan's step, action by action, as it is and as it might be."""
+
+from collections.abc import Sequence
+from functools import partial
+from pathlib import Path
+from typing import Annotated, Any
+
+import msgspec
+import typer
+from rich.table import Table
+
+from skyfx.solver import files
+from skyfx.solver.cluster import Cluster
+from skyfx.solver.graph import Graph
+from skyfx.solver.options import Force, Json, PlanFile, Quiet, Seed, TimeLimit
+from skyfx.solver.outlook import Outlook, Scenario, busy_s, followed, outlooks, spread
+from skyfx.solver.plan import Assumptions, Plan
+from skyfx.solver.report import seconds
+from skyfx.solver.simulate import Timeline
+from skyfx.solver.solve import solve
+from skyfx.solver.sources import sources
+from skyfx.solver.terminal import console, exit_codes, say
+from skyfx.solver.trace import chrome_trace
+from skyfx.solver.whatif import Change
+
+__all__: list[str] = ["simulate_command"]
+
+GAP = 0.01
+"""What is planned anew is this near to the best."""
+
+GraphOption = Annotated[
+    Path | None,
+    typer.Option("--graph", metavar="GRAPH", help="The plan's graph, if it is not beside it."),
+]
+ClusterOption = Annotated[
+    Path | None,
+    typer.Option("--cluster", metavar="CLUSTER", help="Its cluster, likewise; or another one."),
+]
+WhatIf = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--what-if",
+        metavar="CHANGE",
+        help="'add a100', 'drop c', 'link a b x2', 'memory a x1.5' or 'slow c x4'; each by itself.",
+    ),
+]
+Slow = Annotated[
+    list[str] | None,
+    typer.Option("--slow", metavar="DEVICE=FACTOR", help="As --what-if 'slow DEVICE xFACTOR'."),
+]
+Replan = Annotated[bool, typer.Option("--replan", help="Also plan anew for each change.")]
+OwnLinks = Annotated[
+    bool, typer.Option("--own-links", help="Messages of one device do not share its port.")
+]
+Jitter = Annotated[
+    float,
+    typer.Option(metavar="SIGMA", help="Actions take e^N(0, SIGMA) times as long; 0.1 is 10 %."),
+]
+Runs = Annotated[int, typer.Option(metavar="N", help="Steps with jitter.")]
+TraceFile = Annotated[
+    Path | None,
+    typer.Option("--trace", metavar="TRACE", help="Also write a timeline for ui.perfetto.dev."),
+]
+
+
+def simulate_command(
+    plan: PlanFile,
+    graph: GraphOption = None,
+    cluster: ClusterOption = None,
+    what_if: WhatIf = None,
+    slow: Slow = None,
+    replan: Replan = False,
+    own_links: OwnLinks = False,
+    jitter: Jitter = 0.0,
+    runs: Runs = 100,
+    seed: Seed = 0,
+    trace: TraceFile = None,
+    time_limit: TimeLimit = 60.0,
+    json: Json = False,
+    force: Force = False,
+    quiet: Quiet = False,
+) -> None:
+    """Follow the step of PLAN action by action, and say what a change of its cluster would bring.
+
+    For example: skyfx simulate bert.plan.json --what-if 'add gpu' --what-if 'drop b' --replan
+    """
+    with exit_codes():
+        if trace is not None:
+            files.refuse_overwrite(trace, force=force)
+        asked = files.read(plan, Plan)
+        model, devices = sources(plan, asked, graph, cluster)
+        changes = [Change.of(text, model) for text in [*(what_if or ()), *_slowed(slow or ())]]
+        timeline = followed(model, devices, asked, Scenario(shared_ports=not own_links))
+        search = partial(_planned, assumptions=asked.assumptions, time_limit_s=time_limit)
+        found = outlooks(model, devices, asked, changes, search if replan else None)
+        answer = _Answer(asked, timeline, list(found))
+        if jitter:
+            answer.jitter = (jitter, *spread(model, devices, asked, jitter, runs, seed))
+        if trace is not None:
+            _write_trace(trace, asked, timeline, force=force, quiet=quiet)
+        answer.tell(json=json)
+
+
+class _Answer:
+    """What the command has found out."""
+
+    def __init__(self, plan: Plan, timeline: Timeline, found: Sequence[Outlook]) -> None:
+        self._plan, self._timeline, self._outlooks = plan, timeline, found
+        self._busy_s = busy_s(plan, timeline)
+        self.jitter: tuple[float, float, float] | None = None
+
+    def tell(self, *, json: bool) -> None:
+        """Print it."""
+        if json:
+            typer.echo(msgspec.json.encode(self._as_json()).decode())
+            return
+        out, step_s = console(stderr=False), self._timeline.step_s
+        table = Table("device", "stages", "busy", "of the step", box=None)
+        for name, busy in self._busy_s.items():
+            stages = [str(k) for k, s in enumerate(self._plan.stages) if s.device == name]
+            table.add_row(name, " ".join(stages), seconds(busy), f"{busy / step_s:.0%}")
+        out.print(table)
+        typer.echo(f"step {seconds(step_s)}, by the plan's formula {seconds(self._plan.step_s)}")
+        if self.jitter is not None:
+            sigma, middle, p95 = self.jitter
+            typer.echo(
+                f"with jitter {sigma:g}: {seconds(middle)} in the median, {seconds(p95)} at the "
+                "95th percentile"
+            )
+        if self._outlooks:
+            out.print(self._table())
+
+    def _table(self) -> Table:
+        table = Table("what if", "this plan", "another plan", "its stages", box=None)
+        for one in self._outlooks:
+            stages = "" if one.replanned is None else _stages(one.replanned)
+            table.add_row(
+                one.change,
+                one.why_not if one.planned_s is None else self._against(one.planned_s),
+                "" if one.replanned_s is None else self._against(one.replanned_s),
+                stages,
+            )
+        return table
+
+    def _against(self, step_s: float) -> str:
+        return f"{seconds(step_s)} ({step_s / self._timeline.step_s - 1:+.1%})"
+
+    def _as_json(self) -> dict[str, Any]:
+        answer: dict[str, Any] = {
+            "step_s": self._timeline.step_s,
+            "busy_s": self._busy_s,
+            "what_if": [
+                {
+                    "change": one.change,
+                    "step_s": one.planned_s,
+                    "why_not": one.why_not or None,
+                    "replanned_step_s": one.replanned_s,
+                    "replanned": None
+                    if one.replanned is None
+                    else [[stage.device, len(stage.nodes)] for stage in one.replanned.stages],
+                }
+                for one in self._outlooks
+            ],
+        }
+        if self.jitter is not None:
+            answer["jitter"] = dict(zip(("sigma", "median_s", "p95_s"), self.jitter, strict=True))
+        return answer
+
+
+def _write_trace(path: Path, plan: Plan, timeline: Timeline, *, force: bool, quiet: bool) -> None:
+    names = [stage.device for stage in plan.stages]
+    with files.replacing(path, force=force) as written:
+        written.write_bytes(chrome_trace({"predicted": (names, timeline.done)}))
+    if not quiet:
+        say(f"skyfx: wrote {path}; open it in https://ui.perfetto.dev")
+
+
+def _slowed(said: Sequence[str]) -> list[str]:
+    return ["slow {} x{}".format(*text.partition("=")[::2]) for text in said]
+
+
+def _planned(graph: Graph, cluster: Cluster, assumptions: Assumptions, time_limit_s: float) -> Plan:
+    return solve(graph, cluster, assumptions, gap=GAP, time_limit_s=time_limit_s).plan
+
+
+def _stages(plan: Plan) -> str:
+    return " -> ".join(f"{stage.device} ({len(stage.nodes)})" for stage in plan.stages)

@@ -1,0 +1,104 @@
+r"""A timeline as a Chrome trace, which https://ui.perfetto.dev opens: a row for each device.
+
+device a   | F0 | F1 | ..... | B0 |        a slice an action, coloured by its micro-batch
+               \    \        /             an arrow a message
+device b        | F0 | B0 | F1 |
+"""
+
+import json
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+from skyfx.solver.schedule import Action, Kind
+from skyfx.solver.simulate import Done
+
+__all__: list[str] = ["chrome_trace", "name_of"]
+
+COLOURS = (
+    *("thread_state_running", "rail_response", "rail_animation", "rail_load", "cq_build_passed"),
+    *("thread_state_runnable", "vsync_highlight_color", "cq_build_attempt_passed"),
+)
+"""Names that the trace viewers know; micro-batches take them in turn."""
+
+Event = dict[str, Any]
+
+
+def name_of(action: Action) -> str:
+    """What an action is called in a trace, simulated or measured."""
+    return f"{action.kind.value} {action.microbatch}"
+
+
+def chrome_trace(runs: dict[str, tuple[Sequence[str], Sequence[Done]]]) -> bytes:
+    """The trace file of one or more runs of a step, above each other.
+
+    Args:
+        runs: by their names, such as `predicted` and `measured`: the device of each stage,
+            `(num_stages,)`, and the actions.
+    """
+    events = [
+        event
+        for number, (name, (devices, done)) in enumerate(runs.items(), start=1)
+        for event in _run(number, name, devices, done)
+    ]
+    return json.dumps({"traceEvents": events, "displayTimeUnit": "ms"}).encode() + b"\n"
+
+
+def _run(number: int, name: str, devices: Sequence[str], done: Sequence[Done]) -> Iterator[Event]:
+    """A process of the trace; its threads are the devices."""
+    rows = {device: row for row, device in enumerate(dict.fromkeys(devices), start=1)}
+    yield {"ph": "M", "pid": number, "name": "process_name", "args": {"name": name}}
+    for device, row in rows.items():
+        at = {"pid": number, "tid": row}
+        yield {"ph": "M", **at, "name": "thread_name", "args": {"name": device}}
+        yield {"ph": "M", **at, "name": "thread_sort_index", "args": {"sort_index": row}}
+    known = {one.action: one for one in done}
+    for one in done:
+        action = one.action
+        at = {"pid": number, "tid": rows[devices[action.stage]]}
+        yield {
+            "ph": "X",
+            **at,
+            "ts": 1e6 * one.began_s,
+            "dur": 1e6 * (one.ended_s - one.began_s),
+            "name": name_of(action),
+            "cat": action.kind.value,
+            "cname": COLOURS[action.microbatch % len(COLOURS)],
+            "args": {"stage": action.stage, "micro-batch": action.microbatch},
+        }
+        if (reads := known.get(_before(action))) is not None:
+            yield from _arrow(number, rows, devices, reads, one)
+
+
+def _before(action: Action) -> Action:
+    """The action on another stage that makes what this one reads."""
+    return action._replace(stage=action.stage + (-1 if action.kind is Kind.FORWARD else 1))
+
+
+def _arrow(
+    number: int, rows: dict[str, int], devices: Sequence[str], made: Done, read: Done
+) -> Iterator[Event]:
+    """From the end of what was made to the beginning of what reads it."""
+    action = read.action
+    same = {
+        "pid": number,
+        "cat": "message",
+        "name": "values" if action.kind is Kind.FORWARD else "gradients",
+        "id": f"{number}.{action.stage}.{action.kind.value}.{action.microbatch}",
+    }
+    yield {
+        **same,
+        "ph": "s",
+        "tid": rows[devices[made.action.stage]],
+        "ts": 1e6 * made.ended_s - ROUNDING_US,
+    }
+    yield {
+        **same,
+        "ph": "f",
+        "bp": "e",
+        "tid": rows[devices[action.stage]],
+        "ts": 1e6 * read.began_s + ROUNDING_US,
+    }
+
+
+ROUNDING_US = 1e-3
+"""Arrows begin and end so far inside of the slices that they join; outside they belong to none."""
