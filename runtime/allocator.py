@@ -28,6 +28,9 @@ KEPT_BYTES = 2**30
 LARGEST_MMAP_THRESHOLD = 2**25
 """The most that glibc accepts: half a heap of a thread."""
 
+SLACK = 1.25
+"""Free bytes of the heap for each that an action needs, so that no hole is too small for it."""
+
 STATM = Path("/proc/self/statm")
 
 
@@ -57,6 +60,7 @@ class Heap:
         """Whoever makes it calls `settle` before the first action."""
         self.most_bytes = self._limit_bytes = limit_bytes
         self._libc = _glibc()
+        self._others_bytes = 0
         self._grew: dict[Hashable, int] = {}
 
     def settle(self, held_bytes: float) -> None:
@@ -70,20 +74,37 @@ class Heap:
 
     @contextmanager
     def room_for(self, action: Hashable) -> Iterator[None]:
-        """Return what is free, if the action might need more than is left beside it.
+        """Return what is free, if the action might need more than is left and does not lie there.
 
         Nothing is known of an action that has not been taken before. Where another thread allocates
         meanwhile, the action is thought to need more than it does.
         """
-        if self._grew.get(action, 0) > self.room_bytes():
-            self._return()
         before = _resident_bytes()
+        more = max(0.0, SLACK * self._grew.get(action, 0) - self._free_bytes(before))
+        if before + more > self.most_bytes:
+            self._return()
+            before = _resident_bytes()
         yield
         self._grew[action] = max(self._grew.get(action, 0), _resident_bytes() - before)
 
     def _return(self) -> None:
+        """Give back what is free; what is then resident and not malloc's is of others."""
         if self._libc is not None:
             self._libc.malloc_trim(0)
+        self._others_bytes = _resident_bytes() - (self._used_bytes() or 0)
+
+    def _free_bytes(self, resident_bytes: int) -> int:
+        """Of what is resident, what is free for the next action; 0 where malloc does not tell."""
+        used_bytes = self._used_bytes()
+        return 0 if used_bytes is None else max(0, resident_bytes - self._others_bytes - used_bytes)
+
+    def _used_bytes(self) -> int | None:
+        """What malloc has given out."""
+        if self._libc is None or not hasattr(self._libc, "mallinfo2"):
+            return None
+        self._libc.mallinfo2.restype = _Mallinfo
+        said = self._libc.mallinfo2()
+        return int(said.used_bytes + said.mapped_bytes)
 
 
 def _resident_bytes() -> int:
@@ -92,6 +113,18 @@ def _resident_bytes() -> int:
         return 0
     _, resident, shared, *_ = STATM.read_text().split()
     return (int(resident) - int(shared)) * os.sysconf("SC_PAGE_SIZE")
+
+
+class _Mallinfo(ctypes.Structure):
+    """`struct mallinfo2`; here are the names of what is read."""
+
+    _fields_ = tuple(
+        (name, ctypes.c_size_t)
+        for name in (
+            *("arena", "ordblks", "smblks", "hblks", "mapped_bytes"),
+            *("usmblks", "fsmblks", "used_bytes", "fordblks", "keepcost"),
+        )
+    )
 
 
 def _glibc() -> Any:

@@ -6,6 +6,7 @@ Each change is read from its text and makes another cluster of one.
 import itertools
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 from skyfx.solver.cluster import Cluster, Device, Link
 from skyfx.solver.graph import Graph
@@ -100,7 +101,7 @@ def _named(cluster: Cluster, name: str) -> Device:
     raise ValueError(f"no device is called {name!r}; there are {known}")
 
 
-def _exchanged(cluster: Cluster, name: str, **fields: float) -> Cluster:
+def _exchanged(cluster: Cluster, name: str, **fields: Any) -> Cluster:
     """With other figures of one device."""
     device = _named(cluster, name)
     devices = tuple(replace(x, **fields) if x is device else x for x in cluster.devices)

@@ -31,7 +31,9 @@ AHEAD_S, LATE_S, ATTEMPTS = 0.1, 0.05, 3
 """All begin at the same time, so long after they have agreed on it. Where a process comes late from
 that, by so much, the step tells nothing; it is made again, unless that has happened so often."""
 
-HEAP_BYTES, BLOCK_BYTES = 2**27, 2**24
+HEAP_BYTES, BLOCK_BYTES = 2**27, 2**22
+WARM = 0.8
+"""Of what is left for a rival with a limit."""
 
 
 @dataclass(slots=True)
@@ -172,8 +174,8 @@ def _charge(entry: Entry, record: Record, group: Group) -> None:
 
 
 def _warm_heap(entry: Entry) -> None:
-    """Nearly as the rival would have it if it were alone in the process; with a limit, less so."""
+    """As the rival would have it if it were alone in the process: with a limit, less of it."""
     heap = entry.settle()
-    most = HEAP_BYTES if heap is None else int(min(HEAP_BYTES, heap.room_bytes() / 2))
+    most = HEAP_BYTES if heap is None else int(min(HEAP_BYTES, WARM * heap.room_bytes()))
     blocks = [torch.ones(BLOCK_BYTES // 4) for _ in range(most // BLOCK_BYTES)]
     del blocks
