@@ -1,4 +1,4 @@
-"""The planner's commands: `solve`, `check`, `diff`, `show` and `simulate`.
+"""The planner's commands: `solve`, `check`, `diff`, `show`, `simulate`, `explain`.
 
 Standard output is data and standard error is talk. The exit codes are those of `docs/formats.md`.
 """
@@ -11,6 +11,7 @@ import msgspec
 import typer
 
 from skyfx.solver import files, report
+from skyfx.solver.cli_explain import explain_command
 from skyfx.solver.cli_simulate import simulate_command
 from skyfx.solver.cluster import Cluster
 from skyfx.solver.difference import Difference
@@ -192,6 +193,7 @@ def show(plan: PlanFile, json: Json = False) -> None:
 
 
 app.command("simulate")(simulate_command)
+app.command("explain")(explain_command)
 
 
 def _again(model: Graph, devices: Cluster, plan: Plan, time_limit: float) -> Recheck:

@@ -1,7 +1,6 @@
 """The command `simulate`: a plan's step, action by action, as it is and as it might be."""
 
 from collections.abc import Sequence
-from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -13,8 +12,8 @@ from skyfx.solver import files
 from skyfx.solver.cluster import Cluster
 from skyfx.solver.graph import Graph
 from skyfx.solver.options import Force, Json, PlanFile, Quiet, Seed, TimeLimit
-from skyfx.solver.outlook import Outlook, Scenario, busy_s, followed, outlooks, spread
-from skyfx.solver.plan import Assumptions, Plan
+from skyfx.solver.outlook import Outlook, Replan, Scenario, busy_s, followed, outlooks, spread
+from skyfx.solver.plan import Plan
 from skyfx.solver.report import seconds
 from skyfx.solver.simulate import Timeline
 from skyfx.solver.solve import solve
@@ -23,7 +22,7 @@ from skyfx.solver.terminal import console, exit_codes, say
 from skyfx.solver.trace import chrome_trace
 from skyfx.solver.whatif import Change
 
-__all__: list[str] = ["simulate_command"]
+__all__: list[str] = ["ClusterOption", "GraphOption", "replanning", "simulate_command"]
 
 GAP = 0.01
 """What is planned anew is this near to the best."""
@@ -48,7 +47,7 @@ Slow = Annotated[
     list[str] | None,
     typer.Option("--slow", metavar="DEVICE=FACTOR", help="As --what-if 'slow DEVICE xFACTOR'."),
 ]
-Replan = Annotated[bool, typer.Option("--replan", help="Also plan anew for each change.")]
+Anew = Annotated[bool, typer.Option("--replan", help="Also plan anew for each change.")]
 OwnLinks = Annotated[
     bool, typer.Option("--own-links", help="Messages of one device do not share its port.")
 ]
@@ -69,7 +68,7 @@ def simulate_command(
     cluster: ClusterOption = None,
     what_if: WhatIf = None,
     slow: Slow = None,
-    replan: Replan = False,
+    replan: Anew = False,
     own_links: OwnLinks = False,
     jitter: Jitter = 0.0,
     runs: Runs = 100,
@@ -91,8 +90,8 @@ def simulate_command(
         model, devices = sources(plan, asked, graph, cluster)
         changes = [Change.of(text, model) for text in [*(what_if or ()), *_slowed(slow or ())]]
         timeline = followed(model, devices, asked, Scenario(shared_ports=not own_links))
-        search = partial(_planned, assumptions=asked.assumptions, time_limit_s=time_limit)
-        found = outlooks(model, devices, asked, changes, search if replan else None)
+        search = replanning(asked, time_limit) if replan else None
+        found = outlooks(model, devices, asked, changes, search)
         answer = _Answer(asked, timeline, list(found))
         if jitter:
             answer.jitter = (jitter, *spread(model, devices, asked, jitter, runs, seed))
@@ -179,8 +178,13 @@ def _slowed(said: Sequence[str]) -> list[str]:
     return ["slow {} x{}".format(*text.partition("=")[::2]) for text in said]
 
 
-def _planned(graph: Graph, cluster: Cluster, assumptions: Assumptions, time_limit_s: float) -> Plan:
-    return solve(graph, cluster, assumptions, gap=GAP, time_limit_s=time_limit_s).plan
+def replanning(plan: Plan, time_limit_s: float) -> Replan:
+    """What makes the best plan for another cluster, under the assumptions of this one."""
+
+    def planned(graph: Graph, cluster: Cluster) -> Plan:
+        return solve(graph, cluster, plan.assumptions, gap=GAP, time_limit_s=time_limit_s).plan
+
+    return planned
 
 
 def _stages(plan: Plan) -> str:

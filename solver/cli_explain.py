@@ -1,0 +1,43 @@
+"""The command `explain`: a plan in sentences with numbers."""
+
+from pathlib import Path
+from typing import Annotated
+
+import msgspec
+import typer
+
+from skyfx.solver import files
+from skyfx.solver.cli_simulate import ClusterOption, GraphOption, replanning
+from skyfx.solver.explain import explained
+from skyfx.solver.options import Json, PlanFile
+from skyfx.solver.plan import Plan
+from skyfx.solver.sources import sources
+from skyfx.solver.terminal import exit_codes
+
+__all__: list[str] = ["explain_command"]
+
+EachLimit = Annotated[
+    float, typer.Option(metavar="SECONDS", help="For each device, link and memory.")
+]
+
+
+def explain_command(
+    plan: PlanFile,
+    graph: GraphOption = None,
+    cluster: ClusterOption = None,
+    time_limit: EachLimit = 5.0,
+    json: Json = False,
+) -> None:
+    """Say what binds PLAN, how good it is, and what a tenth more of anything would bring.
+
+    For example: skyfx explain bert.plan.json
+    """
+    with exit_codes():
+        asked = files.read(plan, Plan)
+        model, devices = sources(Path(plan), asked, graph, cluster)
+        said = explained(model, devices, asked, replanning(asked, time_limit))
+        if json:
+            typer.echo(msgspec.json.encode(list(said)).decode())
+            return
+        for sentence in said:
+            typer.echo(sentence)
