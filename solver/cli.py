@@ -1,4 +1,4 @@
-"""The planner's commands: `solve`, `check`, `diff`, `show`, `simulate`, `explain`.
+"""The planner's commands: `solve`, `check`, `diff`, `show`, `simulate`, `explain`, `report`.
 
 Standard output is data and standard error is talk. The exit codes are those of `docs/formats.md`.
 """
@@ -12,6 +12,7 @@ import typer
 
 from skyfx.solver import files, report
 from skyfx.solver.cli_explain import explain_command
+from skyfx.solver.cli_report import report_command
 from skyfx.solver.cli_simulate import simulate_command
 from skyfx.solver.cluster import Cluster
 from skyfx.solver.difference import Difference
@@ -194,6 +195,7 @@ def show(plan: PlanFile, json: Json = False) -> None:
 
 app.command("simulate")(simulate_command)
 app.command("explain")(explain_command)
+app.command("report")(report_command)
 
 
 def _again(model: Graph, devices: Cluster, plan: Plan, time_limit: float) -> Recheck:

@@ -1,0 +1,127 @@
+"""A plan as a page: complete, whole by itself, and true to the plan."""
+
+from dataclasses import replace
+from html.parser import HTMLParser
+from pathlib import Path
+
+import pytest
+
+from skyfx.solver import Assumptions, Device, Plan, solve
+from skyfx.solver.outlook import followed
+from skyfx.solver.page import Run, page
+from tests.commands import SOLVE
+from tests.commands import Run as Command
+from tests.instances import cluster, graph, node
+
+VOID = {"meta", "br", "img", "hr", "link", "input"}
+
+
+class Seen(HTMLParser):
+    """Tags with their attributes, and the text; fails where tags do not match."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__()
+        self.tags: list[tuple[str, dict[str, str | None]]] = []
+        self.texts: list[str] = []
+        self._open: list[str] = []
+        self.feed(text)
+        self.close()
+        assert self._open == []
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append((tag, dict(attrs)))
+        if tag not in VOID:
+            self._open.append(tag)
+
+    def handle_startendtag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append((tag, dict(attrs)))
+
+    def handle_endtag(self, tag: str) -> None:
+        assert self._open.pop() == tag
+
+    def handle_data(self, data: str) -> None:
+        if data.strip():
+            self.texts.append(" ".join(data.split()))
+
+    def count(self, tag: str, **attributes: str) -> int:
+        return sum(
+            name == tag and all(found.get(k) == v for k, v in attributes.items())
+            for name, found in self.tags
+        )
+
+
+MODEL = graph(
+    [
+        node("x", op="input", forward_s={}),
+        node("a", ("x",), module="first.<one>", backward_s={"cpu": 2.0}, gradient_bytes=3e6),
+        node("b", ("a",), module="second", backward_s={"cpu": 2.0}),
+    ]
+)
+PAIR = cluster(
+    Device(name="one & only", type="cpu", memory_bytes=1e6), Device(name="two", type="cpu")
+)
+
+
+def planned(**fields: object) -> Plan:
+    asked = replace(Assumptions(microbatches=4), **fields)  # type: ignore[arg-type]
+    return solve(MODEL, PAIR, asked).plan
+
+
+def drawn(plan: Plan, sentences: tuple[str, ...] = ()) -> Seen:
+    done = followed(MODEL, PAIR, plan).done
+    return Seen(page(MODEL, PAIR, plan, [Run("predicted", done)], sentences))
+
+
+@pytest.mark.parametrize("overlap", ["none", "full"])
+def test_every_action_is_drawn_and_backwards_are_hatched(overlap: str) -> None:
+    seen = drawn(planned(overlap=overlap))
+    tips = [text for text in seen.texts if text.startswith("stage ") and "micro-batch" in text]
+    assert len(tips) == 2 * 2 * 4  # stages, directions, micro-batches
+    assert "stage 0, forward of micro-batch 0: 0 s to 1 s" in tips
+    assert seen.count("rect", fill="url(#hatch)") == 2 * 4
+    assert [text for text in seen.texts if text in ("F0", "F3", "B0", "B3")] == [
+        *("F0", "B0", "F3", "B3"),
+        *("F0", "B0", "F3", "B3"),
+    ]
+
+
+def test_it_needs_nothing_else() -> None:
+    seen = drawn(planned())
+    assert {tag for tag, _ in seen.tags} & {"script", "link", "img", "iframe"} == set()
+    assert not any(key in found for _, found in seen.tags for key in ("src", "href"))
+
+
+def test_names_are_no_markup() -> None:
+    texts = drawn(planned(), ("1 < 2",)).texts
+    assert "one & only" in texts
+    assert "first.<one>" in texts
+    assert "1 < 2" in texts
+
+
+def test_modules_stand_between_their_cuts() -> None:
+    texts = drawn(planned()).texts
+    begin = texts.index("The model, and where it is cut")
+    assert texts[begin + 4 :][:9] == [
+        *("0 on one & only", "inputs", "1", "first.<one>", "1"),
+        *("cut", "1 values, 1 B forward, 2.9 MiB backward"),
+        *("1 on two", "second"),
+    ]
+
+
+def test_what_does_not_fit_is_said() -> None:
+    plan = planned()
+    without = replace(plan, alternatives=replace(plan.alternatives, even=None))
+    assert "does not fit into memory" not in drawn(plan).texts
+    assert "does not fit into memory" in drawn(without).texts
+
+
+def test_the_command_writes_it_and_not_over_another(skyfx: Command, folder: Path) -> None:
+    assert skyfx(*SOLVE, "-o", "p.plan.json", "-q").returncode == 0
+    done = skyfx("report", "p.plan.json", "-o", "p.html")
+    assert (done.returncode, done.stdout, done.stderr) == (0, "", "skyfx: wrote p.html\n")
+    seen = Seen((folder / "p.html").read_text())
+    assert "Stage 0 on one binds: 1 s a micro-batch, 1 s computing." in seen.texts
+    again = skyfx("report", "p.plan.json", "-o", "p.html")
+    assert again.returncode == 2
+    assert "p.html exists; use --force" in again.stderr
+    assert skyfx("report", "p.plan.json", "-o", "p.html", "--force", "-q").stderr == ""
