@@ -141,6 +141,8 @@ class Pipeline:
     ) -> Profile:
         """What stages and steps take, beside what was planned; printing it shows a table.
 
+        `write_trace` writes the last step's timeline.
+
         Runs the pipeline as `train_step` does, or as a call does if it was planned for inference.
         Gradients, buffers and random generators are afterwards as they were.
 
@@ -158,7 +160,8 @@ class Pipeline:
                 self(batch)
             return self.measured
 
-        return Profile.of(self.plan, measured(self._model, step, steps))
+        took = measured(self._model, step, steps)
+        return Profile.of(self.plan, took, self._runner.timeline())
 
     def clip_grad_norm_(self, max_norm: float, norm_type: float = 2.0) -> Tensor:
         """Scale all gradients down so that their norm is at most this.

@@ -1,5 +1,6 @@
 """Predicted beside measured: what each stage takes for a micro-batch, and what a step takes."""
 
+import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from statistics import median
@@ -8,7 +9,10 @@ from torch import nn
 
 from skyfx.runtime.runner import Measured
 from skyfx.runtime.undisturbed import undisturbed
+from skyfx.solver import files
 from skyfx.solver.plan import Plan
+from skyfx.solver.simulate import Done
+from skyfx.solver.trace import chrome_trace
 
 __all__: list[str] = ["Profile", "StageProfile", "measured"]
 
@@ -26,16 +30,19 @@ class StageProfile:
 class Profile:
     """The stages in their order, and a step; its prediction is simulated where the plan has that.
 
-    `print` shows a table.
+    `print` shows a table. `timeline` are the actions of the last step, from its first one on.
     """
 
     stages: tuple[StageProfile, ...]
     predicted_step_s: float
     measured_step_s: float
+    timeline: tuple[Done, ...] = ()
 
     @classmethod
-    def of(cls, plan: Plan, steps: Sequence[Measured]) -> "Profile":
-        """The medians of some steps beside their plan."""
+    def of(
+        cls, plan: Plan, steps: Sequence[Measured], timeline: tuple[Done, ...] = ()
+    ) -> "Profile":
+        """The medians of some steps beside their plan, and the timeline of the last one."""
         columns = zip(*(step.stage_s for step in steps), strict=True)
         return cls(
             tuple(
@@ -44,7 +51,18 @@ class Profile:
             ),
             plan.simulated_s or plan.step_s,
             median(step.step_s for step in steps),
+            timeline,
         )
+
+    def write_trace(self, path: str | os.PathLike[str], *, force: bool = False) -> None:
+        """Write the timeline as a file for https://ui.perfetto.dev and `skyfx report --run`.
+
+        Raises:
+            FileExistsError: the file exists and `force` is false.
+        """
+        devices = [stage.device for stage in self.stages]
+        with files.replacing(path, force=force) as written:
+            written.write_bytes(chrome_trace({"measured": (devices, self.timeline)}))
 
     def __str__(self) -> str:
         rows = [

@@ -1,5 +1,6 @@
 """Who runs the stages of a pipeline: several processes, each some of them in threads."""
 
+import time
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -12,11 +13,12 @@ from skyfx.runtime.channel import Boundaries
 from skyfx.runtime.group import Group
 from skyfx.runtime.message import Layout
 from skyfx.runtime.remote import Downstream, Upstream
-from skyfx.runtime.stage import Place
+from skyfx.runtime.stage import Place, Span
 from skyfx.runtime.step import Split, Step
-from skyfx.runtime.workers import INFERENCE_CAPACITY, Outcome, Started, Workers
+from skyfx.runtime.workers import INFERENCE_CAPACITY, Outcome, Started, Workers, done_since
 from skyfx.solver.errors import StageError
 from skyfx.solver.plan import Stage as PlannedStage
+from skyfx.solver.simulate import Done
 
 __all__: list[str] = ["Ranks"]
 
@@ -179,6 +181,12 @@ class Ranks(Workers):
             return Outcome(None, outputs, dict(enumerate(map(float, busy))))
         mine = ours.loss if ours.loss is not None else loss.to(torch.get_default_dtype())
         return Outcome(mine, {}, dict(enumerate(map(float, busy))))
+
+    def timeline(self, spans: Mapping[int, Sequence[Span]]) -> list[Done]:
+        """The actions of a step, of all processes; their clocks are set by a message to all."""
+        self._group.sum(torch.zeros(1))
+        told = self._group.told(done_since(spans, time.perf_counter()), list[Done])
+        return [one for said in told for one in said]
 
     def _outputs(self, step: Step, m: int) -> list[torch.Tensor]:
         """The outputs of a micro-batch, from where the last stage is."""

@@ -15,10 +15,12 @@ from skyfx.runtime import draws
 from skyfx.runtime.allocator import Heap
 from skyfx.runtime.microbatch import Batch
 from skyfx.runtime.splits import Splits, Splitter
+from skyfx.runtime.stage import Stage
 from skyfx.runtime.step import LossHead, Split, Step, autocast_here
 from skyfx.runtime.workers import Outcome, Started, Workers
 from skyfx.solver.errors import StageError, WorkerLostError
 from skyfx.solver.plan import Plan
+from skyfx.solver.simulate import Done
 
 __all__: list[str] = ["Measured", "Rebalance", "Remade", "Runner"]
 
@@ -72,6 +74,7 @@ class Runner:
         self.measured: Measured | None = None
         self._model = model
         self._calling = threading.Lock()
+        self._ran: Sequence[Split] = ()
         self._is_closed, self._is_streaming = False, False
         self._split(splitter, microbatch)
         self.settle()
@@ -117,6 +120,7 @@ class Runner:
     def _run(self, parts: list[Batch], head: LossHead | None) -> tuple[Step, Outcome]:
         with self._turn():
             step = self._step(parts, head)
+            self._ran = step.splits
             began = time.perf_counter()
             self.workers.finish(step, self.workers.start(step))
             outcome = self.workers.outcome(step)
@@ -157,6 +161,21 @@ class Runner:
             heap=self.heap,
         )
 
+    def timeline(self) -> tuple[Done, ...]:
+        """The actions of the last step, in seconds since its first; all processes call it.
+
+        On several hosts clocks are set to each other as well as a message to all can.
+        """
+        with self._turn():
+            spans = {
+                k: [span for stage in stages for span in stage.spans()]
+                for k, stages in _stages(self._ran).items()
+            }
+            every = self.workers.timeline(spans)
+        zero_s = min((done.began_s for done in every), default=0.0)
+        moved = (Done(one.action, one.began_s - zero_s, one.ended_s - zero_s) for one in every)
+        return tuple(sorted(moved, key=lambda done: done.ended_s))
+
     def settle(self) -> None:
         """From now on the memory's limit counts for the model, and what its steps take."""
         if self.heap is not None:
@@ -192,6 +211,13 @@ class Runner:
         if all(one is not None and not one for one in advances):
             return None
         return draws.begun(advances, self.workers.agreed)
+
+
+def _stages(splits: Sequence[Split]) -> dict[int, list[Stage]]:
+    """The stages that run here, by their numbers, of each distinct split."""
+    distinct = {id(split): split for split in splits}.values()
+    numbers = sorted({k for split in distinct for k in split.stages})
+    return {k: [split.stages[k] for split in distinct] for k in numbers}
 
 
 def _gathered(step: Step, outcome: Outcome) -> Any:

@@ -1,8 +1,9 @@
 """One stage of a pipeline: a submodule on its device, run on one micro-batch at a time."""
 
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, fx
@@ -10,8 +11,9 @@ from torch.autograd.graph import GradientEdge, get_gradient_edge
 
 from skyfx.runtime.channel import Gradients, Values
 from skyfx.runtime.message import Form
+from skyfx.solver.schedule import Kind
 
-__all__: list[str] = ["Place", "Stage"]
+__all__: list[str] = ["Place", "Span", "Stage"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,6 +29,15 @@ class Place:
     slowdown: float = 1.0
     num_threads: int = 1
     type: str = "cpu"
+
+
+class Span(NamedTuple):
+    """An action of a stage, from when to when, on `time.perf_counter`."""
+
+    kind: Kind
+    microbatch: int
+    began_s: float
+    ended_s: float
 
 
 class _Begin(torch.autograd.Function):
@@ -71,8 +82,9 @@ class Stage:
     receives: tuple[Form, ...]
     written: frozenset[int] = frozenset()
     since_s: float | None = None
-    _busy_s: float = 0.0
-    _events: list[tuple[torch.Event, torch.Event]] = field(default_factory=list)
+    _spans: list[Span] = field(default_factory=list)
+    _events: list[tuple[Kind, int, torch.Event, torch.Event]] = field(default_factory=list)
+    _origin: tuple[torch.Event, float] | None = None
     _live: dict[int, tuple[list[GradientEdge | None], list[Tensor | None]]] = field(
         default_factory=dict
     )
@@ -102,7 +114,7 @@ class Stage:
         if training:  # where backward begins, and not the values, which may go when they are sent
             roots = [get_gradient_edge(x) if x.requires_grad else None for x in sent]
             self._live[microbatch] = (roots, gradients)
-        self._ended(began)
+        self._ended(began, Kind.FORWARD, microbatch)
         return sent
 
     def backward(self, microbatch: int, gradients: Gradients) -> Gradients:
@@ -124,23 +136,32 @@ class Stage:
         began = self._began()
         if pairs:
             torch.autograd.backward([root for root, _ in pairs], [g for _, g in pairs])
-        self._ended(began)
+        self._ended(began, Kind.BACKWARD, microbatch)
         return received
 
     @property
     def busy_s(self) -> float:
         """Seconds since `reset`: what the CPU took, or the device's stream from first to last."""
-        for event, end in self._events:
+        return sum(span.ended_s - span.began_s for span in self.spans())
+
+    def spans(self) -> Sequence[Span]:
+        """The actions since `reset`; those on a device's own stream by the stream's own clock."""
+        for kind, microbatch, event, end in self._events:
             end.synchronize()
-            self._busy_s += event.elapsed_time(end) / 1e3
+            assert self._origin is not None
+            origin, origin_s = self._origin
+            began_s = origin_s + origin.elapsed_time(event) / 1e3
+            ended_s = began_s + event.elapsed_time(end) / 1e3
+            self._spans.append(Span(kind, microbatch, began_s, ended_s))
         self._events.clear()
-        return self._busy_s
+        return self._spans
 
     def reset(self) -> None:
         """Forget what an unfinished step has left, and the time counted so far."""
         self._live.clear()
         self._events.clear()
-        self._busy_s = 0.0
+        self._spans.clear()
+        self._origin = None
         self.since_s = None
 
     def _receive(self, i: int, value: Tensor) -> Tensor:
@@ -152,19 +173,22 @@ class Stage:
         self.since_s = time.perf_counter()
         if self.place.device.type == "cpu" or self.place.slowdown > 1:
             return self.since_s
-        return self._now()
+        now = self._now()
+        if self._origin is None:
+            self._origin = now, self.since_s
+        return now
 
-    def _ended(self, began: "float | torch.Event") -> None:
+    def _ended(self, began: "float | torch.Event", kind: Kind, microbatch: int) -> None:
         """Count an action that ends here, after what its slowdown has it wait."""
         self.since_s = None
         if isinstance(began, torch.Event):
-            self._events.append((began, self._now()))
+            self._events.append((kind, microbatch, began, self._now()))
             return
         if self.place.device.type != "cpu":
             torch.accelerator.synchronize(self.place.device)
         if self.place.slowdown > 1:
             time.sleep((time.perf_counter() - began) * (self.place.slowdown - 1))
-        self._busy_s += time.perf_counter() - began
+        self._spans.append(Span(kind, microbatch, began, time.perf_counter()))
 
     def _now(self) -> torch.Event:
         event = torch.Event(self.place.device, enable_timing=True)

@@ -12,10 +12,14 @@ from torch import Tensor, nn
 
 from skyfx.runtime.channel import Boundaries, ChannelClosed, LocalBoundary, Values
 from skyfx.runtime.group import Group
-from skyfx.runtime.stage import Place
+from skyfx.runtime.stage import Place, Span
 from skyfx.runtime.step import Split, Step
+from skyfx.solver.schedule import Action
+from skyfx.solver.simulate import Done
 
-__all__: list[str] = ["Outcome", "Started", "Workers", "with_torch_threads", "worker"]
+__all__: list[str] = [
+    *("Outcome", "Started", "Workers", "done_since", "with_torch_threads", "worker"),
+]
 
 INFERENCE_CAPACITY = 2
 """Micro-batches that may wait between two stages in inference: they overlap, in bounded memory."""
@@ -132,6 +136,14 @@ class Workers:
         total = None if step.head is None else step.head.total
         return Outcome(total, step.outputs, {k: step.busy_s(k) for k in self._places})
 
+    def timeline(self, spans: Mapping[int, Sequence[Span]]) -> list[Done]:
+        """The actions of a step that has run, of all stages, by one clock.
+
+        Args:
+            spans: of the stages that run here, by their numbers.
+        """
+        return done_since(spans, 0.0)
+
     def _run_here(self, step: Step) -> None:
         here = threading.get_ident()
         self._threads.add(here)
@@ -142,6 +154,15 @@ class Workers:
                     step.run_device(name)
         finally:
             self._threads.discard(here)
+
+
+def done_since(spans: Mapping[int, Sequence[Span]], zero_s: float) -> list[Done]:
+    """Actions in seconds since a moment on `time.perf_counter`."""
+    return [
+        Done(Action(k, span.kind, span.microbatch), span.began_s - zero_s, span.ended_s - zero_s)
+        for k, of_stage in spans.items()
+        for span in of_stage
+    ]
 
 
 def _numbers(places: Mapping[int, Place], name: str) -> str:

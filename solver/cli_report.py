@@ -14,11 +14,18 @@ from skyfx.solver.page import Run, page
 from skyfx.solver.plan import Plan
 from skyfx.solver.sources import sources
 from skyfx.solver.terminal import exit_codes, say
+from skyfx.solver.trace import read_trace
 
 __all__: list[str] = ["report_command"]
 
 PageFile = Annotated[
     Path, typer.Option("--output", "-o", metavar="HTML", help="Where the page is written.")
+]
+RunFile = Annotated[
+    Path | None,
+    typer.Option(
+        "--run", metavar="TRACE", help="A measured step, from Profile.write_trace: drawn below."
+    ),
 ]
 EachLimit = Annotated[
     float,
@@ -33,6 +40,7 @@ def report_command(
     output: PageFile,
     graph: GraphOption = None,
     cluster: ClusterOption = None,
+    run: RunFile = None,
     time_limit: EachLimit = 5.0,
     force: Force = False,
     quiet: Quiet = False,
@@ -46,6 +54,8 @@ def report_command(
         asked = files.read(plan, Plan)
         model, devices = sources(plan, asked, graph, cluster)
         runs = [Run("predicted", followed(model, devices, asked).done)]
+        if run is not None:
+            runs.append(Run("measured", read_trace(run, asked)))
         said = list(explained(model, devices, asked, replanning(asked, time_limit)))
         with files.replacing(output, force=force) as written:
             written.write_text(page(model, devices, asked, runs, said))

@@ -6,13 +6,19 @@ device b        | F0 | B0 | F1 |
 """
 
 import json
+import os
 from collections.abc import Iterator, Sequence
+from pathlib import Path
 from typing import Any
 
+import msgspec
+
+from skyfx.solver.errors import FormatError
+from skyfx.solver.plan import Plan
 from skyfx.solver.schedule import Action, Kind
 from skyfx.solver.simulate import Done
 
-__all__: list[str] = ["chrome_trace", "name_of"]
+__all__: list[str] = ["chrome_trace", "read_trace"]
 
 COLOURS = (
     *("thread_state_running", "rail_response", "rail_animation", "rail_load", "cq_build_passed"),
@@ -21,11 +27,6 @@ COLOURS = (
 """Names that the trace viewers know; micro-batches take them in turn."""
 
 Event = dict[str, Any]
-
-
-def name_of(action: Action) -> str:
-    """What an action is called in a trace, simulated or measured."""
-    return f"{action.kind.value} {action.microbatch}"
 
 
 def chrome_trace(runs: dict[str, tuple[Sequence[str], Sequence[Done]]]) -> bytes:
@@ -41,6 +42,54 @@ def chrome_trace(runs: dict[str, tuple[Sequence[str], Sequence[Done]]]) -> bytes
         for event in _run(number, name, devices, done)
     ]
     return json.dumps({"traceEvents": events, "displayTimeUnit": "ms"}).encode() + b"\n"
+
+
+def read_trace(path: str | os.PathLike[str], plan: Plan) -> tuple[Done, ...]:
+    """The actions of the last run in a trace file, of a step by this plan.
+
+    Raises:
+        FormatError: it is no such file, or another plan's.
+    """
+    try:
+        events = msgspec.json.decode(Path(path).read_bytes(), type=_File).traceEvents
+    except OSError as error:
+        raise FormatError(f"{path}: {error.strerror or error}") from None
+    except msgspec.MsgspecError as error:
+        raise FormatError(f"{path}: no trace of a step: {error}") from None
+    slices = [event for event in events if event.ph == "X"]
+    last = max((event.pid for event in slices), default=0)
+    try:
+        found = tuple(_done(event) for event in slices if event.pid == last)
+    except (KeyError, ValueError) as error:
+        raise FormatError(f"{path}: no trace of a step: {error}") from None
+    stages = {done.action.stage for done in found}
+    if stages != set(range(len(plan.stages))):
+        raise FormatError(
+            f"{path}: the trace has actions of stages {sorted(stages)}, the plan has "
+            f"{len(plan.stages)} stages"
+        )
+    return found
+
+
+class _Event(msgspec.Struct):
+    """What is read of an event; the format has more."""
+
+    ph: str
+    pid: int = 0
+    ts: float = 0.0
+    dur: float = 0.0
+    cat: str = ""
+    args: dict[str, Any] = {}
+
+
+class _File(msgspec.Struct):
+    traceEvents: list[_Event]  # noqa: N815 - the format's own name
+
+
+def _done(event: _Event) -> Done:
+    stage, microbatch = int(event.args["stage"]), int(event.args["micro-batch"])
+    began_s = event.ts / 1e6
+    return Done(Action(stage, Kind(event.cat), microbatch), began_s, began_s + event.dur / 1e6)
 
 
 def _run(number: int, name: str, devices: Sequence[str], done: Sequence[Done]) -> Iterator[Event]:
@@ -60,7 +109,7 @@ def _run(number: int, name: str, devices: Sequence[str], done: Sequence[Done]) -
             **at,
             "ts": 1e6 * one.began_s,
             "dur": 1e6 * (one.ended_s - one.began_s),
-            "name": name_of(action),
+            "name": f"{action.kind.value} {action.microbatch}",
             "cat": action.kind.value,
             "cname": COLOURS[action.microbatch % len(COLOURS)],
             "args": {"stage": action.stage, "micro-batch": action.microbatch},

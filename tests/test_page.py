@@ -85,6 +85,20 @@ def test_every_action_is_drawn_and_backwards_are_hatched(overlap: str) -> None:
     ]
 
 
+def test_a_measured_step_is_drawn_on_the_same_scale() -> None:
+    """Twice as long as predicted, so that the predicted one has half of the width."""
+    plan = planned()
+    done = followed(MODEL, PAIR, plan).done
+    slower = [replace(x, began_s=2 * x.began_s, ended_s=2 * x.ended_s) for x in done]
+    runs = [Run("predicted", done), Run("measured", slower)]
+    seen = Seen(page(MODEL, PAIR, plan, runs, ()))
+    hatched = [found["width"] for tag, found in seen.tags if found.get("fill") == "url(#hatch)"]
+    assert len(hatched) == 2 * 2 * 4
+    predicted, measured = (sorted(map(float, map(str, x))) for x in (hatched[:8], hatched[8:]))
+    assert measured == pytest.approx([2 * width for width in predicted], abs=0.02)
+    assert {"predicted", "measured"} <= set(seen.texts)
+
+
 def test_it_needs_nothing_else() -> None:
     seen = drawn(planned())
     assert {tag for tag, _ in seen.tags} & {"script", "link", "img", "iframe"} == set()

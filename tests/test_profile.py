@@ -1,10 +1,15 @@
 """A profile puts what was measured beside the plan, and leaves the training as it was."""
 
+from itertools import pairwise
+from pathlib import Path
+
+import pytest
 import torch
 
 from skyfx.runtime.profile import Profile, StageProfile
+from skyfx.solver.trace import read_trace
 from tests import models
-from tests.plans import split_evenly
+from tests.plans import NUM_MICROBATCHES, split_evenly
 
 
 def test_it_prints_a_table() -> None:
@@ -40,3 +45,25 @@ def test_a_pipeline_for_inference_infers() -> None:
         profile = pipeline.profile(case.batch, steps=1)
     assert len(profile.stages) == 2
     assert "step" in str(profile)
+
+
+def test_the_timeline_has_every_action_in_its_order(tmp_path: Path) -> None:
+    case = models.bert()
+    with split_evenly(case) as pipeline:
+        profile = pipeline.profile(case.batch, case.targets, case.loss_fn, steps=1)
+        plan = pipeline.plan
+    done = profile.timeline
+    expected = plan.orders(NUM_MICROBATCHES, training=True)
+    for device, actions in expected.items():
+        of_device = [one for one in done if plan.stages[one.action.stage].device == device]
+        assert [one.action for one in of_device] == list(actions)
+        assert all(a.ended_s <= b.began_s for a, b in pairwise(of_device))
+    assert min(one.began_s for one in done) == 0
+    assert max(one.ended_s for one in done) <= profile.measured_step_s
+    profile.write_trace(tmp_path / "t.json")
+    read = {one.action: one for one in read_trace(tmp_path / "t.json", plan)}
+    assert read.keys() == {one.action for one in done}
+    for one in done:
+        assert read[one.action].ended_s == pytest.approx(one.ended_s, abs=1e-6)
+    with pytest.raises(FileExistsError, match="t.json exists"):
+        profile.write_trace(tmp_path / "t.json")

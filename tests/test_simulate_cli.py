@@ -99,3 +99,34 @@ def test_what_is_wrong_is_one_line(planned: Run) -> None:
     assert done.stderr == (
         "skyfx: error: --what-if 'slow one x': found 'x', expected a factor such as x2\n"
     )
+
+
+def test_a_report_takes_a_measured_step(planned: Run, folder: Path) -> None:
+    planned("simulate", "p.plan.json", "--slow", "one=1", "--trace", "t.json")
+    done = planned("report", "p.plan.json", "-o", "p.html", "--run", "t.json")
+    assert done.returncode == 0
+    assert "A step takes 9 s as predicted. A step takes 9 s as measured." in " ".join(
+        (folder / "p.html").read_text().split()
+    )
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("[1]", "t.json: no trace of a step: Expected `object`, got `array`"),
+        ('{"traceEvents": [{"ph": "X"}]}', "t.json: no trace of a step: 'stage'"),
+        (
+            '{"traceEvents": [{"ph": "X", "cat": "forward", "args": '
+            '{"stage": 0, "micro-batch": 0}}]}',
+            "t.json: the trace has actions of stages [0], the plan has 2 stages",
+        ),
+    ],
+)
+def test_what_is_no_measured_step_is_told(
+    planned: Run, folder: Path, text: str, said: str
+) -> None:
+    (folder / "t.json").write_text(text)
+    done = planned("report", "p.plan.json", "-o", "p.html", "--run", "t.json")
+    assert (done.returncode, done.stdout) == (2, "")
+    assert said in done.stderr
+    assert not (folder / "p.html").exists()
