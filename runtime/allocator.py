@@ -28,8 +28,8 @@ KEPT_BYTES = 2**30
 LARGEST_MMAP_THRESHOLD = 2**25
 """The most that glibc accepts: half a heap of a thread."""
 
-SLACK = 1.25
-"""Free bytes of the heap for each that an action needs, so that no hole is too small for it."""
+MARGIN = 0.05
+"""Of a limit, what is kept clear until it is known what actions need."""
 
 STATM = Path("/proc/self/statm")
 
@@ -56,61 +56,66 @@ class Heap:
         most_bytes: what may be resident, beside what the process has in common with others.
     """
 
-    def __init__(self, limit_bytes: float) -> None:
-        """Whoever makes it calls `settle` before the first action."""
+    def __init__(self, limit_bytes: float, libc: Any) -> None:
+        """For `within`; whoever makes it calls `settle` before the first action."""
         self.most_bytes = self._limit_bytes = limit_bytes
-        self._libc = _glibc()
+        self._libc = libc
         self._others_bytes = 0
-        self._grew: dict[Hashable, int] = {}
+        self._needs: dict[Hashable, int] = {}
+        self._exceeds: dict[Hashable, float] = {}
+
+    @classmethod
+    def within(cls, limit_bytes: float) -> "Heap | None":
+        """Of this process; None where malloc is not ours to set up, or does not tell enough."""
+        libc = _glibc()
+        tells = libc is not None and hasattr(libc, "mallinfo2") and STATM.exists()
+        return cls(limit_bytes, libc) if tells else None
 
     def settle(self, held_bytes: float) -> None:
         """From now on the limit counts, with so many bytes that it is for and that are there."""
         self._return()
-        self.most_bytes = _resident_bytes() - held_bytes + self._limit_bytes
+        limit_bytes = (1 - MARGIN) * self._limit_bytes
+        self.most_bytes = _resident_bytes() - held_bytes + limit_bytes
 
     def room_bytes(self) -> float:
         """What may still become resident; negative where too much is."""
         return self.most_bytes - _resident_bytes()
 
     @contextmanager
-    def room_for(self, action: Hashable) -> Iterator[None]:
-        """Return what is free, if the action might need more than is left and does not lie there.
+    def room_for(self, kind: Hashable) -> Iterator[None]:
+        """Return what is free, if an action of this kind might need more than there is room for.
 
-        Nothing is known of an action that has not been taken before. Where another thread allocates
-        meanwhile, the action is thought to need more than it does.
+        It is thought to need what one of its kind has at the most, of which it finds what lies free
+        in the heap; and where that was not all true, what was too much then. Nothing is known of
+        the first one. What other threads allocate meanwhile counts as well.
         """
         before = _resident_bytes()
-        more = max(0.0, SLACK * self._grew.get(action, 0) - self._free_bytes(before))
-        if before + more > self.most_bytes:
+        more = max(0, self._needs.get(kind, 0) - self._free_bytes(before))
+        if before + more + self._exceeds.get(kind, 0.0) > self.most_bytes:
             self._return()
             before = _resident_bytes()
         yield
-        self._grew[action] = max(self._grew.get(action, 0), _resident_bytes() - before)
+        after = _resident_bytes()
+        self._needs[kind] = max(self._needs.get(kind, 0), after - before)
+        self._exceeds[kind] = max(self._exceeds.get(kind, 0.0), after - self.most_bytes)
 
     def _return(self) -> None:
-        """Give back what is free; what is then resident and not malloc's is of others."""
-        if self._libc is not None:
-            self._libc.malloc_trim(0)
-        self._others_bytes = _resident_bytes() - (self._used_bytes() or 0)
+        """Give back all that is free; what is then resident and not malloc's is of others."""
+        self._libc.malloc_trim(0)
+        self._others_bytes = _resident_bytes() - self._used_bytes()
 
     def _free_bytes(self, resident_bytes: int) -> int:
-        """Of what is resident, what is free for the next action; 0 where malloc does not tell."""
-        used_bytes = self._used_bytes()
-        return 0 if used_bytes is None else max(0, resident_bytes - self._others_bytes - used_bytes)
+        """What lies free in the heap and is resident."""
+        return max(0, resident_bytes - self._others_bytes - self._used_bytes())
 
-    def _used_bytes(self) -> int | None:
+    def _used_bytes(self) -> int:
         """What malloc has given out."""
-        if self._libc is None or not hasattr(self._libc, "mallinfo2"):
-            return None
-        self._libc.mallinfo2.restype = _Mallinfo
         said = self._libc.mallinfo2()
         return int(said.used_bytes + said.mapped_bytes)
 
 
 def _resident_bytes() -> int:
-    """Of memory that is the process's alone, no file's; 0 where the kernel does not tell."""
-    if not STATM.exists():
-        return 0
+    """Of memory that is the process's alone, no file's."""
     _, resident, shared, *_ = STATM.read_text().split()
     return (int(resident) - int(shared)) * os.sysconf("SC_PAGE_SIZE")
 
@@ -132,4 +137,8 @@ def _glibc() -> Any:
     if not sys.platform.startswith("linux") or any(name.startswith(OWN) for name in os.environ):
         return None
     libc = ctypes.CDLL(None)
-    return libc if hasattr(libc, "mallopt") and hasattr(libc, "malloc_trim") else None
+    if not hasattr(libc, "mallopt") or not hasattr(libc, "malloc_trim"):
+        return None
+    if hasattr(libc, "mallinfo2"):  # since 2.33
+        libc.mallinfo2.restype = _Mallinfo
+    return libc

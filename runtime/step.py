@@ -11,7 +11,7 @@ others stop as well.
 
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager, nullcontext
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -26,7 +26,7 @@ from skyfx.runtime.message import Form
 from skyfx.runtime.microbatch import Batch, OutputForm
 from skyfx.runtime.stage import Stage
 from skyfx.solver.errors import StageError, WorkerLostError
-from skyfx.solver.schedule import Kind, Orders
+from skyfx.solver.schedule import Action, Kind, Orders
 
 __all__: list[str] = ["LossHead", "Split", "Step"]
 
@@ -149,7 +149,7 @@ class Step:
             stage = self.splits[action.microbatch].stages[k]
             try:
                 run = self._run_forward if action.kind is Kind.FORWARD else self._run_backward
-                with nullcontext() if self.heap is None else self.heap.room_for(action):
+                with self._room_for(action):
                     run(k, stage, action.microbatch)
             except (ChannelClosed, KeyboardInterrupt):
                 raise
@@ -162,6 +162,11 @@ class Step:
                     f"stage {k} on {stage.place.name!r} failed in the {action}: "
                     f"{type(error).__name__}: {error}"
                 ) from error
+
+    def _room_for(self, action: Action) -> AbstractContextManager[None]:
+        if self.heap is None:
+            return nullcontext()
+        return self.heap.room_for((action.stage, action.kind))
 
     def stages(self, k: int) -> list[Stage]:
         """Stage k of each distinct split."""

@@ -146,7 +146,7 @@ def _pipeline(
         splitter = Splitter(model, plan, places, site.on_cpu(plan), captured, opened)
         workers = site.workers(places, plan)
         limit_bytes = limit_of(plan, own, site.cluster)
-        heap = None if limit_bytes is None else Heap(limit_bytes)
+        heap = None if limit_bytes is None else Heap.within(limit_bytes)
         return Pipeline(model, plan, workers, splitter, captured.microbatch, rebalance, heap)
     finally:
         if opened is not None:

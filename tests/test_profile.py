@@ -65,5 +65,5 @@ def test_the_timeline_has_every_action_in_its_order(tmp_path: Path) -> None:
     assert read.keys() == {one.action for one in done}
     for one in done:
         assert read[one.action].ended_s == pytest.approx(one.ended_s, abs=1e-6)
-    with pytest.raises(FileExistsError, match="t.json exists"):
+    with pytest.raises(FileExistsError, match=r"t\.json exists"):
         profile.write_trace(tmp_path / "t.json")

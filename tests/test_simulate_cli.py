@@ -122,9 +122,7 @@ def test_a_report_takes_a_measured_step(planned: Run, folder: Path) -> None:
         ),
     ],
 )
-def test_what_is_no_measured_step_is_told(
-    planned: Run, folder: Path, text: str, said: str
-) -> None:
+def test_what_is_no_measured_step_is_told(planned: Run, folder: Path, text: str, said: str) -> None:
     (folder / "t.json").write_text(text)
     done = planned("report", "p.plan.json", "-o", "p.html", "--run", "t.json")
     assert (done.returncode, done.stdout) == (2, "")
