@@ -117,7 +117,7 @@ def test_modules_stand_between_their_cuts() -> None:
     begin = texts.index("The model, and where it is cut")
     assert texts[begin + 4 :][:9] == [
         *("0 on one & only", "inputs", "1", "first.<one>", "1"),
-        *("cut", "1 values, 1 B forward, 2.9 MiB backward"),
+        *("cut", "1 value, 1 B forward, 2.9 MiB backward"),
         *("1 on two", "second"),
     ]
 
