@@ -66,11 +66,16 @@ def main(name: str, folder: str, how: str) -> None:
         pipeline.load_state_dict(ours)
         inferred = pipeline(case.batch)
         streamed = list(pipeline.stream([case.batch] * 4))
+        profile = pipeline.profile(case.batch, case.targets, case.loss_fn, steps=1)
     expected = reference.infer(alone, SIZE)
     said = {
         "stages": [s.device for s in pipeline.plan.stages],
         "plan": encode(pipeline.plan).decode(),
         "equal": found,
+        "timeline": [
+            [done.action.stage, done.action.kind.value, done.action.microbatch, done.began_s]
+            for done in profile.timeline
+        ],
         "held": len(held),
         "all": len(theirs),
         "inferred": [

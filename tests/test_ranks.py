@@ -11,7 +11,8 @@ import pytest
 
 from skyfx.solver.cluster import Cluster
 from skyfx.solver.files import read
-from tests.models import CASES
+from tests.models import BATCH, CASES
+from tests.plans import SIZE
 
 ROOT = Path(__file__).parent.parent
 
@@ -44,6 +45,14 @@ def test_each_rank_has_its_stage_and_all_see_the_unsplit_models_losses(
         assert said["equal"] == [True] * 7  # losses and norms of gradients, tensors in the end
         assert said["inferred"] == [True] * 5  # alone, and in a stream of four
     assert all(0 < said["held"] < said["all"] for said in found)
+    first, second = (said["timeline"] for said in found)
+    assert first == second  # all know of all actions, by one clock
+    begun = {(k, kind, m): began_s for k, kind, m, began_s in first}
+    parts = range(BATCH // SIZE)
+    assert begun.keys() == {
+        (k, x, m) for k in (0, 1) for x in ("forward", "backward") for m in parts
+    }
+    assert all(begun[0, "forward", m] < begun[1, "backward", m] for m in parts)
 
 
 @pytest.mark.parametrize(
