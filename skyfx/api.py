@@ -5,6 +5,7 @@ import os
 from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import replace
 from functools import partial
+from pathlib import Path
 from typing import Any, get_args
 
 from torch import nn
@@ -47,6 +48,7 @@ def partition(
     pins: Sequence[str] = (),
     gap: float = 0.01,
     time_limit_s: float = 20.0,
+    keep: str | os.PathLike[str] | None = None,
     progress: Progress | None = None,
 ) -> Pipeline:
     """Split a model over devices and get it ready to run.
@@ -69,6 +71,8 @@ def partition(
             or must not be, such as `embeddings=cpu`.
         gap: how far the plan may be from the best, relatively, to stop searching.
         time_limit_s: seconds after which the best plan so far is taken, with its true gap.
+        keep: folder that graph, cluster and plan are written to (by the first process), as from
+            `skyfx capture` and `skyfx solve`; earlier ones of the same name are replaced.
         progress: told of each node that has been measured.
 
     Returns:
@@ -100,7 +104,7 @@ def partition(
         captured = _capture(model, batch, mode, num_microbatches)
         graph, cluster = site.measured(captured, progress)
         plan_for = partial(_planned, graph, assumptions=assumptions, batch=batch, search=search)
-        given = site.agreed(lambda: plan_for(cluster))
+        given = site.agreed(lambda: _kept(plan_for(cluster), graph, cluster, keep))
         rebalance = Rebalancing(model, site, captured, graph, cluster, plan_for)
     return _pipeline(model, given, captured, site, weights, rebalance)
 
@@ -129,6 +133,18 @@ def _planned(
     if solution.interrupted:  # Ctrl-C in a script means to stop, not to go on with less
         raise KeyboardInterrupt
     return solution.plan
+
+
+def _kept(
+    plan: Plan, graph: Graph, cluster: Cluster, folder: str | os.PathLike[str] | None
+) -> Plan:
+    """The plan, once it and what it was made from are in the folder, if there is one."""
+    if folder is not None:
+        path = Path(folder)
+        path.mkdir(parents=True, exist_ok=True)
+        for document, kind in ((graph, "graph"), (cluster, "cluster"), (plan, "plan")):
+            files.write(document, path / f"{plan.graph.name}.{kind}.json", force=True)
+    return plan
 
 
 def _pipeline(

@@ -20,6 +20,8 @@ from skyfx.runtime.microbatch import Batch
 from skyfx.solver import Assumptions, Cluster, Device, files, solve
 from skyfx.solver.errors import CaptureError, FormatError, InfeasibleError, PlanError
 from skyfx.solver.plan import Plan
+from skyfx.solver.sources import sources
+from skyfx.solver.validate import validate
 from tests import models, reference
 from tests.models import BATCH, Case
 from tests.plans import NUM_MICROBATCHES, SIZE, even_plan, generated_plan
@@ -252,3 +254,24 @@ def test_a_device_with_two_stages_has_its_memory_once() -> None:
         cluster = Cluster(devices=(Device(name="a", type="cpu", memory_bytes=memory), unused))
         assert limit_of(both, {"a", "b"}, cluster) == memory
     assert limit_of(both, {"b"}, cluster) is None
+
+
+def test_what_a_plan_was_made_from_can_be_kept(tmp_path: Path) -> None:
+    """The files are those of `capture` and `solve`: whole, found by their digests, and valid."""
+    case = models.bert()
+    for _ in range(2):  # the second time over the first
+        with skyfx.partition(
+            case.model,
+            ["cpu", "cpu"],
+            example_inputs=case.batch,
+            num_microbatches=2,
+            keep=tmp_path / "kept",
+        ) as pipeline:
+            plan = pipeline.plan
+    assert sorted(x.name for x in (tmp_path / "kept").iterdir()) == [
+        f"{plan.graph.name}.{kind}.json" for kind in ("cluster", "graph", "plan")
+    ]
+    path = tmp_path / "kept" / f"{plan.graph.name}.plan.json"
+    assert files.read(path, Plan) == plan
+    graph, cluster = sources(path, plan)
+    assert validate(graph, cluster, plan) == ()

@@ -35,8 +35,9 @@ Figures are medians of five steps after one to warm up; of one where a step take
 and for the original's way. In brackets: the first step alone, of cuts by hand that were no more
 than third, or far behind the best.
 
-- **skyfx**: what `partition` would plan and run, with `objective="step"`, from what was measured on
-  these hosts. Its seconds are given; of all others, how many times longer they take.
+- **skyfx**: what `partition` would plan and run, with `objective="step"`, `schedule="generated"`
+  and `time_limit_s=60`, from what was measured on these hosts. Its seconds are given; of all
+  others, how many times longer they take.
 - **even**: as many operators for each worker, in the order of the ranks, run by skyfx.
 - **torch.distributed.pipelining** by hand: the model as a sequence of blocks, a `PipelineStage` for
   each worker in the order of the ranks, run by torch's own `Schedule1F1B` / `ScheduleGPipe`. Cut
