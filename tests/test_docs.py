@@ -1,6 +1,7 @@
 """What the documents say is run."""
 
 import re
+import shlex
 import subprocess
 import sys
 from pathlib import Path
@@ -45,9 +46,11 @@ def test_the_readmes_python_runs(tmp_path: Path) -> None:
 def test_the_readmes_offline_commands_run(tmp_path: Path) -> None:
     (tmp_path / "train.py").write_text(TRAIN)
     offline = blocks(ROOT / "README.md", "console")[1].splitlines()
-    assert [line.split()[1] for line in offline] == ["capture", "solve", "check", "show"]
+    assert [line.split()[1] for line in offline] == [
+        *("capture", "solve", "check", "show", "explain", "simulate", "report"),
+    ]
     for line in offline:
-        assert_runs(sys.executable, "-m", *line.split(), folder=tmp_path)
+        assert_runs(sys.executable, "-m", *shlex.split(line), folder=tmp_path)
 
 
 def test_the_example_trains_and_says_so(tmp_path: Path) -> None:
