@@ -1,8 +1,9 @@
 """The command `simulate`: a plan's step, action by action, as it is and as it might be."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import msgspec
 import typer
@@ -13,7 +14,7 @@ from skyfx.solver.cluster import Cluster
 from skyfx.solver.graph import Graph
 from skyfx.solver.options import Force, Json, PlanFile, Quiet, Seed, TimeLimit
 from skyfx.solver.outlook import Outlook, Replan, Scenario, busy_s, followed, outlooks, spread
-from skyfx.solver.plan import Plan
+from skyfx.solver.plan import Plan, Schedule
 from skyfx.solver.report import seconds
 from skyfx.solver.simulate import Timeline
 from skyfx.solver.solve import solve
@@ -48,6 +49,13 @@ Slow = Annotated[
     typer.Option("--slow", metavar="DEVICE=FACTOR", help="As --what-if 'slow DEVICE xFACTOR'."),
 ]
 Anew = Annotated[bool, typer.Option("--replan", help="Also plan anew for each change.")]
+OtherSchedule = Annotated[
+    Literal["1f1b", "gpipe"] | None,
+    typer.Option(help="Follow this one; other schedules are made for a plan by skyfx solve."),
+]
+OtherMicrobatches = Annotated[
+    int | None, typer.Option(metavar="M", min=1, help="Micro-batches in the step.")
+]
 OwnLinks = Annotated[
     bool, typer.Option("--own-links", help="Messages of one device do not share its port.")
 ]
@@ -69,6 +77,8 @@ def simulate_command(
     what_if: WhatIf = None,
     slow: Slow = None,
     replan: Anew = False,
+    schedule: OtherSchedule = None,
+    num_microbatches: OtherMicrobatches = None,
     own_links: OwnLinks = False,
     jitter: Jitter = 0.0,
     runs: Runs = 100,
@@ -86,13 +96,14 @@ def simulate_command(
     with exit_codes():
         if trace is not None:
             files.refuse_overwrite(trace, force=force)
-        asked = files.read(plan, Plan)
+        planned = files.read(plan, Plan)
+        asked = _asked(planned, schedule, num_microbatches)
         model, devices = sources(plan, asked, graph, cluster)
         changes = [Change.of(text, model) for text in [*(what_if or ()), *_slowed(slow or ())]]
         timeline = followed(model, devices, asked, Scenario(shared_ports=not own_links))
         search = replanning(asked, time_limit) if replan else None
         found = outlooks(model, devices, asked, changes, search)
-        answer = _Answer(asked, timeline, list(found))
+        answer = _Answer(asked, timeline, list(found), as_planned=asked == planned)
         if jitter:
             answer.jitter = (jitter, *spread(model, devices, asked, jitter, runs, seed))
         if trace is not None:
@@ -103,8 +114,11 @@ def simulate_command(
 class _Answer:
     """What the command has found out."""
 
-    def __init__(self, plan: Plan, timeline: Timeline, found: Sequence[Outlook]) -> None:
+    def __init__(
+        self, plan: Plan, timeline: Timeline, found: Sequence[Outlook], *, as_planned: bool
+    ) -> None:
         self._plan, self._timeline, self._outlooks = plan, timeline, found
+        self._as_planned = as_planned
         self._busy_s = busy_s(plan, timeline)
         self.jitter: tuple[float, float, float] | None = None
 
@@ -119,7 +133,7 @@ class _Answer:
             stages = [str(k) for k, s in enumerate(self._plan.stages) if s.device == name]
             table.add_row(name, " ".join(stages), seconds(busy), f"{busy / step_s:.0%}")
         out.print(table)
-        typer.echo(f"step {seconds(step_s)}, by the plan's formula {seconds(self._plan.step_s)}")
+        typer.echo(f"step {seconds(step_s)}{self._formula()}")
         if self.jitter is not None:
             sigma, middle, p95 = self.jitter
             typer.echo(
@@ -128,6 +142,11 @@ class _Answer:
             )
         if self._outlooks:
             out.print(self._table())
+
+    def _formula(self) -> str:
+        """What the plan says itself, if this is what it was planned for."""
+        planned = f", by the plan's formula {seconds(self._plan.step_s)}"
+        return planned if self._as_planned else ""
 
     def _table(self) -> Table:
         table = Table("what if", "this plan", "another plan", "its stages", box=None)
@@ -164,6 +183,17 @@ class _Answer:
         if self.jitter is not None:
             answer["jitter"] = dict(zip(("sigma", "median_s", "p95_s"), self.jitter, strict=True))
         return answer
+
+
+def _asked(plan: Plan, schedule: Schedule | None, num_microbatches: int | None) -> Plan:
+    """The plan's stages in another order, or with other numbers of micro-batches."""
+    assumed = plan.assumptions
+    other = replace(
+        assumed,
+        schedule=schedule or assumed.schedule,
+        microbatches=num_microbatches or assumed.microbatches,
+    )
+    return replace(plan, assumptions=other)
 
 
 def _write_trace(path: Path, plan: Plan, timeline: Timeline, *, force: bool, quiet: bool) -> None:

@@ -34,6 +34,16 @@ def test_a_step_is_followed(planned: Run) -> None:
     ]
 
 
+def test_another_schedule_and_other_numbers_of_micro_batches_are_followed(planned: Run) -> None:
+    """Stages of a second each: (M + 1) s, in whatever order backwards that take none come."""
+    more = planned("simulate", "p.plan.json", "--num-microbatches", "20")
+    assert more.stdout.splitlines()[-1] == "step 21 s"
+    other = planned("simulate", "p.plan.json", "--schedule", "gpipe", "--json")
+    assert json.loads(other.stdout)["step_s"] == STEP_S
+    unknown = planned("simulate", "p.plan.json", "--schedule", "generated")
+    assert unknown.returncode == 2
+
+
 def test_changes_are_each_told_with_and_without_another_plan(planned: Run) -> None:
     """Slowed to a third, `two` takes 24 s after the first second; then `one` does it alone."""
     asked = ("--what-if", "slow two x3", "--what-if", "drop two", "--slow", "one=1")
