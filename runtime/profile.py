@@ -11,7 +11,7 @@ from skyfx.runtime.runner import Measured
 from skyfx.runtime.undisturbed import undisturbed
 from skyfx.solver import files
 from skyfx.solver.plan import Plan
-from skyfx.solver.simulate import Done
+from skyfx.solver.timeline import Done
 from skyfx.solver.trace import chrome_trace
 
 __all__: list[str] = ["Profile", "StageProfile", "measured"]

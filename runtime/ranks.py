@@ -18,7 +18,7 @@ from skyfx.runtime.step import Split, Step
 from skyfx.runtime.workers import INFERENCE_CAPACITY, Outcome, Started, Workers, done_since
 from skyfx.solver.errors import StageError
 from skyfx.solver.plan import Stage as PlannedStage
-from skyfx.solver.simulate import Done
+from skyfx.solver.timeline import Done
 
 __all__: list[str] = ["Ranks"]
 

@@ -20,7 +20,7 @@ from skyfx.runtime.step import LossHead, Split, Step, autocast_here
 from skyfx.runtime.workers import Outcome, Started, Workers
 from skyfx.solver.errors import StageError, WorkerLostError
 from skyfx.solver.plan import Plan
-from skyfx.solver.simulate import Done
+from skyfx.solver.timeline import Done
 
 __all__: list[str] = ["Measured", "Rebalance", "Remade", "Runner"]
 

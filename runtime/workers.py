@@ -15,7 +15,7 @@ from skyfx.runtime.group import Group
 from skyfx.runtime.stage import Place, Span
 from skyfx.runtime.step import Split, Step
 from skyfx.solver.schedule import Action
-from skyfx.solver.simulate import Done
+from skyfx.solver.timeline import Done
 
 __all__: list[str] = [
     *("Outcome", "Started", "Workers", "done_since", "with_torch_threads", "worker"),

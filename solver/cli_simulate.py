@@ -16,10 +16,10 @@ from skyfx.solver.options import Force, Json, PlanFile, Quiet, Seed, TimeLimit
 from skyfx.solver.outlook import Outlook, Replan, Scenario, busy_s, followed, outlooks, spread
 from skyfx.solver.plan import Plan, Schedule
 from skyfx.solver.report import seconds
-from skyfx.solver.simulate import Timeline
 from skyfx.solver.solve import solve
 from skyfx.solver.sources import sources
 from skyfx.solver.terminal import console, exit_codes, say
+from skyfx.solver.timeline import Timeline
 from skyfx.solver.trace import chrome_trace
 from skyfx.solver.whatif import Change
 

@@ -20,7 +20,8 @@ from dataclasses import dataclass
 
 from skyfx.solver.pace import Pace
 from skyfx.solver.schedule import live_counts, orders, waits_for_itself
-from skyfx.solver.simulate import Timeline, follow
+from skyfx.solver.simulate import follow
+from skyfx.solver.timeline import Timeline
 
 __all__: list[str] = ["Fits", "Generated", "Live", "generate"]
 

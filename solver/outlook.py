@@ -12,7 +12,8 @@ from skyfx.solver.graph import Graph
 from skyfx.solver.pace import Pace
 from skyfx.solver.plan import Plan
 from skyfx.solver.report import size
-from skyfx.solver.simulate import Timeline, follow
+from skyfx.solver.simulate import follow
+from skyfx.solver.timeline import Timeline
 from skyfx.solver.whatif import Change, changed
 
 __all__: list[str] = ["Outlook", "Scenario", "busy_s", "followed", "outlooks", "spread"]

@@ -15,7 +15,7 @@ from skyfx.solver.graph import Graph, Node
 from skyfx.solver.plan import Plan, Stage
 from skyfx.solver.report import seconds, size
 from skyfx.solver.schedule import Kind
-from skyfx.solver.simulate import Done
+from skyfx.solver.timeline import Done
 
 __all__: list[str] = ["Run", "page"]
 

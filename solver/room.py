@@ -7,7 +7,7 @@ from skyfx.solver.cost import Placement, by_device, memory_bytes
 from skyfx.solver.fitting import RESERVE
 from skyfx.solver.peak import peaks
 from skyfx.solver.problem import Problem
-from skyfx.solver.simulate import Timeline
+from skyfx.solver.timeline import Timeline
 
 __all__: list[str] = ["Room"]
 

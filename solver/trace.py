@@ -16,7 +16,7 @@ import msgspec
 from skyfx.solver.errors import FormatError
 from skyfx.solver.plan import Plan
 from skyfx.solver.schedule import Action, Kind
-from skyfx.solver.simulate import Done
+from skyfx.solver.timeline import Done
 
 __all__: list[str] = ["chrome_trace", "read_trace"]
 

@@ -16,7 +16,8 @@ from skyfx.solver.pace import Message, Pace
 from skyfx.solver.peak import peak_bytes
 from skyfx.solver.plan import Schedule
 from skyfx.solver.schedule import Kind, live_counts, orders
-from skyfx.solver.simulate import Timeline, follow, simulate
+from skyfx.solver.simulate import follow, simulate
+from skyfx.solver.timeline import Timeline
 from skyfx.solver.within import solve_within
 from tests.instances import (
     all_plans,
