@@ -8,7 +8,6 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from skyfx.runtime.allocator import Heap
 from skyfx.runtime.checkpoint import Checkpoints
 from skyfx.runtime.microbatch import Batch
 from skyfx.runtime.profile import Profile, measured
@@ -38,11 +37,10 @@ class Pipeline:
         splitter: Splitter,
         microbatch: Batch,
         rebalance: Rebalance | None = None,
-        heap: Heap | None = None,
     ) -> None:
         """Split the model for `microbatch`, which it was planned for."""
         self._model = model
-        self._runner = Runner(model, plan, workers, splitter, microbatch, heap)
+        self._runner = Runner(model, plan, workers, splitter, microbatch)
         self._microbatch_size = microbatch.batch_size
         self._rebalance = rebalance
         self._checkpoints: list[Checkpoints] = []

@@ -12,7 +12,6 @@ import torch
 from torch import Tensor, nn
 
 from skyfx.runtime import draws
-from skyfx.runtime.allocator import Heap
 from skyfx.runtime.microbatch import Batch
 from skyfx.runtime.splits import Splits, Splitter
 from skyfx.runtime.stage import Stage
@@ -57,27 +56,19 @@ class Runner:
         plan: stages, predicted times, bound and gap.
         workers: who runs its stages.
         measured: what the last step took, None before the first one.
-        heap: this process's, where its memory is limited.
     """
 
     def __init__(
-        self,
-        model: nn.Module,
-        plan: Plan,
-        workers: Workers,
-        splitter: Splitter,
-        microbatch: Batch,
-        heap: Heap | None = None,
+        self, model: nn.Module, plan: Plan, workers: Workers, splitter: Splitter, microbatch: Batch
     ) -> None:
         """Split the model for `microbatch`, which it was planned for."""
-        self.plan, self.workers, self.heap = plan, workers, heap
+        self.plan, self.workers = plan, workers
         self.measured: Measured | None = None
         self._model = model
         self._calling = threading.Lock()
         self._ran: Sequence[Split] = ()
         self._is_closed, self._is_streaming = False, False
         self._split(splitter, microbatch)
-        self.settle()
 
     def infer(self, parts: list[Batch]) -> Any:
         """What the model returns for the whole batch, from its micro-batches; raises as `train`."""
@@ -158,7 +149,6 @@ class Runner:
             head=head,
             draws=self._draws(splits),
             autocast=autocast_here(),
-            heap=self.heap,
         )
 
     def timeline(self) -> tuple[Done, ...]:
@@ -175,12 +165,6 @@ class Runner:
         zero_s = min((done.began_s for done in every), default=0.0)
         moved = (Done(one.action, one.began_s - zero_s, one.ended_s - zero_s) for one in every)
         return tuple(sorted(moved, key=lambda done: done.ended_s))
-
-    def settle(self) -> None:
-        """From now on the memory's limit counts for the model, and what its steps take."""
-        if self.heap is not None:
-            tensors = {*self._model.parameters(), *self._model.buffers()}
-            self.heap.settle(sum(x.nbytes for x in tensors if x.device.type == "cpu"))
 
     def change(self, ask: Callable[[Plan, Measured], Remade | None]) -> bool:
         """Go on with another plan, if this gives one; whether it did."""

@@ -11,7 +11,7 @@ others stop as well.
 
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -19,14 +19,13 @@ import torch
 from torch import Tensor
 
 from skyfx.runtime import random
-from skyfx.runtime.allocator import Heap
 from skyfx.runtime.channel import Boundaries, ChannelClosed, Gradients, Values
 from skyfx.runtime.draws import Advances, Draws
 from skyfx.runtime.message import Form
 from skyfx.runtime.microbatch import Batch, OutputForm
 from skyfx.runtime.stage import Stage
 from skyfx.solver.errors import StageError, WorkerLostError
-from skyfx.solver.schedule import Action, Kind, Orders
+from skyfx.solver.schedule import Kind, Orders
 
 __all__: list[str] = ["LossHead", "Split", "Step"]
 
@@ -108,8 +107,7 @@ class Step:
     """The state that the stages share while one batch is run.
 
     `splits` and `microbatches` are `(num_microbatches,)`: a short last micro-batch has a split of
-    its own, with the same stages but other shapes. `actions` are those of each device. Where memory
-    is limited, `heap` makes room for each.
+    its own, with the same stages but other shapes. `actions` are those of each device.
     """
 
     splits: Sequence[Split]
@@ -120,7 +118,6 @@ class Step:
     head: LossHead | None = None
     draws: Draws | None = None
     autocast: Autocast = ()
-    heap: Heap | None = None
     outputs: dict[int, Values] = field(default_factory=dict)
     _head_gradients: dict[int, Gradients] = field(default_factory=dict)
     _loss_draws: bool = True
@@ -149,8 +146,7 @@ class Step:
             stage = self.splits[action.microbatch].stages[k]
             try:
                 run = self._run_forward if action.kind is Kind.FORWARD else self._run_backward
-                with self._room_for(action):
-                    run(k, stage, action.microbatch)
+                run(k, stage, action.microbatch)
             except (ChannelClosed, KeyboardInterrupt):
                 raise
             except (StageError, WorkerLostError):  # of another process
@@ -162,11 +158,6 @@ class Step:
                     f"stage {k} on {stage.place.name!r} failed in the {action}: "
                     f"{type(error).__name__}: {error}"
                 ) from error
-
-    def _room_for(self, action: Action) -> AbstractContextManager[None]:
-        if self.heap is None:
-            return nullcontext()
-        return self.heap.room_for((action.stage, action.kind))
 
     def stages(self, k: int) -> list[Stage]:
         """Stage k of each distinct split."""

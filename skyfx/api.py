@@ -14,7 +14,7 @@ from skyfx.captures import Capture, dummy_inputs
 from skyfx.devices import DeviceList
 from skyfx.measurement import Progress, measure
 from skyfx.rebalancing import Rebalancing
-from skyfx.runtime.allocator import Heap
+from skyfx.runtime.allocator import HOLES, return_freed
 from skyfx.runtime.microbatch import Batch
 from skyfx.runtime.pipeline import Pipeline
 from skyfx.runtime.stage import Place
@@ -29,7 +29,7 @@ from skyfx.solver.within import solve_within
 from skyfx.splitting import Splitter, captured_for, check_plan
 from skyfx.weights import Weights
 
-__all__: list[str] = ["capture_and_measure", "limit_of", "partition"]
+__all__: list[str] = ["capture_and_measure", "is_tight", "partition"]
 
 
 def partition(
@@ -157,24 +157,26 @@ def _pipeline(
 ) -> Pipeline:
     places = site.places(plan)
     own = {place.name for place in places if place is not None and place.device.type == "cpu"}
+    if is_tight(plan, own, site.cluster):
+        return_freed()
     opened = None if weights is None else Weights(weights)
     try:
         splitter = Splitter(model, plan, places, site.on_cpu(plan), captured, opened)
         workers = site.workers(places, plan)
-        limit_bytes = limit_of(plan, own, site.cluster)
-        heap = None if limit_bytes is None else Heap.within(limit_bytes)
-        return Pipeline(model, plan, workers, splitter, captured.microbatch, rebalance, heap)
+        return Pipeline(model, plan, workers, splitter, captured.microbatch, rebalance)
     finally:
         if opened is not None:
             opened.close()
 
 
-def limit_of(plan: Plan, names: Collection[str], cluster: Cluster) -> float | None:
-    """Bytes that a process may take whose CPUs have these names; None where there is no limit."""
-    used = {stage.device for stage in plan.stages} & set(names)
+def is_tight(plan: Plan, names: Collection[str], cluster: Cluster) -> bool:
+    """Whether a process whose CPUs have these names lacks the memory to keep what is freed."""
+    here = [stage for stage in plan.stages if stage.device in names]
+    used = {stage.device for stage in here}  # once, however many stages a device has
     limits = [device.memory_bytes for device in cluster.devices if device.name in used]
     known = [limit for limit in limits if limit is not None]
-    return sum(known) if len(known) == len(limits) > 0 else None
+    needed = sum(max(stage.memory_bytes, stage.peak_bytes) for stage in here)
+    return len(known) == len(limits) > 0 and HOLES * needed > sum(known)
 
 
 def capture_and_measure(

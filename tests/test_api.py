@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 import skyfx
-from skyfx.api import capture_and_measure, limit_of
+from skyfx.api import capture_and_measure, is_tight
 from skyfx.captures import capture
 from skyfx.devices import resolve
 from skyfx.links import with_links
@@ -246,14 +246,14 @@ def test_ctrl_c_ends_a_step() -> None:
 
 
 def test_a_device_with_two_stages_has_its_memory_once() -> None:
+    """At 60 bytes of 100 the heap's holes, 2.5 for each in use, are too many; not of 200."""
     case = models.bert()
     plan = even_plan(capture(case.model, Batch.of(case.batch).split(SIZE)[0]), 2)
-    both = replace(plan, stages=tuple(replace(stage, device="a") for stage in plan.stages))
-    unused = Device(name="b", type="cpu", memory_bytes=50.0)
-    for memory in (100.0, None):
-        cluster = Cluster(devices=(Device(name="a", type="cpu", memory_bytes=memory), unused))
-        assert limit_of(both, {"a", "b"}, cluster) == memory
-    assert limit_of(both, {"b"}, cluster) is None
+    stages = [replace(s, device="a", memory_bytes=30.0, peak_bytes=0.0) for s in plan.stages]
+    both = replace(plan, stages=tuple(stages))
+    for memory, expected in ((100.0, True), (200.0, False)):
+        cluster = Cluster(devices=(Device(name="a", type="cpu", memory_bytes=memory),))
+        assert is_tight(both, {"a"}, cluster) is expected
 
 
 def test_what_a_plan_was_made_from_can_be_kept(tmp_path: Path) -> None:

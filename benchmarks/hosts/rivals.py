@@ -13,7 +13,6 @@ import skyfx
 from benchmarks.hosts.blocks import MICROBATCHES, States
 from benchmarks.hosts.models import Chain, Subject
 from benchmarks.hosts.splits import Cut
-from skyfx.runtime.allocator import Heap
 from skyfx.solver import Cluster, Plan
 
 __all__: list[str] = ["SCHEDULES", "Alone", "Engine", "Planned", "Rival", "update"]
@@ -49,12 +48,6 @@ class Planned:
         """As `Rival` says."""
         subject = self._subject
         return float(self._pipeline.train_step(subject.batch, subject.targets, subject.loss_fn))
-
-    def settle(self) -> Heap | None:
-        """Have the limit count from what is there now, rivals' memory too; what obeys it."""
-        runner = self._pipeline._runner
-        runner.settle()
-        return runner.heap
 
     def parameters(self) -> Iterator[nn.Parameter]:
         """As `Rival` says."""

@@ -9,7 +9,7 @@ best of them keeps the time of its first step.
 """
 
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from statistics import median
 
@@ -18,7 +18,7 @@ import torch
 from benchmarks.charged import OTHERS_BYTES, most_charged
 from benchmarks.emulated import enter_quota, leave_quota, throttled
 from benchmarks.hosts.rivals import Rival, update
-from skyfx.runtime.allocator import Heap
+from skyfx.runtime.allocator import keep_freed, return_freed
 from skyfx.runtime.group import Group
 
 __all__: list[str] = ["Entry", "Record", "run"]
@@ -31,9 +31,7 @@ AHEAD_S, LATE_S, ATTEMPTS = 0.1, 0.05, 3
 """All begin at the same time, so long after they have agreed on it. Where a process comes late from
 that, by so much, the step tells nothing; it is made again, unless that has happened so often."""
 
-HEAP_BYTES, BLOCK_BYTES = 2**27, 2**22
-WARM = 0.8
-"""Of what is left for a rival with a limit."""
+HEAP_BYTES, BLOCK_BYTES = 2**27, 2**24
 
 
 @dataclass(slots=True)
@@ -72,13 +70,13 @@ class Entry:
         rival: the way to train.
         by_hand: whether only the best of its kind count.
         once: whether one turn does.
-        settle: what makes the limit of this process's memory count for it; its heap.
+        tight: whether this process gives freed memory back at once, as its plan wants it.
     """
 
     rival: Rival
     by_hand: bool = False
     once: bool = False
-    settle: Callable[[], Heap | None] = lambda: None
+    tight: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -123,7 +121,7 @@ def _staying(entries: Mapping[str, Entry], records: Mapping[str, Record]) -> lis
 def _turn(entry: Entry, record: Record, group: Group, *, limited: bool) -> float:
     """A step; its seconds."""
     if limited:
-        _warm_heap(entry)
+        _set_up_heap(tight=entry.tight)
     for _ in range(ATTEMPTS):
         mine, start_s = _step(entry.rival, group)
         steps = group.told(mine, _Step)
@@ -160,7 +158,7 @@ def _loss(steps: Sequence[_Step]) -> float:
 
 def _charge(entry: Entry, record: Record, group: Group) -> None:
     """A step of which the kernel counts the memory."""
-    entry.settle()
+    _set_up_heap(tight=entry.tight)
     there = sum(x.nbytes for x in entry.rival.parameters())
     enter_quota()
     group.sum(torch.zeros(1))
@@ -173,9 +171,11 @@ def _charge(entry: Entry, record: Record, group: Group) -> None:
     )
 
 
-def _warm_heap(entry: Entry) -> None:
-    """As the rival would have it if it were alone in the process: with a limit, less of it."""
-    heap = entry.settle()
-    most = HEAP_BYTES if heap is None else int(min(HEAP_BYTES, WARM * heap.room_bytes()))
-    blocks = [torch.ones(BLOCK_BYTES // 4) for _ in range(most // BLOCK_BYTES)]
+def _set_up_heap(*, tight: bool) -> None:
+    """As the rival's process would have it if it were alone in it, and as warm."""
+    if tight:
+        return_freed()
+        return
+    keep_freed()
+    blocks = [torch.ones(BLOCK_BYTES // 4) for _ in range(HEAP_BYTES // BLOCK_BYTES)]
     del blocks

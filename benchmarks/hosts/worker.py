@@ -24,6 +24,7 @@ from benchmarks.hosts.models import SUBJECTS, Subject
 from benchmarks.hosts.rivals import SCHEDULES, Alone, Engine, Planned
 from benchmarks.hosts.splits import Weights, rules
 from benchmarks.hosts.turns import Entry, Record, run
+from skyfx.api import is_tight
 from skyfx.captures import Capture, capture
 from skyfx.hosts import Hosts
 from skyfx.probe import probed
@@ -214,9 +215,11 @@ def _entries(
     """All rivals, and where the ones that are cut by hand are cut."""
     subject, (free, limited) = prepared.subject, known
     rank, shares = hosts.group.rank, [host.share for host in cluster.hosts]
-    ours = Planned(subject, limited, plans.skyfx)
+    own = limited.devices[rank].name
     entries = {
-        "skyfx": Entry(ours, settle=ours.settle),
+        "skyfx": Entry(
+            Planned(subject, limited, plans.skyfx), tight=is_tight(plans.skyfx, {own}, limited)
+        ),
         "even": Entry(Planned(subject, free, plans.even)),
         "original": Entry(Planned(subject, free, plans.original), once=True),
         "one device": Entry(Alone(subject, here=rank == shares.index(max(shares)))),
