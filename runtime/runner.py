@@ -66,6 +66,7 @@ class Runner:
         self.measured: Measured | None = None
         self._model = model
         self._calling = threading.Lock()
+        self._ran: Sequence[Split] = ()
         self._is_closed, self._is_streaming = False, False
         self._split(splitter, microbatch)
 
@@ -186,7 +187,7 @@ class Runner:
 
     def _split(self, splitter: Splitter, microbatch: Batch) -> None:
         self._splits = Splits(self._model, splitter)
-        self._ran: Sequence[Split] = ()
+        self._ran = ()
         self._splits.of([microbatch], training=self.plan.assumptions.training)
 
     def _draws(self, splits: Sequence[Split]) -> draws.Draws | None:
