@@ -1,24 +1,17 @@
 """The command `explain`: a plan in sentences with numbers."""
 
-from pathlib import Path
-from typing import Annotated
-
 import msgspec
 import typer
 
 from skyfx.solver import files
-from skyfx.solver.cli_simulate import ClusterOption, GraphOption, replanning
+from skyfx.solver.cli_simulate import replanning
 from skyfx.solver.explain import explained
-from skyfx.solver.options import Json, PlanFile
+from skyfx.solver.options import ClusterOption, EachLimit, GraphOption, Json, PlanFile
 from skyfx.solver.plan import Plan
 from skyfx.solver.sources import sources
 from skyfx.solver.terminal import exit_codes
 
 __all__: list[str] = ["explain_command"]
-
-EachLimit = Annotated[
-    float, typer.Option(metavar="SECONDS", help="For each device, link and memory.")
-]
 
 
 def explain_command(
@@ -34,7 +27,7 @@ def explain_command(
     """
     with exit_codes():
         asked = files.read(plan, Plan)
-        model, devices = sources(Path(plan), asked, graph, cluster)
+        model, devices = sources(plan, asked, graph, cluster)
         said = explained(model, devices, asked, replanning(asked, time_limit))
         if json:
             typer.echo(msgspec.json.encode(list(said)).decode())

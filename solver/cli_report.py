@@ -6,9 +6,9 @@ from typing import Annotated
 import typer
 
 from skyfx.solver import files
-from skyfx.solver.cli_simulate import ClusterOption, GraphOption, replanning
+from skyfx.solver.cli_simulate import replanning
 from skyfx.solver.explain import explained
-from skyfx.solver.options import Force, PlanFile, Quiet
+from skyfx.solver.options import ClusterOption, EachLimit, Force, GraphOption, PlanFile, Quiet
 from skyfx.solver.outlook import followed
 from skyfx.solver.page import Run, page
 from skyfx.solver.plan import Plan
@@ -25,12 +25,6 @@ RunFile = Annotated[
     Path | None,
     typer.Option(
         "--run", metavar="TRACE", help="A measured step, from Profile.write_trace: drawn below."
-    ),
-]
-EachLimit = Annotated[
-    float,
-    typer.Option(
-        metavar="SECONDS", help="To plan anew for a tenth more of each device, link and memory."
     ),
 ]
 

@@ -12,8 +12,17 @@ from rich.table import Table
 from skyfx.solver import files
 from skyfx.solver.cluster import Cluster
 from skyfx.solver.graph import Graph
-from skyfx.solver.options import Force, Json, PlanFile, Quiet, Seed, TimeLimit
-from skyfx.solver.outlook import Outlook, Replan, Scenario, busy_s, followed, outlooks, spread
+from skyfx.solver.options import (
+    ClusterOption,
+    Force,
+    GraphOption,
+    Json,
+    PlanFile,
+    Quiet,
+    Seed,
+    TimeLimit,
+)
+from skyfx.solver.outlook import Outlook, Replan, busy_s, followed, outlooks, spread
 from skyfx.solver.plan import Plan, Schedule
 from skyfx.solver.report import seconds
 from skyfx.solver.solve import solve
@@ -23,19 +32,11 @@ from skyfx.solver.timeline import Timeline
 from skyfx.solver.trace import chrome_trace
 from skyfx.solver.whatif import Change
 
-__all__: list[str] = ["ClusterOption", "GraphOption", "replanning", "simulate_command"]
+__all__: list[str] = ["replanning", "simulate_command"]
 
 GAP = 0.01
 """What is planned anew is this near to the best."""
 
-GraphOption = Annotated[
-    Path | None,
-    typer.Option("--graph", metavar="GRAPH", help="The plan's graph, if it is not beside it."),
-]
-ClusterOption = Annotated[
-    Path | None,
-    typer.Option("--cluster", metavar="CLUSTER", help="Its cluster, likewise; or another one."),
-]
 WhatIf = Annotated[
     list[str] | None,
     typer.Option(
@@ -100,7 +101,7 @@ def simulate_command(
         asked = _asked(planned, schedule, num_microbatches)
         model, devices = sources(plan, asked, graph, cluster)
         changes = [Change.of(text, model) for text in [*(what_if or ()), *_slowed(slow or ())]]
-        timeline = followed(model, devices, asked, Scenario(shared_ports=not own_links))
+        timeline = followed(model, devices, asked, shared=not own_links)
         search = replanning(asked, time_limit) if replan else None
         found = outlooks(model, devices, asked, changes, search)
         answer = _Answer(asked, timeline, list(found), as_planned=asked == planned)

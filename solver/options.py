@@ -53,3 +53,17 @@ BoundToo = Annotated[
     bool, typer.Option("--bound", help="Derive the lower bound again by simpler methods.")
 ]
 Seed = Annotated[int, typer.Option(help="The solver's random seed.")]
+GraphOption = Annotated[
+    Path | None,
+    typer.Option("--graph", metavar="GRAPH", help="The plan's graph, if it is not beside it."),
+]
+ClusterOption = Annotated[
+    Path | None,
+    typer.Option("--cluster", metavar="CLUSTER", help="Its cluster, likewise; or another one."),
+]
+EachLimit = Annotated[
+    float,
+    typer.Option(
+        metavar="SECONDS", help="To plan anew for a tenth more of each device, link and memory."
+    ),
+]

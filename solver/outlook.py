@@ -12,26 +12,14 @@ from skyfx.solver.graph import Graph
 from skyfx.solver.pace import Pace
 from skyfx.solver.plan import Plan
 from skyfx.solver.report import size
+from skyfx.solver.schedule import Orders
 from skyfx.solver.simulate import follow
 from skyfx.solver.timeline import Timeline
 from skyfx.solver.whatif import Change, changed
 
-__all__: list[str] = ["Outlook", "Scenario", "busy_s", "followed", "outlooks", "spread"]
+__all__: list[str] = ["Outlook", "Replan", "busy_s", "followed", "outlooks", "spread"]
 
 Replan = Callable[[Graph, Cluster], Plan]
-
-
-@dataclass(frozen=True, slots=True)
-class Scenario:
-    """How a step is followed.
-
-    Attributes:
-        shared_ports: whether a device's messages share its port to the network.
-        drawn: how many times as long the next action takes.
-    """
-
-    shared_ports: bool = True
-    drawn: Callable[[], float] = lambda: 1.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,15 +41,23 @@ class Outlook:
     replanned_s: float | None = None
 
 
-def followed(
-    graph: Graph, cluster: Cluster, plan: Plan, scenario: Scenario | None = None
-) -> Timeline:
+def followed(graph: Graph, cluster: Cluster, plan: Plan, *, shared: bool = True) -> Timeline:
     """The step of a plan.
+
+    Args:
+        graph: the model.
+        cluster: devices and links.
+        plan: the plan to follow.
+        shared: whether a device's messages share its port to the network.
 
     Raises:
         ValueError: the plan is for communication through the host, which no pipeline follows.
     """
-    how, asked = scenario or Scenario(), plan.assumptions
+    return follow(*_course(graph, cluster, plan), shared=shared)
+
+
+def _course(graph: Graph, cluster: Cluster, plan: Plan) -> tuple[Pace, Orders]:
+    asked = plan.assumptions
     if asked.communication != "relay":
         raise ValueError(
             f"the plan's communication is {asked.communication!r}: only a pipeline of stages "
@@ -69,8 +65,7 @@ def followed(
         )
     placement = [(stage.device, stage.nodes) for stage in plan.stages]
     actions = plan.orders(asked.microbatches, training=asked.training)
-    pace = Pace.of(graph, cluster, placement, asked)
-    return follow(pace, actions, shared=how.shared_ports, drawn=how.drawn)
+    return Pace.of(graph, cluster, placement, asked), actions
 
 
 def busy_s(plan: Plan, timeline: Timeline) -> dict[str, float]:
@@ -95,8 +90,11 @@ def spread(
         seed: of what is drawn.
     """
     drawn = random.Random(seed)  # noqa: S311 - no secrets
-    scenario = Scenario(drawn=lambda: math.exp(drawn.gauss(0.0, jitter)))
-    steps = [followed(graph, cluster, plan, scenario).step_s for _ in range(runs)]
+    pace, actions = _course(graph, cluster, plan)
+    steps = [
+        follow(pace, actions, drawn=lambda: math.exp(drawn.gauss(0.0, jitter))).step_s
+        for _ in range(runs)
+    ]
     cuts = quantiles(steps, n=20, method="inclusive")
     return cuts[9], cuts[18]
 

@@ -7,8 +7,6 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-import jinja2
-
 from skyfx.solver.cluster import Cluster
 from skyfx.solver.cost import crossings
 from skyfx.solver.graph import Graph, Node
@@ -73,6 +71,8 @@ def page(
         runs: steps by it, to be drawn above each other on one scale.
         sentences: what there is to say of it.
     """
+    import jinja2  # no other command has to wait for it
+
     environment = jinja2.Environment(
         autoescape=True, trim_blocks=True, lstrip_blocks=True, undefined=jinja2.StrictUndefined
     )

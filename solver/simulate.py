@@ -25,7 +25,7 @@ from skyfx.solver.graph import Graph
 from skyfx.solver.pace import Message, Pace
 from skyfx.solver.plan import Assumptions
 from skyfx.solver.schedule import Action, Kind, Orders, forwards, live_counts, orders
-from skyfx.solver.timeline import Done, Sent, Timeline
+from skyfx.solver.timeline import Done, Timeline
 
 __all__: list[str] = ["follow", "simulate"]
 
@@ -85,7 +85,6 @@ class _Way:
     left_bytes: float = 0.0
     since_s: float = 0.0
     rate: float = 0.0
-    began_s: float = 0.0
 
 
 @dataclass(slots=True, eq=False)
@@ -134,7 +133,6 @@ class _Run:
         self._next: list[tuple[float, int, Callable[[], None]]] = []
         self._count = itertools.count()
         self._done: list[Done] = []
-        self._sent: list[Sent] = []
 
     def to_the_end(self) -> Timeline:
         """Until all actions have been taken."""
@@ -149,7 +147,6 @@ class _Run:
         assert ended, "the schedule waits for itself"
         return Timeline(
             done=tuple(self._done),
-            sent=tuple(self._sent),
             step_s=max(done.ended_s for done in self._done),
             waiting=tuple(
                 (s.waiting[Kind.FORWARD], s.waiting[Kind.BACKWARD]) for s in self._stages
@@ -206,7 +203,6 @@ class _Run:
 
     def _begin_to_move(self, way: _Way) -> None:
         way.left_bytes, way.since_s = way.message.size_bytes, self._now_s
-        way.began_s = self._now_s
         for port in way.ports:
             port.ways[way] = None
         self._share(way)
@@ -235,9 +231,7 @@ class _Run:
         for port in way.ports:
             del port.ways[way]
         assert way.message.wire is not None
-        latency_s = way.message.wire.latency_s
-        self._sent.append(Sent(enables, way.began_s, self._now_s + latency_s))
-        self._after(latency_s, partial(self._arrive, enables))
+        self._after(way.message.wire.latency_s, partial(self._arrive, enables))
         self._share(way)
         if way.waiting:
             self._begin_to_move(way)

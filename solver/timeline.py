@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 from skyfx.solver.schedule import Action
 
-__all__: list[str] = ["Done", "Sent", "Timeline"]
+__all__: list[str] = ["Done", "Timeline"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -17,33 +17,16 @@ class Done:
 
 
 @dataclass(frozen=True, slots=True)
-class Sent:
-    """A message that was moved while both ends computed, from when to when.
-
-    Attributes:
-        enables: the action that reads it.
-        began_s: when it began to leave.
-        arrived_s: when all of it was there.
-    """
-
-    enables: Action
-    began_s: float
-    arrived_s: float
-
-
-@dataclass(frozen=True, slots=True)
 class Timeline:
     """A simulated step.
 
     Attributes:
         done: its actions, in the order in which they end.
-        sent: its messages that were moved meanwhile, in the order in which they had left.
         step_s: what it takes.
         waiting: of each stage, `(num_stages,)`: the most messages with values that have not gone
             out when it ends a forward, and when it begins a backward.
     """
 
     done: tuple[Done, ...]
-    sent: tuple[Sent, ...]
     step_s: float
     waiting: tuple[tuple[int, int], ...]

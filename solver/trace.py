@@ -26,6 +26,9 @@ COLOURS = (
 )
 """Names that the trace viewers know; micro-batches take them in turn."""
 
+ROUNDING_US = 1e-3
+"""Arrows begin and end so far inside of the slices that they join; outside they belong to none."""
+
 Event = dict[str, Any]
 
 
@@ -147,7 +150,3 @@ def _arrow(
         "tid": rows[devices[action.stage]],
         "ts": 1e6 * read.began_s + ROUNDING_US,
     }
-
-
-ROUNDING_US = 1e-3
-"""Arrows begin and end so far inside of the slices that they join; outside they belong to none."""
