@@ -80,7 +80,9 @@ class Ranks(Workers):
             if k + 1 < len(self._rank_of) and k not in after:
                 in_flight = m if training else INFERENCE_CAPACITY
                 peer, sender = self._rank_of[k + 1], self._senders[k, k + 1]
-                after[k] = Downstream(first + k, peer, group, sender, in_flight=in_flight)
+                after[k] = Downstream(
+                    first + k, peer, group, sender, in_flight=in_flight, training=training
+                )
         return Boundaries(before, after)
 
     def start(self, step: Step) -> Started:

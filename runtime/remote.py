@@ -105,14 +105,16 @@ class Downstream:
     """Our end of the boundary behind stage `k`, which is here; the next stage is with `peer`."""
 
     def __init__(
-        self, k: int, peer: int, group: Group, sender: Executor, *, in_flight: int
+        self, k: int, peer: int, group: Group, sender: Executor, *, in_flight: int, training: bool
     ) -> None:
         self._values = Outgoing(peer, 2 * k, group, sender, in_flight)
         self._gradients = Incoming(peer, 2 * k + 1, group, (), AHEAD)
+        self._training = training
 
     def send_values(self, values: Values) -> None:
-        """Hand a micro-batch's values on, and get ready for their gradients."""
-        self._gradients.expect(_flowing(values))
+        """Hand a micro-batch's values on, and in training get ready for their gradients."""
+        if self._training:  # a tied weight among them requires one in inference, too
+            self._gradients.expect(_flowing(values))
         self._values.send(Layout.of(values), values)
 
     def receive_gradients(self) -> Gradients:
