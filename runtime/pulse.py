@@ -10,6 +10,7 @@ says neither who broke it nor why. Where a process is lost, the others close the
 whoever waits for a message goes.
 """
 
+import gc
 import threading
 import time
 from collections.abc import Callable, Mapping
@@ -79,7 +80,13 @@ class Pulse:
         self._say()
 
     def start(self) -> None:
-        """Begin to listen."""
+        """Begin to listen.
+
+        A collection of garbage looks at all objects and lets no thread say anything meanwhile: with
+        torch imported 0.2 s of a processor, which a host that is busy with other things may take
+        seconds for. So what is there by now is left alone from now on.
+        """
+        gc.freeze()
         for thread in self._threads:
             thread.start()
 
