@@ -3,7 +3,7 @@
 The task: from a dictionary's definition and an example sentence, tell the part of speech. The data
 lies in `examples/data`; the model is built from its config and starts untrained.
 
-    python examples/word_senses.py [--steps N]
+    python examples/word_senses.py --steps 5
 """
 
 import argparse

@@ -9,8 +9,9 @@
 Names are loaded when they are first used, so that `skyfx.solver` works without torch.
 """
 
-import importlib
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+from skyfx.solver.lazily import lazily
 
 if TYPE_CHECKING:
     from skyfx.api import partition as partition
@@ -21,35 +22,62 @@ if TYPE_CHECKING:
     from skyfx.runtime.checkpoint import Checkpoints as Checkpoints
     from skyfx.runtime.folder import saved_state as saved_state
     from skyfx.runtime.pipeline import Pipeline as Pipeline
+    from skyfx.solver.errors import CaptureError as CaptureError
+    from skyfx.solver.errors import CheckpointError as CheckpointError
+    from skyfx.solver.errors import FormatError as FormatError
+    from skyfx.solver.errors import InfeasibleError as InfeasibleError
+    from skyfx.solver.errors import NoPlanError as NoPlanError
+    from skyfx.solver.errors import PlanError as PlanError
+    from skyfx.solver.errors import SkyfxError as SkyfxError
+    from skyfx.solver.errors import StageError as StageError
+    from skyfx.solver.errors import WorkerLostError as WorkerLostError
     from skyfx.solver.graph import Graph as Graph
     from skyfx.solver.plan import Plan as Plan
-    from skyfx.solver.solve import solve as solve
+    from skyfx.solver.solving import solve as solve
     from skyfx.weights import empty_weights as empty_weights
 
 __version__ = "0.1.0"
 
 _HOMES = {
+    "CaptureError": "skyfx.solver.errors",
+    "CheckpointError": "skyfx.solver.errors",
     "Checkpoints": "skyfx.runtime.checkpoint",
     "Cluster": "skyfx.probe",
     "Device": "skyfx.devices",
+    "FormatError": "skyfx.solver.errors",
     "Graph": "skyfx.solver.graph",
+    "InfeasibleError": "skyfx.solver.errors",
+    "NoPlanError": "skyfx.solver.errors",
     "Pipeline": "skyfx.runtime.pipeline",
     "Plan": "skyfx.solver.plan",
+    "PlanError": "skyfx.solver.errors",
+    "SkyfxError": "skyfx.solver.errors",
+    "StageError": "skyfx.solver.errors",
+    "WorkerLostError": "skyfx.solver.errors",
     "capture": "skyfx.captures",
     "empty_weights": "skyfx.weights",
     "measure": "skyfx.measurement",
     "partition": "skyfx.api",
     "saved_state": "skyfx.runtime.folder",
-    "solve": "skyfx.solver.solve",
+    "solve": "skyfx.solver.solving",
 }
 
 __all__ = [
+    "CaptureError",
+    "CheckpointError",
     "Checkpoints",
     "Cluster",
     "Device",
+    "FormatError",
     "Graph",
+    "InfeasibleError",
+    "NoPlanError",
     "Pipeline",
     "Plan",
+    "PlanError",
+    "SkyfxError",
+    "StageError",
+    "WorkerLostError",
     "capture",
     "empty_weights",
     "measure",
@@ -58,8 +86,4 @@ __all__ = [
     "solve",
 ]
 
-
-def __getattr__(name: str) -> Any:
-    if name not in _HOMES:
-        raise AttributeError(f"module 'skyfx' has no attribute {name!r}")
-    return getattr(importlib.import_module(_HOMES[name]), name)
+__getattr__ = lazily(__name__, _HOMES)

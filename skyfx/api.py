@@ -24,7 +24,7 @@ from skyfx.solver.checks import one_of, positive
 from skyfx.solver.cluster import Cluster
 from skyfx.solver.graph import Graph
 from skyfx.solver.plan import Assumptions, Mode, Objective, Plan, Schedule, Strategy
-from skyfx.solver.solve import Solution, solve
+from skyfx.solver.solving import Solution, solve
 from skyfx.solver.within import solve_within
 from skyfx.splitting import Splitter, captured_for, check_plan
 from skyfx.weights import Weights

@@ -14,8 +14,8 @@ from rich.progress import Progress as Bar
 
 from skyfx.solver import files
 from skyfx.solver.cli import app
-from skyfx.solver.options import Force, Microbatches, ModeOption, Quiet
-from skyfx.solver.terminal import exit_codes
+from skyfx.solver.options import Force, Microbatches, ModeOption, Quiet, Verbose
+from skyfx.solver.terminal import exit_codes, tell_more
 
 if TYPE_CHECKING:
     from skyfx.measurement import Progress
@@ -60,13 +60,15 @@ def capture_command(
     num_microbatches: Microbatches = 8,
     force: Force = False,
     quiet: Quiet = False,
+    verbose: Verbose = False,
 ) -> None:
     """Capture MODEL, measure it on the devices, and write its GRAPH.
 
-    Example: skyfx capture train.py:build -d cpu -d cpu -o bert.graph.json
+    For example: skyfx capture train.py:build -d cpu -d cpu -o bert.graph.json
     --cluster two.cluster.json
     """
     with exit_codes():
+        tell_more(verbose)
         for path in filter(None, (output, cluster)):
             files.refuse_overwrite(path, force=force)
         build = _load(model)
@@ -96,16 +98,18 @@ def probe_command(
         typer.Option("--output", "-o", metavar="CLUSTER", help="Where the cluster is written."),
     ],
     force: Force = False,
+    verbose: Verbose = False,
 ) -> None:
     """Measure the devices of all processes of a job and the links between them.
 
     Each process brings the GPU of its local rank, or a share of its host's cores. The first one
     writes the CLUSTER.
 
-    Example: torchrun --nnodes=2 --nproc-per-node=1 --rdzv-endpoint=node1:29500 -m skyfx probe
+    For example: torchrun --nnodes=2 --nproc-per-node=1 --rdzv-endpoint=node1:29500 -m skyfx probe
     -o two.cluster.json
     """
     with exit_codes():
+        tell_more(verbose)
         files.refuse_overwrite(output, force=force)
         from skyfx.hosts import Hosts  # torch takes seconds to import
         from skyfx.probe import probed

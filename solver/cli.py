@@ -1,11 +1,12 @@
 """The planner's commands: `solve`, `check`, `diff`, `show`, `simulate`, `explain`, `report`.
 
 Standard output is data and standard error is talk. The exit codes are those of `docs/formats.md`.
+What searches is imported where it is needed: numba, HiGHS and PuLP take half a second.
 """
 
 from importlib import metadata
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import msgspec
 import typer
@@ -16,7 +17,6 @@ from skyfx.solver.cli_report import report_command
 from skyfx.solver.cli_simulate import simulate_command
 from skyfx.solver.cluster import Cluster
 from skyfx.solver.difference import Difference
-from skyfx.solver.export import export
 from skyfx.solver.graph import Graph
 from skyfx.solver.options import (
     BoundToo,
@@ -41,13 +41,15 @@ from skyfx.solver.options import (
     StateRatio,
     StrategyOption,
     TimeLimit,
+    Verbose,
 )
 from skyfx.solver.plan import Assumptions, Plan
-from skyfx.solver.problem import Problem
-from skyfx.solver.recheck import Recheck, recheck
-from skyfx.solver.solve import Solution, solve
-from skyfx.solver.terminal import ExitCode, console, exit_codes, live_line, say
-from skyfx.solver.validate import validate
+from skyfx.solver.terminal import ExitCode, console, exit_codes, live_line, say, tell_more
+from skyfx.solver.validation import validate
+
+if TYPE_CHECKING:
+    from skyfx.solver.recheck import Recheck
+    from skyfx.solver.solving import Solution
 
 __all__: list[str] = ["app"]
 
@@ -97,10 +99,17 @@ def solve_command(
     json: Json = False,
     force: Force = False,
     quiet: Quiet = False,
+    verbose: Verbose = False,
 ) -> None:
-    """Plan GRAPH on CLUSTER and write PLAN."""
+    """Plan GRAPH on CLUSTER and write PLAN.
+
+    For example: skyfx solve bert.graph.json two.cluster.json -o bert.plan.json
+    """
     with exit_codes():
+        tell_more(verbose)
         _check_output(output, json=json, force=force)
+        from skyfx.solver.solving import solve
+
         assumptions = Assumptions(
             mode=mode,
             objective=objective,
@@ -114,6 +123,8 @@ def solve_command(
         model, graph_sha256 = files.load(graph, Graph)
         devices, cluster_sha256 = files.load(cluster, Cluster)
         if write_lp is not None:
+            from skyfx.solver.export import export
+
             export(model, devices, assumptions, write_lp, force=force)
         with live_line(quiet=quiet) as progress:
             solution = solve(
@@ -142,9 +153,14 @@ def check(
     time_limit: TimeLimit = 60.0,
     json: Json = False,
     quiet: Quiet = False,
+    verbose: Verbose = False,
 ) -> None:
-    """Check every rule and every figure of PLAN; exit 0 if it is valid, 1 if it is not."""
+    """Check every rule and every figure of PLAN; exit 0 if it is valid, 1 if it is not.
+
+    For example: skyfx check bert.graph.json two.cluster.json bert.plan.json --bound
+    """
     with exit_codes():
+        tell_more(verbose)
         model, graph_sha256 = files.load(graph, Graph)
         devices, cluster_sha256 = files.load(cluster, Cluster)
         checked = files.read(plan, Plan)
@@ -171,7 +187,10 @@ def diff(
     b: Annotated[Path, typer.Argument(metavar="B", help="Another one.")],
     json: Json = False,
 ) -> None:
-    """Say what differs between the plans A and B; exit 0 if they do the same, 1 if not."""
+    """Say what differs between the plans A and B; exit 0 if they do the same, 1 if not.
+
+    For example: skyfx diff bert.plan.json slow.plan.json
+    """
     with exit_codes():
         found = Difference.of(files.read(a, Plan), files.read(b, Plan))
     if json:
@@ -184,7 +203,10 @@ def diff(
 
 @app.command()
 def show(plan: PlanFile, json: Json = False) -> None:
-    """Print PLAN as a table, or with --json as it is in the file."""
+    """Print PLAN as a table, or with --json as it is in the file.
+
+    For example: skyfx show bert.plan.json
+    """
     with exit_codes():
         shown = files.read(plan, Plan)
     if json:
@@ -198,11 +220,14 @@ app.command("explain")(explain_command)
 app.command("report")(report_command)
 
 
-def _again(model: Graph, devices: Cluster, plan: Plan, time_limit: float) -> Recheck:
+def _again(model: Graph, devices: Cluster, plan: Plan, time_limit: float) -> "Recheck":
+    from skyfx.solver.problem import Problem
+    from skyfx.solver.recheck import recheck
+
     return recheck(Problem(model, devices, plan.assumptions), plan.lower_bound, time_limit)
 
 
-def _verdict(again: Recheck, plan: Plan) -> str:
+def _verdict(again: "Recheck", plan: Plan) -> str:
     value, bound = report.seconds(again.value), report.seconds(plan.lower_bound)
     return {
         "confirmed": f"bound confirmed: nothing is below {bound}, also by {again.by}",
@@ -219,7 +244,7 @@ def _check_output(output: Path | None, *, json: bool, force: bool) -> None:
 
 
 def _hand_over(
-    solution: Solution, output: Path | None, *, json: bool, force: bool, quiet: bool
+    solution: "Solution", output: Path | None, *, json: bool, force: bool, quiet: bool
 ) -> None:
     if output is not None:
         files.write(solution.plan, output, force=force)

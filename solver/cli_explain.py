@@ -6,10 +6,10 @@ import typer
 from skyfx.solver import files
 from skyfx.solver.cli_simulate import replanning
 from skyfx.solver.explain import explained
-from skyfx.solver.options import ClusterOption, EachLimit, GraphOption, Json, PlanFile
+from skyfx.solver.options import ClusterOption, EachLimit, GraphOption, Json, PlanFile, Verbose
 from skyfx.solver.plan import Plan
 from skyfx.solver.sources import sources
-from skyfx.solver.terminal import exit_codes
+from skyfx.solver.terminal import exit_codes, tell_more
 
 __all__: list[str] = ["explain_command"]
 
@@ -20,12 +20,14 @@ def explain_command(
     cluster: ClusterOption = None,
     time_limit: EachLimit = 5.0,
     json: Json = False,
+    verbose: Verbose = False,
 ) -> None:
     """Say what binds PLAN, how good it is, and what a tenth more of anything would bring.
 
     For example: skyfx explain bert.plan.json
     """
     with exit_codes():
+        tell_more(verbose)
         asked = files.read(plan, Plan)
         model, devices = sources(plan, asked, graph, cluster)
         said = explained(model, devices, asked, replanning(asked, time_limit))

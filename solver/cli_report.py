@@ -7,14 +7,25 @@ import typer
 
 from skyfx.solver import files
 from skyfx.solver.cli_simulate import replanning
+from skyfx.solver.cluster import Cluster
 from skyfx.solver.explain import explained
-from skyfx.solver.options import ClusterOption, EachLimit, Force, GraphOption, PlanFile, Quiet
-from skyfx.solver.outlook import followed
+from skyfx.solver.options import (
+    ClusterOption,
+    EachLimit,
+    Force,
+    GraphOption,
+    PlanFile,
+    Quiet,
+    Verbose,
+    WhatIf,
+)
+from skyfx.solver.outlook import followed, outlooks
 from skyfx.solver.page import Run, page
 from skyfx.solver.plan import Plan
 from skyfx.solver.sources import sources
-from skyfx.solver.terminal import exit_codes, say
+from skyfx.solver.terminal import exit_codes, say, tell_more
 from skyfx.solver.trace import read_trace
+from skyfx.solver.whatif import Change
 
 __all__: list[str] = ["report_command"]
 
@@ -35,23 +46,37 @@ def report_command(
     graph: GraphOption = None,
     cluster: ClusterOption = None,
     run: RunFile = None,
+    what_if: WhatIf = None,
     time_limit: EachLimit = 5.0,
     force: Force = False,
     quiet: Quiet = False,
+    verbose: Verbose = False,
 ) -> None:
     """Draw PLAN on a page that needs no network: timeline, stages, memory, modules and reasons.
+
+    Without --what-if it says what would be if any of the devices in use were not there.
 
     For example: skyfx report bert.plan.json -o bert.html
     """
     with exit_codes():
+        tell_more(verbose)
         files.refuse_overwrite(output, force=force)
         asked = files.read(plan, Plan)
         model, devices = sources(plan, asked, graph, cluster)
         runs = [Run("predicted", followed(model, devices, asked).done)]
         if run is not None:
             runs.append(Run("measured", read_trace(run, asked)))
-        said = list(explained(model, devices, asked, replanning(asked, time_limit)))
+        search = replanning(asked, time_limit)
+        said = list(explained(model, devices, asked, search))
+        changes = [Change.of(text, model) for text in what_if or _drops(asked, devices)]
+        found = list(outlooks(model, devices, asked, changes, search))
         with files.replacing(output, force=force) as written:
-            written.write_text(page(model, devices, asked, runs, said))
+            written.write_text(page(model, devices, asked, runs, said, found))
         if not quiet:
             say(f"skyfx: wrote {output}")
+
+
+def _drops(plan: Plan, devices: Cluster) -> list[str]:
+    """Each device in use gone, if there is another one."""
+    used = dict.fromkeys(stage.device for stage in plan.stages)
+    return [f"drop {name}" for name in used if len(devices.devices) > 1]

@@ -21,13 +21,14 @@ from skyfx.solver.options import (
     Quiet,
     Seed,
     TimeLimit,
+    Verbose,
+    WhatIf,
 )
-from skyfx.solver.outlook import Outlook, Replan, busy_s, followed, outlooks, spread
+from skyfx.solver.outlook import COLUMNS, Outlook, Replan, busy_s, followed, outlooks, spread
 from skyfx.solver.plan import Plan, Schedule
 from skyfx.solver.report import seconds
-from skyfx.solver.solve import solve
 from skyfx.solver.sources import sources
-from skyfx.solver.terminal import console, exit_codes, say
+from skyfx.solver.terminal import console, exit_codes, say, tell_more
 from skyfx.solver.timeline import Timeline
 from skyfx.solver.trace import chrome_trace
 from skyfx.solver.whatif import Change
@@ -37,14 +38,6 @@ __all__: list[str] = ["replanning", "simulate_command"]
 GAP = 0.01
 """What is planned anew is this near to the best."""
 
-WhatIf = Annotated[
-    list[str] | None,
-    typer.Option(
-        "--what-if",
-        metavar="CHANGE",
-        help="'add a100', 'drop c', 'link a b x2', 'memory a x1.5' or 'slow c x4'; each by itself.",
-    ),
-]
 Slow = Annotated[
     list[str] | None,
     typer.Option("--slow", metavar="DEVICE=FACTOR", help="As --what-if 'slow DEVICE xFACTOR'."),
@@ -89,12 +82,14 @@ def simulate_command(
     json: Json = False,
     force: Force = False,
     quiet: Quiet = False,
+    verbose: Verbose = False,
 ) -> None:
     """Follow the step of PLAN action by action, and say what a change of its cluster would bring.
 
     For example: skyfx simulate bert.plan.json --what-if 'add gpu' --what-if 'drop b' --replan
     """
     with exit_codes():
+        tell_more(verbose)
         if trace is not None:
             files.refuse_overwrite(trace, force=force)
         planned = files.read(plan, Plan)
@@ -150,19 +145,10 @@ class _Answer:
         return planned if self._as_planned else ""
 
     def _table(self) -> Table:
-        table = Table("what if", "this plan", "another plan", "its stages", box=None)
+        table = Table(*COLUMNS, box=None)
         for one in self._outlooks:
-            stages = "" if one.replanned is None else _stages(one.replanned)
-            table.add_row(
-                one.change,
-                one.why_not if one.planned_s is None else self._against(one.planned_s),
-                "" if one.replanned_s is None else self._against(one.replanned_s),
-                stages,
-            )
+            table.add_row(*one.row(self._timeline.step_s))
         return table
-
-    def _against(self, step_s: float) -> str:
-        return f"{seconds(step_s)} ({step_s / self._timeline.step_s - 1:+.1%})"
 
     def _as_json(self) -> dict[str, Any]:
         answer: dict[str, Any] = {
@@ -211,12 +197,9 @@ def _slowed(said: Sequence[str]) -> list[str]:
 
 def replanning(plan: Plan, time_limit_s: float) -> Replan:
     """What makes the best plan for another cluster, under the assumptions of this one."""
+    from skyfx.solver.solving import solve  # numba, HiGHS and PuLP take half a second
 
     def planned(graph: Graph, cluster: Cluster) -> Plan:
         return solve(graph, cluster, plan.assumptions, gap=GAP, time_limit_s=time_limit_s).plan
 
     return planned
-
-
-def _stages(plan: Plan) -> str:
-    return " -> ".join(f"{stage.device} ({len(stage.nodes)})" for stage in plan.stages)

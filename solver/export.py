@@ -8,7 +8,7 @@ from skyfx.solver.cluster import Cluster
 from skyfx.solver.files import replacing
 from skyfx.solver.graph import Graph
 from skyfx.solver.plan import Assumptions
-from skyfx.solver.solve import checked
+from skyfx.solver.solving import checked
 
 __all__: list[str] = ["export"]
 

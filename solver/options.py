@@ -20,6 +20,7 @@ Output = Annotated[
 Force = Annotated[bool, typer.Option("--force", help="Replace the file if it exists.")]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON and nothing else.")]
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Say nothing but errors.")]
+Verbose = Annotated[bool, typer.Option("--verbose", "-v", help="Also say what is done on the way.")]
 
 ModeOption = Annotated[Mode, typer.Option(help="Whether backward passes count.")]
 ObjectiveOption = Annotated[Objective, typer.Option(help="What to make small.")]
@@ -65,5 +66,13 @@ EachLimit = Annotated[
     float,
     typer.Option(
         metavar="SECONDS", help="To plan anew for a tenth more of each device, link and memory."
+    ),
+]
+WhatIf = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--what-if",
+        metavar="CHANGE",
+        help="'add a100', 'drop c', 'link a b x2', 'memory a x1.5' or 'slow c x4'; each by itself.",
     ),
 ]

@@ -11,13 +11,16 @@ from skyfx.solver.errors import InfeasibleError, NoPlanError
 from skyfx.solver.graph import Graph
 from skyfx.solver.pace import Pace
 from skyfx.solver.plan import Plan
-from skyfx.solver.report import size
+from skyfx.solver.report import seconds, size
 from skyfx.solver.schedule import Orders
 from skyfx.solver.simulate import follow
 from skyfx.solver.timeline import Timeline
 from skyfx.solver.whatif import Change, changed
 
-__all__: list[str] = ["Outlook", "Replan", "busy_s", "followed", "outlooks", "spread"]
+__all__: list[str] = ["COLUMNS", "Outlook", "Replan", "busy_s", "followed", "outlooks", "spread"]
+
+COLUMNS = ("what if", "this plan", "another plan", "its stages")
+"""Of a table of outlooks; `Outlook.row` is one of its rows."""
 
 Replan = Callable[[Graph, Cluster], Plan]
 
@@ -39,6 +42,20 @@ class Outlook:
     why_not: str = ""
     replanned: Plan | None = None
     replanned_s: float | None = None
+
+    def row(self, step_s: float) -> tuple[str, str, str, str]:
+        """For people, beside a step as things are."""
+
+        def against(other_s: float | None) -> str:
+            return "" if other_s is None else f"{seconds(other_s)} ({other_s / step_s - 1:+.1%})"
+
+        stages = () if self.replanned is None else self.replanned.stages
+        return (
+            self.change,
+            self.why_not if self.planned_s is None else against(self.planned_s),
+            against(self.replanned_s),
+            " -> ".join(f"{stage.device} ({len(stage.nodes)})" for stage in stages),
+        )
 
 
 def followed(graph: Graph, cluster: Cluster, plan: Plan, *, shared: bool = True) -> Timeline:

@@ -10,6 +10,7 @@ from pathlib import Path
 from skyfx.solver.cluster import Cluster
 from skyfx.solver.cost import crossings
 from skyfx.solver.graph import Graph, Node
+from skyfx.solver.outlook import COLUMNS, Outlook
 from skyfx.solver.plan import Plan, Stage
 from skyfx.solver.report import seconds, size
 from skyfx.solver.schedule import Kind
@@ -60,7 +61,12 @@ class Run:
 
 
 def page(
-    graph: Graph, cluster: Cluster, plan: Plan, runs: Sequence[Run], sentences: Sequence[str]
+    graph: Graph,
+    cluster: Cluster,
+    plan: Plan,
+    runs: Sequence[Run],
+    sentences: Sequence[str],
+    found: Sequence[Outlook] = (),
 ) -> str:
     """The page.
 
@@ -68,8 +74,9 @@ def page(
         graph: the model.
         cluster: devices and links.
         plan: the plan.
-        runs: steps by it, to be drawn above each other on one scale.
+        runs: steps by it, to be drawn above each other on one scale; the first one is predicted.
         sentences: what there is to say of it.
+        found: what changes of the cluster would bring.
     """
     import jinja2  # no other command has to wait for it
 
@@ -91,6 +98,7 @@ def page(
         parts=list(_parts(graph, plan)),
         values=list(_values(plan)),
         sentences=sentences,
+        what_ifs=(COLUMNS, *(one.row(runs[0].step_s) for one in found)) if found else (),
     )
 
 

@@ -8,16 +8,13 @@ name, or by the name of a module around that: `encoder` matches all that the enc
 """
 
 import difflib
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 
-import numpy as np
-from numpy.typing import NDArray
-
 from skyfx.solver.graph import Node
 
-__all__: list[str] = ["Pin", "allowed"]
+__all__: list[str] = ["Pin"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,18 +65,6 @@ class Pin:
                 f"pin '{self}': {self.pattern!r} matches no node and no module; "
                 f"did you mean {' or '.join(map(repr, near))}?"
             )
-
-
-def allowed(
-    pins: Iterable[str], nodes: Sequence[Node], devices: Sequence[str]
-) -> NDArray[np.bool_]:
-    """Which node may run on which device, `(D, number of nodes)`."""
-    table = np.ones((len(devices), len(nodes)), dtype=bool)
-    for pin in map(Pin.of, pins):
-        meant = np.array([pin.matches(node) for node in nodes])
-        free = np.array([pin.allows(device) for device in devices])
-        table &= ~meant[None, :] | free[:, None]
-    return table
 
 
 def _names(node: Node) -> Iterator[str]:

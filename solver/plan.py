@@ -88,6 +88,7 @@ class Stage:
     """The nodes that one device runs, with the predicted times and memory of one micro-batch.
 
     `peak_bytes` is the most that it takes in a step (`solver/peak.py`), 0 where that is not known.
+    `limit_bytes` is what its device has; None where it has no limit, or that is not known.
     `live` is how many micro-batches are live on it at once (`solver/schedule.py`), 0 where the
     schedule says so by itself.
     """
@@ -100,6 +101,7 @@ class Stage:
     time_s: float
     memory_bytes: float
     peak_bytes: float = 0.0
+    limit_bytes: float | None = None
     live: int = 0
 
 

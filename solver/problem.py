@@ -11,11 +11,11 @@ from functools import cached_property
 import numpy as np
 from numpy.typing import NDArray
 
-from skyfx.solver import pins
 from skyfx.solver.cluster import HOST, Cluster, Wiring
 from skyfx.solver.coarsen import units
 from skyfx.solver.cost import Cost, evaluate, live_microbatches, parameter_copies
 from skyfx.solver.graph import Graph, Node
+from skyfx.solver.pins import Pin
 from skyfx.solver.plan import Assumptions, Plan
 
 __all__: list[str] = ["Problem", "UnitPlacement", "Value"]
@@ -93,8 +93,11 @@ class Problem:
     @cached_property
     def allowed(self) -> NDArray[np.bool_]:
         """Whether the pins allow each unit on each device, `(D, n)`."""
-        names = [device.name for device in self.cluster.devices]
-        table = pins.allowed(self.assumptions.pins, self.graph.nodes, names)
+        table = np.ones((len(self.cluster.devices), len(self.graph.nodes)), dtype=bool)
+        for pin in map(Pin.of, self.assumptions.pins):
+            meant = np.array([pin.matches(node) for node in self.graph.nodes])
+            free = np.array([pin.allows(device.name) for device in self.cluster.devices])
+            table &= ~meant[None, :] | free[:, None]
         return np.array([table[:, unit].all(axis=1) for unit in self.members]).T
 
     @cached_property

@@ -2,16 +2,20 @@
 
 import html as escape
 import io
+from collections.abc import Sequence
 
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from skyfx.solver.plan import Plan
+from skyfx.solver.plan import Plan, Stage
 
 __all__: list[str] = ["html", "percent", "render", "seconds", "size", "text"]
 
-COLUMNS = ("stage", "device", "nodes", "compute", "receive", "send", "time", "memory", "")
+COLUMNS = (
+    *("stage", "device", "nodes", "modules"),
+    *("compute", "receive", "send", "time", "memory", ""),
+)
 WIDTH = 120
 """Columns in which a plan is drawn where there is no terminal to ask."""
 
@@ -79,15 +83,35 @@ def _rows(plan: Plan) -> list[tuple[str, ...]]:
             str(k),
             stage.device,
             str(len(stage.nodes)),
+            _modules(stage.nodes),
             seconds(stage.compute_s),
             seconds(stage.receive_s),
             seconds(stage.send_s),
             seconds(stage.time_s),
-            size(stage.memory_bytes),
+            _memory(stage),
             "<- bottleneck" if stage.time_s == plan.bottleneck_s else "",
         )
         for k, stage in enumerate(plan.stages)
     ]
+
+
+def _memory(stage: Stage) -> str:
+    """What it takes, of what its device has if that is known."""
+    limit = "" if stage.limit_bytes is None else f" of {size(stage.limit_bytes)}"
+    return size(stage.memory_bytes) + limit
+
+
+def _modules(nodes: Sequence[str]) -> str:
+    """From which module to which: `embeddings .. layer.3`, shortened at each one's first number."""
+    named = [node for node in nodes if "." in node] or nodes  # inputs belong to no module
+    return " .. ".join(dict.fromkeys(map(_module, (named[0], named[-1]))))
+
+
+def _module(node: str) -> str:
+    """The module that a node's name begins with, or the name itself where it names none."""
+    parts = node.split(".")[:-1] or [node]
+    first = next((i for i, part in enumerate(parts) if part.isdigit()), len(parts) - 1)
+    return ".".join(parts[max(0, first - 1) : first + 1])
 
 
 def _summary(plan: Plan) -> list[str]:

@@ -11,6 +11,7 @@ from contextlib import contextmanager
 from dataclasses import replace
 
 from skyfx.solver.bounds import Bound, simple_bound
+from skyfx.solver.cluster import Cluster
 from skyfx.solver.cost import Cost, Placement, evaluate
 from skyfx.solver.errors import InfeasibleError, NoPlanError
 from skyfx.solver.generate import Generated, Live, generate
@@ -137,7 +138,7 @@ def _replanned(plan: Plan, problem: Problem, placement: Placement, made: Generat
     return replace(
         plan,
         assumptions=assumptions,
-        stages=stages_with(placement, cost, peaks, made.live),
+        stages=stages_with(problem.cluster, placement, cost, peaks, made.live),
         bottleneck_s=cost.bottleneck_s,
         step_s=cost.step_s,
         objective_value=cost.objective_value,
@@ -151,9 +152,14 @@ def _replanned(plan: Plan, problem: Problem, placement: Placement, made: Generat
 
 
 def stages_with(
-    placement: Placement, cost: Cost, peaks: Sequence[float], live: Sequence[int]
+    cluster: Cluster,
+    placement: Placement,
+    cost: Cost,
+    peaks: Sequence[float],
+    live: Sequence[int],
 ) -> tuple[Stage, ...]:
     """The stages of a plan with their figures; `live` is 0 where the schedule says it."""
+    limits = {device.name: device.memory_bytes for device in cluster.devices}
     return tuple(
         Stage(
             device=device,
@@ -164,6 +170,7 @@ def stages_with(
             time_s=cost.time_s[k],
             memory_bytes=cost.memory_bytes[k],
             peak_bytes=peaks[k],
+            limit_bytes=limits[device],
             live=live[k],
         )
         for k, (device, ids) in enumerate(placement)

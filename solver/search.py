@@ -4,6 +4,7 @@ Each starts from the best plan and bound so far: what has been found is never lo
 time limit as little as to Ctrl-C.
 """
 
+import logging
 import math
 from collections.abc import Callable
 from contextlib import suppress
@@ -26,6 +27,8 @@ from skyfx.solver.shifting import shifting, wandering
 from skyfx.solver.steps import step_lines, steps
 
 __all__: list[str] = ["Found", "Search"]
+
+logger = logging.getLogger(__name__)
 
 METHODS: dict[str, Method] = {
     "phases": phases,
@@ -164,6 +167,7 @@ class Search:
             self.heard(answer.stages)
         if answer.says:
             self.says[name] = answer.says
+            logger.info("%s: %s", name, answer.says)
         if answer.infeasible and self.best is None:
             raise InfeasibleError(answer.infeasible)
         found = Candidate.of(self.problem, answer.stages, name)

@@ -1,19 +1,23 @@
 """What commands say and how they end: exit codes, lines on standard error, the live line."""
 
 import enum
+import logging
 import math
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import TYPE_CHECKING
 
 import typer
 from rich.console import Console
 
 from skyfx.solver import report
 from skyfx.solver.errors import InfeasibleError, NoPlanError, SkyfxError
-from skyfx.solver.method import Progress
 from skyfx.solver.plan import relative_gap
 
-__all__: list[str] = ["ExitCode", "console", "exit_codes", "live_line", "say"]
+if TYPE_CHECKING:
+    from skyfx.solver.method import Progress
+
+__all__: list[str] = ["ExitCode", "console", "exit_codes", "live_line", "say", "tell_more"]
 
 
 class ExitCode(enum.IntEnum):
@@ -53,6 +57,21 @@ def say(line: str) -> None:
     console(stderr=True).print(line, markup=False, highlight=False, soft_wrap=True)
 
 
+class _Talk(logging.Handler):
+    """Says on standard error what a module logs."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Print it."""
+        say(f"{record.name}: {self.format(record)}")
+
+
+def tell_more(verbose: bool) -> None:
+    """Say what skyfx does on the way, if asked to: a command is a program, and may set handlers."""
+    if verbose:
+        logging.getLogger("skyfx").setLevel(logging.INFO)
+        logging.getLogger("skyfx").addHandler(_Talk())
+
+
 def console(*, stderr: bool) -> Console:
     """As wide as the terminal; where there is none, wide enough for a plan."""
     found = Console(stderr=stderr)
@@ -60,7 +79,7 @@ def console(*, stderr: bool) -> Console:
 
 
 @contextmanager
-def live_line(*, quiet: bool) -> Iterator[Progress | None]:
+def live_line(*, quiet: bool) -> "Iterator[Progress | None]":
     """One line with incumbent, bound and gap while the block runs; on a terminal only."""
     talk = console(stderr=True)
     if quiet or not talk.is_terminal:

@@ -12,7 +12,7 @@ from skyfx.solver.method import Candidate
 from skyfx.solver.plan import Assumptions, Plan
 from skyfx.solver.problem import Problem
 from skyfx.solver.scheduled import none_under_1f1b, scheduled, usual
-from skyfx.solver.solve import Solution, replanned
+from skyfx.solver.solving import Solution, replanned
 
 __all__: list[str] = ["solve_within"]
 

@@ -21,7 +21,7 @@ from skyfx.solver import Assumptions, Cluster, Device, files, solve
 from skyfx.solver.errors import CaptureError, FormatError, InfeasibleError, PlanError
 from skyfx.solver.plan import Plan
 from skyfx.solver.sources import sources
-from skyfx.solver.validate import validate
+from skyfx.solver.validation import validate
 from tests import models, reference
 from tests.models import BATCH, Case
 from tests.plans import NUM_MICROBATCHES, SIZE, even_plan, generated_plan

@@ -1,71 +1,142 @@
-"""What the documents say is run."""
+"""What the documents say is there, and is run: by `scripts/walk.py`, which is tried out here."""
 
+import importlib.util
 import re
-import shlex
 import subprocess
 import sys
 from pathlib import Path
+from types import ModuleType
 
 import pytest
 
 ROOT = Path(__file__).parent.parent
 DOCUMENTS = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
-
-TRAIN = """
-import torch
-from torch import nn
-
-def build():
-    return nn.Sequential(*(nn.Linear(16, 16) for _ in range(3))), torch.randn(16, 16)
-"""
+EXAMPLES = sorted((ROOT / "examples").glob("*.py"))
 
 
-def blocks(document: Path, language: str) -> list[str]:
-    return re.findall(rf"^```{language}\n(.*?)^```", document.read_text(), re.M | re.S)
+def script(name: str) -> ModuleType:
+    spec = importlib.util.spec_from_file_location(name, ROOT / f"scripts/{name}.py")
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[name] = module  # dataclasses look their module up there
+    spec.loader.exec_module(module)
+    return module
 
 
-def assert_runs(*command: str, folder: Path) -> None:
-    ended = subprocess.run(command, cwd=folder, capture_output=True, text=True, check=False)
-    assert ended.returncode == 0, ended.stdout + ended.stderr
+walk = script("walk")
 
 
 def test_the_readme_begins_with_the_two_commands() -> None:
-    first = re.search(r"^```\w*\n(.*?)^```", DOCUMENTS[0].read_text(), re.M | re.S)
-    assert first is not None
-    commands = first[1].splitlines()
+    first = next(walk.blocks(DOCUMENTS[0]))
+    assert first.text in walk.ELSEWHERE
+    commands = first.text.splitlines()
     assert commands == ["python3 scripts/demo.py", "python3 scripts/test.py"]
     assert all((ROOT / command.split()[1]).exists() for command in commands)
 
 
-def test_the_readmes_python_runs(tmp_path: Path) -> None:
-    code = blocks(ROOT / "README.md", "python")
-    assert len(code) == 3
-    assert_runs(sys.executable, "-c", "\n".join(code), folder=tmp_path)
-
-
-def test_the_readmes_offline_commands_run(tmp_path: Path) -> None:
-    (tmp_path / "train.py").write_text(TRAIN)
-    offline = blocks(ROOT / "README.md", "console")[1].splitlines()
-    assert [line.split()[1] for line in offline] == [
-        *("capture", "solve", "check", "show", "explain", "simulate", "report"),
-    ]
-    for line in offline:
-        assert_runs(sys.executable, "-m", *shlex.split(line), folder=tmp_path)
-
-
-def test_the_example_trains_and_says_so(tmp_path: Path) -> None:
-    ended = subprocess.run(
-        [sys.executable, ROOT / "examples/word_senses.py", "--steps", "1"],
-        cwd=tmp_path,
-        capture_output=True,
-        text=True,
-        check=True,
-    )
-    assert "gap" in ended.stdout
-    assert "largest difference to one device's loss: 0.0e+00" in ended.stdout
+@pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: path.name)
+def test_links_lead_somewhere(document: Path) -> None:
+    for target in re.findall(r"\]\(([^)#]+)[^)]*\)", document.read_text()):
+        assert (document.parent / target).exists(), target
 
 
 @pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: path.name)
-def test_links_lead_somewhere(document: Path) -> None:
-    for target in re.findall(r"\]\(([^)#]+)\)", document.read_text()):
-        assert (document.parent / target).exists(), target
+def test_blocks_are_of_a_kind_that_the_walk_knows(document: Path) -> None:
+    for block in walk.blocks(document):
+        assert block.kind in ("console", "python", "json", "toml", "text")
+        words = set(block.flags) - {block.file}
+        assert words <= {"no-run", "gpu", "two-hosts"}, block.flags
+
+
+def test_every_document_and_every_example_is_linked() -> None:
+    linked = {
+        (document.parent / target).resolve()
+        for document in DOCUMENTS
+        for target in re.findall(r"\]\(([^)#]+)[^)]*\)", document.read_text())
+    }
+    assert {*DOCUMENTS[1:], *EXAMPLES} <= linked
+
+
+@pytest.mark.parametrize("example", EXAMPLES, ids=lambda path: path.name)
+def test_every_example_says_how_to_run_it(example: Path) -> None:
+    said = "".join(block.text for block in walk.blocks(example))
+    assert f"examples/{example.name}" in said
+
+
+def test_the_references_are_what_the_code_says() -> None:
+    checked = [sys.executable, "scripts/reference.py", "--check"]
+    done = subprocess.run(checked, cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+
+
+TEXT = """
+```python model.py
+x = 1
+```
+
+```python
+import model
+```
+
+More of it:
+
+```python
+print(model.x + 1)
+```
+
+```console
+python -c 'import model; print(model.x + 2)' \\
+    | cat
+```
+
+```console no-run
+false
+```
+"""
+
+
+def test_a_walk_goes_from_top_to_bottom(tmp_path: Path) -> None:
+    (tmp_path / "text.md").write_text(TEXT)
+    written, program, command = walk.programs(tmp_path / "text.md")
+    assert (written.file, written.text) == ("model.py", "x = 1\n")
+    assert (program.kind, program.text) == ("python", "import model\nprint(model.x + 1)\n")
+    assert command.kind == "console"
+    assert command.text.endswith("\\\n    | cat\n")
+
+
+def test_an_examples_commands_are_those_that_are_set_in(tmp_path: Path) -> None:
+    path = tmp_path / "some.py"
+    said = "Some.\n\n    python some.py\n    ls\n\nOr:\n\n    torchrun --nnodes=2 x\n"
+    path.write_text(f'"""{said}"""\n')
+    assert [(block.text, block.flags) for block in walk.programs(path)] == [
+        ("python some.py\nls\n", ()),
+        ("torchrun --nnodes=2 x", ("two-hosts",)),
+    ]
+
+
+@pytest.mark.parametrize(
+    ("commands", "code", "said"),
+    [("echo first\nfalse\necho second", 1, "first"), ("echo first\ntrue", 0, "first")],
+)
+def test_a_walk_ends_where_a_command_fails(
+    tmp_path: Path, commands: str, code: int, said: str
+) -> None:
+    """In a repository of its own, whose README says these commands."""
+    (tmp_path / "scripts").mkdir()
+    (tmp_path / "scripts/walk.py").write_text((ROOT / "scripts/walk.py").read_text())
+    (tmp_path / "pyproject.toml").write_text('[dependency-groups]\ndev = ["torch"]\n')
+    (tmp_path / "README.md").write_text(f"```console\n{commands}\n```\n")
+    for arguments in (("init", "--quiet"), ("add", "."), ("commit", "--quiet", "-m", "all")):
+        identity = ("-c", "user.name=a", "-c", "user.email=a@b")
+        subprocess.run(["git", *identity, *arguments], cwd=tmp_path, check=True)
+    done = subprocess.run(
+        [sys.executable, "scripts/walk.py", "README.md"],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == code
+    assert said in done.stdout
+    assert "second" not in done.stdout.replace("echo second", "")

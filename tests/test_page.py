@@ -7,8 +7,9 @@ from pathlib import Path
 import pytest
 
 from skyfx.solver import Assumptions, Device, Plan, solve
-from skyfx.solver.outlook import followed
+from skyfx.solver.outlook import followed, outlooks
 from skyfx.solver.page import Run, page
+from skyfx.solver.whatif import Change
 from tests.commands import SOLVE
 from tests.commands import Run as Command
 from tests.instances import cluster, graph, node
@@ -129,12 +130,26 @@ def test_what_does_not_fit_is_said() -> None:
     assert "does not fit into memory" in drawn(without).texts
 
 
+def test_what_might_be_stands_in_a_table() -> None:
+    plan = planned()
+    changes = [Change.of("drop two", MODEL), Change.of("slow two x2", MODEL)]
+    found = list(outlooks(MODEL, PAIR, plan, changes))
+    done = followed(MODEL, PAIR, plan).done
+    texts = Seen(page(MODEL, PAIR, plan, [Run("predicted", done)], (), found)).texts
+    begin = texts.index("What if")
+    assert texts[begin + 1 : begin + 7] == [
+        *("what if", "this plan", "another plan", "its stages", "drop two", "stage 1 is on two"),
+    ]
+    assert "What if" not in drawn(plan).texts
+
+
 def test_the_command_writes_it_and_not_over_another(skyfx: Command, folder: Path) -> None:
     assert skyfx(*SOLVE, "-o", "p.plan.json", "-q").returncode == 0
     done = skyfx("report", "p.plan.json", "-o", "p.html")
     assert (done.returncode, done.stdout, done.stderr) == (0, "", "skyfx: wrote p.html\n")
     seen = Seen((folder / "p.html").read_text())
     assert "Stage 0 on one binds: 1 s a micro-batch, 1 s computing." in seen.texts
+    assert {"drop one", "drop two"} <= set(seen.texts)
     again = skyfx("report", "p.plan.json", "-o", "p.html")
     assert again.returncode == 2
     assert "p.html exists; use --force" in again.stderr

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from skyfx.solver import Assumptions, Cluster, Graph, evaluate, solve
 from skyfx.solver.errors import InfeasibleError, NoPlanError
 from skyfx.solver.peak import peak_bytes
-from skyfx.solver.validate import validate
+from skyfx.solver.validation import validate
 from skyfx.solver.within import solve_within
 from tests.instances import all_plans, assumptions, cases, clusters, cpus, graph, graphs, node
 

@@ -2,7 +2,7 @@
 
 import pytest
 
-from skyfx.solver import Assumptions, Plan
+from skyfx.solver import Assumptions, Plan, solve
 from skyfx.solver.report import COLUMNS, html, percent, seconds, size, text
 from tests.instances import cluster, cpus, graph, node, plan_of
 
@@ -45,14 +45,29 @@ def test_the_table_has_a_row_for_each_stage_and_marks_the_bottleneck() -> None:
     title, header, first, second, *summary = text(a_plan()).splitlines()
     assert title.strip() == "test: training, 1f1b, 8 micro-batches"
     assert header.split() == list(filter(None, COLUMNS))
-    assert first.split() == ["0", "d0", "1", "1", "s", "0", "s", "0", "s", "1", "s", "0", "B"]
-    assert second.split()[:4] == ["1", "d1", "2", "2"]
+    assert first.split() == ["0", "d0", "1", "a", "1", "s", "0", "s", "0", "s", "1", "s", "0", "B"]
+    assert second.split()[:7] == ["1", "d1", "2", "b", "..", "c", "2"]
     assert second.rstrip().endswith("<- bottleneck")
     assert summary == [
         "bottleneck 2 s a micro-batch, step 17 s",
         "throughput 2 s; no plan is below 1 s (half): gap 100.00%, feasible",
         "instead: even split does not fit, dynamic 2.5 s, best single device 3 s",
     ]
+
+
+def test_a_stage_says_from_which_module_to_which_it_goes() -> None:
+    names = ["ids", "bert.embeddings.add", "bert.encoder.layer.0.output.linear", "bert.pooler.tanh"]
+    g = graph([node(name, tuple(names[:i][-1:])) for i, name in enumerate(names)])
+    plan = plan_of(g, cpus(1.0, 1.0), Assumptions(), [("d0", names[:3]), ("d1", names[3:])])
+    _, _, first, second, *_ = text(plan).splitlines()
+    assert "bert.embeddings .. layer.0  " in first
+    assert "  bert.pooler  " in second
+
+
+def test_memory_stands_beside_what_the_device_has() -> None:
+    g = graph([node("a", parameter_bytes=512.0)])
+    found = solve(g, cpus(1.0, memory=4096.0), Assumptions(optimizer_state_ratio=0)).plan
+    assert "1.0 KiB of 4.0 KiB" in text(found)
 
 
 def test_printing_a_plan_draws_its_table() -> None:

@@ -14,6 +14,7 @@ from random import Random
 
 import pytest
 
+from skyfx.cli import app
 from skyfx.solver import Device, Plan, read, validate, write
 from skyfx.solver.files import digest
 from tests.commands import CHECK, HARD, PROGRAM, SOLVE, Run
@@ -48,6 +49,15 @@ def test_json_needs_no_file(skyfx: Run, folder: Path) -> None:
 def test_quiet_says_nothing(skyfx: Run) -> None:
     done = skyfx(*SOLVE, "-o", "p.plan.json", "-q")
     assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
+
+
+def test_verbose_says_what_each_method_did(skyfx: Run) -> None:
+    done = skyfx(*SOLVE, "--json", "-v", "--pin", "a=one")
+    said = [line for line in done.stderr.splitlines() if line.startswith("skyfx.solver.search: ")]
+    assert said
+    assert json.loads(done.stdout)["solver"]["says"] == [
+        line.removeprefix("skyfx.solver.search: ") for line in said
+    ]
 
 
 def test_a_plan_without_a_place_is_refused(skyfx: Run) -> None:
@@ -276,7 +286,24 @@ def test_version_is_data(skyfx: Run) -> None:
     assert done.stdout.split()[0] == "skyfx"
 
 
-def test_the_planner_never_imports_torch() -> None:
-    code = "import sys, skyfx.solver.cli; print('torch' in sys.modules)"
+def imported_by(module: str) -> set[str]:
+    code = f"import sys, {module}; print(*sys.modules)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert done.stdout == "False\n"
+    return set(done.stdout.split())
+
+
+def test_the_planner_never_imports_torch() -> None:
+    assert "torch" not in imported_by("skyfx.solver.cli, skyfx.solver.within")
+
+
+def test_commands_import_what_searches_only_when_they_search() -> None:
+    assert not {"numpy", "numba", "pulp", "highspy", "jinja2"} & imported_by("skyfx.cli")
+
+
+def test_every_command_has_an_example_that_begins_with_it() -> None:
+    for command in app.registered_commands:
+        assert command.callback is not None
+        name = command.name or command.callback.__name__
+        example = (command.callback.__doc__ or "").partition("For example: ")[2].split()
+        assert name in example, name
+        assert example[0] in ("skyfx", "torchrun"), name

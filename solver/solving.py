@@ -272,4 +272,4 @@ def _stages(problem: Problem, best: Candidate) -> tuple[Stage, ...]:
     peaks: Sequence[float] = [0.0] * len(placement)
     if problem.assumptions.communication == "relay":
         peaks = peak_bytes(problem.graph, problem.cluster, placement, problem.assumptions)
-    return stages_with(placement, cost, peaks, [0] * len(placement))
+    return stages_with(problem.cluster, placement, cost, peaks, [0] * len(placement))

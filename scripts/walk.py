@@ -1,0 +1,194 @@
+"""A newcomer's walk: a clean clone, and every command of the documents as a reader would copy it.
+
+    python3 scripts/walk.py [README.md examples/quickstart.py ...]
+
+Clones what is committed into a temporary folder, installs it there as the README says, and goes
+through the documents and the first lines of the examples from top to bottom, each in a folder of
+its own. Of a Markdown file's blocks are run:
+
+    ```console            by bash, with the environment that was installed
+    ```console two-hosts  by two of them at once, as by two hosts that meet at `node1`
+    ```python             with those that follow it, up to the next command, as one program
+    ```python train.py    not yet: it is written to the file that it names (of any kind)
+
+A block that says `no-run` is not run, nor one that says `gpu` where there is none.
+"""
+
+import ast
+import os
+import re
+import shutil
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+import tomllib
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent
+DOCUMENTS = ["README.md", "docs/tutorial.md", "docs/how-to.md"]
+ELSEWHERE = {"python3 scripts/demo.py\npython3 scripts/test.py\n": "the checks begin with them"}
+"""Blocks that something else runs."""
+
+TIMEOUT_S = 600
+
+
+@dataclass(frozen=True)
+class Block:
+    """A piece of a document: `kind` is `console` or `python`, `flags` are the words behind it."""
+
+    kind: str
+    flags: tuple[str, ...]
+    text: str
+
+    @property
+    def file(self) -> str | None:
+        """The file that it is to be written to, if it is one."""
+        return next((flag for flag in self.flags if "." in flag), None)
+
+
+def blocks(document: Path) -> Iterator[Block]:
+    """The blocks of a Markdown file, or the indented ones of an example's docstring."""
+    text = document.read_text(encoding="utf-8")
+    if document.suffix == ".py":
+        said = ast.get_docstring(ast.parse(text), clean=False) or ""
+        for indented in re.findall(r"^(?:    .*\n?)+", said, re.M):
+            lines = "".join(line[4:] for line in indented.splitlines(keepends=True))
+            yield Block("console", ("two-hosts",) if "--nnodes=2" in lines else (), lines)
+        return
+    for head, body in re.findall(r"^```(\w[^\n]*)\n(.*?)^```$", text, re.M | re.S):
+        kind, *flags = head.split()
+        yield Block(kind, tuple(flags), body)
+
+
+def programs(document: Path) -> Iterator[Block]:
+    """What is to be run, in order: Python blocks that follow each other are one program."""
+    python: list[str] = []
+    for block in blocks(document):
+        missing = "gpu" in block.flags and not shutil.which("nvidia-smi")
+        if missing or "no-run" in block.flags:
+            continue
+        if block.file is None and block.kind not in ("console", "python"):
+            continue
+        if block.kind == "python" and block.file is None:
+            python.append(block.text)
+            continue
+        if python:
+            yield Block("python", (), "".join(python))
+            python = []
+        yield block
+    if python:
+        yield Block("python", (), "".join(python))
+
+
+def named(host: str) -> list[str]:
+    """What runs a command on a host of this name: of this machine, in a namespace of its own."""
+    own_user = [] if os.geteuid() == 0 else ["--user", "--map-root-user"]
+    return ["unshare", *own_user, "--uts", "sh", "-c", 'hostname "$0"; exec "$@"', host]
+
+
+class Walk:
+    """A newcomer with a clone and, in it, an environment of their own."""
+
+    def __init__(self, home: Path) -> None:
+        self.home, self.clone = home, home / "skyfx"
+        self.num_run = 0
+        pins = tomllib.loads((ROOT / "pyproject.toml").read_text())["dependency-groups"]["dev"]
+        (home / "pins.txt").write_text("\n".join(pins))  # the versions that the tests ran with
+        python3 = Path(sys.executable).resolve().parent
+        path = os.pathsep.join([str(self.clone / "env/bin"), str(python3), os.environ["PATH"]])
+        taken = ("VIRTUAL_ENV", "PYTHONPATH", "SKYFX_CACHE")
+        self.environment = {k: v for k, v in os.environ.items() if k not in taken} | {
+            "PATH": path,
+            "PIP_CONSTRAINT": str(home / "pins.txt"),
+            "OMP_NUM_THREADS": "1",
+        }
+        self._call(["git", "clone", "--quiet", str(ROOT), str(self.clone)], home)
+
+    def through(self, document: str) -> None:
+        """Run what a document says, in the clone, or in a folder of its own beside it."""
+        path = self.clone / document
+        folder = self.clone
+        self._call(["git", "clean", "-dffxq", "-e", "env"], folder)  # what others have left
+        if document.startswith("docs/"):
+            folder = self.home / path.stem
+            folder.mkdir()
+        for block in programs(path):
+            if block.text in ELSEWHERE:
+                continue
+            if block.file is not None:
+                (folder / block.file).write_text(block.text)
+                continue
+            print(f"\n{document}:\n{block.text.rstrip()}", flush=True)
+            began = time.perf_counter()
+            if block.kind == "python":
+                self._call(["python", "-c", block.text], folder)
+            elif "two-hosts" in block.flags:
+                self._as_two(block.text, folder)
+            else:
+                self._call(["bash", "-euo", "pipefail", "-c", block.text], folder)
+            self.num_run += 1
+            print(f"[{time.perf_counter() - began:.0f} s]", flush=True)
+
+    def _as_two(self, text: str, folder: Path) -> None:
+        """Two shells that run the same at once, and meet on this machine."""
+        with socket.create_server(("localhost", 0)) as free:
+            here = f"localhost:{free.getsockname()[1]}"
+        command = ["bash", "-euo", "pipefail", "-c", text.replace("node1:29500", here)]
+        both = [
+            subprocess.Popen(
+                [*named(host), *command],
+                cwd=folder,
+                env=self.environment | {"GLOO_SOCKET_IFNAME": "lo"},
+                stdout=subprocess.PIPE,
+                stderr=subprocess.STDOUT,
+                text=True,
+            )
+            for host in ("node1", "node2")
+        ]
+        try:
+            for one in both:
+                said, _ = one.communicate(timeout=TIMEOUT_S)
+                print(said, end="", flush=True)
+        finally:
+            for one in both:
+                one.kill()
+        if any(one.returncode for one in both):
+            sys.exit(f"walk: ended with {[one.returncode for one in both]}")
+
+    def _call(self, command: list[str], folder: Path) -> None:
+        ended = subprocess.run(
+            command,
+            cwd=folder,
+            env=self.environment,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            timeout=TIMEOUT_S,
+            check=False,
+        )
+        print(ended.stdout, end="", flush=True)
+        if ended.returncode:
+            sys.exit(f"walk: ended with {ended.returncode}")
+
+
+def main() -> None:
+    """Walk through the documents that are named, or through all of them."""
+    examples = sorted(f"examples/{path.name}" for path in (ROOT / "examples").glob("*.py"))
+    asked = sys.argv[1:] or [*DOCUMENTS, *examples]
+    began = time.perf_counter()
+    with tempfile.TemporaryDirectory(prefix="skyfx-walk-") as home:
+        walk = Walk(Path(home))
+        for document in asked if "README.md" in asked else ["README.md", *asked]:
+            walk.through(document)
+    print(
+        f"\nwalk: {walk.num_run} blocks of {len(asked)} documents, all of which ran, in "
+        f"{time.perf_counter() - began:.0f} s"
+    )
+
+
+if __name__ == "__main__":
+    main()

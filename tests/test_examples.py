@@ -1,0 +1,66 @@
+"""The examples, as a user runs them."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+
+
+def run(folder: Path, *command: str) -> str:
+    """What it prints; in a folder of its own."""
+    done = subprocess.run(
+        [sys.executable, *command], cwd=folder, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout
+
+
+def example(name: str) -> str:
+    return str(ROOT / "examples" / name)
+
+
+def test_quickstart(tmp_path: Path) -> None:
+    said = run(tmp_path, example("quickstart.py"))
+    losses = [float(line.split()[-1]) for line in said.splitlines() if "  loss " in line]
+    assert losses[-1] < losses[0]
+    assert "inferred (16, 32, 8)" in said
+
+
+def test_fine_tuning_equals_plain_torch(tmp_path: Path) -> None:
+    said = run(tmp_path, example("word_senses.py"), "--steps", "1")
+    assert "gap" in said
+    assert "largest difference to one device's loss: 0.0e+00" in said
+
+
+def test_an_image_model_learns_to_read_digits(tmp_path: Path) -> None:
+    said = run(tmp_path, example("digits.py"), "--steps", "40")
+    share = float(said.rpartition("right about ")[2].partition("%")[0])
+    assert share > 70  # guessing: 10
+
+
+def test_an_offline_plan_is_run(tmp_path: Path) -> None:
+    graph, cluster, plan = "net.graph.json", "two.cluster.json", "net.plan.json"
+    model = f"{example('offline_plan.py')}:build"
+    run(
+        tmp_path,
+        *("-m", "skyfx", "capture", model, "-d", "cpu", "-d", "cpu"),
+        *("-o", graph, "--cluster", cluster),
+    )
+    run(tmp_path, "-m", "skyfx", "solve", graph, cluster, "-o", plan)
+    assert "loss" in run(tmp_path, example("offline_plan.py"), plan)
+
+
+def test_streams(tmp_path: Path) -> None:
+    assert "12 batches: " in run(tmp_path, example("streaming.py"))
+
+
+@pytest.mark.parametrize("launcher", [(), ("-m", "torch.distributed.run", "--standalone")])
+def test_your_own_hosts(tmp_path: Path, launcher: tuple[str, ...]) -> None:
+    processes = ("--nproc-per-node=2",) if launcher else ()
+    said = run(tmp_path, *launcher, *processes, example("hosts.py"))
+    assert [line.split()[1] for line in said.splitlines() if line.startswith("step ")] == [
+        str(step) for step in range(10)
+    ]
