@@ -111,7 +111,7 @@ def test_an_examples_commands_are_those_that_are_set_in(tmp_path: Path) -> None:
     path.write_text(f'"""{said}"""\n')
     assert [(block.text, block.flags) for block in walk.programs(path)] == [
         ("python some.py\nls\n", ()),
-        ("torchrun --nnodes=2 x", ("two-hosts",)),
+        ("torchrun --nnodes=2 x\n", ("two-hosts",)),
     ]
 
 
