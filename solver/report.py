@@ -102,16 +102,18 @@ def _memory(stage: Stage) -> str:
 
 
 def _modules(nodes: Sequence[str]) -> str:
-    """From which module to which: `embeddings .. layer.3`, shortened at each one's first number."""
-    named = [node for node in nodes if "." in node] or nodes  # inputs belong to no module
-    return " .. ".join(dict.fromkeys(map(_module, (named[0], named[-1]))))
+    """From which module to which: `layer.0 .. layer.3`."""
+    modules = [node.split(".")[:-1] for node in nodes]
+    # Blocks say most, where there are any; inputs belong to no module.
+    blocks = [module for module in modules if any(part.isdigit() for part in module)]
+    named = blocks or [module for module in modules if module] or [[node] for node in nodes]
+    return " .. ".join(dict.fromkeys(map(_block, (named[0], named[-1]))))
 
 
-def _module(node: str) -> str:
-    """The module that a node's name begins with, or the name itself where it names none."""
-    parts = node.split(".")[:-1] or [node]
-    first = next((i for i, part in enumerate(parts) if part.isdigit()), len(parts) - 1)
-    return ".".join(parts[max(0, first - 1) : first + 1])
+def _block(module: Sequence[str]) -> str:
+    """Its first number and what stands before that, or else its end: `layer.3`, `bert.pooler`."""
+    last = next((i for i, part in enumerate(module) if part.isdigit()), len(module) - 1)
+    return ".".join(module[max(0, last - 1) : last + 1])
 
 
 def _summary(plan: Plan) -> list[str]:
