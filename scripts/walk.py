@@ -7,7 +7,8 @@ through the documents and the first lines of the examples from top to bottom, ea
 its own. Of a Markdown file's blocks are run:
 
     ```console            by bash, with the environment that was installed
-    ```console two-hosts  by two of them at once, as by two hosts that meet at `node1`
+    ```console two-hosts  by two of them at once, as by two hosts that meet at `node1`, if the
+                          kernel lets this user give names to them
     ```python             with those that follow it, up to the next command, as one program
     ```python train.py    not yet: it is written to the file that it names (of any kind)
 
@@ -90,6 +91,12 @@ def named(host: str) -> list[str]:
     return ["unshare", *own_user, "--uts", "sh", "-c", 'hostname "$0"; exec "$@"', host]
 
 
+def may_name_hosts() -> bool:
+    """Whether the kernel lets this user do so."""
+    tried = [*named("node1"), "true"]
+    return bool(shutil.which("unshare")) and not subprocess.run(tried, check=False).returncode
+
+
 class Walk:
     """A newcomer with a clone and, in it, an environment of their own."""
 
@@ -123,6 +130,9 @@ class Walk:
                 (folder / block.file).write_text(block.text)
                 continue
             print(f"\n{document}:\n{block.text.rstrip()}", flush=True)
+            if "two-hosts" in block.flags and not may_name_hosts():
+                print("[left out: hosts of this machine cannot be named (unshare --uts)]")
+                continue
             began = time.perf_counter()
             if block.kind == "python":
                 self._call(["python", "-c", block.text], folder)
@@ -134,20 +144,32 @@ class Walk:
             print(f"[{time.perf_counter() - began:.0f} s]", flush=True)
 
     def _as_two(self, text: str, folder: Path) -> None:
-        """Two shells that run the same at once, and meet on this machine."""
+        """Two shells that run the same at once, each on a core, and meet on this machine.
+
+        Nobody knows the addresses that go with their names, so torchrun is told.
+        """
+        cores = sorted(os.sched_getaffinity(0))
         with socket.create_server(("localhost", 0)) as free:
-            here = f"localhost:{free.getsockname()[1]}"
-        command = ["bash", "-euo", "pipefail", "-c", text.replace("node1:29500", here)]
+            told = text.replace("node1:29500", f"localhost:{free.getsockname()[1]}")
         both = [
             subprocess.Popen(
-                [*named(host), *command],
+                [
+                    *("taskset", "--cpu-list", str(cores[i % len(cores)]), *named(host)),
+                    *(
+                        "bash",
+                        "-euo",
+                        "pipefail",
+                        "-c",
+                        told.replace("torchrun ", f"torchrun --local-addr=127.0.0.{i + 1} "),
+                    ),
+                ],
                 cwd=folder,
                 env=self.environment | {"GLOO_SOCKET_IFNAME": "lo"},
                 stdout=subprocess.PIPE,
                 stderr=subprocess.STDOUT,
                 text=True,
             )
-            for host in ("node1", "node2")
+            for i, host in enumerate(("node1", "node2"))
         ]
         try:
             for one in both:
