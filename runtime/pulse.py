@@ -154,7 +154,8 @@ class Pulse:
                 saying = msgspec.json.decode(said, type=_Saying)
                 if saying.failed:
                     self._lose(StageError(f"{self._names[i]}: {saying.failed}"))
-                elif (silent_s := self._awake_s - self._heard_s[i]) > SILENT_S:
+                # When the store last answered: of a store that does not, nobody else is to blame.
+                elif (silent_s := self._answered_s - self._heard_s[i]) > SILENT_S:
                     why = (
                         "has left: its program has ended"
                         if saying.has_left
