@@ -20,10 +20,10 @@ Predicted from measured operators, stretches of the model and links; run as a pi
 processes on unlike hosts, emulated on one machine: network namespaces with shaped links, shares of
 a core by the kernel's bandwidth control (`benchmarks/emulated.py`). 6 micro-batches of 16 samples,
 1F1B, transfers overlapping computation, AdamW. The step is simulated action by action, as
-`skyfx simulate` does (`solver/simulate.py`); beside it stands the error of the plan's own formula, latency plus five
-bottlenecks. Peak memory is predicted by `solver/peak.py`, and measured as what the C library has in
-use. Measured: means of two steps after one to warm up. Stage compute and memory: the largest error
-among the stages that take at least a twentieth of the largest.
+`skyfx simulate` does (`solver/simulate.py`); beside it stands the error of the plan's own formula,
+latency plus five bottlenecks. Peak memory is predicted by `solver/peak.py`, and measured as what
+the C library has in use. Measured: means of two steps after one to warm up. Stage compute and
+memory: the largest error among the stages that take at least a twentieth of the largest.
 
 The machine is virtual, and other guests take their part of it now and then. So each host times a
 fixed piece of work (products of matrices, sums of vectors) when it has measured the model, and
