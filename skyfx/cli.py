@@ -15,7 +15,7 @@ from rich.progress import Progress as Bar
 from skyfx.solver import files
 from skyfx.solver.cli import app
 from skyfx.solver.options import Force, Microbatches, ModeOption, Quiet, Verbose
-from skyfx.solver.terminal import exit_codes, tell_more
+from skyfx.solver.terminal import exit_codes
 
 if TYPE_CHECKING:
     from skyfx.measurement import Progress
@@ -67,8 +67,7 @@ def capture_command(
     For example: skyfx capture train.py:build -d cpu -d cpu -o bert.graph.json
     --cluster two.cluster.json
     """
-    with exit_codes():
-        tell_more(verbose)
+    with exit_codes(verbose=verbose):
         for path in filter(None, (output, cluster)):
             files.refuse_overwrite(path, force=force)
         build = _load(model)
@@ -108,8 +107,7 @@ def probe_command(
     For example: torchrun --nnodes=2 --nproc-per-node=1 --rdzv-endpoint=node1:29500 -m skyfx probe
     -o two.cluster.json
     """
-    with exit_codes():
-        tell_more(verbose)
+    with exit_codes(verbose=verbose):
         files.refuse_overwrite(output, force=force)
         from skyfx.hosts import Hosts  # torch takes seconds to import
         from skyfx.probe import probed

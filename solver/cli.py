@@ -44,7 +44,7 @@ from skyfx.solver.options import (
     Verbose,
 )
 from skyfx.solver.plan import Assumptions, Plan
-from skyfx.solver.terminal import ExitCode, console, exit_codes, live_line, say, tell_more
+from skyfx.solver.terminal import ExitCode, console, exit_codes, live_line, say
 from skyfx.solver.validation import validate
 
 if TYPE_CHECKING:
@@ -105,11 +105,8 @@ def solve_command(
 
     For example: skyfx solve bert.graph.json two.cluster.json -o bert.plan.json
     """
-    with exit_codes():
-        tell_more(verbose)
+    with exit_codes(verbose=verbose):
         _check_output(output, json=json, force=force)
-        from skyfx.solver.solving import solve
-
         assumptions = Assumptions(
             mode=mode,
             objective=objective,
@@ -122,10 +119,9 @@ def solve_command(
         )
         model, graph_sha256 = files.load(graph, Graph)
         devices, cluster_sha256 = files.load(cluster, Cluster)
-        if write_lp is not None:
-            from skyfx.solver.export import export
+        _export(model, devices, assumptions, write_lp, force=force)
+        from skyfx.solver.solving import solve
 
-            export(model, devices, assumptions, write_lp, force=force)
         with live_line(quiet=quiet) as progress:
             solution = solve(
                 model,
@@ -159,8 +155,7 @@ def check(
 
     For example: skyfx check bert.graph.json two.cluster.json bert.plan.json --bound
     """
-    with exit_codes():
-        tell_more(verbose)
+    with exit_codes(verbose=verbose):
         model, graph_sha256 = files.load(graph, Graph)
         devices, cluster_sha256 = files.load(cluster, Cluster)
         checked = files.read(plan, Plan)
@@ -218,6 +213,16 @@ def show(plan: PlanFile, json: Json = False) -> None:
 app.command("simulate")(simulate_command)
 app.command("explain")(explain_command)
 app.command("report")(report_command)
+
+
+def _export(
+    model: Graph, devices: Cluster, assumptions: Assumptions, path: Path | None, *, force: bool
+) -> None:
+    if path is None:
+        return
+    from skyfx.solver.export import export
+
+    export(model, devices, assumptions, path, force=force)
 
 
 def _again(model: Graph, devices: Cluster, plan: Plan, time_limit: float) -> "Recheck":

@@ -9,7 +9,7 @@ from skyfx.solver.explain import explained
 from skyfx.solver.options import ClusterOption, EachLimit, GraphOption, Json, PlanFile, Verbose
 from skyfx.solver.plan import Plan
 from skyfx.solver.sources import sources
-from skyfx.solver.terminal import exit_codes, tell_more
+from skyfx.solver.terminal import exit_codes
 
 __all__: list[str] = ["explain_command"]
 
@@ -26,8 +26,7 @@ def explain_command(
 
     For example: skyfx explain bert.plan.json
     """
-    with exit_codes():
-        tell_more(verbose)
+    with exit_codes(verbose=verbose):
         asked = files.read(plan, Plan)
         model, devices = sources(plan, asked, graph, cluster)
         said = explained(model, devices, asked, replanning(asked, time_limit))

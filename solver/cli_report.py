@@ -23,7 +23,7 @@ from skyfx.solver.outlook import followed, outlooks
 from skyfx.solver.page import Run, page
 from skyfx.solver.plan import Plan
 from skyfx.solver.sources import sources
-from skyfx.solver.terminal import exit_codes, say, tell_more
+from skyfx.solver.terminal import exit_codes, say
 from skyfx.solver.trace import read_trace
 from skyfx.solver.whatif import Change
 
@@ -58,8 +58,7 @@ def report_command(
 
     For example: skyfx report bert.plan.json -o bert.html
     """
-    with exit_codes():
-        tell_more(verbose)
+    with exit_codes(verbose=verbose):
         files.refuse_overwrite(output, force=force)
         asked = files.read(plan, Plan)
         model, devices = sources(plan, asked, graph, cluster)

@@ -28,7 +28,7 @@ from skyfx.solver.outlook import COLUMNS, Outlook, Replan, busy_s, followed, out
 from skyfx.solver.plan import Plan, Schedule
 from skyfx.solver.report import seconds
 from skyfx.solver.sources import sources
-from skyfx.solver.terminal import console, exit_codes, say, tell_more
+from skyfx.solver.terminal import console, exit_codes, say
 from skyfx.solver.timeline import Timeline
 from skyfx.solver.trace import chrome_trace
 from skyfx.solver.whatif import Change
@@ -88,8 +88,7 @@ def simulate_command(
 
     For example: skyfx simulate bert.plan.json --what-if 'add gpu' --what-if 'drop b' --replan
     """
-    with exit_codes():
-        tell_more(verbose)
+    with exit_codes(verbose=verbose):
         if trace is not None:
             files.refuse_overwrite(trace, force=force)
         planned = files.read(plan, Plan)

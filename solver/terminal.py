@@ -17,7 +17,7 @@ from skyfx.solver.plan import relative_gap
 if TYPE_CHECKING:
     from skyfx.solver.method import Progress
 
-__all__: list[str] = ["ExitCode", "console", "exit_codes", "live_line", "say", "tell_more"]
+__all__: list[str] = ["ExitCode", "console", "exit_codes", "live_line", "say"]
 
 
 class ExitCode(enum.IntEnum):
@@ -32,8 +32,14 @@ class ExitCode(enum.IntEnum):
 
 
 @contextmanager
-def exit_codes() -> Iterator[None]:
-    """End the command with a line on standard error and the exit code of what was raised."""
+def exit_codes(*, verbose: bool = False) -> Iterator[None]:
+    """End the command with a line on standard error and the exit code of what was raised.
+
+    If asked to be `verbose`, say what skyfx logs: a command is a program, and may set handlers.
+    """
+    if verbose:
+        logging.getLogger("skyfx").setLevel(logging.INFO)
+        logging.getLogger("skyfx").addHandler(_Talk())
     try:
         yield
     except KeyboardInterrupt:
@@ -63,13 +69,6 @@ class _Talk(logging.Handler):
     def emit(self, record: logging.LogRecord) -> None:
         """Print it."""
         say(f"{record.name}: {self.format(record)}")
-
-
-def tell_more(verbose: bool) -> None:
-    """Say what skyfx does on the way, if asked to: a command is a program, and may set handlers."""
-    if verbose:
-        logging.getLogger("skyfx").setLevel(logging.INFO)
-        logging.getLogger("skyfx").addHandler(_Talk())
 
 
 def console(*, stderr: bool) -> Console:

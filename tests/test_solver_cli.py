@@ -5,7 +5,6 @@ import os
 import pty
 import signal
 import subprocess
-import sys
 import time
 from contextlib import suppress
 from dataclasses import replace
@@ -14,7 +13,6 @@ from random import Random
 
 import pytest
 
-from skyfx.cli import app
 from skyfx.solver import Device, Plan, read, validate, write
 from skyfx.solver.files import digest
 from tests.commands import CHECK, HARD, PROGRAM, SOLVE, Run
@@ -283,26 +281,3 @@ def test_version_is_data(skyfx: Run) -> None:
     done = skyfx("--version")
     assert done.returncode == 0
     assert done.stdout.split()[0] == "skyfx"
-
-
-def imported_by(module: str) -> set[str]:
-    code = f"import sys, {module}; print(*sys.modules)"
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    return set(done.stdout.split())
-
-
-def test_the_planner_never_imports_torch() -> None:
-    assert "torch" not in imported_by("skyfx.solver.cli, skyfx.solver.within")
-
-
-def test_commands_import_what_searches_only_when_they_search() -> None:
-    assert not {"numpy", "numba", "pulp", "highspy", "jinja2"} & imported_by("skyfx.cli")
-
-
-def test_every_command_has_an_example_that_begins_with_it() -> None:
-    for command in app.registered_commands:
-        assert command.callback is not None
-        name = command.name or command.callback.__name__
-        example = (command.callback.__doc__ or "").partition("For example: ")[2].split()
-        assert name in example, name
-        assert example[0] in ("skyfx", "torchrun"), name

@@ -1,11 +1,14 @@
-"""Pins, the integer program as a file, other solvers, the bound again, and what differs."""
+"""Pins, the program as a file, other solvers, the bound again, what differs, help and imports."""
 
 import json
+import subprocess
+import sys
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
+from skyfx.cli import app
 from skyfx.solver import Plan, read, write
 from tests.commands import CHECK, HARD, SOLVE, Run
 
@@ -103,3 +106,26 @@ def test_diff_says_what_moved(skyfx: Run) -> None:
     assert "moved from two to one: 'b'" in done.stdout
     answer = json.loads(skyfx("diff", "p.plan.json", "q.plan.json", "--json").stdout)
     assert answer["moved"] == {"b": ["two", "one"]}
+
+
+def imported_by(module: str) -> set[str]:
+    code = f"import sys, {module}; print(*sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    return set(done.stdout.split())
+
+
+def test_the_planner_never_imports_torch() -> None:
+    assert "torch" not in imported_by("skyfx.solver.cli, skyfx.solver.within")
+
+
+def test_commands_import_what_searches_only_when_they_search() -> None:
+    assert not {"numpy", "numba", "pulp", "highspy", "jinja2"} & imported_by("skyfx.cli")
+
+
+def test_every_command_has_an_example_that_begins_with_it() -> None:
+    for command in app.registered_commands:
+        assert command.callback is not None
+        name = command.name or command.callback.__name__
+        example = (command.callback.__doc__ or "").partition("For example: ")[2].split()
+        assert name in example, name
+        assert example[0] in ("skyfx", "torchrun"), name
