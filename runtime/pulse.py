@@ -4,7 +4,8 @@
     process 1    beat 12   "stage 1 on 'b/cpu' failed: ..."     -> all others stop, and say so
     process 2    beat 15   (silence)                            -> after `SILENT_S` it is lost
 
-What they say stands in torch's store, under their ranks. gloo itself waits for a peer that was
+What they say stands in torch's store, under their ranks. One process keeps it: who finds a loss
+says so there, and the one that keeps it waits with its end until the others have read that. gloo itself waits for a peer that was
 stopped or cut off until its timeout runs out, so that must be long; and of a broken connection it
 says neither who broke it nor why. Where a process is lost, the others close their connections, and
 whoever waits for a message goes.
@@ -31,11 +32,17 @@ BEAT_S, SILENT_S = 0.5, 6.0
 
 @dataclass(frozen=True, slots=True)
 class _Saying:
-    """What a process says: that it is there, how it failed, or that it has left."""
+    """What a process says: that it is there, how it failed, whom it lost, or that it has left."""
 
     beat: int
     failed: str = ""
+    lost: str = ""
     has_left: bool = False
+
+    @property
+    def is_ending(self) -> bool:
+        """Whether that process needs to hear no more."""
+        return bool(self.failed or self.lost or self.has_left)
 
 
 class Pulse:
@@ -100,7 +107,14 @@ class Pulse:
         self._has_news.set()
 
     def leave(self) -> None:
-        """Tell the others that the program ends here, and stop."""
+        """Tell the others that the program ends here, and stop.
+
+        After a failure only when they know of it, for as long as they are not silent themselves:
+        with this process the store may end.
+        """
+        end_s = time.monotonic() + SILENT_S
+        while (self._failed or self._lost) and self._leaves_any() and time.monotonic() < end_s:
+            time.sleep(BEAT_S / 2)
         self._has_left = True
         self._is_stopped.set()
         self._has_news.set()
@@ -127,7 +141,7 @@ class Pulse:
     def _say(self) -> None:
         self._beats += 1
         failed = self._failed or self.overdue() or ""
-        saying = _Saying(self._beats, failed, self._has_left)
+        saying = _Saying(self._beats, failed, str(self._lost or ""), self._has_left)
         self._store.set(str(self._rank), msgspec.json.encode(saying).decode())
 
     def _listen(self) -> None:
@@ -150,12 +164,12 @@ class Pulse:
                     )
                 )
                 return
-            for i, said in tuple(self._said.items()):
-                saying = msgspec.json.decode(said, type=_Saying)
+            sayings = self._sayings()
+            for i, saying in sayings.items():
                 if saying.failed:
                     self._lose(StageError(f"{self._names[i]}: {saying.failed}"))
-                # When the store last answered: of a store that does not, nobody else is to blame.
-                elif (silent_s := self._answered_s - self._heard_s[i]) > SILENT_S:
+            for i, saying in sayings.items():
+                if (silent_s := self._silent_s(i)) > SILENT_S:
                     why = (
                         "has left: its program has ended"
                         if saying.has_left
@@ -163,11 +177,30 @@ class Pulse:
                         "or cut off. Start the job again from the last checkpoint"
                     )
                     self._lose(WorkerLostError(f"{self._names[i]} {why}"))
+                elif saying.lost:
+                    self._lose(WorkerLostError(saying.lost))
+
+    def _sayings(self) -> dict[int, _Saying]:
+        """What the others said last."""
+        said = self._said.copy()
+        return {i: msgspec.json.decode(text, type=_Saying) for i, text in said.items()}
+
+    def _silent_s(self, rank: int) -> float:
+        """Until the store last answered: of a store that does not, nobody else is to blame."""
+        return self._answered_s - self._heard_s[rank]
+
+    def _leaves_any(self) -> bool:
+        """Whether others are there that do not know yet why this process ends."""
+        return any(
+            not saying.is_ending and self._silent_s(i) <= SILENT_S
+            for i, saying in self._sayings().items()
+        )
 
     def _lose(self, error: SkyfxError) -> None:
         """Note the first loss, which explains all later ones, and let go whoever waits."""
         if self._lost is None:
             self._lost = error
+            self._has_news.set()
             for close in self.closing:
                 close()
             self._is_known.set()
