@@ -2,13 +2,13 @@
 
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from types import TracebackType
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from skyfx.runtime.checkpoint import Checkpoints
+from skyfx.runtime.group import Group
 from skyfx.runtime.microbatch import Batch
 from skyfx.runtime.profile import Profile, measured
 from skyfx.runtime.runner import Measured, Rebalance, Runner
@@ -49,6 +49,11 @@ class Pipeline:
     def plan(self) -> Plan:
         """Stages, predicted times, bound and gap."""
         return self._runner.plan
+
+    @property
+    def group(self) -> Group | None:
+        """The processes that run it together; None in one alone."""
+        return self._runner.workers.group
 
     @property
     def measured(self) -> Measured | None:
@@ -183,16 +188,25 @@ class Pipeline:
         """The model's own parameters by their original names."""
         return self._model.named_parameters()
 
-    def state_dict(self) -> dict[str, Any]:
+    def state_dict(self, module: str = "") -> dict[str, Any]:
         """Parameters and buffers by the model's own names; the unsplit model loads it, and back.
 
         Over several processes all have to call it, and all get all of it, on the CPU.
-        """
-        return self._runner.workers.state_of(self._model)
 
-    def load_state_dict(self, state: Mapping[str, Any]) -> Any:
-        """Load what `state_dict` of the pipeline or of the unsplit model returned."""
-        return self._runner.workers.load_state(self._model, state)
+        Args:
+            module: the name of a part of the model, such as `bert.encoder.layer.3`: then that
+                part's own state, by the part's own names.
+        """
+        return self._runner.workers.state_of(self._model.get_submodule(module))
+
+    def load_state_dict(self, state: Mapping[str, Any], module: str = "") -> Any:
+        """Load what `state_dict` of the pipeline or of the unsplit model returned; all call it.
+
+        Args:
+            state: by name, of the whole model or of the part.
+            module: the name of that part.
+        """
+        return self._runner.workers.load_state(self._model.get_submodule(module), state)
 
     def checkpoints(
         self,
@@ -221,7 +235,7 @@ class Pipeline:
             optimizer=optimizer,
             scheduler=scheduler,
             keep=keep,
-            group=self._runner.workers.group,
+            group=self.group,
         )
         self._checkpoints.append(made)
         return made
@@ -272,12 +286,7 @@ class Pipeline:
     def __enter__(self) -> "Pipeline":
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, kind: Any, error: BaseException | None, trace: Any) -> None:
         try:
             self.close()
         except (SkyfxError, OSError):  # of a checkpoint that was being saved

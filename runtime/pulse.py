@@ -5,10 +5,10 @@
     process 2    beat 15   (silence)                            -> after `SILENT_S` it is lost
 
 What they say stands in torch's store, under their ranks. One process keeps it: who finds a loss
-says so there, and the one that keeps it waits with its end until the others have read that. gloo itself waits for a peer that was
-stopped or cut off until its timeout runs out, so that must be long; and of a broken connection it
-says neither who broke it nor why. Where a process is lost, the others close their connections, and
-whoever waits for a message goes.
+says so there, and the one that keeps it waits with its end until the others have read that. gloo
+itself waits for a peer that was stopped or cut off until its timeout runs out, so that must be
+long; and of a broken connection it says neither who broke it nor why. Where a process is lost, the
+others close their connections, and whoever waits for a message goes.
 """
 
 import gc

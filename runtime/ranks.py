@@ -172,17 +172,18 @@ class Ranks(Workers):
     def outcome(self, step: Step) -> Outcome:
         """What came of a step, told to all."""
         ours = super().outcome(step)
-        told = torch.zeros(1 + len(self._rank_of), dtype=torch.float64)
-        for k, seconds in ours.busy_s.items():
-            told[1 + k] = seconds
+        told = torch.zeros(1 + 2 * len(self._rank_of), dtype=torch.float64)
+        for k, (forward_s, backward_s) in ours.busy_s.items():
+            told[1 + 2 * k], told[2 + 2 * k] = forward_s, backward_s
         if ours.loss is not None:
             told[0] = ours.loss
-        loss, *busy = self._group.sum(told)
+        loss, *seconds = self._group.sum(told).tolist()
+        busy = dict(enumerate(zip(seconds[::2], seconds[1::2], strict=True)))
         if not step.training:
             outputs = {m: self._outputs(step, m) for m in range(len(step.splits))}
-            return Outcome(None, outputs, dict(enumerate(map(float, busy))))
-        mine = ours.loss if ours.loss is not None else loss.to(torch.get_default_dtype())
-        return Outcome(mine, {}, dict(enumerate(map(float, busy))))
+            return Outcome(None, outputs, busy)
+        mine = ours.loss if ours.loss is not None else torch.tensor(loss)
+        return Outcome(mine, {}, busy)
 
     def timeline(self, spans: Mapping[int, Sequence[Span]]) -> list[Done]:
         """The actions of a step, of all processes; their clocks are set by a message to all."""

@@ -7,15 +7,14 @@
 Parameters of other processes' stages are on torch's meta device and stay as they are.
 """
 
-import random
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-import numpy
 import torch
 from torch import Tensor
 
 from skyfx.runtime.folder import Entry, form_of
+from skyfx.runtime.generators import set_generators
 from skyfx.runtime.snapshot import Training
 from skyfx.runtime.tree import decode
 from skyfx.solver.errors import CheckpointError
@@ -96,7 +95,7 @@ class Restoring:
             optimizer.state.update(self._state)
         if scheduler is not None:
             scheduler.load_state_dict(scheduler.state_dict() | self._scheduler)
-        _set_generators(self._generators)
+        set_generators(self._generators)
 
     def _check_model(self) -> None:
         """Refuse another model's."""
@@ -222,12 +221,3 @@ def _check_form(name: str, entry: Entry, tensor: Tensor) -> None:
 def _some(names: Sequence[str]) -> str:
     """How many there are, and a few of them."""
     return f"{len(names)} ({', '.join(names[:3])})" if names else "0"
-
-
-def _set_generators(states: Mapping[str, Any]) -> None:
-    torch.set_rng_state(states["torch"])
-    if torch.cuda.is_available():
-        for i, state in enumerate(states["cuda"][: torch.cuda.device_count()]):
-            torch.cuda.set_rng_state(state, i)
-    random.setstate(states["python"])
-    numpy.random.set_state(states["numpy"])

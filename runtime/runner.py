@@ -29,10 +29,19 @@ UNDER_WAY = 2
 
 @dataclass(frozen=True, slots=True)
 class Measured:
-    """Seconds of the last call, and busy seconds a micro-batch of each stage, `(num_stages,)`."""
+    """Seconds of the last call, and busy seconds of a micro-batch in each stage, `(num_stages,)`.
+
+    A stage's are those of its forward and, in training, its backward.
+    """
 
     step_s: float
-    stage_s: tuple[float, ...]
+    forward_s: tuple[float, ...]
+    backward_s: tuple[float, ...]
+
+    @property
+    def stage_s(self) -> tuple[float, ...]:
+        """Both together."""
+        return tuple(map(sum, zip(self.forward_s, self.backward_s, strict=True)))
 
 
 class Remade(NamedTuple):
@@ -115,8 +124,9 @@ class Runner:
             began = time.perf_counter()
             self.workers.finish(step, self.workers.start(step))
             outcome = self.workers.outcome(step)
-            busy = tuple(outcome.busy_s[k] for k in sorted(outcome.busy_s))
-            self.measured = Measured(time.perf_counter() - began, busy)
+            busy = [outcome.busy_s[k] for k in sorted(outcome.busy_s)]
+            forward_s, backward_s = zip(*busy, strict=True)
+            self.measured = Measured(time.perf_counter() - began, forward_s, backward_s)
         return step, outcome
 
     def _ended(self, under_way: deque[tuple[Step, Started]]) -> Any:

@@ -3,15 +3,14 @@
 A process has tensors for its own stages alone; those of the others are on torch's meta device.
 """
 
-import random
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
-import numpy
 import torch
 from torch import Tensor, nn
 
+from skyfx.runtime.generators import generators
 from skyfx.runtime.tree import encode
 from skyfx.solver.errors import CheckpointError
 
@@ -20,6 +19,9 @@ __all__: list[str] = ["Scheduler", "Snapshot", "Training", "merged"]
 
 class Scheduler(Protocol):
     """A learning-rate scheduler, or whatever else knows its own state."""
+
+    def step(self) -> None:
+        """Go on to the next rate."""
 
     def state_dict(self) -> dict[str, Any]:
         """What it has to remember."""
@@ -111,7 +113,7 @@ class Snapshot:
             "tied": tied,
             "optimizer": made._optimizer(training, common),
             "scheduler": _scheduler(training.scheduler, common),
-            "random": encode(_generators(), f"random/{rank}", made.state),
+            "random": encode(generators(), f"random/{rank}", made.state),
             "extra": encode(dict(extra), "extra", common),
         }
         made.model = _on_cpu(made.model, copied=copied)
@@ -148,17 +150,6 @@ def merged(records: list[dict[str, Any]]) -> dict[str, Any]:
         state = {k: v for each in records for k, v in each["optimizer"]["state"].items()}
         first["optimizer"] = {**first["optimizer"], "state": state}
     return first | {"random": [each["random"] for each in records]}
-
-
-def _generators() -> dict[str, Any]:
-    """Where the random generators of this process stand."""
-    has_cuda = torch.cuda.is_available()
-    return {
-        "torch": torch.get_rng_state(),
-        "cuda": torch.cuda.get_rng_state_all() if has_cuda else [],
-        "python": random.getstate(),
-        "numpy": numpy.random.get_state(legacy=False),
-    }
 
 
 def _scheduler(scheduler: Scheduler | None, tensors: dict[str, Tensor]) -> Any:

@@ -163,9 +163,14 @@ class Step:
         """Stage k of each distinct split."""
         return list({id(split): split.stages[k] for split in self.splits}.values())
 
-    def busy_s(self, k: int) -> float:
-        """Seconds that stage k took for a micro-batch, on average."""
-        return sum(stage.busy_s for stage in self.stages(k)) / len(self.microbatches)
+    def busy_s(self, k: int) -> tuple[float, float]:
+        """Seconds that stage k took for a micro-batch forward, and backward, on average."""
+        took = {Kind.FORWARD: 0.0, Kind.BACKWARD: 0.0}
+        for stage in self.stages(k):
+            for span in stage.spans():
+                took[span.kind] += span.ended_s - span.began_s
+        num = len(self.microbatches)
+        return took[Kind.FORWARD] / num, took[Kind.BACKWARD] / num
 
     def overdue(self, patience_s: Mapping[int, float]) -> str | None:
         """Which stage has computed for longer than this, if one has; by their numbers."""

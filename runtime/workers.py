@@ -31,11 +31,14 @@ Started = Sequence[Future[None]]
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
-    """What came of a step: its loss, its outputs by micro-batch, busy seconds by stage."""
+    """What came of a step: its loss, its outputs by micro-batch, and busy seconds by stage.
+
+    These are of a micro-batch forward, and backward.
+    """
 
     loss: Tensor | None
     outputs: Mapping[int, Values]
-    busy_s: Mapping[int, float]
+    busy_s: Mapping[int, tuple[float, float]]
 
 
 class Workers:

@@ -15,8 +15,14 @@ from skyfx.solver.lazily import lazily
 
 if TYPE_CHECKING:
     from skyfx.api import partition as partition
+    from skyfx.callbacks import Callback as Callback
+    from skyfx.callbacks import Checkpointing as Checkpointing
+    from skyfx.callbacks import Evaluate as Evaluate
+    from skyfx.callbacks import StopFlag as StopFlag
+    from skyfx.callbacks import Timer as Timer
     from skyfx.captures import capture as capture
     from skyfx.devices import Device as Device
+    from skyfx.logs import log_to as log_to
     from skyfx.measurement import measure as measure
     from skyfx.probe import Cluster as Cluster
     from skyfx.runtime.checkpoint import Checkpoints as Checkpoints
@@ -34,16 +40,20 @@ if TYPE_CHECKING:
     from skyfx.solver.graph import Graph as Graph
     from skyfx.solver.plan import Plan as Plan
     from skyfx.solver.solving import solve as solve
+    from skyfx.trainer import Trainer as Trainer
     from skyfx.weights import empty_weights as empty_weights
 
 __version__ = "0.1.0"
 
 _HOMES = {
+    "Callback": "skyfx.callbacks",
     "CaptureError": "skyfx.solver.errors",
     "CheckpointError": "skyfx.solver.errors",
+    "Checkpointing": "skyfx.callbacks",
     "Checkpoints": "skyfx.runtime.checkpoint",
     "Cluster": "skyfx.probe",
     "Device": "skyfx.devices",
+    "Evaluate": "skyfx.callbacks",
     "FormatError": "skyfx.solver.errors",
     "Graph": "skyfx.solver.graph",
     "InfeasibleError": "skyfx.solver.errors",
@@ -52,10 +62,14 @@ _HOMES = {
     "Plan": "skyfx.solver.plan",
     "PlanError": "skyfx.solver.errors",
     "SkyfxError": "skyfx.solver.errors",
+    "StopFlag": "skyfx.callbacks",
+    "Timer": "skyfx.callbacks",
+    "Trainer": "skyfx.trainer",
     "StageError": "skyfx.solver.errors",
     "WorkerLostError": "skyfx.solver.errors",
     "capture": "skyfx.captures",
     "empty_weights": "skyfx.weights",
+    "log_to": "skyfx.logs",
     "measure": "skyfx.measurement",
     "partition": "skyfx.api",
     "saved_state": "skyfx.runtime.folder",
@@ -63,11 +77,14 @@ _HOMES = {
 }
 
 __all__ = [
+    "Callback",
     "CaptureError",
     "CheckpointError",
+    "Checkpointing",
     "Checkpoints",
     "Cluster",
     "Device",
+    "Evaluate",
     "FormatError",
     "Graph",
     "InfeasibleError",
@@ -77,9 +94,13 @@ __all__ = [
     "PlanError",
     "SkyfxError",
     "StageError",
+    "StopFlag",
+    "Timer",
+    "Trainer",
     "WorkerLostError",
     "capture",
     "empty_weights",
+    "log_to",
     "measure",
     "partition",
     "saved_state",

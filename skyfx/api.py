@@ -1,5 +1,6 @@
 """The one call: capture, measure, solve, split, run."""
 
+import logging
 import math
 import os
 from collections.abc import Callable, Collection, Iterable, Sequence
@@ -30,6 +31,8 @@ from skyfx.splitting import Splitter, captured_for, check_plan
 from skyfx.weights import Weights
 
 __all__: list[str] = ["capture_and_measure", "is_tight", "partition"]
+
+logger = logging.getLogger(__name__)
 
 
 def partition(
@@ -156,6 +159,9 @@ def _pipeline(
     rebalance: Rebalancing | None,
 ) -> Pipeline:
     places = site.places(plan)
+    logger.info("the plan:\n%s", plan)
+    here = [f"stage {k} on {place.name!r}" for k, place in enumerate(places) if place is not None]
+    logger.info("this process runs %s", ", ".join(here) or "no stage")
     own = {place.name for place in places if place is not None and place.device.type == "cpu"}
     if is_tight(plan, own, site.cluster):
         return_freed()
