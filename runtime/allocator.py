@@ -14,7 +14,7 @@ import os
 import sys
 from typing import Any
 
-__all__: list[str] = ["HOLES", "keep_freed", "return_freed"]
+__all__: list[str] = ["HOLES", "free_bytes_of_heap", "keep_freed", "return_freed"]
 
 HOLES = 2.5
 """Resident bytes for each that a peak predicts, at the most, where what is freed is kept."""
@@ -68,6 +68,15 @@ def return_freed() -> bool:
             libc.free(ctypes.c_void_p(block))
             size //= 2
     return True
+
+
+def free_bytes_of_heap() -> int:
+    """What malloc has from the kernel and would serve next; 0 where it does not say."""
+    libc = ctypes.CDLL(None) if sys.platform.startswith("linux") else None
+    if libc is None or not hasattr(libc, "mallinfo2"):
+        return 0
+    libc.mallinfo2.restype = _Mallinfo
+    return int(libc.mallinfo2().free_bytes)
 
 
 _fillings: list[int] = []

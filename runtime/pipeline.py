@@ -37,13 +37,14 @@ class Pipeline:
         splitter: Splitter,
         microbatch: Batch,
         rebalance: Rebalance | None = None,
+        closing: Callable[[], None] = lambda: None,
     ) -> None:
-        """Split the model for `microbatch`, which it was planned for."""
+        """Split the model for `microbatch`, which it was planned for; `close` calls `closing`."""
         self._model = model
         self._runner = Runner(model, plan, workers, splitter, microbatch)
         self._microbatch_size = microbatch.batch_size
         self._rebalance = rebalance
-        self._checkpoints: list[Checkpoints] = []
+        self._closing = [closing]
 
     @property
     def plan(self) -> Plan:
@@ -237,7 +238,7 @@ class Pipeline:
             keep=keep,
             group=self.group,
         )
-        self._checkpoints.append(made)
+        self._closing.append(made.close)
         return made
 
     def rebalance(
@@ -274,8 +275,8 @@ class Pipeline:
     def close(self) -> None:
         """End the workers. The model keeps its parameters, on the devices where they are."""
         self._runner.close()
-        for each in self._checkpoints:
-            each.close()
+        for close in self._closing:
+            close()
 
     def __reduce__(self) -> Any:
         raise TypeError(

@@ -156,7 +156,7 @@ class Step:
                 self.stop()
                 raise StageError(
                     f"stage {k} on {stage.place.name!r} failed in the {action}: "
-                    f"{type(error).__name__}: {error}"
+                    f"{type(error).__name__}: {error}{_of_memory(error, stage)}"
                 ) from error
 
     def stages(self, k: int) -> list[Stage]:
@@ -230,6 +230,18 @@ class Step:
 
     def _is_last(self, k: int) -> bool:
         return k == self.num_stages - 1
+
+
+def _of_memory(error: BaseException, stage: Stage) -> str:
+    """What to add to an error if memory was refused where it is limited."""
+    limit, said = stage.place.memory_bytes, str(error)
+    refused = isinstance(error, MemoryError | torch.OutOfMemoryError) or "allocate memory" in said
+    if limit is None or not refused:
+        return ""
+    return (
+        f" (the pipeline may use {limit / 2**20:.0f} MiB of {stage.place.name!r}: give it more, "
+        "or plan with a smaller memory_bytes and keep the rest for what was not foreseen)"
+    )
 
 
 def returned_loss(outputs: Any, _: Any) -> Tensor:

@@ -13,9 +13,11 @@ from torch import nn
 
 from skyfx.captures import Capture, dummy_inputs
 from skyfx.devices import DeviceList
+from skyfx.machine import free_bytes
 from skyfx.measurement import Progress, measure
 from skyfx.rebalancing import Rebalancing
 from skyfx.runtime.allocator import HOLES, return_freed
+from skyfx.runtime.limits import MemoryLimits
 from skyfx.runtime.microbatch import Batch
 from skyfx.runtime.pipeline import Pipeline
 from skyfx.runtime.stage import Place
@@ -33,6 +35,9 @@ from skyfx.weights import Weights
 __all__: list[str] = ["capture_and_measure", "is_tight", "partition"]
 
 logger = logging.getLogger(__name__)
+
+NEARLY = 0.9
+"""The share of a device's free memory from which a limit is the machine's own."""
 
 
 def partition(
@@ -166,13 +171,34 @@ def _pipeline(
     if is_tight(plan, own, site.cluster):
         return_freed()
     opened = None if weights is None else Weights(weights)
+    limits = _enforced(model, site)
     try:
         splitter = Splitter(model, plan, places, site.on_cpu(plan), captured, opened)
         workers = site.workers(places, plan)
-        return Pipeline(model, plan, workers, splitter, captured.microbatch, rebalance)
+        return Pipeline(model, plan, workers, splitter, captured.microbatch, rebalance, limits.lift)
+    except BaseException:
+        limits.lift()
+        raise
     finally:
         if opened is not None:
             opened.close()
+
+
+def _enforced(model: nn.Module, site: Site) -> MemoryLimits:
+    """Hold this process to its devices' limits, as far as the machine itself does not."""
+    known = {place: place.memory_bytes for place in site.here.values()}
+    given = {
+        place: limit
+        for place, limit in known.items()
+        if limit is not None and limit < NEARLY * free_bytes(place.device)
+    }
+    cpus = [place for place in known if place.device.type == "cpu"]
+    is_limited = bool(cpus) and all(place in given for place in cpus)
+    return MemoryLimits(
+        sum(given[place] for place in cpus) if is_limited else None,
+        {place.device: limit for place, limit in given.items() if place.device.type != "cpu"},
+        [*model.parameters(), *model.buffers()],
+    )
 
 
 def is_tight(plan: Plan, names: Collection[str], cluster: Cluster) -> bool:

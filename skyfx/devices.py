@@ -23,7 +23,7 @@ class Device:
     Attributes:
         device: what torch calls it: `cpu`, `cuda:0`.
         memory_bytes: what the pipeline may use of it; by default what a GPU has free, and no limit
-            on a CPU.
+            on a CPU. A stage that needs more fails: see `skyfx.runtime.limits`.
         slowdown: multiplies its compute time, in the plan and, by waiting, when it runs: to try out
             unequal devices on one machine.
     """
@@ -68,7 +68,9 @@ def resolve(devices: DeviceList) -> tuple[cluster.Cluster, dict[str, Place]]:
         resolved = _cluster(wanted, found)
     threads = _threads_each(found)
     return resolved, {
-        device.name: Place(device.name, here, device.slowdown, threads, device.type)
+        device.name: Place(
+            device.name, here, device.slowdown, threads, device.type, device.memory_bytes
+        )
         for device, here in zip(resolved.devices, found, strict=True)
     }
 

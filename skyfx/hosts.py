@@ -39,8 +39,12 @@ class Hosts:
     places: Mapping[str, Place]
 
     @classmethod
-    def joined(cls, group: Group | None = None) -> "Hosts":
+    def joined(cls, group: Group | None = None, memory_bytes: float | None = None) -> "Hosts":
         """Join the job; every process of it has to.
+
+        Args:
+            group: the job's processes, if they have joined.
+            memory_bytes: of each of this process's devices, instead of what is free.
 
         Raises:
             PlanError: two processes call a device by the same name.
@@ -48,7 +52,7 @@ class Hosts:
         group = group or Group.joined()
         places = {place.name: place for place in _own_places()}
         own = [
-            Device(name=place.name, type=place.type, memory_bytes=free_bytes(place.device))
+            Device(name=place.name, type=place.type, memory_bytes=_memory(place, memory_bytes))
             for place in places.values()
         ]
         by_rank = group.told(own, list[Device])
@@ -62,6 +66,10 @@ class Hosts:
                     )
                 rank_of[device.name] = rank
         return cls(group, tuple(d for devices in by_rank for d in devices), rank_of, places)
+
+
+def _memory(place: Place, given: float | None) -> float:
+    return free_bytes(place.device) if given is None else given
 
 
 def is_cpu(name: str) -> bool:

@@ -44,16 +44,20 @@ class Cluster(cluster.Cluster):
     __slots__ = ()
 
     @classmethod
-    def from_environment(cls) -> "Cluster":
+    def from_environment(cls, *, memory_bytes: float | None = None) -> "Cluster":
         """The devices of all processes that torchrun has started, their links measured.
 
         Every process has to call it. A process brings the GPU of its local rank, or a share of its
         host's cores.
 
+        Args:
+            memory_bytes: what a pipeline may use of each of this process's devices, and not more;
+                by default what is free.
+
         Raises:
             PlanError: two devices have the same name.
         """
-        found = probed(Hosts.joined())
+        found = probed(Hosts.joined(memory_bytes=memory_bytes))
         return cls(devices=found.devices, links=found.links)
 
 

@@ -1,7 +1,7 @@
 """Where a pipeline is made and run: in this process alone, or in all processes of a job."""
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Protocol
 
 from torch import Tensor, nn
@@ -36,6 +36,10 @@ class Site(Protocol):
     @property
     def cluster(self) -> Cluster:
         """The devices."""
+
+    @property
+    def here(self) -> Mapping[str, Place]:
+        """The devices of this process, by name."""
 
     @property
     def overlap(self) -> Overlap:
@@ -95,21 +99,21 @@ class _Here:
     """All devices are this process's; a stage copies what it receives before it computes."""
 
     cluster: Cluster
-    by_name: Mapping[str, Place]
+    here: Mapping[str, Place]
     overlap: Overlap = "none"
 
     def measured(self, captured: Capture, progress: Progress | None) -> tuple[Graph, Cluster]:
-        graph = measure(captured, self.by_name.values(), progress=progress)
-        return graph, with_links(self.cluster, self.by_name)
+        graph = measure(captured, self.here.values(), progress=progress)
+        return graph, with_links(self.cluster, self.here)
 
     def agreed(self, make: Callable[[], Plan]) -> Plan:
         return make()
 
     def places(self, plan: Plan) -> Places:
-        return [self.by_name[stage.device] for stage in plan.stages]
+        return [self.here[stage.device] for stage in plan.stages]
 
     def on_cpu(self, plan: Plan) -> Sequence[bool]:
-        return [self.by_name[stage.device].device.type == "cpu" for stage in plan.stages]
+        return [self.here[stage.device].device.type == "cpu" for stage in plan.stages]
 
     def workers(self, places: Places, plan: Plan) -> Workers:
         return Workers({k: place for k, place in enumerate(places) if place is not None})
@@ -140,7 +144,17 @@ class _Everywhere:
         return files.decode(raw, Plan, "the plan of rank 0")
 
     def places(self, plan: Plan) -> Places:
-        return [self.hosts.places.get(stage.device) for stage in plan.stages]
+        here = self.here
+        return [here.get(stage.device) for stage in plan.stages]
+
+    @property
+    def here(self) -> Mapping[str, Place]:
+        places, devices = self.hosts.places, self.cluster.devices
+        return {
+            device.name: replace(places[device.name], memory_bytes=device.memory_bytes)
+            for device in devices
+            if device.name in places
+        }
 
     def on_cpu(self, plan: Plan) -> Sequence[bool]:
         return [is_cpu(stage.device) for stage in plan.stages]
