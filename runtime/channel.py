@@ -1,12 +1,15 @@
-"""What stands between two stages of one process: two bounded queues."""
+"""What stands between two stages of one process: two bounded queues, fast or slowed down."""
 
 import threading
+import time
 from collections import deque
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Generic, Protocol, TypeVar
 
 from torch import Tensor
+
+from skyfx.solver.cluster import Link, Wire
 
 __all__: list[str] = [
     "After",
@@ -23,6 +26,7 @@ T = TypeVar("T")
 
 Values = Sequence[Tensor]
 Gradients = Sequence[Tensor | None]
+Tensors = TypeVar("Tensors", bound=Sequence[Tensor | None])
 
 
 class ChannelClosed(Exception):  # noqa: N818 (no error: the step was stopped for another reason)
@@ -118,12 +122,52 @@ class Channel(Generic[T]):
             raise ChannelClosed
 
 
+class SlowChannel(Generic[Tensors]):
+    """A queue of tensors, which arrive as by a link that carries one item after the other."""
+
+    def __init__(self, capacity: int, wire: Wire | Link) -> None:
+        self._channel = Channel[tuple[float, Tensors]](capacity)
+        self._wire = wire
+        self._busy_until_s = 0.0
+        self._closed = threading.Event()
+
+    def put(self, item: Tensors) -> None:
+        """Send tensors, waiting for room, but not for their arrival."""
+        wire, size_bytes = self._wire, sum(x.nbytes for x in item if x is not None)
+        begins_s = max(time.perf_counter(), self._busy_until_s)
+        self._busy_until_s = begins_s + size_bytes / wire.bandwidth_bytes_per_s
+        self._channel.put((self._busy_until_s + wire.latency_s, item))
+
+    def get(self) -> Tensors:
+        """Take the next tensors when they have arrived."""
+        arrives_s, item = self._channel.get()
+        if self._closed.wait(max(0.0, arrives_s - time.perf_counter())):
+            raise ChannelClosed
+        return item
+
+    def close(self) -> None:
+        """As `Channel.close`."""
+        self._closed.set()
+        self._channel.close()
+
+
 class LocalBoundary:
     """A boundary within this process; both stages hold the same one."""
 
-    def __init__(self, values_capacity: int, gradients_capacity: int) -> None:
-        self._values = Channel[Values](values_capacity)
-        self._gradients = Channel[Gradients](gradients_capacity)
+    def __init__(
+        self,
+        values_capacity: int,
+        gradients_capacity: int,
+        there: Wire | Link | None = None,
+        back: Wire | Link | None = None,
+    ) -> None:
+        """Room for so many items, which go over these links if they are to be emulated."""
+        self._values: Channel[Values] | SlowChannel[Values] = (
+            Channel(values_capacity) if there is None else SlowChannel(values_capacity, there)
+        )
+        self._gradients: Channel[Gradients] | SlowChannel[Gradients] = (
+            Channel(gradients_capacity) if back is None else SlowChannel(gradients_capacity, back)
+        )
         self.send_values, self.receive_values = self._values.put, self._values.get
         self.send_gradients, self.receive_gradients = self._gradients.put, self._gradients.get
 

@@ -14,6 +14,7 @@ from skyfx.runtime.channel import Boundaries, ChannelClosed, LocalBoundary, Valu
 from skyfx.runtime.group import Group
 from skyfx.runtime.stage import Place, Span
 from skyfx.runtime.step import Split, Step
+from skyfx.solver.cluster import Link, Wire, Wiring
 from skyfx.solver.schedule import Action
 from skyfx.solver.timeline import Done
 
@@ -49,9 +50,14 @@ class Workers:
     small layers then takes half as long again. A single device needs no second team.
     """
 
-    def __init__(self, places: Mapping[int, Place]) -> None:
-        """Start the workers; `places` is where each stage runs, by its number."""
-        self._places = places
+    def __init__(self, places: Mapping[int, Place], wiring: Wiring = lambda _, __: None) -> None:
+        """Start the workers.
+
+        Args:
+            places: where each stage runs, by its number.
+            wiring: what to emulate between two devices, by their names; else handing over is free.
+        """
+        self._places, self._wiring = places, wiring
         self._threads: set[int] = set()
         self._executors: dict[str, ThreadPoolExecutor] = {}
         self._devices = {place.name: place for place in places.values()}
@@ -78,8 +84,17 @@ class Workers:
         """
         m = len(splits)
         capacity = m if training else min(m, INFERENCE_CAPACITY)
-        between = {k: LocalBoundary(capacity, m) for k in self._places if k + 1 in self._places}
+        between = {
+            k: LocalBoundary(capacity, m, *self._wires(k))
+            for k in self._places
+            if k + 1 in self._places
+        }
         return Boundaries(before={k + 1: one for k, one in between.items()}, after=between)
+
+    def _wires(self, k: int) -> tuple[Link | Wire | None, Link | Wire | None]:
+        """From a stage to the next one, and back."""
+        here, there = self._places[k].name, self._places[k + 1].name
+        return self._wiring(here, there), self._wiring(there, here)
 
     def start(self, step: Step) -> Started:
         """Begin a step; stages that run in the caller's thread are at its end then.

@@ -100,7 +100,10 @@ class _Here:
 
     cluster: Cluster
     here: Mapping[str, Place]
-    overlap: Overlap = "none"
+
+    @property
+    def overlap(self) -> Overlap:
+        return "full" if self.cluster.emulated_links else "none"
 
     def measured(self, captured: Capture, progress: Progress | None) -> tuple[Graph, Cluster]:
         graph = measure(captured, self.here.values(), progress=progress)
@@ -116,7 +119,10 @@ class _Here:
         return [self.here[stage.device].device.type == "cpu" for stage in plan.stages]
 
     def workers(self, places: Places, plan: Plan) -> Workers:
-        return Workers({k: place for k, place in enumerate(places) if place is not None})
+        used = {k: place for k, place in enumerate(places) if place is not None}
+        return (
+            Workers(used, self.cluster.wiring()) if self.cluster.emulated_links else Workers(used)
+        )
 
     def moved(
         self,

@@ -46,7 +46,10 @@ Wiring = Callable[[str, str], Link | Wire | None]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Cluster:
-    """Devices, the links between them, and the link between every pair that is not listed."""
+    """Devices, the links between them, and the link between every pair that is not listed.
+
+    With `emulated_links` what goes between devices of one process takes as long as by such a link.
+    """
 
     FORMAT: ClassVar[str] = "skyfx.cluster/1"
 
@@ -54,6 +57,7 @@ class Cluster:
     devices: tuple[Device, ...]
     default_link: Wire | None = None
     links: tuple[Link, ...] = ()
+    emulated_links: bool | None = None
 
     def check(self) -> None:
         """Refuse what the format refuses.
