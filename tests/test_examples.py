@@ -53,6 +53,25 @@ def test_an_offline_plan_is_run(tmp_path: Path) -> None:
     assert "loss" in run(tmp_path, example("offline_plan.py"), plan)
 
 
+def losses(said: str) -> list[str]:
+    return [line for line in said.splitlines() if line.startswith("step ")]
+
+
+def test_fine_tuning_on_glue_equals_one_device_and_goes_on_in_mid_epoch(tmp_path: Path) -> None:
+    """Losses and accuracy of a whole epoch in every digit, dropout included."""
+    script = example("bert_mnli.py")
+    whole = run(tmp_path, script, "--compare")
+    assert "largest difference to one device's loss: 0.0e+00" in whole
+    pipelined, alone = (line.partition(": ")[2] for line in whole.splitlines() if ": loss " in line)
+    assert pipelined == alone
+    expected = [line.partition("  one device")[0] for line in losses(whole)]
+    assert len(expected) == 8
+    first = run(tmp_path, script, "--run", "kept", "--max-steps", "3")
+    second = run(tmp_path, script, "--run", "kept")
+    assert (losses(first), losses(second)) == (expected[:3], expected[3:])
+    assert pipelined in second
+
+
 def test_streams(tmp_path: Path) -> None:
     assert "12 batches: " in run(tmp_path, example("streaming.py"))
 
