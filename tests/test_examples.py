@@ -60,14 +60,14 @@ def losses(said: str) -> list[str]:
 def test_fine_tuning_on_glue_equals_one_device_and_goes_on_in_mid_epoch(tmp_path: Path) -> None:
     """Losses and accuracy of a whole epoch in every digit, dropout included."""
     script = example("bert_mnli.py")
-    whole = run(tmp_path, script, "--compare")
+    whole = run(tmp_path, script, "--layers", "2", "--compare")
     assert "largest difference to one device's loss: 0.0e+00" in whole
     pipelined, alone = (line.partition(": ")[2] for line in whole.splitlines() if ": loss " in line)
     assert pipelined == alone
     expected = [line.partition("  one device")[0] for line in losses(whole)]
     assert len(expected) == 8
-    first = run(tmp_path, script, "--run", "kept", "--max-steps", "3")
-    second = run(tmp_path, script, "--run", "kept")
+    first = run(tmp_path, script, "--layers", "2", "--run", "kept", "--max-steps", "3")
+    second = run(tmp_path, script, "--layers", "2", "--run", "kept")
     assert (losses(first), losses(second)) == (expected[:3], expected[3:])
     assert pipelined in second
 
