@@ -11,6 +11,7 @@ from skyfx.runtime.runner import Measured
 from skyfx.runtime.undisturbed import undisturbed
 from skyfx.solver import files
 from skyfx.solver.plan import Plan
+from skyfx.solver.report import operations
 from skyfx.solver.timeline import Done
 from skyfx.solver.trace import chrome_trace
 
@@ -19,11 +20,12 @@ __all__: list[str] = ["Profile", "StageProfile", "measured"]
 
 @dataclass(frozen=True, slots=True)
 class StageProfile:
-    """Seconds that a stage computes for a micro-batch."""
+    """Seconds that a stage computes for a micro-batch, and floating point operations, if known."""
 
     device: str
     predicted_s: float
     measured_s: float
+    flops: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,7 +48,7 @@ class Profile:
         columns = zip(*(step.stage_s for step in steps), strict=True)
         return cls(
             tuple(
-                StageProfile(stage.device, stage.compute_s, median(column))
+                StageProfile(stage.device, stage.compute_s, median(column), stage.flops)
                 for stage, column in zip(plan.stages, columns, strict=True)
             ),
             plan.simulated_s or plan.step_s,
@@ -65,14 +67,16 @@ class Profile:
             written.write_bytes(chrome_trace({"measured": (devices, self.timeline)}))
 
     def __str__(self) -> str:
-        rows = [
-            ("stage", "device", "predicted", "measured", "error"),
+        rows: list[tuple[str, ...]] = [
+            ("stage", "device", "predicted", "measured", "error", "a second"),
             *(
-                (str(k), one.device, *_figures(one.predicted_s, one.measured_s))
+                (str(k), one.device, *_figures(one.predicted_s, one.measured_s), _rate(one))
                 for k, one in enumerate(self.stages)
             ),
-            ("step", "", *_figures(self.predicted_step_s, self.measured_step_s)),
+            ("step", "", *_figures(self.predicted_step_s, self.measured_step_s), ""),
         ]
+        if not any(one.flops for one in self.stages):
+            rows = [row[:-1] for row in rows]
         widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
         lines = (
             "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip()
@@ -84,6 +88,11 @@ class Profile:
 def _figures(predicted_s: float, measured_s: float) -> tuple[str, str, str]:
     error = f"{predicted_s / measured_s - 1:+.1%}" if measured_s else ""
     return f"{predicted_s * 1e3:.4g} ms", f"{measured_s * 1e3:.4g} ms", error
+
+
+def _rate(stage: StageProfile) -> str:
+    known = stage.flops and stage.measured_s
+    return f"{operations(stage.flops / stage.measured_s)}/s" if known else ""
 
 
 def measured(model: nn.Module, step: Callable[[], Measured | None], steps: int) -> list[Measured]:

@@ -1,4 +1,4 @@
-"""What one call of an operator costs: its times, and what it keeps from forward to backward."""
+"""What a call of an operator costs: times, operations, and what it keeps until its backward."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, fx, nn
 from torch.utils import _pytree as pytree
 
+from skyfx.counting import counted
 from skyfx.timing import Timing, backward_of, entry_s, gradients_of, timed
 from skyfx.workspace import workspace_bytes
 
@@ -29,6 +30,8 @@ class CallCost:
         keeps_outputs: which of its outputs.
         keeps_bytes: what else.
         workspace_bytes: what it takes for itself meanwhile, in training in its backward.
+        flops: floating point operations, see `counting.py`.
+        backward_flops: likewise; 0 where no gradient flows.
     """
 
     forward_s: float
@@ -39,6 +42,8 @@ class CallCost:
     keeps_outputs: tuple[int, ...] = ()
     keeps_bytes: float = 0.0
     workspace_bytes: float = 0.0
+    flops: int = 0
+    backward_flops: int = 0
 
 
 def signature(target: Any, args: Any, kwargs: Any, needs: Sequence[bool]) -> tuple[str, ...]:
@@ -110,20 +115,24 @@ def measure_call(
     # An operator that writes in place cannot be repeated on a leaf that records gradients.
     with torch.set_grad_enabled(training and not mutable):
         forward = timed(call, num_threads)
+        returned, flops = counted(call)
     if not training:
+        outputs = _tensors(returned)
         with torch.no_grad():
-            outputs = _tensors(call())
             workspace = workspace_bytes(call, _device(outputs))
         return CallCost(
             forward.median_s,
             spread=forward.spread,
             flows=(False,) * len(outputs),
             workspace_bytes=workspace,
+            flops=flops,
         )
+    del returned  # there may be no room for it twice
     with torch.enable_grad():
         if mutable:
             copies = [x * 1 if isinstance(x, Tensor) and x.requires_grad else x for x in copies]
-        return _with_backward(_Call(target, copies, spec), call.leaves, forward, num_threads)
+        cost = _with_backward(_Call(target, copies, spec), call.leaves, forward, num_threads)
+    return replace(cost, flops=flops)
 
 
 @dataclass(frozen=True, slots=True)
@@ -182,6 +191,7 @@ def _with_backward(
             x.untyped_storage().nbytes() for a, x in storages.items() if a not in known
         ),
         workspace_bytes=workspace_bytes(gradients or call, device),
+        backward_flops=0 if gradients is None else counted(gradients)[1],
     )
 
 

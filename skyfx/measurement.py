@@ -135,11 +135,11 @@ def _filled(
     node: Node, of: fx.Node, kept: Mapping[str, float], found: Mapping[str, OnType]
 ) -> Node:
     forward, backward = dict[str, float](), dict[str, float]()
-    workspace = 0.0
+    costs = []
     for kind, one in found.items():
         cost = one.prices.costs.get(of.name)
         if cost is not None:
-            workspace = max(workspace, cost.workspace_bytes)
+            costs.append(cost)
             forward[kind] = _fitted(cost.forward_s, one.fits.forward)
             if cost.backward_s is not None:
                 backward[kind] = _fitted(cost.backward_s, one.fits.backward)
@@ -150,7 +150,10 @@ def _filled(
         backward_s=backward,
         gradient_bytes=num_bytes(of.meta.get("val")) if flows == (True,) else 0,
         saved_bytes=kept.get(of.name, 0),
-        workspace_bytes=workspace,
+        # Types may have kernels of their own: of each figure the most.
+        workspace_bytes=max((cost.workspace_bytes for cost in costs), default=0.0),
+        flops=max((cost.flops for cost in costs), default=0),
+        backward_flops=max((cost.backward_flops for cost in costs), default=0),
     )
 
 

@@ -121,8 +121,8 @@ class _Pricer:
             self._store.put(key, found)
         return found
 
-    def _parts(self, node: fx.Node) -> int:
-        """Of how many parts one was measured."""
+    def _parts(self, node: fx.Node) -> float:
+        """How many times as large the call is as what was measured."""
         return parts(node, self._made_up) if self._made_up else 1
 
     def _described(self, node: fx.Node) -> tuple[Any, Any]:
@@ -138,8 +138,8 @@ class _Pricer:
         return args, kwargs
 
 
-def _whole(cost: CallCost, parts: int, target: Any) -> CallCost:
-    """The cost of a call of which one of several parts was measured.
+def _whole(cost: CallCost, parts: float, target: Any) -> CallCost:
+    """The cost of a call that is so many times as large as what was measured of it.
 
     What an embedding takes does not depend on its table's rows, but its gradient has them all.
     """
@@ -152,4 +152,6 @@ def _whole(cost: CallCost, parts: int, target: Any) -> CallCost:
         forward_s=cost.forward_s * forward,
         backward_s=backward_s,
         workspace_bytes=cost.workspace_bytes * forward,
+        flops=round(cost.flops * forward),
+        backward_flops=round(cost.backward_flops * parts),
     )

@@ -43,10 +43,20 @@ def sample(like: Tensor, device: torch.device) -> Tensor:
     return nn.Parameter(made, like.requires_grad) if isinstance(like, nn.Parameter) else made
 
 
-def parts(node: fx.Node, tensors: Mapping[fx.Node, Any]) -> int:
-    """How many times too large a node's table is to be made up; see `arguments`."""
+def parts(node: fx.Node, tensors: Mapping[fx.Node, Any]) -> float:
+    """How many times as many rows a node's table has as the one that is made up for it."""
+    share, tables = _share(node, tensors), map(tensors.get, _tables(node))
+    return max([1.0, *(len(x) / _rows(x, share) for x in tables if isinstance(x, Tensor))])
+
+
+def _share(node: fx.Node, tensors: Mapping[fx.Node, Any]) -> int:
+    """How many times too large a node's table is to be made up."""
     tables = [x for x in map(tensors.get, _tables(node)) if isinstance(x, Tensor)]
     return max([1, *(-(-x.numel() * x.element_size() // MOST_BYTES) for x in tables)])
+
+
+def _rows(table: Tensor, share: int) -> int:
+    return max(1, len(table) // share)
 
 
 def _tables(node: fx.Node) -> list[fx.Node]:
@@ -60,19 +70,19 @@ def arguments(
 ) -> tuple[Any, Any]:
     """Positional and keyword arguments for a node.
 
-    Of a table that is too large, such as a language model's head, there is one of `parts`.
+    Of a table that is too large, such as a language model's head, there are the first rows.
 
     Args:
         node: the operator.
         tensors: what the graph's `get_attr` nodes read: parameters, buffers, regions.
         device: where the tensors are to be.
     """
-    tables, share = _tables(node), parts(node, tensors)
+    tables, share = _tables(node), _share(node, tensors)
 
     def made(read: fx.Node) -> Any:
         value = tensors.get(read, read.meta.get("val"))
         if read in tables and share > 1:
-            rows = value[: max(1, len(value) // share)]
+            rows = value[: _rows(value, share)]
             value = (
                 nn.Parameter(rows, value.requires_grad) if isinstance(value, nn.Parameter) else rows
             )

@@ -24,7 +24,7 @@ __all__: list[str] = ["Store"]
 
 Key = tuple[str, ...]
 
-MEASURED = 2
+MEASURED = 3
 """How operators are measured. Where that changes so does this, and what was kept is not read."""
 
 logger = logging.getLogger(__name__)

@@ -26,13 +26,14 @@ Placement = Sequence[tuple[str, Sequence[str]]]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Cost:
-    """What a plan costs: seconds and bytes of each stage, then the figures of the pipeline."""
+    """What each stage of a plan takes, then the figures of the pipeline."""
 
     compute_s: tuple[float, ...]
     receive_s: tuple[float, ...]
     send_s: tuple[float, ...]
     time_s: tuple[float, ...]
     memory_bytes: tuple[float, ...]
+    flops: tuple[float, ...]
     bottleneck_s: float
     latency_s: float
     step_s: float
@@ -89,6 +90,7 @@ def evaluate(
         send_s=tuple(send),
         time_s=tuple(time),
         memory_bytes=tuple(memory),
+        flops=tuple(flops(members, assumptions) for _, members in stages),
         bottleneck_s=bottleneck,
         latency_s=latency,
         step_s=step,
@@ -111,6 +113,12 @@ def compute_s(device: Device, nodes: Sequence[Node], assumptions: Assumptions) -
     return device.slowdown * sum(
         node.time_s(device.type, training=assumptions.training) for node in nodes
     )
+
+
+def flops(nodes: Sequence[Node], assumptions: Assumptions) -> float:
+    """Floating point operations for one micro-batch, in training with backward."""
+    forward = sum(node.flops for node in nodes)
+    return forward + (sum(node.backward_flops for node in nodes) if assumptions.training else 0.0)
 
 
 def parameter_copies(assumptions: Assumptions) -> float:

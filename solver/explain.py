@@ -7,7 +7,7 @@ from skyfx.solver.cluster import Cluster
 from skyfx.solver.graph import Graph
 from skyfx.solver.outlook import Outlook, Replan, busy_s, followed, outlooks
 from skyfx.solver.plan import Plan, Stage
-from skyfx.solver.report import percent, seconds, size
+from skyfx.solver.report import operations, percent, seconds, size
 from skyfx.solver.whatif import Change
 
 __all__: list[str] = ["explained"]
@@ -30,6 +30,7 @@ def explained(graph: Graph, cluster: Cluster, plan: Plan, replan: Replan) -> Ite
             f"A step takes {seconds(timeline.step_s)} when it is followed; its devices are busy "
             f"for {least / timeline.step_s:.0%} to {most / timeline.step_s:.0%} of it."
         )
+    yield from _operations(plan)
     yield _certificate(plan)
     yield from _others(plan)
     yield from _full(cluster, plan)
@@ -56,6 +57,16 @@ def _parts(stage: Stage, plan: Plan) -> str:
     said = ", ".join(f"{seconds(value)} {name}" for name, value in parts.items() if value)
     at_once = " (at the same time)" if plan.assumptions.overlap == "full" else ""
     return (said or "nothing of it computing") + at_once
+
+
+def _operations(plan: Plan) -> Iterator[str]:
+    """How fast the devices compute, where the graph says what there is to compute."""
+    known = sorted((s for s in plan.stages if s.flops_per_s), key=lambda stage: stage.flops_per_s)
+    if known:
+        ends = dict.fromkeys((known[0], known[-1]))
+        rates = " and ".join(f"{s.device} does {operations(s.flops_per_s)}/s" for s in ends)
+        total = operations(sum(stage.flops for stage in plan.stages))
+        yield f"A micro-batch takes {total} (matrix products, convolutions, attention): {rates}."
 
 
 def _certificate(plan: Plan) -> str:

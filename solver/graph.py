@@ -13,7 +13,10 @@ from skyfx.solver.checks import no_duplicates, non_negative, positive
 __all__: list[str] = ["Fit", "Graph", "Measured", "Node"]
 
 INPUT = "input"
-SIZES = ("output_bytes", "gradient_bytes", "parameter_bytes", "saved_bytes", "workspace_bytes")
+AMOUNTS = (
+    *("output_bytes", "gradient_bytes", "parameter_bytes", "saved_bytes", "workspace_bytes"),
+    *("flops", "backward_flops"),
+)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -21,7 +24,8 @@ class Node:
     """One operator of the model, or one of its inputs (`op == "input"`).
 
     Times are seconds for one micro-batch, keyed by device type: a type that is absent cannot run
-    the node, an empty mapping is free on every type. Sizes are bytes for one micro-batch.
+    the node, an empty mapping is free on every type. Sizes are bytes for one micro-batch, `flops`
+    floating point operations; 0 where they are not known.
     """
 
     id: str
@@ -36,6 +40,8 @@ class Node:
     saved_bytes: float
     colocate: str | None
     workspace_bytes: float = 0.0
+    flops: float = 0.0
+    backward_flops: float = 0.0
 
     @property
     def is_input(self) -> bool:
@@ -115,7 +121,7 @@ class Graph:
             for field in ("forward_s", "backward_s"):
                 for device_type, seconds in getattr(node, field).items():
                     yield f"nodes[{i}].{field}[{device_type!r}]", seconds
-            for field in SIZES:
+            for field in AMOUNTS:
                 yield f"nodes[{i}].{field}", getattr(node, field)
 
     def _check_references(self) -> None:

@@ -12,7 +12,7 @@ from skyfx.solver.cost import crossings
 from skyfx.solver.graph import Graph, Node
 from skyfx.solver.outlook import COLUMNS, Outlook
 from skyfx.solver.plan import Plan, Stage
-from skyfx.solver.report import seconds, size
+from skyfx.solver.report import operations, seconds, size
 from skyfx.solver.schedule import Kind
 from skyfx.solver.timeline import Done
 
@@ -83,7 +83,7 @@ def page(
     environment = jinja2.Environment(
         autoescape=True, trim_blocks=True, lstrip_blocks=True, undefined=jinja2.StrictUndefined
     )
-    environment.filters |= {"seconds": seconds, "size": size}
+    environment.filters |= {"operations": operations, "seconds": seconds, "size": size}
     longest_s = max(run.step_s for run in runs)
     return environment.from_string(TEMPLATE.read_text()).render(
         plan=plan,

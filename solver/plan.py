@@ -31,6 +31,12 @@ _WORDS: dict[str, Any] = {
     "communication": Communication,
 }
 
+_FIGURES = (
+    *("compute_s", "receive_s", "send_s", "time_s"),
+    *("memory_bytes", "peak_bytes", "limit_bytes", "live", "flops"),
+)
+"""Of a stage."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Assumptions:
@@ -90,7 +96,8 @@ class Stage:
     `peak_bytes` is the most that it takes in a step (`solver/peak.py`), 0 where that is not known.
     `limit_bytes` is what its device has; None where it has no limit, or that is not known.
     `live` is how many micro-batches are live on it at once (`solver/schedule.py`), 0 where the
-    schedule says so by itself.
+    schedule says so by itself. `flops` are the floating point operations of a micro-batch, 0 where
+    the graph does not say.
     """
 
     device: str
@@ -103,6 +110,12 @@ class Stage:
     peak_bytes: float = 0.0
     limit_bytes: float | None = None
     live: int = 0
+    flops: float = 0.0
+
+    @property
+    def flops_per_s(self) -> float:
+        """Operations for each second of computing; 0 where they are not known."""
+        return self.flops / self.compute_s if self.compute_s else 0.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -172,8 +185,9 @@ class Plan:
             if (value := getattr(self.alternatives, name)) is not None:
                 non_negative(f"alternatives.{name}", value)
         for k, stage in enumerate(self.stages):
-            for field in ("compute_s", "receive_s", "send_s", "time_s", "memory_bytes", "live"):
-                non_negative(f"stages[{k}].{field}", getattr(stage, field))
+            for field in _FIGURES:
+                if (value := getattr(stage, field)) is not None:
+                    non_negative(f"stages[{k}].{field}", value)
 
     @property
     def live(self) -> tuple[int, ...] | None:

@@ -10,7 +10,7 @@ from rich.text import Text
 
 from skyfx.solver.plan import Plan, Stage
 
-__all__: list[str] = ["html", "percent", "render", "seconds", "size", "text"]
+__all__: list[str] = ["html", "operations", "percent", "render", "seconds", "size", "text"]
 
 COLUMNS = (
     *("stage", "device", "nodes", "modules"),
@@ -27,6 +27,15 @@ def size(num_bytes: float) -> str:
             return f"{num_bytes:.0f} B" if unit == "B" else f"{num_bytes:.1f} {unit}"
         num_bytes /= 1024
     return f"{num_bytes:.1f} TiB"
+
+
+def operations(flops: float) -> str:
+    """Floating point operations for people: `1.5 GFLOP`."""
+    for unit in ("FLOP", "kFLOP", "MFLOP", "GFLOP", "TFLOP"):
+        if flops < 1000:
+            return f"{flops:.0f} FLOP" if unit == "FLOP" else f"{flops:.1f} {unit}"
+        flops /= 1000
+    return f"{flops:.1f} PFLOP"
 
 
 def seconds(value: float) -> str:

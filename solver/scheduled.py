@@ -172,6 +172,7 @@ def stages_with(
             peak_bytes=peaks[k],
             limit_bytes=limits[device],
             live=live[k],
+            flops=cost.flops[k],
         )
         for k, (device, ids) in enumerate(placement)
     )

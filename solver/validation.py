@@ -166,6 +166,10 @@ def figures_agree(graph: Graph, cluster: Cluster, plan: Plan) -> Iterator[str]:
                     f"stage {k} {field}: the plan says {getattr(stage, field)!r}, "
                     f"it is {getattr(cost, field)[k]!r}"
                 )
+    if any(cost.flops) and any(stage.flops for stage in plan.stages):  # both know them
+        for k, stage in enumerate(plan.stages):
+            if not _close(stage.flops, cost.flops[k]):
+                yield f"stage {k} flops: the plan says {stage.flops!r}, it is {cost.flops[k]!r}"
 
 
 def step_can_be_followed(graph: Graph, cluster: Cluster, plan: Plan) -> Iterator[str]:

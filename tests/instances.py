@@ -96,6 +96,8 @@ def graphs(draw: st.DrawFn, max_nodes: int = 6) -> Graph:
                 parameter_bytes=draw(BYTES),
                 saved_bytes=draw(BYTES),
                 workspace_bytes=draw(BYTES),
+                flops=draw(BYTES),
+                backward_flops=draw(BYTES),
                 colocate=draw(st.sampled_from([None, None, None, "a", "b"])),
             )
         )
@@ -221,6 +223,7 @@ def plan_of(
                 send_s=cost.send_s[k],
                 time_s=cost.time_s[k],
                 memory_bytes=cost.memory_bytes[k],
+                flops=cost.flops[k],
             )
             for k, (name, ids) in enumerate(placement)
         ),

@@ -29,7 +29,7 @@ def referee_faults(graph: Graph, cluster: Cluster, plan: Plan) -> list[str]:
     if other is not None:
         theirs = other.check(*documents)["faults"]
         assert bool(found) == bool(theirs), f"this referee: {found}, the other one: {theirs}"
-    return found + list(_gap(documents[2]))
+    return found + list(_gap(documents[2])) + list(_flops(documents[0], documents[2]))
 
 
 def _brings_live(plan: Json) -> bool:
@@ -76,6 +76,18 @@ def _gap(plan: Json) -> Iterator[str]:
         gap = 0.0
     if (gap is None) != (plan["gap"] is None) or (gap is not None and not _same(plan["gap"], gap)):
         yield f"gap: {plan['gap']}, recomputed {gap}"
+
+
+def _flops(graph: Json, plan: Json) -> Iterator[str]:
+    """Operations of each stage, where both files have some; the other referee knows none."""
+    fields = ("flops", "backward_flops")[: 1 + (plan["assumptions"]["mode"] == "training")]
+    of_node = {node["id"]: sum(node[field] for field in fields) for node in graph["nodes"]}
+    said = [stage["flops"] for stage in plan["stages"]]
+    true = [sum(of_node.get(v, 0.0) for v in stage["nodes"]) for stage in plan["stages"]]
+    if any(said) and any(true):
+        for k, (one, other) in enumerate(zip(said, true, strict=True)):
+            if not _same(one, other):
+                yield f"stage {k} flops: {one}, recomputed {other}"
 
 
 class Recount:

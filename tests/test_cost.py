@@ -70,6 +70,19 @@ def test_training_moves_gradients_back_with_a_latency_of_their_own() -> None:
     assert cost.step_s == (9.0 + 16.0) + 3 * 19.0
 
 
+def test_operations_of_backward_count_in_training_alone() -> None:
+    g = graph(
+        [
+            node("a", flops=3.0, backward_flops=6.0),
+            node("b", ("a",), flops=5.0),
+            node("c", ("b",)),
+        ]
+    )
+    placement = [("d0", ["a", "b"]), ("d1", ["c"])]
+    assert evaluate(g, cpus(1.0, 2.0), placement, TRAINING).flops == (14.0, 0.0)
+    assert evaluate(g, cpus(1.0, 2.0), placement, INFERENCE).flops == (8.0, 0.0)
+
+
 def test_no_gradient_means_no_message_back() -> None:
     #   x (2 bytes, no gradient) --> a | b        t_1 = 0.5 + 4/2, and nothing back
     g = graph([node("a", output_bytes=4.0), node("b", ("a",))])

@@ -55,6 +55,16 @@ def test_a_plan_is_told_in_sentences() -> None:
     ]
 
 
+def test_operations_are_told_where_the_graph_has_them() -> None:
+    """Of 2 s on each device; in inference backward counts nothing."""
+    amounts = zip(MODEL.nodes, (0.0, 3e9, 8e9), strict=True)
+    counts = [replace(n, flops=flops, backward_flops=1e12) for n, flops in amounts]
+    assert said(replace(MODEL, nodes=tuple(counts)), pair())[2] == (
+        "A micro-batch takes 11.0 GFLOP (matrix products, convolutions, attention): "
+        "one does 1.5 GFLOP/s and two does 4.0 GFLOP/s."
+    )
+
+
 def test_memory_that_binds_is_told() -> None:
     """One device could take all of it if it had a tenth more, and would not have to send it."""
     narrow = [replace(link, bandwidth_bytes_per_s=1.0) for link in pair().links]

@@ -166,9 +166,12 @@ def test_how_the_times_were_come_by_stands_in_the_graph() -> None:
 
 
 def test_a_model_without_values_is_measured_as_one_with() -> None:
-    def node_sizes(graph: Graph) -> dict[str, tuple[float, float, bool, bool]]:
+    def node_sizes(graph: Graph) -> dict[str, tuple[float, ...]]:
         return {
-            n.id: (n.saved_bytes, n.gradient_bytes, bool(n.forward_s), bool(n.backward_s))
+            n.id: (
+                *(n.saved_bytes, n.gradient_bytes, n.flops, n.backward_flops),
+                *(bool(n.forward_s), bool(n.backward_s)),
+            )
             for n in graph.nodes
         }
 
@@ -194,6 +197,8 @@ def test_what_was_measured_is_kept_in_the_cache_and_read_from_it(
     again = measured(case)
     assert 0 < num_calls == len(calls)
     assert [n.saved_bytes for n in first.nodes] == [n.saved_bytes for n in again.nodes]
+    assert [n.flops for n in first.nodes] == [n.flops for n in again.nodes]
+    assert sum(n.backward_flops for n in again.nodes) > sum(n.flops for n in again.nodes) > 0
     (file,) = (tmp_path / "new").iterdir()
     file.write_text("{")
     measured(case)  # is not read, and made anew

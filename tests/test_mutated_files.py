@@ -27,8 +27,8 @@ def good() -> tuple[Graph, Cluster, Plan]:
     nodes = [
         node("x", op="input", forward_s={}),
         node("a", ("x",), backward_s={"cpu": 2.0}, gradient_bytes=3.0, parameter_bytes=5.0),
-        node("b", ("a",), module="m", saved_bytes=2.0, colocate="c"),
-        node("c", ("b", "a"), colocate="c"),
+        node("b", ("a",), module="m", saved_bytes=2.0, colocate="c", flops=7.0),
+        node("c", ("b", "a"), colocate="c", backward_flops=9.0),
     ]
     link = Link(source="d0", target="d1", bandwidth_bytes_per_s=2.0, latency_s=0.1)
     devices = (

@@ -123,6 +123,19 @@ def test_modules_stand_between_their_cuts() -> None:
     ]
 
 
+def test_operations_stand_in_the_table_of_stages_where_they_are_known() -> None:
+    """Of stages that compute for 3 s."""
+    plan = planned()
+    assert "operations" not in drawn(plan).texts
+    known = [replace(s, flops=f) for s, f in zip(plan.stages, (6e9, 1.5e12), strict=True)]
+    texts = drawn(replace(plan, stages=tuple(known))).texts
+    begin = texts.index("operations")
+    assert texts[begin + 1] == "a second"
+    rows = texts[begin + 2 :]
+    assert rows[rows.index("6.0 GFLOP") + 1] == "2.0 GFLOP/s"
+    assert rows[rows.index("1.5 TFLOP") + 1] == "500.0 GFLOP/s"
+
+
 def test_what_does_not_fit_is_said() -> None:
     plan = planned()
     without = replace(plan, alternatives=replace(plan.alternatives, even=None))

@@ -81,6 +81,8 @@ NOT_NEGATIVE = "found -1.0, expected a finite number >= 0"
                 "parameter_bytes",
                 "saved_bytes",
                 "workspace_bytes",
+                "flops",
+                "backward_flops",
             )
         ),
     ],
@@ -132,7 +134,10 @@ def test_a_second_link_of_one_pair_is_refused() -> None:
             "assumptions.mode: found 'both', expected 'training' or 'inference'",
         ),
         (("assumptions", "microbatches"), 0, "assumptions.microbatches: found 0"),
-        (("stages", 1, "send_s"), -1, f"stages[1].send_s: {NOT_NEGATIVE}"),
+        *(
+            (("stages", 1, field), -1, f"stages[1].{field}: {NOT_NEGATIVE}")
+            for field in ("send_s", "peak_bytes", "limit_bytes", "flops")
+        ),
         (("lower_bound",), -1, f"lower_bound: {NOT_NEGATIVE}"),
         (("gap",), -1, f"gap: {NOT_NEGATIVE}"),
         (("solver", "wall_s"), -1, f"solver.wall_s: {NOT_NEGATIVE}"),

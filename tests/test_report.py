@@ -3,7 +3,7 @@
 import pytest
 
 from skyfx.solver import Assumptions, Plan, solve
-from skyfx.solver.report import COLUMNS, html, percent, seconds, size, text
+from skyfx.solver.report import COLUMNS, html, operations, percent, seconds, size, text
 from tests.instances import cluster, cpus, graph, node, plan_of
 
 
@@ -29,6 +29,22 @@ def test_sizes(num_bytes: float, expected: str) -> None:
 )
 def test_seconds(value: float, expected: str) -> None:
     assert seconds(value) == expected
+
+
+@pytest.mark.parametrize(
+    ("flops", "expected"),
+    [
+        (0, "0 FLOP"),
+        (999, "999 FLOP"),
+        (1500, "1.5 kFLOP"),
+        (2e6, "2.0 MFLOP"),
+        (12.34e9, "12.3 GFLOP"),
+        (1e12, "1.0 TFLOP"),
+        (5e18, "5000.0 PFLOP"),
+    ],
+)
+def test_operations(flops: float, expected: str) -> None:
+    assert operations(flops) == expected
 
 
 def test_percent() -> None:

@@ -103,6 +103,23 @@ def test_a_wrong_figure_of_a_stage_is_found(field: str) -> None:
     assert f"stage 1 {field}: the plan says {right + 0.001!r}, it is {right!r}" in faults(wrong)
 
 
+def test_operations_that_are_not_those_of_the_nodes_are_found() -> None:
+    """Where the graph or the plan has none, there is nothing to compare."""
+    counts = replace(MODEL, nodes=tuple(replace(n, flops=2.0) for n in MODEL.nodes))
+    right = plan_of(counts, DEVICES, Assumptions(), GOOD)
+    assert [stage.flops for stage in right.stages] == [4.0, 4.0]
+    wrong = replace(right, stages=(right.stages[0], replace(right.stages[1], flops=5.0)))
+    for found, expected in (
+        (validate(counts, DEVICES, right), ()),
+        (validate(counts, DEVICES, wrong), ("stage 1 flops: the plan says 5.0, it is 4.0",)),
+        (validate(counts, DEVICES, plan()), ()),
+        (validate(MODEL, DEVICES, wrong), ()),
+    ):
+        assert found == expected
+    assert referee_faults(counts, DEVICES, right) == []
+    assert referee_faults(counts, DEVICES, wrong) == ["stage 1 flops: 5.0, recomputed 4.0"]
+
+
 def test_a_bound_above_the_plan_is_found() -> None:
     value = plan().objective_value
     wrong = replace(plan(), lower_bound=value * 1.1, gap=0.0)

@@ -1,0 +1,50 @@
+"""Floating point operations of a call, by torch's own counter.
+
+It has formulas for products of matrices, convolutions and attention; what else there is counts 0.
+Its formula for attention is used for the CPU's kernel as well, which it does not know by itself.
+"""
+
+import logging
+from collections.abc import Callable
+from typing import Any, TypeVar
+
+import torch
+from torch.utils.flop_counter import (
+    FlopCounterMode,
+    sdpa_backward_flop_count,
+    sdpa_flop_count,
+)
+
+__all__: list[str] = ["ON_CPU", "counted"]
+
+T = TypeVar("T")
+
+logger = logging.getLogger(__name__)
+
+
+def _attention(query: Any, key: Any, value: Any, *_: Any, **__: Any) -> int:
+    """Operations of attention; the counter gives shapes in the place of tensors."""
+    return int(sdpa_flop_count(query, key, value))  # type: ignore[no-untyped-call]
+
+
+def _attention_backward(gradient: Any, query: Any, key: Any, value: Any, *_: Any, **__: Any) -> int:
+    found = sdpa_backward_flop_count(gradient, query, key, value)  # type: ignore[no-untyped-call]
+    return int(found)
+
+
+ON_CPU: dict[Any, Callable[..., int]] = {
+    torch.ops.aten._scaled_dot_product_flash_attention_for_cpu: _attention,
+    torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward: _attention_backward,
+}
+"""Formulas for kernels that torch's counter has none for."""
+
+
+def counted(call: Callable[[], T]) -> tuple[T, int]:
+    """What a call returns, and its operations; 0 where they cannot be counted."""
+    try:
+        with FlopCounterMode(display=False, custom_mapping=ON_CPU) as counter:
+            returned = call()
+        return returned, int(counter.get_total_flops())
+    except Exception as error:  # a formula may refuse shapes, and a region the counter
+        logger.info("operations are not counted: %s", error)
+        return call(), 0
