@@ -7,6 +7,7 @@ and its runtime goes through the stages one by one (https://github.com/hpcaitech
 
 import itertools
 import json
+from collections.abc import Callable
 from pathlib import Path
 
 import pulp
@@ -175,8 +176,7 @@ def tagger() -> Case:
     [(tagger, "aten.lstm.input", 2), (resnet, "aten.conv2d.default", 7)],
     ids=["lstm", "convolutions"],
 )
-def test_costs_are_those_of_any_model(make: object, op: str, count: int) -> None:
-    assert callable(make)
+def test_costs_are_those_of_any_model(make: Callable[[], Case], op: str, count: int) -> None:
     case = make()
     described, places = resolve(["cpu", "cpu"])
     g = measure(capture(case.model, case.batch), places.values())
