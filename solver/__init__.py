@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from skyfx.solver.plan import Plan as Plan
     from skyfx.solver.plan import Stage as Stage
     from skyfx.solver.solving import solve as solve
+    from skyfx.solver.unlike import unlike_cluster as unlike_cluster
     from skyfx.solver.validation import validate as validate
 
 _HOMES = {
@@ -33,6 +34,7 @@ _HOMES = {
     "evaluate": "skyfx.solver.cost",
     "read": "skyfx.solver.files",
     "solve": "skyfx.solver.solving",
+    "unlike_cluster": "skyfx.solver.unlike",
     "validate": "skyfx.solver.validation",
     "write": "skyfx.solver.files",
 }
@@ -50,6 +52,7 @@ __all__ = [
     "evaluate",
     "read",
     "solve",
+    "unlike_cluster",
     "validate",
     "write",
 ]

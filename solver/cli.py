@@ -1,5 +1,7 @@
 """The planner's commands: `solve`, `check`, `diff`, `show`, `simulate`, `explain`, `report`.
 
+`cluster` has some of its own.
+
 Standard output is data and standard error is talk. The exit codes are those of `docs/formats.md`.
 What searches is imported where it is needed: numba, HiGHS and PuLP take half a second.
 """
@@ -12,6 +14,7 @@ import msgspec
 import typer
 
 from skyfx.solver import files, report
+from skyfx.solver.cli_cluster import cluster_app
 from skyfx.solver.cli_explain import explain_command
 from skyfx.solver.cli_report import report_command
 from skyfx.solver.cli_simulate import simulate_command
@@ -213,6 +216,7 @@ def show(plan: PlanFile, json: Json = False) -> None:
 app.command("simulate")(simulate_command)
 app.command("explain")(explain_command)
 app.command("report")(report_command)
+app.add_typer(cluster_app, name="cluster")
 
 
 def _export(

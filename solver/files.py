@@ -155,7 +155,10 @@ def refuse_overwrite(path: str | os.PathLike[str], *, force: bool = False) -> No
     Raises:
         FileExistsError: the file exists and `force` is false.
         OSError: its folder does not exist.
+        ValueError: its name ends in `.toml`, by which `read` would take JSON for TOML.
     """
+    if str(path).endswith(".toml"):
+        raise ValueError(f"{path}: TOML is read but not written, expected a name such as x.json")
     if Path(path).exists() and not force:
         raise FileExistsError(f"{path} exists; use --force (in Python: force=True) to replace it")
     if not Path(path).parent.is_dir():

@@ -10,7 +10,7 @@ from rich.text import Text
 
 from skyfx.solver.plan import Plan, Stage
 
-__all__: list[str] = ["html", "operations", "percent", "render", "seconds", "size", "text"]
+__all__: list[str] = ["html", "operations", "percent", "rate", "render", "seconds", "size", "text"]
 
 COLUMNS = (
     *("stage", "device", "nodes", "modules"),
@@ -44,6 +44,15 @@ def seconds(value: float) -> str:
         if value * factor >= 1:
             return f"{value * factor:.3g} {unit}"
     return "0 s" if value == 0 else f"{value * 1e9:.3g} ns"
+
+
+def rate(bytes_per_s: float) -> str:
+    """Bytes per second for people, as links are sold: `20 Mbit/s`."""
+    bits = 8 * bytes_per_s
+    for factor, unit in ((1e9, "Gbit/s"), (1e6, "Mbit/s"), (1e3, "kbit/s")):
+        if bits >= factor:
+            return f"{bits / factor:.3g} {unit}"
+    return f"{bits:.3g} bit/s"
 
 
 def percent(gap: float | None) -> str:

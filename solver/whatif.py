@@ -36,8 +36,8 @@ class Change:
     make: Callable[[Cluster], Cluster]
 
     @classmethod
-    def of(cls, text: str, graph: Graph) -> "Change":
-        """Read a change; `graph` says which types of devices it has been measured on.
+    def of(cls, text: str, graph: Graph | None = None) -> "Change":
+        """Read a change; `graph`, if there is one, says which types of devices it has times for.
 
         Raises:
             ValueError: there is no such change, or its factor is none.
@@ -45,9 +45,10 @@ class Change:
         word, *others = text.split() or [""]
         if word not in FORMS or len(others) != len(FORMS[word].split()) - 1:
             forms = ", ".join(repr(form) for form in FORMS.values())
-            raise ValueError(f"--what-if {text!r}: expected one of {forms}")
+            raise ValueError(f"change {text!r}: expected one of {forms}")
         if word == "add":
-            _check_type(text, others[0], graph)
+            if graph is not None:
+                _check_type(text, others[0], graph)
             return cls(text, lambda cluster: _added(cluster, others[0]))
         if word == "drop":
             return cls(text, lambda cluster: _dropped(cluster, others[0]))
@@ -71,7 +72,7 @@ def changed(cluster: Cluster, changes: Sequence[Change]) -> Cluster:
             cluster = change.make(cluster)
             cluster.check()
         except ValueError as error:
-            raise ValueError(f"--what-if {change.text!r}: {error}") from None
+            raise ValueError(f"change {change.text!r}: {error}") from None
     return cluster
 
 
@@ -79,7 +80,7 @@ def _check_type(text: str, kind: str, graph: Graph) -> None:
     known = sorted({name for node in graph.nodes for name in node.forward_s})
     if kind not in known:
         raise ValueError(
-            f"--what-if {text!r}: the graph has times for {', '.join(known)}, not for {kind!r}"
+            f"change {text!r}: the graph has times for {', '.join(known)}, not for {kind!r}"
         )
 
 
@@ -89,7 +90,7 @@ def _factor(text: str, said: str) -> float:
     except ValueError:
         by = 0.0
     if not said.startswith("x") or not 0 < by < float("inf"):
-        raise ValueError(f"--what-if {text!r}: found {said!r}, expected a factor such as x2")
+        raise ValueError(f"change {text!r}: found {said!r}, expected a factor such as x2")
     return by
 
 

@@ -107,7 +107,7 @@ def test_what_is_wrong_is_one_line(planned: Run) -> None:
     done = planned("simulate", "p.plan.json", "--slow", "one")
     assert (done.returncode, done.stdout) == (2, "")
     assert done.stderr == (
-        "skyfx: error: --what-if 'slow one x': found 'x', expected a factor such as x2\n"
+        "skyfx: error: change 'slow one x': found 'x', expected a factor such as x2\n"
     )
 
 

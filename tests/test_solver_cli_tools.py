@@ -123,7 +123,10 @@ def test_commands_import_what_searches_only_when_they_search() -> None:
 
 
 def test_every_command_has_an_example_that_begins_with_it() -> None:
-    for command in app.registered_commands:
+    groups = [group.typer_instance for group in app.registered_groups]
+    of_groups = [command for group in groups if group for command in group.registered_commands]
+    assert len(of_groups) == 3
+    for command in [*app.registered_commands, *of_groups]:
         assert command.callback is not None
         name = command.name or command.callback.__name__
         example = (command.callback.__doc__ or "").partition("For example: ")[2].split()

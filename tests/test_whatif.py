@@ -76,10 +76,10 @@ def test_a_device_comes_with_links_as_the_best() -> None:
     ],
 )
 def test_what_cannot_be_read_is_told(text: str, said: str) -> None:
-    with pytest.raises(ValueError, match=f"--what-if {text!r}: .*{said}"):
+    with pytest.raises(ValueError, match=f"change {text!r}: .*{said}"):
         after(text)
 
 
 def test_a_cluster_does_not_lose_its_last_device() -> None:
-    with pytest.raises(ValueError, match="--what-if 'drop b': devices: found an empty list"):
+    with pytest.raises(ValueError, match="change 'drop b': devices: found an empty list"):
         after("drop a", "drop b")
