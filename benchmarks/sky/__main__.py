@@ -27,7 +27,7 @@ def main() -> None:
     for_real.add_argument("--layers", type=int, default=48)
     for_real.add_argument("--width", type=int, default=192)
     for_real.add_argument("--workers", type=int, nargs="+", default=[4, 8])
-    for_real.add_argument("--slowdowns", nargs="+", default=original.SLOWDOWNS)
+    for_real.add_argument("--slowdowns", nargs="+", default=["whole"], choices=original.SLOWDOWNS)
     for_real.add_argument("--turns", type=int, default=3)
     for kind in (by_model, for_real):
         kind.add_argument("--write", action="store_true", help=f"write into {RESULT.name}")

@@ -61,7 +61,7 @@ def text(rows: Sequence[Row], size: tuple[int, int], turns: int) -> str:
         f"{when_and_where('benchmarks.sky measured')}\n\n"
         f"BERT with {layers} layers of width {width}, AdamW, its update in the step; 8 "
         f"micro-batches of 2\nsamples of 64 tokens; medians of {turns} steps in turns after one to "
-        "warm up, of the original's\nway one. Spread: largest less smallest step, of the median.\n\n"
+        "warm up, of the original's way\none. Spread: largest less smallest, of the median.\n\n"
         f"{table(head, lines)}"
     )
 
