@@ -7,7 +7,7 @@ from collections.abc import Iterable, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 
-__all__: list[str] = ["keep", "table", "when_and_where"]
+__all__: list[str] = ["keep", "put", "table", "when_and_where"]
 
 
 def when_and_where(module: str) -> str:
@@ -31,3 +31,10 @@ def keep(path: Path, computed: str, by_hand: str) -> None:
     earlier = path.read_text() if path.exists() else ""
     _, _, last = earlier.partition(by_hand)
     path.write_text(f"{computed}\n{by_hand}{last or chr(10)}")
+
+
+def put(path: Path, heading: str, computed: str) -> None:
+    """Write one section of a document: all from this heading to the next as large."""
+    before, _, after = path.read_text().partition(f"{heading}\n")
+    _, large, rest = after.partition("\n## ")
+    path.write_text(f"{before}{heading}\n\n{computed.strip()}\n{large}{rest}")

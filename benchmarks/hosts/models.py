@@ -16,7 +16,7 @@ import transformers
 from torch import Tensor, nn
 from torch.nn import functional
 
-__all__: list[str] = ["SUBJECTS", "Chain", "Subject"]
+__all__: list[str] = ["SUBJECTS", "Chain", "Subject", "bert"]
 
 SAMPLES, LENGTH, WORDS, LAYERS, WIDTH = 16, 64, 2000, 12, 192
 CHANNELS, PIXELS = 48, 32
@@ -49,19 +49,20 @@ class Chain(nn.Module):
         return state if len(state) > 1 else state[0]
 
 
-def bert() -> Subject:
+def bert(layers: int = LAYERS, width: int = WIDTH, classes: int = 2) -> Subject:
     """An encoder with a classifier."""
     config = transformers.BertConfig(
-        num_hidden_layers=LAYERS,
-        hidden_size=WIDTH,
+        num_hidden_layers=layers,
+        hidden_size=width,
         num_attention_heads=4,
-        intermediate_size=4 * WIDTH,
+        intermediate_size=4 * width,
         vocab_size=WORDS,
         hidden_dropout_prob=0.0,
         attention_probs_dropout_prob=0.0,
+        num_labels=classes,
     )
     model = transformers.BertForSequenceClassification(config)
-    targets = torch.randint(0, 2, (SAMPLES,))
+    targets = torch.randint(0, classes, (SAMPLES,))
     return Subject("bert", model, _words(), targets, _classes, _bert_blocks)
 
 

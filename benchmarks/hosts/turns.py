@@ -91,7 +91,9 @@ class _Step:
     loss: float | None
 
 
-def run(entries: Mapping[str, Entry], group: Group, *, limited: bool) -> dict[str, Record]:
+def run(
+    entries: Mapping[str, Entry], group: Group, *, limited: bool, turns: int = TURNS
+) -> dict[str, Record]:
     """Let them take their turns; every process of the job calls it, and all get the records."""
     records = {name: Record() for name in entries}
     for name, entry in entries.items():
@@ -100,7 +102,7 @@ def run(entries: Mapping[str, Entry], group: Group, *, limited: bool) -> dict[st
     if limited:
         for name in stay:
             _charge(entries[name], records[name], group)
-    for turn in range(TURNS):
+    for turn in range(turns):
         for name in stay:
             once = entries[name].once or records[name].warm_s > LONG_S
             if turn == 0 or not once:

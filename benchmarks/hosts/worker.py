@@ -37,6 +37,8 @@ from skyfx.solver.plan import Schedule
 from skyfx.solver.simulate import simulate
 from skyfx.solver.within import solve_within
 
+__all__: list[str] = ["Phases", "cores"]
+
 SCHEDULE: Schedule = "generated"
 """The one that skyfx runs its plan by."""
 
@@ -72,7 +74,7 @@ class Plans:
 
 
 @dataclass(slots=True)
-class _Phases:
+class Phases:
     """How long each part of a cluster's run takes; told as it ends."""
 
     cluster: str
@@ -118,10 +120,10 @@ def _prepared(name: str, hosts: Hosts) -> Prepared:
 def _run(cluster: clusters.Cluster, prepared: Prepared, hosts: Hosts) -> dict[str, Any]:
     """Measure the cluster, plan for it, let all rivals train; what came out."""
     rank = hosts.group.rank
-    os.sched_setaffinity(0, {_cores([host.share for host in cluster.hosts])[rank]})
+    os.sched_setaffinity(0, {cores([host.share for host in cluster.hosts])[rank]})
     become(cluster.hosts[rank])
     hosts.group.sum(torch.zeros(1))
-    phases = _Phases(cluster.name, tells=rank == 0)
+    phases = Phases(cluster.name, tells=rank == 0)
     enter_quota()
     known = probed(hosts)
     leave_quota()
@@ -169,7 +171,7 @@ def _said(record: Record) -> dict[str, Any]:
     return {**asdict(record), "step_s": record.step_s}
 
 
-def _cores(shares: Sequence[float]) -> list[int]:
+def cores(shares: Sequence[float]) -> list[int]:
     """The core of each worker: the largest share first, where least has been given away."""
     cores = dict.fromkeys(range(os.cpu_count() or 1), 0.0)
     found = [0] * len(shares)
