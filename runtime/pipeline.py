@@ -37,14 +37,14 @@ class Pipeline:
         splitter: Splitter,
         microbatch: Batch,
         rebalance: Rebalance | None = None,
-        closing: Callable[[], None] = lambda: None,
+        closing: Callable[[], None] | None = None,
     ) -> None:
         """Split the model for `microbatch`, which it was planned for; `close` calls `closing`."""
         self._model = model
         self._runner = Runner(model, plan, workers, splitter, microbatch)
         self._microbatch_size = microbatch.batch_size
         self._rebalance = rebalance
-        self._closing = [closing]
+        self._closing = [] if closing is None else [closing]
 
     @property
     def plan(self) -> Plan:
