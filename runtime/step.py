@@ -33,12 +33,18 @@ Autocast = Sequence[tuple[str, torch.dtype]]
 """The device types that autocast is on for, and to what."""
 
 
+def autocast_kinds() -> tuple[str, ...]:
+    """The device types of this machine that autocast can be on for."""
+    accelerator = torch.accelerator.current_accelerator()
+    return ("cpu",) if accelerator is None else ("cpu", accelerator.type)
+
+
 def autocast_here() -> tuple[tuple[str, torch.dtype], ...]:
     """What autocast does in this thread; the stages' threads know nothing of it."""
-    accelerator = torch.accelerator.current_accelerator()
-    kinds = ["cpu"] if accelerator is None else ["cpu", accelerator.type]
     return tuple(
-        (kind, torch.get_autocast_dtype(kind)) for kind in kinds if torch.is_autocast_enabled(kind)
+        (kind, torch.get_autocast_dtype(kind))
+        for kind in autocast_kinds()
+        if torch.is_autocast_enabled(kind)
     )
 
 

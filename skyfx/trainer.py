@@ -24,6 +24,7 @@ from skyfx.runtime.generators import generators_kept
 from skyfx.runtime.microbatch import Batch
 from skyfx.runtime.pipeline import Pipeline
 from skyfx.runtime.snapshot import Scheduler
+from skyfx.runtime.step import autocast_kinds
 
 __all__: list[str] = ["Trainer"]
 
@@ -245,10 +246,9 @@ class Trainer:
 
     @contextmanager
     def _cast(self) -> Iterator[None]:
-        accelerator = torch.accelerator.current_accelerator()
         with ExitStack() as around:
             if self._autocast is not None:
-                for kind in ("cpu",) if accelerator is None else ("cpu", accelerator.type):
+                for kind in autocast_kinds():
                     around.enter_context(torch.autocast(kind, self._autocast))
             yield
 
