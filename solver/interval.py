@@ -23,6 +23,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from skyfx.solver.coarser import thin_cuts
 from skyfx.solver.line import alive
 from skyfx.solver.method import Answer, Task
 from skyfx.solver.problem import Floats, Problem, Value
@@ -78,6 +79,10 @@ def interval_plan(problem: Problem, at_most: float, deadline: float = math.inf) 
 
 def intervals(task: Task) -> Iterator[Answer]:
     """Find the plan with the least bottleneck whose stages are intervals of the units' order."""
+    relay = task.problem.assumptions.communication == "relay"
+    if relay and task.best is not None and task.problem.num_devices > MAX_ORDERED_DEVICES:
+        yield Answer(says=f"only for up to {MAX_ORDERED_DEVICES} devices")
+        return
     stages = interval_plan(task.problem, task.bottleneck_s, task.limits.deadline)
     yield Answer(stages=stages)
 
@@ -128,7 +133,7 @@ class _Table:
         self._problem = problem
         self._full = problem.assumptions.overlap == "full"
         self._forward, self._backward, self._any, self._any_back = alive(problem)
-        self._cuts = _choose_cuts(problem, self._forward + self._backward)
+        self._cuts = thin_cuts(problem, range(problem.num_units), MAX_CUTS - 1)
         self._later = np.tri(len(self._cuts), dtype=bool).T  # j >= i; an empty stage only relays
         self._relay = problem.assumptions.communication == "relay"
         host = None if self._relay else _host_counts(problem, self._cuts)
@@ -232,22 +237,6 @@ class _Table:
         move = latency * self._any + per_byte * self._forward
         move += back_latency * self._any_back + back_per_byte * self._backward
         return np.asarray(move[self._cuts])
-
-
-def _choose_cuts(problem: Problem, alive_bytes: Floats) -> list[int]:
-    """All cuts; of a long model the one with the fewest bytes alive in each slice of equal work."""
-    n = problem.num_units
-    if n < MAX_CUTS:
-        return list(range(n + 1))
-    times = np.where(np.isfinite(problem.time_s), problem.time_s, 0.0).mean(axis=0)
-    work = np.concatenate([[0.0], np.cumsum(times + times.sum() / n)])
-    slices = np.minimum((work / work[-1] * (MAX_CUTS - 1)).astype(int), MAX_CUTS - 2)
-    best: dict[int, int] = {}
-    for cut in range(1, n):
-        held = best.setdefault(int(slices[cut]), cut)
-        if alive_bytes[cut] < alive_bytes[held]:
-            best[int(slices[cut])] = cut
-    return [0, *sorted(best.values()), n]
 
 
 def _host_counts(problem: Problem, cuts: list[int]) -> tuple[Floats, ...]:

@@ -21,7 +21,7 @@ from skyfx.solver.method import PROVEN, UNDER, Answer, Task
 from skyfx.solver.orders import graph_order, late_order
 from skyfx.solver.program import Program
 from skyfx.solver.relayed import listed
-from skyfx.solver.states import States
+from skyfx.solver.states import MAX_STATES, States
 
 __all__: list[str] = ["lattice", "lines"]
 
@@ -41,7 +41,6 @@ MUCH = 0.03
 """Share of all work that is put aside only where the ideals cannot all be listed."""
 
 MAX_IDEALS = 100_000
-MAX_STATES = 20_000
 LINE_GAP = 1e-4
 """How near to its best a plan along a line is brought; the ideals may have better ones."""
 

@@ -10,8 +10,11 @@ from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 
+from skyfx.solver.baselines import dynamic
 from skyfx.solver.beam import beam
 from skyfx.solver.bounds import Bound, simple_bound, step_bound
+from skyfx.solver.coarser import coarser, refined
+from skyfx.solver.cutting import cutting
 from skyfx.solver.dual import dual
 from skyfx.solver.errors import InfeasibleError, NoPlanError
 from skyfx.solver.hosted import windows
@@ -23,7 +26,9 @@ from skyfx.solver.pairs import pairs
 from skyfx.solver.phases import phases
 from skyfx.solver.problem import Problem, UnitPlacement
 from skyfx.solver.relayed import all_ideals, many_ideals
+from skyfx.solver.sharing import sharing
 from skyfx.solver.shifting import shifting, wandering
+from skyfx.solver.states import MAX_STATES, States
 from skyfx.solver.steps import step_lines, steps
 
 __all__: list[str] = ["Found", "Search"]
@@ -34,6 +39,8 @@ METHODS: dict[str, Method] = {
     "phases": phases,
     "intervals": intervals,
     "lines": lines,
+    "sharing": sharing,
+    "cutting": cutting,
     "shifting": shifting,
     "all ideals": all_ideals,
     "wandering": wandering,
@@ -53,8 +60,12 @@ STEP_METHODS: dict[str, tuple[Method, float]] = {
 }
 """What comes before them where a step is to be short, and of the time that is left how much."""
 
-THROUGHPUT = 0.4
-"""The search for throughput that then comes gets so much of it."""
+THROUGHPUT, MOSTLY_THROUGHPUT = 0.4, 0.8
+"""The search for throughput that then comes gets so much of it; more where they have too many
+states of devices to look at."""
+
+COARSE = 0.4
+"""Of the time, for a long model in slices."""
 
 WORTH_SAYING_S = 1.0
 """Compiling for less than this is not worth a line."""
@@ -72,12 +83,18 @@ class Found:
 
 @dataclass(slots=True)
 class Search:
-    """A search under way: the best plan and bound so far; `heard` is told of each plan found."""
+    """A search under way: the best plan and bound so far.
+
+    Attributes:
+        heard: told of each plan found.
+        coarsely: whether slices of a long model are looked at first.
+    """
 
     problem: Problem
     limits: Limits
     best: Candidate | None = None
     heard: Callable[[UnitPlacement], None] | None = None
+    coarsely: bool = True
     bound: Bound = field(init=False)
     says: dict[str, str] = field(init=False, default_factory=dict)
 
@@ -94,6 +111,7 @@ class Search:
         """
         interrupted = False
         try:
+            self._look_coarsely()
             if self.problem.assumptions.objective == "step":
                 interrupted = self._look_for_steps()
             for name, method in METHODS.items():
@@ -134,6 +152,20 @@ class Search:
         gone_s = self.limits.time_limit_s - self.limits.left_s
         return replace(self.limits, time_limit_s=gone_s + part * self.limits.left_s)
 
+    def _look_coarsely(self) -> None:
+        """Hear all plans of the slices of a long model, in a part of the time."""
+        coarse = coarser(self.problem) if self.coarsely and not self._task.done else None
+        if coarse is None:
+            return
+
+        def heard(stages: UnitPlacement) -> None:
+            self._learn("slices", Answer(stages=refined(self.problem, coarse, stages)))
+
+        limits = replace(self._part(COARSE), progress=None)
+        known = Candidate.of(coarse, dynamic(coarse))
+        with suppress(InfeasibleError, NoPlanError):
+            Search(coarse, limits, known, heard=heard).run()
+
     def _look_for_steps(self) -> bool:
         """What is for steps alone; returns whether Ctrl-C ended it."""
         for name, (method, part) in STEP_METHODS.items():
@@ -151,12 +183,14 @@ class Search:
         """
         asked = self.problem.assumptions
         problem = replace(self.problem, assumptions=replace(asked, objective="throughput"))
-        limits = replace(self._part(THROUGHPUT), progress=None)
+        few = States.number(problem) <= MAX_STATES
+        limits = replace(self._part(THROUGHPUT if few else MOSTLY_THROUGHPUT), progress=None)
+        known = None if self.best is None else Candidate.of(problem, self.best.stages)
 
         def heard(stages: UnitPlacement) -> None:
             self._learn("throughput", Answer(stages=stages))
 
-        search = Search(problem, limits, heard=heard)
+        search = Search(problem, limits, known, heard=heard, coarsely=False)
         with suppress(NoPlanError):
             search.run()
         said = f"throughput of at least {search.bound.value:.4g} s a micro-batch"

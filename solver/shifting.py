@@ -40,7 +40,7 @@ TOURS, PART = 4, 0.4
 COOLINGS = 4
 """At the most; one that brings nothing is the last."""
 
-MAX_UNITS, MAX_STAGES = 2000, 256
+MAX_UNITS, MAX_STAGES = 8000, 256
 """Beyond that a cooling touches each too rarely, and takes too long."""
 
 

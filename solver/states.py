@@ -13,7 +13,10 @@ import numpy as np
 
 from skyfx.solver.problem import Floats, Problem
 
-__all__: list[str] = ["States", "prices"]
+__all__: list[str] = ["MAX_STATES", "States", "prices"]
+
+MAX_STATES = 20_000
+"""So many can be told apart by a program that looks at all; eleven unlike devices have 11,264."""
 
 Counts = tuple[int, ...]
 

@@ -27,11 +27,10 @@ from skyfx.solver.method import PROVEN, UNDER, Answer, Candidate, Task
 from skyfx.solver.orders import graph_order, late_order
 from skyfx.solver.problem import Floats, UnitPlacement
 from skyfx.solver.program import Program
-from skyfx.solver.states import States
+from skyfx.solver.states import MAX_STATES, States
 
 __all__: list[str] = ["step_lines", "steps"]
 
-MAX_STATES = 20_000
 MAX_CELLS = 3_000_000
 """States times ideals."""
 
