@@ -41,6 +41,12 @@ def test_an_image_model_learns_to_read_digits(tmp_path: Path) -> None:
     assert share > 70  # guessing: 10
 
 
+def test_a_network_learns_from_files_in_the_format_of_cifar_10(tmp_path: Path) -> None:
+    said = run(tmp_path, example("cifar.py"))
+    share = float(said.rpartition("right about ")[2].partition("%")[0])
+    assert share > 70  # guessing: 10
+
+
 def test_an_offline_plan_is_run(tmp_path: Path) -> None:
     graph, cluster, plan = "net.graph.json", "two.cluster.json", "net.plan.json"
     model = f"{example('offline_plan.py')}:build"
