@@ -3,8 +3,8 @@
     python examples/cifar.py
 
 No part of CIFAR-10 lies here: its pictures are others' photographs. Without `--data` random ones in
-the same files stand in for it, ten colours under noise. With the real files, the "binary version" of
-https://www.cs.toronto.edu/~kriz/cifar.html unpacked, it is
+the same files stand in for it, ten colours under noise. With the real files, the "binary version"
+of https://www.cs.toronto.edu/~kriz/cifar.html unpacked, it is
 
     python examples/cifar.py --data cifar-10-batches-bin/ --epochs 10
 """
@@ -52,7 +52,7 @@ def read(folder: Path, names: Sequence[str]) -> tuple[Tensor, Tensor]:
         if rows[:, 0].max() >= CLASSES:
             worst = int(rows[:, 0].argmax())
             raise ValueError(
-                f"{path}: picture {worst} is of class {rows[worst, 0]}, the last one is "
+                f"{path}: picture {worst} is of class {rows[worst, 0]}, the last is "
                 f"{CLASSES - 1}; is this CIFAR-10's binary version?"
             )
         parts.append(rows)

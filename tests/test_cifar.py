@@ -1,6 +1,7 @@
 """CIFAR-10 in its own format: what a row's bytes mean, and what is no such file."""
 
 import importlib.util
+import re
 from pathlib import Path
 from types import ModuleType
 
@@ -53,16 +54,15 @@ def test_files_follow_one_another(tmp_path: Path) -> None:
         (b"\0" * 4000, "data.bin has 4000 bytes, which is no multiple of 3073"),
         (
             b"\0" * RECORD + b"\x0a" * RECORD,
-            "data.bin: picture 1 is of class 10, the last one is 9",
+            "data.bin: picture 1 is of class 10, the last is 9",
         ),
     ],
 )
 def test_other_files_are_refused(tmp_path: Path, content: bytes | None, said: str) -> None:
     if content is not None:
         (tmp_path / "data.bin").write_bytes(content)
-    with pytest.raises(ValueError) as raised:
+    with pytest.raises(ValueError, match=re.escape(said)) as raised:
         cifar.read(tmp_path, ["data.bin"])
-    assert said in str(raised.value)
     assert "\n" not in str(raised.value)
 
 
