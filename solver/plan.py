@@ -14,13 +14,13 @@ __all__: list[str] = ["Alternatives", "Assumptions", "Plan", "Reference", "Solve
 
 Mode = Literal["training", "inference"]
 Objective = Literal["throughput", "step", "latency"]
-Schedule = Literal["gpipe", "1f1b", "generated", "interleaved"]
+Schedule = Literal["gpipe", "1f1b", "generated", "tapered", "interleaved"]
 Overlap = Literal["none", "full"]
 Communication = Literal["relay", "host"]
 Strategy = Literal["optimal", "dynamic", "even"]
 Status = Literal["optimal", "feasible"]
 
-BRINGS_LIVE = ("generated", "interleaved")
+BRINGS_LIVE = ("generated", "tapered", "interleaved")
 """Schedules of which the plan says how many micro-batches are live."""
 
 _WORDS: dict[str, Any] = {

@@ -1,6 +1,6 @@
-"""A plan for 1f1b made one for a schedule that is made for the plan: `generated`, `interleaved`.
+"""A plan for 1f1b made one for another schedule: `generated`, `tapered` or `interleaved`.
 
-Both begin from the best plan under 1f1b and its memory. Its bound then holds only for what such a
+All begin from the best plan under 1f1b and its memory. Its bound then holds only for what such a
 plan cannot get around: it may keep fewer micro-batches live, and with several stages a device it is
 no plan of the kind that the bound is about.
 """
@@ -28,6 +28,7 @@ from skyfx.solver.schedule import live_counts
 from skyfx.solver.search import Search
 from skyfx.solver.shortening import shortened
 from skyfx.solver.simulate import simulate
+from skyfx.solver.tapering import tapered
 
 __all__: list[str] = ["none_under_1f1b", "scheduled", "stages_with", "usual"]
 
@@ -84,12 +85,14 @@ def scheduled(plan: Plan, problem: Problem) -> Plan:
         kept = [replace(stage, live=n) for stage, n in zip(plan.stages, live, strict=True)]
         return _bounded(replace(plan, assumptions=assumptions, stages=tuple(kept)), problem)
     first: Live | None = None
-    stages = problem.stages(plan)
+    stages, is_tapered = problem.stages(plan), assumptions.schedule == "tapered"
     usual_peaks = {stage.device: stage.peak_bytes for stage in plan.stages}
     if assumptions.schedule == "interleaved":
         stages, first = interleaved(problem, stages, usual_peaks) or (stages, None)
-    elif assumptions.objective == "step" and problem.memory_binds:
+    elif problem.memory_binds and (assumptions.objective == "step" or is_tapered):
         stages, first = shortened(problem, stages, usual_peaks)
+    elif is_tapered:
+        stages = tapered(problem, stages)
     placement = problem.placement(stages)
     pace = Pace.of(problem.graph, problem.cluster, placement, assumptions)
     room = Room(problem, placement, usual_peaks)

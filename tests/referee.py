@@ -34,7 +34,7 @@ def referee_faults(graph: Graph, cluster: Cluster, plan: Plan) -> list[str]:
 
 def _brings_live(plan: Json) -> bool:
     """Whether the plan says how many micro-batches are live, which the other one knows not."""
-    return plan["assumptions"]["schedule"] in ("generated", "interleaved")
+    return plan["assumptions"]["schedule"] in ("generated", "tapered", "interleaved")
 
 
 def _other_referee() -> ModuleType | None:

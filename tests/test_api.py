@@ -67,7 +67,7 @@ def test_one_call_plans_trains_and_infers() -> None:
         assert len(pipeline.measured.stage_s) == len(pipeline.plan.stages)
 
 
-@pytest.mark.parametrize("schedule", ["generated", "interleaved"])
+@pytest.mark.parametrize("schedule", ["generated", "tapered", "interleaved"])
 def test_a_schedule_is_made_for_the_plan_and_run(schedule: str) -> None:
     case = models.resnet()
     alone = reference.unsplit(case)
@@ -167,7 +167,8 @@ def test_a_plan_for_another_model_mode_or_device_is_refused() -> None:
         (
             {"schedule": "zigzag"},
             ValueError,
-            "schedule is 'zigzag', expected 'gpipe', '1f1b', 'generated' or 'interleaved'",
+            "schedule is 'zigzag', expected 'gpipe', '1f1b', 'generated', 'tapered' or "
+            "'interleaved'",
         ),
         ({"objective": "fun"}, ValueError, "objective is 'fun', expected"),
         ({"mode": "fun"}, ValueError, "mode is 'fun', expected"),

@@ -168,15 +168,15 @@ def test_the_table_names_what_is_saved_and_what_no_split_saves() -> None:
     assert sequential[0][4:] == [f"{saved:.1f}", f"{saved:.1f}", f"{saved:.1f} |"]
 
 
-def test_the_plans_of_real_runs_hold_and_the_optimal_one_is_predicted_best() -> None:
+def test_the_plans_of_real_runs_hold_and_skyfx_s_are_predicted_best() -> None:
     g = bert(4)
     c = cluster(
         *cpus(4.0, 6.0, 4.0, 7.0).devices, default=Wire(bandwidth_bytes_per_s=1e9, latency_s=0)
     )
     made, predicted = plans(g, c)
-    for name in ("even", "dynamic", "optimal"):
+    for name in ("even", "dynamic", "optimal", "tapered"):
         validate(thirds(g) if name == "even" else g, c, made[name])
-    assert min(predicted, key=lambda name: predicted[name]) == "optimal"
+    assert sorted(predicted, key=lambda name: predicted[name])[:2] == ["tapered", "optimal"]
     assert predicted["original"] > 2 * predicted["even"]
     assert made["original"].assumptions.microbatches == 1
     counts = [

@@ -90,7 +90,7 @@ def test_every_option_reaches_the_plan(skyfx: Run, folder: Path) -> None:
     assert plan.solver.strategy == "even"
 
 
-@pytest.mark.parametrize("schedule", ["generated", "interleaved"])
+@pytest.mark.parametrize("schedule", ["generated", "tapered", "interleaved"])
 def test_a_schedule_that_is_made_for_the_plan_is_written_and_checked(
     skyfx: Run, folder: Path, schedule: str
 ) -> None:

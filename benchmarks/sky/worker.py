@@ -46,6 +46,9 @@ ASKED = Assumptions(
     optimizer_state_ratio=2.0,
 )
 
+TAPERED = replace(ASKED, schedule="tapered")
+"""Stages made for the schedule, not by the cost model's formula of a step."""
+
 
 @dataclass(frozen=True, slots=True)
 class Task:
@@ -106,6 +109,7 @@ def plans(graph: Graph, cluster: Cluster) -> tuple[dict[str, Plan], dict[str, fl
         "even": even_plan(graph, cluster),
         "dynamic": solve(graph, cluster, ASKED, strategy="dynamic").plan,
         "optimal": solve(graph, cluster, ASKED, gap=GAP, time_limit_s=PLANNING_S).plan,
+        "tapered": solve(graph, cluster, TAPERED, gap=GAP, time_limit_s=PLANNING_S).plan,
     }
     predicted = {name: plan.simulated_s for name, plan in made.items()}
     alone = replace(usual(ASKED), microbatches=1)
