@@ -24,10 +24,10 @@ import numpy as np
 
 from skyfx.solver.annealing import Cooling, anneal
 from skyfx.solver.cuts import Line, line_of, near, stages_of
+from skyfx.solver.generate import generate
 from skyfx.solver.line import alive, running
+from skyfx.solver.pace import Pace
 from skyfx.solver.problem import Floats, Problem, UnitPlacement
-from skyfx.solver.schedule import live_counts
-from skyfx.solver.simulate import simulate
 
 __all__: list[str] = ["tapered"]
 
@@ -36,9 +36,6 @@ HOT, COLD = 0.2, 1e-3
 
 MOVES, MOVES_EACH, SEARCH_S, SEEDS = 20_000, 300, 3.0, 3
 """Of each of so many runs, the moves at the most, and for each unit, and seconds."""
-
-MULTIPLES = (1, 2, 3)
-"""Of 1f1b's counts, by which stages are compared."""
 
 
 def tapered(problem: Problem, stages: UnitPlacement) -> UnitPlacement:
@@ -51,16 +48,14 @@ def tapered(problem: Problem, stages: UnitPlacement) -> UnitPlacement:
     order, line = line_of(stages)
     search = _Search(problem, order)
     found = [stages, *(search.from_line(line, seed) for seed in range(SEEDS))]
-    return min(found, key=lambda one: _simulated_s(problem, one))
+    return min(found, key=lambda one: _step_s(problem, one))
 
 
-def _simulated_s(problem: Problem, stages: UnitPlacement) -> float:
-    """A step with the best of a few numbers of live micro-batches."""
-    m, placement = problem.assumptions.microbatches, problem.placement(stages)
-    usual = live_counts("1f1b", len(stages), m)
-    counts = [tuple(min(m, times * n) for n in usual) for times in MULTIPLES]
-    graph, cluster, asked = problem.graph, problem.cluster, problem.assumptions
-    return min(simulate(graph, cluster, placement, asked, live).step_s for live in counts)
+def _step_s(problem: Problem, stages: UnitPlacement) -> float:
+    """A step by the schedule that is made for these stages."""
+    asked = problem.assumptions
+    pace = Pace.of(problem.graph, problem.cluster, problem.placement(stages), asked)
+    return generate(pace, asked.microbatches, lambda live, timeline: True).step_s
 
 
 class _Search:
@@ -117,7 +112,8 @@ class _Search:
     def _moves(self, source: Any, target: Any, cut: Any, way: int) -> Floats:
         """Seconds of what crosses the cuts, forward (0) or back (1)."""
         latency, per_byte = self._problem.wires[:, source, target]
-        moved: Floats = latency * self._alive[2 + way, cut] + per_byte * self._alive[way, cut]
+        size_bytes = self._alive[way, cut]
+        moved: Floats = np.where(size_bytes > 0, latency + per_byte * size_bytes, 0.0)
         return moved
 
     def _running(self, part: str) -> Floats:
