@@ -70,7 +70,8 @@ def partition(
             `empty_weights`): each stage reads its own tensors.
         mode: `training` (which infers as well) or `inference`.
         objective: `throughput`, `step` or `latency`, to be minimised.
-        schedule: `1f1b`, `gpipe`, `generated` (made for the plan, within its memory) or
+        schedule: `1f1b`, `gpipe`, `generated` (made for the plan, within its memory), `tapered`
+            (the stages made for that, too: the shortest step, whatever the objective) or
             `interleaved` (two stages a device).
         strategy: `optimal`, or the baselines `even` or `dynamic`.
         num_microbatches: parts that a batch is split into.

@@ -8,7 +8,7 @@ Three stages, four micro-batches, time to the right (F0 = forward of micro-batch
 
 One rule makes them all. On a stage some micro-batches may be *live*: forward has been done and
 backward has not. It does as many forwards, then takes turns, one backward and one forward. With 3,
-2, 1 live that is 1f1b, with 4, 4, 4 gpipe; `generated` and `interleaved` plans say how many.
+2, 1 live that is 1f1b, with 4, 4, 4 gpipe; other plans say how many.
 
 Where no stage has more live than the one before it, none waits for ever. Before the backward of
 micro-batch i a stage with n live does the forwards up to i + n - 1. The stage before, which may

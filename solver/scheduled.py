@@ -85,7 +85,8 @@ def scheduled(plan: Plan, problem: Problem) -> Plan:
         kept = [replace(stage, live=n) for stage, n in zip(plan.stages, live, strict=True)]
         return _bounded(replace(plan, assumptions=assumptions, stages=tuple(kept)), problem)
     first: Live | None = None
-    stages, is_tapered = problem.stages(plan), assumptions.schedule == "tapered"
+    stages = problem.stages(plan)
+    is_tapered = assumptions.schedule == "tapered" and plan.solver.strategy == "optimal"
     usual_peaks = {stage.device: stage.peak_bytes for stage in plan.stages}
     if assumptions.schedule == "interleaved":
         stages, first = interleaved(problem, stages, usual_peaks) or (stages, None)

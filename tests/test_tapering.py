@@ -84,6 +84,11 @@ def test_a_plan_that_cannot_be_shortened_stays_as_it_is() -> None:
     assert plan.simulated_s == 24.0
 
 
+def test_a_baseline_keeps_its_stages() -> None:
+    plan = solve(chain(80), cpus(1.0, 1.0, 1.0, 1.0), ASKED, strategy="even").plan
+    assert [len(stage.nodes) for stage in plan.stages] == [20, 20, 20, 20]
+
+
 def test_pins_hold_when_stages_change() -> None:
     g, c = chain(40), cpus(1.0, 1.0, 3.0)
     pins = ("n0=d2", "n39!=d0")
