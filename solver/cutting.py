@@ -23,11 +23,11 @@ from numba import njit
 
 from skyfx.solver.annealing import Cooling, anneal
 from skyfx.solver.bounds import bottleneck_bound
-from skyfx.solver.coarser import MAX_UNITS
 from skyfx.solver.line import line, move
 from skyfx.solver.method import UNDER, Answer, Candidate, Task, TimeUpError
 from skyfx.solver.orders import late_order
 from skyfx.solver.problem import Problem, UnitPlacement
+from skyfx.solver.slices import MAX_UNITS
 from skyfx.solver.states import MAX_STATES, States
 
 __all__: list[str] = ["Cutter", "cutting"]

@@ -23,10 +23,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from skyfx.solver.coarser import thin_cuts
 from skyfx.solver.line import alive
 from skyfx.solver.method import Answer, Task
 from skyfx.solver.problem import Floats, Problem, Value
+from skyfx.solver.slices import thin_cuts
 
 __all__: list[str] = ["interval_plan", "intervals"]
 

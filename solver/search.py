@@ -13,7 +13,6 @@ from dataclasses import dataclass, field, replace
 from skyfx.solver.baselines import dynamic
 from skyfx.solver.beam import beam
 from skyfx.solver.bounds import Bound, simple_bound, step_bound
-from skyfx.solver.coarser import coarser, refined
 from skyfx.solver.cutting import cutting
 from skyfx.solver.dual import dual
 from skyfx.solver.errors import InfeasibleError, NoPlanError
@@ -28,6 +27,7 @@ from skyfx.solver.problem import Problem, UnitPlacement
 from skyfx.solver.relayed import all_ideals, many_ideals
 from skyfx.solver.sharing import sharing
 from skyfx.solver.shifting import shifting, wandering
+from skyfx.solver.slices import refined, sliced
 from skyfx.solver.states import MAX_STATES, States
 from skyfx.solver.steps import step_lines, steps
 
@@ -154,7 +154,7 @@ class Search:
 
     def _look_coarsely(self) -> None:
         """Hear all plans of the slices of a long model, in a part of the time."""
-        coarse = coarser(self.problem) if self.coarsely and not self._task.done else None
+        coarse = sliced(self.problem) if self.coarsely and not self._task.done else None
         if coarse is None:
             return
 

@@ -12,12 +12,12 @@ from hypothesis import strategies as st
 from benchmarks.planner.instances import unlike_chain
 from skyfx.solver import Assumptions, Cluster, Device, Graph, solve, validate
 from skyfx.solver.bounds import simple_bound
-from skyfx.solver.coarser import coarser, refined, thin_cuts
 from skyfx.solver.cutting import Cutter, cutting
 from skyfx.solver.method import Candidate, Limits, Task
 from skyfx.solver.orders import late_order
 from skyfx.solver.problem import Problem
 from skyfx.solver.sharing import sharing
+from skyfx.solver.slices import refined, sliced, thin_cuts
 from tests.instances import all_plans, assumptions, cases, chains, clusters, graph, graphs, node
 from tests.referee import referee_faults
 
@@ -90,7 +90,7 @@ def test_many_unlike_devices_with_little_memory_are_filled_in_the_order_of_their
 def test_slices_of_a_long_model_cost_what_their_units_cost() -> None:
     g, c = unlike_chain(0, layers=90, num_devices=12)
     problem = Problem(g, c, Assumptions())
-    coarse = coarser(problem)
+    coarse = sliced(problem)
     assert coarse is not None
     assert problem.num_units > 1000
     assert 600 < coarse.num_units <= 641
@@ -106,7 +106,7 @@ def test_slices_of_a_long_model_cost_what_their_units_cost() -> None:
 
 def test_a_short_model_has_no_slices() -> None:
     g, c = unlike_chain(0, layers=10, num_devices=3)
-    assert coarser(Problem(g, c, Assumptions())) is None
+    assert sliced(Problem(g, c, Assumptions())) is None
 
 
 def test_slices_are_cut_where_little_is_alive() -> None:

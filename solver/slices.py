@@ -14,7 +14,7 @@ from skyfx.solver.line import alive
 from skyfx.solver.orders import late_order
 from skyfx.solver.problem import Problem, UnitPlacement
 
-__all__: list[str] = ["MAX_UNITS", "coarser", "refined", "thin_cuts"]
+__all__: list[str] = ["MAX_UNITS", "refined", "sliced", "thin_cuts"]
 
 MAX_UNITS = 1000
 """Of more units slices are made."""
@@ -22,7 +22,7 @@ MAX_UNITS = 1000
 SLICES = 640
 
 
-def coarser(problem: Problem) -> Problem | None:
+def sliced(problem: Problem) -> Problem | None:
     """The problem with slices for units; None where there are few enough units."""
     if problem.num_units <= MAX_UNITS:
         return None
