@@ -14,6 +14,7 @@ others close their connections, and whoever waits for a message goes.
 import gc
 import threading
 import time
+from collections import deque
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
@@ -28,6 +29,9 @@ __all__: list[str] = ["Pulse"]
 
 BEAT_S, SILENT_S = 0.5, 6.0
 """Seconds between two beats, and without one after which a process is lost."""
+
+STOOD = 100
+"""Times at which this process stood that are remembered."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,7 +76,9 @@ class Pulse:
         self._store.set_timeout(timedelta(seconds=SILENT_S))
         self._names = {i: f"rank {i}" for i in range(size)}
         self._said: dict[int, bytes] = {}
-        # By a clock that stands while this process does: then silence says nothing of the others.
+        # By clocks that stand while this process does: then silence says nothing of the others, and
+        # what has not ended does not hang.
+        self._stood: deque[tuple[float, float]] = deque(maxlen=STOOD)
         self._awake_s = self._answered_s = 0.0
         self._heard_s: dict[int, float] = {}
         self._beats, self._failed, self._has_left = 0, "", False
@@ -126,12 +132,20 @@ class Pulse:
         self._is_known.wait(wait_s)
         return self._lost
 
+    def awake_s(self, since_s: float) -> float:
+        """Seconds since then, by `time.perf_counter`, for which this process did not stand."""
+        stood_s = sum(length_s for at_s, length_s in list(self._stood) if at_s > since_s)
+        return time.perf_counter() - since_s - stood_s
+
     def _beat(self) -> None:
         """Say and listen until the program ends; that it does is said as well."""
-        is_last = False
+        is_last, looked_s = False, time.perf_counter()
         while not is_last:
             self._has_news.wait(BEAT_S)
             self._has_news.clear()
+            went_by_s, looked_s = time.perf_counter() - looked_s, time.perf_counter()
+            if went_by_s > 2 * BEAT_S:
+                self._stood.append((looked_s, went_by_s - 2 * BEAT_S))
             is_last = self._is_stopped.is_set()
             with suppress(RuntimeError):  # of the store: then it has not answered
                 self._say()

@@ -106,7 +106,7 @@ class Ranks(Workers):
         """Within it, others hear of it when a stage of ours fails or hangs."""
         pulse = self._group.pulse
         if pulse is not None:
-            pulse.overdue = lambda: step.overdue(self._patience_s)
+            pulse.overdue = lambda: step.overdue(self._patience_s, pulse.awake_s)
         try:
             yield
         except StageError as error:

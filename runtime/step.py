@@ -9,7 +9,6 @@ Stages meet only at the boundaries between them. A stage that fails closes them 
 others stop as well.
 """
 
-import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
@@ -178,11 +177,19 @@ class Step:
         num = len(self.microbatches)
         return took[Kind.FORWARD] / num, took[Kind.BACKWARD] / num
 
-    def overdue(self, patience_s: Mapping[int, float]) -> str | None:
-        """Which stage has computed for longer than this, if one has; by their numbers."""
+    def overdue(
+        self, patience_s: Mapping[int, float], awake_s: Callable[[float], float]
+    ) -> str | None:
+        """Which stage has computed for longer than this, by their numbers, if one has.
+
+        Args:
+            patience_s: for how long each may compute.
+            awake_s: how long this process has run since a time of `time.perf_counter`.
+        """
         for k, limit_s in patience_s.items():
             for stage in self.stages(k):
-                if stage.since_s is not None and time.perf_counter() - stage.since_s > limit_s:
+                since_s = stage.since_s  # the stage's own thread changes it
+                if since_s is not None and awake_s(since_s) > limit_s:
                     return (
                         f"stage {k} on {stage.place.name!r} hangs: it has computed for more than "
                         f"{limit_s:.0f} s"

@@ -23,7 +23,7 @@ FEATURES = 16
 
 
 class Trap(nn.Module):
-    """Passes on what it gets; a huge number springs it."""
+    """Passes on what it gets, taking its time if told to; a huge number springs it."""
 
     def __init__(self, how: str) -> None:
         super().__init__()
@@ -34,6 +34,8 @@ class Trap(nn.Module):
             if self.how == "hang":
                 time.sleep(1000)
             raise ValueError("the trap has sprung")
+        if self.how == "slow":
+            time.sleep(0.2)
         return x
 
 
@@ -64,7 +66,9 @@ def main(how: str, who: int, folder: str) -> None:
         if group.rank == who:
             Path(folder, "fault").write_text(str(time.time()))
             fault(how)
-        springs = batch if how in ("kill", "stop", "leave") else torch.full_like(batch, 1e20)
+        springs = (
+            batch if how in ("kill", "stop", "leave", "slow") else torch.full_like(batch, 1e20)
+        )
         try:
             while True:
                 pipeline.train_step(springs, torch.zeros_like(batch), functional.mse_loss)

@@ -70,7 +70,8 @@ def test_all_others_notice_and_say_who_it_was(how: str, tmp_path: Path) -> None:
 
 
 def test_all_can_be_stopped_together_and_go_on(tmp_path: Path) -> None:
-    with job("stop", "-1", str(tmp_path)) as processes:  # no process is at fault
+    """In the middle of a stage's action: it has not computed meanwhile, so it does not hang."""
+    with job("slow", "-1", str(tmp_path)) as processes:  # no process is at fault
         wait_for(tmp_path / "0.step")
         for process in processes:
             process.send_signal(signal.SIGSTOP)
