@@ -41,7 +41,7 @@ def read(folder: Path, names: Sequence[str]) -> tuple[Tensor, Tensor]:
     for name in names:
         path = folder / name
         if not path.is_file():
-            raise ValueError(f"{path} is missing; CIFAR-10's binary version has {', '.join(names)}")
+            raise ValueError(f"{path} is missing; unpack CIFAR-10's binary version there")
         raw = np.fromfile(path, dtype=np.uint8)
         if raw.size == 0 or raw.size % RECORD:
             raise ValueError(
@@ -173,8 +173,10 @@ def main() -> None:
         if options.data is None:
             stand_in(folder, rows=384)
             print("random pictures in the format of CIFAR-10; give it yourself by --data")
-        pixels, classes = read(folder, TRAIN)
-        unseen = read(folder, TEST)
+        try:
+            (pixels, classes), unseen = read(folder, TRAIN), read(folder, TEST)
+        except ValueError as error:
+            parser.error(str(error))
     torch.manual_seed(0)
     scale = colours(pixels)
     train = DataLoader(Pictures(pixels, classes, scale, moved=True), BATCH, shuffle=True)

@@ -2,6 +2,8 @@
 
 import importlib.util
 import re
+import subprocess
+import sys
 from pathlib import Path
 from types import ModuleType
 
@@ -49,7 +51,7 @@ def test_files_follow_one_another(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("content", "said"),
     [
-        (None, "data.bin is missing; CIFAR-10's binary version has data.bin"),
+        (None, "data.bin is missing; unpack CIFAR-10's binary version there"),
         (b"", "data.bin has 0 bytes, which is no multiple of 3073, those of a picture"),
         (b"\0" * 4000, "data.bin has 4000 bytes, which is no multiple of 3073"),
         (
@@ -64,6 +66,14 @@ def test_other_files_are_refused(tmp_path: Path, content: bytes | None, said: st
     with pytest.raises(ValueError, match=re.escape(said)) as raised:
         cifar.read(tmp_path, ["data.bin"])
     assert "\n" not in str(raised.value)
+
+
+def test_a_wrong_folder_is_told_in_a_line(tmp_path: Path) -> None:
+    command = [sys.executable, str(EXAMPLE), "--data", str(tmp_path)]
+    ran = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert ran.returncode == 2
+    assert "data_batch_1.bin is missing; unpack CIFAR-10's binary version there" in ran.stderr
+    assert "Traceback" not in ran.stderr
 
 
 def test_the_stand_in_is_the_same_for_a_seed_and_has_all_classes(tmp_path: Path) -> None:
