@@ -3,10 +3,8 @@
     python examples/cifar.py
 
 No part of CIFAR-10 lies here: its pictures are others' photographs. Without `--data` random ones in
-the same files stand in for it, ten colours under noise. With the real files, the "binary version"
-of https://www.cs.toronto.edu/~kriz/cifar.html unpacked, it is
-
-    python examples/cifar.py --data cifar-10-batches-bin/ --epochs 10
+the same files stand in for it, ten colours under noise. `--data` takes a folder with the real ones:
+the "binary version" of https://www.cs.toronto.edu/~kriz/cifar.html, which needs more `--epochs`.
 """
 
 import argparse
