@@ -28,7 +28,7 @@ from skyfx.solver.ideals import Ideals
 from skyfx.solver.infeasible import nothing_fits
 from skyfx.solver.method import UNDER, Answer, Limits, Task
 from skyfx.solver.problem import Floats, Problem, UnitPlacement
-from skyfx.solver.states import States
+from skyfx.solver.states import MAX_STATES, States
 
 __all__: list[str] = ["pairs"]
 
@@ -36,7 +36,6 @@ MAX_IDEALS = 2500
 MAX_CELLS = 2_000_000
 """States times ideals."""
 
-MAX_STATES = 20_000
 MAX_PAIRS = 4_000_000
 
 
