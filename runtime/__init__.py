@@ -1,7 +1,7 @@
 """Running a plan: stages, schedules, micro-batches and the pipeline. Never solves."""
 
+from skyfx.runtime.execution.stage import Stage as Stage
 from skyfx.runtime.pipeline import Pipeline as Pipeline
-from skyfx.runtime.stage import Stage as Stage
-from skyfx.solver.schedule import orders as orders
+from skyfx.solver.core.schedule import orders as orders
 
 __all__ = ["Pipeline", "Stage", "orders"]

@@ -7,17 +7,17 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from skyfx.runtime.checkpoint import Checkpoints
-from skyfx.runtime.group import Group
-from skyfx.runtime.microbatch import Batch
+from skyfx.runtime.checkpoint.checkpoints import Checkpoints
+from skyfx.runtime.checkpoint.snapshot import Scheduler
+from skyfx.runtime.distributed.process_group import Group
+from skyfx.runtime.execution.microbatch import Batch
+from skyfx.runtime.execution.runner import Measured, Rebalance, Runner
+from skyfx.runtime.execution.split_cache import Splitter
+from skyfx.runtime.execution.step import LossHead, returned_loss
+from skyfx.runtime.execution.workers import Workers
 from skyfx.runtime.profile import Profile, measured
-from skyfx.runtime.runner import Measured, Rebalance, Runner
-from skyfx.runtime.snapshot import Scheduler
-from skyfx.runtime.splits import Splitter
-from skyfx.runtime.step import LossHead, returned_loss
-from skyfx.runtime.workers import Workers
+from skyfx.solver.core.plan import Plan
 from skyfx.solver.errors import SkyfxError
-from skyfx.solver.plan import Plan
 
 __all__: list[str] = ["Pipeline"]
 

@@ -7,13 +7,13 @@ from statistics import median
 
 from torch import nn
 
-from skyfx.runtime.runner import Measured
-from skyfx.runtime.undisturbed import undisturbed
-from skyfx.solver import files
-from skyfx.solver.plan import Plan
-from skyfx.solver.report import operations
-from skyfx.solver.timeline import Done
-from skyfx.solver.trace import chrome_trace
+from skyfx.runtime.execution.runner import Measured
+from skyfx.runtime.execution.state_guard import undisturbed
+from skyfx.solver.core import files
+from skyfx.solver.core.chrome_trace import chrome_trace
+from skyfx.solver.core.plan import Plan
+from skyfx.solver.core.plan_table import operations
+from skyfx.solver.core.timeline import Done
 
 __all__: list[str] = ["Profile", "StageProfile", "measured"]
 

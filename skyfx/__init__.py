@@ -11,23 +11,19 @@ Names are loaded when they are first used, so that `skyfx.solver` works without 
 
 from typing import TYPE_CHECKING
 
-from skyfx.solver.lazily import lazily
+from skyfx.solver.lazy_imports import lazily
 
 if TYPE_CHECKING:
     from skyfx.api import partition as partition
-    from skyfx.callbacks import Callback as Callback
-    from skyfx.callbacks import Checkpointing as Checkpointing
-    from skyfx.callbacks import Evaluate as Evaluate
-    from skyfx.callbacks import StopFlag as StopFlag
-    from skyfx.callbacks import Timer as Timer
-    from skyfx.captures import capture as capture
-    from skyfx.devices import Device as Device
-    from skyfx.logs import log_to as log_to
-    from skyfx.measurement import measure as measure
-    from skyfx.probe import Cluster as Cluster
-    from skyfx.runtime.checkpoint import Checkpoints as Checkpoints
-    from skyfx.runtime.folder import saved_state as saved_state
+    from skyfx.devices.cluster_probe import Cluster as Cluster
+    from skyfx.devices.resolve import Device as Device
+    from skyfx.measurement.measure import measure as measure
+    from skyfx.partitioning.weights import empty_weights as empty_weights
+    from skyfx.runtime.checkpoint.checkpoints import Checkpoints as Checkpoints
+    from skyfx.runtime.checkpoint.layout import saved_state as saved_state
     from skyfx.runtime.pipeline import Pipeline as Pipeline
+    from skyfx.solver.core.graph import Graph as Graph
+    from skyfx.solver.core.plan import Plan as Plan
     from skyfx.solver.errors import CaptureError as CaptureError
     from skyfx.solver.errors import CheckpointError as CheckpointError
     from skyfx.solver.errors import FormatError as FormatError
@@ -37,43 +33,47 @@ if TYPE_CHECKING:
     from skyfx.solver.errors import SkyfxError as SkyfxError
     from skyfx.solver.errors import StageError as StageError
     from skyfx.solver.errors import WorkerLostError as WorkerLostError
-    from skyfx.solver.graph import Graph as Graph
-    from skyfx.solver.plan import Plan as Plan
-    from skyfx.solver.solving import solve as solve
-    from skyfx.trainer import Trainer as Trainer
-    from skyfx.weights import empty_weights as empty_weights
+    from skyfx.solver.planning.planner import solve as solve
+    from skyfx.tracing.capture import capture as capture
+    from skyfx.training.callbacks import Callback as Callback
+    from skyfx.training.callbacks import Checkpointing as Checkpointing
+    from skyfx.training.callbacks import Evaluate as Evaluate
+    from skyfx.training.callbacks import StopFlag as StopFlag
+    from skyfx.training.callbacks import Timer as Timer
+    from skyfx.training.log_files import log_to as log_to
+    from skyfx.training.trainer import Trainer as Trainer
 
 __version__ = "0.1.0"
 
 _HOMES = {
-    "Callback": "skyfx.callbacks",
+    "Callback": "skyfx.training.callbacks",
     "CaptureError": "skyfx.solver.errors",
     "CheckpointError": "skyfx.solver.errors",
-    "Checkpointing": "skyfx.callbacks",
-    "Checkpoints": "skyfx.runtime.checkpoint",
-    "Cluster": "skyfx.probe",
-    "Device": "skyfx.devices",
-    "Evaluate": "skyfx.callbacks",
+    "Checkpointing": "skyfx.training.callbacks",
+    "Checkpoints": "skyfx.runtime.checkpoint.checkpoints",
+    "Cluster": "skyfx.devices.cluster_probe",
+    "Device": "skyfx.devices.resolve",
+    "Evaluate": "skyfx.training.callbacks",
     "FormatError": "skyfx.solver.errors",
-    "Graph": "skyfx.solver.graph",
+    "Graph": "skyfx.solver.core.graph",
     "InfeasibleError": "skyfx.solver.errors",
     "NoPlanError": "skyfx.solver.errors",
     "Pipeline": "skyfx.runtime.pipeline",
-    "Plan": "skyfx.solver.plan",
+    "Plan": "skyfx.solver.core.plan",
     "PlanError": "skyfx.solver.errors",
     "SkyfxError": "skyfx.solver.errors",
-    "StopFlag": "skyfx.callbacks",
-    "Timer": "skyfx.callbacks",
-    "Trainer": "skyfx.trainer",
+    "StopFlag": "skyfx.training.callbacks",
+    "Timer": "skyfx.training.callbacks",
+    "Trainer": "skyfx.training.trainer",
     "StageError": "skyfx.solver.errors",
     "WorkerLostError": "skyfx.solver.errors",
-    "capture": "skyfx.captures",
-    "empty_weights": "skyfx.weights",
-    "log_to": "skyfx.logs",
-    "measure": "skyfx.measurement",
+    "capture": "skyfx.tracing.capture",
+    "empty_weights": "skyfx.partitioning.weights",
+    "log_to": "skyfx.training.log_files",
+    "measure": "skyfx.measurement.measure",
     "partition": "skyfx.api",
-    "saved_state": "skyfx.runtime.folder",
-    "solve": "skyfx.solver.solving",
+    "saved_state": "skyfx.runtime.checkpoint.layout",
+    "solve": "skyfx.solver.planning.planner",
 }
 
 __all__ = [

@@ -11,26 +11,26 @@ from typing import Any, get_args
 
 from torch import nn
 
-from skyfx.captures import Capture, dummy_inputs
-from skyfx.devices import DeviceList
-from skyfx.machine import free_bytes
-from skyfx.measurement import Progress, measure
-from skyfx.rebalancing import Rebalancing
-from skyfx.runtime.allocator import HOLES, return_freed
-from skyfx.runtime.limits import MemoryLimits
-from skyfx.runtime.microbatch import Batch
+from skyfx.devices.host_resources import free_bytes
+from skyfx.devices.resolve import DeviceList
+from skyfx.measurement.measure import Progress, measure
+from skyfx.orchestration.environment import Site, site_of
+from skyfx.orchestration.rebalancing import Rebalancing
+from skyfx.partitioning.splitter import Splitter, captured_for, check_plan
+from skyfx.partitioning.weights import Weights
+from skyfx.runtime.device import Place
+from skyfx.runtime.execution.microbatch import Batch
+from skyfx.runtime.memory.limits import MemoryLimits
+from skyfx.runtime.memory.malloc import HOLES, return_freed
 from skyfx.runtime.pipeline import Pipeline
-from skyfx.runtime.stage import Place
-from skyfx.sites import Site, site_of
-from skyfx.solver import files
-from skyfx.solver.checks import one_of, positive
-from skyfx.solver.cluster import Cluster
-from skyfx.solver.graph import Graph
-from skyfx.solver.plan import Assumptions, Mode, Objective, Plan, Schedule, Strategy
-from skyfx.solver.solving import Solution, solve
-from skyfx.solver.within import solve_within
-from skyfx.splitting import Splitter, captured_for, check_plan
-from skyfx.weights import Weights
+from skyfx.solver.core import files
+from skyfx.solver.core.cluster import Cluster
+from skyfx.solver.core.field_checks import one_of, positive
+from skyfx.solver.core.graph import Graph
+from skyfx.solver.core.plan import Assumptions, Mode, Objective, Plan, Schedule, Strategy
+from skyfx.solver.planning.peak_repair import solve_within
+from skyfx.solver.planning.planner import Solution, solve
+from skyfx.tracing.capture import Capture, dummy_inputs
 
 __all__: list[str] = ["capture_and_measure", "is_tight", "partition"]
 

@@ -12,13 +12,13 @@ import typer
 from rich.console import Console
 from rich.progress import Progress as Bar
 
-from skyfx.solver import files
-from skyfx.solver.cli import app
-from skyfx.solver.options import Force, Microbatches, ModeOption, Quiet, Verbose
-from skyfx.solver.terminal import exit_codes
+from skyfx.solver.cli.app import app
+from skyfx.solver.cli.options import Force, Microbatches, ModeOption, Quiet, Verbose
+from skyfx.solver.cli.terminal import exit_codes
+from skyfx.solver.core import files
 
 if TYPE_CHECKING:
-    from skyfx.measurement import Progress
+    from skyfx.measurement.measure import Progress
 
 __all__: list[str] = ["main"]
 
@@ -71,9 +71,10 @@ def capture_command(
         for path in filter(None, (output, cluster)):
             files.refuse_overwrite(path, force=force)
         build = _load(model)
-        from skyfx import api, devices, links  # torch takes seconds to import
+        from skyfx import api
+        from skyfx.devices import local_links, resolve  # torch takes seconds to import
 
-        described, places = devices.resolve(device or ["cpu"])
+        described, places = resolve.resolve(device or ["cpu"])
         built = build()
         network, inputs = built if isinstance(built, tuple) else (built, None)
         with _bar(quiet=quiet) as progress:
@@ -86,7 +87,7 @@ def capture_command(
                 progress=progress,
             )
         if cluster is not None:
-            files.write(links.with_links(described, places), cluster, force=force)
+            files.write(local_links.with_links(described, places), cluster, force=force)
         files.write(graph, output, force=force)
 
 
@@ -109,8 +110,8 @@ def probe_command(
     """
     with exit_codes(verbose=verbose):
         files.refuse_overwrite(output, force=force)
-        from skyfx.hosts import Hosts  # torch takes seconds to import
-        from skyfx.probe import probed
+        from skyfx.devices.cluster_probe import probed
+        from skyfx.devices.inventory import Hosts  # torch takes seconds to import
 
         hosts = Hosts.joined()
         found = probed(hosts)

@@ -2,41 +2,41 @@
 
 from typing import TYPE_CHECKING
 
-from skyfx.solver.lazily import lazily
+from skyfx.solver.lazy_imports import lazily
 
 if TYPE_CHECKING:
-    from skyfx.solver.cluster import Cluster as Cluster
-    from skyfx.solver.cluster import Device as Device
-    from skyfx.solver.cluster import Link as Link
-    from skyfx.solver.cost import Cost as Cost
-    from skyfx.solver.cost import evaluate as evaluate
-    from skyfx.solver.files import read as read
-    from skyfx.solver.files import write as write
-    from skyfx.solver.graph import Graph as Graph
-    from skyfx.solver.graph import Node as Node
-    from skyfx.solver.plan import Assumptions as Assumptions
-    from skyfx.solver.plan import Plan as Plan
-    from skyfx.solver.plan import Stage as Stage
-    from skyfx.solver.solving import solve as solve
-    from skyfx.solver.unlike import unlike_cluster as unlike_cluster
-    from skyfx.solver.validation import validate as validate
+    from skyfx.solver.analysis.random_clusters import unlike_cluster as unlike_cluster
+    from skyfx.solver.analysis.validation import validate as validate
+    from skyfx.solver.core.cluster import Cluster as Cluster
+    from skyfx.solver.core.cluster import Device as Device
+    from skyfx.solver.core.cluster import Link as Link
+    from skyfx.solver.core.files import read as read
+    from skyfx.solver.core.files import write as write
+    from skyfx.solver.core.graph import Graph as Graph
+    from skyfx.solver.core.graph import Node as Node
+    from skyfx.solver.core.plan import Assumptions as Assumptions
+    from skyfx.solver.core.plan import Plan as Plan
+    from skyfx.solver.core.plan import Stage as Stage
+    from skyfx.solver.costs.cost_model import Cost as Cost
+    from skyfx.solver.costs.cost_model import evaluate as evaluate
+    from skyfx.solver.planning.planner import solve as solve
 
 _HOMES = {
-    "Assumptions": "skyfx.solver.plan",
-    "Cluster": "skyfx.solver.cluster",
-    "Cost": "skyfx.solver.cost",
-    "Device": "skyfx.solver.cluster",
-    "Graph": "skyfx.solver.graph",
-    "Link": "skyfx.solver.cluster",
-    "Node": "skyfx.solver.graph",
-    "Plan": "skyfx.solver.plan",
-    "Stage": "skyfx.solver.plan",
-    "evaluate": "skyfx.solver.cost",
-    "read": "skyfx.solver.files",
-    "solve": "skyfx.solver.solving",
-    "unlike_cluster": "skyfx.solver.unlike",
-    "validate": "skyfx.solver.validation",
-    "write": "skyfx.solver.files",
+    "Assumptions": "skyfx.solver.core.plan",
+    "Cluster": "skyfx.solver.core.cluster",
+    "Cost": "skyfx.solver.costs.cost_model",
+    "Device": "skyfx.solver.core.cluster",
+    "Graph": "skyfx.solver.core.graph",
+    "Link": "skyfx.solver.core.cluster",
+    "Node": "skyfx.solver.core.graph",
+    "Plan": "skyfx.solver.core.plan",
+    "Stage": "skyfx.solver.core.plan",
+    "evaluate": "skyfx.solver.costs.cost_model",
+    "read": "skyfx.solver.core.files",
+    "solve": "skyfx.solver.planning.planner",
+    "unlike_cluster": "skyfx.solver.analysis.random_clusters",
+    "validate": "skyfx.solver.analysis.validation",
+    "write": "skyfx.solver.core.files",
 }
 
 __all__ = [

@@ -5,7 +5,7 @@ from importlib import metadata
 
 from hypothesis import settings
 
-from tests.commands import folder, skyfx
+from tests.support.cli_runner import folder, skyfx
 
 __all__ = ["folder", "skyfx"]
 

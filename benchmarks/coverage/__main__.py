@@ -12,9 +12,9 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
-from benchmarks.coverage import tiny
-from benchmarks.coverage.check import report
-from benchmarks.document import when_and_where
+from benchmarks.common.documents import when_and_where
+from benchmarks.coverage import tiny_models
+from benchmarks.coverage.check_model import report
 
 RESULT = Path(__file__).parents[2] / "docs" / "coverage.md"
 TIME_LIMIT_S = 180
@@ -23,7 +23,7 @@ FAMILIES = ("transformers", "timm")
 Row = dict[str, Any]
 
 _processes = multiprocessing.get_context("forkserver")
-_processes.set_forkserver_preload(["benchmarks.coverage.check"])  # torch is imported once
+_processes.set_forkserver_preload(["benchmarks.coverage.check_model"])  # torch is imported once
 
 
 def checked(family: str, name: str) -> Row:
@@ -47,7 +47,9 @@ def checked(family: str, name: str) -> Row:
 
 def swept(families: Iterable[str], only: str) -> Iterator[Row]:
     """The results of all models, as they come."""
-    names = [(f, n) for f in families for n in getattr(tiny, f"{f}_names")() if re.search(only, n)]
+    names = [
+        (f, n) for f in families for n in getattr(tiny_models, f"{f}_names")() if re.search(only, n)
+    ]
     with ThreadPoolExecutor(2) as executor:
         yield from executor.map(lambda pair: checked(*pair), names)
 

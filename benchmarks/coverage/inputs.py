@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from benchmarks.coverage.special import BATCH, PLACEHOLDERS, SPECIAL, TEXT, ones, words
+from benchmarks.coverage.special_inputs import BATCH, PLACEHOLDERS, SPECIAL, TEXT, ones, words
 
 __all__: list[str] = ["batch"]
 

@@ -1,6 +1,7 @@
 """What is predicted beside what is measured: `python -m benchmarks.fidelity --write`, half an hour.
 
-Needs root and Debian's iproute2, for unlike hosts on this machine (see `benchmarks.emulated`).
+Needs root and Debian's iproute2, for unlike hosts on this machine (see
+`benchmarks.common.emulated_hosts`).
 """
 
 import argparse
@@ -12,8 +13,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from benchmarks.document import keep
-from benchmarks.emulated import Host, emulated
+from benchmarks.common.documents import keep
+from benchmarks.common.emulated_hosts import Host, emulated
 from benchmarks.fidelity.table import text
 
 RESULT = Path(__file__).parents[2] / "docs" / "fidelity.md"

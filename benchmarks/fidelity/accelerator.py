@@ -18,13 +18,13 @@ from torch.nn import functional
 
 import skyfx
 from benchmarks.fidelity.table import compute_errors, worst
-from skyfx.captures import capture
-from skyfx.devices import resolve
-from skyfx.links import with_links
-from skyfx.measurement import measure
-from skyfx.runtime.microbatch import Batch
+from skyfx.devices.local_links import with_links
+from skyfx.devices.resolve import resolve
+from skyfx.measurement.measure import measure
+from skyfx.runtime.execution.microbatch import Batch
 from skyfx.solver import Assumptions, Cluster, Graph, Plan, solve
-from skyfx.solver.simulate import simulate
+from skyfx.solver.costs.simulator import simulate
+from skyfx.tracing.capture import capture
 
 MICROBATCHES, WARM, STEPS = 8, 3, 9
 DEVICES = ("cuda:0", "cpu")

@@ -19,8 +19,8 @@ import skyfx
 from benchmarks.fidelity.models import CASES, Case
 from benchmarks.fidelity.table import compute_errors, median_and_p95
 from benchmarks.fidelity.worker import captured_first
-from skyfx.devices import resolve
-from skyfx.measurement import measure
+from skyfx.devices.resolve import resolve
+from skyfx.measurement.measure import measure
 from skyfx.solver import Assumptions, Cluster, Graph, Plan, evaluate, solve
 
 WARM, STEPS = 2, 9

@@ -3,7 +3,8 @@
 Each model is planned for four hosts of which none may hold what the best plan without limits takes.
 Each worker then trains in a control group in which the kernel counts what it takes: with more than
 its device has, it would have been killed. As the runtime sets malloc up, and with glibc's own
-settings. Minutes; needs root, as `benchmarks.emulated` does, and control groups of version 1.
+settings. Minutes; needs root, as `benchmarks.common.emulated_hosts` does, and control groups of
+version 1.
 """
 
 import argparse
@@ -14,10 +15,10 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from benchmarks.charged import OTHERS_BYTES, groups
-from benchmarks.document import when_and_where
-from benchmarks.emulated import Host, emulated
-from benchmarks.fidelity.limited import STEPS
+from benchmarks.common.cgroup_memory import OTHERS_BYTES, groups
+from benchmarks.common.documents import when_and_where
+from benchmarks.common.emulated_hosts import Host, emulated
+from benchmarks.fidelity.memory_limited_worker import STEPS
 from benchmarks.fidelity.models import CASES
 
 MODULE = "benchmarks.fidelity.limits"
@@ -33,13 +34,13 @@ Row = dict[str, Any]
 TEXT = f"""# Plans within memory limits
 
 For each model the best plan for four like hosts without limits, then one for hosts that may hold
-only so much of its largest peak (`limit`), with a tenth in reserve (`solver/fitting.py`). Each
-worker trains {STEPS} steps by it in a control group. `charged` is what the kernel counted for it at
-the most, with its parameters, which were there before, and without {OTHERS_BYTES // 2**20} MiB for
-what is no tensor, in parts of the device's memory, on the host that came nearest to it: above 1 it
-would have been killed. Once with malloc as the runtime sets it up there, once with glibc's own
-settings. `step` is the time of a step in parts of the same plan's where devices have no limits, so
-that malloc keeps what is freed.
+only so much of its largest peak (`limit`), with a tenth in reserve
+(`solver/refinement/peak_annealing.py`). Each worker trains {STEPS} steps by it in a control group.
+`charged` is what the kernel counted for it at the most, with its parameters, which were there
+before, and without {OTHERS_BYTES // 2**20} MiB for what is no tensor, in parts of the device's
+memory, on the host that came nearest to it: above 1 it would have been killed. Once with malloc as
+the runtime sets it up there, once with glibc's own settings. `step` is the time of a step in parts
+of the same plan's where devices have no limits, so that malloc keeps what is freed.
 
 """
 
@@ -95,7 +96,13 @@ def _says(ours: Sequence[Row], others: Sequence[Row]) -> str:
 def _run(folder: Path, environment: Mapping[str, str], tasks: Sequence[str]) -> list[Row]:
     """Run the tasks; a row for each."""
     with emulated(HOSTS) as running, groups(running):
-        command = [sys.executable, "-m", "benchmarks.fidelity.limited", str(folder), *tasks]
+        command = [
+            sys.executable,
+            "-m",
+            "benchmarks.fidelity.memory_limited_worker",
+            str(folder),
+            *tasks,
+        ]
         running.run(command, {"SKYFX_CACHE": str(folder / "cache"), **environment})
     return [json.loads(line) for line in (folder / "report.jsonl").read_text().splitlines()]
 

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from statistics import median
 from typing import Any
 
-from benchmarks.document import when_and_where
+from benchmarks.common.documents import when_and_where
 
 Row = dict[str, Any]
 
@@ -18,12 +18,13 @@ TEXT = """# What is predicted, and what comes true
 
 Predicted from measured operators, stretches of the model and links; run as a pipeline over four
 processes on unlike hosts, emulated on one machine: network namespaces with shaped links, shares of
-a core by the kernel's bandwidth control (`benchmarks/emulated.py`). 6 micro-batches of 16 samples,
-1F1B, transfers overlapping computation, AdamW. The step is simulated action by action, as
-`skyfx simulate` does (`solver/simulate.py`); beside it stands the error of the plan's own formula,
-latency plus five bottlenecks. Peak memory is predicted by `solver/peak.py`, and measured as what
-the C library has in use. Measured: means of two steps after one to warm up. Stage compute and
-memory: the largest error among the stages that take at least a twentieth of the largest.
+a core by the kernel's bandwidth control (`benchmarks/common/emulated_hosts.py`). 6 micro-batches of
+16 samples, 1F1B, transfers overlapping computation, AdamW. The step is simulated action by action,
+as `skyfx simulate` does (`solver/costs/simulator.py`); beside it stands the error of the plan's own
+formula, latency plus five bottlenecks. Peak memory is predicted by `solver/costs/peak_memory.py`,
+and measured as what the C library has in use. Measured: means of two steps after one to warm up.
+Stage compute and memory: the largest error among the stages that take at least a twentieth of the
+largest.
 
 The machine is virtual, and other guests take their part of it now and then. So each host times a
 fixed piece of work (products of matrices, sums of vectors) when it has measured the model, and

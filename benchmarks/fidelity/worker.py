@@ -19,19 +19,20 @@ from typing import Any
 import torch
 
 import skyfx
-from benchmarks.emulated import enter_quota, leave_quota
-from benchmarks.fidelity.memory import measured_peak
+from benchmarks.common.emulated_hosts import enter_quota, leave_quota
+from benchmarks.fidelity.heap_usage import measured_peak
 from benchmarks.fidelity.models import CASES, Case
-from skyfx.captures import Capture, capture
-from skyfx.hosts import Hosts
-from skyfx.measurement import price
-from skyfx.probe import probed
-from skyfx.runtime.microbatch import Batch
-from skyfx.solver import Assumptions, Cluster, Graph, Plan, evaluate, files, solve
-from skyfx.solver.cost import live_microbatches
-from skyfx.solver.peak import peak_bytes
-from skyfx.solver.simulate import simulate
-from skyfx.together import measured_together
+from skyfx.devices.cluster_probe import probed
+from skyfx.devices.inventory import Hosts
+from skyfx.measurement.distributed import measured_together
+from skyfx.measurement.measure import price
+from skyfx.runtime.execution.microbatch import Batch
+from skyfx.solver import Assumptions, Cluster, Graph, Plan, evaluate, solve
+from skyfx.solver.core import files
+from skyfx.solver.costs.cost_model import live_microbatches
+from skyfx.solver.costs.peak_memory import peak_bytes
+from skyfx.solver.costs.simulator import simulate
+from skyfx.tracing.capture import Capture, capture
 
 MICROBATCHES, WARM, STEPS = 6, 1, 2
 PACE_S = 0.5

@@ -1,8 +1,8 @@
 """skyfx against what one would do otherwise, on unlike hosts: `python -m benchmarks.hosts --write`.
 
 Some ninety minutes on a machine with nothing else to do; needs root, Debian's iproute2 and control
-groups of version 1, as `benchmarks.emulated` does. What has been run is kept (`--rows`): after an
-interruption the same command goes on from there.
+groups of version 1, as `benchmarks.common.emulated_hosts` does. What has been run is kept
+(`--rows`): after an interruption the same command goes on from there.
 """
 
 import argparse
@@ -12,9 +12,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from benchmarks.charged import groups
-from benchmarks.document import keep
-from benchmarks.emulated import Host, emulated
+from benchmarks.common.cgroup_memory import groups
+from benchmarks.common.documents import keep
+from benchmarks.common.emulated_hosts import Host, emulated
 from benchmarks.hosts.clusters import CORES, Cluster, clusters
 from benchmarks.hosts.table import text
 

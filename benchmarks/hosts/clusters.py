@@ -9,7 +9,7 @@ import random
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from benchmarks.emulated import Host
+from benchmarks.common.emulated_hosts import Host
 
 __all__: list[str] = ["CORES", "Cluster", "clusters"]
 

@@ -2,8 +2,8 @@
 
 from collections.abc import Callable, Sequence
 
-from benchmarks.document import table, when_and_where
-from benchmarks.hosts.figures import (
+from benchmarks.common.documents import table, when_and_where
+from benchmarks.hosts.metrics import (
     Row,
     best_by_hand,
     by_hand,
@@ -25,15 +25,15 @@ SCHEDULES = ("1f1b", "gpipe")
 
 TEXT = """# Against what one would do otherwise
 
-Training steps on unlike hosts, emulated on one machine of two cores (`benchmarks/emulated.py`):
-each a network namespace with a shaped link and a share of a core, all shares together 1.2 cores.
-Every model meets every spread of speeds, with four workers and with eight; a third of the clusters
-have memory limits (`benchmarks/hosts/clusters.py`). 8 micro-batches of 2 samples; a step is the
-forward and the backward of all of them. All rivals begin with the same parameters, run in turns in
-the same processes and update by plain gradient descent after each step, which is not in its time.
-Figures are medians of five steps after one to warm up; of one where a step takes more than 15 s
-and for the original's way. In brackets: the first step alone, of cuts by hand that were no more
-than third, or far behind the best.
+Training steps on unlike hosts, emulated on one machine of two cores
+(`benchmarks/common/emulated_hosts.py`): each a network namespace with a shaped link and a share of
+a core, all shares together 1.2 cores. Every model meets every spread of speeds, with four workers
+and with eight; a third of the clusters have memory limits (`benchmarks/hosts/clusters.py`). 8
+micro-batches of 2 samples; a step is the forward and the backward of all of them. All rivals begin
+with the same parameters, run in turns in the same processes and update by plain gradient descent
+after each step, which is not in its time. Figures are medians of five steps after one to warm up;
+of one where a step takes more than 15 s and for the original's way. In brackets: the first step
+alone, of cuts by hand that were no more than third, or far behind the best.
 
 - **skyfx**: what `partition` would plan and run, with `objective="step"`, `schedule="generated"`
   and `time_limit_s=60`, from what was measured on these hosts. Its seconds are given; of all

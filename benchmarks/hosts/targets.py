@@ -3,8 +3,8 @@
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from benchmarks.hosts import figures
-from benchmarks.hosts.figures import Row
+from benchmarks.hosts import metrics
+from benchmarks.hosts.metrics import Row
 
 __all__: list[str] = ["TARGETS", "Target", "spread_8"]
 
@@ -59,7 +59,7 @@ def spread_8(row: Row) -> bool:
 
 
 def _against(name: str) -> Callable[[Row], float]:
-    return lambda row: figures.times(row, name)
+    return lambda row: metrics.times(row, name)
 
 
 def _less(times: float) -> str:
@@ -74,7 +74,7 @@ TARGETS = (
     Target(
         "even split, beside what the bound allows",
         "within 5 points of that saving on each cluster",
-        figures.points,
+        metrics.points,
         lambda points: points <= 5,
         lambda points: f"{points:.1f} points",
         max,
@@ -85,7 +85,7 @@ TARGETS = (
         _against("even"),
         lambda times: times >= 1 / (1 - 0.6),
         _less,
-        figures.mean,
+        metrics.mean,
         spread_8,
     ),
     Target(
@@ -99,10 +99,10 @@ TARGETS = (
     Target(
         "best of torch.distributed.pipelining",
         "25 % less in the geometric mean",
-        figures.best_by_hand,
+        metrics.best_by_hand,
         lambda times: times >= 1 / (1 - 0.25),
         _less,
-        figures.mean,
+        metrics.mean,
     ),
     Target(
         "the original's way",
@@ -110,7 +110,7 @@ TARGETS = (
         _against("original"),
         lambda times: times >= 8,
         _times,
-        figures.mean,
+        metrics.mean,
     ),
     Target(
         "best single device",
@@ -119,7 +119,7 @@ TARGETS = (
         lambda times: times * NOISE >= 1,
         _times,
         min,
-        lambda row: figures.memory(row, "one device") <= 1,
+        lambda row: metrics.memory(row, "one device") <= 1,
     ),
     Target(
         "best single device, as if it had the memory",
@@ -132,7 +132,7 @@ TARGETS = (
     Target(
         "certified bound",
         "the measured step within 5 % of it on each cluster",
-        figures.over_bound,
+        metrics.over_bound,
         lambda ratio: ratio <= 1.05,
         _times,
         max,
@@ -140,7 +140,7 @@ TARGETS = (
     Target(
         "certified bound, at the pace of one device",
         "the same, were the machine as fast as when the model was measured",
-        lambda row: figures.over_bound(row) / figures.pace(row),
+        lambda row: metrics.over_bound(row) / metrics.pace(row),
         lambda ratio: ratio <= 1.05,
         _times,
         max,
@@ -148,7 +148,7 @@ TARGETS = (
     Target(
         "losses",
         f"the unsplit model's within {LOSS:.0e}",
-        figures.loss_differs,
+        metrics.loss_differs,
         lambda difference: difference <= LOSS,
         lambda difference: f"{difference:.0e}",
         max,
@@ -156,7 +156,7 @@ TARGETS = (
     Target(
         "memory limits",
         "skyfx within them on each cluster",
-        figures.memory,
+        metrics.memory,
         lambda share: share <= 1,
         lambda share: f"{share:.2f} of the limit",
         max,

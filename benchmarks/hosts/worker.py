@@ -17,25 +17,26 @@ from typing import Any
 
 import torch
 
-from benchmarks.emulated import become, enter_quota, leave_quota
+from benchmarks.common.emulated_hosts import become, enter_quota, leave_quota
 from benchmarks.fidelity.worker import measured_in_quotas
 from benchmarks.hosts import clusters
-from benchmarks.hosts.blocks import MICROBATCHES, States, states_of, weighed
+from benchmarks.hosts.block_times import MICROBATCHES, States, states_of, weighed
+from benchmarks.hosts.competitors import SCHEDULES, Alone, Engine, Planned
+from benchmarks.hosts.interleaved_runs import Entry, Record, run
+from benchmarks.hosts.manual_splits import Weights, rules
 from benchmarks.hosts.models import SUBJECTS, Subject
-from benchmarks.hosts.rivals import SCHEDULES, Alone, Engine, Planned
-from benchmarks.hosts.splits import Weights, rules
-from benchmarks.hosts.turns import Entry, Record, run
 from skyfx.api import is_tight
-from skyfx.captures import Capture, capture
-from skyfx.hosts import Hosts
-from skyfx.probe import probed
-from skyfx.runtime.microbatch import Batch
-from skyfx.solver import Assumptions, Cluster, Graph, Plan, files, solve
-from skyfx.solver.cost import evaluate
-from skyfx.solver.peak import peak_bytes
-from skyfx.solver.plan import Schedule
-from skyfx.solver.simulate import simulate
-from skyfx.solver.within import solve_within
+from skyfx.devices.cluster_probe import probed
+from skyfx.devices.inventory import Hosts
+from skyfx.runtime.execution.microbatch import Batch
+from skyfx.solver import Assumptions, Cluster, Graph, Plan, solve
+from skyfx.solver.core import files
+from skyfx.solver.core.plan import Schedule
+from skyfx.solver.costs.cost_model import evaluate
+from skyfx.solver.costs.peak_memory import peak_bytes
+from skyfx.solver.costs.simulator import simulate
+from skyfx.solver.planning.peak_repair import solve_within
+from skyfx.tracing.capture import Capture, capture
 
 __all__: list[str] = ["Phases", "cores"]
 

@@ -17,8 +17,8 @@ from pathlib import Path
 
 import numpy as np
 
-from benchmarks.document import table, when_and_where
-from benchmarks.planner.branching import inception, nas, on_eight, on_host
+from benchmarks.common.documents import table, when_and_where
+from benchmarks.planner.branching_graphs import inception, nas, on_eight, on_host
 from benchmarks.planner.instances import layered, sky_computing, unlike_chain
 from skyfx.solver import Cluster, Graph, read, write
 

@@ -11,7 +11,7 @@ import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
-from benchmarks.document import table, when_and_where
+from benchmarks.common.documents import table, when_and_where
 from benchmarks.planner.__main__ import Instance, solve, write_instance
 from benchmarks.planner.instances import four_types_chain, layered
 

@@ -4,7 +4,7 @@ import random
 from collections.abc import Iterable
 
 from skyfx.solver import Cluster, Device, Graph, Link, Node
-from skyfx.solver.cluster import Wire
+from skyfx.solver.core.cluster import Wire
 
 __all__: list[str] = ["four_types_chain", "layered", "sky_computing", "unlike_chain"]
 

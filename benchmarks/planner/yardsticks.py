@@ -19,10 +19,11 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from skyfx.solver import Assumptions, Cluster, Graph, Node, baselines, read, solve
-from skyfx.solver.files import decode
-from skyfx.solver.plan import Mode
-from skyfx.solver.problem import Problem, UnitPlacement
+from skyfx.solver import Assumptions, Cluster, Graph, Node, read, solve
+from skyfx.solver.core.files import decode
+from skyfx.solver.core.plan import Mode
+from skyfx.solver.methods.heuristics import baselines
+from skyfx.solver.problem.problem import Problem, UnitPlacement
 
 CAPTURED = Path(__file__).parent / "data" / "captured"
 ROOT = Path(__file__).parents[2]

@@ -17,13 +17,13 @@ import transformers
 from torch import nn
 
 import skyfx
-from benchmarks.document import when_and_where
-from skyfx.captures import capture
-from skyfx.measurement import measure
-from skyfx.outline import outline
-from skyfx.runtime.stage import Place
+from benchmarks.common.documents import when_and_where
+from skyfx.measurement.measure import measure
+from skyfx.partitioning.stage_builder import match, split
+from skyfx.passes.planner_graph import outline
+from skyfx.runtime.device import Place
 from skyfx.solver import Assumptions, Cluster, Device, Link, solve
-from skyfx.split import match, split
+from skyfx.tracing.capture import capture
 
 RESULT = Path(__file__).parents[2] / "docs" / "scale.md"
 HEAD = ("model", "nodes", "capture s", "measure s", "plan s", "split s", "all s", "MB", "gap %")

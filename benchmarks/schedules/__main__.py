@@ -1,6 +1,6 @@
 """Schedules made for a plan beside 1F1B: `python -m benchmarks.schedules [--write]`.
 
-All steps are simulated (`solver/simulate.py`).
+All steps are simulated (`solver/costs/simulator.py`).
 """
 
 import argparse
@@ -12,17 +12,17 @@ from itertools import chain
 from pathlib import Path
 from statistics import median, quantiles
 
-from benchmarks.document import when_and_where
+from benchmarks.common.documents import when_and_where
 from benchmarks.schedules.cases import Case, captured, four, unequal
-from benchmarks.schedules.lowest import lowest_s
+from benchmarks.schedules.makespan_bound import lowest_s
 from skyfx.solver import Assumptions, solve
-from skyfx.solver.generate import Fits, Generated, generate
-from skyfx.solver.pace import Pace
-from skyfx.solver.peak import peak_bytes
-from skyfx.solver.problem import Problem
-from skyfx.solver.room import Room
-from skyfx.solver.schedule import live_counts, orders
-from skyfx.solver.simulate import follow
+from skyfx.solver.core.schedule import live_counts, orders
+from skyfx.solver.costs.action_times import Pace
+from skyfx.solver.costs.peak_memory import peak_bytes
+from skyfx.solver.costs.simulator import follow
+from skyfx.solver.problem.problem import Problem
+from skyfx.solver.refinement.in_flight import Fits, Generated, generate
+from skyfx.solver.refinement.memory_headroom import Room
 
 RESULT = Path(__file__).parents[2] / "docs" / "schedules.md"
 CASES = 60
@@ -160,8 +160,8 @@ won. The search took {each_s:.2f} s of processor time on average.
 {distribution}
 The first two rows are at equal memory limits; in the second some devices have room for little more
 than 1F1B takes. The third row redistributes what 1F1B keeps live. The last row is no schedule, but
-a bound (`benchmarks/schedules/lowest.py`): each stage and each link does its whole share, one
-micro-batch after another, and the first one has to get there.
+a bound (`benchmarks/schedules/makespan_bound.py`): each stage and each link does its whole share,
+one micro-batch after another, and the first one has to get there.
 
 ## Models planned for unlike devices
 

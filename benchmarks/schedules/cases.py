@@ -10,8 +10,8 @@ from random import Random
 import msgspec
 
 from skyfx.solver import Assumptions, Cluster, Device, Graph, Link, Node
-from skyfx.solver.cost import Placement
-from skyfx.solver.peak import peak_bytes
+from skyfx.solver.costs.cost_model import Placement
+from skyfx.solver.costs.peak_memory import peak_bytes
 
 __all__: list[str] = ["Case", "captured", "four", "unequal"]
 

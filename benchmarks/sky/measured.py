@@ -12,10 +12,10 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from benchmarks.document import table, when_and_where
-from benchmarks.emulated import Host, emulated
+from benchmarks.common.documents import table, when_and_where
+from benchmarks.common.emulated_hosts import Host, emulated
 from benchmarks.hosts.clusters import CORES
-from benchmarks.sky import original
+from benchmarks.sky import published_code
 from benchmarks.sky.worker import Task
 
 __all__: list[str] = ["MBIT", "hosts", "run", "text"]
@@ -27,8 +27,10 @@ Row = dict[str, Any]
 
 def hosts(kind: str, num: int) -> list[Host]:
     """The first workers of the original."""
-    speeds = [1 / slowdown for slowdown in original.slowdowns(kind, original.WORKERS)[:num]]
-    network = original.network_slowdowns(original.WORKERS)
+    speeds = [
+        1 / slowdown for slowdown in published_code.slowdowns(kind, published_code.WORKERS)[:num]
+    ]
+    network = published_code.network_slowdowns(published_code.WORKERS)
     return [
         Host(f"h{i}", CORES * speed / sum(speeds), round(MBIT / slow))
         for i, (speed, slow) in enumerate(zip(speeds, network, strict=False))

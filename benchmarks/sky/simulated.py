@@ -12,15 +12,15 @@ import torch
 import transformers
 
 import skyfx
-from benchmarks.sky import original
-from benchmarks.sky.figures import PIPELINED, SEQUENTIAL, Figures, figures, whole
-from benchmarks.sky.thirds import even, thirds
-from skyfx.captures import capture
-from skyfx.measurement import measure
-from skyfx.runtime.stage import Place
+from benchmarks.sky import published_code
+from benchmarks.sky.allocation_units import even, thirds
+from benchmarks.sky.metrics import PIPELINED, SEQUENTIAL, Figures, figures, whole
+from skyfx.measurement.measure import measure
+from skyfx.runtime.device import Place
 from skyfx.solver import Cluster, Device, Graph, Link, Plan, solve
-from skyfx.solver.cost import Placement
+from skyfx.solver.costs.cost_model import Placement
 from skyfx.solver.errors import NoPlanError
+from skyfx.tracing.capture import capture
 
 __all__: list[str] = ["CUTS", "SETTINGS", "Row", "bert", "ideals", "measured", "rows"]
 
@@ -78,7 +78,7 @@ def bert(layers: int) -> Any:
         intermediate_size=4096,
         hidden_dropout_prob=0.0,
         attention_probs_dropout_prob=0.0,
-        num_labels=original.CLASSES,
+        num_labels=published_code.CLASSES,
     )
     return transformers.BertForSequenceClassification(config)
 
@@ -88,14 +88,14 @@ def measured(layers: int) -> Graph:
     with skyfx.empty_weights():
         model = bert(layers)
     names = ("input_ids", "token_type_ids", "attention_mask")
-    shape = (1, original.LENGTH)
+    shape = (1, published_code.LENGTH)
     batch = {name: torch.zeros(shape, dtype=torch.long, device="meta") for name in names}
     return measure(capture(model, batch), [Place("cpu", torch.device("cpu"))])
 
 
 def cluster(kind: str, num_workers: int, *, memory_gib: float = 0.0, mbit: float = 0.0) -> Cluster:
     """The workers, with limits and links where they are given."""
-    rooms = original.memory_slowdowns(num_workers)
+    rooms = published_code.memory_slowdowns(num_workers)
     devices = tuple(
         Device(
             name=f"w{rank}",
@@ -104,7 +104,7 @@ def cluster(kind: str, num_workers: int, *, memory_gib: float = 0.0, mbit: float
             memory_bytes=memory_gib * GIB / room if memory_gib else None,
         )
         for rank, (slowdown, room) in enumerate(
-            zip(original.slowdowns(kind, num_workers), rooms, strict=True), 1
+            zip(published_code.slowdowns(kind, num_workers), rooms, strict=True), 1
         )
     )
     return Cluster(devices=devices, links=tuple(_links(num_workers, mbit)) if mbit else ())
@@ -112,7 +112,7 @@ def cluster(kind: str, num_workers: int, *, memory_gib: float = 0.0, mbit: float
 
 def _links(num_workers: int, mbit: float) -> Iterator[Link]:
     """Between every two, as fast as the slower one's network."""
-    slow = original.network_slowdowns(num_workers)
+    slow = published_code.network_slowdowns(num_workers)
     for a in range(num_workers):
         for b in range(num_workers):
             if a != b:
@@ -128,7 +128,7 @@ def _links(num_workers: int, mbit: float) -> Iterator[Link]:
 def ideals(graph: Graph, kind: str, num_workers: int) -> dict[str, float]:
     """Seconds by metric, without links: all work at all speeds together, or at the fastest."""
     work = sum(node.time_s("cpu", training=True) for node in graph.nodes)
-    slowdowns = original.slowdowns(kind, num_workers)
+    slowdowns = published_code.slowdowns(kind, num_workers)
     return {
         "bottleneck": work / sum(1 / slowdown for slowdown in slowdowns),
         "sequential": work * PIPELINED.microbatches * min(slowdowns),
@@ -140,7 +140,7 @@ def rows(graph: Graph, num_workers: int, planning_s: float) -> Iterator[Row]:
     for workers in (cluster("real", num_workers, **given) for given in SETTINGS.values()):
         for asked in SOUGHT.values():  # compiles what the planner runs, which is in no time below
             solve(thirds(graph), workers, asked, time_limit_s=WARM_S)
-    for kind in original.SLOWDOWNS:
+    for kind in published_code.SLOWDOWNS:
         for setting, given in SETTINGS.items():
             workers = cluster(kind, num_workers, **given)
             for cut in CUTS:

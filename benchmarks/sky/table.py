@@ -2,9 +2,9 @@
 
 from collections.abc import Mapping, Sequence
 
-from benchmarks.document import table, when_and_where
-from benchmarks.sky.figures import METRICS
-from benchmarks.sky.original import FASTER, SAVED
+from benchmarks.common.documents import table, when_and_where
+from benchmarks.sky.metrics import METRICS
+from benchmarks.sky.published_code import FASTER, SAVED
 from benchmarks.sky.simulated import CUTS, Row
 
 __all__: list[str] = ["savings", "splits", "text"]

@@ -15,24 +15,25 @@ from typing import Any
 import torch
 from torch import nn
 
-from benchmarks.emulated import enter_quota, leave_quota
+from benchmarks.common.emulated_hosts import enter_quota, leave_quota
 from benchmarks.fidelity.worker import measured_in_quotas
-from benchmarks.hosts.blocks import MICROBATCHES
+from benchmarks.hosts.block_times import MICROBATCHES
+from benchmarks.hosts.competitors import Planned, Rival
+from benchmarks.hosts.interleaved_runs import Entry, run
 from benchmarks.hosts.models import Subject, bert
-from benchmarks.hosts.rivals import Planned, Rival
-from benchmarks.hosts.turns import Entry, run
 from benchmarks.hosts.worker import Phases, cores
-from benchmarks.sky.figures import SEQUENTIAL, whole
-from benchmarks.sky.original import CLASSES
-from benchmarks.sky.thirds import even, thirds
-from skyfx.captures import capture
-from skyfx.hosts import Hosts
-from skyfx.probe import probed
-from skyfx.runtime.microbatch import Batch
-from skyfx.solver import Assumptions, Cluster, Graph, Plan, evaluate, files, solve
-from skyfx.solver.peak import peak_bytes
-from skyfx.solver.problem import Problem
-from skyfx.solver.scheduled import scheduled, stages_with, usual
+from benchmarks.sky.allocation_units import even, thirds
+from benchmarks.sky.metrics import SEQUENTIAL, whole
+from benchmarks.sky.published_code import CLASSES
+from skyfx.devices.cluster_probe import probed
+from skyfx.devices.inventory import Hosts
+from skyfx.runtime.execution.microbatch import Batch
+from skyfx.solver import Assumptions, Cluster, Graph, Plan, evaluate, solve
+from skyfx.solver.core import files
+from skyfx.solver.costs.peak_memory import peak_bytes
+from skyfx.solver.planning.schedule_adaptation import scheduled, stages_with, usual
+from skyfx.solver.problem.problem import Problem
+from skyfx.tracing.capture import capture
 
 __all__: list[str] = ["ASKED", "Task", "even_plan", "plans"]
 

@@ -1,0 +1,106 @@
+"""How processes load one checkpoint together: each what it holds now, whoever saved it.
+
+The first process looks for it and tells the others what is in it. Those that see the same folder
+read for themselves; to the others it sends what they need, one tensor after another.
+"""
+
+from pathlib import Path
+from typing import Any
+
+from skyfx.runtime.checkpoint.collectives import Crew
+from skyfx.runtime.checkpoint.layout import RECORD, Entry, Folder, Reader, indexed, parse
+from skyfx.runtime.checkpoint.restore import Restoring
+from skyfx.runtime.checkpoint.snapshot import Training
+from skyfx.solver.errors import CheckpointError
+
+__all__: list[str] = ["load"]
+
+
+def load(
+    crew: Crew, folder: Folder, training: Training, step: int | None
+) -> tuple[int, dict[str, Any]] | None:
+    """Load the checkpoint of a step, or the latest one; every process calls this.
+
+    Returns:
+        Its step, and what the user had kept; None if there is no checkpoint.
+
+    Raises:
+        CheckpointError: it is damaged or does not fit, or another process has a later one in a
+            folder of its own. Then nothing has changed.
+    """
+    if step is None:
+        _refuse_later(crew.agreed(folder.latest), folder)
+    found = crew.first(lambda: _found(folder, step))
+    if found is None:
+        return None
+    text, entries = found
+    record, index = parse(text), {name: Entry(*entry) for name, entry in entries.items()}
+    path = folder.of(record["step"])
+    plan = crew.done(lambda: _planned(path, record, index, training, crew))
+    reader = Reader(path, index) if _holds(path / RECORD, text) else None
+    try:
+        wanted = crew.told([] if reader is not None else plan.wanted)
+        crew.done(lambda: _check(crew, reader, plan, wanted))
+        _fill(crew, reader, plan, wanted)
+    finally:
+        if reader is not None:
+            reader.close()
+    plan.finish()
+    return record["step"], plan.extra
+
+
+def _refuse_later(latest: list[int | None], folder: Folder) -> None:
+    """Rather fail than begin anew or further back, where another host was the first one before."""
+    steps = [-1 if step is None else step for step in latest]
+    if (most := max(steps)) > steps[0]:
+        own = "none" if latest[0] is None else f"one of step {latest[0]}"
+        raise CheckpointError(
+            f"{folder.path}: in its own folder of this name, rank {steps.index(most)} has a "
+            f"checkpoint of step {most}, and the first process has {own}: give one that all hosts "
+            "see, or copy that checkpoint to the first host"
+        )
+
+
+def _found(folder: Folder, step: int | None) -> tuple[str, dict[str, Entry]] | None:
+    """The record and the tensors of a checkpoint."""
+    if step is None and folder.latest() is None:
+        return None
+    text = folder.record(step)
+    record = parse(text)
+    return text, indexed(folder.of(record["step"]), record["files"])
+
+
+def _planned(
+    path: Path, record: dict[str, Any], index: dict[str, Entry], training: Training, crew: Crew
+) -> Restoring:
+    try:
+        return Restoring(record, index, training, crew.rank, crew.size)
+    except CheckpointError as error:
+        raise CheckpointError(f"{path}: {error}") from None
+
+
+def _holds(path: Path, text: str) -> bool:
+    """Whether this is the file that the first process reads: its text says which it is."""
+    return path.is_file() and path.read_text() == text
+
+
+def _check(crew: Crew, reader: Reader | None, plan: Restoring, wanted: list[list[str]]) -> None:
+    """Read through what is to be loaded, also for those who cannot."""
+    if reader is not None:
+        sent = {name for names in wanted for name in names} if crew.rank == 0 else set[str]()
+        reader.check(sorted(sent.union(plan.wanted)))
+
+
+def _fill(crew: Crew, reader: Reader | None, plan: Restoring, wanted: list[list[str]]) -> None:
+    """Bring every tensor to where it goes; `wanted` is what each process has to be sent."""
+    if reader is not None:
+        for name in plan.wanted:
+            plan.fill(name, reader.get(name))
+    for rank, names in enumerate(wanted):
+        for name in names:
+            if crew.rank == 0 and reader is not None:
+                crew.send(reader.get(name), rank)
+            elif crew.rank == rank:
+                room = plan.room(name)
+                crew.receive(room)
+                plan.fill(name, room)

@@ -1,0 +1,223 @@
+"""How a checkpoint gets back into a training: looked through first, then copied.
+
+    plan = Restoring(record, index, training, rank, size)     nothing has changed yet, or it raises
+    for name in plan.wanted: plan.fill(name, tensor)          into the model's own tensors
+    plan.finish()                                             optimizer, scheduler, generators
+
+Parameters of other processes' stages are on torch's meta device and stay as they are.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from skyfx.runtime.checkpoint.layout import Entry, form_of
+from skyfx.runtime.checkpoint.snapshot import Training
+from skyfx.runtime.checkpoint.state_codec import decode
+from skyfx.runtime.rng.generator_state import set_generators
+from skyfx.solver.errors import CheckpointError
+
+__all__: list[str] = ["Restoring"]
+
+
+class Restoring:
+    """A checkpoint on its way into a training.
+
+    Attributes:
+        extra: what the user had kept.
+    """
+
+    def __init__(
+        self,
+        record: Mapping[str, Any],
+        index: Mapping[str, Entry],
+        training: Training,
+        rank: int,
+        size: int,
+    ) -> None:
+        """Hold it against the training.
+
+        Args:
+            record: what the checkpoint has besides tensors.
+            index: its tensors.
+            training: where it is to go.
+            rank: of this process.
+            size: how many processes there are now.
+
+        Raises:
+            CheckpointError: it does not fit.
+        """
+        self._record, self._index, self._training = record, index, training
+        self._tensors, self._tied = training.tensors()
+        self._into: dict[str, list[Tensor]] = {}
+        self._check_model()
+        self._check_optimizer()
+        if training.scheduler is not None and record["scheduler"] is None:
+            raise CheckpointError("there is a scheduler, and the checkpoint was saved without one")
+        self._take_model()
+        self._state = self._optimizer_state()
+        self._options = self._group_options()
+        scheduler = None if training.scheduler is None else record["scheduler"]
+        self._scheduler = decode(scheduler, self._anew)
+        ours = rank if len(record["random"]) == size else 0
+        self._generators = decode(record["random"][ours], self._anew)
+        self.extra: dict[str, Any] = decode(record["extra"], self._anew)
+
+    @property
+    def wanted(self) -> list[str]:
+        """The tensors to be filled in."""
+        return list(self._into)
+
+    def fill(self, name: str, value: Tensor) -> None:
+        """Copy a tensor to where it goes."""
+        with torch.no_grad():
+            for tensor in self._into[name]:
+                tensor.copy_(value)
+
+    def room(self, name: str) -> Tensor:
+        """Room on the CPU for a tensor that comes from another process."""
+        entry = self._index[name]
+        return torch.empty(entry.shape, dtype=getattr(torch, entry.dtype))
+
+    def finish(self) -> None:
+        """All tensors are filled in: hand over what belongs to optimizer and scheduler."""
+        optimizer, scheduler = self._training.optimizer, self._training.scheduler
+        if optimizer is not None:
+            start, groups = 0, []
+            for group, options in zip(optimizer.param_groups, self._options, strict=True):
+                count = len(group["params"])
+                numbers = list(range(start, start + count))
+                groups.append({**group, **options, "params": numbers})
+                start += count
+            optimizer.load_state_dict({"state": {}, "param_groups": groups})
+            optimizer.state.update(self._state)
+        if scheduler is not None:
+            scheduler.load_state_dict(scheduler.state_dict() | self._scheduler)
+        set_generators(self._generators)
+
+    def _check_model(self) -> None:
+        """Refuse another model's."""
+        tensors, tied = self._tensors, self._tied
+        saved = self._record["model"] + list(self._record["tied"])
+        own = [name for name, tensor in tensors.items() if not tensor.is_meta]
+        missing = [name for name in own if name not in set(saved)]
+        surplus = [name for name in saved if name not in tensors and name not in tied]
+        if missing or surplus:
+            raise CheckpointError(
+                f"the checkpoint is another model's: it has {len(saved)} tensors, the model "
+                f"{len(tensors) + len(tied)}; {_some(missing)} of the model's are not in it, "
+                f"{_some(surplus)} of its are not in the model"
+            )
+        for name in own:
+            _check_form(name, self._entry(self._first(name)), tensors[name])
+        for name, first in tied.items():
+            if self._first(name) != self._first(first):
+                raise CheckpointError(
+                    f"{name!r} and {first!r} are one tensor in the model, and two in the checkpoint"
+                )
+
+    def _check_optimizer(self) -> None:
+        """Refuse another optimizer's."""
+        optimizer, saved = self._training.optimizer, self._record["optimizer"]
+        if optimizer is None:
+            return
+        names = self._training.parameter_names()
+        if saved is None:
+            raise CheckpointError("there is an optimizer, and the checkpoint was saved without one")
+        kind = type(optimizer).__name__
+        if saved["type"] != kind:
+            raise CheckpointError(f"the checkpoint is of {saved['type']}, the optimizer is {kind}")
+        if len(saved["groups"]) != len(optimizer.param_groups):
+            raise CheckpointError(
+                f"the checkpoint has {len(saved['groups'])} parameter groups, the optimizer "
+                f"{len(optimizer.param_groups)}"
+            )
+        pairs = zip(optimizer.param_groups, saved["groups"], strict=True)
+        for i, (group, then) in enumerate(pairs):
+            now = {names[id(parameter)] for parameter in group["params"]}
+            if other := sorted(now ^ {self._name_now(name) for name in then["parameters"]}):
+                raise CheckpointError(
+                    f"parameter group {i} has {len(now)} parameters, and "
+                    f"{len(then['parameters'])} in the checkpoint; {_some(other)} are in one alone"
+                )
+
+    def _take_model(self) -> None:
+        for name, tensor in self._tensors.items():
+            if not tensor.is_meta:
+                self._into.setdefault(self._first(name), []).append(tensor.detach())
+
+    def _optimizer_state(self) -> dict[Tensor, Any]:
+        """The state of this process's parameters, of which the tensors have yet to be filled in."""
+        optimizer, found = self._training.optimizer, {}
+        if optimizer is None:
+            return {}
+        saved = {self._name_now(k): v for k, v in self._record["optimizer"]["state"].items()}
+        names = self._training.parameter_names()
+        for group, then in zip(
+            optimizer.param_groups, self._record["optimizer"]["groups"], strict=True
+        ):
+            on_device = then["options"].get("fused") or then["options"].get("capturable")
+            for parameter in group["params"]:
+                name = names[id(parameter)]
+                if name in saved and not parameter.is_meta:
+                    found[parameter] = decode(
+                        saved[name], self._beside(parameter, steps_too=bool(on_device))
+                    )
+        return found
+
+    def _group_options(self) -> list[dict[str, Any]]:
+        if self._training.optimizer is None:
+            return []
+        groups = self._record["optimizer"]["groups"]
+        return [decode(group["options"], self._anew) for group in groups]
+
+    def _beside(self, parameter: Tensor, *, steps_too: bool) -> Callable[[str], Tensor]:
+        """Makes state for a parameter as torch does: on its device, but for counts of steps."""
+
+        def made(path: str) -> Tensor:
+            like, entry = parameter.detach(), self._entry(path)
+            kind, hosted = getattr(torch, entry.dtype), path.endswith("/step") and not steps_too
+            device = torch.device("cpu") if hosted else like.device
+            if list(like.shape) == entry.shape:  # in the parameter's own layout
+                tensor = torch.empty_like(like, dtype=kind, device=device)
+            else:
+                tensor = torch.empty(entry.shape, dtype=kind, device=device)
+            self._into.setdefault(path, []).append(tensor)
+            return tensor
+
+        return made
+
+    def _anew(self, path: str) -> Tensor:
+        self._entry(path)
+        tensor = self.room(path)
+        self._into.setdefault(path, []).append(tensor)
+        return tensor
+
+    def _entry(self, path: str) -> Entry:
+        if path not in self._index:
+            raise CheckpointError(f"the checkpoint is damaged: it has no tensor {path!r}")
+        return self._index[path]
+
+    def _first(self, name: str) -> str:
+        """The name that a tensor has in the checkpoint."""
+        return str(self._record["tied"].get(name, name))
+
+    def _name_now(self, name: str) -> str:
+        """The name that a parameter of the checkpoint has now."""
+        return self._tied.get(name, name)
+
+
+def _check_form(name: str, entry: Entry, tensor: Tensor) -> None:
+    kind, shape = form_of(tensor)
+    if (entry.shape, entry.dtype) != (shape, kind):
+        raise CheckpointError(
+            f"{name!r} is {entry.dtype} of shape {tuple(entry.shape)} in the checkpoint, and "
+            f"{kind} of shape {tuple(shape)} in the model"
+        )
+
+
+def _some(names: Sequence[str]) -> str:
+    """How many there are, and a few of them."""
+    return f"{len(names)} ({', '.join(names[:3])})" if names else "0"

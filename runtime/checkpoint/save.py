@@ -1,0 +1,89 @@
+"""How processes write one checkpoint together: each its own files, the first one the rest.
+
+    rank 0   a partial folder   files             record   its name, when all is in it
+    rank 1                      files                      in that folder, or else sent there
+
+Until it has its name nobody sees it.
+"""
+
+import shutil
+from pathlib import Path
+
+from torch import Tensor
+
+from skyfx.runtime.checkpoint.collectives import Crew
+from skyfx.runtime.checkpoint.layout import Folder, write_tensors
+from skyfx.runtime.checkpoint.snapshot import Snapshot, merged
+
+__all__: list[str] = ["write"]
+
+
+def write(crew: Crew, folder: Folder, step: int, taken: Snapshot | Exception, *, keep: int) -> None:
+    """Write what every process has taken; all return when it is on the disk.
+
+    Args:
+        crew: all processes, each of which calls this.
+        folder: where to; where they do not share one, the first process's counts.
+        step: of the checkpoint.
+        taken: what this process holds, or why that cannot be saved.
+        keep: how many checkpoints to keep.
+
+    Raises:
+        CheckpointError: it failed in another process; here it raises its own error.
+    """
+    held = crew.agreed(lambda: list(_taken(taken).model))
+    snapshot = _taken(taken)
+    name = crew.first(lambda: folder.begin(step))
+    partial = folder.path / name
+    here = crew.done(lambda: crew.rank == 0 or folder.sees(name))
+    try:
+        # What no stage uses, every process has.
+        others = {each for names in held[: crew.rank] for each in names}
+        model = {each: x for each, x in snapshot.model.items() if each not in others}
+        tensors = {"model": model, "state": snapshot.state}
+        sizes = crew.agreed(lambda: _write_files(partial, crew.rank, tensors))
+        _gather(crew, partial, sizes, crew.told(here))
+        records = crew.told(snapshot.record)
+        record = merged(records) | {
+            "model": sorted({each for names in held for each in names}),
+            "files": [file for files in sizes for file in files],
+        }
+        crew.first(lambda: folder.commit(name, step, record, keep))
+    finally:  # nothing, if it has been given its name
+        if crew.rank == 0 or not here:
+            shutil.rmtree(partial, ignore_errors=True)
+
+
+def _taken(taken: Snapshot | Exception) -> Snapshot:
+    if isinstance(taken, Exception):
+        raise taken
+    return taken
+
+
+def _write_files(partial: Path, rank: int, tensors: dict[str, dict[str, Tensor]]) -> dict[str, int]:
+    """Write the tensors of each kind; returns the files and how large they are."""
+    sizes = {}
+    for kind, held in tensors.items():
+        if held:
+            path = partial / f"{kind}-{rank:05d}.safetensors"
+            write_tensors(path, held)
+            sizes[path.name] = path.stat().st_size
+    return sizes
+
+
+def _gather(crew: Crew, partial: Path, sizes: list[dict[str, int]], here: list[bool]) -> None:
+    """Bring the files together that lie elsewhere, one after another."""
+    if all(here):
+        return
+
+    def moved() -> None:
+        for rank, files in enumerate(sizes):
+            if here[rank]:
+                continue
+            for file, size in files.items():
+                if crew.rank == rank:
+                    crew.send_file(partial / file)
+                elif crew.rank == 0:
+                    crew.receive_file(partial / file, size, rank)
+
+    crew.done(moved)

@@ -1,0 +1,172 @@
+"""What a checkpoint keeps of a training, by the model's own names; how it gets back is `restoring`.
+
+A process has tensors for its own stages alone; those of the others are on torch's meta device.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor, nn
+
+from skyfx.runtime.checkpoint.state_codec import encode
+from skyfx.runtime.rng.generator_state import generators
+from skyfx.solver.errors import CheckpointError
+
+__all__: list[str] = ["Scheduler", "Snapshot", "Training", "merged"]
+
+
+class Scheduler(Protocol):
+    """A learning-rate scheduler, or whatever else knows its own state."""
+
+    def step(self) -> None:
+        """Go on to the next rate."""
+
+    def state_dict(self) -> dict[str, Any]:
+        """What it has to remember."""
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Remember it."""
+
+
+@dataclass(frozen=True, slots=True)
+class Training:
+    """What is saved and loaded together."""
+
+    model: nn.Module
+    optimizer: torch.optim.Optimizer | None
+    scheduler: Scheduler | None
+
+    def tensors(self) -> tuple[dict[str, Tensor], dict[str, str]]:
+        """Parameters and buffers, and of those with several names which is the first.
+
+        Raises:
+            CheckpointError: the model keeps something else.
+        """
+        names: dict[int, str] = {}
+        tensors, tied = {}, {}
+        for name, value in self.model.state_dict(keep_vars=True).items():
+            if not isinstance(value, Tensor):
+                raise CheckpointError(
+                    f"the model's state_dict has {name!r}, a {type(value).__name__}: a checkpoint "
+                    "holds its tensors. Save this with `extra`"
+                )
+            first = names.setdefault(id(value), name)
+            if first == name:
+                tensors[name] = value
+            else:
+                tied[name] = first
+        return tensors, tied
+
+    def parameter_names(self) -> dict[int, str]:
+        """The name of each parameter, by its `id`.
+
+        Raises:
+            CheckpointError: the optimizer holds others.
+        """
+        names = {id(parameter): name for name, parameter in self.model.named_parameters()}
+        groups = self.optimizer.param_groups if self.optimizer is not None else []
+        held = [id(parameter) for group in groups for parameter in group["params"]]
+        foreign = sum(each not in names for each in held)
+        if foreign:
+            raise CheckpointError(
+                f"{foreign} of the optimizer's {len(held)} parameters are not the model's: make "
+                "the optimizer from pipeline.parameters()"
+            )
+        return names
+
+
+@dataclass(slots=True)
+class Snapshot:
+    """What one process has to save.
+
+    Attributes:
+        model: parameters and buffers by name.
+        state: all other tensors, by path.
+        record: what is no tensor, as JSON.
+    """
+
+    model: dict[str, Tensor]
+    state: dict[str, Tensor] = field(default_factory=dict)
+    record: dict[str, Any] = field(default_factory=dict)
+
+    @classmethod
+    def of(
+        cls, training: Training, extra: Mapping[str, Any], rank: int, *, copied: bool
+    ) -> "Snapshot":
+        """The training as it stands now.
+
+        Args:
+            training: what to save.
+            extra: the user's own.
+            rank: of this process; what all know, the first one saves.
+            copied: whether training goes on while this is written.
+
+        Raises:
+            CheckpointError: something of it cannot be saved.
+        """
+        tensors, tied = training.tensors()
+        made = cls({name: x for name, x in tensors.items() if not x.is_meta})
+        common = made.state if rank == 0 else {}
+        made.record = {
+            "tied": tied,
+            "optimizer": made._optimizer(training, common),
+            "scheduler": _scheduler(training.scheduler, common),
+            "random": encode(generators(), f"random/{rank}", made.state),
+            "extra": encode(dict(extra), "extra", common),
+        }
+        made.model = _on_cpu(made.model, copied=copied)
+        made.state = _on_cpu(made.state, copied=copied)
+        return made
+
+    def _optimizer(self, training: Training, common: dict[str, Tensor]) -> Any:
+        optimizer, names = training.optimizer, training.parameter_names()
+        if optimizer is None:
+            return None
+        groups = [
+            {
+                "parameters": [names[id(parameter)] for parameter in group["params"]],
+                "options": encode(
+                    {key: value for key, value in group.items() if key != "params"},
+                    f"groups/{i}",
+                    common,
+                ),
+            }
+            for i, group in enumerate(optimizer.param_groups)
+        ]
+        state = {
+            names[id(parameter)]: encode(kept, f"optimizer/{names[id(parameter)]}", self.state)
+            for parameter, kept in optimizer.state.items()
+            if kept
+        }
+        return {"type": type(optimizer).__name__, "groups": groups, "state": state}
+
+
+def merged(records: list[dict[str, Any]]) -> dict[str, Any]:
+    """One record of all processes': what all know from the first, and what each has of its own."""
+    first = dict(records[0])
+    if first["optimizer"] is not None:
+        state = {k: v for each in records for k, v in each["optimizer"]["state"].items()}
+        first["optimizer"] = {**first["optimizer"], "state": state}
+    return first | {"random": [each["random"] for each in records]}
+
+
+def _scheduler(scheduler: Scheduler | None, tensors: dict[str, Tensor]) -> Any:
+    """Its state, without functions: they are code, of which the other program has its own."""
+    if scheduler is None:
+        return None
+    state = {key: value for key, value in scheduler.state_dict().items() if not callable(value)}
+    return encode(state, "scheduler", tensors)
+
+
+def _on_cpu(tensors: Mapping[str, Tensor], *, copied: bool) -> dict[str, Tensor]:
+    """Contiguous tensors on the CPU, each in memory of its own, as a file wants them."""
+    found, taken = {}, set()
+    for name, tensor in tensors.items():
+        own = tensor.detach().to("cpu", copy=copied, memory_format=torch.contiguous_format)
+        own = own.contiguous()
+        start = own.untyped_storage().data_ptr()
+        found[name] = own.clone() if start in taken else own
+        taken.add(start)
+    return found

@@ -1,0 +1,1 @@
+"""One training or inference step: stages, their actions, and who runs them."""

@@ -1,0 +1,221 @@
+"""What runs a plan: workers, and the model split for whatever comes."""
+
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from skyfx.runtime.execution.microbatch import Batch
+from skyfx.runtime.execution.split_cache import Splits, Splitter
+from skyfx.runtime.execution.stage import Stage
+from skyfx.runtime.execution.step import LossHead, Split, Step, autocast_here
+from skyfx.runtime.execution.workers import Outcome, Started, Workers
+from skyfx.runtime.rng import step_streams
+from skyfx.solver.core.plan import Plan
+from skyfx.solver.core.timeline import Done
+from skyfx.solver.errors import StageError, WorkerLostError
+
+__all__: list[str] = ["Measured", "Rebalance", "Remade", "Runner"]
+
+UNDER_WAY = 2
+"""Batches of a stream that are in the pipeline at once."""
+
+
+@dataclass(frozen=True, slots=True)
+class Measured:
+    """Seconds of the last call, and busy seconds of a micro-batch in each stage, `(num_stages,)`.
+
+    A stage's are those of its forward and, in training, its backward.
+    """
+
+    step_s: float
+    forward_s: tuple[float, ...]
+    backward_s: tuple[float, ...]
+
+    @property
+    def stage_s(self) -> tuple[float, ...]:
+        """Both together."""
+        return tuple(map(sum, zip(self.forward_s, self.backward_s, strict=True)))
+
+
+class Remade(NamedTuple):
+    """What a pipeline goes on with under another plan; `settle` is called when it has moved."""
+
+    plan: Plan
+    workers: Workers
+    splitter: Splitter
+    microbatch: Batch
+    settle: Callable[[], None]
+
+
+Rebalance = Callable[[Plan, Measured, Sequence[torch.optim.Optimizer], float, int], Remade | None]
+"""Another plan, if the present one does not fit any more; see `skyfx.orchestration.rebalancing`."""
+
+
+class Runner:
+    """Runs one step after another by a plan, which may be changed in between.
+
+    Attributes:
+        plan: stages, predicted times, bound and gap.
+        workers: who runs its stages.
+        measured: what the last step took, None before the first one.
+    """
+
+    def __init__(
+        self, model: nn.Module, plan: Plan, workers: Workers, splitter: Splitter, microbatch: Batch
+    ) -> None:
+        """Split the model for `microbatch`, which it was planned for."""
+        self.plan, self.workers = plan, workers
+        self.measured: Measured | None = None
+        self._model = model
+        self._calling = threading.Lock()
+        self._ran: Sequence[Split] = ()
+        self._is_closed, self._is_streaming = False, False
+        self._split(splitter, microbatch)
+
+    def infer(self, parts: list[Batch]) -> Any:
+        """What the model returns for the whole batch, from its micro-batches; raises as `train`."""
+        return _gathered(*self._run(parts, None))
+
+    def train(self, parts: list[Batch], head: LossHead) -> Tensor:
+        """The loss of the whole batch, after forward and backward of all its micro-batches.
+
+        Raises:
+            StageError: a stage failed.
+            WorkerLostError: another process is gone.
+        """
+        _, outcome = self._run(parts, head)
+        assert outcome.loss is not None
+        return outcome.loss
+
+    def stream(self, batches: Iterable[list[Batch]]) -> Iterator[Any]:
+        """Infer one batch after another, of which the next has begun when one ends.
+
+        Between two batches the stages do not run empty; `UNDER_WAY` of them are in memory.
+        """
+        under_way: deque[tuple[Step, Started]] = deque()
+        with self._turn():
+            self._is_streaming = True
+            try:
+                for i, parts in enumerate(batches):
+                    step = self._step(parts, None, turn=i % UNDER_WAY)
+                    under_way.append((step, self.workers.start(step)))
+                    if len(under_way) == UNDER_WAY:
+                        yield self._ended(under_way)
+                while under_way:
+                    yield self._ended(under_way)
+            finally:
+                self._is_streaming = False
+                with suppress(StageError, WorkerLostError):  # known, or of what nobody asks for
+                    while under_way:
+                        step, started = under_way.popleft()
+                        self.workers.finish(step, started)
+
+    def _run(self, parts: list[Batch], head: LossHead | None) -> tuple[Step, Outcome]:
+        with self._turn():
+            step = self._step(parts, head)
+            self._ran = step.splits
+            began = time.perf_counter()
+            self.workers.finish(step, self.workers.start(step))
+            outcome = self.workers.outcome(step)
+            busy = [outcome.busy_s[k] for k in sorted(outcome.busy_s)]
+            forward_s, backward_s = zip(*busy, strict=True)
+            self.measured = Measured(time.perf_counter() - began, forward_s, backward_s)
+        return step, outcome
+
+    def _ended(self, under_way: deque[tuple[Step, Started]]) -> Any:
+        step, started = under_way.popleft()
+        self.workers.finish(step, started)
+        return _gathered(step, self.workers.outcome(step))
+
+    @contextmanager
+    def _turn(self) -> Iterator[None]:
+        """Calls from several threads take turns; a stream has its turn until it ends."""
+        self.workers.refuse_own()
+        if self._is_streaming:
+            raise RuntimeError(
+                "a stream of this pipeline is under way: take all that it gives, or close() it"
+            )
+        with self._calling:
+            if self._is_closed:
+                raise RuntimeError("this pipeline is closed; partition the model again")
+            yield
+
+    def _step(self, parts: list[Batch], head: LossHead | None, turn: int = 0) -> Step:
+        training = head is not None
+        splits = self._splits.of(parts, training=training)
+        return Step(
+            splits=splits,
+            microbatches=parts,
+            actions=self.plan.orders(len(parts), training=training),
+            num_stages=len(self.plan.stages),
+            boundaries=self.workers.boundaries(splits, training=training, turn=turn),
+            head=head,
+            draws=self._draws(splits),
+            autocast=autocast_here(),
+        )
+
+    def timeline(self) -> tuple[Done, ...]:
+        """The actions of the last step, in seconds since its first; all processes call it.
+
+        On several hosts clocks are set to each other as well as a message to all can.
+        """
+        with self._turn():
+            spans = {
+                k: [span for stage in stages for span in stage.spans()]
+                for k, stages in _stages(self._ran).items()
+            }
+            every = self.workers.timeline(spans)
+        zero_s = min((done.began_s for done in every), default=0.0)
+        moved = (Done(one.action, one.began_s - zero_s, one.ended_s - zero_s) for one in every)
+        return tuple(sorted(moved, key=lambda done: done.ended_s))
+
+    def change(self, ask: Callable[[Plan, Measured], Remade | None]) -> bool:
+        """Go on with another plan, if this gives one; whether it did."""
+        with self._turn():
+            made = None if self.measured is None else ask(self.plan, self.measured)
+            if made is None:
+                return False
+            self.workers.close()
+            self.plan, self.workers, self.measured = made.plan, made.workers, None
+            self._split(made.splitter, made.microbatch)
+            made.settle()
+            return True
+
+    def close(self) -> None:
+        """End the workers."""
+        self.workers.refuse_own()
+        with self._calling:
+            self._is_closed = True
+            self.workers.close()
+
+    def _split(self, splitter: Splitter, microbatch: Batch) -> None:
+        self._splits = Splits(self._model, splitter)
+        self._ran = ()
+        self._splits.of([microbatch], training=self.plan.assumptions.training)
+
+    def _draws(self, splits: Sequence[Split]) -> step_streams.Draws | None:
+        """Where the random nodes of a step start to draw, if there are any in the whole model."""
+        advances = [split.advances for split in splits]
+        if all(one is not None and not one for one in advances):
+            return None
+        return step_streams.begun(advances, self.workers.agreed)
+
+
+def _stages(splits: Sequence[Split]) -> dict[int, list[Stage]]:
+    """The stages that run here, by their numbers, of each distinct split."""
+    distinct = {id(split): split for split in splits}.values()
+    numbers = sorted({k for split in distinct for k in split.stages})
+    return {k: [split.stages[k] for split in distinct] for k in numbers}
+
+
+def _gathered(step: Step, outcome: Outcome) -> Any:
+    """What the model returns, from what it returned for each micro-batch."""
+    pieces = [outcome.outputs[m] for m in range(len(step.microbatches))]
+    return step.splits[0].outputs.gather(pieces, [part.batch_size for part in step.microbatches])

@@ -1,0 +1,182 @@
+"""One stage of a pipeline: a submodule on its device, run on one micro-batch at a time."""
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, fx
+from torch.autograd.graph import GradientEdge, get_gradient_edge
+
+from skyfx.runtime.device import Place
+from skyfx.runtime.transport.local import Gradients, Values
+from skyfx.runtime.transport.message import Form
+from skyfx.solver.core.schedule import Kind
+
+__all__: list[str] = ["Span", "Stage"]
+
+
+class Span(NamedTuple):
+    """An action of a stage, from when to when, on `time.perf_counter`."""
+
+    kind: Kind
+    microbatch: int
+    began_s: float
+    ended_s: float
+
+
+class _Begin(torch.autograd.Function):
+    """Where a stage's autograd graph begins: notes the gradient that comes back.
+
+    `.grad` of a leaf would do the same, but copies it into the leaf's own layout, and operators
+    before it may add numbers up in another order then.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, leaf: Tensor, i: int, gradients: list[Tensor | None]) -> Tensor:
+        ctx.note = i, gradients
+        return leaf.view_as(leaf)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[None, None, None]:
+        i, gradients = ctx.note
+        gradients[i] = gradient
+        return None, None, None
+
+
+def _begun(leaf: Tensor, i: int, gradients: list[Tensor | None]) -> Tensor:
+    """The value as a stage's own autograd graph begins with it."""
+    begun: Tensor = _Begin.apply(leaf.requires_grad_(), i, gradients)  # type: ignore[no-untyped-call]
+    return begun
+
+
+@dataclass(slots=True)
+class Stage:
+    """A submodule on its device.
+
+    The module takes the values that are alive at the boundary before it, and returns those that are
+    alive behind it; one that only passes through is among both. The first stage takes the model's
+    inputs, the last one returns its outputs. `receives` says what it takes. Inputs that it writes
+    to, by their places in `written`, it copies first: they are parts of the caller's batch. While
+    it computes, `since_s` is when it began, on `time.perf_counter`.
+    """
+
+    place: Place
+    module: fx.GraphModule
+    is_random: bool
+    receives: tuple[Form, ...]
+    written: frozenset[int] = frozenset()
+    since_s: float | None = None
+    _spans: list[Span] = field(default_factory=list)
+    _events: list[tuple[Kind, int, torch.Event, torch.Event]] = field(default_factory=list)
+    _origin: tuple[torch.Event, float] | None = None
+    _live: dict[int, tuple[list[GradientEdge | None], list[Tensor | None]]] = field(
+        default_factory=dict
+    )
+
+    def forward(self, microbatch: int, values: Values, *, training: bool) -> Values:
+        """Run the stage forward.
+
+        Args:
+            microbatch: its number; in training what backward needs is kept under it.
+            values: what the stage before sent, on whatever device.
+            training: whether gradients will flow back.
+
+        Returns:
+            What the next stage receives.
+        """
+        gradients: list[Tensor | None] = [None] * len(values)
+        # Moving them counts as communication, and so does waiting for the device that they are on.
+        moved = [self._receive(i, value) for i, value in enumerate(values)]
+        began = self._began()
+        with torch.set_grad_enabled(training):
+            if training:
+                moved = [
+                    _begun(moved[i], i, gradients) if value.requires_grad else moved[i]
+                    for i, value in enumerate(values)
+                ]
+            sent: Values = self.module(*moved)
+        if training:  # where backward begins, and not the values, which may go when they are sent
+            roots = [get_gradient_edge(x) if x.requires_grad else None for x in sent]
+            self._live[microbatch] = (roots, gradients)
+        self._ended(began, Kind.FORWARD, microbatch)
+        return sent
+
+    def backward(self, microbatch: int, gradients: Gradients) -> Gradients:
+        """Run the stage backward; parameters gather their gradients in `.grad`.
+
+        Args:
+            microbatch: its number.
+            gradients: of what it sent, None where none flows.
+
+        Returns:
+            The gradients of what it received, None where none flows.
+        """
+        roots, received = self._live.pop(microbatch)
+        pairs = [
+            (root, gradient.to(self.place.device))
+            for root, gradient in zip(roots, gradients, strict=True)
+            if gradient is not None and root is not None
+        ]
+        began = self._began()
+        if pairs:
+            torch.autograd.backward([root for root, _ in pairs], [g for _, g in pairs])
+        self._ended(began, Kind.BACKWARD, microbatch)
+        return received
+
+    @property
+    def busy_s(self) -> float:
+        """Seconds since `reset`: what the CPU took, or the device's stream from first to last."""
+        return sum(span.ended_s - span.began_s for span in self.spans())
+
+    def spans(self) -> Sequence[Span]:
+        """The actions since `reset`; those on a device's own stream by the stream's own clock."""
+        for kind, microbatch, event, end in self._events:
+            end.synchronize()
+            assert self._origin is not None
+            origin, origin_s = self._origin
+            began_s = origin_s + origin.elapsed_time(event) / 1e3
+            ended_s = began_s + event.elapsed_time(end) / 1e3
+            self._spans.append(Span(kind, microbatch, began_s, ended_s))
+        self._events.clear()
+        return self._spans
+
+    def reset(self) -> None:
+        """Forget what an unfinished step has left, and the time counted so far."""
+        self._live.clear()
+        self._events.clear()
+        self._spans.clear()
+        self._origin = None
+        self.since_s = None
+
+    def _receive(self, i: int, value: Tensor) -> Tensor:
+        """The value on this stage's device; a copy of its own if the stage writes to it."""
+        return value.detach().to(self.place.device, copy=i in self.written)
+
+    def _began(self) -> "float | torch.Event":
+        """Note when an action begins, on the device's own stream if it has one."""
+        self.since_s = time.perf_counter()
+        if self.place.device.type == "cpu" or self.place.slowdown > 1:
+            return self.since_s
+        now = self._now()
+        if self._origin is None:
+            self._origin = now, self.since_s
+        return now
+
+    def _ended(self, began: "float | torch.Event", kind: Kind, microbatch: int) -> None:
+        """Count an action that ends here, after what its slowdown has it wait."""
+        self.since_s = None
+        if isinstance(began, torch.Event):
+            self._events.append((kind, microbatch, began, self._now()))
+            return
+        if self.place.device.type != "cpu":
+            torch.accelerator.synchronize(self.place.device)
+        if self.place.slowdown > 1:
+            time.sleep((time.perf_counter() - began) * (self.place.slowdown - 1))
+        self._spans.append(Span(kind, microbatch, began, time.perf_counter()))
+
+    def _now(self) -> torch.Event:
+        event = torch.Event(self.place.device, enable_timing=True)
+        event.record(torch.accelerator.current_stream(self.place.device))
+        return event

@@ -1,0 +1,272 @@
+"""One step: the micro-batches of a batch through all stages, each device in a thread or process.
+
+        inputs of the micro-batches
+             |
+        stage 0 --values--> stage 1 --values--> stage 2 --> outputs, in training the loss
+                <--grads---         <--grads---
+
+Stages meet only at the boundaries between them. A stage that fails closes them all, so that the
+others stop as well.
+"""
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from skyfx.runtime.execution.microbatch import Batch, OutputForm
+from skyfx.runtime.execution.stage import Stage
+from skyfx.runtime.rng import generator_lending
+from skyfx.runtime.rng.step_streams import Advances, Draws
+from skyfx.runtime.transport.local import Boundaries, ChannelClosed, Gradients, Values
+from skyfx.runtime.transport.message import Form
+from skyfx.solver.core.schedule import Kind, Orders
+from skyfx.solver.errors import StageError, WorkerLostError
+
+__all__: list[str] = ["LossHead", "Split", "Step"]
+
+Autocast = Sequence[tuple[str, torch.dtype]]
+"""The device types that autocast is on for, and to what."""
+
+
+def autocast_kinds() -> tuple[str, ...]:
+    """The device types of this machine that autocast can be on for."""
+    accelerator = torch.accelerator.current_accelerator()
+    return ("cpu",) if accelerator is None else ("cpu", accelerator.type)
+
+
+def autocast_here() -> tuple[tuple[str, torch.dtype], ...]:
+    """What autocast does in this thread; the stages' threads know nothing of it."""
+    return tuple(
+        (kind, torch.get_autocast_dtype(kind))
+        for kind in autocast_kinds()
+        if torch.is_autocast_enabled(kind)
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class Split:
+    """A model split for one mode and shape of micro-batch, and the form of what it returns.
+
+    Attributes:
+        stages: by their number; those that run in other processes are missing.
+        outputs: the form of what the model returns.
+        returned: what the tensors among it look like.
+        advances: how far its random nodes take torch's generator.
+    """
+
+    stages: Mapping[int, Stage]
+    outputs: OutputForm
+    returned: tuple[Form, ...]
+    advances: Advances
+
+
+@dataclass(slots=True)
+class LossHead:
+    """The loss of each micro-batch, weighted by its share of the batch, and its gradients."""
+
+    loss_fn: Callable[[Any, Any], Tensor]
+    targets: Sequence[Batch]
+    weights: Sequence[float]
+    total: Tensor | None = None
+
+    def __call__(self, microbatch: int, form: OutputForm, outputs: Values) -> Gradients:
+        """Add this micro-batch's loss to `total`.
+
+        Returns:
+            The gradient of each output, None where the loss does not depend on it.
+
+        Raises:
+            ValueError: the loss is not a single number, or does not depend on the outputs.
+        """
+        leaves = [x.detach().requires_grad_(x.requires_grad) for x in outputs]
+        with torch.enable_grad():
+            targets = self.targets[microbatch].to(outputs[0].device)
+            loss = self.loss_fn(form.restore(leaves), targets.restore())
+            _check_loss(loss)
+            share = loss * self.weights[microbatch]
+            share.backward()  # type: ignore[no-untyped-call]
+        share = share.detach()
+        self.total = share if self.total is None else self.total + share
+        return [leaf.grad for leaf in leaves]
+
+
+def _check_loss(loss: Any) -> None:
+    if not isinstance(loss, Tensor) or loss.numel() != 1:
+        found = tuple(loss.shape) if isinstance(loss, Tensor) else type(loss).__name__
+        raise ValueError(
+            f"loss_fn returned {found}, expected a tensor of one number: the micro-batch's mean"
+        )
+    if not loss.requires_grad:
+        raise ValueError(
+            "the loss does not depend on any output that requires a gradient: is every parameter "
+            "frozen, or does loss_fn detach what it reads?"
+        )
+
+
+@dataclass(slots=True)
+class Step:
+    """The state that the stages share while one batch is run.
+
+    `splits` and `microbatches` are `(num_microbatches,)`: a short last micro-batch has a split of
+    its own, with the same stages but other shapes. `actions` are those of each device.
+    """
+
+    splits: Sequence[Split]
+    microbatches: Sequence[Batch]
+    actions: Orders
+    num_stages: int
+    boundaries: Boundaries
+    head: LossHead | None = None
+    draws: Draws | None = None
+    autocast: Autocast = ()
+    outputs: dict[int, Values] = field(default_factory=dict)
+    _head_gradients: dict[int, Gradients] = field(default_factory=dict)
+    _loss_draws: bool = True
+    _stopped: bool = False
+
+    @property
+    def training(self) -> bool:
+        """Whether there is a loss, and so a backward."""
+        return self.head is not None
+
+    def run_device(self, name: str) -> None:
+        """Take all actions of a device, in its thread.
+
+        Raises:
+            StageError: one failed; its cause is what went wrong.
+            ChannelClosed: another stage failed.
+            WorkerLostError: another process is gone.
+        """
+        for k in {action.stage for action in self.actions[name]}:
+            for stage in self.stages(k):
+                stage.reset()
+        for action in self.actions[name]:
+            if self._stopped:  # while this device computed
+                raise ChannelClosed
+            k = action.stage
+            stage = self.splits[action.microbatch].stages[k]
+            try:
+                run = self._run_forward if action.kind is Kind.FORWARD else self._run_backward
+                run(k, stage, action.microbatch)
+            except (ChannelClosed, KeyboardInterrupt):
+                raise
+            except (StageError, WorkerLostError):  # of another process
+                self.stop()
+                raise
+            except BaseException as error:
+                self.stop()
+                raise StageError(
+                    f"stage {k} on {stage.place.name!r} failed in the {action}: "
+                    f"{type(error).__name__}: {error}{_of_memory(error, stage)}"
+                ) from error
+
+    def stages(self, k: int) -> list[Stage]:
+        """Stage k of each distinct split."""
+        return list({id(split): split.stages[k] for split in self.splits}.values())
+
+    def busy_s(self, k: int) -> tuple[float, float]:
+        """Seconds that stage k took for a micro-batch forward, and backward, on average."""
+        took = {Kind.FORWARD: 0.0, Kind.BACKWARD: 0.0}
+        for stage in self.stages(k):
+            for span in stage.spans():
+                took[span.kind] += span.ended_s - span.began_s
+        num = len(self.microbatches)
+        return took[Kind.FORWARD] / num, took[Kind.BACKWARD] / num
+
+    def overdue(
+        self, patience_s: Mapping[int, float], awake_s: Callable[[float], float]
+    ) -> str | None:
+        """Which stage has computed for longer than this, by their numbers, if one has.
+
+        Args:
+            patience_s: for how long each may compute.
+            awake_s: how long this process has run since a time of `time.perf_counter`.
+        """
+        for k, limit_s in patience_s.items():
+            for stage in self.stages(k):
+                since_s = stage.since_s  # the stage's own thread changes it
+                if since_s is not None and awake_s(since_s) > limit_s:
+                    return (
+                        f"stage {k} on {stage.place.name!r} hangs: it has computed for more than "
+                        f"{limit_s:.0f} s"
+                    )
+        return None
+
+    def finish(self) -> None:
+        """Wait until all that was sent has gone out."""
+        self.boundaries.finish()
+
+    def stop(self) -> None:
+        """Let every stage that waits for another one go, and take no further action."""
+        self._stopped = True
+        self.boundaries.close()
+
+    def _run_forward(self, k: int, stage: Stage, m: int) -> None:
+        values = self.boundaries.before[k].receive_values() if k else self.microbatches[m].tensors
+        with ExitStack() as around:
+            for kind, dtype in self.autocast:
+                around.enter_context(torch.autocast(kind, dtype))
+            if stage.is_random and self.draws is not None:
+                around.enter_context(generator_lending.drawing(self.draws.source(k, m)))
+            sent = stage.forward(m, values, training=self.training)
+            if self._is_last(k) and self.head is not None:
+                around.enter_context(self._alone())
+                self._head_gradients[m] = self.head(m, self.splits[m].outputs, sent)
+        if not self._is_last(k):
+            self.boundaries.after[k].send_values(sent)
+        elif self.head is None:
+            self.outputs[m] = sent
+
+    @contextmanager
+    def _alone(self) -> Iterator[None]:
+        """For a loss that draws, as its first call shows, no generator is lent meanwhile."""
+        if self.draws is None or not self._loss_draws:
+            yield
+            return
+        with generator_lending.unlent():
+            before = torch.get_rng_state()
+            yield
+            self._loss_draws = not torch.equal(before, torch.get_rng_state())
+
+    def _run_backward(self, k: int, stage: Stage, m: int) -> None:
+        if self._is_last(k):
+            gradients = self._head_gradients.pop(m)
+        else:
+            gradients = self.boundaries.after[k].receive_gradients()
+        returned = stage.backward(m, gradients)
+        if k:
+            self.boundaries.before[k].send_gradients(returned)
+
+    def _is_last(self, k: int) -> bool:
+        return k == self.num_stages - 1
+
+
+def _of_memory(error: BaseException, stage: Stage) -> str:
+    """What to add to an error if memory was refused where it is limited."""
+    limit, said = stage.place.memory_bytes, str(error)
+    refused = isinstance(error, MemoryError | torch.OutOfMemoryError) or "allocate memory" in said
+    if limit is None or not refused:
+        return ""
+    return (
+        f" (the pipeline may use {limit / 2**20:.0f} MiB of {stage.place.name!r}: give it more, "
+        "or plan with a smaller memory_bytes and keep the rest for what was not foreseen)"
+    )
+
+
+def returned_loss(outputs: Any, _: Any) -> Tensor:
+    """The loss that the model returns, as transformers' models do where the batch has labels.
+
+    Raises:
+        ValueError: it returns none.
+    """
+    loss = outputs["loss"] if isinstance(outputs, dict) else getattr(outputs, "loss", outputs)
+    if not isinstance(loss, Tensor) or loss.numel() != 1:
+        raise ValueError(
+            f"the model returns no loss but a {type(outputs).__name__}: pass targets and loss_fn "
+            "to train_step"
+        )
+    return loss

@@ -1,0 +1,1 @@
+"""Plain torch's random numbers under any plan."""

@@ -1,0 +1,1 @@
+"""What crosses the boundary between two stages, in one process or between two."""

@@ -1,0 +1,180 @@
+"""What stands between two stages of one process: two bounded queues, fast or slowed down."""
+
+import threading
+import time
+from collections import deque
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Generic, Protocol, TypeVar
+
+from torch import Tensor
+
+from skyfx.solver.core.cluster import Link, Wire
+
+__all__: list[str] = [
+    "After",
+    "Before",
+    "Boundaries",
+    "Channel",
+    "ChannelClosed",
+    "Gradients",
+    "LocalBoundary",
+    "Values",
+]
+
+T = TypeVar("T")
+
+Values = Sequence[Tensor]
+Gradients = Sequence[Tensor | None]
+Tensors = TypeVar("Tensors", bound=Sequence[Tensor | None])
+
+
+class ChannelClosed(Exception):  # noqa: N818 (no error: the step was stopped for another reason)
+    """The step was stopped; there is nothing more to send or to wait for."""
+
+
+class Closing(Protocol):
+    """What a boundary does when a step ends."""
+
+    def finish(self) -> None:
+        """All has been handed over: wait until it has gone out."""
+
+    def close(self) -> None:
+        """The step was stopped: let whoever waits here go."""
+
+
+class After(Closing, Protocol):
+    """The boundary behind a stage, as that stage sees it."""
+
+    def send_values(self, values: Values) -> None:
+        """Hand a micro-batch's values on."""
+
+    def receive_gradients(self) -> Gradients:
+        """Take their gradients, waiting for them."""
+
+
+class Before(Closing, Protocol):
+    """The boundary before a stage, as that stage sees it."""
+
+    def receive_values(self) -> Values:
+        """Take the next micro-batch's values, waiting for them."""
+
+    def send_gradients(self, gradients: Gradients) -> None:
+        """Hand their gradients back."""
+
+
+@dataclass(frozen=True, slots=True)
+class Boundaries:
+    """Those at the stages of this process, by the numbers of these stages."""
+
+    before: Mapping[int, Before]
+    after: Mapping[int, After]
+
+    def finish(self) -> None:
+        """Wait until all that was sent has gone out."""
+        for boundary in (*self.before.values(), *self.after.values()):
+            boundary.finish()
+
+    def close(self) -> None:
+        """Let every stage that waits for another one go."""
+        for boundary in (*self.before.values(), *self.after.values()):
+            boundary.close()
+
+
+class Channel(Generic[T]):
+    """A queue of one sender and one receiver.
+
+    `queue.Queue.shutdown` would serve, but only from Python 3.13 on.
+    """
+
+    def __init__(self, capacity: int) -> None:
+        self._capacity = capacity
+        self._items: deque[T] = deque()
+        self._changed = threading.Condition()
+        self._closed = False
+
+    def put(self, item: T) -> None:
+        """Hand an item over, waiting for room."""
+        with self._changed:
+            self._changed.wait_for(lambda: self._closed or len(self._items) < self._capacity)
+            self._raise_if_closed()
+            self._items.append(item)
+            self._changed.notify_all()
+
+    def get(self) -> T:
+        """Take the next item, waiting for one."""
+        with self._changed:
+            self._changed.wait_for(lambda: self._closed or bool(self._items))
+            self._raise_if_closed()
+            item = self._items.popleft()
+            self._changed.notify_all()
+            return item
+
+    def close(self) -> None:
+        """Wake whoever waits; from now on `put` and `get` raise `ChannelClosed`."""
+        with self._changed:
+            self._closed = True
+            self._items.clear()
+            self._changed.notify_all()
+
+    def _raise_if_closed(self) -> None:
+        if self._closed:
+            raise ChannelClosed
+
+
+class SlowChannel(Generic[Tensors]):
+    """A queue of tensors, which arrive as by a link that carries one item after the other."""
+
+    def __init__(self, capacity: int, wire: Wire | Link) -> None:
+        self._channel = Channel[tuple[float, Tensors]](capacity)
+        self._wire = wire
+        self._busy_until_s = 0.0
+        self._closed = threading.Event()
+
+    def put(self, item: Tensors) -> None:
+        """Send tensors, waiting for room, but not for their arrival."""
+        wire, size_bytes = self._wire, sum(x.nbytes for x in item if x is not None)
+        begins_s = max(time.perf_counter(), self._busy_until_s)
+        self._busy_until_s = begins_s + size_bytes / wire.bandwidth_bytes_per_s
+        self._channel.put((self._busy_until_s + wire.latency_s, item))
+
+    def get(self) -> Tensors:
+        """Take the next tensors when they have arrived."""
+        arrives_s, item = self._channel.get()
+        if self._closed.wait(max(0.0, arrives_s - time.perf_counter())):
+            raise ChannelClosed
+        return item
+
+    def close(self) -> None:
+        """As `Channel.close`."""
+        self._closed.set()
+        self._channel.close()
+
+
+class LocalBoundary:
+    """A boundary within this process; both stages hold the same one."""
+
+    def __init__(
+        self,
+        values_capacity: int,
+        gradients_capacity: int,
+        there: Wire | Link | None = None,
+        back: Wire | Link | None = None,
+    ) -> None:
+        """Room for so many items, which go over these links if they are to be emulated."""
+        self._values: Channel[Values] | SlowChannel[Values] = (
+            Channel(values_capacity) if there is None else SlowChannel(values_capacity, there)
+        )
+        self._gradients: Channel[Gradients] | SlowChannel[Gradients] = (
+            Channel(gradients_capacity) if back is None else SlowChannel(gradients_capacity, back)
+        )
+        self.send_values, self.receive_values = self._values.put, self._values.get
+        self.send_gradients, self.receive_gradients = self._gradients.put, self._gradients.get
+
+    def finish(self) -> None:
+        """Nothing to wait for."""
+
+    def close(self) -> None:
+        """Let both stages go."""
+        self._values.close()
+        self._gradients.close()

@@ -1,0 +1,1 @@
+"""The hardware: device names, memory, cores and links."""

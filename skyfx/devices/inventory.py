@@ -1,0 +1,102 @@
+"""The devices of several processes under one name each, and which process has which.
+
+A launcher such as torchrun starts a process for each GPU or share of cores of a host. A device is
+called after its host and itself, `node1/cuda:0` or `node1/cpu`: names do not depend on which
+process came first, so a plan made yesterday still fits.
+"""
+
+import os
+import socket
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import torch
+
+from skyfx.devices.host_resources import cores, free_bytes, processor
+from skyfx.devices.resolve import gpu_type
+from skyfx.runtime.device import Place
+from skyfx.runtime.distributed.process_group import Group
+from skyfx.solver.core.cluster import Device
+from skyfx.solver.errors import PlanError
+
+__all__: list[str] = ["Hosts", "is_cpu"]
+
+
+@dataclass(frozen=True, slots=True)
+class Hosts:
+    """All devices of a job.
+
+    Attributes:
+        group: its processes.
+        devices: all devices, with their types and free memory, in the order of the ranks.
+        rank_of: whose each device is, by its name.
+        places: those of this process, by name.
+    """
+
+    group: Group
+    devices: tuple[Device, ...]
+    rank_of: Mapping[str, int]
+    places: Mapping[str, Place]
+
+    @classmethod
+    def joined(cls, group: Group | None = None, memory_bytes: float | None = None) -> "Hosts":
+        """Join the job; every process of it has to.
+
+        Args:
+            group: the job's processes, if they have joined.
+            memory_bytes: of each of this process's devices, instead of what is free.
+
+        Raises:
+            PlanError: two processes call a device by the same name.
+        """
+        group = group or Group.joined()
+        places = {place.name: place for place in _own_places()}
+        own = [
+            Device(name=place.name, type=place.type, memory_bytes=_memory(place, memory_bytes))
+            for place in places.values()
+        ]
+        by_rank = group.told(own, list[Device])
+        rank_of: dict[str, int] = {}
+        for rank, devices in enumerate(by_rank):
+            for device in devices:
+                if device.name in rank_of:
+                    raise PlanError(
+                        f"ranks {rank_of[device.name]} and {rank} both have a device "
+                        f"{device.name!r}: give their hosts different names"
+                    )
+                rank_of[device.name] = rank
+        return cls(group, tuple(d for devices in by_rank for d in devices), rank_of, places)
+
+
+def _memory(place: Place, given: float | None) -> float:
+    return free_bytes(place.device) if given is None else given
+
+
+def is_cpu(name: str) -> bool:
+    """Whether the device of this name is a CPU."""
+    return torch.device(name.rpartition("/")[2]).type == "cpu"
+
+
+def _own_places() -> list[Place]:
+    """This process's share of its host: a GPU if there is one for it, and cores.
+
+    Where there are GPUs, the host's first process has the CPU as well.
+    """
+    host = socket.gethostname()
+    local, num_local = (
+        int(os.environ.get(name, default))
+        for name, default in (("LOCAL_RANK", "0"), ("LOCAL_WORLD_SIZE", "1"))
+    )
+    accelerator = torch.accelerator.current_accelerator()
+    num_gpus = 0 if accelerator is None else torch.accelerator.device_count()
+    found = []
+    if accelerator is not None and local < num_gpus:
+        gpu = torch.device(accelerator.type, local)
+        found.append(Place(f"{host}/{gpu}", gpu, type=gpu_type(gpu)))
+    if local >= num_gpus or local == 0:
+        num_cpus = max(1, num_local - num_gpus + (num_gpus > 0))
+        threads = max(1, int((cores() - num_gpus) / num_cpus))  # a core launches a GPU's kernels
+        name = f"{host}/cpu" if num_cpus == 1 else f"{host}/cpu:{local}"
+        kind = f"{processor()}-{threads}-thread{'s' if threads > 1 else ''}"
+        found.append(Place(name, torch.device("cpu"), num_threads=threads, type=kind))
+    return found

@@ -1,0 +1,167 @@
+"""What a user calls a device, and the device that torch has under this name."""
+
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from skyfx.devices.host_resources import cores
+from skyfx.runtime.device import Place
+from skyfx.runtime.memory.malloc import keep_freed
+from skyfx.solver.core import cluster, files
+from skyfx.solver.errors import PlanError
+
+__all__: list[str] = ["Device", "DeviceList", "given_cluster", "gpu_type", "resolve"]
+
+
+@dataclass(frozen=True, slots=True)
+class Device:
+    """A device to run on.
+
+    Attributes:
+        device: what torch calls it: `cpu`, `cuda:0`.
+        memory_bytes: what the pipeline may use of it; by default what a GPU has free, and no limit
+            on a CPU. A stage that needs more fails: see `skyfx.runtime.memory.limits`.
+        slowdown: multiplies its compute time, in the plan and, by waiting, when it runs: to try out
+            unequal devices on one machine.
+    """
+
+    device: str | torch.device
+    memory_bytes: float | None = None
+    slowdown: float = 1.0
+
+
+DeviceList = Iterable[str | torch.device | Device] | cluster.Cluster | str | Path
+
+
+def resolve(devices: DeviceList) -> tuple[cluster.Cluster, dict[str, Place]]:
+    """Find the devices on this machine.
+
+    Args:
+        devices: torch devices or `Device`s; or a cluster, or its file (`.toml`, `.json`), whose
+            devices are named, or typed, as torch calls them.
+
+    Returns:
+        The cluster (without links where `devices` gives none), and by device name the place to run.
+
+    Raises:
+        ValueError: the list is empty.
+        TypeError: it is no list.
+        PlanError: a device is not on this machine.
+        FormatError: the cluster file is not one.
+    """
+    keep_freed()
+    resolved = given_cluster(devices)
+    if resolved is not None:
+        found = [_torch_device(device.name, device.type) for device in resolved.devices]
+    else:
+        if isinstance(devices, (str, torch.device, Device)):
+            devices = [devices]
+        if not isinstance(devices, Iterable):
+            raise TypeError(
+                f"devices is an {type(devices).__name__}, expected a list such as ['cpu', 'cuda:0']"
+            )
+        wanted = [d if isinstance(d, Device) else Device(d) for d in devices]
+        found = [_torch_device(str(device.device)) for device in wanted]
+        resolved = _cluster(wanted, found)
+    threads = _threads_each(found)
+    return resolved, {
+        device.name: Place(
+            device.name, here, device.slowdown, threads, device.type, device.memory_bytes
+        )
+        for device, here in zip(resolved.devices, found, strict=True)
+    }
+
+
+def given_cluster(devices: DeviceList) -> cluster.Cluster | None:
+    """The cluster, read if `devices` is its file; None if it is a list of devices.
+
+    Raises:
+        FormatError: the cluster file is not one.
+    """
+    if isinstance(devices, Path) or (
+        isinstance(devices, str) and devices.endswith((".toml", ".json"))
+    ):
+        devices = files.read(devices, cluster.Cluster)
+    if not isinstance(devices, cluster.Cluster):
+        return None
+    devices.check()
+    return devices
+
+
+def _cluster(wanted: Sequence[Device], found: Sequence[torch.device]) -> cluster.Cluster:
+    if not wanted:
+        raise ValueError("devices is empty, expected at least one, such as ['cpu', 'cpu']")
+    resolved = cluster.Cluster(
+        devices=tuple(
+            cluster.Device(
+                name=name,
+                type="cpu" if here.type == "cpu" else gpu_type(here),
+                memory_bytes=_memory(device, here),
+                slowdown=device.slowdown,
+            )
+            for name, device, here in zip(_names(found), wanted, found, strict=True)
+        )
+    )
+    resolved.check()
+    return resolved
+
+
+def gpu_type(device: torch.device) -> str:
+    """What times on a GPU are keyed by: its model, since unlike GPUs take unlike times."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device).lower().replace(" ", "-")
+    return device.type
+
+
+def _names(found: Sequence[torch.device]) -> list[str]:
+    """`cpu` alone keeps its name; two of them are `cpu:0` and `cpu:1`. A GPU can be named once."""
+    total, so_far, names = Counter(map(str, found)), Counter[str](), []
+    for device in map(str, found):
+        if total[device] > 1 and device != "cpu":
+            raise PlanError(f"{device!r} is named {total[device]} times, expected once")
+        names.append(f"{device}:{so_far[device]}" if total[device] > 1 else device)
+        so_far[device] += 1
+    return names
+
+
+def _torch_device(*names: str) -> torch.device:
+    """The torch device by the first of these names that is one.
+
+    Raises:
+        PlanError: none is, or this machine does not have it.
+    """
+    for name in names:
+        try:
+            device = torch.device(name)
+        except RuntimeError:
+            continue
+        if device.type == "cpu":
+            return torch.device("cpu")
+        available = torch.accelerator.current_accelerator()
+        count = torch.accelerator.device_count() if available is not None else 0
+        if available is None or device.type != available.type or (device.index or 0) >= count:
+            break
+        return torch.device(device.type, device.index or 0)
+    here = ["cpu"]
+    if (accelerator := torch.accelerator.current_accelerator()) is not None:
+        here += [f"{accelerator.type}:{i}" for i in range(torch.accelerator.device_count())]
+    raise PlanError(f"no device {names[0]!r} on this machine; it has {', '.join(here)}")
+
+
+def _memory(device: Device, here: torch.device) -> float | None:
+    if device.memory_bytes is None and here.type == "cuda":
+        return float(torch.cuda.mem_get_info(here)[0])
+    return device.memory_bytes
+
+
+def _threads_each(found: Sequence[torch.device]) -> int:
+    """Equal shares of this process's cores for the devices that are CPUs.
+
+    Each other device keeps a core for the thread that launches its kernels.
+    """
+    num_cpus = sum(device.type == "cpu" for device in found)
+    others = len(found) - num_cpus
+    return max(1, int((cores() - others) / max(1, num_cpus)))

@@ -1,0 +1,1 @@
+"""What each operator costs: seconds, FLOPs, saved tensors, workspace."""

@@ -1,0 +1,92 @@
+"""What has been measured: in this process, and in the folder that `SKYFX_CACHE` names, if any.
+
+A file there holds the costs of calls on one kind of device, with one number of threads and one
+version of torch: what else they depend on is their signature.
+"""
+
+import hashlib
+import logging
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import msgspec
+import torch
+
+from skyfx.devices.host_resources import processor
+from skyfx.devices.resolve import gpu_type
+from skyfx.measurement.call_cost import CallCost
+from skyfx.runtime.device import Place
+from skyfx.solver.core.files import replacing
+
+__all__: list[str] = ["Store"]
+
+Key = tuple[str, ...]
+
+MEASURED = 3
+"""How operators are measured. Where that changes so does this, and what was kept is not read."""
+
+logger = logging.getLogger(__name__)
+
+
+class Store:
+    """Costs by the signature of a call, for one place and mode."""
+
+    def __init__(self, place: Place, *, training: bool) -> None:
+        self._costs: dict[str, CallCost] = {}
+        self._lasting: dict[str, CallCost] = {}
+        self._what = (
+            processor() if place.device.type == "cpu" else gpu_type(place.device),
+            str(place.num_threads),
+            torch.__version__,
+            "training" if training else "inference",
+            f"measured {MEASURED}",
+        )
+
+    @classmethod
+    @contextmanager
+    def opened(cls, place: Place, *, training: bool) -> Iterator["Store"]:
+        """With what earlier runs have measured; what this one adds is kept, whatever ends it."""
+        store = cls(place, training=training)
+        folder = os.environ.get("SKYFX_CACHE")
+        if not folder:
+            yield store
+            return
+        path = Path(folder) / f"costs-{_digest(store._what)[:16]}.json"
+        store._read(path)
+        try:
+            yield store
+        finally:
+            store._write(path)
+
+    def get(self, key: Key) -> CallCost | None:
+        """The cost of a call, if it is known."""
+        return self._costs.get(_digest(key))
+
+    def put(self, key: Key, cost: CallCost) -> None:
+        """Note the cost of a call."""
+        digest = _digest(key)
+        self._costs[digest] = cost
+        if not any(part.startswith("module ") for part in key):  # which is of this process alone
+            self._lasting[digest] = cost
+
+    def _read(self, path: Path) -> None:
+        try:
+            found = msgspec.json.decode(path.read_bytes(), type=dict[str, CallCost])
+        except FileNotFoundError:
+            return
+        except (OSError, msgspec.MsgspecError) as error:
+            logger.warning("%s is not read, and made anew: %s", path, error)
+            return
+        self._costs |= found
+        self._lasting |= found
+
+    def _write(self, path: Path) -> None:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with replacing(path, force=True) as temporary:
+            temporary.write_bytes(msgspec.json.encode(self._lasting))
+
+
+def _digest(parts: tuple[str, ...]) -> str:
+    return hashlib.sha256("\n".join(parts).encode()).hexdigest()

@@ -1,0 +1,66 @@
+"""Measuring a model on several hosts: each operator once on each type, speeds on every device.
+
+The first process that has a device of a type prices the model's operators there. Every process then
+times stretches of the model on its own devices, which says how much slower each is than the first.
+"""
+
+from dataclasses import replace
+
+from skyfx.devices.cluster_probe import SAME
+from skyfx.devices.inventory import Hosts
+from skyfx.measurement.measure import OnType, Progress, assembled, calibrate, price, run_on
+from skyfx.measurement.operator_costs import Prices
+from skyfx.runtime.device import Place
+from skyfx.solver.core.cluster import Cluster
+from skyfx.solver.core.graph import Graph, Measured
+from skyfx.tracing.capture import Capture
+
+__all__: list[str] = ["measured_together"]
+
+
+def measured_together(
+    captured: Capture, hosts: Hosts, cluster: Cluster, *, progress: Progress | None = None
+) -> tuple[Graph, Cluster]:
+    """Measure a captured model on all devices of a job; every process calls it.
+
+    Returns:
+        The graph, and the cluster with the slowdowns that this model has.
+    """
+    leaders: dict[str, str] = {}
+    for device in hosts.devices:
+        leaders.setdefault(device.type, device.name)
+    alone = len(hosts.places) == 1
+
+    def priced(place: Place) -> Prices:
+        return run_on(
+            place, lambda tell: price(captured, place, tell("operators")), alone, progress
+        )
+
+    def calibrated(place: Place) -> Measured:
+        prices = known[place.type]
+        return run_on(
+            place,
+            lambda tell: calibrate(captured, place, prices, tell("stretches")),
+            alone,
+            progress,
+        )
+
+    prices = {
+        place.type: priced(place)
+        for place in hosts.places.values()
+        if leaders[place.type] == place.name
+    }
+    known = hosts.group.merged(prices, dict[str, Prices])
+    fits = {name: calibrated(place) for name, place in hosts.places.items()}
+    fits = hosts.group.merged(fits, dict[str, Measured])
+    found = {kind: OnType(known[kind], fits[name]) for kind, name in leaders.items()}
+    slower = {
+        device.name: found[device.type].time_s(by=fits[device.name]) / found[device.type].time_s()
+        for device in hosts.devices
+    }
+    devices = tuple(
+        replace(device, slowdown=1.0 if abs(times - 1) < SAME else times)
+        for device in cluster.devices
+        for times in [slower[device.name]]
+    )
+    return assembled(captured, found), replace(cluster, devices=devices)

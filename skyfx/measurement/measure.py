@@ -1,0 +1,161 @@
+"""From a captured model to the planner's graph: what each node takes on each device type.
+
+Each operator is priced alone, equal ones once; what it takes in its neighbourhood follows from a
+fit to stretches of the graph. Neither depends on how many equal layers the model has.
+"""
+
+import threading
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, replace
+from statistics import median
+from typing import TypeVar
+
+from torch import fx
+
+from skyfx.measurement.calibration import fit, timed_regions
+from skyfx.measurement.cost_cache import Store
+from skyfx.measurement.operator_costs import Prices, priced
+from skyfx.measurement.saved_tensors import kept_bytes
+from skyfx.passes.planner_graph import num_bytes, outline
+from skyfx.runtime.device import Place
+from skyfx.runtime.execution.state_guard import undisturbed
+from skyfx.runtime.execution.workers import worker
+from skyfx.solver.core.graph import Fit, Graph, Measured, Node
+from skyfx.tracing.capture import Capture
+
+__all__: list[str] = ["OnType", "assembled", "calibrate", "measure", "price", "run_on"]
+
+T = TypeVar("T")
+
+Progress = Callable[[str, int, int], None]
+"""Called with the device type and what is measured on it, and how many of how many are done."""
+
+Told = Callable[[int, int], None]
+Tell = Callable[[str], Told]
+
+
+@dataclass(frozen=True, slots=True)
+class OnType:
+    """What was measured on one device type."""
+
+    prices: Prices
+    fits: Measured
+
+    def time_s(self, *, by: Measured | None = None) -> float:
+        """Seconds of all nodes, forward and backward, by these fits or by others."""
+        fits, costs = by or self.fits, self.prices.costs.values()
+        backward = [cost.backward_s for cost in costs if cost.backward_s is not None]
+        return sum(_fitted(cost.forward_s, fits.forward) for cost in costs) + sum(
+            _fitted(seconds, fits.backward) for seconds in backward
+        )
+
+
+def measure(
+    captured: Capture, places: Iterable[Place], *, progress: Progress | None = None
+) -> Graph:
+    """Measure a captured model.
+
+    Args:
+        captured: the model, for training or for inference. It may be on the meta device.
+        places: where it may run; one of each device type is measured on.
+        progress: told of each node that is done.
+
+    Returns:
+        The graph, with seconds per device type and bytes, for one micro-batch as captured.
+    """
+    several = list(places)
+    found = {}
+    for place in {place.type: place for place in several}.values():
+
+        def measured(tell: Tell, place: Place = place) -> OnType:
+            prices = price(captured, place, tell("operators"))
+            return OnType(prices, calibrate(captured, place, prices, tell("stretches")))
+
+        found[place.type] = run_on(place, measured, len(several) == 1, progress)
+    return assembled(captured, found)
+
+
+def assembled(captured: Capture, found: Mapping[str, OnType]) -> Graph:
+    """The graph from what was measured, by device type."""
+    graph, nodes = outline(captured), {name: node for node, name in captured.ids.items()}
+    kept = kept_bytes(captured, next(iter(found.values())).prices)
+    return replace(
+        graph,
+        nodes=tuple(_filled(node, nodes[node.id], kept, found) for node in graph.nodes),
+        measured=tuple(one.fits for one in found.values()),
+    )
+
+
+def price(captured: Capture, place: Place, told: Told) -> Prices:
+    """What each node takes alone."""
+    with (
+        undisturbed(captured.module),
+        Store.opened(place, training=captured.training) as store,
+    ):
+        return priced(captured, place, store, told)
+
+
+def calibrate(captured: Capture, place: Place, prices: Prices, told: Told) -> Measured:
+    """What becomes of these prices in a neighbourhood, on this device."""
+    with undisturbed(captured.module):
+        regions = list(timed_regions(captured, prices, place, told))
+    return Measured(
+        type=place.type,
+        spread=median([cost.spread for cost in prices.costs.values()] or [0.0]),
+        forward=fit([forward for forward, _ in regions]),
+        backward=fit([back for _, back in regions if back is not None]),
+    )
+
+
+def run_on(
+    place: Place, measured: Callable[[Tell], T], alone: bool, progress: Progress | None = None
+) -> T:
+    """Measure in a thread like those of stages (see `Workers`), which Ctrl-C here ends too."""
+    stopped = threading.Event()
+
+    def tell(what: str) -> Told:
+        def told(done: int, total: int) -> None:
+            if stopped.is_set():
+                raise KeyboardInterrupt
+            if progress is not None:
+                progress(f"{place.type}, {what}", done, total)
+
+        return told
+
+    if alone:
+        return measured(tell)
+    with worker("skyfx-measuring", place) as executor:
+        try:
+            return executor.submit(measured, tell).result()
+        finally:
+            stopped.set()
+
+
+def _filled(
+    node: Node, of: fx.Node, kept: Mapping[str, float], found: Mapping[str, OnType]
+) -> Node:
+    forward, backward = dict[str, float](), dict[str, float]()
+    costs = []
+    for kind, one in found.items():
+        cost = one.prices.costs.get(of.name)
+        if cost is not None:
+            costs.append(cost)
+            forward[kind] = _fitted(cost.forward_s, one.fits.forward)
+            if cost.backward_s is not None:
+                backward[kind] = _fitted(cost.backward_s, one.fits.backward)
+    flows = next(iter(found.values())).prices.flows.get(of.name, ())
+    return replace(
+        node,
+        forward_s=forward,
+        backward_s=backward,
+        gradient_bytes=num_bytes(of.meta.get("val")) if flows == (True,) else 0,
+        saved_bytes=kept.get(of.name, 0),
+        # Types may have kernels of their own: of each figure the most.
+        workspace_bytes=max((cost.workspace_bytes for cost in costs), default=0.0),
+        flops=max((cost.flops for cost in costs), default=0),
+        backward_flops=max((cost.backward_flops for cost in costs), default=0),
+    )
+
+
+def _fitted(seconds: float, by: Fit | None) -> float:
+    return seconds if by is None else by.factor * seconds + by.overhead_s

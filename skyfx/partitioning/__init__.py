@@ -1,0 +1,1 @@
+"""From a plan and a captured graph to stages with their parameters."""

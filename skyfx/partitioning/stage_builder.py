@@ -1,0 +1,168 @@
+"""From a plan and a capture to the stages of a pipeline.
+
+Each stage gets copies of its nodes, in their order, with the very tensors of the model. What is
+alive at a boundary is relayed through it:
+
+    receives            stage k                          sends
+    x, mask   -->   y = f(x, w)    z = g(y, mask)   -->  z, mask      w: a parameter of the stage
+
+`torch.fx.passes.split_module` would name submodules and parameters anew and pass on only what the
+next stage reads; a plan prices relaying, so the stages relay.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+from torch import Tensor, fx
+
+from skyfx.passes.aliasing import written_by
+from skyfx.passes.rng_advance import advances, is_random
+from skyfx.passes.subgraph import subgraph
+from skyfx.runtime.device import Place
+from skyfx.runtime.execution.stage import Stage
+from skyfx.runtime.execution.step import Split
+from skyfx.runtime.rng import generator_lending
+from skyfx.runtime.transport.message import Form
+from skyfx.solver.core.graph import Graph
+from skyfx.solver.core.plan import Plan
+from skyfx.solver.costs.cost_model import crossings
+from skyfx.solver.errors import PlanError
+from skyfx.tracing.capture import Capture
+from skyfx.tracing.node_names import original_name
+
+__all__: list[str] = ["match", "owned", "split", "stage"]
+
+StageOf = Mapping[fx.Node, int]
+Places = Sequence[Place | None]
+
+
+def split(
+    captured: Capture,
+    graph: Graph,
+    stage_of: StageOf,
+    places: Places,
+    on_cpu: Sequence[bool],
+) -> Split:
+    """Cut a capture into stages.
+
+    Args:
+        captured: the model for the mode and shapes to run.
+        graph: its outline.
+        stage_of: the stage of each placed node, from `match`.
+        places: where each stage runs, `(num_stages,)`; None in another process.
+        on_cpu: whether that is on a CPU.
+    """
+    boundaries = _boundaries(captured, graph, stage_of, len(places))
+    stages = {}
+    for k, place in enumerate(places):
+        if place is not None:
+            part = [node for node in captured.ids if stage_of[node] == k]
+            stages[k] = stage(captured, part, place, boundaries[k], boundaries[k + 1])
+    return Split(
+        stages=stages,
+        outputs=captured.outputs,
+        returned=_forms(captured.output_nodes),
+        advances=advances(captured, lambda node: on_cpu[stage_of[node]]),
+    )
+
+
+def match(
+    captured: Capture, graph: Graph, plan: Plan, owners: Mapping[str, int]
+) -> dict[fx.Node, int]:
+    """The stage of each node of a capture, which may not be the one that was planned.
+
+    A model has other nodes in eval mode than in training (batch norm counts its batches only
+    there). Parameters stay where they are, nodes of equal ids go where the plan has them, and the
+    others go with what they read.
+
+    Args:
+        captured: the model for the mode and shapes to run.
+        graph: its outline.
+        plan: made from a capture of the same model.
+        owners: the stage of each parameter and buffer that has one, by its original name.
+
+    Raises:
+        PlanError: the capture cannot be split the way that the plan says.
+    """
+    planned = plan.stage_of()
+    found: dict[fx.Node, int] = {}
+    of_label: dict[str, int] = {}
+    for node, described in zip(captured.ids, graph.nodes, strict=True):
+        name, label = described.id, described.colocate
+        earliest = max((found[x] for x in node.all_input_nodes if x in found), default=0)
+        fixed = {owners[tensor] for tensor in owned(captured, node) if tensor in owners}
+        if label is not None and label in of_label:
+            fixed.add(of_label[label])
+        stage = min(fixed, default=max(planned.get(name, earliest), earliest))
+        if stage < earliest or len(fixed) > 1:
+            raise PlanError(
+                f"the plan cannot be used in {'training' if captured.training else 'eval'} mode: "
+                f"{name!r} belongs to stage {sorted(fixed)}, what it reads is made in stage "
+                f"{earliest}. Partition the model for this mode separately"
+            )
+        found[node] = stage
+        if label is not None:
+            of_label[label] = stage
+    return found
+
+
+def owned(captured: Capture, node: fx.Node) -> list[str]:
+    """Original names of the parameters and buffers that live with a node."""
+    return [original_name(str(read.target)) for read in captured.tensors_of(node)]
+
+
+def _boundaries(
+    captured: Capture, graph: Graph, stage_of: StageOf, num_stages: int
+) -> list[list[fx.Node]]:
+    """The values at each boundary, `(num_stages + 1,)`: from the model's inputs to its outputs.
+
+    Those in between are the ones that the cost model prices.
+    """
+    node_of = {name: node for node, name in captured.ids.items()}
+    stage_of_id = {captured.ids[node]: stage for node, stage in stage_of.items()}
+    priced = crossings(graph, stage_of_id, num_stages)
+    inner = [[node_of[value.id] for value in crossing] for crossing in priced]
+    inputs = captured.module.graph.find_nodes(op="placeholder")
+    return [inputs, *inner, captured.output_nodes]
+
+
+def stage(
+    captured: Capture,
+    part: Sequence[fx.Node],
+    place: Place,
+    received: Sequence[fx.Node],
+    sent: Sequence[fx.Node],
+    tensors: Mapping[fx.Node, Any] | None = None,
+) -> Stage:
+    """Some nodes as a stage; its arguments are those of `subgraph`."""
+    return Stage(
+        place=place,
+        module=subgraph(
+            captured,
+            part,
+            received,
+            sent,
+            place.device,
+            called=_drawing(captured),
+            tensors=tensors,
+        ),
+        is_random=any(map(is_random, part)),
+        receives=_forms(received),
+        written=written_by(part, received),
+    )
+
+
+def _forms(nodes: Sequence[fx.Node]) -> tuple[Form, ...]:
+    values = [node.meta.get("val") for node in nodes]
+    return tuple(Form.of(value) for value in values if isinstance(value, Tensor))
+
+
+def _drawing(captured: Capture) -> Callable[[fx.Node, tuple[Any, ...]], tuple[Any, Any]]:
+    """What a stage calls for a node: a random operator draws from a stream of its own."""
+
+    def called(node: fx.Node, args: tuple[Any, ...]) -> tuple[Any, tuple[Any, ...]]:
+        if is_random(node):
+            return generator_lending.draw, (node.target, captured.ids[node], *args)
+        return node.target, args
+
+    return called

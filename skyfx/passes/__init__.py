@@ -1,0 +1,1 @@
+"""Analyses and transformations of a captured graph that need no timing."""

@@ -1,0 +1,120 @@
+"""Which nodes have to share a stage because of what they write in place.
+
+Between stages a value is handed over once. If it were written afterwards, or if it is a view of
+what is written, the two stages would see different numbers. So nothing may be cut between the
+creation of a storage and its last in-place write:
+
+    x = conv(...)    ]
+    y = x.view(-1)   ]  one stage: all that makes, views, reads or writes the storage
+    r = y + 1        ]             up to its last write
+    relu_(x)         ]
+    z = x * 2           free: reads what is written no more
+
+A parameter or buffer that is written outlives the micro-batch, so there all readers share the
+stage, before the write or after it. And a value that is no tensor does not cross a boundary: its
+readers share its stage.
+"""
+
+from collections.abc import Hashable, Iterable, Iterator, Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, fx
+from torch.utils import _pytree as pytree
+
+from skyfx.tracing.leaf_calls import leaf_of
+
+__all__: list[str] = ["colocation", "regions", "written_by"]
+
+_NORMS = {torch.ops.aten.batch_norm.default: 5, torch.ops.aten.instance_norm.default: 5}
+"""Operators that update their running statistics (arguments 3 and 4) where this argument is true;
+their schemas do not say so."""
+
+
+def colocation(graph: fx.Graph, ids: Mapping[fx.Node, str]) -> dict[fx.Node, str]:
+    """A label for each placed node that must share a stage with others."""
+    position = {node: i for i, node in enumerate(graph.nodes)}
+    last_write: dict[Hashable, int] = {}
+    for node in graph.nodes:
+        for written in _written(node):
+            for storage in _storages(written):
+                last_write[storage] = position[node]
+    persistent = {s for node in graph.find_nodes(op="get_attr") for s in _storages(node)}
+    groups = _Groups()
+    for node in ids:
+        if not isinstance(node.meta.get("val"), Tensor):  # several tensors, or a number
+            for reader in node.users:
+                groups.join(node, reader)
+        for storage in {s for n in (node, *node.all_input_nodes) for s in _storages(n)}:
+            written_at = last_write.get(storage)
+            if written_at is not None and (position[node] <= written_at or storage in persistent):
+                groups.join(node, storage)
+    return groups.labels(ids)
+
+
+def written_by(nodes: Iterable[fx.Node], values: Sequence[fx.Node]) -> frozenset[int]:
+    """The indices of the values whose storages these nodes write to."""
+    written = {s for node in nodes for value in _written(node) for s in _storages(value)}
+    return frozenset(i for i, value in enumerate(values) if written & set(_storages(value)))
+
+
+def _storages(node: fx.Node) -> Iterator[Hashable]:
+    """The storages of the node's value, as torch.export's fake tensors share them."""
+    for leaf in pytree.tree_leaves(node.meta.get("val")):
+        if isinstance(leaf, Tensor):
+            yield leaf.untyped_storage()._cdata
+
+
+def _written(node: fx.Node) -> Iterator[fx.Node]:
+    """The inputs that the node writes to."""
+    if leaf := leaf_of(node):
+        yield from (node.args[i] for i in leaf.writes)  # type: ignore[misc]
+    if node.op != "call_function":
+        return
+    schema = getattr(node.target, "_schema", None)
+    if schema is None:  # a region of the model's code, such as `with torch.no_grad()`
+        if any(_is_writer(inner) for region in regions(node) for inner in region.graph.nodes):
+            yield from node.all_input_nodes
+        return
+    if node.target in _NORMS and node.args[_NORMS[node.target]]:
+        yield from (arg for arg in node.args[3:5] if isinstance(arg, fx.Node))
+    for i, argument in enumerate(schema.arguments):
+        if argument.alias_info is not None and argument.alias_info.is_write:
+            value = node.args[i] if i < len(node.args) else node.kwargs.get(argument.name)
+            yield from (leaf for leaf in pytree.tree_leaves(value) if isinstance(leaf, fx.Node))
+
+
+def regions(node: fx.Node) -> Iterator[fx.GraphModule]:
+    """The parts of the model's code, such as the body of a `with torch.no_grad()`, that it runs."""
+    for arg in node.all_input_nodes:
+        if arg.op == "get_attr" and arg.graph.owning_module is not None:
+            region = getattr(arg.graph.owning_module, str(arg.target), None)
+            if isinstance(region, fx.GraphModule):
+                yield region
+
+
+def _is_writer(node: fx.Node) -> bool:
+    return any(True for _ in _written(node))
+
+
+class _Groups:
+    """Disjoint sets of nodes and storages."""
+
+    def __init__(self) -> None:
+        self._parent: dict[Any, Any] = {}
+
+    def join(self, a: Any, b: Any) -> None:
+        """Put two elements into one set."""
+        self._parent[self._root(a)] = self._root(b)
+
+    def labels(self, ids: Mapping[fx.Node, str]) -> dict[fx.Node, str]:
+        """For each node of a set of two or more: the id of the set's first node."""
+        sets: dict[Any, list[fx.Node]] = {}
+        for node in ids:
+            sets.setdefault(self._root(node), []).append(node)
+        return {n: ids[nodes[0]] for nodes in sets.values() if len(nodes) > 1 for n in nodes}
+
+    def _root(self, element: Any) -> Any:
+        while element in self._parent and self._parent[element] != element:
+            element = self._parent[element]
+        return element

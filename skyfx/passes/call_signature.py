@@ -1,0 +1,54 @@
+"""What the cost of an operator's call depends on."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
+import torch
+from torch import Tensor, fx, nn
+from torch.utils import _pytree as pytree
+
+__all__: list[str] = ["of_tensors", "signature"]
+
+T = TypeVar("T")
+
+
+def signature(target: Any, args: Any, kwargs: Any, needs: Sequence[bool]) -> tuple[str, ...]:
+    """What a call's cost depends on: the operator, shapes, strides, dtypes and constants.
+
+    `needs` says of each tensor whether it requires a gradient.
+    """
+    following = iter(needs)
+
+    def describe(leaf: Any) -> str:
+        if isinstance(leaf, Tensor):
+            kind = isinstance(leaf, nn.Parameter), next(following)
+            return f"{tuple(leaf.shape)} {leaf.stride()} {leaf.dtype} {kind}"
+        if isinstance(leaf, torch.device):
+            return leaf.type
+        return _of_a_module(leaf) if isinstance(leaf, nn.Module) else repr(leaf)
+
+    leaves, spec = pytree.tree_flatten((args, kwargs))
+    name = _of_a_module(target) if isinstance(target, nn.Module) else str(target)
+    return (name, str(spec), *map(describe, leaves))
+
+
+def _of_a_module(module: nn.Module) -> str:
+    return f"module {id(module)}"
+
+
+def of_tensors(node: fx.Node, of: Callable[[fx.Node], Sequence[T]]) -> list[T]:
+    """What `of` says of the tensors of each value, for those among a node's arguments.
+
+    In the order of `needs` and `CallCost.keeps_inputs`.
+    """
+    mapped: Any = fx.map_arg((node.args, node.kwargs), lambda read: _Of(of(read)))  # type: ignore[arg-type, return-value]
+    leaves = pytree.tree_leaves(mapped, is_leaf=lambda leaf: isinstance(leaf, _Of))
+    return [x for leaf in leaves if isinstance(leaf, _Of) for x in leaf.tensors]
+
+
+@dataclass(frozen=True, slots=True)
+class _Of:
+    """Stands for a value among a node's arguments."""
+
+    tensors: Any

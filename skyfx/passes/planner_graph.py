@@ -1,0 +1,48 @@
+"""A captured model as the planner's graph, before anything is measured: nodes, edges and sizes."""
+
+from typing import Any
+
+from torch import Tensor
+from torch.utils import _pytree as pytree
+
+from skyfx.passes.aliasing import colocation
+from skyfx.solver.core.graph import Graph, Node
+from skyfx.tracing.capture import Capture
+from skyfx.tracing.node_names import module_of, op_name
+
+__all__: list[str] = ["num_bytes", "outline"]
+
+
+def outline(captured: Capture) -> Graph:
+    """The graph with no times and nothing saved: what a plan for this model has to place."""
+    labels = colocation(captured.module.graph, captured.ids)
+    nodes = [
+        Node(
+            id=name,
+            op=op_name(node),
+            module=module_of(node) or None,
+            inputs=tuple(captured.ids[x] for x in node.all_input_nodes if x in captured.ids),
+            forward_s={},
+            backward_s={},
+            output_bytes=num_bytes(node.meta.get("val")),
+            gradient_bytes=0,
+            parameter_bytes=sum(
+                num_bytes(captured.attribute(x)) for x in captured.tensors_of(node)
+            ),
+            saved_bytes=0,
+            colocate=labels.get(node),
+        )
+        for node, name in captured.ids.items()
+    ]
+    return Graph(
+        name=captured.name,
+        microbatch_size=captured.microbatch.batch_size,
+        nodes=tuple(nodes),
+        outputs=tuple(dict.fromkeys(captured.ids[node] for node in captured.output_nodes)),
+    )
+
+
+def num_bytes(value: Any) -> int:
+    """Bytes of a tensor, or of all tensors in a nesting, when they are sent: contiguous."""
+    tensors = [leaf for leaf in pytree.tree_leaves(value) if isinstance(leaf, Tensor)]
+    return sum(x.numel() * x.element_size() for x in tensors)

@@ -1,0 +1,69 @@
+"""A part of a captured graph as a graph of its own, on a device."""
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, fx
+
+from skyfx.passes.device_transfer import copy_to, with_device
+from skyfx.tracing.capture import Capture
+from skyfx.tracing.tensor_binding import moved
+
+__all__: list[str] = ["subgraph"]
+
+Arguments = tuple[Any, tuple[Any, ...]]
+"""The function that a node calls, and its positional arguments."""
+
+
+def subgraph(
+    captured: Capture,
+    part: Iterable[fx.Node],
+    received: Sequence[fx.Node],
+    sent: Sequence[fx.Node],
+    device: torch.device,
+    *,
+    called: Callable[[fx.Node, tuple[Any, ...]], Arguments] = lambda node, args: (
+        node.target,
+        args,
+    ),
+    tensors: Mapping[fx.Node, Tensor] | None = None,
+) -> fx.GraphModule:
+    """Copies of some nodes, with the very tensors of the model.
+
+    Args:
+        captured: the model.
+        part: the nodes, in their order.
+        received: what it takes, in this order.
+        sent: what it returns, in this order.
+        device: where it is to run.
+        called: another function to call in place of a node's own, and its arguments.
+        tensors: other tensors in place of the model's, by the nodes that read those.
+    """
+    graph, attributes = fx.Graph(), dict[str, Any]()
+    env = {node: graph.placeholder(node.name) for node in received}
+
+    def copied(node: fx.Node) -> fx.Node:
+        if node not in env:  # a parameter that lives with its reader
+            value = (tensors or {}).get(node, captured.attribute(node))
+            if isinstance(value, Tensor) and value.device != device:
+                value = moved(value, device)  # of a pipeline's stages, only the capture's constants
+            if isinstance(value, fx.GraphModule):
+                value = copy_to(value, device)
+            attributes[str(node.target)] = value
+            env[node] = graph.get_attr(str(node.target))
+        return env[node]
+
+    for node in part:
+        if node.op == "call_function":
+            args = with_device(fx.map_arg(node.args, copied), device)
+            kwargs = with_device(fx.map_arg(node.kwargs, copied), device)
+            target, args = called(node, args)
+            env[node] = graph.call_function(target, args, kwargs)
+        elif node.op == "call_module":
+            attributes[str(node.target)] = captured.attribute(node)
+            env[node] = graph.call_module(str(node.target), fx.map_arg(node.args, copied))
+        else:
+            copied(node)
+    graph.output(tuple(env[node] for node in sent))
+    return fx.GraphModule(attributes, graph, class_name=f"{captured.name}Stage")

@@ -1,0 +1,1 @@
+"""torch.export, made to take any model."""

@@ -1,0 +1,180 @@
+"""From a model to a fine-grained torch.fx graph of its operators."""
+
+import sysconfig
+import threading
+import traceback
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, fx, nn
+
+from skyfx.runtime.execution.microbatch import Batch, OutputForm
+from skyfx.solver.errors import CaptureError
+from skyfx.tracing.exporter import trace
+from skyfx.tracing.model_code import is_library_file
+from skyfx.tracing.node_names import input_names, is_tensor_attribute, node_ids
+from skyfx.tracing.tensor_binding import moved, rebind
+
+__all__: list[str] = ["Capture", "capture", "dummy_inputs"]
+
+_capturing = threading.RLock()
+"""torch.export keeps what it is doing in globals: one capture at a time in all threads."""
+
+
+@dataclass(frozen=True, slots=True)
+class Capture:
+    """A model captured for one mode and one shape of micro-batch.
+
+    Attributes:
+        name: the model's class.
+        module: the captured graph; parameters and buffers are the model's own tensors.
+        ids: the nodes that a plan places, in order, with their ids. Equal operators of equal
+            modules have equal ids in every capture of the model, whatever the mode and shapes.
+        outputs: the form of what the model returns.
+        microbatch: the inputs that it was captured with.
+        training: whether it was captured for training.
+    """
+
+    name: str
+    module: fx.GraphModule
+    ids: dict[fx.Node, str]
+    outputs: OutputForm
+    microbatch: Batch
+    training: bool
+
+    @property
+    def output_nodes(self) -> list[fx.Node]:
+        """The nodes whose values the model returns, `(num_outputs,)`."""
+        (output,) = self.module.graph.find_nodes(op="output")
+        return list(output.args[0])
+
+    def tensors_of(self, node: fx.Node) -> list[fx.Node]:
+        """The reads of the parameters and buffers that live with a placed node."""
+        reads = [x for x in node.all_input_nodes if is_tensor_attribute(x) and x not in self.ids]
+        return [node] if is_tensor_attribute(node) else reads
+
+    def attribute(self, node: fx.Node) -> Any:
+        """What a `get_attr` node reads: a parameter, a buffer, a constant, or a region's graph."""
+        value: Any = self.module
+        for name in str(node.target).split("."):
+            value = getattr(value, name)
+        return value
+
+
+def capture(model: nn.Module, inputs: Any = None, *, training: bool = True) -> Capture:
+    """Capture a model.
+
+    Args:
+        model: any module; its mode, parameters and buffers are left as they are.
+        inputs: one micro-batch: a tensor, a tuple of positional or a dict of keyword arguments.
+            For a transformers model it may be left out.
+        training: capture the model as it trains (submodules that are in eval mode while the model
+            itself is in training mode stay so), or as it infers.
+
+    Raises:
+        CaptureError: the model cannot be captured; the message names the line of its code.
+    """
+    microbatch = inputs if isinstance(inputs, Batch) else Batch.of(dummy_inputs(model, inputs))
+    if not any(x.is_meta for x in microbatch.tensors):
+        microbatch = microbatch.to(torch.device("cpu"))
+    # Gradients are on in eval mode too: without them some modules take another, fused path.
+    with (
+        _capturing,
+        _mode(model, training=training),
+        _on_one_device(model) as real,
+        torch.inference_mode(False),
+        torch.enable_grad(),
+    ):
+        try:
+            module, outputs = trace(model, microbatch, training=training)
+        except Exception as error:
+            raise CaptureError(_why(model, microbatch, error)) from error
+        rebind(module, real)
+    if not any(outputs.is_tensor):
+        raise CaptureError(f"{type(model).__name__} returns no tensor, so there is nothing to run")
+    return Capture(
+        name=type(model).__name__,
+        module=module,
+        ids=node_ids(module.graph, input_names(model, microbatch)),
+        outputs=outputs,
+        microbatch=microbatch,
+        training=training,
+    )
+
+
+def dummy_inputs(model: nn.Module, inputs: Any) -> Any:
+    """The inputs, or where there are none those that a transformers model brings along.
+
+    Raises:
+        CaptureError: there are none, and the model brings none along.
+    """
+    if inputs is None:
+        inputs = getattr(model, "dummy_inputs", None)
+    if inputs is None:
+        raise CaptureError(
+            f"{type(model).__name__} brings no example inputs of its own: pass example_inputs, a "
+            "tensor, a tuple of positional or a dict of keyword arguments of one batch"
+        )
+    return inputs
+
+
+@contextmanager
+def _mode(model: nn.Module, *, training: bool) -> Iterator[None]:
+    """The model in the mode to capture, each submodule back in its own afterwards."""
+    before = {module: module.training for module in model.modules()}
+    if not training:
+        model.eval()
+    elif not model.training:
+        model.train()
+    try:
+        yield
+    finally:
+        for module, was_training in before.items():
+            module.training = was_training
+
+
+@contextmanager
+def _on_one_device(model: nn.Module) -> Iterator[Mapping[int, Tensor]]:
+    """All of a model on the CPU, or on the meta device if any of it has no values.
+
+    A model that has been split is on the devices of its stages, and one without weights may have
+    its buffers already. Within it such tensors have stand-ins; given are the real ones by the `id`s
+    of those.
+    """
+    tensors = [*model.parameters(), *model.buffers()]
+    device = torch.device("meta" if any(x.is_meta for x in tensors) else "cpu")
+    pairs = [(x, moved(x, device)) for x in tensors if x.device != device]
+    back = {id(stand_in): x for x, stand_in in pairs}
+    rebind(model, {id(x): stand_in for x, stand_in in pairs})
+    try:
+        yield back
+    finally:
+        rebind(model, back)
+
+
+def _why(model: nn.Module, microbatch: Batch, error: Exception) -> str:
+    name, first_line = type(model).__name__, (str(error).strip() or repr(error)).splitlines()[0]
+    shapes = ", ".join(str(tuple(x.shape)) for x in microbatch.tensors)
+    kind = "" if isinstance(error, CaptureError) else f"{type(error).__name__}: "
+    return (
+        f"{name} cannot be captured with inputs of shapes {shapes}"
+        f"{_model_line(error)}: {kind}{first_line}"
+    )
+
+
+def _model_line(error: Exception) -> str:
+    """The innermost line of code that is neither torch's, Python's nor ours."""
+    python = Path(sysconfig.get_path("stdlib"))
+    frames = [
+        frame
+        for frame in traceback.extract_tb(error.__traceback__)
+        for path in [Path(frame.filename)]
+        if path.is_absolute()  # and not `<string>`, which torch has generated
+        and not is_library_file(frame.filename)
+        and (not path.is_relative_to(python) or "site-packages" in path.parts)
+    ]
+    return f", at {frames[-1].filename}:{frames[-1].lineno}" if frames else ""

@@ -1,0 +1,132 @@
+"""Lines of a model's code where a number or a shape depends on values.
+
+Where no place around such a line can stay whole, because it stands in the model's own forward, the
+line's operator is fixed to what it returned when the model was captured, and held against that in
+every later call:
+
+    if mask.any():          a node that checks: still true
+    y = x[mask]             a node that checks: still 7 rows
+"""
+
+import sys
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch._subclasses.fake_tensor import (
+    DataDependentOutputException,
+    DynamicOutputShapeException,
+    FakeTensor,
+)
+from torch.fx.experimental.symbolic_shapes import GuardOnDataDependentSymNode
+from torch.overrides import TorchFunctionMode, handle_torch_function
+from torch.utils import _pytree as pytree
+
+from skyfx.solver.errors import CaptureError
+from skyfx.tracing.model_code import is_library_file
+
+__all__: list[str] = ["AtLines", "DependsOnValuesError", "Line", "Static"]
+
+_SYMBOLIC = (torch.SymInt, torch.SymFloat, torch.SymBool)
+
+_UNKNOWN = (
+    GuardOnDataDependentSymNode,
+    DataDependentOutputException,
+    DynamicOutputShapeException,
+)
+"""What torch raises where it would have to know a value."""
+
+_fake: Any = FakeTensor
+_own_tolist = FakeTensor.tolist
+
+
+@dataclass(frozen=True, slots=True)
+class Line:
+    """A call of one of torch's functions in a line of the model's code."""
+
+    file: str
+    number: int
+    function: str
+
+    def __str__(self) -> str:
+        return f"{self.function} at {Path(self.file).name}:{self.number}"
+
+    @classmethod
+    def calling(cls, function: Any) -> "Line":
+        """The innermost line that is neither torch's nor ours."""
+        frame = sys._getframe(1)
+        while frame.f_back and is_library_file(frame.f_code.co_filename):
+            frame = frame.f_back
+        return cls(frame.f_code.co_filename, frame.f_lineno, _name(function))
+
+
+class DependsOnValuesError(CaptureError):
+    """A number or a shape depends on values, at this line."""
+
+    def __init__(self, line: Line) -> None:
+        super().__init__(
+            f"{line.function} returns what depends on the values of its arguments, and a captured "
+            "graph has fixed numbers and shapes"
+        )
+        self.line = line
+
+
+class Static(TorchFunctionMode):
+    """Within it, no function of torch may return what only values tell: a number, a shape.
+
+    torch.export goes on with a symbol for it, which has no size to plan with.
+
+    Raises:
+        DependsOnValuesError: one has.
+    """
+
+    def __enter__(self) -> Any:
+        # Fake tensors make their lists without asking a mode, number by number.
+        _fake.tolist = _tolist
+        return super().__enter__()  # type: ignore[no-untyped-call]
+
+    def __exit__(self, *error: object) -> None:
+        super().__exit__(*error)  # type: ignore[no-untyped-call]
+        _fake.tolist = _own_tolist
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        try:
+            returned = func(*args, **(kwargs or {}))
+        except _UNKNOWN as error:
+            raise DependsOnValuesError(Line.calling(func)) from error
+        except RuntimeError as error:
+            if func is not Tensor.tolist:
+                raise
+            raise DependsOnValuesError(Line.calling(func)) from error
+        for leaf in pytree.tree_leaves(returned):
+            sizes = leaf.shape if isinstance(leaf, Tensor) else [leaf]
+            if any(isinstance(size, _SYMBOLIC) for size in sizes):
+                raise DependsOnValuesError(Line.calling(func))
+        return returned
+
+
+def _tolist(tensor: Tensor) -> Any:
+    return handle_torch_function(Tensor.tolist, (tensor,), tensor)
+
+
+class AtLines(TorchFunctionMode):
+    """Within it, other functions are called at these lines; each is given the line's own first."""
+
+    def __init__(self, instead: Mapping[Line, Callable[..., Any]]) -> None:
+        super().__init__()
+        self._instead = instead
+        self._functions = {line.function for line in instead}
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if _name(func) in self._functions:
+            instead = self._instead.get(Line.calling(func))
+            if instead is not None:
+                return instead(func, *args, **(kwargs or {}))
+        return func(*args, **(kwargs or {}))
+
+
+def _name(function: Any) -> str:
+    return str(getattr(function, "__name__", function))

@@ -1,0 +1,227 @@
+"""The model as torch.export traces it.
+
+torch.export takes a model that returns tensors, from arguments that are tensors. One thin
+adapter makes both true of any model: constants and nesting of the arguments stay with it, and of
+what the model returns it passes on the tensors (transformers' caches and dataclasses go no
+further). What torch.export cannot follow stays whole (see `whole`).
+"""
+
+import inspect
+import itertools
+import logging
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, nullcontext, suppress
+from functools import partial
+from types import MappingProxyType
+
+import torch
+from torch import Tensor, fx, nn
+
+from skyfx.runtime.execution.microbatch import Batch, OutputForm
+from skyfx.runtime.execution.pytree import unflatten
+from skyfx.runtime.execution.state_guard import undisturbed
+from skyfx.solver.errors import CaptureError
+from skyfx.tracing import side_effects
+from skyfx.tracing.data_dependence import Static
+from skyfx.tracing.export_flags import told
+from skyfx.tracing.leaf_calls import put_leaves
+from skyfx.tracing.leaf_selection import CalledOtherwiseError, Whole
+from skyfx.tracing.node_names import ADAPTED, graphs_in
+
+__all__: list[str] = ["has_cache", "trace"]
+
+Adapter = Callable[[], "_TensorsOnly"]
+"""Makes an adapter, of which torch.export wants a fresh one each time."""
+
+
+def trace(
+    model: nn.Module, microbatch: Batch, *, training: bool
+) -> tuple[fx.GraphModule, OutputForm]:
+    """The captured graph, and the form of the outputs.
+
+    At first without anything whole in it, and not telling the model that it is exported.
+
+    Raises:
+        CaptureError: the graph would leave something out.
+        Exception: the model's own, or torch.export's, where nothing can stay whole instead.
+    """
+    errors: list[Exception] = []
+    ways = list(itertools.product((False, True), (False, True)))
+    while ways:
+        keep_whole, exported = ways.pop(0)
+        adapter = partial(_TensorsOnly, model, microbatch, exported=exported)
+        whole = Whole(model)
+        while True:
+            try:
+                return _export(model, adapter, whole, training=training)
+            except Exception as failed:
+                errors.append(_cause(failed))
+            if len(errors) == 1:
+                _check_runs(model, adapter())
+                if type(errors[0]) is RuntimeError:
+                    # An operator that runs, but not on what torch traces with: better it stays
+                    # whole than that the model, told so, takes another one.
+                    ways.sort(key=lambda way: way[1])
+            if isinstance(errors[-1], CalledOtherwiseError):
+                break
+            if not (keep_whole and _keep_whole(model, adapter, whole, errors[-1])):
+                break
+    raise errors[0] from None
+
+
+def _check_runs(model: nn.Module, adapter: "_TensorsOnly") -> None:
+    """Run the model as it is.
+
+    Raises:
+        Exception: its own, if it does not run on these inputs at all.
+    """
+    try:
+        with undisturbed(model), side_effects.numbers_kept(model):
+            adapter(*adapter.tensors)
+    except _ForwardFailedError as failed:
+        if not isinstance(failed.__cause__, CaptureError):
+            raise _cause(failed) from None
+    except CaptureError:
+        pass  # a hazard, which the first error speaks of
+
+
+def _keep_whole(model: nn.Module, adapter: Adapter, whole: Whole, error: Exception) -> bool:
+    """Keep one more place whole, because of this error; False where that cannot be."""
+    while whole.add(error):
+        try:
+            with undisturbed(model), side_effects.numbers_kept(model):
+                whole.see(partial(adapter(), *adapter().tensors))
+        except _ForwardFailedError as failed:
+            error = _cause(failed)
+            if not isinstance(error, CaptureError):
+                return False  # the model's own
+        else:
+            return True
+    return False
+
+
+def _export(
+    model: nn.Module, adapter: Adapter, whole: Whole, *, training: bool
+) -> tuple[fx.GraphModule, OutputForm]:
+    """The model as torch.export traces it, and the form of the outputs.
+
+    Raises:
+        CaptureError: forward counts something, or another hazard.
+    """
+    once, again = adapter(), adapter()
+    with (
+        _untold(),
+        side_effects.own_random(),
+        side_effects.no_vmap(),
+        side_effects.own_gradients() if training else nullcontext(),
+        side_effects.numbers_kept(model),
+    ):
+        with whole.standing_in():
+            program = torch.export.export(once, once.tensors, strict=False)
+        if changed := once.returned.changed:
+            # Either a counter, or the note of a cache, which is filled once.
+            side_effects.set_numbers(model, changed)
+            with suppress(Exception), whole.standing_in():
+                torch.export.export(again, again.tensors, strict=False)
+            side_effects.check_numbers(changed, again.returned.changed)
+    module = program.module(check_guards=False)
+    assert isinstance(module, fx.GraphModule)
+    put_leaves(module, whole.seen)
+    _drop_assertions(module)
+    return module, once.returned.form
+
+
+@contextmanager
+def _untold() -> Iterator[None]:
+    """Within it, torch does not log what it fails to trace: another attempt follows."""
+    log = logging.getLogger("torch._subclasses.fake_tensor")
+    before, log.disabled = log.disabled, True
+    try:
+        yield
+    finally:
+        log.disabled = before
+
+
+class _Returned:
+    """Where the adapter notes the outputs' form, and the numbers of the model that have changed.
+
+    torch.export undoes what is set on the adapter and the model.
+    """
+
+    form: OutputForm
+    changed: Mapping[str, float] = MappingProxyType({})
+
+
+class _ForwardFailedError(Exception):
+    """The model's forward has failed; the cause says why.
+
+    On any other exception torch leaves the graph so far, and prints all of it.
+    """
+
+    @property
+    def partial_fx_graph(self) -> str:
+        raise AttributeError
+
+    @partial_fx_graph.setter
+    def partial_fx_graph(self, graph: str) -> None:
+        pass
+
+
+def _cause(failed: Exception) -> Exception:
+    """What has really failed."""
+    cause = failed.__cause__ if isinstance(failed, _ForwardFailedError) else failed
+    assert isinstance(cause, Exception)
+    return cause
+
+
+class _TensorsOnly(nn.Module):
+    """The model as a function from the tensors of a micro-batch to the tensors that it returns."""
+
+    def __init__(self, model: nn.Module, microbatch: Batch, *, exported: bool) -> None:
+        super().__init__()
+        self.add_module(ADAPTED, model)
+        self.returned = _Returned()
+        self._microbatch = microbatch
+        self._exported = exported
+
+    @property
+    def tensors(self) -> tuple[Tensor, ...]:
+        """Its arguments: no attribute, which torch.export would take for a part of the model."""
+        return tuple(self._microbatch.tensors)
+
+    def forward(self, *tensors: Tensor) -> tuple[Tensor, ...]:
+        following = iter(tensors)
+        leaves = [
+            next(following) if isinstance(leaf, Tensor) else leaf
+            for leaf in self._microbatch.leaves
+        ]
+        model = self.get_submodule(ADAPTED)
+        args, kwargs = unflatten(leaves, self._microbatch.spec)
+        if has_cache(model):
+            kwargs = {"use_cache": False} | kwargs
+        buffers, numbers = dict(model.named_buffers()), side_effects.numbers(model)
+        try:
+            with Static(), told(exported=self._exported):
+                self.returned.form, found = OutputForm.of(model(*args, **kwargs))
+        except Exception as error:
+            raise _ForwardFailedError from error
+        side_effects.check_buffers(buffers, dict(model.named_buffers()))
+        self.returned.changed = dict(side_effects.numbers(model).items() - numbers.items())
+        return tuple(found)
+
+
+def has_cache(model: nn.Module) -> bool:
+    """Whether this is a transformers model that would return a cache of keys and values."""
+    config = getattr(model, "config", None)
+    takes_it = "use_cache" in inspect.signature(model.forward).parameters
+    return takes_it and bool(getattr(config, "use_cache", False))
+
+
+def _drop_assertions(module: fx.GraphModule) -> None:
+    """Remove checks that tie the graph to the device it was captured on."""
+    for region in graphs_in(module):
+        for node in region.graph.find_nodes(
+            op="call_function", target=torch.ops.aten._assert_tensor_metadata.default
+        ):
+            region.graph.erase_node(node)
+        region.recompile()

@@ -1,0 +1,263 @@
+"""Code that stays whole in a captured graph: a node that runs it as Python.
+
+    y = attention(x)    # if mask.any(): ...        graph:  linear -> attention -> linear
+                                                                        |
+    the parameters and buffers that it uses are inputs of the node like x, so they have owners,
+    sizes and gradients as all others have
+
+What the node looks like to its neighbours (shapes, what it writes, whether it draws random numbers)
+was seen in a run of the model; every later call is held against the shapes.
+"""
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, fx, nn
+from torch.utils import _pytree as pytree
+
+from skyfx.runtime.execution.microbatch import CONSTANTS, OutputForm
+from skyfx.runtime.execution.pytree import unflatten
+from skyfx.runtime.rng import generator_lending
+from skyfx.solver.errors import CaptureError
+from skyfx.tracing.node_names import graphs_in
+from skyfx.tracing.tensor_binding import named_tensors
+
+__all__: list[str] = ["Leaf", "Run", "Seen", "buffers_kept", "leaf_of", "put_leaves", "stand_in"]
+
+
+_COMPARED = tuple(kind for kind in CONSTANTS if kind is not str)
+
+
+class Run:
+    """A function, or a method of a module, called without the module's hooks.
+
+    The module is this call's own and holds what it was last given: code that runs again in
+    backward, as checkpointing does, finds it there.
+    """
+
+    def __init__(self, owner: nn.Module | None, function: Callable[..., Any] | str) -> None:
+        self.owner = owner
+        self._function = function
+        self._holders: dict[str, list[tuple[dict[str, Any], str]]] = {}
+        if owner is not None:
+            self._holders = _holders(owner)
+
+    def __call__(self, state: Mapping[str, Tensor], args: Any, kwargs: Any) -> Any:
+        """Call it with these parameters and buffers, by name."""
+        for name, tensor in state.items():
+            for held, key in self._holders[name]:
+                held[key] = tensor
+        if self.owner is None or not isinstance(self._function, str):
+            return self._function(*args, **kwargs)  # type: ignore[operator]
+        with buffers_kept(self.owner):
+            return getattr(self.owner, self._function)(*args, **kwargs)
+
+
+def _holders(owner: nn.Module) -> dict[str, list[tuple[dict[str, Any], str]]]:
+    """Where the module holds each parameter and buffer; a tied one in several places."""
+    places: dict[int, list[tuple[dict[str, Any], str]]] = {}
+    for part in owner.modules():
+        for held in (part._parameters, part._buffers):
+            for key, tensor in held.items():
+                places.setdefault(id(tensor), []).append((held, key))
+    return {name: places[id(tensor)] for name, tensor in named_tensors(owner).items()}
+
+
+@contextmanager
+def buffers_kept(module: nn.Module) -> Iterator[None]:
+    """Buffers that are assigned anew within it are the same objects afterwards, with the values.
+
+    Raises:
+        CaptureError: one has another shape.
+    """
+    before = [
+        (owner, name, buffer)
+        for owner in module.modules()
+        for name, buffer in owner.named_buffers(recurse=False)
+    ]
+    yield
+    for owner, name, buffer in before:
+        new = getattr(owner, name)
+        if new is buffer:
+            continue
+        if not isinstance(new, Tensor) or new.shape != buffer.shape:
+            raise CaptureError(f"buffer {name!r} is assigned anew, with another shape")
+        setattr(owner, name, buffer)
+        with torch.no_grad():
+            buffer.copy_(new)
+
+
+@dataclass(frozen=True, slots=True)
+class Seen:
+    """One call, as it was seen when the model ran.
+
+    Attributes:
+        name: of the code, and of which of its calls it is.
+        run: the code; what it holds has no tensors of its own, so that calls in other stages and
+            threads do not meet in it.
+        leaves: the arguments, flattened, None for each tensor.
+        is_tensor: which of them are tensors.
+        spec: how they nest.
+        state: names of the parameters and buffers that follow the arguments' tensors.
+        form: the form of what it returned.
+        outputs: the tensors that it returned, without values, on torch's meta device.
+        writes: which tensors it writes to.
+        is_random: whether it draws random numbers.
+    """
+
+    name: str
+    run: Run
+    leaves: tuple[Any, ...]
+    is_tensor: tuple[bool, ...]
+    spec: pytree.TreeSpec
+    state: tuple[str, ...]
+    form: OutputForm
+    outputs: tuple[Tensor, ...]
+    writes: frozenset[int]
+    is_random: bool
+
+    def is_given(self, leaves: Sequence[Any], spec: pytree.TreeSpec) -> bool:
+        """Whether these are its arguments, but for the tensors' values.
+
+        Of functions, configs and texts the kind has to be the same: many are made anew for each
+        call, and messages say what tensors hold.
+        """
+        if spec != self.spec or tuple(isinstance(x, Tensor) for x in leaves) != self.is_tensor:
+            return False
+        pairs = zip(leaves, self.leaves, strict=True)
+        return all(
+            x == seen if isinstance(x, _COMPARED) else isinstance(x, (Tensor, type(seen)))
+            for x, seen in pairs
+        )
+
+    def __call__(self, *tensors: Tensor) -> list[Tensor]:
+        """Run the code on other tensors of these shapes.
+
+        Raises:
+            RuntimeError: what it returns is not what was seen, but for its values.
+        """
+        following = iter(tensors)
+        leaves = [
+            next(following) if is_tensor else leaf
+            for leaf, is_tensor in zip(self.leaves, self.is_tensor, strict=True)
+        ]
+        args, kwargs = unflatten(leaves, self.spec)
+        returned = self.run(dict(zip(self.state, following, strict=True)), args, kwargs)
+        form, outputs = OutputForm.of(returned)
+        self._check(form, outputs)
+        given = {_storage(x) for x in tensors}
+        # A node's outputs share no storage with its inputs: what is written behind it stays there.
+        return [x.clone() if _storage(x) in given else x for x in outputs]
+
+    def _check(self, form: OutputForm, outputs: Sequence[Tensor]) -> None:
+        found, expected = _in_short(form, outputs), _in_short(self.form, self.outputs)
+        if form.spec != self.form.spec or found != expected:
+            raise RuntimeError(
+                f"{self.name!r} has returned {found}, when the model was captured {expected}: that "
+                "depends on values, so what follows cannot be cut off from it. Give batches that "
+                "take the same way, or keep the whole model on one device, without skyfx"
+            )
+
+    def described(self) -> str:
+        """The outputs in the words of `_described`."""
+        return ";".join(
+            f"{str(x.dtype).removeprefix('torch.')}:{_numbers(x.shape)}:{_numbers(x.stride())}"
+            for x in self.outputs
+        )
+
+
+class Leaf(nn.Module):
+    """The code of one call as a node: from its tensors, parameters and buffers to its outputs."""
+
+    def __init__(self, seen: Seen) -> None:
+        super().__init__()
+        self._seen = seen
+
+    @property
+    def writes(self) -> frozenset[int]:
+        """Which of its arguments it writes to in place."""
+        return self._seen.writes
+
+    @property
+    def is_random(self) -> bool:
+        """Whether it draws random numbers."""
+        return self._seen.is_random
+
+    def forward(self, *tensors: Tensor) -> list[Tensor]:
+        """Run the code; raises as `Seen` does."""
+        seen = self._seen
+        if seen.is_random:
+            return list(generator_lending.draw_anything(seen, seen.name, *tensors))
+        return seen(*tensors)
+
+    def __repr__(self) -> str:
+        return f"Leaf({self._seen.name!r})"
+
+
+@torch.library.custom_op("skyfx::leaf", mutates_args=())
+def _operator(name: str, outputs: str, tensors: Sequence[Tensor]) -> list[Tensor]:
+    """Stands for a leaf while torch.export traces the model."""
+    raise NotImplementedError(f"{name!r} stands in a graph that is still being captured")
+
+
+@_operator.register_fake
+def _described(name: str, outputs: str, tensors: Sequence[Tensor]) -> list[Tensor]:
+    """Tensors as described, with dtypes, shapes and strides: `float32:4,8:8,1;int64::`."""
+    parts = [part.split(":") for part in outputs.split(";") if part]
+    return [
+        torch.empty_strided(
+            [int(size) for size in shape.split(",") if size],
+            [int(step) for step in stride.split(",") if step],
+            dtype=getattr(torch, kind),
+            device=tensors[0].device,
+        )
+        for kind, shape, stride in parts
+    ]
+
+
+def stand_in(seen: Seen, tensors: Sequence[Tensor]) -> Any:
+    """What the call returns, as torch.export is to trace it: from one operator."""
+    return seen.form.restore(torch.ops.skyfx.leaf(seen.name, seen.described(), tensors))
+
+
+def put_leaves(module: fx.GraphModule, seen: Sequence[Seen]) -> None:
+    """Put leaves into a captured graph where operators stand for them."""
+    by_name = {call.name: call for call in seen}
+    for region in graphs_in(module):
+        operator = torch.ops.skyfx.leaf.default
+        for node in region.graph.find_nodes(op="call_function", target=operator):
+            name, _, tensors = node.args
+            target = "leaf_" + "".join(c if c.isalnum() else "_" for c in name)
+            region.add_submodule(target, Leaf(by_name[name]))
+            with region.graph.inserting_before(node):
+                leaf = region.graph.call_module(target, tuple(tensors))
+            leaf.meta = node.meta
+            node.replace_all_uses_with(leaf)
+            region.graph.erase_node(node)
+        region.recompile()
+
+
+def leaf_of(node: fx.Node) -> Leaf | None:
+    """The leaf that a node calls."""
+    if node.op != "call_module" or node.graph.owning_module is None:
+        return None
+    found = node.graph.owning_module.get_submodule(str(node.target))
+    return found if isinstance(found, Leaf) else None
+
+
+def _in_short(form: OutputForm, outputs: Sequence[Tensor]) -> str:
+    """Shapes in the place of tensors, and the constants between them."""
+    shapes = (f"a tensor {tuple(x.shape)}" for x in outputs)
+    pairs = zip(form.leaves, form.is_tensor, strict=True)
+    return ", ".join(next(shapes) if is_tensor else repr(leaf) for leaf, is_tensor in pairs)
+
+
+def _numbers(of: Sequence[int]) -> str:
+    return ",".join(map(str, of))
+
+
+def _storage(tensor: Tensor) -> int:
+    return tensor.untyped_storage().data_ptr()

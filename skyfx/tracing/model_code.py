@@ -1,0 +1,16 @@
+"""Which lines of code are the model's own: neither torch's nor ours."""
+
+from functools import cache
+from pathlib import Path
+
+import torch
+
+__all__: list[str] = ["is_library_file"]
+
+_LIBRARIES = (Path(torch.__file__).parent, Path(__file__).parents[1])
+
+
+@cache
+def is_library_file(file: str) -> bool:
+    """Whether a source file belongs to torch or to skyfx, which a model's author cannot change."""
+    return any(Path(file).is_relative_to(folder) for folder in _LIBRARIES)

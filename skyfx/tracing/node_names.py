@@ -1,0 +1,121 @@
+"""Names for the nodes of a captured graph, the same in plan files and other captures.
+
+bert.encoder.layer.3.output.dense.linear      operator `linear` of that module
+bert.encoder.layer.3.attention.self.view_2    the third `view` of that module
+lm_head.weight                                a parameter that several nodes read
+input_ids                                     an input
+"""
+
+import inspect
+import itertools
+import operator
+from collections.abc import Sequence
+
+from torch import Tensor, fx, nn
+
+from skyfx.runtime.execution.microbatch import Batch
+from skyfx.runtime.execution.pytree import flatten_with_names
+
+WHOLE = "submodule"
+"""The namespace, in place of `aten`, of submodules that stay whole."""
+
+ADAPTED = "model"
+"""The attribute under which capture's adapter holds the user's model."""
+
+__all__: list[str] = [
+    "graphs_in",
+    "input_names",
+    "is_operator",
+    "is_tensor_attribute",
+    "module_of",
+    "node_ids",
+    "op_name",
+    "original_name",
+]
+
+
+def node_ids(graph: fx.Graph, inputs: Sequence[str]) -> dict[fx.Node, str]:
+    """The nodes that a plan places, in order, with their ids.
+
+    A parameter or buffer that one node alone reads belongs to that node. One that several nodes
+    read, tied weights among them, is a node of its own: it lives on one stage, and its value is
+    relayed to the readers further on like any other.
+    """
+    names, ids = iter(inputs), {}
+    taken: set[str] = set()
+    for node in graph.nodes:
+        if node.op == "placeholder":
+            name = next(names)
+        elif is_tensor_attribute(node) and (len(node.users) > 1 or _is_returned(node)):
+            name = original_name(str(node.target))
+        elif is_operator(node):
+            name = ".".join(filter(None, [module_of(node), _short(op_name(node))]))
+        else:
+            continue
+        candidates = (f"{name}_{i}" if i else name for i in itertools.count())
+        ids[node] = next(candidate for candidate in candidates if candidate not in taken)
+        taken.add(ids[node])
+    return ids
+
+
+def _short(op: str) -> str:
+    """`linear` of `aten.linear.default`."""
+    parts = op.split(".")
+    return parts[1] if len(parts) > 1 else op
+
+
+def graphs_in(module: fx.GraphModule) -> list[fx.GraphModule]:
+    """The graph and the regions in it, such as the body of a `with torch.no_grad()`."""
+    return [part for part in module.modules() if isinstance(part, fx.GraphModule)]
+
+
+def is_operator(node: fx.Node) -> bool:
+    """Whether the node computes: an operator, or a submodule that stays whole."""
+    return node.op in ("call_function", "call_module")
+
+
+def is_tensor_attribute(node: fx.Node) -> bool:
+    """Whether the node reads a parameter, a buffer or a constant (and not a submodule)."""
+    return node.op == "get_attr" and isinstance(node.meta.get("val"), Tensor)
+
+
+def module_of(node: fx.Node) -> str:
+    """The qualified name of the module that the node came from; empty for the model itself."""
+    stack = node.meta.get("nn_module_stack") or {}
+    path = str(list(stack.values())[-1][0]) if stack else ""
+    return "" if path == ADAPTED else original_name(path)
+
+
+def original_name(captured: str) -> str:
+    """The name that the user's model gives to a parameter, buffer or module of the capture."""
+    return captured.removeprefix(f"{ADAPTED}.")
+
+
+def op_name(node: fx.Node) -> str:
+    """The operator as graph files spell it: `input`, `get_attr`, `aten.addmm.default`."""
+    if node.op == "placeholder":
+        return "input"
+    if node.op == "get_attr":
+        return "get_attr"
+    if node.target is operator.getitem:
+        return "getitem"
+    if node.op == "call_module":
+        return f"{WHOLE}.forward"
+    return str(node.target)
+
+
+def input_names(model: nn.Module, microbatch: Batch) -> list[str]:
+    """A name for each tensor of the micro-batch: its keyword, or its parameter of `forward`."""
+    positional = list(inspect.signature(model.forward).parameters)
+    names = []
+    for (_, first, *rest), leaf in flatten_with_names(microbatch.restore()):
+        if not isinstance(leaf, Tensor):
+            continue
+        if first.isdigit():
+            first = positional[int(first)] if int(first) < len(positional) else f"input_{first}"
+        names.append(".".join([first, *rest]))
+    return names
+
+
+def _is_returned(node: fx.Node) -> bool:
+    return any(user.op == "output" for user in node.users)

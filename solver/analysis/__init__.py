@@ -1,0 +1,1 @@
+"""Check, explain, compare and draw a plan."""

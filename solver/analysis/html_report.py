@@ -1,0 +1,230 @@
+"""A plan as one HTML page that needs nothing else: timeline, stages, memory, modules, reasons.
+
+What is drawn is computed here, in pixels; how it looks is the template's matter
+(`html_report.html.j2`).
+"""
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from skyfx.solver.analysis.scenarios import COLUMNS, Outlook
+from skyfx.solver.core.cluster import Cluster
+from skyfx.solver.core.graph import Graph, Node
+from skyfx.solver.core.plan import Plan, Stage
+from skyfx.solver.core.plan_table import operations, seconds, size
+from skyfx.solver.core.schedule import Kind
+from skyfx.solver.core.timeline import Done
+from skyfx.solver.costs.cost_model import crossings
+
+__all__: list[str] = ["Run", "page"]
+
+TEMPLATE = Path(__file__).with_name("html_report.html.j2")
+
+COLOURS = {
+    "#0072b2": "#fff",
+    "#e69f00": "#000",
+    "#009e73": "#fff",
+    "#cc79a7": "#000",
+    "#56b4e9": "#000",
+    "#d55e00": "#fff",
+    "#f0e442": "#000",
+    "#999999": "#000",
+}
+"""Okabe and Ito's, which the colour-blind can tell apart (2008), and what is legible on each."""
+
+WIDTH = 960
+ROW = 26
+LETTERS = 20
+"""Pixels that an action needs to have its name written in it."""
+
+TICKS = 8
+MODULES = 48
+"""Rows that the model's modules are shown in, at most."""
+
+
+@dataclass(frozen=True, slots=True)
+class Run:
+    """A step, simulated or measured.
+
+    Attributes:
+        name: `predicted` or `measured`.
+        done: its actions.
+    """
+
+    name: str
+    done: Sequence[Done]
+
+    @property
+    def step_s(self) -> float:
+        """What it takes."""
+        return max(done.ended_s for done in self.done)
+
+
+def page(
+    graph: Graph,
+    cluster: Cluster,
+    plan: Plan,
+    runs: Sequence[Run],
+    sentences: Sequence[str],
+    found: Sequence[Outlook] = (),
+) -> str:
+    """The page.
+
+    Args:
+        graph: the model.
+        cluster: devices and links.
+        plan: the plan.
+        runs: steps by it, to be drawn above each other on one scale; the first one is predicted.
+        sentences: what there is to say of it.
+        found: what changes of the cluster would bring.
+    """
+    import jinja2  # no other command has to wait for it
+
+    environment = jinja2.Environment(
+        autoescape=True, trim_blocks=True, lstrip_blocks=True, undefined=jinja2.StrictUndefined
+    )
+    environment.filters |= {"operations": operations, "seconds": seconds, "size": size}
+    longest_s = max(run.step_s for run in runs)
+    return environment.from_string(TEMPLATE.read_text()).render(
+        plan=plan,
+        width=WIDTH,
+        row=ROW,
+        colours=list(COLOURS),
+        runs=[{"name": run.name, "rows": list(_rows(plan, run, longest_s))} for run in runs],
+        steps={run.name: run.step_s for run in runs},
+        ticks=[(WIDTH * i / TICKS, longest_s * i / TICKS) for i in range(TICKS + 1)],
+        stages=list(_stages(plan)),
+        memory=list(_memory(plan, cluster)),
+        parts=list(_parts(graph, plan)),
+        values=list(_values(plan)),
+        sentences=sentences,
+        what_ifs=(COLUMNS, *(one.row(runs[0].step_s) for one in found)) if found else (),
+    )
+
+
+def _rows(plan: Plan, run: Run, longest_s: float) -> Iterator[dict[str, object]]:
+    """A row for each device; an action is coloured by its micro-batch."""
+    scale, palette = WIDTH / longest_s, list(COLOURS.items())
+    for device in dict.fromkeys(stage.device for stage in plan.stages):
+        slices = []
+        for done in run.done:
+            action = done.action
+            if plan.stages[action.stage].device != device:
+                continue
+            colour, ink = palette[action.microbatch % len(palette)]
+            width = scale * (done.ended_s - done.began_s)
+            letter = "F" if action.kind is Kind.FORWARD else "B"
+            slices.append(
+                {
+                    "x": scale * done.began_s,
+                    "width": width,
+                    "colour": colour,
+                    "ink": ink,
+                    "backward": action.kind is Kind.BACKWARD,
+                    "text": f"{letter}{action.microbatch}" if width > LETTERS else "",
+                    "tip": f"stage {action.stage}, {action}: {seconds(done.began_s)} to "
+                    f"{seconds(done.ended_s)}",
+                }
+            )
+        yield {"device": device, "slices": slices}
+
+
+def _stages(plan: Plan) -> Iterator[dict[str, object]]:
+    """Seconds of a micro-batch; one after another, or beside each other where they overlap."""
+    scale = WIDTH / max(plan.bottleneck_s, 1e-12)
+    overlaps = plan.assumptions.overlap == "full"
+    for k, stage in enumerate(plan.stages):
+        bars, begin = [], 0.0
+        for name, taken in _times(stage).items():
+            x = 0.0 if overlaps else begin
+            bars.append(
+                {
+                    "name": name,
+                    "x": scale * x,
+                    "width": scale * taken,
+                    "tip": f"{name} {seconds(taken)}",
+                }
+            )
+            begin += taken
+        idle_s = plan.bottleneck_s - stage.time_s
+        yield {"k": k, "stage": stage, "bars": bars, "idle": idle_s, "binds": not idle_s}
+
+
+def _times(stage: Stage) -> Mapping[str, float]:
+    return {"compute": stage.compute_s, "receive": stage.receive_s, "send": stage.send_s}
+
+
+def _memory(plan: Plan, cluster: Cluster) -> Iterator[dict[str, object]]:
+    """Of each device, what its stages take of what it has."""
+    limits = {device.name: device.memory_bytes for device in cluster.devices}
+    taken = dict[str, tuple[float, float]]()
+    for stage in plan.stages:
+        lasting, peak = taken.get(stage.device, (0.0, 0.0))
+        most = max(stage.memory_bytes, stage.peak_bytes)
+        taken[stage.device] = lasting + stage.memory_bytes, peak + most
+    largest = max((*(peak for _, peak in taken.values()), *filter(None, limits.values())))
+    for device, (lasting, peak) in taken.items():
+        yield {
+            "device": device,
+            "lasting": lasting,
+            "peak": peak,
+            "limit": limits.get(device),
+            "scale": WIDTH / max(largest, 1.0),
+        }
+
+
+def _parts(graph: Graph, plan: Plan) -> Iterator[dict[str, object]]:
+    """The model's modules in the order of the stages, and what crosses the cuts between them."""
+    stage_of = plan.stage_of()
+    between = crossings(graph, stage_of, len(plan.stages))
+    depth = _depth(graph.nodes)
+    for k, stage in enumerate(plan.stages):
+        nodes = [node for node in graph.nodes if stage_of[node.id] == k]
+        groups: dict[str, list[Node]] = {}
+        for node in nodes:
+            groups.setdefault(_module(node, depth), []).append(node)
+        yield {
+            "k": k,
+            "device": stage.device,
+            "modules": [{"name": name, "nodes": len(some)} for name, some in groups.items()],
+            "cut": _cut(between[k]) if k < len(between) else None,
+        }
+
+
+def _cut(crossing: Sequence[Node]) -> dict[str, object]:
+    return {
+        "values": len(crossing),
+        "forward": sum(node.output_bytes for node in crossing),
+        "backward": sum(node.gradient_bytes for node in crossing),
+    }
+
+
+def _depth(nodes: Sequence[Node]) -> int:
+    """How deep modules can be told apart without making too many rows."""
+    for depth in range(8, 1, -1):
+        if len({_module(node, depth) for node in nodes}) <= MODULES:
+            return depth
+    return 1
+
+
+def _module(node: Node, depth: int) -> str:
+    if node.is_input:
+        return "inputs"
+    return ".".join((node.module or "").split(".")[:depth]) or "(the model itself)"
+
+
+def _values(plan: Plan) -> Iterator[dict[str, object]]:
+    """The objective's value of the plan, of what one would do by hand, and what none is below."""
+    others = plan.alternatives
+    known = {
+        "no plan is below": plan.lower_bound,
+        "this plan": plan.objective_value,
+        "even split": others.even,
+        "dynamic": others.dynamic,
+        "best single device": others.best_single_device,
+    }
+    largest = max(value for value in known.values() if value is not None)
+    for name, value in known.items():
+        width = None if value is None else WIDTH * value / max(largest, 1e-12)
+        yield {"name": name, "value": value, "width": width}

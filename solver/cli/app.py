@@ -1,0 +1,272 @@
+"""The planner's commands: `solve`, `check`, `diff`, `show`, `simulate`, `explain`, `report`.
+
+`cluster` has some of its own.
+
+Standard output is data and standard error is talk. The exit codes are those of `docs/formats.md`.
+What searches is imported where it is needed: numba, HiGHS and PuLP take half a second.
+"""
+
+from importlib import metadata
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import msgspec
+import typer
+
+from skyfx.solver.analysis.plan_diff import Difference
+from skyfx.solver.analysis.validation import validate
+from skyfx.solver.cli.cluster import cluster_app
+from skyfx.solver.cli.explain import explain_command
+from skyfx.solver.cli.options import (
+    BoundToo,
+    ClusterFile,
+    CommunicationOption,
+    Force,
+    Gap,
+    GraphFile,
+    Json,
+    LpFile,
+    Microbatches,
+    ModeOption,
+    ObjectiveOption,
+    Output,
+    OverlapOption,
+    Pins,
+    PlanFile,
+    Quiet,
+    ScheduleOption,
+    Seed,
+    SolverName,
+    StateRatio,
+    StrategyOption,
+    TimeLimit,
+    Verbose,
+)
+from skyfx.solver.cli.report import report_command
+from skyfx.solver.cli.simulate import simulate_command
+from skyfx.solver.cli.terminal import ExitCode, console, exit_codes, live_line, say
+from skyfx.solver.core import files, plan_table
+from skyfx.solver.core.cluster import Cluster
+from skyfx.solver.core.graph import Graph
+from skyfx.solver.core.plan import Assumptions, Plan
+
+if TYPE_CHECKING:
+    from skyfx.solver.analysis.recheck import Recheck
+    from skyfx.solver.planning.planner import Solution
+
+__all__: list[str] = ["app"]
+
+app = typer.Typer(
+    help="Split a PyTorch model over unequal devices, with a proof of how good the split is.",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+)
+
+
+def _print_version(asked: bool) -> None:
+    if asked:
+        typer.echo(f"skyfx {metadata.version('skyfx')}")
+        raise typer.Exit
+
+
+Version = Annotated[
+    bool,
+    typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version."),
+]
+
+
+@app.callback()
+def skyfx(version: Version = False) -> None:
+    """Split a PyTorch model over unequal devices, with a proof of how good the split is."""
+
+
+@app.command("solve")
+def solve_command(
+    graph: GraphFile,
+    cluster: ClusterFile,
+    output: Output = None,
+    mode: ModeOption = "training",
+    objective: ObjectiveOption = "throughput",
+    communication: CommunicationOption = "relay",
+    overlap: OverlapOption = "none",
+    schedule: ScheduleOption = "1f1b",
+    num_microbatches: Microbatches = 8,
+    optimizer_state_ratio: StateRatio = 2.0,
+    strategy: StrategyOption = "optimal",
+    time_limit: TimeLimit = 60.0,
+    gap: Gap = 0.0,
+    seed: Seed = 0,
+    solver: SolverName = "HiGHS",
+    pin: Pins = None,
+    write_lp: LpFile = None,
+    json: Json = False,
+    force: Force = False,
+    quiet: Quiet = False,
+    verbose: Verbose = False,
+) -> None:
+    """Plan GRAPH on CLUSTER and write PLAN.
+
+    For example: skyfx solve bert.graph.json two.cluster.json -o bert.plan.json
+    """
+    with exit_codes(verbose=verbose):
+        _check_output(output, json=json, force=force)
+        assumptions = Assumptions(
+            mode=mode,
+            objective=objective,
+            schedule=schedule,
+            microbatches=num_microbatches,
+            optimizer_state_ratio=optimizer_state_ratio,
+            overlap=overlap,
+            communication=communication,
+            pins=tuple(pin or ()),
+        )
+        model, graph_sha256 = files.load(graph, Graph)
+        devices, cluster_sha256 = files.load(cluster, Cluster)
+        _export(model, devices, assumptions, write_lp, force=force)
+        from skyfx.solver.planning.planner import solve
+
+        with live_line(quiet=quiet) as progress:
+            solution = solve(
+                model,
+                devices,
+                assumptions,
+                strategy=strategy,
+                time_limit_s=time_limit,
+                gap=gap,
+                seed=seed,
+                solver=solver,
+                graph_sha256=graph_sha256,
+                cluster_sha256=cluster_sha256,
+                cluster_name=cluster.name,
+                progress=progress,
+            )
+        _hand_over(solution, output, json=json, force=force, quiet=quiet)
+
+
+@app.command()
+def check(
+    graph: GraphFile,
+    cluster: ClusterFile,
+    plan: PlanFile,
+    bound: BoundToo = False,
+    time_limit: TimeLimit = 60.0,
+    json: Json = False,
+    quiet: Quiet = False,
+    verbose: Verbose = False,
+) -> None:
+    """Check every rule and every figure of PLAN; exit 0 if it is valid, 1 if it is not.
+
+    For example: skyfx check bert.graph.json two.cluster.json bert.plan.json --bound
+    """
+    with exit_codes(verbose=verbose):
+        model, graph_sha256 = files.load(graph, Graph)
+        devices, cluster_sha256 = files.load(cluster, Cluster)
+        checked = files.read(plan, Plan)
+        faults = validate(model, devices, checked)
+        again = _again(model, devices, checked, time_limit) if bound and not faults else None
+    made_from = ((graph, checked.graph, graph_sha256), (cluster, checked.cluster, cluster_sha256))
+    for path, reference, sha256 in made_from:
+        if reference.sha256 != sha256 and not quiet:
+            say(f"skyfx: warning: {plan} was made from other bytes than those of {path}")
+    if json:
+        answer = {"valid": not faults, "faults": faults} | ({"bound": again} if again else {})
+        typer.echo(msgspec.json.encode(answer).decode())
+    else:
+        typer.echo("\n".join(faults) or f"valid: {_in_short(checked)}")
+        if again is not None:
+            typer.echo(_verdict(again, checked))
+    if faults or (again is not None and again.verdict == "refuted"):
+        raise typer.Exit(ExitCode.NOT_RIGHT)
+
+
+@app.command()
+def diff(
+    a: Annotated[Path, typer.Argument(metavar="A", help="A *.plan.json file.")],
+    b: Annotated[Path, typer.Argument(metavar="B", help="Another one.")],
+    json: Json = False,
+) -> None:
+    """Say what differs between the plans A and B; exit 0 if they do the same, 1 if not.
+
+    For example: skyfx diff bert.plan.json slow.plan.json
+    """
+    with exit_codes():
+        found = Difference.of(files.read(a, Plan), files.read(b, Plan))
+    if json:
+        typer.echo(msgspec.json.encode(found.as_json()).decode())
+    else:
+        typer.echo("\n".join(found.lines()))
+    if found.differ:
+        raise typer.Exit(ExitCode.NOT_RIGHT)
+
+
+@app.command()
+def show(plan: PlanFile, json: Json = False) -> None:
+    """Print PLAN as a table, or with --json as it is in the file.
+
+    For example: skyfx show bert.plan.json
+    """
+    with exit_codes():
+        shown = files.read(plan, Plan)
+    if json:
+        typer.echo(files.encode(shown).decode(), nl=False)
+    else:
+        plan_table.render(shown, console(stderr=False))
+
+
+app.command("simulate")(simulate_command)
+app.command("explain")(explain_command)
+app.command("report")(report_command)
+app.add_typer(cluster_app, name="cluster")
+
+
+def _export(
+    model: Graph, devices: Cluster, assumptions: Assumptions, path: Path | None, *, force: bool
+) -> None:
+    if path is None:
+        return
+    from skyfx.solver.planning.lp_export import export
+
+    export(model, devices, assumptions, path, force=force)
+
+
+def _again(model: Graph, devices: Cluster, plan: Plan, time_limit: float) -> "Recheck":
+    from skyfx.solver.analysis.recheck import recheck
+    from skyfx.solver.problem.problem import Problem
+
+    return recheck(Problem(model, devices, plan.assumptions), plan.lower_bound, time_limit)
+
+
+def _verdict(again: "Recheck", plan: Plan) -> str:
+    value, bound = plan_table.seconds(again.value), plan_table.seconds(plan.lower_bound)
+    return {
+        "confirmed": f"bound confirmed: nothing is below {bound}, also by {again.by}",
+        "refuted": f"bound refuted: a plan is below {bound}, by {again.by}",
+        "open": f"bound not derived again within reach: {again.by} comes to {value} of {bound}",
+    }[again.verdict]
+
+
+def _check_output(output: Path | None, *, json: bool, force: bool) -> None:
+    if output is not None:
+        files.refuse_overwrite(output, force=force)
+    elif not json:
+        raise ValueError("nowhere to put the plan: give -o PLAN, or --json to print it")
+
+
+def _hand_over(
+    solution: "Solution", output: Path | None, *, json: bool, force: bool, quiet: bool
+) -> None:
+    if output is not None:
+        files.write(solution.plan, output, force=force)
+    if json:
+        typer.echo(files.encode(solution.plan).decode(), nl=False)
+    elif not quiet:
+        plan_table.render(solution.plan, console(stderr=True))
+    if solution.interrupted:
+        say(f"skyfx: interrupted; the best plan so far: {_in_short(solution.plan)}")
+        raise typer.Exit(ExitCode.INTERRUPTED)
+
+
+def _in_short(of: Plan) -> str:
+    value = plan_table.seconds(of.objective_value)
+    gap = plan_table.percent(of.gap)
+    return f"{len(of.stages)} stages, {of.assumptions.objective} {value}, gap {gap}"

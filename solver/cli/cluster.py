@@ -1,0 +1,224 @@
+"""The commands `cluster generate`, `cluster change` and `cluster show`: a pool kept by hand."""
+
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.table import Table
+from rich.text import Text
+
+from skyfx.solver.analysis.cluster_changes import Change, changed
+from skyfx.solver.cli.options import ClusterFile, Force, Json, Quiet
+from skyfx.solver.cli.terminal import console, exit_codes, say
+from skyfx.solver.core import files
+from skyfx.solver.core.cluster import Cluster, Link, Wire
+from skyfx.solver.core.plan_table import rate, seconds, size
+from skyfx.solver.core.units import PLAIN, RATE, SIZE, TIME, Units, span
+
+__all__: list[str] = ["cluster_app"]
+
+cluster_app = typer.Typer(
+    help="Make a cluster of unlike devices, change one, or look at it.", no_args_is_help=True
+)
+
+NewCluster = Annotated[
+    Path | None,
+    typer.Option("--output", "-o", metavar="CLUSTER", help="Where the cluster is written."),
+]
+NumDevices = Annotated[
+    int, typer.Option("--num-devices", "-n", metavar="N", help="How many devices.")
+]
+DrawSeed = Annotated[int, typer.Option(help="Of the draws: equal seeds make equal clusters.")]
+Types = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--type",
+        metavar="TYPE[=WEIGHT]",
+        help="The devices' type, by default cpu; if given several times, each device gets one, all "
+        "as likely or by their weights.",
+    ),
+]
+Slowdown = Annotated[
+    str, typer.Option(metavar="LOW:HIGH", help="Of a device, evenly between the two.")
+]
+Memory = Annotated[
+    str | None,
+    typer.Option(metavar="LOW:HIGH", help="Of a device, such as 2GiB:8GiB; else unlimited."),
+]
+Bandwidth = Annotated[
+    str | None,
+    typer.Option(
+        metavar="LOW:HIGH",
+        help="Of a link, such as 20Mbit:1Gbit, each ratio as likely; else moving is free.",
+    ),
+]
+Latency = Annotated[str, typer.Option(metavar="LOW:HIGH", help="Of a link, such as 1ms:50ms.")]
+Symmetric = Annotated[
+    bool, typer.Option("--symmetric", help="Both directions of a link are alike.")
+]
+Prefix = Annotated[
+    str,
+    typer.Option("--name", metavar="NAME", help="What devices are called, before their number."),
+]
+Changes = Annotated[
+    list[str],
+    typer.Argument(
+        metavar="CHANGE...",
+        help="'add a100', 'drop c', 'link a b x2', 'memory a x1.5' or 'slow c x4', in turn.",
+    ),
+]
+
+
+@cluster_app.command("generate")
+def generate_command(
+    num_devices: NumDevices,
+    output: NewCluster = None,
+    seed: DrawSeed = 0,
+    kind: Types = None,
+    slowdown: Slowdown = "1:2",
+    memory: Memory = None,
+    bandwidth: Bandwidth = None,
+    latency: Latency = "0",
+    symmetric: Symmetric = False,
+    name: Prefix = "d",
+    json: Json = False,
+    force: Force = False,
+    quiet: Quiet = False,
+) -> None:
+    """Draw a cluster of unlike devices and links, the same whenever it is asked for.
+
+    LOW:HIGH may be one value for all.
+
+    For example: skyfx cluster generate -n 63 --seed 32 --memory 2GiB:8GiB --bandwidth 20Mbit:1Gbit
+    --latency 1ms:50ms -o sky.cluster.json
+    """
+    with exit_codes():
+        _check_output(output, json=json, force=force)
+        from skyfx.solver.analysis.random_clusters import unlike_cluster
+
+        if bandwidth is None and latency != "0":
+            raise ValueError(f"--latency: found {latency!r} without --bandwidth, expected both")
+        made = unlike_cluster(
+            num_devices,
+            seed=seed,
+            types=_weights(kind or ["cpu"]),
+            slowdown=_read("--slowdown", slowdown, PLAIN),
+            memory_bytes=None if memory is None else _read("--memory", memory, SIZE),
+            bandwidth_bytes_per_s=None
+            if bandwidth is None
+            else _read("--bandwidth", bandwidth, RATE),
+            latency_s=_read("--latency", latency, TIME) if bandwidth is not None else 0.0,
+            symmetric=symmetric,
+            name=name,
+        )
+        _hand_over(made, output, json=json, force=force, quiet=quiet)
+
+
+@cluster_app.command("change")
+def change_command(
+    cluster: ClusterFile,
+    change: Changes,
+    output: NewCluster = None,
+    json: Json = False,
+    force: Force = False,
+    quiet: Quiet = False,
+) -> None:
+    """Change the devices and links of CLUSTER, one change after the other.
+
+    For example: skyfx cluster change lab.cluster.json 'add a100' 'drop c' 'slow b x2'
+    'link a b x3' -o new.cluster.json
+    """
+    with exit_codes():
+        _check_output(output, json=json, force=force)
+        changes = [Change.of(text) for text in change]
+        made = changed(files.read(cluster, Cluster), changes)
+        _hand_over(made, output, json=json, force=force, quiet=quiet)
+
+
+@cluster_app.command("show")
+def show_command(cluster: ClusterFile, json: Json = False) -> None:
+    """Print the devices of CLUSTER as a table and its links in short, or with --json as JSON.
+
+    For example: skyfx cluster show lab.cluster.toml
+    """
+    with exit_codes():
+        shown = files.read(cluster, Cluster)
+    if json:
+        typer.echo(files.encode(shown).decode(), nl=False)
+        return
+    out = console(stderr=False)
+    out.print(_table(shown))
+    out.print(Text(_links(shown)), highlight=False)
+
+
+def _check_output(output: Path | None, *, json: bool, force: bool) -> None:
+    if output is not None:
+        files.refuse_overwrite(output, force=force)
+    elif not json:
+        raise ValueError("nowhere to put the cluster: give -o CLUSTER, or --json to print it")
+
+
+def _hand_over(made: Cluster, output: Path | None, *, json: bool, force: bool, quiet: bool) -> None:
+    made.check()
+    if output is not None:
+        files.write(made, output, force=force)
+    if json:
+        typer.echo(files.encode(made).decode(), nl=False)
+    elif not quiet:
+        say(f"skyfx: wrote {output}: {len(made.devices)} devices; {_links(made)}")
+
+
+def _read(option: str, text: str, units: Units) -> tuple[float, float]:
+    try:
+        return span(text, units)
+    except ValueError as error:
+        raise ValueError(f"{option}: {error}") from None
+
+
+def _weights(said: Sequence[str]) -> Mapping[str, float]:
+    """The types and how often each is dealt, compared with the others."""
+    weights: dict[str, float] = {}
+    for text in said:
+        kind, equals, weight = text.partition("=")
+        if not kind or kind in weights:
+            raise ValueError(f"--type: found {text!r}, expected one more type, such as a100=2")
+        weights[kind] = _read("--type", weight, PLAIN)[0] if equals else 1.0
+    return weights
+
+
+def _table(cluster: Cluster) -> Table:
+    """A row for each device; its links by their slowest and their fastest."""
+    table = Table("device", "type", "slowdown", "memory", "sends", "receives", box=None)
+    sends, receives = defaultdict[str, list[float]](list), defaultdict[str, list[float]](list)
+    for link in cluster.links:
+        sends[link.source].append(link.bandwidth_bytes_per_s)
+        receives[link.target].append(link.bandwidth_bytes_per_s)
+    for device in cluster.devices:
+        room = "unlimited" if device.memory_bytes is None else size(device.memory_bytes)
+        moves = (_rates(sends[device.name]), _rates(receives[device.name]))
+        row = (device.name, device.type, f"{device.slowdown:.3g}", room, *moves)
+        table.add_row(*map(Text, row))  # names are not rich's markup
+    return table
+
+
+def _links(cluster: Cluster) -> str:
+    """How many links are listed, from the slowest to the fastest, and what all others are."""
+    wire, links = cluster.default_link, cluster.links
+    default = "free" if wire is None else _in_short([wire])
+    if not links:
+        return f"all links: {default}"
+    return f"{len(links)} links: {_in_short(links)}; all others: {default}"
+
+
+def _in_short(wires: Sequence[Link | Wire]) -> str:
+    delays = [wire.latency_s for wire in wires]
+    late = dict.fromkeys(map(seconds, (min(delays), max(delays))))
+    return f"{_rates([wire.bandwidth_bytes_per_s for wire in wires])}, latency {' to '.join(late)}"
+
+
+def _rates(bytes_per_s: Sequence[float]) -> str:
+    """From the slowest to the fastest, once if they are alike; nothing if there are none."""
+    ends = (min(bytes_per_s), max(bytes_per_s)) if bytes_per_s else ()
+    return " to ".join(dict.fromkeys(map(rate, ends)))

@@ -1,0 +1,37 @@
+"""The command `explain`: a plan in sentences with numbers."""
+
+import msgspec
+import typer
+
+from skyfx.solver.analysis.explain import explained
+from skyfx.solver.analysis.plan_sources import sources
+from skyfx.solver.cli.options import ClusterOption, EachLimit, GraphOption, Json, PlanFile, Verbose
+from skyfx.solver.cli.simulate import replanning
+from skyfx.solver.cli.terminal import exit_codes
+from skyfx.solver.core import files
+from skyfx.solver.core.plan import Plan
+
+__all__: list[str] = ["explain_command"]
+
+
+def explain_command(
+    plan: PlanFile,
+    graph: GraphOption = None,
+    cluster: ClusterOption = None,
+    time_limit: EachLimit = 5.0,
+    json: Json = False,
+    verbose: Verbose = False,
+) -> None:
+    """Say what binds PLAN, how good it is, and what a tenth more of anything would bring.
+
+    For example: skyfx explain bert.plan.json
+    """
+    with exit_codes(verbose=verbose):
+        asked = files.read(plan, Plan)
+        model, devices = sources(plan, asked, graph, cluster)
+        said = explained(model, devices, asked, replanning(asked, time_limit))
+        if json:
+            typer.echo(msgspec.json.encode(list(said)).decode())
+            return
+        for sentence in said:
+            typer.echo(sentence)

@@ -1,0 +1,78 @@
+"""The arguments and options of the planner's commands, with their help."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from skyfx.solver.core.plan import Communication, Mode, Objective, Overlap, Schedule, Strategy
+
+__all__: list[str] = []
+
+GraphFile = Annotated[Path, typer.Argument(metavar="GRAPH", help="A *.graph.json file.")]
+ClusterFile = Annotated[
+    Path, typer.Argument(metavar="CLUSTER", help="A *.cluster.toml or *.cluster.json file.")
+]
+PlanFile = Annotated[Path, typer.Argument(metavar="PLAN", help="A *.plan.json file.")]
+Output = Annotated[
+    Path | None, typer.Option("--output", "-o", metavar="PLAN", help="Where the plan is written.")
+]
+Force = Annotated[bool, typer.Option("--force", help="Replace the file if it exists.")]
+Json = Annotated[bool, typer.Option("--json", help="Print JSON and nothing else.")]
+Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Say nothing but errors.")]
+Verbose = Annotated[bool, typer.Option("--verbose", "-v", help="Also say what is done on the way.")]
+
+ModeOption = Annotated[Mode, typer.Option(help="Whether backward passes count.")]
+ObjectiveOption = Annotated[Objective, typer.Option(help="What to make small.")]
+CommunicationOption = Annotated[
+    Communication, typer.Option(help="From stage to stage, or through the host's memory.")
+]
+OverlapOption = Annotated[Overlap, typer.Option(help="Whether moving hides behind computing.")]
+ScheduleOption = Annotated[Schedule, typer.Option(help="The pipeline's schedule.")]
+Microbatches = Annotated[int, typer.Option(metavar="M", help="Micro-batches in a step.")]
+StateRatio = Annotated[
+    float, typer.Option(metavar="R", help="Bytes of optimizer state for a byte of parameters.")
+]
+StrategyOption = Annotated[Strategy, typer.Option(help="The best plan, or a baseline.")]
+TimeLimit = Annotated[float, typer.Option(metavar="SECONDS", help="Then the best plan so far.")]
+Gap = Annotated[float, typer.Option(metavar="G", help="Relative gap at which to stop.")]
+SolverName = Annotated[
+    str, typer.Option("--solver", metavar="NAME", help="Any solver that `pulp.getSolver` knows.")
+]
+Pins = Annotated[
+    list[str] | None,
+    typer.Option(
+        metavar="PATTERN=DEVICE",
+        help="Nodes or modules that have to be on a device; PATTERN!=DEVICE: that must not.",
+    ),
+]
+LpFile = Annotated[
+    Path | None,
+    typer.Option("--write-lp", metavar="LP", help="Write the integer program to this file, too."),
+]
+BoundToo = Annotated[
+    bool, typer.Option("--bound", help="Derive the lower bound again by simpler methods.")
+]
+Seed = Annotated[int, typer.Option(help="The solver's random seed.")]
+GraphOption = Annotated[
+    Path | None,
+    typer.Option("--graph", metavar="GRAPH", help="The plan's graph, if it is not beside it."),
+]
+ClusterOption = Annotated[
+    Path | None,
+    typer.Option("--cluster", metavar="CLUSTER", help="Its cluster, likewise; or another one."),
+]
+EachLimit = Annotated[
+    float,
+    typer.Option(
+        metavar="SECONDS", help="To plan anew for a tenth more of each device, link and memory."
+    ),
+]
+WhatIf = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--what-if",
+        metavar="CHANGE",
+        help="'add a100', 'drop c', 'link a b x2', 'memory a x1.5' or 'slow c x4'; each by itself.",
+    ),
+]

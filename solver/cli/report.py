@@ -1,0 +1,81 @@
+"""The command `report`: a plan as a page for the browser."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from skyfx.solver.analysis.cluster_changes import Change
+from skyfx.solver.analysis.explain import explained
+from skyfx.solver.analysis.html_report import Run, page
+from skyfx.solver.analysis.plan_sources import sources
+from skyfx.solver.analysis.scenarios import followed, outlooks
+from skyfx.solver.cli.options import (
+    ClusterOption,
+    EachLimit,
+    Force,
+    GraphOption,
+    PlanFile,
+    Quiet,
+    Verbose,
+    WhatIf,
+)
+from skyfx.solver.cli.simulate import replanning
+from skyfx.solver.cli.terminal import exit_codes, say
+from skyfx.solver.core import files
+from skyfx.solver.core.chrome_trace import read_trace
+from skyfx.solver.core.cluster import Cluster
+from skyfx.solver.core.plan import Plan
+
+__all__: list[str] = ["report_command"]
+
+PageFile = Annotated[
+    Path, typer.Option("--output", "-o", metavar="HTML", help="Where the page is written.")
+]
+RunFile = Annotated[
+    Path | None,
+    typer.Option(
+        "--run", metavar="TRACE", help="A measured step, from Profile.write_trace: drawn below."
+    ),
+]
+
+
+def report_command(
+    plan: PlanFile,
+    output: PageFile,
+    graph: GraphOption = None,
+    cluster: ClusterOption = None,
+    run: RunFile = None,
+    what_if: WhatIf = None,
+    time_limit: EachLimit = 5.0,
+    force: Force = False,
+    quiet: Quiet = False,
+    verbose: Verbose = False,
+) -> None:
+    """Draw PLAN on a page that needs no network: timeline, stages, memory, modules and reasons.
+
+    Without --what-if it says what would be if any of the devices in use were not there.
+
+    For example: skyfx report bert.plan.json -o bert.html
+    """
+    with exit_codes(verbose=verbose):
+        files.refuse_overwrite(output, force=force)
+        asked = files.read(plan, Plan)
+        model, devices = sources(plan, asked, graph, cluster)
+        runs = [Run("predicted", followed(model, devices, asked).done)]
+        if run is not None:
+            runs.append(Run("measured", read_trace(run, asked)))
+        search = replanning(asked, time_limit)
+        said = list(explained(model, devices, asked, search))
+        changes = [Change.of(text, model) for text in what_if or _drops(asked, devices)]
+        found = list(outlooks(model, devices, asked, changes, search))
+        with files.replacing(output, force=force) as written:
+            written.write_text(page(model, devices, asked, runs, said, found))
+        if not quiet:
+            say(f"skyfx: wrote {output}")
+
+
+def _drops(plan: Plan, devices: Cluster) -> list[str]:
+    """Each device in use gone, if there is another one."""
+    used = dict.fromkeys(stage.device for stage in plan.stages)
+    return [f"drop {name}" for name in used if len(devices.devices) > 1]

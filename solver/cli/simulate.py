@@ -1,0 +1,212 @@
+"""The command `simulate`: a plan's step, action by action, as it is and as it might be."""
+
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import msgspec
+import typer
+from rich.table import Table
+
+from skyfx.solver.analysis.cluster_changes import Change
+from skyfx.solver.analysis.plan_sources import sources
+from skyfx.solver.analysis.scenarios import (
+    COLUMNS,
+    Outlook,
+    Replan,
+    busy_s,
+    followed,
+    outlooks,
+    spread,
+)
+from skyfx.solver.cli.options import (
+    ClusterOption,
+    Force,
+    GraphOption,
+    Json,
+    PlanFile,
+    Quiet,
+    Seed,
+    TimeLimit,
+    Verbose,
+    WhatIf,
+)
+from skyfx.solver.cli.terminal import console, exit_codes, say
+from skyfx.solver.core import files
+from skyfx.solver.core.chrome_trace import chrome_trace
+from skyfx.solver.core.cluster import Cluster
+from skyfx.solver.core.graph import Graph
+from skyfx.solver.core.plan import Plan, Schedule
+from skyfx.solver.core.plan_table import seconds
+from skyfx.solver.core.timeline import Timeline
+
+__all__: list[str] = ["replanning", "simulate_command"]
+
+GAP = 0.01
+"""What is planned anew is this near to the best."""
+
+Slow = Annotated[
+    list[str] | None,
+    typer.Option("--slow", metavar="DEVICE=FACTOR", help="As --what-if 'slow DEVICE xFACTOR'."),
+]
+Anew = Annotated[bool, typer.Option("--replan", help="Also plan anew for each change.")]
+OtherSchedule = Annotated[
+    Literal["1f1b", "gpipe"] | None,
+    typer.Option(help="Follow this one; other schedules are made for a plan by skyfx solve."),
+]
+OtherMicrobatches = Annotated[
+    int | None, typer.Option(metavar="M", min=1, help="Micro-batches in the step.")
+]
+OwnLinks = Annotated[
+    bool, typer.Option("--own-links", help="Messages of one device do not share its port.")
+]
+Jitter = Annotated[
+    float,
+    typer.Option(metavar="SIGMA", help="Actions take e^N(0, SIGMA) times as long; 0.1 is 10 %."),
+]
+Runs = Annotated[int, typer.Option(metavar="N", help="Steps with jitter.")]
+TraceFile = Annotated[
+    Path | None,
+    typer.Option("--trace", metavar="TRACE", help="Also write a timeline for ui.perfetto.dev."),
+]
+
+
+def simulate_command(
+    plan: PlanFile,
+    graph: GraphOption = None,
+    cluster: ClusterOption = None,
+    what_if: WhatIf = None,
+    slow: Slow = None,
+    replan: Anew = False,
+    schedule: OtherSchedule = None,
+    num_microbatches: OtherMicrobatches = None,
+    own_links: OwnLinks = False,
+    jitter: Jitter = 0.0,
+    runs: Runs = 100,
+    seed: Seed = 0,
+    trace: TraceFile = None,
+    time_limit: TimeLimit = 60.0,
+    json: Json = False,
+    force: Force = False,
+    quiet: Quiet = False,
+    verbose: Verbose = False,
+) -> None:
+    """Follow the step of PLAN action by action, and say what a change of its cluster would bring.
+
+    For example: skyfx simulate bert.plan.json --what-if 'add gpu' --what-if 'drop b' --replan
+    """
+    with exit_codes(verbose=verbose):
+        if trace is not None:
+            files.refuse_overwrite(trace, force=force)
+        planned = files.read(plan, Plan)
+        asked = _asked(planned, schedule, num_microbatches)
+        model, devices = sources(plan, asked, graph, cluster)
+        changes = [Change.of(text, model) for text in [*(what_if or ()), *_slowed(slow or ())]]
+        timeline = followed(model, devices, asked, shared=not own_links)
+        search = replanning(asked, time_limit) if replan else None
+        found = outlooks(model, devices, asked, changes, search)
+        answer = _Answer(asked, timeline, list(found), as_planned=asked == planned)
+        if jitter:
+            answer.jitter = (jitter, *spread(model, devices, asked, jitter, runs, seed))
+        if trace is not None:
+            _write_trace(trace, asked, timeline, force=force, quiet=quiet)
+        answer.tell(json=json)
+
+
+class _Answer:
+    """What the command has found out."""
+
+    def __init__(
+        self, plan: Plan, timeline: Timeline, found: Sequence[Outlook], *, as_planned: bool
+    ) -> None:
+        self._plan, self._timeline, self._outlooks = plan, timeline, found
+        self._as_planned = as_planned
+        self._busy_s = busy_s(plan, timeline)
+        self.jitter: tuple[float, float, float] | None = None
+
+    def tell(self, *, json: bool) -> None:
+        """Print it."""
+        if json:
+            typer.echo(msgspec.json.encode(self._as_json()).decode())
+            return
+        out, step_s = console(stderr=False), self._timeline.step_s
+        table = Table("device", "stages", "busy", "of the step", box=None)
+        for name, busy in self._busy_s.items():
+            stages = [str(k) for k, s in enumerate(self._plan.stages) if s.device == name]
+            table.add_row(name, " ".join(stages), seconds(busy), f"{busy / step_s:.0%}")
+        out.print(table)
+        typer.echo(f"step {seconds(step_s)}{self._formula()}")
+        if self.jitter is not None:
+            sigma, middle, p95 = self.jitter
+            typer.echo(
+                f"with jitter {sigma:g}: {seconds(middle)} in the median, {seconds(p95)} at the "
+                "95th percentile"
+            )
+        if self._outlooks:
+            out.print(self._table())
+
+    def _formula(self) -> str:
+        """What the plan says itself, if this is what it was planned for."""
+        planned = f", by the plan's formula {seconds(self._plan.step_s)}"
+        return planned if self._as_planned else ""
+
+    def _table(self) -> Table:
+        table = Table(*COLUMNS, box=None)
+        for one in self._outlooks:
+            table.add_row(*one.row(self._timeline.step_s))
+        return table
+
+    def _as_json(self) -> dict[str, Any]:
+        answer: dict[str, Any] = {
+            "step_s": self._timeline.step_s,
+            "busy_s": self._busy_s,
+            "what_if": [
+                {
+                    "change": one.change,
+                    "step_s": one.planned_s,
+                    "why_not": one.why_not or None,
+                    "replanned_step_s": one.replanned_s,
+                    "replanned": None
+                    if one.replanned is None
+                    else [[stage.device, len(stage.nodes)] for stage in one.replanned.stages],
+                }
+                for one in self._outlooks
+            ],
+        }
+        if self.jitter is not None:
+            answer["jitter"] = dict(zip(("sigma", "median_s", "p95_s"), self.jitter, strict=True))
+        return answer
+
+
+def _asked(plan: Plan, schedule: Schedule | None, num_microbatches: int | None) -> Plan:
+    """The plan's stages in another order, or with other numbers of micro-batches."""
+    assumed = plan.assumptions
+    other = replace(
+        assumed,
+        schedule=schedule or assumed.schedule,
+        microbatches=num_microbatches or assumed.microbatches,
+    )
+    return replace(plan, assumptions=other)
+
+
+def _write_trace(path: Path, plan: Plan, timeline: Timeline, *, force: bool, quiet: bool) -> None:
+    names = [stage.device for stage in plan.stages]
+    with files.replacing(path, force=force) as written:
+        written.write_bytes(chrome_trace({"predicted": (names, timeline.done)}))
+    if not quiet:
+        say(f"skyfx: wrote {path}; open it in https://ui.perfetto.dev")
+
+
+def _slowed(said: Sequence[str]) -> list[str]:
+    return ["slow {} x{}".format(*text.partition("=")[::2]) for text in said]
+
+
+def replanning(plan: Plan, time_limit_s: float) -> Replan:
+    """What makes the best plan for another cluster, under the assumptions of this one."""
+    from skyfx.solver.planning.planner import solve  # numba, HiGHS and PuLP take half a second
+
+    def planned(graph: Graph, cluster: Cluster) -> Plan:
+        return solve(graph, cluster, plan.assumptions, gap=GAP, time_limit_s=time_limit_s).plan
+
+    return planned

@@ -1,0 +1,1 @@
+"""The documents: graph, cluster, plan, schedule, and their files."""

@@ -1,0 +1,149 @@
+"""The model as the planner sees it: nodes with measured times and sizes (`skyfx.graph/1`)."""
+
+import hashlib
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import ClassVar, Literal
+
+import msgspec
+
+from skyfx.solver.core.field_checks import no_duplicates, non_negative, positive
+
+__all__: list[str] = ["Fit", "Graph", "Measured", "Node"]
+
+INPUT = "input"
+AMOUNTS = (
+    *("output_bytes", "gradient_bytes", "parameter_bytes", "saved_bytes", "workspace_bytes"),
+    *("flops", "backward_flops"),
+)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Node:
+    """One operator of the model, or one of its inputs (`op == "input"`).
+
+    Times are seconds for one micro-batch, keyed by device type: a type that is absent cannot run
+    the node, an empty mapping is free on every type. Sizes are bytes for one micro-batch, `flops`
+    floating point operations; 0 where they are not known.
+    """
+
+    id: str
+    op: str
+    module: str | None
+    inputs: tuple[str, ...]
+    forward_s: dict[str, float]
+    backward_s: dict[str, float]
+    output_bytes: float
+    gradient_bytes: float
+    parameter_bytes: float
+    saved_bytes: float
+    colocate: str | None
+    workspace_bytes: float = 0.0
+    flops: float = 0.0
+    backward_flops: float = 0.0
+
+    @property
+    def is_input(self) -> bool:
+        """Whether it is an input: fed at the first stage, whatever stage holds the node."""
+        return self.op == INPUT
+
+    def runs_on(self, device_type: str, *, training: bool) -> bool:
+        """Whether a device of this type can run the node, in training also backward."""
+        tables = (self.forward_s, self.backward_s) if training else (self.forward_s,)
+        return all(not table or device_type in table for table in tables)
+
+    def time_s(self, device_type: str, *, training: bool) -> float:
+        """Seconds without slowdown, in training with backward; infinite where it cannot run."""
+        if not self.runs_on(device_type, training=training):
+            return math.inf
+        forward = self.forward_s.get(device_type, 0.0)
+        return forward + (self.backward_s.get(device_type, 0.0) if training else 0.0)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Fit:
+    """How times in a neighbourhood follow from times alone: `factor * alone + overhead_s` a node.
+
+    `error` and `error_p90` are the median and the 90th percentile of the relative error on
+    stretches of the model that the fit did not know.
+    """
+
+    factor: float
+    overhead_s: float
+    regions: int
+    error: float
+    error_p90: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Measured:
+    """How the times of one device type were come by.
+
+    `spread` is the median over the nodes of the interquartile range relative to the median time.
+    """
+
+    type: str
+    spread: float
+    forward: Fit | None = None
+    backward: Fit | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Graph:
+    """A model: `nodes` in a topological order, and the ids of the nodes whose values it returns."""
+
+    FORMAT: ClassVar[str] = "skyfx.graph/1"
+
+    format: Literal["skyfx.graph/1"] = "skyfx.graph/1"
+    name: str
+    microbatch_size: int
+    nodes: tuple[Node, ...]
+    outputs: tuple[str, ...]
+    measured: tuple[Measured, ...] | None = None
+
+    def check(self) -> None:
+        """Refuse what the format refuses.
+
+        Raises:
+            ValueError: the field's path, what stood there and what was expected.
+        """
+        if not self.nodes:
+            raise ValueError("nodes: found an empty list, expected at least one node")
+        positive("microbatch_size", self.microbatch_size)
+        no_duplicates("nodes", "id", [node.id for node in self.nodes])
+        for path, value in self._numbers():
+            non_negative(path, value)
+        self._check_references()
+
+    def _numbers(self) -> Iterator[tuple[str, float]]:
+        for i, node in enumerate(self.nodes):
+            for field in ("forward_s", "backward_s"):
+                for device_type, seconds in getattr(node, field).items():
+                    yield f"nodes[{i}].{field}[{device_type!r}]", seconds
+            for field in AMOUNTS:
+                yield f"nodes[{i}].{field}", getattr(node, field)
+
+    def _check_references(self) -> None:
+        position = {node.id: i for i, node in enumerate(self.nodes)}
+        for i, node in enumerate(self.nodes):
+            for j, name in enumerate(node.inputs):
+                if name not in position:
+                    raise ValueError(f"nodes[{i}].inputs[{j}]: {name!r} is no node's id")
+                if position[name] >= i:
+                    raise ValueError(
+                        f"nodes[{i}].inputs[{j}]: {name!r} is node {position[name]} and node {i} "
+                        "reads it: a cycle, or not a topological order; expected inputs to stand "
+                        "before their readers"
+                    )
+        for j, name in enumerate(self.outputs):
+            if name not in position:
+                raise ValueError(f"outputs[{j}]: {name!r} is no node's id")
+
+    def structure(self) -> str:
+        """A digest of ids, operators, edges and parameter bytes, but of no time and no batch size.
+
+        Equal for two measurements of one model; a plan made from one may run the other.
+        """
+        parts = [(n.id, n.op, n.inputs, float(n.parameter_bytes)) for n in self.nodes]
+        return hashlib.sha256(msgspec.json.encode((parts, self.outputs))).hexdigest()

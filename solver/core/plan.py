@@ -1,0 +1,235 @@
+"""A plan (`skyfx.plan/1`): which nodes run on which device, and what that costs.
+
+It also says how far it can be from the best plan.
+"""
+
+from dataclasses import dataclass
+from typing import Any, ClassVar, Literal, get_args
+
+from skyfx.solver.core.field_checks import non_negative, one_of, positive
+from skyfx.solver.core.pins import Pin
+from skyfx.solver.core.schedule import Orders, forwards, live_counts, orders
+
+__all__: list[str] = ["Alternatives", "Assumptions", "Plan", "Reference", "SolverInfo", "Stage"]
+
+Mode = Literal["training", "inference"]
+Objective = Literal["throughput", "step", "latency"]
+Schedule = Literal["gpipe", "1f1b", "generated", "tapered", "interleaved"]
+Overlap = Literal["none", "full"]
+Communication = Literal["relay", "host"]
+Strategy = Literal["optimal", "dynamic", "even"]
+Status = Literal["optimal", "feasible"]
+
+BRINGS_LIVE = ("generated", "tapered", "interleaved")
+"""Schedules of which the plan says how many micro-batches are live."""
+
+_WORDS: dict[str, Any] = {
+    "mode": Mode,
+    "objective": Objective,
+    "schedule": Schedule,
+    "overlap": Overlap,
+    "communication": Communication,
+}
+
+_FIGURES = (
+    *("compute_s", "receive_s", "send_s", "time_s"),
+    *("memory_bytes", "peak_bytes", "limit_bytes", "live", "flops"),
+)
+"""Of a stage."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Assumptions:
+    """What a plan's figures assume. The defaults are those of `skyfx solve`."""
+
+    mode: Mode = "training"
+    objective: Objective = "throughput"
+    schedule: Schedule = "1f1b"
+    microbatches: int = 8
+    optimizer_state_ratio: float = 2.0
+    overlap: Overlap = "none"
+    communication: Communication = "relay"
+    pins: tuple[str, ...] = ()
+    """`PATTERN=DEVICE` or `PATTERN!=DEVICE`, see `pins.py`."""
+
+    @property
+    def training(self) -> bool:
+        """Whether backward passes, gradients and optimizer state count."""
+        return self.mode == "training"
+
+    def check(self, path: str = "") -> None:
+        """Refuse numbers without a meaning.
+
+        Raises:
+            ValueError: the field, what stood there and what was expected.
+        """
+        for field, words in _WORDS.items():
+            one_of(f"{path}{field}", getattr(self, field), get_args(words))
+        positive(f"{path}microbatches", self.microbatches)
+        non_negative(f"{path}optimizer_state_ratio", self.optimizer_state_ratio)
+        for x, pin in enumerate(self.pins):
+            _readable(f"{path}pins[{x}]", pin)
+
+
+def _readable(path: str, pin: str) -> None:
+    try:
+        Pin.of(pin)
+    except ValueError:
+        raise ValueError(
+            f"{path}: found {pin!r}, expected PATTERN=DEVICE or PATTERN!=DEVICE"
+        ) from None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Reference:
+    """A file that a plan was made from; `structure` (graphs only) is `Graph.structure()`."""
+
+    name: str
+    sha256: str
+    structure: str | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Stage:
+    """The nodes that one device runs, with the predicted times and memory of one micro-batch.
+
+    `peak_bytes` is the most that it takes in a step (`solver/costs/peak_memory.py`), 0 where that
+    is not known. `limit_bytes` is what its device has; None where it has no limit, or that is not
+    known. `live` is how many micro-batches are live on it at once (`solver/core/schedule.py`), 0
+    where the schedule says so by itself. `flops` are the floating point operations of a
+    micro-batch, 0 where the graph does not say.
+    """
+
+    device: str
+    nodes: tuple[str, ...]
+    compute_s: float
+    receive_s: float
+    send_s: float
+    time_s: float
+    memory_bytes: float
+    peak_bytes: float = 0.0
+    limit_bytes: float | None = None
+    live: int = 0
+    flops: float = 0.0
+
+    @property
+    def flops_per_s(self) -> float:
+        """Operations for each second of computing; 0 where they are not known."""
+        return self.flops / self.compute_s if self.compute_s else 0.0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SolverInfo:
+    """How the plan was found: `method` found it, `binding` names the bound that is `lower_bound`.
+
+    `says` tells what each method did, or why it had nothing to add.
+    """
+
+    name: str
+    version: str
+    status: Status
+    wall_s: float
+    strategy: Strategy
+    binding: str
+    method: str = ""
+    says: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Alternatives:
+    """The objective's value of the plans one would make by hand; None where one does not fit."""
+
+    even: float | None
+    dynamic: float | None
+    best_single_device: float | None
+    simulated_1f1b_s: float | None = None
+    """Of a plan with a schedule of its own: a simulated step of the best plan found for 1f1b."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Plan:
+    """Stages in pipeline order, their cost, and the certificate: `lower_bound` and `gap`."""
+
+    FORMAT: ClassVar[str] = "skyfx.plan/1"
+
+    format: Literal["skyfx.plan/1"] = "skyfx.plan/1"
+    graph: Reference
+    cluster: Reference
+    assumptions: Assumptions
+    stages: tuple[Stage, ...]
+    bottleneck_s: float
+    step_s: float
+    objective_value: float
+    lower_bound: float
+    gap: float | None
+    solver: SolverInfo
+    alternatives: Alternatives
+    simulated_s: float = 0.0
+    """Seconds of a step under its schedule (`solver/costs/simulator.py`); 0 if unknown."""
+
+    def check(self) -> None:
+        """Refuse what the format refuses; whether it is right for a graph is `validate`'s matter.
+
+        Raises:
+            ValueError: the field's path, what stood there and what was expected.
+        """
+        if not self.stages:
+            raise ValueError("stages: found an empty list, expected at least one stage")
+        self.assumptions.check("assumptions.")
+        for field in ("bottleneck_s", "step_s", "objective_value", "lower_bound", "gap"):
+            if (value := getattr(self, field)) is not None:
+                non_negative(field, value)
+        non_negative("solver.wall_s", self.solver.wall_s)
+        non_negative("simulated_s", self.simulated_s)
+        for name in ("even", "dynamic", "best_single_device", "simulated_1f1b_s"):
+            if (value := getattr(self.alternatives, name)) is not None:
+                non_negative(f"alternatives.{name}", value)
+        for k, stage in enumerate(self.stages):
+            for field in _FIGURES:
+                if (value := getattr(stage, field)) is not None:
+                    non_negative(f"stages[{k}].{field}", value)
+
+    @property
+    def live(self) -> tuple[int, ...] | None:
+        """Live micro-batches of each stage; None where the schedule says so by itself."""
+        if self.assumptions.schedule in BRINGS_LIVE and self.assumptions.training:
+            return tuple(stage.live for stage in self.stages)
+        return None
+
+    def orders(self, num_microbatches: int, *, training: bool) -> Orders:
+        """Who does what when in a step of so many micro-batches, planned for or not.
+
+        Raises:
+            ValueError: the stages would wait for each other.
+        """
+        devices = [stage.device for stage in self.stages]
+        if not training:
+            return forwards(num_microbatches, devices)
+        usual = live_counts(self.assumptions.schedule, len(devices), num_microbatches)
+        return orders(self.live or usual, num_microbatches, devices)
+
+    def stage_of(self) -> dict[str, int]:
+        """The stage of each node, by node id."""
+        return {name: k for k, stage in enumerate(self.stages) for name in stage.nodes}
+
+    def __str__(self) -> str:
+        from skyfx.solver.core.plan_table import (
+            text,  # the report draws plans, plans do not depend on it
+        )
+
+        return text(self)
+
+    def _repr_html_(self) -> str:
+        from skyfx.solver.core.plan_table import html
+
+        return html(self)
+
+
+def relative_gap(objective_value: float, lower_bound: float) -> float | None:
+    """How far a plan can be from the best: `objective_value / lower_bound - 1`.
+
+    None where the bound is 0 and says nothing.
+    """
+    if objective_value == lower_bound:
+        return 0.0
+    return objective_value / lower_bound - 1 if lower_bound > 0 else None

@@ -1,0 +1,159 @@
+"""A plan for people: the table that `print(plan)`, `skyfx show` and notebooks draw."""
+
+import html as escape
+import io
+from collections.abc import Sequence
+
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from skyfx.solver.core.plan import Plan, Stage
+
+__all__: list[str] = ["html", "operations", "percent", "rate", "render", "seconds", "size", "text"]
+
+COLUMNS = (
+    *("stage", "device", "nodes", "modules"),
+    *("compute", "receive", "send", "time", "memory", ""),
+)
+WIDTH = 120
+"""Columns in which a plan is drawn where there is no terminal to ask."""
+
+
+def size(num_bytes: float) -> str:
+    """Bytes for people: `1.5 GiB`."""
+    for unit in ("B", "KiB", "MiB", "GiB"):
+        if num_bytes < 1024:
+            return f"{num_bytes:.0f} B" if unit == "B" else f"{num_bytes:.1f} {unit}"
+        num_bytes /= 1024
+    return f"{num_bytes:.1f} TiB"
+
+
+def operations(flops: float) -> str:
+    """Floating point operations for people: `1.5 GFLOP`."""
+    for unit in ("FLOP", "kFLOP", "MFLOP", "GFLOP", "TFLOP"):
+        if flops < 1000:
+            return f"{flops:.0f} FLOP" if unit == "FLOP" else f"{flops:.1f} {unit}"
+        flops /= 1000
+    return f"{flops:.1f} PFLOP"
+
+
+def seconds(value: float) -> str:
+    """Seconds for people: `12.3 ms`."""
+    for factor, unit in ((1, "s"), (1e3, "ms"), (1e6, "us")):
+        if value * factor >= 1:
+            return f"{value * factor:.3g} {unit}"
+    return "0 s" if value == 0 else f"{value * 1e9:.3g} ns"
+
+
+def rate(bytes_per_s: float) -> str:
+    """Bytes per second for people, as links are sold: `20 Mbit/s`."""
+    bits = 8 * bytes_per_s
+    for factor, unit in ((1e9, "Gbit/s"), (1e6, "Mbit/s"), (1e3, "kbit/s")):
+        if bits >= factor:
+            return f"{bits / factor:.3g} {unit}"
+    return f"{bits:.3g} bit/s"
+
+
+def percent(gap: float | None) -> str:
+    """A plan's gap for people: `1.25%`."""
+    return "unknown" if gap is None else f"{gap:.2%}"
+
+
+def render(plan: Plan, console: Console) -> None:
+    """Draw the plan on a rich console."""
+    table = Table(*COLUMNS, title=Text(_title(plan)), title_justify="left", box=None)
+    for row in _rows(plan):
+        table.add_row(*(Text(cell) for cell in row))  # names are not rich's markup
+    console.print(table)
+    for line in _summary(plan):
+        console.print(Text(line), highlight=False)
+
+
+def text(plan: Plan) -> str:
+    """The plan as plain text."""
+    stream = io.StringIO()
+    render(plan, Console(file=stream, width=WIDTH, no_color=True))
+    return stream.getvalue().rstrip()
+
+
+def html(plan: Plan) -> str:
+    """The plan as a small HTML table, for notebooks."""
+    head = "".join(f"<th>{name}</th>" for name in COLUMNS)
+    body = "".join(
+        "<tr>" + "".join(f"<td>{escape.escape(cell)}</td>" for cell in row) + "</tr>"
+        for row in _rows(plan)
+    )
+    lines = "<br>".join(escape.escape(line) for line in _summary(plan))
+    title = escape.escape(_title(plan))
+    return f"<table><caption>{title}</caption><tr>{head}</tr>{body}</table><p>{lines}</p>"
+
+
+def _title(plan: Plan) -> str:
+    a = plan.assumptions
+    live = f" ({', '.join(map(str, plan.live))} live)" if plan.live else ""
+    return f"{plan.graph.name}: {a.mode}, {a.schedule}{live}, {a.microbatches} micro-batches"
+
+
+def _rows(plan: Plan) -> list[tuple[str, ...]]:
+    return [
+        (
+            str(k),
+            stage.device,
+            str(len(stage.nodes)),
+            _modules(stage.nodes),
+            seconds(stage.compute_s),
+            seconds(stage.receive_s),
+            seconds(stage.send_s),
+            seconds(stage.time_s),
+            _memory(stage),
+            "<- bottleneck" if stage.time_s == plan.bottleneck_s else "",
+        )
+        for k, stage in enumerate(plan.stages)
+    ]
+
+
+def _memory(stage: Stage) -> str:
+    """What it takes, of what its device has if that is known."""
+    limit = "" if stage.limit_bytes is None else f" of {size(stage.limit_bytes)}"
+    return size(stage.memory_bytes) + limit
+
+
+def _modules(nodes: Sequence[str]) -> str:
+    """From which module to which: `layer.0 .. layer.3`."""
+    modules = [node.split(".")[:-1] for node in nodes]
+    # Blocks say most, where there are any; inputs belong to no module.
+    blocks = [module for module in modules if any(part.isdigit() for part in module)]
+    named = blocks or [module for module in modules if module] or [[node] for node in nodes]
+    return " .. ".join(dict.fromkeys(map(_block, (named[0], named[-1]))))
+
+
+def _block(module: Sequence[str]) -> str:
+    """Its first number and what stands before that, or else its end: `layer.3`, `bert.pooler`."""
+    last = next((i for i, part in enumerate(module) if part.isdigit()), len(module) - 1)
+    return ".".join(module[max(0, last - 1) : last + 1])
+
+
+def _summary(plan: Plan) -> list[str]:
+    others = {
+        "even split": plan.alternatives.even,
+        "dynamic": plan.alternatives.dynamic,
+        "best single device": plan.alternatives.best_single_device,
+    }
+    simulated = []
+    if plan.alternatives.simulated_1f1b_s is not None:
+        simulated = [
+            f"simulated step {seconds(plan.simulated_s)}; of 1f1b "
+            f"{seconds(plan.alternatives.simulated_1f1b_s)}"
+        ]
+    return [
+        f"bottleneck {seconds(plan.bottleneck_s)} a micro-batch, step {seconds(plan.step_s)}",
+        *simulated,
+        f"{plan.assumptions.objective} {seconds(plan.objective_value)}; no plan is below "
+        f"{seconds(plan.lower_bound)} ({plan.solver.binding}): "
+        f"gap {percent(plan.gap)}, {plan.solver.status}",
+        "instead: "
+        + ", ".join(
+            f"{name} {'does not fit' if v is None else seconds(v)}" for name, v in others.items()
+        ),
+    ]

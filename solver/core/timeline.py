@@ -1,0 +1,32 @@
+"""What happened when in a step, simulated or measured."""
+
+from dataclasses import dataclass
+
+from skyfx.solver.core.schedule import Action
+
+__all__: list[str] = ["Done", "Timeline"]
+
+
+@dataclass(frozen=True, slots=True)
+class Done:
+    """An action, from when to when, in seconds from the beginning of the step."""
+
+    action: Action
+    began_s: float
+    ended_s: float
+
+
+@dataclass(frozen=True, slots=True)
+class Timeline:
+    """A simulated step.
+
+    Attributes:
+        done: its actions, in the order in which they end.
+        step_s: what it takes.
+        waiting: of each stage, `(num_stages,)`: the most messages with values that have not gone
+            out when it ends a forward, and when it begins a backward.
+    """
+
+    done: tuple[Done, ...]
+    step_s: float
+    waiting: tuple[tuple[int, int], ...]

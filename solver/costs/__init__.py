@@ -1,0 +1,1 @@
+"""What a given plan costs in time and memory."""

@@ -1,0 +1,1 @@
+"""The search methods, and the portfolio that runs them."""

@@ -1,0 +1,195 @@
+"""A lower bound for chains: prices on units that no set of intervals can earn.
+
+Let prices `p[i] >= 0` add up to 1 over the units of a chain. In a plan with bottleneck T each
+device runs an interval that takes it no longer than T, and all intervals together earn 1. So if
+
+    sum over d of worth[d] < 1,     worth[d] = the most that device d can earn within T,
+
+there is no such plan, whatever the prices: T is a lower bound. It is the dual of choosing intervals
+by column generation. A device is granted the fastest wires that it has, and roles (`line`) are
+granted once each, to different devices.
+
+The first prices are each unit's part of all work. Better ones have one price for each *kind* of
+unit (of the same times on all devices) and come from a linear program over them,
+
+    minimise   sum over d of worth[d] + sum over roles r of extra[r]
+               worth[d]            >= what interval c earns     of each interval c that was chosen
+               worth[d] + extra[r] >= what interval c earns     by d in role r
+               sum of the prices of all units = 1
+
+to which each round adds the intervals that earn most by the prices of the last (Kelley 1960). The
+next prices lie between the best so far and the program's.
+
+It holds for chains alone. In a general graph a stage need not be an interval of one order.
+"""
+
+import math
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+import pulp
+
+from skyfx.solver.methods import mip_backend
+from skyfx.solver.methods.limits import Limits
+from skyfx.solver.methods.method import Answer, Bound, Task
+from skyfx.solver.problem.interval_tables import (
+    BEGIN,
+    Line,
+    assign,
+    earnings,
+    line,
+    running,
+    shares,
+)
+from skyfx.solver.problem.problem import Floats, Problem
+from skyfx.solver.problem.tolerances import UNDER
+
+__all__: list[str] = ["dual"]
+
+MAX_KINDS = 200
+"""Kinds of units that get a price of their own."""
+
+AIMS = (4e-3, 5e-4)
+"""How far above the best bound prices are looked for, one after the other."""
+
+ROUNDS = 12
+"""Of the linear program, for each aim."""
+
+NEAR = 2e-5
+"""Distance of the best prices from what the program proves possible at which a search ends."""
+
+
+def dual(task: Task) -> Iterator[Answer]:
+    """Bound the bottleneck of a chain."""
+    problem = task.problem
+    if fault := _fault(problem):
+        yield Answer(says=fault)
+        return
+    of, prices = line(problem, range(problem.num_units)), shares(problem)
+    if problem.assumptions.overlap == "full":  # moving takes no time of its own
+        of = of._replace(receive=np.zeros_like(of.receive), send=np.zeros_like(of.send))
+    high = task.bottleneck_s
+    if not math.isfinite(high):
+        high = float(of.w[:, -1].max()) + 2 * float(of.receive.max() + of.send.max())
+    best = task.bound.value
+
+    def told(ruled_out: float, says: str) -> Answer:
+        return Answer(bound=Bound(ruled_out * UNDER, "prices of intervals"), says=says)
+
+    ruled_out = _ruled_out(prices, best, high, of)
+    if ruled_out > best:
+        best = ruled_out
+        yield told(best, "each unit's part of all work as its price")
+    _, kind_of = np.unique(problem.time_s, axis=1, return_inverse=True)
+    kind_of = kind_of.reshape(-1)
+    if kind_of.max() >= MAX_KINDS:
+        return
+    for aim in AIMS:
+        for better in _improved(prices, kind_of, best * (1 + aim), of, task.limits):
+            prices, ruled_out = better, _ruled_out(better, best, high, of)
+            if ruled_out > best:
+                best = ruled_out
+                yield told(best, f"prices of {kind_of.max() + 1} kinds of units")
+
+
+def _fault(problem: Problem) -> str:
+    """Why the method has nothing to say; empty where it has."""
+    assumptions = problem.assumptions
+    if assumptions.objective != "throughput" or assumptions.communication != "relay":
+        return "only for throughput in relay"
+    read = set(problem.edges)
+    if not all((i - 1, i) in read for i in range(1, problem.num_units)):
+        return "only for chains"
+    return ""
+
+
+def _earned(prices: Floats, bottleneck: float, of: Line) -> tuple[float, Any]:
+    """What all devices can earn within T, infinite if one can do all; and the intervals."""
+    worth, start, end = earnings(running(prices), bottleneck, of)
+    if end[BEGIN].max() == len(prices):
+        return math.inf, (worth, start, end)
+    gain, _ = assign(np.maximum(worth[1:] - worth[0], 0.0))
+    return float(worth[0].sum()) + gain, (worth, start, end)
+
+
+def _ruled_out(prices: Floats, low: float, high: float, of: Line) -> float:
+    """The largest T between two that these prices rule out; `low`, if they rule out none."""
+    if _earned(prices, low * (1 + 1e-5), of)[0] >= UNDER:
+        return low
+    while high > low * (1 + 1e-5):
+        middle = (low + high) / 2
+        if _earned(prices, middle, of)[0] < UNDER:
+            low = middle
+        else:
+            high = middle
+    return low
+
+
+def _improved(
+    prices: Floats, kind_of: Any, bottleneck: float, of: Line, limits: Limits
+) -> Iterator[Floats]:
+    """Prices by which devices earn less and less within T."""
+    program = _Program(kind_of)
+    best, step = math.inf, 0.3
+    tried = better = prices
+    for _ in range(ROUNDS):
+        if limits.left_s <= 0:
+            return
+        earned, chosen = _earned(tried, bottleneck, of)
+        if not math.isfinite(earned):
+            return
+        if earned < best:
+            best, better, step = earned, tried, 0.3
+            yield better
+        else:
+            step = min(1.0, 1.5 * step)
+        program.add(*chosen)
+        least, answer = program.solve(limits)
+        if answer is None or least >= min(1.0, best - NEAR):
+            return
+        tried = step * answer + (1 - step) * better
+        tried = tried / tried.sum()
+
+
+class _Program:
+    """The linear program over the prices of kinds; its constraints grow."""
+
+    def __init__(self, kind_of: Any) -> None:
+        self.kind_of = kind_of
+        self.before = running((kind_of == np.arange(kind_of.max() + 1)[:, None]) * 1.0)
+        """Units of each kind before each cut, `(K, n + 1)`."""
+        self.lp = pulp.LpProblem("prices", pulp.LpMinimize)
+        self.prices = [self.lp.add_variable(f"p_{k}", 0) for k in range(len(self.before))]
+        self.worth: dict[int, Any] = {}
+        self.extra: dict[int, Any] = {}
+        self.lp += pulp.lpSum(self._earned(self.before[:, -1])) == 1
+
+    def add(self, worth: Floats, start: Any, end: Any) -> None:
+        """Add the best intervals of all devices and roles; a role only where it is worth more."""
+        for d in range(worth.shape[1]):
+            for role in range(len(worth)):
+                if role > 0 and worth[role, d] <= worth[0, d]:
+                    continue
+                granted = [self._variable(self.worth, "w", d)]
+                granted += [self._variable(self.extra, "x", role)] if role > 0 else []
+                counts = self.before[:, end[role, d]] - self.before[:, start[role, d]]
+                self.lp += pulp.lpSum(granted) >= pulp.lpSum(self._earned(counts))
+
+    def solve(self, limits: Limits) -> tuple[float, Floats | None]:
+        """The least that devices earn by the intervals so far, and the units' prices for it."""
+        granted = [*self.worth.values(), *self.extra.values()]
+        self.lp.setObjective(pulp.lpSum(granted))
+        values = mip_backend.minimise(self.lp, {}, time_limit_s=limits.left_s, gap=0.0).values
+        if values is None:
+            return -math.inf, None
+        prices = np.array([max(values[p.name], 0.0) for p in self.prices])
+        return sum(values[x.name] for x in granted), prices[self.kind_of]
+
+    def _earned(self, counts: Floats) -> list[Any]:
+        return [c * p for p, c in zip(self.prices, counts.tolist(), strict=True) if c]
+
+    def _variable(self, of: dict[int, Any], letter: str, i: int) -> Any:
+        if i not in of:
+            of[i] = self.lp.add_variable(f"{letter}_{i}", 0)
+        return of[i]

@@ -1,0 +1,1 @@
+"""Methods that can prove a plan optimal."""

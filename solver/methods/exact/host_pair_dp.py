@@ -1,0 +1,257 @@
+"""The exact method over pairs of ideals, in `host` communication.
+
+What a stage between the ideals I and J writes to the host's memory and reads from it follows from
+I, J and its device alone, not from its neighbours:
+
+    writes(I, J)  the values made in J - I that a unit outside J reads
+    reads(I, J)   the values made in I that a unit in J - I reads
+
+So with the states `s` of `states.py`, from the last stage to the first,
+
+    best[s, I] = min over J >= I of max(time_s(s, I, J), min over next states r of best[r, J])
+
+is the least bottleneck, without any bisection. With sums in place of the maximum it is the latency.
+The two are weighed for `step` by going down the front of both: least latency, then the least with a
+smaller bottleneck, and so on until the least bottleneck cannot make up for the latency.
+"""
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import cached_property
+
+import numpy as np
+from numpy.typing import NDArray
+
+from skyfx.solver.methods.ideals.device_states import MAX_STATES, States
+from skyfx.solver.methods.ideals.order_ideals import Ideals
+from skyfx.solver.methods.limits import Limits
+from skyfx.solver.methods.method import Answer, Bound, Task
+from skyfx.solver.problem.infeasibility import nothing_fits
+from skyfx.solver.problem.problem import Floats, Problem, UnitPlacement
+from skyfx.solver.problem.tolerances import UNDER
+
+__all__: list[str] = ["pairs"]
+
+MAX_IDEALS = 2500
+MAX_CELLS = 2_000_000
+"""States times ideals."""
+
+MAX_PAIRS = 4_000_000
+
+
+def pairs(task: Task) -> Iterator[Answer]:
+    """Find and prove the best plan where values go through the host's memory."""
+    problem, states = task.problem, States.number(task.problem)
+    if problem.assumptions.communication != "host" or states > MAX_STATES:
+        yield Answer(says="only for host and few kinds of devices")
+        return
+    ideals = Ideals.of(problem, min(MAX_IDEALS, MAX_CELLS // states))
+    if ideals is None:
+        yield Answer(says=f"too many ideals, with {states} states of devices")
+        return
+    says = f"{len(ideals)} ideals x {states} states of devices"
+    stages = Stages.of(problem, ideals, States(problem))
+    if stages is None:
+        yield Answer(says=f"{says}: too many pairs")
+        return
+    yield from _optimum(task, Program(stages, task.limits), f"{says}, {len(stages.before)} stages")
+
+
+def _optimum(task: Task, program: "Program", says: str) -> Iterator[Answer]:
+    assumptions = task.problem.assumptions
+    bottleneck, stages = program.best(latency=False)
+    if stages is None:
+        yield Answer(infeasible=nothing_fits(task.problem), says=says)
+        return
+    if assumptions.objective == "throughput":
+        yield Answer(stages=stages, bound=Bound(bottleneck * UNDER, "pairs of ideals"), says=says)
+        return
+    yield Answer(stages=stages, says=says)
+    rounds = assumptions.microbatches - 1 if assumptions.objective == "step" else 0
+    best, at_most = task.problem.cost(stages).objective_value, math.inf
+    while True:
+        latency, stages = program.best(latency=True, at_most=at_most)
+        if stages is None or latency + rounds * bottleneck >= best:
+            break
+        cost = task.problem.cost(stages)
+        best = min(best, cost.objective_value)
+        bound = Bound(min(best, latency + rounds * bottleneck) * UNDER, "pairs of ideals")
+        yield Answer(stages=stages, bound=bound, says=says)
+        at_most = cost.bottleneck_s * UNDER
+        if rounds == 0:
+            return
+    yield Answer(bound=Bound(best * UNDER, "pairs of ideals"), says=says)
+
+
+@dataclass(frozen=True)
+class Stages:
+    """Every stage that a plan can have, `P` of them: the ideals before and behind it, and costs.
+
+    They stand by the ideal before them. `moves` are values written, bytes written, values read and
+    bytes read, `(4, P)`; `peak_bytes` is the largest output in each.
+    """
+
+    problem: Problem
+    ideals: Ideals
+    states: States
+    before: NDArray[np.int64]
+    behind: NDArray[np.int64]
+    moves: Floats
+    peak_bytes: Floats
+
+    @classmethod
+    def of(cls, problem: Problem, ideals: Ideals, states: States) -> "Stages | None":
+        """List the stages; None where there are too many."""
+        held = ideals.holds.astype(np.float32)
+        size = held.sum(axis=0)
+        before, behind = np.nonzero(held.T @ held == size[:, None])
+        if len(before) > MAX_PAIRS:
+            return None
+        first = np.searchsorted(before, np.arange(len(ideals) + 1))
+        traffic = _Traffic(problem, ideals)
+        moves, peak = np.empty((4, len(before))), np.zeros(len(before))
+        for i in range(len(ideals)):
+            part = slice(first[i], first[i + 1])
+            moves[:, part] = traffic.between(i, behind[part])
+            if problem.peak_bytes.any():
+                inside = ideals.holds[:, behind[part]] & ~ideals.holds[:, [i]]
+                peak[part] = (inside * problem.peak_bytes[:, None]).max(axis=0)
+        return cls(problem, ideals, states, before, behind, moves, peak)
+
+    @cached_property
+    def first(self) -> NDArray[np.int64]:
+        """Where the stages of each ideal begin, `(N,)`; each has the empty one."""
+        return np.searchsorted(self.before, np.arange(len(self.ideals)))
+
+    def compute_s(self, group: int) -> Floats:
+        """Seconds of each stage on a group's device; infinite where it cannot run."""
+        time_s = self.states.time_s[group]
+        runs = np.isfinite(time_s)
+        compute = self._between(np.where(runs, time_s, 0.0))
+        compute[self._between(~runs * 1.0) > 0.5] = np.inf
+        return compute
+
+    def moving_s(self, group: int) -> tuple[Floats, Floats]:
+        """Seconds of sending and of receiving."""
+        device = self.states.groups[group][0]
+        out_latency, out_per_byte = self.problem.host_wire(device, to_host=True)
+        in_latency, in_per_byte = self.problem.host_wire(device, to_host=False)
+        writes, written, reads, read = self.moves
+        return (
+            out_latency * writes + out_per_byte * written,
+            in_latency * reads + in_per_byte * read,
+        )
+
+    def fit(self, group: int, position: int) -> NDArray[np.bool_]:
+        """Whether each stage fits the memory of a group's device at a position from the end."""
+        limit = self.problem.memory_limit[self.states.groups[group][0]]
+        need = self._between(self.problem.need_bytes(position)) + self.peak_bytes
+        fits: NDArray[np.bool_] = need <= limit / UNDER
+        return fits
+
+    def _between(self, of_unit: Floats) -> Floats:
+        held = of_unit @ self.ideals.holds
+        difference: Floats = held[self.behind] - held[self.before]
+        return difference
+
+
+class _Traffic:
+    """What stages write to the host and read from it."""
+
+    def __init__(self, problem: Problem, ideals: Ideals) -> None:
+        inside = frozenset(range(problem.num_units)) - ideals.outside
+        values = [(v, sorted(inside & {*v.consumers} - {v.producer})) for v in problem.values]
+        values = [(v, readers) for v, readers in values if readers]
+        shape = (len(values), len(ideals))
+        self._made = np.empty(shape, dtype=bool)
+        self._read = np.empty(shape, dtype=np.int16)
+        self._alive = np.empty(shape, dtype=bool)
+        for x, (value, readers) in enumerate(values):
+            self._made[x] = ideals.holds[value.producer]
+            self._read[x] = ideals.holds[readers].sum(axis=0)
+            self._alive[x] = self._made[x] & (self._read[x] < len(readers))
+        sizes = [(value.count, value.output_bytes) for value, _ in values]
+        self._sizes = np.array(sizes, dtype=float).reshape(-1, 2).T
+
+    def between(self, i: int, behind: NDArray[np.int64]) -> Floats:
+        """Values and bytes written, values and bytes read, `(4, len(behind))`."""
+        made = self._made[:, i]
+        writes = self._sizes[:, ~made] @ self._alive[~made][:, behind]
+        reads = self._read[made][:, behind] > self._read[made, i][:, None]
+        return np.concatenate([writes, self._sizes[:, made] @ reads])
+
+
+@dataclass(frozen=True)
+class Program:
+    """The dynamic program over stages and states."""
+
+    stages: Stages
+    limits: Limits
+
+    @cached_property
+    def _costs(self) -> list[tuple[Floats, Floats]]:
+        """Of each group, seconds that each stage takes and adds to the latency."""
+        full = self.stages.problem.assumptions.overlap == "full"
+        costs = []
+        for group in range(len(self.stages.states.groups)):
+            compute, (send, receive) = self.stages.compute_s(group), self.stages.moving_s(group)
+            total = compute + send + receive
+            busy = np.maximum(compute, np.maximum(send, receive)) if full else total
+            costs.append((busy, total))
+        return costs
+
+    def best(
+        self, *, latency: bool, at_most: float = math.inf
+    ) -> tuple[float, UnitPlacement | None]:
+        """The least bottleneck or latency of a plan with no stage above `at_most`, and the plan."""
+        states, stages = self.stages.states, self.stages
+        first, following = states.following
+        best = np.full((len(states.all), len(stages.ideals)), np.inf)
+        for s, (_, group) in enumerate(states.all):
+            self.limits.check()
+            cost = self._stage_cost(s, group, latency, at_most)
+            onward = self._onward(best, following[first[s] : first[s + 1]])
+            joined = self._join(cost, onward[stages.behind], latency)
+            best[s] = np.minimum.reduceat(joined, stages.first)
+        start = int(best[:, 0].argmin())
+        value = float(best[start, 0])
+        if not math.isfinite(value):
+            return value, None
+        return value, self._trace(best, start, latency, at_most)
+
+    def _stage_cost(self, s: int, group: int, latency: bool, at_most: float) -> Floats:
+        busy, total = self._costs[group]
+        fits = self.stages.fit(group, int(self.stages.states.position[s])) & (busy <= at_most)
+        return np.where(fits, total if latency else busy, np.inf)
+
+    def _onward(self, best: Floats, following: NDArray[np.int32]) -> Floats:
+        """What is still to come behind each ideal; nothing behind the last stage."""
+        if len(following):
+            least: Floats = best[following].min(axis=0)
+            return least
+        end = np.full(best.shape[1], np.inf)
+        end[-1] = 0.0
+        return end
+
+    @staticmethod
+    def _join(cost: Floats, onward: Floats, latency: bool) -> Floats:
+        return cost + onward if latency else np.maximum(cost, onward)
+
+    def _trace(self, best: Floats, s: int, latency: bool, at_most: float) -> UnitPlacement:
+        states, stages = self.stages.states, self.stages
+        first, following = states.following
+        ends = np.append(stages.first, len(stages.before))
+        path, here = [], 0
+        while s >= 0:
+            after = following[first[s] : first[s + 1]]
+            part = slice(ends[here], ends[here + 1])
+            cost = self._stage_cost(s, states.all[s][1], latency, at_most)
+            onward = self._onward(best, after)[stages.behind[part]]
+            there = int(stages.behind[part][self._join(cost[part], onward, latency).argmin()])
+            path.append((s, here, there))
+            s = int(after[best[after, there].argmin()]) if len(after) else -1
+            here = there
+        devices = list(states.devices([state for state, _, _ in path]))
+        chosen = [(d, i, j) for d, (_, i, j) in zip(devices, path, strict=True)]
+        return stages.ideals.placement(chosen, [0.0] * len(chosen), math.inf)

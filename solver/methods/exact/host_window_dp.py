@@ -1,0 +1,272 @@
+"""The exact method in `host` communication for graphs with many ideals, for throughput.
+
+`pairs.py` lists every stage that a plan can have; a branching graph has too many. Here T is given,
+and what cannot be part of a plan that keeps T is never looked at (`windows.py`). One pass tells the
+best of the plans that keep T, or that there is none. T begins near what is proven and rises until
+there is one.
+"""
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+
+from skyfx.solver.costs.cost_model import live_microbatches
+from skyfx.solver.methods.exact.host_window_kernel import Boundaries, Devices, crossing, reach
+from skyfx.solver.methods.ideals.bitset_ideals import BitIdeals
+from skyfx.solver.methods.ideals.device_states import States, prices
+from skyfx.solver.methods.limits import Limits
+from skyfx.solver.methods.method import Answer, Bound, Task
+from skyfx.solver.problem.infeasibility import nothing_fits
+from skyfx.solver.problem.problem import Floats, Problem, UnitPlacement, Value
+from skyfx.solver.problem.tolerances import PROVEN, UNDER
+
+__all__: list[str] = ["windows"]
+
+MAX_STATES = 1024
+"""Counts of devices used."""
+
+MAX_IDEALS = 2_000_000
+MAX_CELLS = 25_000_000
+"""States times ideals in a window; a cell takes 22 bytes."""
+
+PART = 256
+"""Ideals between two looks at the clock."""
+
+RISE = 0.01
+"""How far above what is proven T begins; each time twice as far."""
+
+
+def windows(task: Task) -> Iterator[Answer]:
+    """Find and prove the best bottleneck where values go through the host's memory."""
+    problem, assumptions = task.problem, task.problem.assumptions
+    states = math.prod(len(group) + 1 for group in problem.identical_devices)
+    asked = (assumptions.communication, assumptions.objective) == ("host", "throughput")
+    if not asked or states > MAX_STATES:
+        yield Answer(says="only for throughput in host and few kinds of devices")
+        return
+    program = Program(problem, task.limits)
+    if program.members is None:
+        yield Answer(says="too many ideals")
+        return
+    if len(program.members) == 1:
+        yield Answer(stages=[(0, range(problem.num_units))], says="nothing costs anything")
+        return
+    low, rise = task.bound.value, RISE
+    highest = min(task.bottleneck_s * (1 - PROVEN / 2), program.endless_s)
+    middle = -1.0
+    while middle < highest:
+        middle = min(highest, low * (1 + rise) if low > 0 else math.inf)
+        if middle > highest * 0.995:
+            middle = highest
+        found = program.best(middle, low)
+        says = f"{len(program.members)} ideals, {program.num_alive} in a window, x {states} states"
+        if found is None:
+            yield Answer(says=f"{says}: more than there is room for")
+            return
+        value, stages = found
+        low, rise = max(low, min(value, middle) * UNDER), 2 * rise
+        yield Answer(stages=stages, bound=Bound(low, "windows of ideals"), says=says)
+        if stages is not None:
+            return
+    if task.best is None:
+        yield Answer(infeasible=nothing_fits(problem))
+
+
+@dataclass
+class Program:
+    """The dynamic program for any T."""
+
+    problem: Problem
+    limits: Limits
+    num_alive: int = 0
+
+    @cached_property
+    def members(self) -> Any:
+        """All ideals as bits, `(N, words)`, by growing size; None for too many."""
+        levels = self._ideals.levels(MAX_IDEALS, self.limits)
+        return None if levels is None else np.concatenate([ideals for ideals, _ in levels])
+
+    @cached_property
+    def endless_s(self) -> float:
+        """A bottleneck that every plan keeps, unless a device cannot run a unit."""
+        time = np.where(np.isfinite(self.problem.time_s), self.problem.time_s, 0.0)
+        sizes = [(float(v.count), v.output_bytes) for v, _ in self._values]
+        values = np.array(sizes).reshape(-1, 2).sum(axis=0)
+        moving = self._wires.reshape(-1, 2, 2) @ values
+        return float(2 * (time.sum(axis=1).max() + moving.sum(axis=1).max())) or 1e-300
+
+    def best(self, bottleneck: float, proven: float) -> tuple[float, UnitPlacement | None] | None:
+        """The best plan that keeps `bottleneck`, if any; None where the tables get too large.
+
+        No plan is known to undercut `proven`, so the DP does not look for anything below.
+        """
+        limit, full = bottleneck / UNDER, self.problem.assumptions.overlap == "full"
+        devices = self._devices(limit)
+        bounds, window = self._boundaries(devices)
+        if not self.num_alive:
+            return math.inf, None
+        shape = window.shape
+        if shape[0] * shape[1] > MAX_CELLS:
+            return None
+        best = np.full(shape, np.inf)
+        behind, group = np.zeros(shape, dtype=np.int32), np.zeros(shape, dtype=np.int16)
+        best[-1, 0] = 0.0
+        for y in range(len(best) - 1, 0, -PART):
+            self.limits.check()
+            tables = (best, behind, group, window)
+            reach((y, max(0, y - PART)), (limit, proven, full), bounds, devices, tables)
+        state = int(best[0].argmin())
+        if not best[0, state] <= limit:
+            return math.inf, None
+        return float(best[0, state]), self._trace(bounds, behind, group, state)
+
+    def _trace(self, bounds: Boundaries, behind: Any, group: Any, state: int) -> UnitPlacement:
+        """The plan that begins with the empty ideal and a state."""
+        line, groups, x, counts = [bounds.members[0]], [], 0, list(self._counts[state])
+        while sum(counts):
+            state = self._counts.index(tuple(counts))
+            groups.append(int(group[x, state]))
+            x = int(behind[x, state])
+            counts[groups[-1]] -= 1
+            line.append(bounds.members[x])
+        free = [iter(group) for group in self._states.groups]
+        devices = [next(free[g]) for g in groups]
+        moving = [0.0] * len(devices)
+        return self._ideals.placement(devices, line, moving_s=moving, bottleneck=math.inf)
+
+    def _boundaries(self, devices: Devices) -> tuple[Boundaries, Floats]:
+        """The ideals in the window of any state, by growing work, and their windows, `(N, C)`.
+
+        A window is the weighted work in the ideal, and the least that writing what crosses takes,
+        unless devices write while they compute.
+        """
+        inside = np.concatenate([self._held(part) for part in np.array_split(self.members, 64)])
+        weight = inside[:, 0]
+        used = devices.room.max() - devices.room
+        fits = np.zeros(len(weight), dtype=bool)
+        for room, then in zip(devices.room, used, strict=True):
+            fits |= (weight <= room) & (weight[-1] - weight <= then)
+        kept = np.flatnonzero(fits)
+        kept = kept[np.argsort(weight[kept], kind="stable")]
+        groups = len(self._states.groups)
+        columns = np.split(inside[kept], [1, 1 + groups, 1 + 2 * groups, 2 + 2 * groups], axis=1)
+        w, compute, barred, parameters, saved = map(np.ascontiguousarray, columns)
+        first, values, crosses = self._crossing(self.members[kept], devices)
+        bounds = Boundaries(
+            self.members[kept],
+            w[:, 0],
+            compute,
+            barred,
+            parameters[:, 0],
+            saved[:, 0],
+            first,
+            values,
+        )
+        # Without both ends no plan has room for all work: then there is nothing to look at.
+        ends = len(kept) and kept[0] == 0 and kept[-1] == len(weight) - 1
+        self.num_alive = len(kept) if ends else 0
+        full = self.problem.assumptions.overlap == "full"
+        return bounds, w + crosses @ devices.write.T * (not full)
+
+    def _held(self, members: Any) -> Floats:
+        """Weighted work, seconds and units barred by group, parameters, activations in ideals."""
+        of_bytes = members.view(np.uint8)
+        held = np.unpackbits(of_bytes, axis=1, bitorder="little")[:, : len(self._ideals.units)]
+        time = self._time_s
+        finite = np.isfinite(time)
+        parts = (
+            self._weight[None],
+            np.where(finite, time, 0.0),
+            ~finite,
+            self.problem.parameter_bytes[self._ideals.units][None],
+            self.problem.saved_bytes[self._ideals.units][None],
+        )
+        sums: Floats = held.astype(float) @ np.concatenate(parts).T
+        return sums
+
+    def _crossing(self, members: Any, devices: Devices) -> tuple[Any, Any, Floats]:
+        """The values that cross behind each ideal, and how many tensors and bytes they are."""
+        first, num, found = np.zeros(len(members) + 1, dtype=np.int64), 16 * len(members), -1
+        while found < 0:
+            values = np.empty(num, dtype=np.int32)
+            found = crossing(members, devices.producer, devices.readers, first, values)
+            num *= 2
+        values = values[:found]
+        sizes = np.concatenate([[[0.0, 0.0]], np.stack([devices.count, devices.size])[:, values].T])
+        running = np.cumsum(sizes, axis=0)[first]
+        return first, values, np.diff(running, axis=0)
+
+    def _devices(self, bottleneck: float) -> Devices:
+        problem, groups = self.problem, self._states.groups
+        index = {counts: c for c, counts in enumerate(self._counts)}
+        more = [
+            [index.get((*of[:g], of[g] + 1, *of[g + 1 :]), -1) for g in range(len(groups))]
+            for of in self._counts
+        ]
+        free = np.array([len(group) for group in groups]) - np.array(self._counts)
+        writing = self._price[:, None] * self._wires[:, :2]
+        write = [writing[left > 0].min(axis=0) if any(left) else (0.0, 0.0) for left in free]
+        live = [live_microbatches(problem.assumptions, p) for p in range(problem.num_devices + 1)]
+        place = self._ideals.place
+        return Devices(
+            np.array([place[v.producer] for v, _ in self._values], dtype=np.int64),
+            self._ideals.words(readers for _, readers in self._values),
+            np.array([float(v.count) for v, _ in self._values]),
+            np.array([v.output_bytes for v, _ in self._values]),
+            problem.peak_bytes[self._ideals.units],
+            self._wires,
+            problem.memory_limit[[group[0] for group in groups]] / UNDER,
+            np.array(live, dtype=float),
+            np.array([sum(counts) for counts in self._counts]),
+            np.array(more),
+            free @ self._price * (bottleneck / UNDER),
+            np.array(write) * UNDER,
+            self._price,
+        )
+
+    @cached_property
+    def _states(self) -> States:
+        return States(self.problem)
+
+    @cached_property
+    def _counts(self) -> list[tuple[int, ...]]:
+        """Devices used of each group, of each state; of the first state none."""
+        sizes = [len(group) + 1 for group in self._states.groups]
+        return [tuple(map(int, index)) for index in np.ndindex(*sizes)]
+
+    @cached_property
+    def _ideals(self) -> BitIdeals:
+        return BitIdeals(self.problem)
+
+    @cached_property
+    def _time_s(self) -> Floats:
+        return self._states.time_s[:, self._ideals.units]
+
+    @cached_property
+    def _price(self) -> Floats:
+        return prices(self._states.time_s)
+
+    @cached_property
+    def _weight(self) -> Floats:
+        weight = (self._price[:, None] * self._time_s).min(axis=0)
+        return np.where(np.isfinite(weight), weight, 0.0)  # one that runs nowhere is barred
+
+    @cached_property
+    def _wires(self) -> Floats:
+        """Latency and seconds per byte to the host and from it, `(G, 4)`."""
+        wire, groups = self.problem.host_wire, self._states.groups
+        return np.array(
+            [(*wire(g[0], to_host=True), *wire(g[0], to_host=False)) for g in groups], dtype=float
+        )
+
+    @cached_property
+    def _values(self) -> list[tuple[Value, list[int]]]:
+        """What units in the lattice make, and the others there that read it."""
+        place = self._ideals.place
+        return [
+            (v, readers) for v, readers in self._ideals.values if readers and v.producer in place
+        ]

@@ -1,0 +1,268 @@
+"""The best plan whose stages are intervals of one topological order: the ILP's warm start.
+
+It is an exact dynamic program. At a fixed bottleneck T the question is only feasibility. A *state*
+says which device runs a stage and which may follow; it is worked out from the last stage to the
+first:
+
+    least[state][i] = the least time that the stage starting at unit i needs before it receives
+                      anything, over all ends j and next states with
+                      least[next][j] + move(i..j -> next) <= T
+
+Bisection on T then finds the best bottleneck. With up to `MAX_EXACT_DEVICES` devices a state is
+(devices used, device) and every order of devices is tried; with more, it is (place in one fixed
+order, stages used).
+"""
+
+import itertools
+import math
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from skyfx.solver.methods.method import Answer, Task
+from skyfx.solver.problem.coarsening import thin_cuts
+from skyfx.solver.problem.interval_tables import alive
+from skyfx.solver.problem.problem import Floats, Problem, Value
+
+__all__: list[str] = ["interval_plan", "intervals"]
+
+MAX_EXACT_DEVICES = 5
+MAX_ORDERED_DEVICES = 24
+MAX_CUTS = 257
+TOLERANCE = 1e-5
+
+Intervals = list[tuple[int, range]]
+
+
+@dataclass(frozen=True, slots=True)
+class State:
+    """A stage on `device` at `position` from the end, which is 1.
+
+    `following` are the indices, in the list of states, of those that may come next.
+    """
+
+    device: int
+    position: int
+    following: tuple[int, ...]
+
+
+def interval_plan(problem: Problem, at_most: float, deadline: float = math.inf) -> Intervals | None:
+    """Find intervals of the units' order with the least bottleneck.
+
+    Args:
+        problem: what is to be planned.
+        at_most: seconds; a bottleneck that is known to be possible, or infinity.
+        deadline: by `time.monotonic`, when to return the best so far.
+
+    Returns:
+        Device and interval of units of each stage; None where none of this shape keeps `at_most`.
+    """
+    table = _Table(problem)
+    states = list(_states(problem))
+    low, high = table.least_bottleneck(), at_most
+    if not np.isfinite(high):
+        high = table.most_bottleneck()
+    best = table.plan(states, high)
+    while best is not None and high - low > TOLERANCE * high and time.monotonic() < deadline:
+        middle = (low + high) / 2
+        better = table.plan(states, middle)
+        if better is None:
+            low = middle
+        else:
+            best, high = better, middle
+    return best
+
+
+def intervals(task: Task) -> Iterator[Answer]:
+    """Find the plan with the least bottleneck whose stages are intervals of the units' order."""
+    relay = task.problem.assumptions.communication == "relay"
+    if relay and task.best is not None and task.problem.num_devices > MAX_ORDERED_DEVICES:
+        yield Answer(says=f"only for up to {MAX_ORDERED_DEVICES} devices")
+        return
+    stages = interval_plan(task.problem, task.bottleneck_s, task.limits.deadline)
+    yield Answer(stages=stages)
+
+
+def _states(problem: Problem) -> Iterator[State]:
+    if problem.num_devices <= MAX_EXACT_DEVICES:
+        yield from _subset_states(problem.num_devices)
+    else:
+        yield from _ordered_states(_device_order(problem))
+
+
+def _subset_states(num_devices: int) -> Iterator[State]:
+    index: dict[tuple[int, int], int] = {}
+    for size in range(1, num_devices + 1):
+        for used in itertools.combinations(range(num_devices), size):
+            mask = sum(1 << d for d in used)
+            for d in used:
+                rest = mask & ~(1 << d)
+                following = tuple(index[rest, e] for e in used if e != d)
+                index[mask, d] = len(index)
+                yield State(d, size, following)
+
+
+def _ordered_states(order: list[int]) -> Iterator[State]:
+    index: dict[tuple[int, int], int] = {}
+    for place in reversed(range(len(order))):
+        for used in range(1, len(order) - place + 1):
+            later = range(place + 1, len(order))
+            following = tuple(index[q, used - 1] for q in later if (q, used - 1) in index)
+            if used == 1 or following:
+                index[place, used] = len(index)
+                yield State(order[place], used, following)
+
+
+def _device_order(problem: Problem) -> list[int]:
+    """The fastest devices, slowest of them first.
+
+    Late stages keep fewer activations, so they may hold more layers.
+    """
+    work = np.where(np.isfinite(problem.time_s), problem.time_s, 1e30).sum(axis=1)
+    return sorted(range(problem.num_devices), key=lambda d: work[d])[:MAX_ORDERED_DEVICES][::-1]
+
+
+class _Table:
+    """Costs of all intervals `[cuts[i], cuts[j])`, as `(num_cuts, num_cuts)` arrays."""
+
+    def __init__(self, problem: Problem) -> None:
+        self._problem = problem
+        self._full = problem.assumptions.overlap == "full"
+        self._forward, self._backward, self._any, self._any_back = alive(problem)
+        self._cuts = thin_cuts(problem, range(problem.num_units), MAX_CUTS - 1)
+        self._later = np.tri(len(self._cuts), dtype=bool).T  # j >= i; an empty stage only relays
+        self._relay = problem.assumptions.communication == "relay"
+        host = None if self._relay else _host_counts(problem, self._cuts)
+        self._stage_s = [self._stage_time(d, host) for d in range(problem.num_devices)]
+        self._memory = [
+            self._stage_memory(position) for position in range(1, problem.num_devices + 1)
+        ]
+
+    def least_bottleneck(self) -> float:
+        """No stage can be faster than the largest unit on its fastest device."""
+        return float(self._problem.time_s.min(axis=0).max())
+
+    def most_bottleneck(self) -> float:
+        """No sensible plan is slower than all on the slowest device, with the slowest moves."""
+        finite = [float(s[np.isfinite(s)].max()) for s in self._stage_s]
+        devices = range(self._problem.num_devices)
+        moves = [self._move_s(d, e).max() for d in devices for e in devices if d != e]
+        return max(finite) + 2 * max(moves, default=0.0)
+
+    def plan(self, states: list[State], bottleneck: float) -> Intervals | None:
+        """Intervals with no stage above `bottleneck`, or None."""
+        last = len(self._cuts) - 1
+        least: list[Floats] = []
+        choice: list[tuple[np.ndarray, np.ndarray]] = []
+        for state in states:
+            best = np.full(len(self._cuts), np.inf)
+            end = np.full(len(self._cuts), last)
+            then = np.full(len(self._cuts), -1)
+            stage = self._allowed(state)
+            if state.position == 1:
+                best = stage[:, last].copy()
+            for s in state.following:
+                move = self._move_s(state.device, states[s].device)
+                onward = self._add(least[s], move) <= bottleneck
+                total = self._add(stage, np.where(onward, move, np.inf)[None, :])
+                j = total.argmin(axis=1)
+                value = total[np.arange(len(j)), j]
+                better = value < best
+                best[better], end[better], then[better] = value[better], j[better], s
+            best[best > bottleneck] = np.inf
+            least.append(best)
+            choice.append((end, then))
+        starts = [s for s in range(len(states)) if np.isfinite(least[s][0])]
+        if not starts:
+            return None
+        return self._trace(states, choice, min(starts, key=lambda s: least[s][0]))
+
+    def _trace(
+        self, states: list[State], choice: list[tuple[np.ndarray, np.ndarray]], state: int
+    ) -> Intervals:
+        stages, i = [], 0
+        while state >= 0:
+            end, then = choice[state]
+            j = int(end[i])
+            stages.append((states[state].device, range(self._cuts[i], self._cuts[j])))
+            i, state = j, int(then[i])
+        return stages
+
+    def _add(self, a: Floats, b: Floats) -> Floats:
+        return np.maximum(a, b) if self._full else a + b
+
+    def _allowed(self, state: State) -> Floats:
+        fits = self._memory[state.position - 1] <= self._problem.memory_limit[state.device]
+        return np.where(fits & self._later, self._stage_s[state.device], np.inf)
+
+    def _stage_time(self, device: int, host: tuple[Floats, ...] | None) -> Floats:
+        time_s = self._problem.time_s[device]
+        runs = np.isfinite(time_s)
+        compute = self._sums(np.where(runs, time_s, 0.0))
+        compute[self._sums(~runs) > 0] = np.inf
+        if host is None:
+            return compute
+        writes, written, reads, read = host
+        out_latency, out_per_byte = self._problem.host_wire(device, to_host=True)
+        in_latency, in_per_byte = self._problem.host_wire(device, to_host=False)
+        send = out_latency * writes + out_per_byte * written
+        receive = in_latency * reads + in_per_byte * read
+        return self._add(self._add(compute, send), receive)
+
+    def _stage_memory(self, position: int) -> Floats:
+        problem = self._problem
+        total = self._sums(problem.need_bytes(position))
+        peak = np.zeros((len(self._cuts), len(self._cuts)))
+        if not problem.assumptions.training:
+            for i, start in enumerate(self._cuts[:-1]):
+                peaks = np.maximum.accumulate(problem.peak_bytes[start:])
+                peak[i, i + 1 :] = peaks[np.array(self._cuts[i + 1 :]) - start - 1]
+        return total + peak
+
+    def _sums(self, of_unit: NDArray[Any]) -> Floats:
+        """The sum over the units of each interval, `(num_cuts, num_cuts)`."""
+        running = np.concatenate([[0.0], np.cumsum(of_unit)])[self._cuts]
+        return np.asarray(running[None, :] - running[:, None])
+
+    def _move_s(self, source: int, target: int) -> Floats:
+        """Seconds `(num_cuts,)` to move what is alive at each cut, and its gradients back."""
+        if not self._relay:
+            return np.zeros(len(self._cuts))
+        latency, per_byte = self._problem.wire(source, target)
+        back_latency, back_per_byte = self._problem.wire(target, source)
+        move = latency * self._any + per_byte * self._forward
+        move += back_latency * self._any_back + back_per_byte * self._backward
+        return np.asarray(move[self._cuts])
+
+
+def _host_counts(problem: Problem, cuts: list[int]) -> tuple[Floats, ...]:
+    """What each interval `[cuts[i], cuts[j])` writes to and reads from the host.
+
+    A value made in slice p and read in slices c_1 < c_2 < ... is written where
+    i <= p < j <= c_last, and read where some c_m is the first reader at or after i:
+    c_(m-1) < i <= c_m < j. Each is a rectangle of (i, j).
+
+    Returns:
+        Counts and bytes written, counts and bytes read, each `(num_cuts, num_cuts)`.
+    """
+    size = len(cuts)
+    change = np.zeros((4, size + 1, size + 1))
+
+    def add(table: int, value: Value, i: tuple[int, int], j: tuple[int, int]) -> None:
+        for a, b, sign in ((0, 0, 1), (0, 1, -1), (1, 0, -1), (1, 1, 1)):  # corners of i x j
+            change[table, i[a], j[b]] += sign * value.count
+            change[table + 1, i[a], j[b]] += sign * value.output_bytes
+
+    slice_of = np.searchsorted(cuts, np.arange(problem.num_units), side="right") - 1
+    for value in problem.values:
+        p = int(slice_of[value.producer])
+        readers = sorted({int(slice_of[c]) for c in value.consumers} - {p})
+        if readers:
+            add(0, value, (0, p + 1), (p + 1, readers[-1] + 1))
+        for before, c in zip([p, *readers], readers, strict=False):
+            add(2, value, (before + 1, c + 1), (c + 1, size))
+    return tuple(np.cumsum(np.cumsum(change, axis=1), axis=2)[:, :size, :size])

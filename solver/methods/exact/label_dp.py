@@ -1,0 +1,138 @@
+"""The exact method over ideals, in `relay`: every plan of a graph is a chain of them.
+
+At a fixed bottleneck T the question is only feasibility. It is worked out from the last stage to
+the first by `labels.py`, over states (devices used from a stage on, that stage's kind of device)
+and ideals (what is done before it). A stage's time is the sum of its units', so no pairs of ideals
+are looked at: a label passes from an ideal to those with one unit less, and at any ideal the next
+device's stage may begin. Bisection on T finds the optimum; a T without a plan is a lower bound.
+
+Units that would multiply the ideals are put aside (`aside.py`). They count as work that may go
+anywhere, which can only lower the bound, and a plan gives each a place afterwards.
+"""
+
+import math
+from collections.abc import Iterator
+
+from skyfx.solver.methods.exact.label_tables import Program
+from skyfx.solver.methods.exact.level_dp import listed
+from skyfx.solver.methods.ideals.device_states import MAX_STATES, States
+from skyfx.solver.methods.ideals.order_ideals import Ideals
+from skyfx.solver.methods.ideals.relaxed_units import narrowed, work_of
+from skyfx.solver.methods.method import Answer, Bound, Task
+from skyfx.solver.problem.infeasibility import nothing_fits
+from skyfx.solver.problem.linear_extensions import graph_order, late_order
+from skyfx.solver.problem.tolerances import PROVEN, UNDER
+
+__all__: list[str] = ["lattice", "lines"]
+
+MAX_CELLS = 6_000_000
+"""States times ideals."""
+
+RISE = 0.3
+"""How far T may rise above what is proven: the larger T, the less total work prunes."""
+
+FAR = 0.85
+"""Where T begins, in parts of the best plan, if no better plan is looked for."""
+
+CELLS_PER_S = 1_000_000
+"""Cells for each second that is left; to fill them once takes a small part of that."""
+
+MUCH = 0.03
+"""Share of all work that is put aside only where the ideals cannot all be listed."""
+
+MAX_IDEALS = 100_000
+LINE_GAP = 1e-4
+"""How near to its best a plan along a line is brought; the ideals may have better ones."""
+
+CLOSE = 2e-3
+"""Distance of what is proven and what might be at which to stop, where no plan comes near."""
+
+NEAR = 0.003
+"""Distance of plan and bound from which on to look just below the plan."""
+
+
+def lines(task: Task) -> Iterator[Answer]:
+    """Find the best plans of which every stage is an interval of one order of the units."""
+    problem, states = task.problem, States.number(task.problem)
+    if problem.assumptions.communication != "relay" or states > MAX_STATES:
+        yield Answer(says="only for relay and few kinds of devices")
+        return
+    high = task.bottleneck_s
+    for order in (late_order(problem), graph_order(problem)):
+        program = Program(problem, Ideals.line(problem, order), States(problem), limits=task.limits)
+        says = f"{len(program.ideals)} cuts x {states} states of devices"
+        low = program.low_s(task)
+        if not math.isfinite(high):
+            shortest = program.shortest()
+            yield Answer(stages=shortest and shortest[1], says=says)
+            high = program.high_s
+        while high > low * (1 + LINE_GAP):
+            middle = (low + high) / 2
+            stages = program.plan(middle)
+            if stages is None:
+                low = middle
+            else:
+                high = min(middle, problem.cost(stages).bottleneck_s)
+                yield Answer(stages=stages, says=says)
+
+
+def lattice(task: Task) -> Iterator[Answer]:
+    """Find the best plan of all, as far as units need not be put aside."""
+    problem, states = task.problem, States.number(task.problem)
+    if problem.assumptions.communication != "relay" or states > MAX_STATES:
+        yield Answer(says="only for relay and few kinds of devices")
+        return
+    cells = int(min(MAX_CELLS, CELLS_PER_S * task.limits.left_s))
+    found = narrowed(problem, min(MAX_IDEALS, cells // states))
+    if found is None:
+        yield Answer(says=f"too many ideals, with {states} states of devices")
+        return
+    ideals, aside = found
+    says = f"{len(ideals)} ideals x {states} states of devices, {len(aside)} units put aside"
+    much = work_of(problem, aside) > MUCH
+    if much and listed(problem, task.limits):
+        yield Answer(says=f"{says}: too much work, as all ideals can be listed")
+        return
+    program = Program(problem, ideals, States(problem), tuple(aside), task.limits)
+    yield from _halve(task, program, says, hopeful=not much)
+
+
+def _halve(task: Task, program: Program, says: str, *, hopeful: bool) -> Iterator[Answer]:
+    """Halve the interval between what is proven impossible and what may be possible.
+
+    Plans are looked for where they are `hopeful`: hardly one holds if much work was put aside.
+    """
+    assumptions, problem = task.problem.assumptions, task.problem
+    latency_s, rounds = 0.0, 1
+    if assumptions.objective != "throughput" or task.best is None:
+        shortest = program.shortest()
+        if shortest is None:
+            yield Answer(infeasible=nothing_fits(problem), says=says)
+            return
+        yield Answer(stages=shortest[1], says=says)
+        if assumptions.objective != "throughput":
+            latency_s, rounds = shortest[0] * UNDER, assumptions.microbatches - 1
+        if assumptions.objective == "latency":
+            yield Answer(bound=Bound(latency_s, "ideals"), says=says)
+            return
+    low, high = program.low_s(task), min(program.high_s, task.bottleneck_s)
+    reached = True  # whether a plan is known that keeps `high`
+    nothing = low == 0  # whether T = 0 is still to be tried, as no multiple of it leads further
+    while high > low * (1 + PROVEN):
+        # Just below the best plan there may be none: then all is proven at once.
+        below = reached and high < low * (1 + NEAR)
+        risen = low * (1 + RISE) if low > 0 else 0.0 if nothing else math.inf
+        risen = risen if hopeful else max(risen, FAR * task.bottleneck_s)
+        middle = high * (1 - PROVEN / 2) if below else min((low + high) / 2, risen)
+        nothing = False
+        if not program.possible(middle):
+            low = middle * UNDER
+            yield Answer(bound=Bound(latency_s + rounds * low, "ideals"), says=says)
+            continue
+        stages = program.plan(middle) if hopeful else None
+        bottleneck = math.inf if stages is None else problem.cost(stages).bottleneck_s
+        reached = bottleneck <= middle
+        high = min(middle, bottleneck)
+        yield Answer(stages=stages, says=says)
+        if not reached and program.aside and high < low * (1 + CLOSE):
+            return  # what was put aside hides more than is between the two

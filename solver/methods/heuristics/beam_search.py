@@ -1,0 +1,235 @@
+"""Plans for many devices: beam search over their order, along one order of units.
+
+At a fixed bottleneck T the plan is built from its first stage on. A *state* says which devices are
+used, where the last of them starts and what it has received. For each device that may come next the
+open stage ends where that one gets furthest: later is better, but so is a cut that less crosses. Of
+all states of as many stages the best are kept, `width` of them. Good are those that have *lost*
+least: what their devices are worth (`line`: what each can earn within T at most, by prices that are
+each unit's part of all work) less what they have earned. So a slow device counts as much as a fast
+one, and one with dear wires is no worse for them. The next device is given what it may get at most.
+
+If a state comes to the end of the units, T falls; if none does, it falls by less, and then the beam
+is widened.
+"""
+
+import math
+from collections.abc import Iterator
+from typing import Any, NamedTuple
+
+import numpy as np
+from numba import njit
+
+from skyfx.solver.methods.heuristics.first_fit import filled
+from skyfx.solver.methods.limits import Limits
+from skyfx.solver.methods.method import Answer, Task
+from skyfx.solver.problem.interval_tables import assign, earnings, line, move, running, shares
+from skyfx.solver.problem.linear_extensions import late_order
+from skyfx.solver.problem.problem import Problem, UnitPlacement
+
+__all__: list[str] = ["beam"]
+
+FIRST_STEP, LAST_STEP, MAX_STEP = 0.1, 5e-4, 0.5
+"""How far below the best plan the next is looked for."""
+
+WIDER_STEP = 2e-3
+"""The same after the beam was widened."""
+
+FIRST_WIDTH, WIDER = 250, 4
+
+MAX_CHILDREN = 1 << 21
+"""States that the widest beam's may lead to."""
+
+
+def beam(task: Task) -> Iterator[Answer]:
+    """Find plans of many devices, in relay, better and better until the beam is at its widest."""
+    problem = task.problem
+    if problem.assumptions.communication != "relay" or problem.num_devices < 2:
+        yield Answer(says="only for relay and several devices")
+        return
+    search = _Search(problem, task.limits)
+    if not search.of.w[:, -1].min() > 0:
+        yield Answer(says="nothing takes any time")
+        return
+    low, high = task.bound.value, min(task.bottleneck_s, search.most_s)
+    if task.best is None:
+        first = filled(problem, search.order, search.most_s, task.limits)
+        high = search.most_s if first is None else first.cost.bottleneck_s
+        yield Answer(
+            stages=None if first is None else first.stages, says="devices filled one by one"
+        )
+    aim = min(low * (1 + task.limits.gap), high)
+    width, step, tried, found = FIRST_WIDTH, FIRST_STEP, 0, 0
+    while width * problem.num_devices <= MAX_CHILDREN and high > low:
+        stages = search.plan(max(high * (1 - step), aim), width)
+        tried += 1
+        reached = math.inf if stages is None else problem.cost(stages).bottleneck_s
+        if reached < high:
+            found, high, step = found + 1, reached, min(MAX_STEP, 1.5 * step)
+            yield Answer(stages=stages, says=f"beams of {width}, {found} of {tried} found a plan")
+        elif step > LAST_STEP:  # also where the search thinks better of a plan than the cost model
+            step /= 2
+        elif not search.cut:
+            return
+        else:
+            width, step = width * WIDER, WIDER_STEP
+
+
+class _States(NamedTuple):
+    """States of as many stages, a row each."""
+
+    used: Any
+    """Bits of the devices that are used."""
+    device: Any
+    """The last of them, whose stage is open."""
+    start: Any
+    """The first unit of the open stage."""
+    received: Any
+    """Seconds that it receives."""
+    owed: Any
+    """What the used devices are worth."""
+    lost: Any
+    """Least of that which is lost."""
+    parent: Any
+    """The row of the state before."""
+
+    @classmethod
+    def room(cls, count: int, devices: int) -> "_States":
+        """Room for so many states."""
+        used = np.zeros((count, (devices + 63) // 64), dtype=np.uint64)
+        device, start, parent = (np.zeros(count, dtype=np.int64) for _ in range(3))
+        received, owed, lost = (np.zeros(count) for _ in range(3))
+        return cls(used, device, start, received, owed, lost, parent)
+
+    def of_rows(self, rows: Any) -> "_States":
+        """A copy of some."""
+        return _States(*(column[rows] for column in self))
+
+
+class _Search:
+    """The line of units, and the room for a beam's states."""
+
+    def __init__(self, problem: Problem, limits: Limits) -> None:
+        self.problem, self.limits, self.order = problem, limits, late_order(problem)
+        of = line(problem, self.order)
+        self.of = of._replace(limit=of.limit - problem.peak_bytes.max())
+        self.earned = running(shares(problem)[self.order])
+        self.most_s = 2 * float(self.of.w[:, -1].max())
+        """Seconds that all work takes no device longer than."""
+        self.cut = False
+        """Whether the last beam was too narrow for all states."""
+
+    def plan(self, bottleneck: float, width: int) -> UnitPlacement | None:
+        """The plan within T that a beam of this width comes to first."""
+        worth = earnings(self.earned, bottleneck, self.of)[0]
+        worth = worth[0] + assign(np.maximum(worth[1:] - worth[0], 0.0))[1]
+        num = len(worth)
+        states = _States.room(num, num)
+        for d in range(num):
+            states.used[d, d // 64] |= np.uint64(1 << d % 64)
+        states.device[:], states.owed[:] = np.arange(num), worth
+        children = _States.room(max(width, num) * num, num)
+        history, self.cut = [states], False
+        for stage in range(num):
+            self.limits.check()
+            count = expand(stage, states, children, bottleneck, worth, self.earned, self.of)
+            if count < 0:
+                return self._placement(history, -1 - count)
+            self.cut |= count > width
+            states = children.of_rows(_best(children, count, width))
+            history.append(states)
+        return None
+
+    def _placement(self, history: list[_States], row: int) -> UnitPlacement:
+        """The stages that led to a state whose last stage goes on to the end."""
+        stages, end = [], len(self.order)
+        for states in reversed(history):
+            start = int(states.start[row])
+            stages.append((int(states.device[row]), sorted(self.order[start:end])))
+            row, end = int(states.parent[row]), start
+        return stages[::-1]
+
+
+def _best(children: _States, count: int, width: int) -> Any:
+    """The rows of the states that have lost least; of those of the same devices only one."""
+    lost = children.lost[:count]
+    rows = np.argpartition(lost, 2 * width)[: 2 * width] if count > 2 * width else np.arange(count)
+    rows = rows[np.argsort(lost[rows], kind="stable")]
+    odd = np.random.default_rng(0).integers(1, 2**63, children.used.shape[1], dtype=np.uint64)
+    with np.errstate(over="ignore"):
+        key = (children.used[rows] * (2 * odd + 1)).sum(axis=1, dtype=np.uint64)
+        key = key * np.uint64(1024) + children.device[rows].astype(np.uint64)
+    _, first = np.unique(key, return_index=True)
+    return rows[np.sort(first)[:width]]
+
+
+@njit(cache=True)
+def expand(
+    stage: int, states: Any, children: Any, bottleneck: float, worth: Any, earned: Any, of: Any
+) -> int:
+    """Close the open stage of each state for each device that may come next.
+
+    Returns:
+        How many children there are; or -1 - row of a state whose open stage goes on to the end.
+    """
+    w, num, n = of.w, len(worth), len(earned) - 1
+    positions, count = len(of.need) - 1, 0
+    need, after = of.need[min(positions, num - stage - 1)], of.need[min(positions, num - stage - 2)]
+    for row in range(len(states.device)):
+        d, start = states.device[row], states.start[row]
+        time = bottleneck - states.received[row] + w[d, start]
+        furthest = _furthest(w[d], time, need, of.limit[d] + need[start], start)
+        if furthest == n:
+            return -1 - row
+        for e in range(num if stage + 1 < num else 0):
+            if (states.used[row, e >> 6] >> np.uint64(e & 63)) & np.uint64(1):
+                continue
+            most, end, got, least = -1.0, start, 0.0, math.inf
+            for j in range(furthest, start, -1):
+                sent = move(d, e, j, of.crossing, of.wires)
+                if sent < least and sent < bottleneck and w[d, j] + sent <= time:
+                    least = sent
+                    reached = _reached(e, j, bottleneck - sent, after, of)
+                    if earned[reached] > most:
+                        most, end, got = earned[reached], j, sent
+                if w[e, furthest] - w[e, j] > least:  # what is left over alone is more by now
+                    break
+            if end == start:
+                continue
+            children.used[count] = states.used[row]
+            children.used[count, e >> 6] |= np.uint64(1) << np.uint64(e & 63)
+            children.device[count], children.start[count] = e, end
+            children.received[count], children.parent[count] = got, row
+            children.owed[count] = states.owed[row] + worth[e]
+            children.lost[count] = children.owed[count] - most
+            count += 1
+    return count
+
+
+@njit(cache=True)
+def _furthest(w: Any, time: float, need: Any, room: float, start: int) -> int:
+    """The furthest end that time without sending, and memory, allow."""
+    low, high = start, len(w) - 1
+    while low < high:
+        middle = (low + high + 1) // 2
+        if w[middle] <= time and need[middle] <= room:
+            low = middle
+        else:
+            high = middle - 1
+    return low
+
+
+@njit(cache=True)
+def _reached(e: int, start: int, left: float, need: Any, of: Any) -> int:
+    """Where a stage of device e may end at the furthest that has so much time left."""
+    w, send = of.w[e], of.send[e]
+    time, room = left + w[start], of.limit[e] + need[start]
+    low, high = start, len(w) - 1
+    if w[high] <= time and need[high] <= room:
+        return high
+    while low < high:  # as if sending took no longer from later cuts; nearly so
+        middle = (low + high + 1) // 2
+        if w[middle] + send[middle] <= time and need[middle] <= room:
+            low = middle
+        else:
+            high = middle - 1
+    return low

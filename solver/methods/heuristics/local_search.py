@@ -1,0 +1,173 @@
+"""Better plans near a known one: units and what hangs on them shift to the stage beside theirs.
+
+Other methods look at the intervals of a few orders of the units; what stands beside the main line
+is then in whatever place the order gave it. Here a unit moves one stage forward, with all that its
+own stage reads for it, or one stage back, with all that reads it there: so no edge ever leads back.
+Only the boundary between the two stages changes, and their two times. Now and then two stages swap
+their devices.
+
+It is simulated annealing (Kirkpatrick et al. 1983) on the stages' times in a high norm: that is the
+bottleneck, but a stage just below it counts too.
+"""
+
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+
+from skyfx.solver.methods.exact.level_dp import listed
+from skyfx.solver.methods.heuristics.local_search_kernel import Tables, shift
+from skyfx.solver.methods.method import Answer, Candidate, Task
+from skyfx.solver.problem.problem import Problem, UnitPlacement
+
+__all__: list[str] = ["shifting", "wandering"]
+
+HOT, COLD = 3e-3, 3e-5
+"""Temperatures, in parts of the bottleneck."""
+
+ROUNDS, CHUNK = 200_000, 10_000
+"""Moves of one cooling, and between two looks at the clock."""
+
+HOTTER = 1e-2
+"""To begin with from another order of devices."""
+
+LAST = 0.2
+"""How often a device is put last."""
+
+TOURS, PART = 4, 0.4
+"""Orders that are tried, in this part of the time that is left."""
+
+COOLINGS = 4
+"""At the most; one that brings nothing is the last."""
+
+MAX_UNITS, MAX_STAGES = 8000, 256
+"""Beyond that a cooling touches each too rarely, and takes too long."""
+
+
+def shifting(task: Task) -> Iterator[Answer]:
+    """Improve the best plan so far, near to it."""
+    if fault := _fault(task):
+        yield Answer(says=fault)
+        return
+    search = _Search(task)
+    for _ in range(COOLINGS):
+        before = search.best.value
+        yield from search.cool(*_plan(task.problem, search.best), HOT)
+        if search.best.value == before:
+            break
+    yield Answer(says=f"{search.moves} moves")
+
+
+def wandering(task: Task) -> Iterator[Answer]:
+    """Improve the best plan so far from plans that begin or end with another device.
+
+    That device has nothing to do at first; what it had goes to the stage beside it. The slowest
+    come first: masks and position biases are work for them, before all that reads these.
+    """
+    if fault := _fault(task):
+        yield Answer(says=fault)
+        return
+    if listed(task.problem, task.limits):
+        yield Answer(says="all ideals can be listed")
+        return
+    search = _Search(task)
+    until_s = task.limits.left_s * (1 - PART)
+    slowest = np.argsort(-search.tables.time_s.sum(axis=1), kind="stable")
+    for tour in range(TOURS):
+        if task.limits.left_s < until_s:
+            break
+        devices, stage_of = search.elsewhere(slowest[tour % len(slowest)])
+        yield from search.cool(devices, stage_of, HOTTER)
+        says = f"{search.moves} moves from {tour + 1} other orders"
+        yield Answer(says=says)
+
+
+def _fault(task: Task) -> str:
+    """Why the methods have nothing to say; empty where they have."""
+    problem, assumptions = task.problem, task.problem.assumptions
+    if assumptions.communication != "relay" or assumptions.objective != "throughput":
+        return "only for throughput in relay"
+    if task.best is None or len(task.best.stages) < 2:
+        return "only where a plan of several stages is known"
+    if problem.num_units > MAX_UNITS or len(task.best.stages) > MAX_STAGES:
+        return f"only for up to {MAX_UNITS} units in {MAX_STAGES} stages"
+    return ""
+
+
+class _Search:
+    """The best plan, and the tables for moves."""
+
+    def __init__(self, task: Task) -> None:
+        assert task.best is not None
+        self.task, self.problem, self.best = task, task.problem, task.best
+        self.tables = _tables(task.problem)
+        self.random = np.random.default_rng(task.limits.seed)
+        self.moves = 0
+
+    def cool(self, devices: Any, stage_of: Any, hot: float) -> Iterator[Answer]:
+        """Cool down once from a plan."""
+        for done in range(0, ROUNDS, CHUNK):
+            if self.task.limits.left_s <= 0:
+                return
+            heat = hot * (COLD / hot) ** (done / ROUNDS)
+            seed = int(self.random.integers(2**31))
+            self.moves += shift(devices, stage_of, heat, CHUNK, seed, self.tables)
+            found = Candidate.of(self.problem, _placement(devices, stage_of))
+            if found is not None and found.value < self.best.value:
+                self.best = found
+                yield Answer(stages=found.stages, says=f"{self.moves} moves")
+
+    def elsewhere(self, d: int) -> tuple[Any, Any]:
+        """The best plan with a device put first, now and then last, with nothing to do."""
+        devices, stage_of = _plan(self.problem, self.best)
+        if d in devices:
+            k = int(np.flatnonzero(devices == d)[0])
+            stage_of[stage_of == k] = k - 1 if k else 1
+            stage_of -= stage_of > k
+            devices = np.delete(devices, k)
+        if self.random.random() < LAST:
+            return np.append(devices, d), stage_of
+        return np.insert(devices, 0, d), stage_of + 1
+
+
+def _plan(problem: Problem, plan: Candidate) -> tuple[Any, Any]:
+    """The device of each stage, and the stage of each unit."""
+    stage_of = np.zeros(problem.num_units, dtype=np.int64)
+    for k, (_, part) in enumerate(plan.stages):
+        stage_of[list(part)] = k
+    return np.array([d for d, _ in plan.stages], dtype=np.int64), stage_of
+
+
+def _placement(devices: Any, stage_of: Any) -> UnitPlacement:
+    return [(int(d), np.flatnonzero(stage_of == k).tolist()) for k, d in enumerate(devices)]
+
+
+def _tables(problem: Problem) -> Tables:
+    num = problem.num_devices
+    touched: list[list[int]] = [[] for _ in range(problem.num_units)]
+    for v, value in enumerate(problem.values):
+        for unit in {value.producer, *value.consumers}:
+            touched[unit].append(v)
+    sizes = [
+        (v.output_bytes, v.gradient_bytes, 1.0, float(v.gradient_bytes > 0)) for v in problem.values
+    ]
+    return Tables(
+        *_rows(problem.reads),
+        *_rows(problem.readers),
+        *_rows(touched),
+        np.array([-1 if v.is_input else v.producer for v in problem.values], dtype=np.int64),
+        *_rows([list(v.consumers) for v in problem.values]),
+        np.array([v.is_output for v in problem.values], dtype=np.bool_),
+        np.array(sizes).reshape(-1, 4).T.copy(),
+        np.minimum(problem.time_s, 1e30),
+        np.array([problem.need_bytes(p) for p in range(1, num + 1)]),
+        np.minimum(problem.memory_limit, 1e300) - problem.peak_bytes.max(),
+        problem.wires,
+        problem.assumptions.overlap == "full",
+    )
+
+
+def _rows(lists: list[list[int]]) -> tuple[Any, Any]:
+    """Where each list begins, and all of them in one."""
+    at = np.cumsum([0, *map(len, lists)]).astype(np.int64)
+    return at, np.array([x for row in lists for x in row], dtype=np.int64)

@@ -1,0 +1,1 @@
+"""Order ideals of the graph, and the states of the devices."""

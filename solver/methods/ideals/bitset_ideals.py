@@ -1,0 +1,95 @@
+"""All ideals of a problem as bit sets in arrays: what the compiled exact methods work on."""
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+
+from skyfx.solver.methods.ideals.bitset_kernels import ascend
+from skyfx.solver.methods.ideals.order_ideals import Ideals, bits, floating, neighbours
+from skyfx.solver.methods.limits import Limits
+from skyfx.solver.problem.problem import Problem, UnitPlacement, Value
+
+__all__: list[str] = ["BitIdeals"]
+
+
+@dataclass(frozen=True)
+class BitIdeals:
+    """The lattice of a problem. Units in it are counted from 0; the others float."""
+
+    problem: Problem
+
+    @cached_property
+    def units(self) -> list[int]:
+        """The problem's index of each unit."""
+        outside = set(floating(self.problem))
+        return [i for i in range(self.problem.num_units) if i not in outside]
+
+    @cached_property
+    def place(self) -> dict[int, int]:
+        """The index here of each of the problem's units that is here."""
+        return {i: x for x, i in enumerate(self.units)}
+
+    @cached_property
+    def values(self) -> list[tuple[Value, list[int]]]:
+        """Each value with the units, counted here, that read it, without its own maker."""
+        return [
+            (v, sorted(self.place[i] for i in {*v.consumers} - {v.producer} if i in self.place))
+            for v in self.problem.values
+        ]
+
+    @cached_property
+    def _neighbours(self) -> tuple[list[list[int]], list[int]]:
+        """Readers of each of the problem's units, and what it reads as a bit set."""
+        outside = frozenset(range(self.problem.num_units)) - set(self.units)
+        return neighbours(self.problem, outside)
+
+    @cached_property
+    def reads(self) -> Any:
+        """What each unit reads, also through those that float, `(n, words)`."""
+        reads = self._neighbours[1]
+        return self.words([self.place[a] for a in bits(reads[i])] for i in self.units)
+
+    def words(self, sets: Iterable[Iterable[int]]) -> Any:
+        """Sets of units as rows of 64-bit words."""
+        width = 8 * max(1, (len(self.units) + 63) // 64)
+        raw = b"".join(sum(1 << x for x in part).to_bytes(width, "little") for part in sets)
+        return np.frombuffer(raw, dtype=np.uint64).reshape(-1, width // 8).copy()
+
+    @cached_property
+    def readers(self) -> tuple[Any, Any]:
+        """Where the list of each unit's readers begins, `(n + 1,)`, and all lists."""
+        lists = self._neighbours[0]
+        readers = [[self.place[b] for b in lists[i]] for i in self.units]
+        first = np.cumsum([0, *map(len, readers)])
+        return first.astype(np.int64), np.array([b for part in readers for b in part], dtype=int)
+
+    def levels(self, at_most: int, limits: Limits) -> list[tuple[Any, Any]] | None:
+        """All ideals by size, from the empty one; None for too many.
+
+        Of each size, the ideals and the units that each can take next, `(N, words)` both.
+        """
+        empty, total = np.zeros((1, self.reads.shape[1]), dtype=np.uint64), 1
+        sources = (x for x, reads in enumerate(self.reads) if not reads.any())
+        levels = [(empty, self.words([sources]))]
+        for _ in self.units:
+            limits.check()
+            levels.append(ascend(*levels[-1], self.reads, self.readers, at_most - total))
+            total += len(levels[-1][0])
+            if total > at_most:
+                return None
+        return levels
+
+    def placement(self, devices: list[int], line: list[Any], **keeping: Any) -> UnitPlacement:
+        """The plan whose stages, on these devices, lie between the ideals of a line.
+
+        `keeping` says what units that float may add, as `Ideals.placement` does.
+        """
+        members = [
+            sum(1 << self.units[x] for x in bits(int.from_bytes(words.tobytes(), "little")))
+            for words in line
+        ]
+        stages = [(d, k, k + 1) for k, d in enumerate(devices)]
+        return Ideals.chain(self.problem, members).placement(stages, **keeping)

@@ -1,0 +1,111 @@
+"""What units that were put aside cost at least where they are read.
+
+What is put aside could be made anywhere and moves for nothing in the bound. But a unit with one
+reader is either in its reader's stage, and then it takes its time there, or that stage receives
+what it makes. Strands of such units hang on a unit of the lattice like trees: of all ways to cut a
+tree in a part inside the stage and a part before it, the cheapest is charged to the reader,
+
+    charge[d] = min over parts X inside:  time_d(X) + receive_d(what X reads of the rest)
+
+What is left of the strand's work is still anywhere. With the devices' prices y and the least
+weighted time of each unit, `least(u) = min_e y[e] time_e(u)`, it is by the same argument
+
+    rest = sum_u least(u) + min over d of (cut[d] - y[d] charge[d])
+    cut[d] = min over X:  sum over X of (y[d] time_d(u) - least(u)) + y[d] receive_d(...)
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from skyfx.solver.methods.ideals.device_states import States
+from skyfx.solver.problem.problem import Floats, Problem
+
+__all__: list[str] = ["Charges", "Strand"]
+
+
+@dataclass(frozen=True, slots=True)
+class Strand:
+    """Units put aside that stay together in the accounts, and the weighted work left of them."""
+
+    units: tuple[int, ...]
+    weight: float
+
+
+@dataclass(frozen=True, slots=True)
+class Charges:
+    """Seconds charged to each unit on each group's devices, `(G, n)`, and what is left."""
+
+    time_s: Floats
+    strands: tuple[Strand, ...]
+
+    @classmethod
+    def of(cls, problem: Problem, states: States, aside: Sequence[int], price: Floats) -> "Charges":
+        """Charge what can be charged; what has several readers is a strand of its own."""
+        tree = _Tree(problem, states, price)
+        for unit in sorted(aside):
+            tree.add(unit)
+        charged = np.zeros_like(states.time_s)
+        strands, inside = [], set(aside)
+        for unit in sorted(aside, reverse=True):
+            reader = tree.reader[unit]
+            if reader is None or (reader in inside and not tree.whole[reader]):
+                strands.append(Strand((unit,), float(tree.least[unit])))
+                tree.whole[unit] = False
+            elif reader not in inside:
+                charged[:, reader] += tree.charge[unit]
+                strands.append(Strand(tuple(tree.units[unit]), tree.rest(unit)))
+        return cls(charged, tuple(strands))
+
+
+class _Tree:
+    """The trees of units with one reader, built from their leaves on."""
+
+    def __init__(self, problem: Problem, states: States, price: Floats) -> None:
+        self.time_s, self.price = states.time_s, price
+        n = problem.num_units
+        self.receive_s = _receive_s(problem, states)
+        self.least: Floats = (price[:, None] * self.time_s).min(axis=0)
+        self.reader = [r[0] if len(r) == 1 else None for r in problem.readers]
+        self.whole = [True] * n
+        self.units: list[list[int]] = [[] for _ in range(n)]
+        self.charge = np.zeros((n, len(price)))
+        self.cut = np.zeros((n, len(price)))
+
+    def add(self, unit: int) -> None:
+        """Add a unit after all that it reads."""
+        time, receive, price = self.time_s[:, unit], self.receive_s[:, unit], self.price
+        self.units[unit].append(unit)
+        self.charge[unit] = np.minimum(receive, time + self.charge[unit])
+        self.cut[unit] = np.minimum(
+            price * receive, price * time - self.least[unit] + self.cut[unit]
+        )
+        reader = self.reader[unit]
+        if reader is not None:
+            self.units[reader] += self.units[unit]
+            self.charge[reader] += self.charge[unit]
+            self.cut[reader] += self.cut[unit]
+
+    def rest(self, unit: int) -> float:
+        """The weighted work left of the strand that ends in a unit."""
+        work = float(self.least[self.units[unit]].sum())
+        return max(0.0, work + float((self.cut[unit] - self.price * self.charge[unit]).min()))
+
+
+def _receive_s(problem: Problem, states: States) -> Floats:
+    """The least seconds to receive what a unit makes, and to send its gradient back, `(G, n)`."""
+    groups = states.groups
+    if problem.assumptions.overlap == "full":  # receiving takes no time of its own
+        return np.zeros_like(states.time_s)
+    apart = np.array(
+        [[g != h or len(groups[g]) > 1 for h in range(len(groups))] for g in range(len(groups))]
+    )
+    into = np.where(apart, states.wires[1], np.inf).min(axis=0)
+    back = np.where(apart, states.wires[1], np.inf).min(axis=1)
+    receive = np.zeros_like(states.time_s)
+    for value in problem.values:
+        with np.errstate(invalid="ignore"):
+            moved = into * value.output_bytes + back * value.gradient_bytes
+        receive[:, value.producer] += np.nan_to_num(moved, nan=0.0, posinf=np.inf)
+    return receive

@@ -1,0 +1,88 @@
+"""What every method of search is given, and what it hands back: one shape for all of them.
+
+A method is a generator. It yields an `Answer` whenever it knows more, so the time limit and Ctrl-C
+cost nothing that it has found, and the search can end it as soon as the gap is closed.
+"""
+
+import math
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+from skyfx.solver.costs.cost_model import Cost
+from skyfx.solver.methods.limits import Limits
+from skyfx.solver.problem.problem import Problem, UnitPlacement
+from skyfx.solver.problem.tolerances import PROVEN
+
+__all__: list[str] = ["Answer", "Bound", "Candidate", "Method", "Task"]
+
+
+@dataclass(frozen=True, slots=True)
+class Candidate:
+    """A plan that fits, and what it costs."""
+
+    stages: UnitPlacement
+    cost: Cost
+    method: str = ""
+
+    @property
+    def value(self) -> float:
+        """The objective's value."""
+        return self.cost.objective_value
+
+    @classmethod
+    def of(
+        cls, problem: Problem, stages: UnitPlacement | None, method: str = ""
+    ) -> "Candidate | None":
+        """The candidate of these stages; None where there are none or they do not fit."""
+        if stages is None:
+            return None
+        cost = problem.cost(stages)
+        return cls(stages, cost, method) if problem.fits(cost, stages) else None
+
+
+@dataclass(frozen=True, slots=True)
+class Bound:
+    """A proven lower bound in seconds, and the name of what proves it."""
+
+    value: float
+    binding: str
+
+
+@dataclass(frozen=True, slots=True)
+class Task:
+    """A problem, the best plan and bound that are known, and the limits."""
+
+    problem: Problem
+    best: Candidate | None
+    bound: Bound
+    limits: Limits
+
+    @property
+    def bottleneck_s(self) -> float:
+        """The bottleneck of the best plan; infinite without one."""
+        return math.inf if self.best is None else self.best.cost.bottleneck_s
+
+    @property
+    def done(self) -> bool:
+        """Whether the best plan is within the asked-for gap of the bound."""
+        if self.best is None:
+            return False
+        return self.best.value <= self.bound.value * (1 + max(self.limits.gap, PROVEN))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Answer:
+    """What a method adds to what is known. Each field may say nothing."""
+
+    stages: UnitPlacement | None = None
+    bound: Bound | None = None
+    """On the objective."""
+    infeasible: str = ""
+    """Why no plan can exist; proven."""
+    interrupted: bool = False
+    """Ctrl-C came while the method was running, and the method has ended in order."""
+    says: str = ""
+    """What the method did, or why it has nothing to add; it stands in the plan."""
+
+
+Method = Callable[[Task], Iterator[Answer]]

@@ -1,0 +1,36 @@
+"""The integer program as a file, for other solvers and for the curious."""
+
+from pathlib import Path
+
+from skyfx.solver.core.cluster import Cluster
+from skyfx.solver.core.files import replacing
+from skyfx.solver.core.graph import Graph
+from skyfx.solver.core.plan import Assumptions
+from skyfx.solver.methods.bounds.simple_bounds import simple_bound
+from skyfx.solver.methods.milp import formulation
+from skyfx.solver.planning.planner import checked
+
+__all__: list[str] = ["export"]
+
+MAX_ROWS = 3_000_000
+
+
+def export(
+    graph: Graph, cluster: Cluster, assumptions: Assumptions, path: Path, *, force: bool = False
+) -> None:
+    """Write the integer program in the LP format; `ilp_model.py` says what its names mean.
+
+    Raises:
+        FileExistsError: the file exists and `force` is false.
+        ValueError: it would be too large to be of use.
+    """
+    problem = checked(graph, cluster, assumptions)
+    rows = problem.num_units * problem.num_devices**2
+    if rows > MAX_ROWS:
+        raise ValueError(
+            f"{path}: the integer program of {problem.num_units} units x {problem.num_devices} "
+            f"devices has some {rows} constraints, at most {MAX_ROWS} are written; "
+            "leave out --write-lp"
+        )
+    with replacing(path, force=force) as temporary:
+        formulation.build(problem, simple_bound(problem).value or 1.0).lp.writeLP(str(temporary))

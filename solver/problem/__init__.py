@@ -1,0 +1,1 @@
+"""The compiled instance that all methods work on."""

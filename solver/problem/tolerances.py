@@ -1,0 +1,10 @@
+"""Tolerances of the search."""
+
+__all__: list[str] = ["PROVEN", "UNDER"]
+
+UNDER = 1 - 1e-9
+"""Sums of many floats differ in their last digits: a bound stays this far below."""
+
+
+PROVEN = 1e-6
+"""A bound this close to the objective, relatively, is the solver's tolerance: it is optimal."""

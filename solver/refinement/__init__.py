@@ -1,0 +1,1 @@
+"""What follows the search: schedules, memory peaks, the simulated step."""

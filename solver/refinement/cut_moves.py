@@ -1,0 +1,93 @@
+"""Stages as parts of one order of the units, and how cuts between them move.
+
+order of the units   a b c | d e f g | h i j
+ends                       3         7       10
+"""
+
+import itertools
+from collections.abc import Sequence
+
+import numpy as np
+
+from skyfx.solver.problem.problem import UnitPlacement
+
+__all__: list[str] = [
+    *("Cuts", "Line", "all_have_units", "line_of", "moved", "near", "some_units", "stages_of"),
+]
+
+Cuts = tuple[int, ...]
+"""Where in the order each stage ends, `(num_stages,)`."""
+
+Line = tuple[tuple[int, ...], Cuts]
+"""The device of each stage, `(num_stages,)`, and the cuts."""
+
+OTHER_DEVICES = 0.2
+"""How often a device changes."""
+
+SPAN = 0.7
+"""As which power of their number units move, at the most."""
+
+
+def line_of(stages: UnitPlacement) -> tuple[list[int], Line]:
+    """The order of the units that these stages have one after another, and where they stand."""
+    order = [unit for _, part in stages for unit in sorted(part)]
+    ends = tuple(itertools.accumulate(len(part) for _, part in stages))
+    return order, (tuple(d for d, _ in stages), ends)
+
+
+def stages_of(order: Sequence[int], devices: Sequence[int], ends: Sequence[int]) -> UnitPlacement:
+    """The stages that these cuts make."""
+    parts = itertools.pairwise((0, *ends))
+    return [(d, sorted(order[b:e])) for d, (b, e) in zip(devices, parts, strict=True)]
+
+
+def all_have_units(ends: Sequence[int]) -> bool:
+    """Whether every stage has something to do."""
+    return all(begin < end for begin, end in itertools.pairwise((0, *ends)))
+
+
+def near(line: Line, num_devices: int, random: np.random.Generator) -> Line | None:
+    """A line near this one; None where a stage would have nothing to do."""
+    if random.random() < OTHER_DEVICES:
+        devices, ends = _other_devices(line, num_devices, random)
+    else:
+        devices, ends = list(line[0]), moved(line[1], random)
+    return (tuple(devices), tuple(ends)) if all_have_units(ends) else None
+
+
+def _other_devices(
+    line: Line, num_devices: int, random: np.random.Generator
+) -> tuple[list[int], list[int]]:
+    """Two stages swap theirs, or an idle device takes a stage or one end of it."""
+    devices, ends = list(line[0]), list(line[1])
+    idle = [d for d in range(num_devices) if d not in devices]
+    j, k = (int(x) for x in random.integers(len(devices), size=2))
+    kind = int(random.integers(4)) if idle else 0
+    if kind == 0:
+        devices[j], devices[k] = devices[k], devices[j]
+        return devices, ends
+    d = int(random.choice(idle))
+    if kind == 1:
+        devices[k] = d
+    elif kind == 2:  # its last units
+        ends.insert(k, ends[k] - some_units(ends[-1], random))
+        devices.insert(k + 1, d)
+    else:
+        ends.insert(k, (0, *ends)[k] + some_units(ends[-1], random))
+        devices.insert(k, d)
+    return devices, ends
+
+
+def moved(ends: Sequence[int], random: np.random.Generator) -> list[int]:
+    """Some cuts that stand beside each other move by as many units; the last end stays."""
+    first = int(random.integers(len(ends)))
+    last = int(random.integers(first, len(ends)))
+    by = int(random.choice((-1, 1))) * some_units(ends[-1], random)
+    found = [end + by if first <= k <= last else end for k, end in enumerate(ends)]
+    found[-1] = ends[-1]
+    return found
+
+
+def some_units(num_units: int, random: np.random.Generator) -> int:
+    """A number of units to be moved: mostly few, at times many."""
+    return int(num_units ** (random.random() * SPAN))

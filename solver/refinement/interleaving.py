@@ -1,0 +1,108 @@
+"""Plans with two stages on each device, which the micro-batches visit in turn.
+
+    one stage a device    p p p p p p | q q q | r r r r          order of the units
+    interleaved           p p p | q | r r | p p p | q q | r r
+
+The last device begins sooner and the first one ends sooner, so that less of the step is spent on
+filling and draining the pipeline; values cross twice as many boundaries. From the best plan with
+one stage a device, each device's share is cut in two along the order, then the cuts move for as
+long as the simulated step becomes shorter (`annealing.py`).
+"""
+
+import math
+import time
+
+import numpy as np
+
+from skyfx.solver.core.schedule import live_counts, orders
+from skyfx.solver.costs.action_times import Pace
+from skyfx.solver.costs.simulator import follow
+from skyfx.solver.methods.heuristics.annealing import Cooling, anneal
+from skyfx.solver.problem.problem import Problem, UnitPlacement
+from skyfx.solver.refinement.cut_moves import Cuts, all_have_units, moved, stages_of
+from skyfx.solver.refinement.in_flight import Live
+from skyfx.solver.refinement.memory_headroom import Room
+
+__all__: list[str] = ["interleaved"]
+
+TURNS = 2
+"""Stages of each device."""
+
+HOT, COLD = 0.02, 1e-4
+"""Temperatures, in parts of the step."""
+
+MOVES, SEARCH_S = 400, 5.0
+
+
+def interleaved(
+    problem: Problem, stages: UnitPlacement, usual_peaks: dict[str, float]
+) -> tuple[UnitPlacement, Live] | None:
+    """Cut the stages of a plan in two and give the parts to its devices in turn.
+
+    Args:
+        problem: what is planned; a device may not have to run every unit.
+        stages: one for each device.
+        usual_peaks: bytes that each device takes with these, at its peak.
+
+    Returns:
+        The stages and how many micro-batches may be live on each; None where there is one device
+        alone, or no plan of this kind was found.
+    """
+    if len(stages) == 1 or problem.num_units < TURNS * len(stages):
+        return None
+    search = _Search(problem, stages, usual_peaks)
+    random = np.random.default_rng(0)
+
+    def near(ends: Cuts) -> Cuts | None:
+        other = tuple(moved(ends, random))
+        return other if all_have_units(other) else None
+
+    cooling = Cooling(MOVES, HOT, COLD, time.monotonic() + SEARCH_S)
+    anneal(search.first, near, search.followed, cooling, random)
+    return search.best
+
+
+class _Search:
+    """The best stages that fit."""
+
+    def __init__(
+        self, problem: Problem, stages: UnitPlacement, usual_peaks: dict[str, float]
+    ) -> None:
+        self._problem, self._usual_peaks = problem, usual_peaks
+        self._order = [unit for _, part in stages for unit in sorted(part)]
+        self._devices = tuple(d for d, _ in stages) * TURNS
+        self._best_s = math.inf
+        self._unit_s = problem.cost(stages).step_s or 1.0
+        self.best: tuple[UnitPlacement, Live] | None = None
+        self.first = self._first(stages)
+
+    def _first(self, stages: UnitPlacement) -> Cuts:
+        """Each device has as much to do in each turn as in half of its stage."""
+        shares = [float(self._problem.time_s[d, list(part)].sum()) / TURNS for d, part in stages]
+        ends: list[int] = []
+        begin, last = 0, len(self._order)
+        for k, d in enumerate(self._devices):
+            times = self._problem.time_s[d, self._order[begin:]]
+            full = int(np.searchsorted(np.cumsum(times), shares[k % len(shares)], side="right"))
+            left = len(self._devices) - k - 1
+            begin = min(max(begin + 1, begin + full), last - left)
+            ends.append(begin if left else last)
+        return tuple(ends)
+
+    def followed(self, ends: Cuts) -> float:
+        """A step in parts of the plan's, with as many micro-batches live as there is room for."""
+        problem = self._problem
+        stages = stages_of(self._order, self._devices, ends)
+        if not all(np.isfinite(problem.time_s[d, list(part)]).all() for d, part in stages):
+            return math.inf
+        placement = problem.placement(stages)
+        pace = Pace.of(problem.graph, problem.cluster, placement, problem.assumptions)
+        room = Room(problem, placement, self._usual_peaks)
+        m = problem.assumptions.microbatches
+        for live in (live_counts("1f1b", len(stages), m), (1,) * len(stages)):
+            timeline = follow(pace, orders(live, m, pace.devices))
+            if room.fits(live, timeline):
+                if timeline.step_s < self._best_s:
+                    self._best_s, self.best = timeline.step_s, (stages, live)
+                return timeline.step_s / self._unit_s
+        return math.inf

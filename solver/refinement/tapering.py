@@ -1,0 +1,127 @@
+"""Stages made for a schedule that keeps enough micro-batches live: longer in front, shorter behind.
+
+The cost model's step is the latency and M - 1 bottlenecks: as if a stage had nothing to do while
+its first micro-batch goes on to the end and back. With enough of them live it has, forwards:
+
+    stage 0   F0 F1 F2 F3 .. .. B0 .. B1 .. B2 .. B3      forwards while B0 is on its way
+    stage 1   .. F0 F1 F2 .. B0 F3 B1 .. B2 .. B3
+    stage 2   .. .. F0 B0 F1 B1 F2 B2 F3 B3               nothing to do before F0 has come
+
+What any schedule needs, with f[k], b[k] seconds of stage k and t[j] of the moves behind stage j, is
+
+    step >= sum_{j<k} (f[j] + b[j] + t[j]) + M (f[k] + b[k])     no stage begins before its inputs
+    step >= sum_k (f[k] + b[k]) + sum_j t[j] + (M - 1) b[k]      none ends before its backwards
+
+So the later a stage, the less it should have to do. Here cuts and devices change (`cuts.near`) by
+annealing on the larger of the two. Steps that are simulated come within a tenth of it.
+"""
+
+import time
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from skyfx.solver.costs.action_times import Pace
+from skyfx.solver.methods.heuristics.annealing import Cooling, anneal
+from skyfx.solver.problem.interval_tables import alive, running
+from skyfx.solver.problem.problem import Floats, Problem, UnitPlacement
+from skyfx.solver.refinement.cut_moves import Line, line_of, near, stages_of
+from skyfx.solver.refinement.in_flight import generate
+
+__all__: list[str] = ["tapered"]
+
+HOT, COLD = 0.2, 1e-3
+"""Temperatures in parts of the step."""
+
+MOVES, MOVES_EACH, SEARCH_S, SEEDS = 20_000, 300, 3.0, 3
+"""Of each of so many runs, the moves at the most, and for each unit, and seconds."""
+
+
+def tapered(problem: Problem, stages: UnitPlacement) -> UnitPlacement:
+    """Stages near these of which a simulated step is shorter; these, if none are found.
+
+    Args:
+        problem: what is planned, in training and `relay`; memory does not bind.
+        stages: the best plan's under 1f1b.
+    """
+    order, line = line_of(stages)
+    search = _Search(problem, order)
+    found = [stages, *(search.from_line(line, seed) for seed in range(SEEDS))]
+    return min(found, key=lambda one: _step_s(problem, one))
+
+
+def _step_s(problem: Problem, stages: UnitPlacement) -> float:
+    """A step by the schedule that is made for these stages."""
+    asked = problem.assumptions
+    pace = Pace.of(problem.graph, problem.cluster, problem.placement(stages), asked)
+    return generate(pace, asked.microbatches, lambda live, timeline: True).step_s
+
+
+class _Search:
+    """What the stages of a line take."""
+
+    def __init__(self, problem: Problem, order: Sequence[int]) -> None:
+        self._problem, self._order = problem, order
+        self._rounds = problem.assumptions.microbatches
+        self._full = problem.assumptions.overlap == "full"
+        self._forward, self._backward = (
+            self._running(part) for part in ("forward_s", "backward_s")
+        )
+        self._barred = running((~problem.allowed[:, order]).astype(float))
+        self._alive = np.array(alive(problem, order))
+
+    def from_line(self, line: Line, seed: int) -> UnitPlacement:
+        """The best stages that annealing finds from here."""
+        random = np.random.default_rng(seed)
+        best, unit = [(self.step_s(line), line)], self.step_s(line) or 1.0
+
+        def scored(other: Line) -> float:
+            step_s = self.step_s(other)
+            if step_s < best[0][0]:
+                best[0] = step_s, other
+            return step_s / unit
+
+        moves = min(MOVES, MOVES_EACH * len(self._order))
+        cooling = Cooling(moves, HOT, COLD, time.monotonic() + SEARCH_S)
+        num = self._problem.num_devices
+        anneal(line, lambda other: near(other, num, random), scored, cooling, random)
+        return stages_of(self._order, *best[0][1])
+
+    def step_s(self, line: Line) -> float:
+        """What no schedule of these stages undercuts; infinite where a device may not run one."""
+        d, ends = np.array(line[0]), np.array((0, *line[1]))
+        begin, end, cut = ends[:-1], ends[1:], ends[1:-1]
+        if (self._barred[d, end] > self._barred[d, begin]).any():
+            return float("inf")
+        forward = self._forward[d, end] - self._forward[d, begin]
+        backward = self._backward[d, end] - self._backward[d, begin]
+        there = self._moves(d[:-1], d[1:], cut, 0)
+        back = self._moves(d[1:], d[:-1], cut, 1)
+        both, moving = forward + backward, there + back
+        before = np.concatenate([[0.0], np.cumsum(both[:-1] + moving)])
+        latency = before[-1] + both[-1]
+        waits = self._rounds - 1
+        if self._full:  # moves of other micro-batches go on meanwhile
+            again, last = both, max(backward.max(), back.max(initial=0.0))
+        else:
+            again = both + np.append(moving, 0.0) + np.append(0.0, moving)
+            last = (backward + np.append(back, 0.0) + np.append(0.0, back)).max()
+        return float(max((before + both + waits * again).max(), latency + waits * last))
+
+    def _moves(self, source: Any, target: Any, cut: Any, way: int) -> Floats:
+        """Seconds of what crosses the cuts, forward (0) or back (1)."""
+        latency, per_byte = self._problem.wires[:, source, target]
+        size_bytes = self._alive[way, cut]
+        moved: Floats = np.where(size_bytes > 0, latency + per_byte * size_bytes, 0.0)
+        return moved
+
+    def _running(self, part: str) -> Floats:
+        """Seconds of the units before each cut, `(D, n + 1)`; none where a device may not run."""
+        nodes, devices = self._problem.graph.nodes, self._problem.cluster.devices
+        units = [self._problem.members[i] for i in self._order]
+        of_kind = {
+            kind: np.array([sum(getattr(nodes[j], part).get(kind, 0.0) for j in u) for u in units])
+            for kind in {device.type for device in devices}
+        }
+        return running(np.array([of_kind[d.type] * d.slowdown for d in devices]))

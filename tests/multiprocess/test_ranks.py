@@ -1,0 +1,111 @@
+"""Pipelines over several processes, as a launcher starts them, equal to the unsplit model."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from skyfx.solver.core.cluster import Cluster
+from skyfx.solver.core.files import read
+from tests.support import ROOT
+from tests.support.models import BATCH, CASES
+from tests.support.plans import SIZE
+
+
+def launch(num_processes: int, *arguments: str) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
+    return subprocess.run(
+        [*command, f"--nproc-per-node={num_processes}", *arguments],
+        cwd=ROOT,
+        env=os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+        timeout=240,
+        check=False,
+    )
+
+
+def reports(name: str, folder: Path, num_processes: int, how: str) -> list[dict[str, Any]]:
+    done = launch(num_processes, "tests/jobs/ranks_job.py", name, str(folder), how)
+    assert done.returncode == 0, done.stderr[-3000:]
+    return [json.loads((folder / f"{rank}.json").read_text()) for rank in range(num_processes)]
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_each_rank_has_its_stage_and_all_see_the_unsplit_models_losses(
+    name: str, tmp_path: Path
+) -> None:
+    found = reports(name, tmp_path, 2, "given")
+    for said in found:
+        assert said["equal"] == [True] * 7  # losses and norms of gradients, tensors in the end
+        assert said["inferred"] == [True] * 5  # alone, and in a stream of four
+    assert all(0 < said["held"] < said["all"] for said in found)
+    first, second = (said["timeline"] for said in found)
+    assert first == second  # all know of all actions, by one clock
+    begun = {(k, kind, m): began_s for k, kind, m, began_s in first}
+    parts = range(BATCH // SIZE)
+    assert begun.keys() == {
+        (k, x, m) for k in (0, 1) for x in ("forward", "backward") for m in parts
+    }
+    assert all(begun[0, "forward", m] < begun[1, "backward", m] for m in parts)
+
+
+@pytest.mark.parametrize(
+    ("name", "schedule"), [("t5", "interleaved"), ("unet", "interleaved"), ("bert", "generated")]
+)
+def test_schedules_made_for_a_plan_see_the_unsplit_models_losses(
+    name: str, schedule: str, tmp_path: Path
+) -> None:
+    """Two stages of a rank that do not stand beside each other, and others in flight."""
+    for said in reports(name, tmp_path, 2, schedule):
+        assert len(said["stages"]) == (4 if schedule == "interleaved" else 2)
+        assert len(set(said["stages"])) == 2
+        assert said["equal"] == [True] * 7
+        assert said["inferred"] == [True] * 5  # alone, and in a stream of four
+
+
+def test_hosts_measure_and_plan_together(tmp_path: Path) -> None:
+    """Without a plan: prices from one process, speeds from each, one plan for all."""
+    found = reports("bert", tmp_path, 2, "measured")
+    assert found[0]["plan"] == found[1]["plan"]
+    plan = json.loads(found[0]["plan"])
+    assert {device for said in found for device in said["stages"]} == {
+        stage["device"] for stage in plan["stages"]
+    }
+    assert plan["bottleneck_s"] > 0
+    for said in found:
+        assert said["equal"] == [True] * 7
+
+
+def test_probe_writes_the_devices_and_the_links_between_them(tmp_path: Path) -> None:
+    path = tmp_path / "two.cluster.json"
+    done = launch(2, "-m", "skyfx", "probe", "-o", str(path))
+    assert done.returncode == 0, done.stderr[-3000:]
+    cluster = read(path, Cluster)
+    names = [device.name for device in cluster.devices]
+    assert len(set(names)) == 2
+    assert len({device.type for device in cluster.devices}) == 1
+    assert all(device.memory_bytes for device in cluster.devices)
+    assert {(link.source, link.target) for link in cluster.links} == {
+        tuple(names),
+        tuple(names[::-1]),
+    }
+    for link in cluster.links:  # of one machine with itself
+        assert 1e6 < link.bandwidth_bytes_per_s < 1e12
+        assert 0 < link.latency_s < 1
+    again = launch(2, "-m", "skyfx", "probe", "-o", str(path))
+    assert again.returncode != 0
+    assert "--force" in again.stderr
+
+
+def test_a_process_that_nothing_has_launched_is_a_job_of_its_own(tmp_path: Path) -> None:
+    path = tmp_path / "one.cluster.json"
+    command = [sys.executable, "-m", "skyfx", "probe", "-o", str(path)]
+    subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=120, check=True)
+    cluster = read(path, Cluster)
+    assert len(cluster.devices) == 1
+    assert cluster.links == ()

@@ -1,0 +1,185 @@
+"""Whatever draws random numbers draws what plain torch would, on the same micro-batches."""
+
+import json
+from collections.abc import Callable
+from dataclasses import replace
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor, nn
+from torch.nn import functional
+
+import skyfx
+from skyfx.devices.host_resources import cores
+from skyfx.runtime.execution.workers import with_torch_threads
+from skyfx.runtime.rng import generator_lending
+from tests.multiprocess.test_ranks import launch
+from tests.support import models, unsplit_reference
+from tests.support.models import BATCH, Case
+from tests.support.plans import SIZE, split_evenly
+from tests.support.random_models import BY_VALUE, CASES, OPERATORS, SEED, drawing, trained
+
+STEPS = 50
+
+
+def made(make: Callable[[], Case]) -> Case:
+    torch.manual_seed(0)
+    return make()
+
+
+def alone(make: Callable[[], Case], steps: int, num_stages: int) -> dict[str, Any]:
+    """What plain torch gives, on as many threads as each of so many stages has."""
+    case = made(make)
+    torch.manual_seed(SEED)
+    with with_torch_threads(max(1, int(cores() / num_stages))):
+        return trained(case, case, steps)
+
+
+def split(
+    make: Callable[[], Case], steps: int, num_stages: int, schedule: str = "1f1b"
+) -> dict[str, Any]:
+    """What a pipeline gives, which is made between the seed and the first step."""
+    case = made(make)
+    torch.manual_seed(SEED)
+    with split_evenly(case, num_stages, schedule=schedule) as pipeline:
+        return trained(pipeline, case, steps)
+
+
+@cache
+def fifty_steps(num_stages: int) -> dict[str, Any]:
+    return alone(CASES["bert"], STEPS, num_stages)
+
+
+@pytest.mark.parametrize(("num_stages", "schedule"), [(2, "1f1b"), (3, "gpipe")])
+def test_fifty_steps_of_bert_with_dropout_are_plain_torchs(num_stages: int, schedule: str) -> None:
+    assert split(CASES["bert"], STEPS, num_stages, schedule) == fifty_steps(num_stages)
+
+
+def test_fifty_steps_over_processes_are_those_of_the_first_ones_seed(tmp_path: Path) -> None:
+    done = launch(2, "tests/jobs/rng_job.py", "bert", str(STEPS), str(tmp_path))
+    assert done.returncode == 0, done.stderr[-3000:]
+    for rank in range(2):
+        assert json.loads((tmp_path / f"{rank}.json").read_text()) == fifty_steps(2)
+
+
+def test_masks_go_along_memory_as_it_was_in_the_process_before(tmp_path: Path) -> None:
+    done = launch(2, "tests/jobs/rng_job.py", "strided", "3", str(tmp_path))
+    assert done.returncode == 0, done.stderr[-3000:]
+    expected = alone(CASES["strided"], 3, 2)
+    for rank in range(2):
+        assert json.loads((tmp_path / f"{rank}.json").read_text()) == expected
+
+
+@pytest.mark.parametrize("schedule", ["1f1b", "gpipe"])
+def test_every_operator_draws_what_it_draws_in_plain_torch(schedule: str) -> None:
+    def all_of_them() -> Case:
+        return drawing(list(OPERATORS))
+
+    assert split(all_of_them, 3, 3, schedule) == alone(all_of_them, 3, 3)
+
+
+@settings(max_examples=10)
+@given(
+    st.lists(st.sampled_from(list(OPERATORS)), min_size=1, max_size=6),
+    st.integers(1, 3),
+    st.integers(BATCH - SIZE, BATCH),
+)
+def test_any_sequence_of_operators_draws_what_it_draws_in_plain_torch(
+    names: list[str], num_stages: int, samples: int
+) -> None:
+    """Of batches whose last micro-batch may be short."""
+
+    def sequence() -> Case:
+        return drawing(names, samples)
+
+    assert split(sequence, 2, num_stages) == alone(sequence, 2, num_stages)
+
+
+@pytest.mark.filterwarnings("ignore:The tensor attributes self.model")  # torch's, of any LSTM
+def test_dropout_within_an_operator_is_plain_torchs() -> None:
+    assert split(CASES["recurrent"], 3, 2) == alone(CASES["recurrent"], 3, 2)
+
+
+def test_dropout_within_checkpoints_is_plain_torchs() -> None:
+    def checkpointed() -> Case:
+        case = CASES["bert"]()
+        case.model.activation_checkpointing_enable()
+        return case
+
+    assert split(checkpointed, 3, 2) == alone(checkpointed, 3, 2)
+
+
+def test_dropout_in_half_precision_is_plain_torchs() -> None:
+    with torch.autocast("cpu", torch.bfloat16):
+        found, expected = split(CASES["bert"], 1, 2), alone(CASES["bert"], 1, 2)
+    assert found["losses"] == expected["losses"]
+    assert found["generator"] == expected["generator"]
+
+
+@pytest.mark.parametrize("around", [torch.no_grad, torch.inference_mode])
+def test_a_model_that_draws_in_eval_mode_infers_like_plain_torch(around: Callable[[], Any]) -> None:
+    case = drawing(["dropout", "randn, few", "rand"])
+    with split_evenly(case, 2) as pipeline, around():
+        torch.manual_seed(SEED)
+        found, after = pipeline(case.batch), torch.get_rng_state()
+    torch.manual_seed(SEED)
+    assert torch.equal(found, unsplit_reference.infer(case, SIZE)[0])
+    assert torch.equal(after, torch.get_rng_state())
+
+
+@pytest.mark.parametrize("name", BY_VALUE)
+def test_where_only_values_tell_how_much_is_drawn_the_plan_still_does_not_matter(name: str) -> None:
+    def made_of_it() -> Case:
+        return drawing([name, "dropout"])
+
+    assert split(made_of_it, 2, 3) == split(made_of_it, 2, 1)
+
+
+def test_a_loss_may_draw_beside_the_stages() -> None:
+    def noisy() -> Case:
+        def loss_fn(outputs: Tensor, targets: Tensor) -> Tensor:
+            return functional.mse_loss(outputs, targets + torch.rand(10**6)[-1])
+
+        return replace(drawing(["dropout, wide"] * 9), loss_fn=loss_fn)
+
+    assert split(noisy, 5, 3, "gpipe") == split(noisy, 5, 1, "gpipe")
+
+
+class Whole(nn.Module):
+    """Its middle stays whole: a branch on a value, and dropout beside it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.middle, self.last = nn.Linear(8, 8), Branching(), nn.Linear(8, 8)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.last(self.middle(functional.dropout(self.first(x), 0.2, self.training)))
+
+
+class Branching(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        y = functional.dropout(x, 0.2, self.training)
+        return y * 2 if y.sum() > 0 else y
+
+
+def test_with_the_models_own_python_in_it_the_plan_still_does_not_matter() -> None:
+    def whole() -> Case:
+        return Case(Whole(), torch.randn(BATCH, 8), torch.randn(BATCH, 8), functional.mse_loss)
+
+    assert split(whole, 2, 3) == split(whole, 2, 1)
+
+
+def test_neither_measuring_nor_capturing_again_takes_the_users_generators_on() -> None:
+    case = made(lambda: models.bert(dropout=0.1, layers=1))
+    before = generator_lending.states()
+    with skyfx.partition(
+        case.model, ["cpu", "cpu"], example_inputs=case.batch, strategy="even"
+    ) as pipeline:
+        assert generator_lending.states() == before
+        pipeline({name: x[:3] for name, x in case.batch.items()})  # another shape, and mode
+        assert generator_lending.states() == before

@@ -1,0 +1,153 @@
+"""Capture takes a model as it is, and leaves it as it was."""
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+import skyfx
+from skyfx.passes.aliasing import colocation
+from skyfx.passes.planner_graph import outline
+from skyfx.solver.errors import CaptureError
+from skyfx.tracing.capture import Capture, capture
+from tests.support import models, unsplit_reference
+from tests.support.models import BATCH, CASES
+
+
+@pytest.mark.parametrize("training", [True, False])
+@pytest.mark.parametrize("name", CASES)
+def test_the_captured_graph_computes_what_the_model_computes(name: str, training: bool) -> None:
+    case = CASES[name]()
+    case.model.train(training)
+    captured = capture(case.model, case.batch, training=training)
+    found = captured.module(*captured.microbatch.tensors)
+    expected = unsplit_reference.tensors(unsplit_reference.call(case.model, case.batch))
+    assert all(torch.equal(f, e) for f, e in zip(found, expected, strict=True))
+
+
+def test_names_are_those_of_the_model_and_each_stands_once() -> None:
+    captured = capture(models.bert().model, models.bert().batch)
+    ids = list(captured.ids.values())
+    assert len(set(ids)) == len(ids)
+    assert "input_ids" in ids
+    assert "bert.encoder.layer.1.output.dense.linear" in ids
+    assert "classifier.linear" in ids
+
+
+def test_equal_operators_have_equal_names_in_both_modes_and_all_shapes() -> None:
+    case = models.resnet()
+    training = set(capture(case.model, case.batch).ids.values())
+    inference = set(capture(case.model, case.batch[:3], training=False).ids.values())
+    assert inference < training
+    assert {name.rsplit(".", 1)[1] for name in training - inference} == {"add_"}  # batch counts
+
+
+def test_tied_weights_are_one_node_that_all_their_readers_read() -> None:
+    graph = outline(capture(models.gpt2().model, models.gpt2().batch))
+    (shared,) = [node for node in graph.nodes if node.op == "get_attr"]
+    readers = [node.id for node in graph.nodes if shared.id in node.inputs]
+    assert shared.parameter_bytes == shared.output_bytes == 100 * 32 * 4
+    assert readers == ["transformer.wte.embedding", "lm_head.linear"]
+
+
+def test_every_parameter_counts_once() -> None:
+    for build in CASES.values():
+        case = build()
+        graph = outline(capture(case.model, case.batch))
+        parameters = sum(p.numel() * 4 for p in case.model.parameters())
+        buffers = sum(b.numel() * b.element_size() for b in case.model.buffers())
+        total = sum(node.parameter_bytes for node in graph.nodes)
+        assert parameters <= total <= parameters + buffers + 64  # and a constant or two
+
+
+def test_capture_leaves_mode_parameters_buffers_and_random_state_alone() -> None:
+    case = models.resnet()
+    case.model.train()
+    case.model.blocks[1].eval()  # a part frozen on purpose
+    modes = [module.training for module in case.model.modules()]
+    before = {name: value.clone() for name, value in case.model.state_dict().items()}
+    random = torch.get_rng_state()
+    for training in (True, False):
+        capture(case.model, case.batch, training=training)
+    assert modes == [module.training for module in case.model.modules()]
+    assert torch.equal(random, torch.get_rng_state())
+    for name, value in case.model.state_dict().items():
+        assert torch.equal(value, before[name])
+
+
+class Aliases(nn.Module):
+    """Writes in place what was viewed and read before."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        made = x * 2
+        view = made.view(-1)
+        read = view + 1
+        made.add_(1)
+        after = made * 3
+        return after.sum(1) + read.view_as(after).sum(1)
+
+
+def test_what_is_written_in_place_stays_together_up_to_its_last_write() -> None:
+    captured = capture(Aliases(), torch.randn(BATCH, 3))
+    labels = {captured.ids[node]: label for node, label in labels_of(captured).items()}
+    assert labels == dict.fromkeys(["mul", "view", "add", "add_"], "mul")
+
+
+def labels_of(captured: Capture) -> dict[torch.fx.Node, str]:
+    return colocation(captured.module.graph, captured.ids)
+
+
+class Shared(nn.Module):
+    """One batch norm called twice: both calls write its running statistics."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.norm = nn.BatchNorm1d(3)
+        self.linear = nn.Linear(3, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.norm(self.linear(self.norm(x)))
+
+
+def test_both_writers_of_a_buffer_share_a_stage() -> None:
+    labels = labels_of(capture(Shared(), torch.randn(BATCH, 3)))
+    norms = {label for node, label in labels.items() if "batch_norm" in str(node.target)}
+    assert len(norms) == 1
+
+
+class Leaving(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.from_numpy(x.detach().numpy() * 2)
+
+
+class Nothing(nn.Module):
+    def forward(self, x: Tensor) -> int:
+        return 3
+
+
+def test_a_model_that_cannot_be_captured_is_refused_with_its_line() -> None:
+    line = Leaving.forward.__code__.co_firstlineno + 1
+    with pytest.raises(CaptureError, match=rf"Leaving cannot .*test_captures.py:{line}: "):
+        capture(Leaving(), torch.ones(2))
+
+
+def test_a_model_that_returns_no_tensor_is_refused() -> None:
+    with pytest.raises(CaptureError, match="Nothing returns no tensor"):
+        capture(Nothing(), torch.ones(2))
+
+
+def test_inputs_that_do_not_fit_the_model_are_refused() -> None:
+    with pytest.raises(CaptureError, match=r"ResNet cannot be captured with inputs of shapes \(8,"):
+        capture(models.ResNet(), torch.ones(8, 7, 8, 8))
+    with pytest.raises(CaptureError, match="unexpected keyword argument 'nonsense'"):
+        capture(models.ResNet(), {"nonsense": torch.ones(8, 3, 8, 8)})
+
+
+def test_inputs_may_be_left_out_for_a_transformers_model_only() -> None:
+    assert capture(models.t5().model).microbatch.batch_size == 3
+    with pytest.raises(CaptureError, match="ResNet brings no example inputs"):
+        capture(models.ResNet())
+
+
+def test_the_public_names_are_those_that_the_package_promises() -> None:
+    for name in skyfx.__all__:
+        assert getattr(skyfx, name).__name__ == name

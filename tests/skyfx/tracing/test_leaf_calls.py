@@ -1,0 +1,325 @@
+"""What torch.export cannot follow stays whole: a node, and everything else is cut around it."""
+
+import copy
+import random
+from typing import Any
+
+import numpy
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+from torch.utils.checkpoint import checkpoint
+
+from skyfx.passes.planner_graph import outline
+from skyfx.solver.errors import CaptureError, StageError
+from skyfx.tracing.capture import Capture, capture
+from skyfx.tracing.leaf_calls import leaf_of
+from tests.runtime.test_pipeline import assert_equal_gradients
+from tests.support import unsplit_reference
+from tests.support.models import BATCH, Case
+from tests.support.plans import SIZE, split_evenly
+
+WIDTH = 6
+
+
+class Branch(nn.Module):
+    """Goes another way for inputs of a positive sum; each way has parameters and a batch norm."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.one, self.other = nn.Linear(WIDTH, WIDTH), nn.Linear(WIDTH, WIDTH)
+        self.norm = nn.BatchNorm1d(WIDTH)
+
+    def forward(self, x: Tensor) -> Tensor:
+        if x.sum() > 0:
+            return self.norm(self.one(x))
+        return self.other(x) * 2
+
+
+class Ticket(torch.autograd.Function):
+    """The identity, with a gradient that is not its own."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        return x.clone()
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> Tensor:
+        return 3 * gradient
+
+
+class OwnGradient(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.linear = nn.Linear(WIDTH, WIDTH)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return Ticket.apply(self.linear(x))
+
+
+class Checkpointed(nn.Module):
+    """Runs again in backward."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.branch = Branch()
+        self.branch.norm = nn.Identity()  # whose statistics would be counted twice, as eagerly
+
+    def forward(self, x: Tensor) -> Tensor:
+        return checkpoint(self.branch, x, use_reentrant=False) if x.max() > -9 else x
+
+
+class WritesIt(nn.Module):
+    """Writes to what it is given, if that is positive somewhere."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        if (x > 0).any():
+            x.mul_(2)
+        return x + 1
+
+
+class Replaces(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("mean", torch.zeros(WIDTH))
+
+    def forward(self, x: Tensor) -> Tensor:
+        if x.sum() > 0:
+            self.mean = self.mean + 1
+        return x - self.mean
+
+
+class Row(nn.Module):
+    """Two linear layers around what is to stay whole, which is called twice."""
+
+    def __init__(self, middle: nn.Module) -> None:
+        super().__init__()
+        self.first, self.last = nn.Linear(WIDTH, WIDTH), nn.Linear(WIDTH, WIDTH)
+        self.middle = middle
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.last(self.middle(self.first(self.middle(self.first(x)))))
+
+
+class OwnMethod(Row):
+    """A method of the model itself counts positive numbers."""
+
+    def __init__(self) -> None:
+        super().__init__(nn.Identity())
+
+    def positive(self, x: Tensor, scale: float = 1.0) -> Tensor:
+        return torch.full((len(x), 1), scale) * len((x > 0).nonzero())
+
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x) * self.positive(x, scale=0.5)
+
+
+def shifted(x: Tensor) -> dict[str, Tensor]:
+    return {"shifted": x - 1 if x.mean().item() > 0 else x + 1}
+
+
+class OwnFunction(Row):
+    def __init__(self) -> None:
+        super().__init__(nn.Identity())
+
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(shifted(self.first(x))["shifted"])
+
+
+def case(model: nn.Module) -> Case:
+    batch = torch.randn(BATCH, WIDTH) + torch.linspace(-1, 1, BATCH)[:, None]
+    return Case(model, batch, torch.randn(BATCH, WIDTH), functional.mse_loss)
+
+
+def kept(captured: Capture) -> list[str]:
+    return [captured.ids[node] for node in captured.ids if leaf_of(node)]
+
+
+MODELS = {
+    "branch": lambda: Row(Branch()),
+    "checkpointed": lambda: Row(Checkpointed()),
+    "own gradient": lambda: Row(OwnGradient()),
+    "writes in place": lambda: Row(WritesIt()),
+    "own method": OwnMethod,
+    "own function": OwnFunction,
+    "replaces a buffer": lambda: Row(Replaces()),
+}
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_it_is_cut_around_and_trains_exactly(name: str) -> None:
+    ours = case(MODELS[name]())
+    alone = Case(copy.deepcopy(ours.model), ours.batch, ours.targets, ours.loss_fn)
+    assert 1 <= len(kept(capture(ours.model, ours.batch[:SIZE]))) <= 2
+    with split_evenly(ours) as pipeline:
+        for _ in range(2):
+            expected = unsplit_reference.train_step(alone, SIZE)
+            found = pipeline.train_step(ours.batch, ours.targets, ours.loss_fn)
+            assert torch.equal(found, expected)
+        assert_equal_gradients(pipeline, alone.model)
+    for key, value in alone.model.state_dict().items():
+        assert torch.equal(ours.model.state_dict()[key], value), key
+
+
+def test_its_parameters_belong_to_its_node_and_those_of_a_method_do_not() -> None:
+    class Once(Row):
+        def forward(self, x: Tensor) -> Tensor:
+            return self.last(self.middle(self.first(x)))
+
+    nodes = {n.id: n for n in outline(capture(Once(Branch()), torch.randn(SIZE, WIDTH))).nodes}
+    own = sum(x.numel() * x.element_size() for x in Branch().state_dict().values())
+    assert nodes["middle.forward"].parameter_bytes == own
+    assert nodes["middle.forward"].op == "submodule.forward"
+    method = {n.id: n for n in outline(capture(OwnMethod(), torch.randn(SIZE, WIDTH))).nodes}
+    assert method["forward"].parameter_bytes == 0
+    assert {"first.linear", "last.linear"} < method.keys()
+
+
+class Skips(nn.Module):
+    """Leaves layers out at random in training, as many speech models do."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layers = nn.ModuleList(nn.Linear(WIDTH, WIDTH) for _ in range(4))
+
+    def forward(self, x: Tensor) -> Tensor:
+        for layer in self.layers:
+            if not self.training or torch.rand([]) > 0.5:
+                x = layer(x)
+        return x
+
+
+class SkipsByPython(Skips):
+    def forward(self, x: Tensor) -> Tensor:
+        for layer in self.layers:
+            if not self.training or random.random() + numpy.random.rand() > 1:
+                x = layer(x)
+        return x
+
+
+@pytest.mark.parametrize("kind", [Skips, SkipsByPython])
+def test_layers_left_out_at_random_differ_from_step_to_step_but_not_with_the_plan(
+    kind: type[nn.Module],
+) -> None:
+    made = case(Row(kind()))
+    losses = []
+    for num_devices in (2, 3):
+        torch.manual_seed(3)
+        with split_evenly(made, num_devices) as pipeline:
+            torch.manual_seed(4)
+            steps = [pipeline.train_step(made.batch, made.targets, made.loss_fn) for _ in range(4)]
+        losses.append([float(loss) for loss in steps])
+    assert losses[0] == losses[1]
+    assert len(set(losses[0])) > 1
+
+
+def test_in_eval_mode_there_is_nothing_to_keep_whole() -> None:
+    assert kept(capture(Row(Skips()), torch.randn(SIZE, WIDTH), training=False)) == []
+
+
+class Selects(nn.Module):
+    """As many rows as are positive."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x[x[:, 0] > 0]
+
+
+class Selected(Row):
+    def forward(self, x: Tensor) -> Tensor:
+        return self.first(self.middle(x)).sum() + self.last(x)
+
+
+def test_another_shape_than_was_captured_ends_the_step_with_both() -> None:
+    made = case(Selected(Selects()))
+    made.batch[:, 0] = torch.tensor([1.0, 1, 1, 1, -1, 1, 1, 1])
+    with (
+        split_evenly(made) as pipeline,
+        pytest.raises(
+            StageError,
+            match=r"'middle' has returned a tensor \(1, 6\), .* a tensor \(2, 6\)",
+        ),
+    ):
+        pipeline.train_step(made.batch, made.targets, made.loss_fn)
+
+
+class Slices(nn.Module):
+    def forward(self, x: Tensor, length: Tensor) -> Tensor:
+        return x[:, : length[0]] * 2
+
+
+def test_a_slice_whose_ends_only_values_tell_is_refused() -> None:
+    with pytest.raises(CaptureError, match="Slices cannot be captured"):
+        capture(Slices(), {"x": torch.ones(SIZE, WIDTH), "length": torch.full((SIZE,), 2)})
+
+
+class Counts(nn.Module):
+    """Returns a number, which may not leave a node; what is around it can stay whole."""
+
+    def forward(self, x: Tensor) -> int:
+        return int((x > 0).sum())
+
+
+class Around(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.counts = Counts()
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x * self.counts(x)
+
+
+def test_where_a_number_would_leave_the_place_around_it_stays_whole() -> None:
+    assert set(kept(capture(Row(Around()), torch.randn(SIZE, WIDTH)))) == {
+        "middle.forward",
+        "middle.forward_1",
+    }
+
+
+def test_what_a_stage_would_lose_is_refused_with_the_first_reason() -> None:
+    class Grows(Replaces):
+        def forward(self, x: Tensor) -> Tensor:
+            if x.isfinite().all():
+                self.mean = torch.cat([self.mean, self.mean])
+            return x - self.mean.sum()
+
+    model = Row(Grows())
+    with pytest.raises(CaptureError, match=r"forward assigns buffer 'middle.mean' anew"):
+        capture(model, torch.ones(SIZE, WIDTH))
+    assert float(model.middle.mean.sum()) == 0.0
+    assert all("forward" not in vars(module) for module in model.modules())
+
+
+class Itself(nn.Module):
+    """Everything that depends on values stands in the model's own forward."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.last = nn.Linear(WIDTH, WIDTH), nn.Linear(WIDTH, WIDTH)
+
+    def forward(self, x: Tensor, lengths: Tensor) -> Tensor:
+        y = self.first(x)
+        if lengths.max().item() > 1 and bool(lengths.min() > 0):
+            y = y * 2
+        rows = [row.sum() * n for row, n in zip(y, lengths.tolist(), strict=True)]
+        return self.last(y[lengths > 1]).sum() + self.last(torch.stack(rows)[:, None] * y)
+
+
+def test_in_the_models_own_forward_lines_are_fixed_and_held_against_that() -> None:
+    x, lengths = torch.randn(BATCH, WIDTH), torch.tensor([1, 3] * (BATCH // 2))
+    batch = {"x": x, "lengths": lengths}
+    made = Case(Itself(), batch, torch.randn(BATCH, WIDTH), functional.mse_loss)
+    alone = Case(copy.deepcopy(made.model), batch, made.targets, made.loss_fn)
+    with split_evenly(made) as pipeline:
+        expected = unsplit_reference.train_step(alone, SIZE)
+        found = pipeline.train_step(made.batch, made.targets, made.loss_fn)
+        assert torch.equal(found, expected)
+        assert_equal_gradients(pipeline, alone.model)
+        lengths[-2:] = torch.tensor([3, 1])
+        with pytest.raises(StageError, match=r"'tolist at test_whole.py:\d+' has returned 3, 1, "):
+            pipeline.train_step(made.batch, made.targets, made.loss_fn)
+
+
+def test_a_model_that_does_not_run_says_so_itself() -> None:
+    with pytest.raises(CaptureError, match="mat1 and mat2 shapes cannot be multiplied"):
+        capture(Row(Branch()), torch.ones(SIZE, WIDTH + 1))

@@ -1,0 +1,165 @@
+"""What a captured graph would leave out in silence is refused, with the line and the cure."""
+
+import random
+
+import numpy
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+from skyfx.solver.errors import CaptureError
+from skyfx.tracing.capture import capture
+from tests.support.models import BATCH, Case
+from tests.support.plans import split_evenly
+
+WIDTH = 4
+
+
+class Layers(nn.Module):
+    """Two layers, for the models below to do something unusual with."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first = nn.Linear(WIDTH, WIDTH)
+        self.last = nn.Linear(WIDTH, WIDTH)
+
+
+class Tripled(torch.autograd.Function):
+    """The identity, with a gradient that is not its own."""
+
+    @staticmethod
+    def forward(ctx: object, x: Tensor) -> Tensor:
+        return x.clone()
+
+    @staticmethod
+    def backward(ctx: object, gradient: Tensor) -> Tensor:
+        return 3 * gradient
+
+
+class OwnGradient(Layers):
+    def forward(self, x: Tensor) -> Tensor:
+        return self.last(Tripled.apply(self.first(x)))
+
+
+class HookOnTensor(Layers):
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.first(x)
+        y.register_hook(lambda gradient: gradient * 2)
+        return self.last(y)
+
+
+class HookOnModule(Layers):
+    def __init__(self) -> None:
+        super().__init__()
+        self.last.register_full_backward_hook(lambda *args: None)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.last(self.first(x))
+
+
+class Reentrant(Layers):
+    def forward(self, x: Tensor) -> Tensor:
+        return self.last(checkpoint(self.first, x.requires_grad_(), use_reentrant=True))
+
+
+class PythonDraws(Layers):
+    def forward(self, x: Tensor) -> Tensor:
+        return self.last(x) if random.random() < 0.5 else self.first(x)
+
+
+class NumpyDraws(Layers):
+    def forward(self, x: Tensor) -> Tensor:
+        return self.last(x) * float(numpy.random.rand())
+
+
+class Counts(Layers):
+    calls = 0
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.calls = self.calls + 1
+        return self.first(x) * self.calls
+
+
+class Replaces(Layers):
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("mean", torch.zeros(WIDTH))
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.mean = self.mean + x.detach().mean(0)
+        return self.first(x) - self.mean
+
+
+class Batched(Layers):
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.vmap(self.first)(x)
+
+
+@pytest.mark.parametrize(
+    ("kind", "message"),
+    [
+        (OwnGradient, r"at .*test_hazards.py:\d+: Tripled.backward would be lost.*custom_op"),
+        (HookOnTensor, r"at .*test_hazards.py:\d+: a tensor's hook would be lost"),
+        (HookOnModule, r"BackwardHookFunction.backward would be lost.* remove backward hooks"),
+        (Reentrant, r"CheckpointFunction.backward would be lost.* use_reentrant=False"),
+        (PythonDraws, r"forward draws from random, so every step would repeat one draw"),
+        (NumpyDraws, r"forward draws from numpy.random"),
+        (Counts, r"forward changes the number 'calls' \(1, then 2\).* keep it in a buffer"),
+        (Replaces, r"forward assigns buffer 'mean' anew.* `self.mean.copy_\(...\)`"),
+        (Batched, r"forward uses torch.vmap"),
+    ],
+)
+def test_what_a_graph_would_leave_out_is_refused(kind: type[Layers], message: str) -> None:
+    model = kind()
+    states = random.getstate(), str(numpy.random.get_state())
+    with pytest.raises(CaptureError, match=message):
+        capture(model, torch.randn(BATCH, WIDTH))
+    assert (random.getstate(), str(numpy.random.get_state())) == states
+    assert vars(model).get("calls", 0) == 0
+
+
+def test_gradients_of_the_models_own_do_not_matter_for_inference() -> None:
+    model, x = OwnGradient().eval(), torch.randn(BATCH, WIDTH)
+    captured = capture(model, x, training=False)
+    assert torch.equal(captured.module(x)[0], model(x))
+
+
+@torch.library.custom_op("skyfx_tests::tripled", mutates_args=())
+def tripled(x: Tensor) -> Tensor:
+    return x.clone()
+
+
+tripled.register_fake(torch.empty_like)
+tripled.register_autograd(lambda ctx, gradient: 3 * gradient)
+
+
+class OwnOperator(Layers):
+    def forward(self, x: Tensor) -> Tensor:
+        return self.last(tripled(self.first(x)))
+
+
+def test_the_cure_for_a_gradient_of_the_models_own_works() -> None:
+    model, x = OwnOperator(), torch.randn(BATCH, WIDTH)
+    model(x).sum().backward()
+    expected = [p.grad.clone() for p in model.parameters()]
+    model.zero_grad()
+    with split_evenly(Case(model, x, x, loss_fn=nn.MSELoss()), 2) as pipeline:
+        pipeline.train_step(x, None, lambda outputs, _: outputs.sum() * (BATCH / len(outputs)))
+    for parameter, gradient in zip(model.parameters(), expected, strict=True):
+        torch.testing.assert_close(parameter.grad, gradient)
+
+
+class Remembers(Layers):
+    """Notes the longest input so far, as rotary embeddings do."""
+
+    longest = 0
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.longest = max(self.longest, len(x))
+        return self.first(x)
+
+
+def test_a_number_that_settles_is_no_hazard() -> None:
+    model, x = Remembers(), torch.randn(BATCH, WIDTH)
+    assert torch.equal(capture(model, x).module(x)[0], model.first(x))

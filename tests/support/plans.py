@@ -1,0 +1,65 @@
+"""Plans that split a model whether or not that is fast: what exactness is tested on."""
+
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any
+
+import skyfx
+from skyfx.devices.resolve import resolve
+from skyfx.passes.planner_graph import outline
+from skyfx.runtime.execution.microbatch import Batch
+from skyfx.solver import Assumptions, Plan, solve
+from skyfx.tracing.capture import Capture, capture
+from tests.support.models import BATCH, Case
+
+NUM_MICROBATCHES = 4
+SIZE = BATCH // NUM_MICROBATCHES
+LIVE = (4, 4, 4, 3, 3, 1)
+"""Live micro-batches of the last stages, where a plan has to say how many."""
+
+
+def even_plan(captured: Capture, num_devices: int, **assumptions: Any) -> Plan:
+    """Equal numbers of operators on each of so many CPUs, as if each took a second."""
+    graph = outline(captured)
+    nodes = tuple(
+        node if node.op in ("input", "get_attr") else replace(node, forward_s={"cpu": 1.0})
+        for node in graph.nodes
+    )
+    cluster, _ = resolve(["cpu"] * num_devices)
+    given = Assumptions(**{"microbatches": NUM_MICROBATCHES, **assumptions})
+    return solve(replace(graph, nodes=nodes), cluster, given, strategy="even").plan
+
+
+def generated_plan(captured: Capture, live: Sequence[int], **assumptions: Any) -> Plan:
+    """An even plan with a stage for each of these counts of live micro-batches."""
+    plan = even_plan(captured, len(live), **assumptions)
+    stages = [replace(s, live=count) for s, count in zip(plan.stages, live, strict=True)]
+    given = replace(plan.assumptions, schedule="generated")
+    return replace(plan, assumptions=given, stages=tuple(stages))
+
+
+def interleaved_plan(
+    captured: Capture, live: Sequence[int], names: Sequence[str], **assumptions: Any
+) -> Plan:
+    """As `generated_plan`, with the stages in turn on the devices of these names."""
+    plan = generated_plan(captured, live, **assumptions)
+    stages = [replace(s, device=names[k % len(names)]) for k, s in enumerate(plan.stages)]
+    given = replace(plan.assumptions, schedule="interleaved")
+    return replace(plan, assumptions=given, stages=tuple(stages))
+
+
+def split_evenly(case: Case, num_devices: int = 3, **assumptions: Any) -> skyfx.Pipeline:
+    """A pipeline of the model with a stage on every device, two where they are interleaved."""
+    training = assumptions.get("mode", "training") == "training"
+    schedule = assumptions.pop("schedule", "1f1b")
+    microbatch = Batch.of(case.batch).split(SIZE)[0]
+    captured = capture(case.model, microbatch, training=training)
+    if schedule == "generated":
+        plan = generated_plan(captured, LIVE[-num_devices:], **assumptions)
+    elif schedule == "interleaved":
+        names = [f"cpu:{d}" for d in range(num_devices)]
+        plan = interleaved_plan(captured, LIVE[-2 * num_devices :], names, **assumptions)
+    else:
+        plan = even_plan(captured, num_devices, schedule=schedule, **assumptions)
+    assert len({stage.device for stage in plan.stages}) == num_devices
+    return skyfx.partition(case.model, ["cpu"] * num_devices, example_inputs=case.batch, plan=plan)
