@@ -4,11 +4,11 @@ from dataclasses import dataclass
 
 import torch
 
-__all__: list[str] = ["Place"]
+__all__: list[str] = ["LocalDevice"]
 
 
 @dataclass(frozen=True, slots=True)
-class Place:
+class LocalDevice:
     """Where a stage runs: a torch device under the name that the plan gives it.
 
     `slowdown` is emulated by waiting, after each action, as many times longer as it took. `type` is

@@ -9,9 +9,9 @@ from torch import Tensor, nn
 
 from skyfx.runtime.checkpoint.checkpoints import Checkpoints
 from skyfx.runtime.checkpoint.snapshot import Scheduler
-from skyfx.runtime.distributed.process_group import Group
+from skyfx.runtime.distributed.process_group import ProcessGroup
 from skyfx.runtime.execution.microbatch import Batch
-from skyfx.runtime.execution.runner import Measured, Rebalance, Runner
+from skyfx.runtime.execution.runner import Rebalance, Runner, StepTimes
 from skyfx.runtime.execution.split_cache import Splitter
 from skyfx.runtime.execution.step import LossHead, returned_loss
 from skyfx.runtime.execution.workers import Workers
@@ -52,12 +52,12 @@ class Pipeline:
         return self._runner.plan
 
     @property
-    def group(self) -> Group | None:
+    def group(self) -> ProcessGroup | None:
         """The processes that run it together; None in one alone."""
         return self._runner.workers.group
 
     @property
-    def measured(self) -> Measured | None:
+    def measured(self) -> StepTimes | None:
         """What the last call took, None before the first one."""
         return self._runner.measured
 
@@ -157,7 +157,7 @@ class Pipeline:
             steps: how many to take the median of, after one to warm up.
         """
 
-        def step() -> Measured | None:
+        def step() -> StepTimes | None:
             if self.plan.assumptions.training:
                 self.train_step(batch, targets, loss_fn)
             else:

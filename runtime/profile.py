@@ -7,13 +7,13 @@ from statistics import median
 
 from torch import nn
 
-from skyfx.runtime.execution.runner import Measured
+from skyfx.runtime.execution.runner import StepTimes
 from skyfx.runtime.execution.state_guard import undisturbed
 from skyfx.solver.core import files
 from skyfx.solver.core.chrome_trace import chrome_trace
 from skyfx.solver.core.plan import Plan
 from skyfx.solver.core.plan_table import operations
-from skyfx.solver.core.timeline import Done
+from skyfx.solver.core.timeline import CompletedAction
 
 __all__: list[str] = ["Profile", "StageProfile", "measured"]
 
@@ -38,11 +38,11 @@ class Profile:
     stages: tuple[StageProfile, ...]
     predicted_step_s: float
     measured_step_s: float
-    timeline: tuple[Done, ...] = ()
+    timeline: tuple[CompletedAction, ...] = ()
 
     @classmethod
     def of(
-        cls, plan: Plan, steps: Sequence[Measured], timeline: tuple[Done, ...] = ()
+        cls, plan: Plan, steps: Sequence[StepTimes], timeline: tuple[CompletedAction, ...] = ()
     ) -> "Profile":
         """The medians of some steps beside their plan, and the timeline of the last one."""
         columns = zip(*(step.stage_s for step in steps), strict=True)
@@ -95,7 +95,7 @@ def _rate(stage: StageProfile) -> str:
     return f"{operations(stage.flops / stage.measured_s)}/s" if known else ""
 
 
-def measured(model: nn.Module, step: Callable[[], Measured | None], steps: int) -> list[Measured]:
+def measured(model: nn.Module, step: Callable[[], StepTimes | None], steps: int) -> list[StepTimes]:
     """What so many steps take, after one to warm up; leaves the model as it was."""
     gradients = [(parameter, parameter.grad) for parameter in model.parameters()]
     took = []

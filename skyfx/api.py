@@ -14,11 +14,11 @@ from torch import nn
 from skyfx.devices.host_resources import free_bytes
 from skyfx.devices.resolve import DeviceList
 from skyfx.measurement.measure import Progress, measure
-from skyfx.orchestration.environment import Site, site_of
+from skyfx.orchestration.environment import Environment, site_of
 from skyfx.orchestration.rebalancing import Rebalancing
 from skyfx.partitioning.splitter import Splitter, captured_for, check_plan
 from skyfx.partitioning.weights import Weights
-from skyfx.runtime.device import Place
+from skyfx.runtime.device import LocalDevice
 from skyfx.runtime.execution.microbatch import Batch
 from skyfx.runtime.memory.limits import MemoryLimits
 from skyfx.runtime.memory.malloc import HOLES, return_freed
@@ -160,7 +160,7 @@ def _pipeline(
     model: nn.Module,
     plan: Plan,
     captured: Capture,
-    site: Site,
+    site: Environment,
     weights: str | os.PathLike[str] | None,
     rebalance: Rebalancing | None,
 ) -> Pipeline:
@@ -185,7 +185,7 @@ def _pipeline(
             opened.close()
 
 
-def _enforced(model: nn.Module, site: Site) -> MemoryLimits:
+def _enforced(model: nn.Module, site: Environment) -> MemoryLimits:
     """Hold this process to its devices' limits, as far as the machine itself does not."""
     known = {place: place.memory_bytes for place in site.here.values()}
     given = {
@@ -214,7 +214,7 @@ def is_tight(plan: Plan, names: Collection[str], cluster: Cluster) -> bool:
 
 def capture_and_measure(
     model: nn.Module,
-    places: Iterable[Place],
+    places: Iterable[LocalDevice],
     *,
     example_inputs: Any = None,
     mode: Mode = "training",

@@ -111,9 +111,9 @@ def probe_command(
     with exit_codes(verbose=verbose):
         files.refuse_overwrite(output, force=force)
         from skyfx.devices.cluster_probe import probed
-        from skyfx.devices.inventory import Hosts  # torch takes seconds to import
+        from skyfx.devices.inventory import DeviceInventory  # torch takes seconds to import
 
-        hosts = Hosts.joined()
+        hosts = DeviceInventory.joined()
         found = probed(hosts)
         if hosts.group.rank == 0:
             files.write(found, output, force=force)

@@ -24,7 +24,7 @@ from torch import Tensor, nn
 from benchmarks.coverage.tiny_models import build
 from skyfx.api import partition
 from skyfx.passes.rng_advance import is_random
-from skyfx.runtime.execution.microbatch import OutputForm
+from skyfx.runtime.execution.microbatch import OutputSpec
 from skyfx.runtime.execution.pytree import flatten
 from skyfx.runtime.execution.state_guard import undisturbed
 from skyfx.solver.errors import CaptureError
@@ -90,7 +90,7 @@ def _infer(model: nn.Module, batch: dict[str, Tensor], result: Result) -> None:
     model.eval()
     torch.manual_seed(1)
     with torch.no_grad(), undisturbed(model):
-        expected = OutputForm.of(_without_cache(model, batch))[1]
+        expected = OutputSpec.of(_without_cache(model, batch))[1]
     captured = capture(model, batch, training=False)
     _describe(model, captured, result)
     plan = even_plan(captured, NUM_STAGES, mode="inference", microbatches=1)
@@ -100,7 +100,7 @@ def _infer(model: nn.Module, batch: dict[str, Tensor], result: Result) -> None:
             found = captured.module(*captured.microbatch.tensors)
     else:
         with partition(model, ["cpu"] * NUM_STAGES, example_inputs=batch, plan=plan) as pipeline:
-            found = OutputForm.of(pipeline(batch))[1]
+            found = OutputSpec.of(pipeline(batch))[1]
     result.num_stages = sum(1 for stage in plan.stages if stage.nodes)
     if [x.shape for x in found] != [x.shape for x in expected]:
         result.reason = f"{len(found)} outputs, eager has {len(expected)}, or of other shapes"

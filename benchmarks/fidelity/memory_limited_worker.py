@@ -18,7 +18,7 @@ from benchmarks.common.cgroup_memory import OTHERS_BYTES, most_charged
 from benchmarks.fidelity.models import CASES, Case
 from benchmarks.fidelity.worker import ASSUMED, Setting, measured
 from skyfx.devices.cluster_probe import probed
-from skyfx.devices.inventory import Hosts
+from skyfx.devices.inventory import DeviceInventory
 from skyfx.runtime.pipeline import Pipeline
 from skyfx.solver import Cluster, Graph, Plan, solve
 from skyfx.solver.core import files
@@ -34,7 +34,7 @@ def main(folder: Path, tasks: list[str]) -> None:
     cores = sorted(os.sched_getaffinity(0))
     os.sched_setaffinity(0, {cores[int(os.environ["RANK"]) % len(cores)]})
     torch.set_num_threads(1)
-    hosts = Hosts.joined()
+    hosts = DeviceInventory.joined()
     cluster = probed(hosts)
     rows: list[dict[str, Any]] = []
     for task in tasks:
@@ -52,7 +52,7 @@ def main(folder: Path, tasks: list[str]) -> None:
             (folder / "report.jsonl").write_text("".join(lines))
 
 
-def _setting(hosts: Hosts, cluster: Cluster, case: Case, path: Path) -> Setting:
+def _setting(hosts: DeviceInventory, cluster: Cluster, case: Case, path: Path) -> Setting:
     """The model as measured now, or by those who came this far before."""
     graph, known = path.with_suffix(".graph.json"), path.with_suffix(".cluster.json")
     if not any(hosts.group.told(graph.exists(), bool)):

@@ -23,7 +23,7 @@ from benchmarks.common.emulated_hosts import enter_quota, leave_quota
 from benchmarks.fidelity.heap_usage import measured_peak
 from benchmarks.fidelity.models import CASES, Case
 from skyfx.devices.cluster_probe import probed
-from skyfx.devices.inventory import Hosts
+from skyfx.devices.inventory import DeviceInventory
 from skyfx.measurement.distributed import measured_together
 from skyfx.measurement.measure import price
 from skyfx.runtime.execution.microbatch import Batch
@@ -43,7 +43,7 @@ ASSUMED = Assumptions(microbatches=MICROBATCHES, overlap="full", optimizer_state
 class Setting:
     """A model on a cluster, measured."""
 
-    hosts: Hosts
+    hosts: DeviceInventory
     cluster: Cluster
     graph: Graph
     assumptions: Assumptions
@@ -55,7 +55,7 @@ def main(names: list[str], report: str) -> None:
     cores = sorted(os.sched_getaffinity(0))
     os.sched_setaffinity(0, {cores[int(os.environ["RANK"]) % len(cores)]})
     torch.set_num_threads(1)
-    hosts = Hosts.joined()
+    hosts = DeviceInventory.joined()
     enter_quota()
     cluster = probed(hosts)
     leave_quota()
@@ -71,7 +71,7 @@ def main(names: list[str], report: str) -> None:
                     lines.write(json.dumps({"model": name, "plan": label, **found}) + "\n")
 
 
-def measured(hosts: Hosts, cluster: Cluster, case: Case) -> Setting:
+def measured(hosts: DeviceInventory, cluster: Cluster, case: Case) -> Setting:
     """Measure the model on all hosts."""
     captured = captured_first(copy.deepcopy(case.model), case)
     graph, known = measured_in_quotas(hosts, cluster, captured)
@@ -81,7 +81,9 @@ def measured(hosts: Hosts, cluster: Cluster, case: Case) -> Setting:
     return Setting(hosts, known, graph, ASSUMED, tuple(noted))
 
 
-def measured_in_quotas(hosts: Hosts, cluster: Cluster, captured: Capture) -> tuple[Graph, Cluster]:
+def measured_in_quotas(
+    hosts: DeviceInventory, cluster: Cluster, captured: Capture
+) -> tuple[Graph, Cluster]:
     """The graph, and the cluster with this model's slowdowns; single operators on whole cores."""
     if hosts.group.rank == 0:  # into the cache
         price(captured, next(iter(hosts.places.values())), lambda *_: None)

@@ -18,7 +18,7 @@ import torch
 from benchmarks.common.cgroup_memory import OTHERS_BYTES, most_charged
 from benchmarks.common.emulated_hosts import enter_quota, leave_quota, throttled
 from benchmarks.hosts.competitors import Rival, update
-from skyfx.runtime.distributed.process_group import Group
+from skyfx.runtime.distributed.process_group import ProcessGroup
 from skyfx.runtime.memory.malloc import keep_freed, return_freed
 
 __all__: list[str] = ["Entry", "Record", "run"]
@@ -92,7 +92,7 @@ class _Step:
 
 
 def run(
-    entries: Mapping[str, Entry], group: Group, *, limited: bool, turns: int = TURNS
+    entries: Mapping[str, Entry], group: ProcessGroup, *, limited: bool, turns: int = TURNS
 ) -> dict[str, Record]:
     """Let them take their turns; every process of the job calls it, and all get the records."""
     records = {name: Record() for name in entries}
@@ -120,7 +120,7 @@ def _staying(entries: Mapping[str, Entry], records: Mapping[str, Record]) -> lis
     return [name for name, entry in entries.items() if not entry.by_hand or name in near]
 
 
-def _turn(entry: Entry, record: Record, group: Group, *, limited: bool) -> float:
+def _turn(entry: Entry, record: Record, group: ProcessGroup, *, limited: bool) -> float:
     """A step; its seconds."""
     if limited:
         _set_up_heap(tight=entry.tight)
@@ -137,7 +137,7 @@ def _turn(entry: Entry, record: Record, group: Group, *, limited: bool) -> float
     return took_s
 
 
-def _step(rival: Rival, group: Group) -> tuple[_Step, float]:
+def _step(rival: Rival, group: ProcessGroup) -> tuple[_Step, float]:
     """A step within the quotas, and when all were to begin."""
     enter_quota()
     start_s = max(group.told(time.perf_counter(), float)) + AHEAD_S
@@ -158,7 +158,7 @@ def _loss(steps: Sequence[_Step]) -> float:
     return next(step.loss for step in steps if step.loss is not None)
 
 
-def _charge(entry: Entry, record: Record, group: Group) -> None:
+def _charge(entry: Entry, record: Record, group: ProcessGroup) -> None:
     """A step of which the kernel counts the memory."""
     _set_up_heap(tight=entry.tight)
     there = sum(x.nbytes for x in entry.rival.parameters())

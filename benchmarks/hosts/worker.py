@@ -27,7 +27,7 @@ from benchmarks.hosts.manual_splits import Weights, rules
 from benchmarks.hosts.models import SUBJECTS, Subject
 from skyfx.api import is_tight
 from skyfx.devices.cluster_probe import probed
-from skyfx.devices.inventory import Hosts
+from skyfx.devices.inventory import DeviceInventory
 from skyfx.runtime.execution.microbatch import Batch
 from skyfx.solver import Assumptions, Cluster, Graph, Plan, solve
 from skyfx.solver.core import files
@@ -95,21 +95,21 @@ def main(names: Sequence[str], report: Path) -> None:
     """Run these clusters; the first process appends a line for each to the report."""
     os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})
     torch.set_num_threads(1)
-    hosts = Hosts.joined()
+    hosts = DeviceInventory.joined()
     chosen = {one.name: one for one in clusters.clusters()}
     prepared: dict[str, Prepared] = {}
     for cluster in (chosen[name] for name in names):
         began = time.monotonic()
         if cluster.model not in prepared:
             prepared[cluster.model] = _prepared(cluster.model, hosts)
-            gc.freeze()  # see `Pulse.start`: these hosts have as little as 4 % of a core
+            gc.freeze()  # see `Heartbeat.start`: these hosts have as little as 4 % of a core
         row = _run(cluster, prepared[cluster.model], hosts)
         if hosts.group.rank == 0:
             with report.open("a") as lines:
                 lines.write(json.dumps({**row, "wall_s": time.monotonic() - began}) + "\n")
 
 
-def _prepared(name: str, hosts: Hosts) -> Prepared:
+def _prepared(name: str, hosts: DeviceInventory) -> Prepared:
     torch.manual_seed(0)
     subject = SUBJECTS[name]()
     states = states_of(subject)
@@ -118,7 +118,7 @@ def _prepared(name: str, hosts: Hosts) -> Prepared:
     return Prepared(subject, capture(subject.model, part), states, Weights(**json.loads(raw)))
 
 
-def _run(cluster: clusters.Cluster, prepared: Prepared, hosts: Hosts) -> dict[str, Any]:
+def _run(cluster: clusters.Cluster, prepared: Prepared, hosts: DeviceInventory) -> dict[str, Any]:
     """Measure the cluster, plan for it, let all rivals train; what came out."""
     rank = hosts.group.rank
     os.sched_setaffinity(0, {cores([host.share for host in cluster.hosts])[rank]})
@@ -188,7 +188,7 @@ def _with_memory(cluster: Cluster, limits: Sequence[float] | None) -> Cluster:
     return replace(cluster, devices=tuple(devices))
 
 
-def _plans(hosts: Hosts, graph: Graph, free: Cluster, limited: Cluster) -> Plans:
+def _plans(hosts: DeviceInventory, graph: Graph, free: Cluster, limited: Cluster) -> Plans:
     """The same in all processes; the plans that one would make by hand know of no limits."""
 
     def make() -> bytes:
@@ -213,7 +213,7 @@ def _plans(hosts: Hosts, graph: Graph, free: Cluster, limited: Cluster) -> Plans
 def _entries(
     cluster: clusters.Cluster,
     prepared: Prepared,
-    hosts: Hosts,
+    hosts: DeviceInventory,
     known: tuple[Cluster, Cluster],
     plans: Plans,
 ) -> tuple[dict[str, Entry], Mapping[str, Sequence[int]]]:

@@ -20,8 +20,8 @@ import skyfx
 from benchmarks.common.documents import when_and_where
 from skyfx.measurement.measure import measure
 from skyfx.partitioning.stage_builder import match, split
-from skyfx.passes.planner_graph import outline
-from skyfx.runtime.device import Place
+from skyfx.passes.planner_graph import to_planner_graph
+from skyfx.runtime.device import LocalDevice
 from skyfx.solver import Assumptions, Cluster, Device, Link, solve
 from skyfx.tracing.capture import capture
 
@@ -89,13 +89,13 @@ def run(name: str) -> str:
     training = not name.startswith("llama")
     captured = capture(model, {"input_ids": ids}, training=training)
     times.append(time.monotonic())
-    graph = measure(captured, [Place("cpu", torch.device("cpu"))])
+    graph = measure(captured, [LocalDevice("cpu", torch.device("cpu"))])
     times.append(time.monotonic())
     mode = "training" if training else "inference"
     plan = solve(graph, cluster(8), Assumptions(mode=mode), gap=0.01, time_limit_s=20.0).plan
     times.append(time.monotonic())
-    described = outline(captured)
-    places = [Place(stage.device, torch.device("meta")) for stage in plan.stages]
+    described = to_planner_graph(captured)
+    places = [LocalDevice(stage.device, torch.device("meta")) for stage in plan.stages]
     split(captured, described, match(captured, described, plan, {}), places, [True] * len(places))
     times.append(time.monotonic())
     memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024

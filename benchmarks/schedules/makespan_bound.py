@@ -7,12 +7,12 @@ way back    after the last one has left it
 
 from skyfx.solver.core.cluster import transfer_s
 from skyfx.solver.core.schedule import Kind
-from skyfx.solver.costs.action_times import Message, Pace
+from skyfx.solver.costs.action_times import ActionTimes, Message
 
 __all__: list[str] = ["lowest_s"]
 
 
-def lowest_s(pace: Pace, num_microbatches: int) -> float:
+def lowest_s(pace: ActionTimes, num_microbatches: int) -> float:
     """Seconds that a step takes at least, where transfers overlap."""
     num = len(pace.devices)
     trip: list[tuple[float, float]] = []  # what a micro-batch passes: all of it, and how long alone

@@ -16,7 +16,7 @@ from benchmarks.sky import published_code
 from benchmarks.sky.allocation_units import even, thirds
 from benchmarks.sky.metrics import PIPELINED, SEQUENTIAL, Figures, figures, whole
 from skyfx.measurement.measure import measure
-from skyfx.runtime.device import Place
+from skyfx.runtime.device import LocalDevice
 from skyfx.solver import Cluster, Device, Graph, Link, Plan, solve
 from skyfx.solver.costs.cost_model import Placement
 from skyfx.solver.errors import NoPlanError
@@ -90,7 +90,7 @@ def measured(layers: int) -> Graph:
     names = ("input_ids", "token_type_ids", "attention_mask")
     shape = (1, published_code.LENGTH)
     batch = {name: torch.zeros(shape, dtype=torch.long, device="meta") for name in names}
-    return measure(capture(model, batch), [Place("cpu", torch.device("cpu"))])
+    return measure(capture(model, batch), [LocalDevice("cpu", torch.device("cpu"))])
 
 
 def cluster(kind: str, num_workers: int, *, memory_gib: float = 0.0, mbit: float = 0.0) -> Cluster:

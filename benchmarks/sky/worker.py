@@ -26,12 +26,16 @@ from benchmarks.sky.allocation_units import even, thirds
 from benchmarks.sky.metrics import SEQUENTIAL, whole
 from benchmarks.sky.published_code import CLASSES
 from skyfx.devices.cluster_probe import probed
-from skyfx.devices.inventory import Hosts
+from skyfx.devices.inventory import DeviceInventory
 from skyfx.runtime.execution.microbatch import Batch
 from skyfx.solver import Assumptions, Cluster, Graph, Plan, evaluate, solve
 from skyfx.solver.core import files
 from skyfx.solver.costs.peak_memory import peak_bytes
-from skyfx.solver.planning.schedule_adaptation import scheduled, stages_with, usual
+from skyfx.solver.planning.schedule_adaptation import (
+    adapt_schedule,
+    search_assumptions,
+    stages_with,
+)
 from skyfx.solver.problem.problem import Problem
 from skyfx.tracing.capture import capture
 
@@ -89,7 +93,7 @@ class WithAdamW:
 
 def even_plan(graph: Graph, cluster: Cluster) -> Plan:
     """As many parts for each worker, as the original allocates."""
-    apart, asked = thirds(graph), usual(ASKED)
+    apart, asked = thirds(graph), search_assumptions(ASKED)
     placement = even(graph, cluster)
     cost = evaluate(apart, cluster, placement, asked)
     peaks = peak_bytes(apart, cluster, placement, asked)
@@ -101,7 +105,7 @@ def even_plan(graph: Graph, cluster: Cluster) -> Plan:
         step_s=cost.step_s,
         objective_value=cost.objective_value,
     )
-    return scheduled(plan, Problem(apart, cluster, ASKED))
+    return adapt_schedule(plan, Problem(apart, cluster, ASKED))
 
 
 def plans(graph: Graph, cluster: Cluster) -> tuple[dict[str, Plan], dict[str, float]]:
@@ -113,7 +117,7 @@ def plans(graph: Graph, cluster: Cluster) -> tuple[dict[str, Plan], dict[str, fl
         "tapered": solve(graph, cluster, TAPERED, gap=GAP, time_limit_s=PLANNING_S).plan,
     }
     predicted = {name: plan.simulated_s for name, plan in made.items()}
-    alone = replace(usual(ASKED), microbatches=1)
+    alone = replace(search_assumptions(ASKED), microbatches=1)
     stages = tuple(replace(stage, live=0) for stage in made["even"].stages)
     made["original"] = replace(made["even"], assumptions=alone, stages=stages, simulated_s=0.0)
     placement = [(stage.device, stage.nodes) for stage in stages]
@@ -126,7 +130,7 @@ def main(task: Task, report: Path) -> None:
     """Run it; the first process writes the report."""
     os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})
     torch.set_num_threads(1)
-    hosts = Hosts.joined()
+    hosts = DeviceInventory.joined()
     rank = hosts.group.rank
     os.sched_setaffinity(0, {cores(task.shares)[rank]})
     phases = Phases(task.name, tells=rank == 0)
@@ -134,7 +138,7 @@ def main(task: Task, report: Path) -> None:
     subject = bert(task.layers, task.width, CLASSES)
     part = Batch.of(subject.batch).split(len(subject.batch) // MICROBATCHES)[0]
     captured = capture(subject.model, part)
-    gc.freeze()  # see `Pulse.start`: these hosts have a small share of a core
+    gc.freeze()  # see `Heartbeat.start`: these hosts have a small share of a core
     phases.ended("capturing")
     enter_quota()
     known = probed(hosts)
@@ -151,7 +155,9 @@ def main(task: Task, report: Path) -> None:
         report.write_text(json.dumps(row))
 
 
-def _told(hosts: Hosts, graph: Graph, known: Cluster) -> tuple[dict[str, Plan], dict[str, float]]:
+def _told(
+    hosts: DeviceInventory, graph: Graph, known: Cluster
+) -> tuple[dict[str, Plan], dict[str, float]]:
     """The same in all processes."""
 
     def make() -> bytes:
@@ -164,7 +170,7 @@ def _told(hosts: Hosts, graph: Graph, known: Cluster) -> tuple[dict[str, Plan], 
 
 
 def _trained(
-    task: Task, hosts: Hosts, known: tuple[Subject, Cluster], made: Mapping[str, Plan]
+    task: Task, hosts: DeviceInventory, known: tuple[Subject, Cluster], made: Mapping[str, Plan]
 ) -> dict[str, Any]:
     """All rivals in turns."""
     entries = {

@@ -19,12 +19,12 @@ from typing import Any
 from torch import nn
 from torch.optim import Optimizer
 
-from skyfx.runtime.checkpoint.collectives import Crew
+from skyfx.runtime.checkpoint.collectives import Collectives
 from skyfx.runtime.checkpoint.layout import Folder
 from skyfx.runtime.checkpoint.load import load
 from skyfx.runtime.checkpoint.save import write
 from skyfx.runtime.checkpoint.snapshot import Scheduler, Snapshot, Training
-from skyfx.runtime.distributed.process_group import Group
+from skyfx.runtime.distributed.process_group import ProcessGroup
 
 __all__: list[str] = ["Checkpoint", "Checkpoints"]
 
@@ -55,14 +55,14 @@ class Checkpoints:
         optimizer: Optimizer | None = None,
         scheduler: Scheduler | None = None,
         keep: int = 2,
-        group: Group | None = None,
+        group: ProcessGroup | None = None,
     ) -> None:
         """See `Pipeline.checkpoints`; `group` is the processes that hold the model together."""
         if keep < 1:
             raise ValueError(f"keep is {keep}: a folder keeps at least one checkpoint")
         self._training = Training(model, optimizer, scheduler)
         self._folder, self._keep = Folder(folder), keep
-        self._crew = Crew(group)
+        self._crew = Collectives(group)
         self._writer = ThreadPoolExecutor(1, thread_name_prefix="skyfx-checkpoint")
         self._writing: Future[None] | None = None
 

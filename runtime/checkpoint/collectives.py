@@ -11,10 +11,10 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor
 
-from skyfx.runtime.distributed.process_group import Group, as_bytes
+from skyfx.runtime.distributed.process_group import ProcessGroup, as_bytes
 from skyfx.solver.errors import CheckpointError
 
-__all__: list[str] = ["Crew"]
+__all__: list[str] = ["Collectives"]
 
 T = TypeVar("T")
 
@@ -22,13 +22,13 @@ CHUNK = 16 * 2**20
 """Bytes that are sent at a time, and so what a file on its way takes of memory."""
 
 
-class Crew:
+class Collectives:
     """What the processes of a pipeline tell each other about checkpoints.
 
     Their messages do not mix with those of the pipeline, so that both may be on their way at once.
     """
 
-    def __init__(self, group: Group | None) -> None:
+    def __init__(self, group: ProcessGroup | None) -> None:
         """A group, which every process has to make a crew of, or this process alone."""
         self._group = None if group is None or group.size == 1 else group.another()
         self.rank = 0 if self._group is None else self._group.rank

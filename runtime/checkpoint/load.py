@@ -7,7 +7,7 @@ read for themselves; to the others it sends what they need, one tensor after ano
 from pathlib import Path
 from typing import Any
 
-from skyfx.runtime.checkpoint.collectives import Crew
+from skyfx.runtime.checkpoint.collectives import Collectives
 from skyfx.runtime.checkpoint.layout import RECORD, Entry, Folder, Reader, indexed, parse
 from skyfx.runtime.checkpoint.restore import Restoring
 from skyfx.runtime.checkpoint.snapshot import Training
@@ -17,7 +17,7 @@ __all__: list[str] = ["load"]
 
 
 def load(
-    crew: Crew, folder: Folder, training: Training, step: int | None
+    crew: Collectives, folder: Folder, training: Training, step: int | None
 ) -> tuple[int, dict[str, Any]] | None:
     """Load the checkpoint of a step, or the latest one; every process calls this.
 
@@ -71,7 +71,11 @@ def _found(folder: Folder, step: int | None) -> tuple[str, dict[str, Entry]] | N
 
 
 def _planned(
-    path: Path, record: dict[str, Any], index: dict[str, Entry], training: Training, crew: Crew
+    path: Path,
+    record: dict[str, Any],
+    index: dict[str, Entry],
+    training: Training,
+    crew: Collectives,
 ) -> Restoring:
     try:
         return Restoring(record, index, training, crew.rank, crew.size)
@@ -84,14 +88,18 @@ def _holds(path: Path, text: str) -> bool:
     return path.is_file() and path.read_text() == text
 
 
-def _check(crew: Crew, reader: Reader | None, plan: Restoring, wanted: list[list[str]]) -> None:
+def _check(
+    crew: Collectives, reader: Reader | None, plan: Restoring, wanted: list[list[str]]
+) -> None:
     """Read through what is to be loaded, also for those who cannot."""
     if reader is not None:
         sent = {name for names in wanted for name in names} if crew.rank == 0 else set[str]()
         reader.check(sorted(sent.union(plan.wanted)))
 
 
-def _fill(crew: Crew, reader: Reader | None, plan: Restoring, wanted: list[list[str]]) -> None:
+def _fill(
+    crew: Collectives, reader: Reader | None, plan: Restoring, wanted: list[list[str]]
+) -> None:
     """Bring every tensor to where it goes; `wanted` is what each process has to be sent."""
     if reader is not None:
         for name in plan.wanted:

@@ -11,14 +11,16 @@ from pathlib import Path
 
 from torch import Tensor
 
-from skyfx.runtime.checkpoint.collectives import Crew
+from skyfx.runtime.checkpoint.collectives import Collectives
 from skyfx.runtime.checkpoint.layout import Folder, write_tensors
 from skyfx.runtime.checkpoint.snapshot import Snapshot, merged
 
 __all__: list[str] = ["write"]
 
 
-def write(crew: Crew, folder: Folder, step: int, taken: Snapshot | Exception, *, keep: int) -> None:
+def write(
+    crew: Collectives, folder: Folder, step: int, taken: Snapshot | Exception, *, keep: int
+) -> None:
     """Write what every process has taken; all return when it is on the disk.
 
     Args:
@@ -71,7 +73,9 @@ def _write_files(partial: Path, rank: int, tensors: dict[str, dict[str, Tensor]]
     return sizes
 
 
-def _gather(crew: Crew, partial: Path, sizes: list[dict[str, int]], here: list[bool]) -> None:
+def _gather(
+    crew: Collectives, partial: Path, sizes: list[dict[str, int]], here: list[bool]
+) -> None:
     """Bring the files together that lie elsewhere, one after another."""
     if all(here):
         return

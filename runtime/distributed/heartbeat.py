@@ -25,7 +25,7 @@ import torch.distributed as dist
 
 from skyfx.solver.errors import SkyfxError, StageError, WorkerLostError
 
-__all__: list[str] = ["Pulse"]
+__all__: list[str] = ["Heartbeat"]
 
 BEAT_S, SILENT_S = 0.5, 6.0
 """Seconds between two beats, and without one after which a process is lost."""
@@ -35,7 +35,7 @@ STOOD = 100
 
 
 @dataclass(frozen=True, slots=True)
-class _Saying:
+class _Beat:
     """What a process says: that it is there, how it failed, whom it lost, or that it has left."""
 
     beat: int
@@ -49,7 +49,7 @@ class _Saying:
         return bool(self.failed or self.lost or self.has_left)
 
 
-class Pulse:
+class Heartbeat:
     """This process's own beats, and what it knows of the others, in a thread.
 
     Attributes:
@@ -132,7 +132,7 @@ class Pulse:
         self._is_known.wait(wait_s)
         return self._lost
 
-    def awake_s(self, since_s: float) -> float:
+    def active_s(self, since_s: float) -> float:
         """Seconds since then, by `time.perf_counter`, for which this process did not stand."""
         stood_s = sum(length_s for at_s, length_s in list(self._stood) if at_s > since_s)
         return time.perf_counter() - since_s - stood_s
@@ -155,7 +155,7 @@ class Pulse:
     def _say(self) -> None:
         self._beats += 1
         failed = self._failed or self.overdue() or ""
-        saying = _Saying(self._beats, failed, str(self._lost or ""), self._has_left)
+        saying = _Beat(self._beats, failed, str(self._lost or ""), self._has_left)
         self._store.set(str(self._rank), msgspec.json.encode(saying).decode())
 
     def _listen(self) -> None:
@@ -194,10 +194,10 @@ class Pulse:
                 elif saying.lost:
                     self._lose(WorkerLostError(saying.lost))
 
-    def _sayings(self) -> dict[int, _Saying]:
+    def _sayings(self) -> dict[int, _Beat]:
         """What the others said last."""
         said = self._said.copy()
-        return {i: msgspec.json.decode(text, type=_Saying) for i, text in said.items()}
+        return {i: msgspec.json.decode(text, type=_Beat) for i, text in said.items()}
 
     def _silent_s(self, rank: int) -> float:
         """Until the store last answered: of a store that does not, nobody else is to blame."""

@@ -13,12 +13,12 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from skyfx.runtime.distributed.heartbeat import SILENT_S, Pulse
-from skyfx.runtime.distributed.rendezvous import met
+from skyfx.runtime.distributed.heartbeat import SILENT_S, Heartbeat
+from skyfx.runtime.distributed.rendezvous import rendezvous
 from skyfx.runtime.memory.malloc import keep_freed
 from skyfx.solver.errors import PlanError, StageError, WorkerLostError
 
-__all__: list[str] = ["Group", "as_bytes"]
+__all__: list[str] = ["ProcessGroup", "as_bytes"]
 
 T = TypeVar("T")
 
@@ -30,7 +30,7 @@ CLOSING = 2**30
 
 
 @dataclass(frozen=True, slots=True)
-class Group:
+class ProcessGroup:
     """A gloo process group, which moves tensors between CPUs; this process is its `rank`.
 
     `pulse` tells who is still there; a process that is alone has none.
@@ -39,7 +39,7 @@ class Group:
     processes: dist.ProcessGroup
     rank: int
     size: int
-    pulse: Pulse | None
+    pulse: Heartbeat | None
 
     @staticmethod
     def is_launched() -> bool:
@@ -47,7 +47,7 @@ class Group:
         return dist.is_initialized() or {"RANK", "WORLD_SIZE", "MASTER_ADDR"} <= os.environ.keys()
 
     @classmethod
-    def joined(cls) -> "Group":
+    def joined(cls) -> "ProcessGroup":
         """The group of all processes of the job, which has to be called for in all of them.
 
         A process that no launcher has started is a job of its own.
@@ -58,7 +58,7 @@ class Group:
         keep_freed()
         if not dist.is_initialized():
             store, rank, size = (
-                met() if cls.is_launched() else (dist.HashStore(), 0, 1)  # type: ignore[attr-defined]
+                rendezvous() if cls.is_launched() else (dist.HashStore(), 0, 1)  # type: ignore[attr-defined]
             )
             store.set_timeout(TIMEOUT)
             dist.init_process_group(
@@ -73,7 +73,7 @@ class Group:
         return _joined[world]
 
     @classmethod
-    def _of(cls, world: dist.ProcessGroup) -> "Group":
+    def _of(cls, world: dist.ProcessGroup) -> "ProcessGroup":
         is_gloo = dist.get_backend(world) == "gloo"  # else it is the user's own, for GPUs
         processes = world if is_gloo else dist.new_group(backend="gloo", timeout=TIMEOUT)
         rank, size = dist.get_rank(processes), dist.get_world_size(processes)
@@ -81,7 +81,7 @@ class Group:
             return cls(processes, rank, size, None)
         own = processes.get_group_store().clone()  # type: ignore[union-attr]
         store = dist.PrefixStore("skyfx", own)  # type: ignore[attr-defined]
-        pulse = Pulse(store, rank, size)
+        pulse = Heartbeat(store, rank, size)
         group = cls(processes, rank, size, pulse)
         group._close_with_pulse()
         dist.barrier(group=processes)  # all have said that they are there
@@ -114,12 +114,12 @@ class Group:
         if self.pulse is not None and self.pulse.lost() is None:
             self.pulse.fail(str(error))
 
-    def another(self) -> "Group":
+    def another(self) -> "ProcessGroup":
         """The same processes, whose messages do not mix with ours; all have to call it."""
         self.sum(torch.zeros(1))  # all are there: to connect, torch waits for whoever is not
         ranks = dist.get_process_group_ranks(self.processes)
         processes = dist.new_group(ranks, backend="gloo", timeout=TIMEOUT)
-        group = Group(processes, self.rank, self.size, self.pulse)
+        group = ProcessGroup(processes, self.rank, self.size, self.pulse)
         group._close_with_pulse()
         return group
 
@@ -202,7 +202,7 @@ def _as_tensor(text: bytes) -> Tensor:
     return torch.frombuffer(bytearray(text), dtype=torch.uint8)
 
 
-_joined: dict[dist.ProcessGroup, Group] = {}
+_joined: dict[dist.ProcessGroup, ProcessGroup] = {}
 """The group of torch's own, while that lasts: one pulse a process."""
 
 

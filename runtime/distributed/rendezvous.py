@@ -14,11 +14,11 @@ import time
 from datetime import timedelta
 
 import torch.distributed as dist
-from torch.distributed.rendezvous import rendezvous
+from torch.distributed.rendezvous import rendezvous as torch_rendezvous
 
 from skyfx.solver.errors import WorkerLostError
 
-__all__: list[str] = ["met"]
+__all__: list[str] = ["rendezvous"]
 
 COMING_S, MEETING_S = 300.0, 30.0
 """Seconds for all to come, which may load their models first, and then to see that all have."""
@@ -30,7 +30,7 @@ SHARED = "TORCHELASTIC_USE_AGENT_STORE"
 logger = logging.getLogger(__name__)
 
 
-def met() -> tuple[dist.Store, int, int]:  # type: ignore[name-defined]
+def rendezvous() -> tuple[dist.Store, int, int]:  # type: ignore[name-defined]
     """Meet the other processes that a launcher has started; all have to.
 
     Returns:
@@ -43,7 +43,7 @@ def met() -> tuple[dist.Store, int, int]:  # type: ignore[name-defined]
     _warn_of_restarts(rank)
     try:
         coming = timedelta(seconds=COMING_S)
-        found, _, _ = next(iter(rendezvous("env://", timeout=coming)))
+        found, _, _ = next(iter(torch_rendezvous("env://", timeout=coming)))
         store = dist.PrefixStore(_this_time(), found)  # type: ignore[attr-defined]
         _wait(store, "here", rank, size, COMING_S)
         _wait(store, "met", rank, size, MEETING_S)

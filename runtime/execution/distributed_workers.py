@@ -9,31 +9,31 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from skyfx.runtime.device import Place
-from skyfx.runtime.distributed.process_group import Group
+from skyfx.runtime.device import LocalDevice
+from skyfx.runtime.distributed.process_group import ProcessGroup
 from skyfx.runtime.execution.stage import Span
-from skyfx.runtime.execution.step import Split, Step
+from skyfx.runtime.execution.step import StagedModel, Step
 from skyfx.runtime.execution.workers import (
     INFERENCE_CAPACITY,
-    Outcome,
-    Started,
+    RunningStep,
+    StepResult,
     Workers,
     done_since,
 )
 from skyfx.runtime.transport.local import Boundaries
-from skyfx.runtime.transport.message import Layout
-from skyfx.runtime.transport.remote import Downstream, Upstream
+from skyfx.runtime.transport.message import MessageLayout
+from skyfx.runtime.transport.remote import RemoteInbound, RemoteOutbound
 from skyfx.solver.core.plan import Stage as PlannedStage
-from skyfx.solver.core.timeline import Done
+from skyfx.solver.core.timeline import CompletedAction
 from skyfx.solver.errors import StageError
 
-__all__: list[str] = ["Ranks"]
+__all__: list[str] = ["DistributedWorkers"]
 
 PATIENCE_S, HANGS = 8.0, 10
 """A stage hangs that has computed for so long, and so many times as long as was planned."""
 
 
-class Ranks(Workers):
+class DistributedWorkers(Workers):
     """The workers of this process, in a group in which other processes run the other stages.
 
     Every process calls the pipeline with the same batch, and all get the loss and the outputs.
@@ -41,10 +41,10 @@ class Ranks(Workers):
 
     def __init__(
         self,
-        places: Mapping[int, Place],
+        places: Mapping[int, LocalDevice],
         stages: Sequence[PlannedStage],
         rank_of: Sequence[int],
-        group: Group,
+        group: ProcessGroup,
     ) -> None:
         """Start this process's workers.
 
@@ -69,11 +69,13 @@ class Ranks(Workers):
         }
 
     @property
-    def group(self) -> Group:
+    def group(self) -> ProcessGroup:
         """All processes."""
         return self._group
 
-    def boundaries(self, splits: Sequence[Split], *, training: bool, turn: int = 0) -> Boundaries:
+    def boundaries(
+        self, splits: Sequence[StagedModel], *, training: bool, turn: int = 0
+    ) -> Boundaries:
         """What stands at our stages in a step; `turn` keeps the messages of several apart."""
         ours = super().boundaries(splits, training=training)
         before, after = dict(ours.before), dict(ours.after)
@@ -83,16 +85,16 @@ class Ranks(Workers):
                 forms = [split.stages[k].receives for split in splits]
                 peer = self._rank_of[k - 1]
                 sender = self._senders[k, k - 1]
-                before[k] = Upstream(first + k - 1, peer, group, sender, forms, in_flight=m)
+                before[k] = RemoteInbound(first + k - 1, peer, group, sender, forms, in_flight=m)
             if k + 1 < len(self._rank_of) and k not in after:
                 in_flight = m if training else INFERENCE_CAPACITY
                 peer, sender = self._rank_of[k + 1], self._senders[k, k + 1]
-                after[k] = Downstream(
+                after[k] = RemoteOutbound(
                     first + k, peer, group, sender, in_flight=in_flight, training=training
                 )
         return Boundaries(before, after)
 
-    def start(self, step: Step) -> Started:
+    def start(self, step: Step) -> RunningStep:
         """Begin our stages of a step.
 
         Raises:
@@ -102,7 +104,7 @@ class Ranks(Workers):
         with self._watching(step):
             return super().start(step) if self._places else []
 
-    def finish(self, step: Step, started: Started) -> None:
+    def finish(self, step: Step, started: RunningStep) -> None:
         """Wait for the end of our stages; raises as `start` does."""
         with self._watching(step):
             super().finish(step, started)
@@ -113,7 +115,7 @@ class Ranks(Workers):
         """Within it, others hear of it when a stage of ours fails or hangs."""
         pulse = self._group.pulse
         if pulse is not None:
-            pulse.overdue = lambda: step.overdue(self._patience_s, pulse.awake_s)
+            pulse.overdue = lambda: step.overdue(self._patience_s, pulse.active_s)
         try:
             yield
         except StageError as error:
@@ -176,7 +178,7 @@ class Ranks(Workers):
         for sender in self._senders.values():
             sender.shutdown()
 
-    def outcome(self, step: Step) -> Outcome:
+    def outcome(self, step: Step) -> StepResult:
         """What came of a step, told to all."""
         ours = super().outcome(step)
         told = torch.zeros(1 + 2 * len(self._rank_of), dtype=torch.float64)
@@ -188,19 +190,19 @@ class Ranks(Workers):
         busy = dict(enumerate(zip(seconds[::2], seconds[1::2], strict=True)))
         if not step.training:
             outputs = {m: self._outputs(step, m) for m in range(len(step.splits))}
-            return Outcome(None, outputs, busy)
+            return StepResult(None, outputs, busy)
         mine = ours.loss if ours.loss is not None else torch.tensor(loss)
-        return Outcome(mine, {}, busy)
+        return StepResult(mine, {}, busy)
 
-    def timeline(self, spans: Mapping[int, Sequence[Span]]) -> list[Done]:
+    def timeline(self, spans: Mapping[int, Sequence[Span]]) -> list[CompletedAction]:
         """The actions of a step, of all processes; their clocks are set by a message to all."""
         self._group.sum(torch.zeros(1))
-        told = self._group.told(done_since(spans, time.perf_counter()), list[Done])
+        told = self._group.told(done_since(spans, time.perf_counter()), list[CompletedAction])
         return [one for said in told for one in said]
 
     def _outputs(self, step: Step, m: int) -> list[torch.Tensor]:
         """The outputs of a micro-batch, from where the last stage is."""
-        layout = Layout(step.splits[m].returned)
+        layout = MessageLayout(step.splits[m].returned)
         message = layout.pack(step.outputs[m]) if m in step.outputs else layout.room()
         found = layout.unpack(self._group.from_rank(self._rank_of[-1], message))
         return [x.detach() for x in found if x is not None]

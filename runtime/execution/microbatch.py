@@ -12,7 +12,7 @@ from torch.utils import _pytree as pytree
 
 from skyfx.runtime.execution.pytree import flatten, unflatten
 
-__all__: list[str] = ["CONSTANTS", "Batch", "OutputForm"]
+__all__: list[str] = ["CONSTANTS", "Batch", "OutputSpec"]
 
 CONSTANTS = (Number, str, bytes, Enum, type(None), torch.dtype, torch.device, torch.layout)
 """What an argument may be that is no tensor: its `repr` tells it from every other."""
@@ -126,7 +126,7 @@ class Batch:
 
 
 @dataclass(frozen=True, slots=True)
-class OutputForm:
+class OutputSpec:
     """How a model's return value nests: the places of its tensors, and its constants.
 
     A leaf that is neither, such as a cache, is returned as None.
@@ -137,7 +137,7 @@ class OutputForm:
     is_tensor: tuple[bool, ...]
 
     @classmethod
-    def of(cls, returned: Any) -> tuple["OutputForm", list[Tensor]]:
+    def of(cls, returned: Any) -> tuple["OutputSpec", list[Tensor]]:
         """The form of a return value, and its tensors."""
         leaves, spec = flatten(returned)
         tensors = [leaf for leaf in leaves if isinstance(leaf, Tensor)]

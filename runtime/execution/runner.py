@@ -12,23 +12,23 @@ import torch
 from torch import Tensor, nn
 
 from skyfx.runtime.execution.microbatch import Batch
-from skyfx.runtime.execution.split_cache import Splits, Splitter
+from skyfx.runtime.execution.split_cache import SplitCache, Splitter
 from skyfx.runtime.execution.stage import Stage
-from skyfx.runtime.execution.step import LossHead, Split, Step, autocast_here
-from skyfx.runtime.execution.workers import Outcome, Started, Workers
+from skyfx.runtime.execution.step import LossHead, StagedModel, Step, autocast_here
+from skyfx.runtime.execution.workers import RunningStep, StepResult, Workers
 from skyfx.runtime.rng import step_streams
 from skyfx.solver.core.plan import Plan
-from skyfx.solver.core.timeline import Done
+from skyfx.solver.core.timeline import CompletedAction
 from skyfx.solver.errors import StageError, WorkerLostError
 
-__all__: list[str] = ["Measured", "Rebalance", "Remade", "Runner"]
+__all__: list[str] = ["Rebalance", "Replan", "Runner", "StepTimes"]
 
 UNDER_WAY = 2
 """Batches of a stream that are in the pipeline at once."""
 
 
 @dataclass(frozen=True, slots=True)
-class Measured:
+class StepTimes:
     """Seconds of the last call, and busy seconds of a micro-batch in each stage, `(num_stages,)`.
 
     A stage's are those of its forward and, in training, its backward.
@@ -44,7 +44,7 @@ class Measured:
         return tuple(map(sum, zip(self.forward_s, self.backward_s, strict=True)))
 
 
-class Remade(NamedTuple):
+class Replan(NamedTuple):
     """What a pipeline goes on with under another plan; `settle` is called when it has moved."""
 
     plan: Plan
@@ -54,7 +54,7 @@ class Remade(NamedTuple):
     settle: Callable[[], None]
 
 
-Rebalance = Callable[[Plan, Measured, Sequence[torch.optim.Optimizer], float, int], Remade | None]
+Rebalance = Callable[[Plan, StepTimes, Sequence[torch.optim.Optimizer], float, int], Replan | None]
 """Another plan, if the present one does not fit any more; see `skyfx.orchestration.rebalancing`."""
 
 
@@ -72,10 +72,10 @@ class Runner:
     ) -> None:
         """Split the model for `microbatch`, which it was planned for."""
         self.plan, self.workers = plan, workers
-        self.measured: Measured | None = None
+        self.measured: StepTimes | None = None
         self._model = model
         self._calling = threading.Lock()
-        self._ran: Sequence[Split] = ()
+        self._ran: Sequence[StagedModel] = ()
         self._is_closed, self._is_streaming = False, False
         self._split(splitter, microbatch)
 
@@ -99,7 +99,7 @@ class Runner:
 
         Between two batches the stages do not run empty; `UNDER_WAY` of them are in memory.
         """
-        under_way: deque[tuple[Step, Started]] = deque()
+        under_way: deque[tuple[Step, RunningStep]] = deque()
         with self._turn():
             self._is_streaming = True
             try:
@@ -117,7 +117,7 @@ class Runner:
                         step, started = under_way.popleft()
                         self.workers.finish(step, started)
 
-    def _run(self, parts: list[Batch], head: LossHead | None) -> tuple[Step, Outcome]:
+    def _run(self, parts: list[Batch], head: LossHead | None) -> tuple[Step, StepResult]:
         with self._turn():
             step = self._step(parts, head)
             self._ran = step.splits
@@ -126,10 +126,10 @@ class Runner:
             outcome = self.workers.outcome(step)
             busy = [outcome.busy_s[k] for k in sorted(outcome.busy_s)]
             forward_s, backward_s = zip(*busy, strict=True)
-            self.measured = Measured(time.perf_counter() - began, forward_s, backward_s)
+            self.measured = StepTimes(time.perf_counter() - began, forward_s, backward_s)
         return step, outcome
 
-    def _ended(self, under_way: deque[tuple[Step, Started]]) -> Any:
+    def _ended(self, under_way: deque[tuple[Step, RunningStep]]) -> Any:
         step, started = under_way.popleft()
         self.workers.finish(step, started)
         return _gathered(step, self.workers.outcome(step))
@@ -161,7 +161,7 @@ class Runner:
             autocast=autocast_here(),
         )
 
-    def timeline(self) -> tuple[Done, ...]:
+    def timeline(self) -> tuple[CompletedAction, ...]:
         """The actions of the last step, in seconds since its first; all processes call it.
 
         On several hosts clocks are set to each other as well as a message to all can.
@@ -173,10 +173,12 @@ class Runner:
             }
             every = self.workers.timeline(spans)
         zero_s = min((done.began_s for done in every), default=0.0)
-        moved = (Done(one.action, one.began_s - zero_s, one.ended_s - zero_s) for one in every)
+        moved = (
+            CompletedAction(one.action, one.began_s - zero_s, one.ended_s - zero_s) for one in every
+        )
         return tuple(sorted(moved, key=lambda done: done.ended_s))
 
-    def change(self, ask: Callable[[Plan, Measured], Remade | None]) -> bool:
+    def change(self, ask: Callable[[Plan, StepTimes], Replan | None]) -> bool:
         """Go on with another plan, if this gives one; whether it did."""
         with self._turn():
             made = None if self.measured is None else ask(self.plan, self.measured)
@@ -196,11 +198,11 @@ class Runner:
             self.workers.close()
 
     def _split(self, splitter: Splitter, microbatch: Batch) -> None:
-        self._splits = Splits(self._model, splitter)
+        self._splits = SplitCache(self._model, splitter)
         self._ran = ()
         self._splits.of([microbatch], training=self.plan.assumptions.training)
 
-    def _draws(self, splits: Sequence[Split]) -> step_streams.Draws | None:
+    def _draws(self, splits: Sequence[StagedModel]) -> step_streams.Draws | None:
         """Where the random nodes of a step start to draw, if there are any in the whole model."""
         advances = [split.advances for split in splits]
         if all(one is not None and not one for one in advances):
@@ -208,14 +210,14 @@ class Runner:
         return step_streams.begun(advances, self.workers.agreed)
 
 
-def _stages(splits: Sequence[Split]) -> dict[int, list[Stage]]:
+def _stages(splits: Sequence[StagedModel]) -> dict[int, list[Stage]]:
     """The stages that run here, by their numbers, of each distinct split."""
     distinct = {id(split): split for split in splits}.values()
     numbers = sorted({k for split in distinct for k in split.stages})
     return {k: [split.stages[k] for split in distinct] for k in numbers}
 
 
-def _gathered(step: Step, outcome: Outcome) -> Any:
+def _gathered(step: Step, outcome: StepResult) -> Any:
     """What the model returns, from what it returned for each micro-batch."""
     pieces = [outcome.outputs[m] for m in range(len(step.microbatches))]
     return step.splits[0].outputs.gather(pieces, [part.batch_size for part in step.microbatches])

@@ -7,24 +7,24 @@ import torch
 from torch import Tensor, nn
 
 from skyfx.runtime.execution.microbatch import Batch
-from skyfx.runtime.execution.step import Split, autocast_here
+from skyfx.runtime.execution.step import StagedModel, autocast_here
 
-__all__: list[str] = ["Splits", "Splitter"]
+__all__: list[str] = ["SplitCache", "Splitter"]
 
-Splitter = Callable[[Batch, bool], Split]
+Splitter = Callable[[Batch, bool], StagedModel]
 """Splits the model for micro-batches like this one, for training or not, the way the plan says."""
 
 
-class Splits:
+class SplitCache:
     """What a splitter has made, until the model has other tensors."""
 
     def __init__(self, model: nn.Module, splitter: Splitter) -> None:
         """Split this model, by this splitter."""
         self._model, self._splitter = model, splitter
-        self._made: dict[Any, Split] = {}
+        self._made: dict[Any, StagedModel] = {}
         self._tensors_then: list[tuple[Tensor, torch.dtype]] = []
 
-    def of(self, parts: Sequence[Batch], *, training: bool) -> list[Split]:
+    def of(self, parts: Sequence[Batch], *, training: bool) -> list[StagedModel]:
         """The split of each micro-batch; looking through the modules is done once for all."""
         self._forget_other_tensors()
         modes = [module.training for module in self._model.modules()]

@@ -9,9 +9,9 @@ import torch
 from torch import Tensor, fx
 from torch.autograd.graph import GradientEdge, get_gradient_edge
 
-from skyfx.runtime.device import Place
+from skyfx.runtime.device import LocalDevice
 from skyfx.runtime.transport.local import Gradients, Values
-from skyfx.runtime.transport.message import Form
+from skyfx.runtime.transport.message import TensorSpec
 from skyfx.solver.core.schedule import Kind
 
 __all__: list[str] = ["Span", "Stage"]
@@ -62,10 +62,10 @@ class Stage:
     it computes, `since_s` is when it began, on `time.perf_counter`.
     """
 
-    place: Place
+    place: LocalDevice
     module: fx.GraphModule
     is_random: bool
-    receives: tuple[Form, ...]
+    receives: tuple[TensorSpec, ...]
     written: frozenset[int] = frozenset()
     since_s: float | None = None
     _spans: list[Span] = field(default_factory=list)

@@ -17,16 +17,16 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from skyfx.runtime.execution.microbatch import Batch, OutputForm
+from skyfx.runtime.execution.microbatch import Batch, OutputSpec
 from skyfx.runtime.execution.stage import Stage
 from skyfx.runtime.rng import generator_lending
 from skyfx.runtime.rng.step_streams import Advances, Draws
 from skyfx.runtime.transport.local import Boundaries, ChannelClosed, Gradients, Values
-from skyfx.runtime.transport.message import Form
+from skyfx.runtime.transport.message import TensorSpec
 from skyfx.solver.core.schedule import Kind, Orders
 from skyfx.solver.errors import StageError, WorkerLostError
 
-__all__: list[str] = ["LossHead", "Split", "Step"]
+__all__: list[str] = ["LossHead", "StagedModel", "Step"]
 
 Autocast = Sequence[tuple[str, torch.dtype]]
 """The device types that autocast is on for, and to what."""
@@ -48,7 +48,7 @@ def autocast_here() -> tuple[tuple[str, torch.dtype], ...]:
 
 
 @dataclass(frozen=True, slots=True)
-class Split:
+class StagedModel:
     """A model split for one mode and shape of micro-batch, and the form of what it returns.
 
     Attributes:
@@ -59,8 +59,8 @@ class Split:
     """
 
     stages: Mapping[int, Stage]
-    outputs: OutputForm
-    returned: tuple[Form, ...]
+    outputs: OutputSpec
+    returned: tuple[TensorSpec, ...]
     advances: Advances
 
 
@@ -73,7 +73,7 @@ class LossHead:
     weights: Sequence[float]
     total: Tensor | None = None
 
-    def __call__(self, microbatch: int, form: OutputForm, outputs: Values) -> Gradients:
+    def __call__(self, microbatch: int, form: OutputSpec, outputs: Values) -> Gradients:
         """Add this micro-batch's loss to `total`.
 
         Returns:
@@ -115,7 +115,7 @@ class Step:
     its own, with the same stages but other shapes. `actions` are those of each device.
     """
 
-    splits: Sequence[Split]
+    splits: Sequence[StagedModel]
     microbatches: Sequence[Batch]
     actions: Orders
     num_stages: int
@@ -178,18 +178,18 @@ class Step:
         return took[Kind.FORWARD] / num, took[Kind.BACKWARD] / num
 
     def overdue(
-        self, patience_s: Mapping[int, float], awake_s: Callable[[float], float]
+        self, patience_s: Mapping[int, float], active_s: Callable[[float], float]
     ) -> str | None:
         """Which stage has computed for longer than this, by their numbers, if one has.
 
         Args:
             patience_s: for how long each may compute.
-            awake_s: how long this process has run since a time of `time.perf_counter`.
+            active_s: how long this process has run since a time of `time.perf_counter`.
         """
         for k, limit_s in patience_s.items():
             for stage in self.stages(k):
                 since_s = stage.since_s  # the stage's own thread changes it
-                if since_s is not None and awake_s(since_s) > limit_s:
+                if since_s is not None and active_s(since_s) > limit_s:
                     return (
                         f"stage {k} on {stage.place.name!r} hangs: it has computed for more than "
                         f"{limit_s:.0f} s"

@@ -10,29 +10,29 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from skyfx.runtime.device import Place
-from skyfx.runtime.distributed.process_group import Group
+from skyfx.runtime.device import LocalDevice
+from skyfx.runtime.distributed.process_group import ProcessGroup
 from skyfx.runtime.execution.stage import Span
-from skyfx.runtime.execution.step import Split, Step
-from skyfx.runtime.transport.local import Boundaries, ChannelClosed, LocalBoundary, Values
+from skyfx.runtime.execution.step import StagedModel, Step
+from skyfx.runtime.transport.local import Boundaries, ChannelClosed, LocalLink, Values
 from skyfx.solver.core.cluster import Link, Wire, Wiring
 from skyfx.solver.core.schedule import Action
-from skyfx.solver.core.timeline import Done
+from skyfx.solver.core.timeline import CompletedAction
 
 __all__: list[str] = [
-    *("Outcome", "Started", "Workers", "done_since", "with_torch_threads", "worker"),
+    *("StepResult", "RunningStep", "Workers", "done_since", "with_torch_threads", "worker"),
 ]
 
 INFERENCE_CAPACITY = 2
 """Micro-batches that may wait between two stages in inference: they overlap, in bounded memory."""
 
 
-Started = Sequence[Future[None]]
+RunningStep = Sequence[Future[None]]
 """A step under way: the devices that are at it."""
 
 
 @dataclass(frozen=True, slots=True)
-class Outcome:
+class StepResult:
     """What came of a step: its loss, its outputs by micro-batch, and busy seconds by stage.
 
     These are of a micro-batch forward, and backward.
@@ -51,7 +51,9 @@ class Workers:
     small layers then takes half as long again. A single device needs no second team.
     """
 
-    def __init__(self, places: Mapping[int, Place], wiring: Wiring = lambda _, __: None) -> None:
+    def __init__(
+        self, places: Mapping[int, LocalDevice], wiring: Wiring = lambda _, __: None
+    ) -> None:
         """Start the workers.
 
         Args:
@@ -71,11 +73,13 @@ class Workers:
             self._threads.add(executor.submit(threading.get_ident).result())
 
     @property
-    def group(self) -> Group | None:
+    def group(self) -> ProcessGroup | None:
         """The processes that run the pipeline together; None in one alone."""
         return None
 
-    def boundaries(self, splits: Sequence[Split], *, training: bool, turn: int = 0) -> Boundaries:
+    def boundaries(
+        self, splits: Sequence[StagedModel], *, training: bool, turn: int = 0
+    ) -> Boundaries:
         """What stands between the stages in a step.
 
         Args:
@@ -86,7 +90,7 @@ class Workers:
         m = len(splits)
         capacity = m if training else min(m, INFERENCE_CAPACITY)
         between = {
-            k: LocalBoundary(capacity, m, *self._wires(k))
+            k: LocalLink(capacity, m, *self._wires(k))
             for k in self._places
             if k + 1 in self._places
         }
@@ -97,7 +101,7 @@ class Workers:
         here, there = self._places[k].name, self._places[k + 1].name
         return self._wiring(here, there), self._wiring(there, here)
 
-    def start(self, step: Step) -> Started:
+    def start(self, step: Step) -> RunningStep:
         """Begin a step; stages that run in the caller's thread are at its end then.
 
         Raises:
@@ -107,7 +111,7 @@ class Workers:
             self._run_here(step)
         return [e.submit(step.run_device, name) for name, e in self._executors.items()]
 
-    def finish(self, step: Step, started: Started) -> None:
+    def finish(self, step: Step, started: RunningStep) -> None:
         """Wait for the end of a step; the first failure ends the others.
 
         Raises:
@@ -150,12 +154,12 @@ class Workers:
         for executor in self._executors.values():
             executor.shutdown()
 
-    def outcome(self, step: Step) -> Outcome:
+    def outcome(self, step: Step) -> StepResult:
         """What came of a step that has run."""
         total = None if step.head is None else step.head.total
-        return Outcome(total, step.outputs, {k: step.busy_s(k) for k in self._places})
+        return StepResult(total, step.outputs, {k: step.busy_s(k) for k in self._places})
 
-    def timeline(self, spans: Mapping[int, Sequence[Span]]) -> list[Done]:
+    def timeline(self, spans: Mapping[int, Sequence[Span]]) -> list[CompletedAction]:
         """The actions of a step that has run, of all stages, by one clock.
 
         Args:
@@ -175,21 +179,23 @@ class Workers:
             self._threads.discard(here)
 
 
-def done_since(spans: Mapping[int, Sequence[Span]], zero_s: float) -> list[Done]:
+def done_since(spans: Mapping[int, Sequence[Span]], zero_s: float) -> list[CompletedAction]:
     """Actions in seconds since a moment on `time.perf_counter`."""
     return [
-        Done(Action(k, span.kind, span.microbatch), span.began_s - zero_s, span.ended_s - zero_s)
+        CompletedAction(
+            Action(k, span.kind, span.microbatch), span.began_s - zero_s, span.ended_s - zero_s
+        )
         for k, of_stage in spans.items()
         for span in of_stage
     ]
 
 
-def _numbers(places: Mapping[int, Place], name: str) -> str:
+def _numbers(places: Mapping[int, LocalDevice], name: str) -> str:
     """The numbers of a device's stages: `0-3`."""
     return "-".join(str(k) for k, place in places.items() if place.name == name)
 
 
-def worker(name: str, place: Place) -> ThreadPoolExecutor:
+def worker(name: str, place: LocalDevice) -> ThreadPoolExecutor:
     """A thread with its own number of torch threads; the calling thread keeps its own."""
     executor = ThreadPoolExecutor(1, thread_name_prefix=name)
     before = torch.get_num_threads()

@@ -21,12 +21,12 @@ from torch import Tensor
 from torch.utils import _pytree as pytree
 
 __all__: list[str] = [
-    "Own",
+    "SeededStream",
     "Source",
+    "borrow_generator",
     "draw",
     "draw_anything",
     "drawing",
-    "lent",
     "others_kept",
     "states",
     "unlent",
@@ -51,7 +51,7 @@ class Source(Protocol):
 
 
 @dataclass(frozen=True, slots=True)
-class Own:
+class SeededStream:
     """A stream of its own for each node of a micro-batch."""
 
     seed: int
@@ -85,7 +85,7 @@ def draw(operator: Callable[..., Any], node: str, *args: Any, **kwargs: Any) -> 
     if source is None:
         return operator(*args, **kwargs)
     start, generator = source.start(node), _default_generator(args, kwargs)
-    with lent(generator):
+    with borrow_generator(generator):
         if isinstance(start, int):
             generator.manual_seed(start)
         else:
@@ -109,7 +109,7 @@ def draw_anything(code: Callable[..., Any], node: str, *args: Any) -> Any:
 
 
 @contextmanager
-def lent(generator: torch.Generator) -> Iterator[None]:
+def borrow_generator(generator: torch.Generator) -> Iterator[None]:
     """Within it, a default generator is this thread's own; then it stands where it stood."""
     with _default_generators:
         state = generator.get_state()

@@ -20,7 +20,7 @@ import numpy as np
 from numba import njit
 from torch import Tensor
 
-__all__: list[str] = ["holds_normal", "numbers_between", "skipped"]
+__all__: list[str] = ["advance", "distance", "holds_normal"]
 
 N, M, DEGREE = 624, 397, 19937
 MATRIX = 0x9908B0DF
@@ -52,7 +52,7 @@ _STATE = np.dtype(
 """How torch lays a state out."""
 
 
-def skipped(state: Tensor, numbers: int) -> Tensor:
+def advance(state: Tensor, numbers: int) -> Tensor:
     """The state behind so many 32-bit numbers."""
     found = state.clone()
     view = found.numpy().view(_STATE)
@@ -67,7 +67,7 @@ def skipped(state: Tensor, numbers: int) -> Tensor:
     return found
 
 
-def numbers_between(before: Tensor, after: Tensor) -> int | None:
+def distance(before: Tensor, after: Tensor) -> int | None:
     """How many 32-bit numbers lie between two states; None where one does not lead to the other."""
     first, second = (state.numpy().view(_STATE) for state in (before, after))
     words = [view["words"][0].astype(np.uint32) for view in (first, second)]

@@ -18,8 +18,9 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
-from skyfx.runtime.rng.generator_lending import Own, Source, lent
-from skyfx.runtime.rng.mt19937 import holds_normal, skipped
+from skyfx.runtime.rng import mt19937
+from skyfx.runtime.rng.generator_lending import SeededStream, Source, borrow_generator
+from skyfx.runtime.rng.mt19937 import holds_normal
 
 __all__: list[str] = ["Advance", "Advances", "Draws", "begun"]
 
@@ -76,7 +77,7 @@ class _OwnDraws:
 
     def source(self, k: int, m: int) -> Source:
         """Those of stage k and micro-batch m."""
-        return Own(self.seed, m)
+        return SeededStream(self.seed, m)
 
 
 class _PlainDraws:
@@ -113,12 +114,12 @@ class _Walk:
         owed = 0
         for advance in self._advances[self.at : place]:
             if advance.run and (advance.numbers is None or holds_normal(self.state)):
-                self.state = _run(advance.run, skipped(self.state, owed))
+                self.state = _run(advance.run, mt19937.advance(self.state, owed))
                 owed = 0
             else:
                 owed += advance.numbers or 0
         if owed:
-            self.state = skipped(self.state, owed)
+            self.state = mt19937.advance(self.state, owed)
         self.at = place
         return self.state
 
@@ -144,7 +145,7 @@ class _Walking:
 def _run(operator: Callable[[], Any], state: Tensor) -> Tensor:
     """The state to which an operator takes the generator from this one."""
     generator = torch.default_generator
-    with lent(generator):
+    with borrow_generator(generator):
         generator.set_state(state)
         operator()
         return generator.get_state()

@@ -12,13 +12,13 @@ from torch import Tensor
 from skyfx.solver.core.cluster import Link, Wire
 
 __all__: list[str] = [
-    "After",
-    "Before",
     "Boundaries",
-    "Channel",
+    "BoundedQueue",
     "ChannelClosed",
     "Gradients",
-    "LocalBoundary",
+    "InboundLink",
+    "LocalLink",
+    "OutboundLink",
     "Values",
 ]
 
@@ -43,7 +43,7 @@ class Closing(Protocol):
         """The step was stopped: let whoever waits here go."""
 
 
-class After(Closing, Protocol):
+class OutboundLink(Closing, Protocol):
     """The boundary behind a stage, as that stage sees it."""
 
     def send_values(self, values: Values) -> None:
@@ -53,7 +53,7 @@ class After(Closing, Protocol):
         """Take their gradients, waiting for them."""
 
 
-class Before(Closing, Protocol):
+class InboundLink(Closing, Protocol):
     """The boundary before a stage, as that stage sees it."""
 
     def receive_values(self) -> Values:
@@ -67,8 +67,8 @@ class Before(Closing, Protocol):
 class Boundaries:
     """Those at the stages of this process, by the numbers of these stages."""
 
-    before: Mapping[int, Before]
-    after: Mapping[int, After]
+    before: Mapping[int, InboundLink]
+    after: Mapping[int, OutboundLink]
 
     def finish(self) -> None:
         """Wait until all that was sent has gone out."""
@@ -81,7 +81,7 @@ class Boundaries:
             boundary.close()
 
 
-class Channel(Generic[T]):
+class BoundedQueue(Generic[T]):
     """A queue of one sender and one receiver.
 
     `queue.Queue.shutdown` would serve, but only from Python 3.13 on.
@@ -126,7 +126,7 @@ class SlowChannel(Generic[Tensors]):
     """A queue of tensors, which arrive as by a link that carries one item after the other."""
 
     def __init__(self, capacity: int, wire: Wire | Link) -> None:
-        self._channel = Channel[tuple[float, Tensors]](capacity)
+        self._channel = BoundedQueue[tuple[float, Tensors]](capacity)
         self._wire = wire
         self._busy_until_s = 0.0
         self._closed = threading.Event()
@@ -146,12 +146,12 @@ class SlowChannel(Generic[Tensors]):
         return item
 
     def close(self) -> None:
-        """As `Channel.close`."""
+        """As `BoundedQueue.close`."""
         self._closed.set()
         self._channel.close()
 
 
-class LocalBoundary:
+class LocalLink:
     """A boundary within this process; both stages hold the same one."""
 
     def __init__(
@@ -162,11 +162,13 @@ class LocalBoundary:
         back: Wire | Link | None = None,
     ) -> None:
         """Room for so many items, which go over these links if they are to be emulated."""
-        self._values: Channel[Values] | SlowChannel[Values] = (
-            Channel(values_capacity) if there is None else SlowChannel(values_capacity, there)
+        self._values: BoundedQueue[Values] | SlowChannel[Values] = (
+            BoundedQueue(values_capacity) if there is None else SlowChannel(values_capacity, there)
         )
-        self._gradients: Channel[Gradients] | SlowChannel[Gradients] = (
-            Channel(gradients_capacity) if back is None else SlowChannel(gradients_capacity, back)
+        self._gradients: BoundedQueue[Gradients] | SlowChannel[Gradients] = (
+            BoundedQueue(gradients_capacity)
+            if back is None
+            else SlowChannel(gradients_capacity, back)
         )
         self.send_values, self.receive_values = self._values.put, self._values.get
         self.send_gradients, self.receive_gradients = self._gradients.put, self._gradients.get

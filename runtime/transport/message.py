@@ -17,7 +17,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-__all__: list[str] = ["Form", "Layout"]
+__all__: list[str] = ["MessageLayout", "TensorSpec"]
 
 ALIGNMENT = 64
 """Bytes, as torch aligns what it allocates: kernels then add up in the same order."""
@@ -31,7 +31,7 @@ class Flag(IntEnum):
     REQUIRES_GRAD = 2
 
 
-class Form(NamedTuple):
+class TensorSpec(NamedTuple):
     """What the receiver knows of a tensor.
 
     `strides` are None where it is contiguous. A message is, but operators go through what they are
@@ -43,7 +43,7 @@ class Form(NamedTuple):
     strides: tuple[int, ...] | None = None
 
     @classmethod
-    def of(cls, tensor: Tensor) -> "Form":
+    def of(cls, tensor: Tensor) -> "TensorSpec":
         """What a tensor looks like, without the gaps and repetitions that it may have in memory."""
         plain = tensor.is_contiguous()
         strides = None if plain else torch.empty_like(tensor, device="meta").stride()
@@ -55,18 +55,18 @@ class Form(NamedTuple):
         return math.prod(self.shape) * self.dtype.itemsize
 
 
-class Layout:
+class MessageLayout:
     """Where the values of a message lie; a form that is None takes no room."""
 
-    def __init__(self, forms: Sequence[Form | None]) -> None:
+    def __init__(self, forms: Sequence[TensorSpec | None]) -> None:
         self._forms = forms
         rooms = [_aligned(0 if form is None else form.num_bytes) for form in forms]
         self._starts = list(itertools.accumulate(rooms, initial=_aligned(len(forms))))
 
     @classmethod
-    def of(cls, values: Sequence[Tensor | None]) -> "Layout":
+    def of(cls, values: Sequence[Tensor | None]) -> "MessageLayout":
         """The layout of such values."""
-        return cls([None if x is None else Form.of(x) for x in values])
+        return cls([None if x is None else TensorSpec.of(x) for x in values])
 
     @property
     def is_empty(self) -> bool:

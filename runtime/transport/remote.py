@@ -19,29 +19,31 @@ from concurrent.futures import Executor, Future
 import torch.distributed as dist
 from torch import Tensor
 
-from skyfx.runtime.distributed.process_group import Group
+from skyfx.runtime.distributed.process_group import ProcessGroup
 from skyfx.runtime.transport.local import Gradients, Values
-from skyfx.runtime.transport.message import Form, Layout
+from skyfx.runtime.transport.message import MessageLayout, TensorSpec
 
-__all__: list[str] = ["Downstream", "Incoming", "Outgoing", "Upstream"]
+__all__: list[str] = ["ReceiveQueue", "RemoteInbound", "RemoteOutbound", "SendQueue"]
 
 AHEAD = 2
 """Receives that are posted at a time in each direction; each has a buffer."""
 
 
-class Outgoing:
+class SendQueue:
     """Sends one message after another, in a thread that waits until each has gone out.
 
     torch says only by waiting whether a message has been sent, and until then it needs its memory.
-    Where a peer is lost, all of this raises what `Group.watched` does.
+    Where a peer is lost, all of this raises what `ProcessGroup.watched` does.
     """
 
-    def __init__(self, peer: int, tag: int, group: Group, sender: Executor, in_flight: int) -> None:
+    def __init__(
+        self, peer: int, tag: int, group: ProcessGroup, sender: Executor, in_flight: int
+    ) -> None:
         self._peer, self._tag, self._group = peer, tag, group
         self._sender, self._in_flight = sender, in_flight
         self._sending: deque[Future[None]] = deque()
 
-    def send(self, layout: Layout, values: Gradients) -> None:
+    def send(self, layout: MessageLayout, values: Gradients) -> None:
         """Send these values; waits only for the oldest of too many that nobody has taken."""
         if layout.is_empty:
             return
@@ -59,18 +61,18 @@ class Outgoing:
             dist.send(message, group=self._group.processes, tag=self._tag, group_dst=self._peer)
 
 
-class Incoming:
+class ReceiveQueue:
     """Receives messages in the order of their layouts, `ahead` of them posted in advance."""
 
     def __init__(
-        self, peer: int, tag: int, group: Group, layouts: Iterable[Layout], ahead: int
+        self, peer: int, tag: int, group: ProcessGroup, layouts: Iterable[MessageLayout], ahead: int
     ) -> None:
         self._peer, self._tag, self._group, self._ahead = peer, tag, group, ahead
         self._expected = deque(layouts)
-        self._posted: deque[tuple[Layout, Tensor | None, dist.Work | None]] = deque()
+        self._posted: deque[tuple[MessageLayout, Tensor | None, dist.Work | None]] = deque()
         self._post()
 
-    def expect(self, layout: Layout) -> None:
+    def expect(self, layout: MessageLayout) -> None:
         """Another message of this layout will come."""
         self._expected.append(layout)
         self._post()
@@ -101,21 +103,28 @@ class Incoming:
             self._posted.append((layout, message, work))
 
 
-class Downstream:
+class RemoteOutbound:
     """Our end of the boundary behind stage `k`, which is here; the next stage is with `peer`."""
 
     def __init__(
-        self, k: int, peer: int, group: Group, sender: Executor, *, in_flight: int, training: bool
+        self,
+        k: int,
+        peer: int,
+        group: ProcessGroup,
+        sender: Executor,
+        *,
+        in_flight: int,
+        training: bool,
     ) -> None:
-        self._values = Outgoing(peer, 2 * k, group, sender, in_flight)
-        self._gradients = Incoming(peer, 2 * k + 1, group, (), AHEAD)
+        self._values = SendQueue(peer, 2 * k, group, sender, in_flight)
+        self._gradients = ReceiveQueue(peer, 2 * k + 1, group, (), AHEAD)
         self._training = training
 
     def send_values(self, values: Values) -> None:
         """Hand a micro-batch's values on, and in training get ready for their gradients."""
         if self._training:  # a tied weight among them requires one in inference, too
             self._gradients.expect(_flowing(values))
-        self._values.send(Layout.of(values), values)
+        self._values.send(MessageLayout.of(values), values)
 
     def receive_gradients(self) -> Gradients:
         """Take their gradients."""
@@ -129,22 +138,22 @@ class Downstream:
         self._values.finish()
 
 
-class Upstream:
+class RemoteInbound:
     """Our end of the boundary before stage `k + 1`, which is here; stage `k` is with `peer`."""
 
     def __init__(
         self,
         k: int,
         peer: int,
-        group: Group,
+        group: ProcessGroup,
         sender: Executor,
-        forms: Iterable[Sequence[Form]],
+        forms: Iterable[Sequence[TensorSpec]],
         *,
         in_flight: int,
     ) -> None:
-        self._values = Incoming(peer, 2 * k, group, map(Layout, forms), AHEAD)
-        self._gradients = Outgoing(peer, 2 * k + 1, group, sender, in_flight)
-        self._flowing = deque[Layout]()
+        self._values = ReceiveQueue(peer, 2 * k, group, map(MessageLayout, forms), AHEAD)
+        self._gradients = SendQueue(peer, 2 * k + 1, group, sender, in_flight)
+        self._flowing = deque[MessageLayout]()
 
     def receive_values(self) -> Values:
         """Take the next micro-batch's values."""
@@ -164,6 +173,6 @@ class Upstream:
         self._gradients.finish()
 
 
-def _flowing(values: Values) -> Layout:
+def _flowing(values: Values) -> MessageLayout:
     """How the gradients of these values are laid out."""
-    return Layout.of([x if x.requires_grad else None for x in values])
+    return MessageLayout.of([x if x.requires_grad else None for x in values])

@@ -15,11 +15,11 @@ from statistics import median
 import torch
 from torch.utils.benchmark import Timer
 
-from skyfx.devices.inventory import Hosts
+from skyfx.devices.inventory import DeviceInventory
 from skyfx.devices.local_links import copy_wire, with_links
-from skyfx.runtime.device import Place
-from skyfx.runtime.transport.message import Form, Layout
-from skyfx.runtime.transport.remote import Incoming, Outgoing
+from skyfx.runtime.device import LocalDevice
+from skyfx.runtime.transport.message import MessageLayout, TensorSpec
+from skyfx.runtime.transport.remote import ReceiveQueue, SendQueue
 from skyfx.solver.core import cluster
 from skyfx.solver.core.cluster import Device, Link, Wire
 
@@ -57,11 +57,11 @@ class Cluster(cluster.Cluster):
         Raises:
             PlanError: two devices have the same name.
         """
-        found = probed(Hosts.joined(memory_bytes=memory_bytes))
+        found = probed(DeviceInventory.joined(memory_bytes=memory_bytes))
         return cls(devices=found.devices, links=found.links)
 
 
-def probed(hosts: Hosts) -> cluster.Cluster:
+def probed(hosts: DeviceInventory) -> cluster.Cluster:
     """Measure the devices of a job and the links between them; every process calls it."""
     speed_s = {name: _speed_s(place) for name, place in hosts.places.items()}
     all_speeds = hosts.group.merged(speed_s, dict[str, float])
@@ -83,7 +83,7 @@ def _slowdown(device: Device, devices: Sequence[Device], speed_s: dict[str, floa
     return times if times > 1 + SAME else 1.0
 
 
-def _speed_s(place: Place) -> float:
+def _speed_s(place: LocalDevice) -> float:
     """Seconds of a mix of what models do: a matrix product, a softmax, many small operators."""
     x = torch.rand(256, 256, device=place.device)
 
@@ -97,13 +97,13 @@ def _speed_s(place: Place) -> float:
     return median(timer.timeit(number).mean for _ in range(3))
 
 
-def _links_here(hosts: Hosts) -> Sequence[Link]:
+def _links_here(hosts: DeviceInventory) -> Sequence[Link]:
     """Between the devices of this process."""
     ours = tuple(device for device in hosts.devices if device.name in hosts.places)
     return with_links(cluster.Cluster(devices=ours), hosts.places).links
 
 
-def _links_to_others(hosts: Hosts) -> list[Link]:
+def _links_to_others(hosts: DeviceInventory) -> list[Link]:
     """From this process's devices to those of others; what is no CPU copies from and to one."""
     copies = {name: _to_and_from(place) for name, place in hosts.places.items()}
     known = hosts.group.merged(copies, dict[str, tuple[Wire, Wire]])
@@ -128,7 +128,7 @@ def _links_to_others(hosts: Hosts) -> list[Link]:
     ]
 
 
-def _to_and_from(place: Place) -> tuple[Wire, Wire]:
+def _to_and_from(place: LocalDevice) -> tuple[Wire, Wire]:
     """From the device to the memory that messages are made in, and back."""
     if place.device == CPU:
         free = Wire(bandwidth_bytes_per_s=1e15, latency_s=0.0)
@@ -136,9 +136,9 @@ def _to_and_from(place: Place) -> tuple[Wire, Wire]:
     return copy_wire(place.device, CPU), copy_wire(CPU, place.device)
 
 
-def _measured(hosts: Hosts, peer: int, *, leads: bool) -> Wire:
+def _measured(hosts: DeviceInventory, peer: int, *, leads: bool) -> Wire:
     """The wire from this process to another one, while that one measures the other direction."""
-    small = Layout([Form((SMALL_BYTES,), torch.uint8)])
+    small = MessageLayout([TensorSpec((SMALL_BYTES,), torch.uint8)])
     round_trip_s = _message_s(hosts, peer, small, small, leads=leads, rounds=20)
     # First the leader's messages are large and then the other's; both ends know what came out.
     there = _bandwidth(hosts, peer, small, leads=leads, large_there=True)
@@ -146,11 +146,13 @@ def _measured(hosts: Hosts, peer: int, *, leads: bool) -> Wire:
     return Wire(bandwidth_bytes_per_s=there if leads else back, latency_s=round_trip_s / 2)
 
 
-def _bandwidth(hosts: Hosts, peer: int, small: Layout, *, leads: bool, large_there: bool) -> float:
+def _bandwidth(
+    hosts: DeviceInventory, peer: int, small: MessageLayout, *, leads: bool, large_there: bool
+) -> float:
     """Bytes per second, from what four times as large a message takes longer."""
     size, before_s = FIRST_BYTES, 0.0
     while True:
-        large = Layout([Form((size,), torch.uint8)])
+        large = MessageLayout([TensorSpec((size,), torch.uint8)])
         there, back = (large, small) if large_there else (small, large)
         took_s = _message_s(hosts, peer, there, back, leads=leads, rounds=3)
         if before_s > LONG_S / 4 or size >= MOST_BYTES:
@@ -159,15 +161,21 @@ def _bandwidth(hosts: Hosts, peer: int, small: Layout, *, leads: bool, large_the
 
 
 def _message_s(
-    hosts: Hosts, peer: int, there: Layout, back: Layout, *, leads: bool, rounds: int
+    hosts: DeviceInventory,
+    peer: int,
+    there: MessageLayout,
+    back: MessageLayout,
+    *,
+    leads: bool,
+    rounds: int,
 ) -> float:
     """Seconds of a message there and one back, the median; both ends learn the same figure."""
     mine, others = (there, back) if leads else (back, there)
     values = mine.unpack(mine.room().fill_(1))
-    figure = Layout([Form((1,), torch.float64)])
+    figure = MessageLayout([TensorSpec((1,), torch.float64)])
     with ThreadPoolExecutor(1) as sender:
-        out = Outgoing(peer, TAG, hosts.group, sender, 1)
-        come = Incoming(peer, TAG, hosts.group, [others] * rounds, 1)
+        out = SendQueue(peer, TAG, hosts.group, sender, 1)
+        come = ReceiveQueue(peer, TAG, hosts.group, [others] * rounds, 1)
         times = []
         for _ in range(rounds):
             began = time.perf_counter()
@@ -183,6 +191,6 @@ def _message_s(
             out.send(figure, [torch.tensor([median(times)]).double()])
             out.finish()
             return median(times)
-        (told,) = Incoming(peer, TAG, hosts.group, [figure], 1).receive()
+        (told,) = ReceiveQueue(peer, TAG, hosts.group, [figure], 1).receive()
     assert told is not None
     return float(told)

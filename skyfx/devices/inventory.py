@@ -14,16 +14,16 @@ import torch
 
 from skyfx.devices.host_resources import cores, free_bytes, processor
 from skyfx.devices.resolve import gpu_type
-from skyfx.runtime.device import Place
-from skyfx.runtime.distributed.process_group import Group
+from skyfx.runtime.device import LocalDevice
+from skyfx.runtime.distributed.process_group import ProcessGroup
 from skyfx.solver.core.cluster import Device
 from skyfx.solver.errors import PlanError
 
-__all__: list[str] = ["Hosts", "is_cpu"]
+__all__: list[str] = ["DeviceInventory", "is_cpu"]
 
 
 @dataclass(frozen=True, slots=True)
-class Hosts:
+class DeviceInventory:
     """All devices of a job.
 
     Attributes:
@@ -33,13 +33,15 @@ class Hosts:
         places: those of this process, by name.
     """
 
-    group: Group
+    group: ProcessGroup
     devices: tuple[Device, ...]
     rank_of: Mapping[str, int]
-    places: Mapping[str, Place]
+    places: Mapping[str, LocalDevice]
 
     @classmethod
-    def joined(cls, group: Group | None = None, memory_bytes: float | None = None) -> "Hosts":
+    def joined(
+        cls, group: ProcessGroup | None = None, memory_bytes: float | None = None
+    ) -> "DeviceInventory":
         """Join the job; every process of it has to.
 
         Args:
@@ -49,7 +51,7 @@ class Hosts:
         Raises:
             PlanError: two processes call a device by the same name.
         """
-        group = group or Group.joined()
+        group = group or ProcessGroup.joined()
         places = {place.name: place for place in _own_places()}
         own = [
             Device(name=place.name, type=place.type, memory_bytes=_memory(place, memory_bytes))
@@ -68,7 +70,7 @@ class Hosts:
         return cls(group, tuple(d for devices in by_rank for d in devices), rank_of, places)
 
 
-def _memory(place: Place, given: float | None) -> float:
+def _memory(place: LocalDevice, given: float | None) -> float:
     return free_bytes(place.device) if given is None else given
 
 
@@ -77,7 +79,7 @@ def is_cpu(name: str) -> bool:
     return torch.device(name.rpartition("/")[2]).type == "cpu"
 
 
-def _own_places() -> list[Place]:
+def _own_places() -> list[LocalDevice]:
     """This process's share of its host: a GPU if there is one for it, and cores.
 
     Where there are GPUs, the host's first process has the CPU as well.
@@ -92,11 +94,11 @@ def _own_places() -> list[Place]:
     found = []
     if accelerator is not None and local < num_gpus:
         gpu = torch.device(accelerator.type, local)
-        found.append(Place(f"{host}/{gpu}", gpu, type=gpu_type(gpu)))
+        found.append(LocalDevice(f"{host}/{gpu}", gpu, type=gpu_type(gpu)))
     if local >= num_gpus or local == 0:
         num_cpus = max(1, num_local - num_gpus + (num_gpus > 0))
         threads = max(1, int((cores() - num_gpus) / num_cpus))  # a core launches a GPU's kernels
         name = f"{host}/cpu" if num_cpus == 1 else f"{host}/cpu:{local}"
         kind = f"{processor()}-{threads}-thread{'s' if threads > 1 else ''}"
-        found.append(Place(name, torch.device("cpu"), num_threads=threads, type=kind))
+        found.append(LocalDevice(name, torch.device("cpu"), num_threads=threads, type=kind))
     return found

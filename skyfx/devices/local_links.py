@@ -9,8 +9,8 @@ from statistics import median
 
 import torch
 
-from skyfx.runtime.device import Place
-from skyfx.runtime.transport.local import Channel
+from skyfx.runtime.device import LocalDevice
+from skyfx.runtime.transport.local import BoundedQueue
 from skyfx.solver.core.cluster import Cluster, Link, Wire
 
 __all__: list[str] = ["copy_wire", "with_links"]
@@ -19,7 +19,7 @@ LARGE_BYTES = 64 * 2**20
 ROUNDS = 50
 
 
-def with_links(cluster: Cluster, places: Mapping[str, Place]) -> Cluster:
+def with_links(cluster: Cluster, places: Mapping[str, LocalDevice]) -> Cluster:
     """The cluster with measured links; one that brings its own is returned as it is.
 
     Between two CPUs of one process only a reference is handed over; anything else is a copy.
@@ -67,7 +67,7 @@ def _copy_s(source: torch.device, target: torch.device, size_bytes: int) -> floa
 
 def _handover_s() -> float:
     """Seconds from `put` in one thread to `get` in another: half a round trip."""
-    there, back = Channel[int](1), Channel[int](1)
+    there, back = BoundedQueue[int](1), BoundedQueue[int](1)
 
     def echo() -> None:
         for _ in range(ROUNDS):

@@ -8,7 +8,7 @@ from pathlib import Path
 import torch
 
 from skyfx.devices.host_resources import cores
-from skyfx.runtime.device import Place
+from skyfx.runtime.device import LocalDevice
 from skyfx.runtime.memory.malloc import keep_freed
 from skyfx.solver.core import cluster, files
 from skyfx.solver.errors import PlanError
@@ -36,7 +36,7 @@ class Device:
 DeviceList = Iterable[str | torch.device | Device] | cluster.Cluster | str | Path
 
 
-def resolve(devices: DeviceList) -> tuple[cluster.Cluster, dict[str, Place]]:
+def resolve(devices: DeviceList) -> tuple[cluster.Cluster, dict[str, LocalDevice]]:
     """Find the devices on this machine.
 
     Args:
@@ -68,7 +68,7 @@ def resolve(devices: DeviceList) -> tuple[cluster.Cluster, dict[str, Place]]:
         resolved = _cluster(wanted, found)
     threads = _threads_each(found)
     return resolved, {
-        device.name: Place(
+        device.name: LocalDevice(
             device.name, here, device.slowdown, threads, device.type, device.memory_bytes
         )
         for device, here in zip(resolved.devices, found, strict=True)

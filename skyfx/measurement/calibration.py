@@ -25,15 +25,15 @@ from numpy.typing import NDArray
 from torch import Tensor, fx, nn
 
 from skyfx.devices.host_resources import free_bytes
-from skyfx.measurement.operator_costs import Prices, has_values, tensors_read
+from skyfx.measurement.operator_costs import OperatorCosts, has_values, tensors_read
 from skyfx.partitioning.stage_builder import stage
 from skyfx.passes.planner_graph import num_bytes
 from skyfx.passes.synthetic_inputs import sample
-from skyfx.runtime.device import Place
+from skyfx.runtime.device import LocalDevice
 from skyfx.runtime.execution.stage import Stage
 from skyfx.runtime.rng import generator_lending
 from skyfx.runtime.transport.local import Gradients
-from skyfx.solver.core.graph import Fit
+from skyfx.solver.core.graph import LinearFit
 from skyfx.tracing.capture import Capture
 from skyfx.tracing.leaf_calls import leaf_of
 from skyfx.tracing.node_names import is_operator
@@ -72,7 +72,7 @@ class Timed:
 
 
 def timed_regions(
-    captured: Capture, prices: Prices, place: Place, told: Callable[[int, int], None]
+    captured: Capture, prices: OperatorCosts, place: LocalDevice, told: Callable[[int, int], None]
 ) -> Iterator[tuple[Timed, Timed | None]]:
     """Time stretches of the graph, forward and, in training, backward."""
     made_up = not has_values(captured)
@@ -88,7 +88,7 @@ def timed_regions(
             logger.info("a stretch from %s cannot be run alone: %s", captured.ids[part[0]], error)
 
 
-def fit(regions: Sequence[Timed]) -> Fit | None:
+def fit(regions: Sequence[Timed]) -> LinearFit | None:
     """Fit the three numbers; None where too few stretches were timed to tell."""
     regions = [region for region in regions if region.seconds > 0]
     if len(regions) < 4:
@@ -103,7 +103,7 @@ def fit(regions: Sequence[Timed]) -> Fit | None:
         errors.append(abs(predicted / seconds[k] - 1))
     bare, with_dispatch, call_s = _solved(rows, seconds)
     borne = call_s / max(region.alone_s for region in regions)
-    return Fit(
+    return LinearFit(
         factor=float(bare + with_dispatch + borne),
         overhead_s=float(DISPATCH_S * with_dispatch),
         regions=len(regions),
@@ -139,7 +139,7 @@ def _least_squares(a: NDArray[Any], b: NDArray[Any]) -> NDArray[Any]:
 
 
 def _stretches(
-    captured: Capture, prices: Prices, made_up: dict[fx.Node, Any], most_bytes: float
+    captured: Capture, prices: OperatorCosts, made_up: dict[fx.Node, Any], most_bytes: float
 ) -> Iterator[list[fx.Node]]:
     """Stretches of operators, from short to long, their beginnings all over the graph."""
     nodes = [node for node in captured.ids if is_operator(node)]
@@ -160,7 +160,12 @@ def _stretches(
 
 
 def _timed(
-    captured: Capture, prices: Prices, place: Place, part: list[fx.Node], *, made_up: bool
+    captured: Capture,
+    prices: OperatorCosts,
+    place: LocalDevice,
+    part: list[fx.Node],
+    *,
+    made_up: bool,
 ) -> tuple[Timed, Timed | None]:
     """Run a stretch as a stage, one micro-batch after the other."""
     inside = set(part)
@@ -210,7 +215,7 @@ def _seconds(alone: Stage, values: Sequence[Tensor], *, training: bool) -> tuple
 
     def turn() -> tuple[float, float]:
         m, began_s = next(numbers), alone.busy_s
-        with generator_lending.drawing(generator_lending.Own(0, m)):
+        with generator_lending.drawing(generator_lending.SeededStream(0, m)):
             sent = alone.forward(m, values, training=training)
         forward_s = alone.busy_s - began_s
         if training:

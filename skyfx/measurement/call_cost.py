@@ -36,9 +36,9 @@ class CallCost:
     backward_s: float | None = None
     spread: float = 0.0
     flows: tuple[bool, ...] = ()
-    keeps_inputs: tuple[int, ...] = ()
-    keeps_outputs: tuple[int, ...] = ()
-    keeps_bytes: float = 0.0
+    saves_inputs: tuple[int, ...] = ()
+    saves_outputs: tuple[int, ...] = ()
+    saves_bytes: float = 0.0
     workspace_bytes: float = 0.0
     flops: int = 0
     backward_flops: int = 0
@@ -134,17 +134,17 @@ def _with_backward(
         back = timed(backward_of(gradients, leaves), num_threads)
         back = replace(back, median_s=max(0.0, back.median_s - entry_s(device, num_threads)))
     storages = {_address(x): x for x in kept}
-    keeps_inputs = tuple(i for i, x in enumerate(call.tensors) if _address(x) in storages)
-    keeps_outputs = tuple(i for i, x in enumerate(found) if _address(x) in storages)
+    saves_inputs = tuple(i for i, x in enumerate(call.tensors) if _address(x) in storages)
+    saves_outputs = tuple(i for i, x in enumerate(found) if _address(x) in storages)
     known = {_address(x) for x in (*call.tensors, *found)}
     return CallCost(
         forward_s=forward.median_s,
         backward_s=None if gradients is None else back.median_s,
         spread=max(forward.spread, back.spread),
         flows=tuple(x.requires_grad for x in found),
-        keeps_inputs=keeps_inputs,
-        keeps_outputs=keeps_outputs,
-        keeps_bytes=sum(
+        saves_inputs=saves_inputs,
+        saves_outputs=saves_outputs,
+        saves_bytes=sum(
             x.untyped_storage().nbytes() for a, x in storages.items() if a not in known
         ),
         workspace_bytes=workspace_bytes(gradients or call, device),

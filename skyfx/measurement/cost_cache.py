@@ -17,10 +17,10 @@ import torch
 from skyfx.devices.host_resources import processor
 from skyfx.devices.resolve import gpu_type
 from skyfx.measurement.call_cost import CallCost
-from skyfx.runtime.device import Place
+from skyfx.runtime.device import LocalDevice
 from skyfx.solver.core.files import replacing
 
-__all__: list[str] = ["Store"]
+__all__: list[str] = ["CostCache"]
 
 Key = tuple[str, ...]
 
@@ -30,10 +30,10 @@ MEASURED = 3
 logger = logging.getLogger(__name__)
 
 
-class Store:
+class CostCache:
     """Costs by the signature of a call, for one place and mode."""
 
-    def __init__(self, place: Place, *, training: bool) -> None:
+    def __init__(self, place: LocalDevice, *, training: bool) -> None:
         self._costs: dict[str, CallCost] = {}
         self._lasting: dict[str, CallCost] = {}
         self._what = (
@@ -46,7 +46,7 @@ class Store:
 
     @classmethod
     @contextmanager
-    def opened(cls, place: Place, *, training: bool) -> Iterator["Store"]:
+    def opened(cls, place: LocalDevice, *, training: bool) -> Iterator["CostCache"]:
         """With what earlier runs have measured; what this one adds is kept, whatever ends it."""
         store = cls(place, training=training)
         folder = os.environ.get("SKYFX_CACHE")

@@ -7,19 +7,19 @@ times stretches of the model on its own devices, which says how much slower each
 from dataclasses import replace
 
 from skyfx.devices.cluster_probe import SAME
-from skyfx.devices.inventory import Hosts
-from skyfx.measurement.measure import OnType, Progress, assembled, calibrate, price, run_on
-from skyfx.measurement.operator_costs import Prices
-from skyfx.runtime.device import Place
+from skyfx.devices.inventory import DeviceInventory
+from skyfx.measurement.measure import Progress, TypeMeasurement, assembled, calibrate, price, run_on
+from skyfx.measurement.operator_costs import OperatorCosts
+from skyfx.runtime.device import LocalDevice
 from skyfx.solver.core.cluster import Cluster
-from skyfx.solver.core.graph import Graph, Measured
+from skyfx.solver.core.graph import DeviceCalibration, Graph
 from skyfx.tracing.capture import Capture
 
 __all__: list[str] = ["measured_together"]
 
 
 def measured_together(
-    captured: Capture, hosts: Hosts, cluster: Cluster, *, progress: Progress | None = None
+    captured: Capture, hosts: DeviceInventory, cluster: Cluster, *, progress: Progress | None = None
 ) -> tuple[Graph, Cluster]:
     """Measure a captured model on all devices of a job; every process calls it.
 
@@ -31,12 +31,12 @@ def measured_together(
         leaders.setdefault(device.type, device.name)
     alone = len(hosts.places) == 1
 
-    def priced(place: Place) -> Prices:
+    def priced(place: LocalDevice) -> OperatorCosts:
         return run_on(
             place, lambda tell: price(captured, place, tell("operators")), alone, progress
         )
 
-    def calibrated(place: Place) -> Measured:
+    def calibrated(place: LocalDevice) -> DeviceCalibration:
         prices = known[place.type]
         return run_on(
             place,
@@ -50,10 +50,10 @@ def measured_together(
         for place in hosts.places.values()
         if leaders[place.type] == place.name
     }
-    known = hosts.group.merged(prices, dict[str, Prices])
+    known = hosts.group.merged(prices, dict[str, OperatorCosts])
     fits = {name: calibrated(place) for name, place in hosts.places.items()}
-    fits = hosts.group.merged(fits, dict[str, Measured])
-    found = {kind: OnType(known[kind], fits[name]) for kind, name in leaders.items()}
+    fits = hosts.group.merged(fits, dict[str, DeviceCalibration])
+    found = {kind: TypeMeasurement(known[kind], fits[name]) for kind, name in leaders.items()}
     slower = {
         device.name: found[device.type].time_s(by=fits[device.name]) / found[device.type].time_s()
         for device in hosts.devices

@@ -13,17 +13,17 @@ from typing import TypeVar
 from torch import fx
 
 from skyfx.measurement.calibration import fit, timed_regions
-from skyfx.measurement.cost_cache import Store
-from skyfx.measurement.operator_costs import Prices, priced
-from skyfx.measurement.saved_tensors import kept_bytes
-from skyfx.passes.planner_graph import num_bytes, outline
-from skyfx.runtime.device import Place
+from skyfx.measurement.cost_cache import CostCache
+from skyfx.measurement.operator_costs import OperatorCosts, priced
+from skyfx.measurement.saved_tensors import saved_tensor_bytes
+from skyfx.passes.planner_graph import num_bytes, to_planner_graph
+from skyfx.runtime.device import LocalDevice
 from skyfx.runtime.execution.state_guard import undisturbed
 from skyfx.runtime.execution.workers import worker
-from skyfx.solver.core.graph import Fit, Graph, Measured, Node
+from skyfx.solver.core.graph import DeviceCalibration, Graph, LinearFit, Node
 from skyfx.tracing.capture import Capture
 
-__all__: list[str] = ["OnType", "assembled", "calibrate", "measure", "price", "run_on"]
+__all__: list[str] = ["TypeMeasurement", "assembled", "calibrate", "measure", "price", "run_on"]
 
 T = TypeVar("T")
 
@@ -35,13 +35,13 @@ Tell = Callable[[str], Told]
 
 
 @dataclass(frozen=True, slots=True)
-class OnType:
+class TypeMeasurement:
     """What was measured on one device type."""
 
-    prices: Prices
-    fits: Measured
+    prices: OperatorCosts
+    fits: DeviceCalibration
 
-    def time_s(self, *, by: Measured | None = None) -> float:
+    def time_s(self, *, by: DeviceCalibration | None = None) -> float:
         """Seconds of all nodes, forward and backward, by these fits or by others."""
         fits, costs = by or self.fits, self.prices.costs.values()
         backward = [cost.backward_s for cost in costs if cost.backward_s is not None]
@@ -51,7 +51,7 @@ class OnType:
 
 
 def measure(
-    captured: Capture, places: Iterable[Place], *, progress: Progress | None = None
+    captured: Capture, places: Iterable[LocalDevice], *, progress: Progress | None = None
 ) -> Graph:
     """Measure a captured model.
 
@@ -67,18 +67,18 @@ def measure(
     found = {}
     for place in {place.type: place for place in several}.values():
 
-        def measured(tell: Tell, place: Place = place) -> OnType:
+        def measured(tell: Tell, place: LocalDevice = place) -> TypeMeasurement:
             prices = price(captured, place, tell("operators"))
-            return OnType(prices, calibrate(captured, place, prices, tell("stretches")))
+            return TypeMeasurement(prices, calibrate(captured, place, prices, tell("stretches")))
 
         found[place.type] = run_on(place, measured, len(several) == 1, progress)
     return assembled(captured, found)
 
 
-def assembled(captured: Capture, found: Mapping[str, OnType]) -> Graph:
+def assembled(captured: Capture, found: Mapping[str, TypeMeasurement]) -> Graph:
     """The graph from what was measured, by device type."""
-    graph, nodes = outline(captured), {name: node for node, name in captured.ids.items()}
-    kept = kept_bytes(captured, next(iter(found.values())).prices)
+    graph, nodes = to_planner_graph(captured), {name: node for node, name in captured.ids.items()}
+    kept = saved_tensor_bytes(captured, next(iter(found.values())).prices)
     return replace(
         graph,
         nodes=tuple(_filled(node, nodes[node.id], kept, found) for node in graph.nodes),
@@ -86,20 +86,22 @@ def assembled(captured: Capture, found: Mapping[str, OnType]) -> Graph:
     )
 
 
-def price(captured: Capture, place: Place, told: Told) -> Prices:
+def price(captured: Capture, place: LocalDevice, told: Told) -> OperatorCosts:
     """What each node takes alone."""
     with (
         undisturbed(captured.module),
-        Store.opened(place, training=captured.training) as store,
+        CostCache.opened(place, training=captured.training) as store,
     ):
         return priced(captured, place, store, told)
 
 
-def calibrate(captured: Capture, place: Place, prices: Prices, told: Told) -> Measured:
+def calibrate(
+    captured: Capture, place: LocalDevice, prices: OperatorCosts, told: Told
+) -> DeviceCalibration:
     """What becomes of these prices in a neighbourhood, on this device."""
     with undisturbed(captured.module):
         regions = list(timed_regions(captured, prices, place, told))
-    return Measured(
+    return DeviceCalibration(
         type=place.type,
         spread=median([cost.spread for cost in prices.costs.values()] or [0.0]),
         forward=fit([forward for forward, _ in regions]),
@@ -108,7 +110,7 @@ def calibrate(captured: Capture, place: Place, prices: Prices, told: Told) -> Me
 
 
 def run_on(
-    place: Place, measured: Callable[[Tell], T], alone: bool, progress: Progress | None = None
+    place: LocalDevice, measured: Callable[[Tell], T], alone: bool, progress: Progress | None = None
 ) -> T:
     """Measure in a thread like those of stages (see `Workers`), which Ctrl-C here ends too."""
     stopped = threading.Event()
@@ -132,7 +134,7 @@ def run_on(
 
 
 def _filled(
-    node: Node, of: fx.Node, kept: Mapping[str, float], found: Mapping[str, OnType]
+    node: Node, of: fx.Node, kept: Mapping[str, float], found: Mapping[str, TypeMeasurement]
 ) -> Node:
     forward, backward = dict[str, float](), dict[str, float]()
     costs = []
@@ -157,5 +159,5 @@ def _filled(
     )
 
 
-def _fitted(seconds: float, by: Fit | None) -> float:
+def _fitted(seconds: float, by: LinearFit | None) -> float:
     return seconds if by is None else by.factor * seconds + by.overhead_s

@@ -13,30 +13,30 @@ import torch
 from torch import fx, nn
 
 from skyfx.measurement.call_cost import CallCost, measure_call
-from skyfx.measurement.cost_cache import Store
+from skyfx.measurement.cost_cache import CostCache
 from skyfx.passes.call_signature import of_tensors, signature
 from skyfx.passes.device_transfer import copy_to, with_device
 from skyfx.passes.synthetic_inputs import arguments, parts
-from skyfx.runtime.device import Place
+from skyfx.runtime.device import LocalDevice
 from skyfx.tracing.capture import Capture
 from skyfx.tracing.leaf_calls import leaf_of
 from skyfx.tracing.node_names import is_operator
 
-__all__: list[str] = ["Prices", "has_values", "priced", "tensors_read"]
+__all__: list[str] = ["OperatorCosts", "has_values", "priced", "tensors_read"]
 
 Told = Callable[[int, int], None]
 """Called with how many of how many nodes are done."""
 
 
 @dataclass(slots=True)
-class Prices:
+class OperatorCosts:
     """By name of each node: its cost, and whether a gradient flows through each of its tensors."""
 
     costs: dict[str, CallCost] = field(default_factory=dict)
     flows: dict[str, tuple[bool, ...]] = field(default_factory=dict)
 
 
-def priced(captured: Capture, place: Place, store: Store, told: Told) -> Prices:
+def priced(captured: Capture, place: LocalDevice, store: CostCache, told: Told) -> OperatorCosts:
     """Price every operator of a captured model, in the order of the graph."""
     pricer = _Pricer(captured, place, store, told)
     if has_values(captured):
@@ -78,8 +78,8 @@ class _Real(fx.Interpreter):
 class _Pricer:
     """Prices nodes one after the other."""
 
-    def __init__(self, captured: Capture, place: Place, store: Store, told: Told) -> None:
-        self.prices = Prices()
+    def __init__(self, captured: Capture, place: LocalDevice, store: CostCache, told: Told) -> None:
+        self.prices = OperatorCosts()
         self._training, self._place, self._store, self._told = (
             captured.training,
             place,

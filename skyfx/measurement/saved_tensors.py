@@ -5,15 +5,15 @@ from collections.abc import Hashable
 from torch import Tensor, fx
 from torch.utils import _pytree as pytree
 
-from skyfx.measurement.operator_costs import Prices
+from skyfx.measurement.operator_costs import OperatorCosts
 from skyfx.passes.call_signature import of_tensors
 from skyfx.passes.planner_graph import num_bytes
 from skyfx.tracing.capture import Capture
 
-__all__: list[str] = ["kept_bytes"]
+__all__: list[str] = ["saved_tensor_bytes"]
 
 
-def kept_bytes(captured: Capture, prices: Prices) -> dict[str, float]:
+def saved_tensor_bytes(captured: Capture, prices: OperatorCosts) -> dict[str, float]:
     """Bytes that each node is the first to keep, by its name.
 
     A storage that several nodes keep counts for the first of them; parameters and buffers do not
@@ -27,11 +27,11 @@ def kept_bytes(captured: Capture, prices: Prices) -> dict[str, float]:
         if cost is None:
             continue
         inputs, outputs = of_tensors(node, _storages), _storages(node)
-        found = dict(inputs[i] for i in cost.keeps_inputs)
-        found |= dict(outputs[i] for i in cost.keeps_outputs)
+        found = dict(inputs[i] for i in cost.saves_inputs)
+        found |= dict(outputs[i] for i in cost.saves_outputs)
         new = found.keys() - counted
         counted |= new
-        kept[node.name] = cost.keeps_bytes + sum(found[storage] for storage in new)
+        kept[node.name] = cost.saves_bytes + sum(found[storage] for storage in new)
     return kept
 
 

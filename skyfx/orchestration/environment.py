@@ -7,15 +7,15 @@ from typing import Protocol
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from skyfx.devices.inventory import Hosts, is_cpu
+from skyfx.devices.inventory import DeviceInventory, is_cpu
 from skyfx.devices.local_links import with_links
 from skyfx.devices.resolve import DeviceList, given_cluster, resolve
 from skyfx.measurement.distributed import measured_together
 from skyfx.measurement.measure import Progress, measure
 from skyfx.partitioning.migration import move
-from skyfx.runtime.device import Place
-from skyfx.runtime.distributed.process_group import Group
-from skyfx.runtime.execution.distributed_workers import Ranks
+from skyfx.runtime.device import LocalDevice
+from skyfx.runtime.distributed.process_group import ProcessGroup
+from skyfx.runtime.execution.distributed_workers import DistributedWorkers
 from skyfx.runtime.execution.workers import Workers
 from skyfx.solver.core import files
 from skyfx.solver.core.cluster import Cluster
@@ -24,13 +24,13 @@ from skyfx.solver.core.plan import Overlap, Plan
 from skyfx.solver.errors import PlanError
 from skyfx.tracing.capture import Capture
 
-__all__: list[str] = ["Site", "site_of"]
+__all__: list[str] = ["Environment", "site_of"]
 
-Places = Sequence[Place | None]
+Places = Sequence[LocalDevice | None]
 """Where each stage runs, `(num_stages,)`; None in another process."""
 
 
-class Site(Protocol):
+class Environment(Protocol):
     """The devices that a pipeline is planned for, and what differs with where they are."""
 
     @property
@@ -38,7 +38,7 @@ class Site(Protocol):
         """The devices."""
 
     @property
-    def here(self) -> Mapping[str, Place]:
+    def here(self) -> Mapping[str, LocalDevice]:
         """The devices of this process, by name."""
 
     @property
@@ -74,16 +74,16 @@ class Site(Protocol):
         """
 
 
-def site_of(devices: DeviceList) -> Site:
+def site_of(devices: DeviceList) -> Environment:
     """All processes of the job where the cluster's devices are theirs, else this process.
 
     Raises:
         PlanError: a device is nowhere.
     """
     cluster = given_cluster(devices)
-    if cluster is None or not Group.is_launched():
-        return _Here(*resolve(devices if cluster is None else cluster))
-    hosts = Hosts.joined()
+    if cluster is None or not ProcessGroup.is_launched():
+        return LocalEnvironment(*resolve(devices if cluster is None else cluster))
+    hosts = DeviceInventory.joined()
     missing = [device.name for device in cluster.devices if device.name not in hosts.rank_of]
     if missing:
         raise PlanError(
@@ -91,15 +91,15 @@ def site_of(devices: DeviceList) -> Site:
             f"{', '.join(hosts.rank_of)}. Take names from `skyfx probe`, or pass a list of devices "
             "to stay in one process"
         )
-    return _Everywhere(cluster, hosts)
+    return DistributedEnvironment(cluster, hosts)
 
 
 @dataclass(frozen=True, slots=True)
-class _Here:
+class LocalEnvironment:
     """All devices are this process's; a stage copies what it receives before it computes."""
 
     cluster: Cluster
-    here: Mapping[str, Place]
+    here: Mapping[str, LocalDevice]
 
     @property
     def overlap(self) -> Overlap:
@@ -135,11 +135,11 @@ class _Here:
 
 
 @dataclass(frozen=True, slots=True)
-class _Everywhere:
+class DistributedEnvironment:
     """The devices are those of several processes, which do all this together."""
 
     cluster: Cluster
-    hosts: Hosts
+    hosts: DeviceInventory
     overlap: Overlap = "full"
 
     def measured(self, captured: Capture, progress: Progress | None) -> tuple[Graph, Cluster]:
@@ -154,7 +154,7 @@ class _Everywhere:
         return [here.get(stage.device) for stage in plan.stages]
 
     @property
-    def here(self) -> Mapping[str, Place]:
+    def here(self) -> Mapping[str, LocalDevice]:
         places, devices = self.hosts.places, self.cluster.devices
         return {
             device.name: replace(places[device.name], memory_bytes=device.memory_bytes)
@@ -167,7 +167,7 @@ class _Everywhere:
 
     def workers(self, places: Places, plan: Plan) -> Workers:
         here = {k: place for k, place in enumerate(places) if place is not None}
-        return Ranks(here, plan.stages, self._rank_of(plan), self.hosts.group)
+        return DistributedWorkers(here, plan.stages, self._rank_of(plan), self.hosts.group)
 
     def moved(
         self,

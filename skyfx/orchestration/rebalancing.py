@@ -16,10 +16,10 @@ from statistics import median
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from skyfx.orchestration.environment import Site
+from skyfx.orchestration.environment import Environment
 from skyfx.partitioning.migration import follow
 from skyfx.partitioning.splitter import Splitter
-from skyfx.runtime.execution.runner import Measured, Remade
+from skyfx.runtime.execution.runner import Replan, StepTimes
 from skyfx.solver.core.cluster import Cluster
 from skyfx.solver.core.graph import Graph
 from skyfx.solver.core.plan import Plan
@@ -49,7 +49,7 @@ class Rebalancing:
     """
 
     model: nn.Module
-    site: Site
+    site: Environment
     captured: Capture
     graph: Graph
     cluster: Cluster
@@ -61,11 +61,11 @@ class Rebalancing:
     def __call__(
         self,
         plan: Plan,
-        measured: Measured,
+        measured: StepTimes,
         optimizers: Sequence[Optimizer],
         above: float,
         steps: int,
-    ) -> Remade | None:
+    ) -> Replan | None:
         """The pipeline's new plan and workers, if it is to have others; all processes agree."""
         expected = self.expected_s or [stage.compute_s for stage in plan.stages]
         if not self._is_late(measured.stage_s, expected, above, steps):
@@ -106,7 +106,7 @@ class Rebalancing:
         gains = found.objective_value < (1 - GAIN * above) * now.objective_value
         return found if gains else plan
 
-    def _remade(self, plan: Plan, optimizers: Sequence[Optimizer]) -> Remade:
+    def _remade(self, plan: Plan, optimizers: Sequence[Optimizer]) -> Replan:
         places = self.site.places(plan)
 
         def moving(owners: Mapping[str, int]) -> Mapping[int, Tensor]:
@@ -115,7 +115,7 @@ class Rebalancing:
         splitter = Splitter(
             self.model, plan, places, self.site.on_cpu(plan), self.captured, moving=moving
         )
-        return Remade(
+        return Replan(
             plan,
             self.site.workers(places, plan),
             splitter,

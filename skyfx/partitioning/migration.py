@@ -16,14 +16,17 @@ from torch.optim import Optimizer
 
 from skyfx.runtime.checkpoint.layout import form_of
 from skyfx.runtime.checkpoint.state_codec import decode, encode
-from skyfx.runtime.distributed.process_group import Group, as_bytes
+from skyfx.runtime.distributed.process_group import ProcessGroup, as_bytes
 from skyfx.tracing.tensor_binding import bare, named_tensors, rebind
 
 __all__: list[str] = ["follow", "move"]
 
 
 def move(
-    model: nn.Module, optimizers: Sequence[Optimizer], rank_of: Mapping[str, int], group: Group
+    model: nn.Module,
+    optimizers: Sequence[Optimizer],
+    rank_of: Mapping[str, int],
+    group: ProcessGroup,
 ) -> Mapping[int, Tensor]:
     """Move what lives in another process from now on; all processes call it.
 
@@ -69,7 +72,7 @@ def follow(optimizers: Sequence[Optimizer]) -> None:
                     kept[name] = value.to(parameter.device)
 
 
-def _send(tensor: Tensor, optimizers: Sequence[Optimizer], group: Group, to: int) -> None:
+def _send(tensor: Tensor, optimizers: Sequence[Optimizer], group: ProcessGroup, to: int) -> None:
     tensors: dict[str, Tensor] = {}
     kept = [
         encode(dict(optimizer.state.pop(tensor, {})), str(i), tensors)
@@ -83,7 +86,9 @@ def _send(tensor: Tensor, optimizers: Sequence[Optimizer], group: Group, to: int
         group.send(as_bytes(each), to)
 
 
-def _received(tensor: Tensor, optimizers: Sequence[Optimizer], group: Group, source: int) -> Tensor:
+def _received(
+    tensor: Tensor, optimizers: Sequence[Optimizer], group: ProcessGroup, source: int
+) -> Tensor:
     length = torch.zeros(1, dtype=torch.long)
     group.receive(length, source)
     text = torch.empty(int(length), dtype=torch.uint8)
@@ -102,7 +107,7 @@ def _received(tensor: Tensor, optimizers: Sequence[Optimizer], group: Group, sou
     return new
 
 
-def _receive(shape: Sequence[int], dtype: torch.dtype, group: Group, source: int) -> Tensor:
+def _receive(shape: Sequence[int], dtype: torch.dtype, group: ProcessGroup, source: int) -> Tensor:
     values = torch.empty(tuple(shape), dtype=dtype)
     group.receive(as_bytes(values), source)
     return values

@@ -8,12 +8,12 @@ from torch import Tensor, nn
 
 from skyfx.partitioning.stage_builder import match, owned, split
 from skyfx.partitioning.weights import Weights, place_tensors
-from skyfx.passes.planner_graph import outline
-from skyfx.runtime.device import Place
+from skyfx.passes.planner_graph import to_planner_graph
+from skyfx.runtime.device import LocalDevice
 from skyfx.runtime.execution.microbatch import Batch
-from skyfx.runtime.execution.step import Split
+from skyfx.runtime.execution.step import StagedModel
 from skyfx.solver.core.plan import Plan
-from skyfx.solver.core.schedule import waits_for_itself
+from skyfx.solver.core.schedule import deadlock_reason
 from skyfx.solver.errors import PlanError
 from skyfx.tracing.capture import Capture, capture
 from skyfx.tracing.tensor_binding import rebind
@@ -34,19 +34,19 @@ class Splitter:
 
     model: nn.Module
     plan: Plan
-    places: Sequence[Place | None]
+    places: Sequence[LocalDevice | None]
     on_cpu: Sequence[bool]
     planned: Capture | None
     weights: Weights | None = None
     owners: dict[str, int] = field(default_factory=dict)
     moving: Callable[[Mapping[str, int]], Mapping[int, Tensor]] | None = None
 
-    def __call__(self, microbatch: Batch, training: bool) -> Split:
+    def __call__(self, microbatch: Batch, training: bool) -> StagedModel:
         """The stages for micro-batches like this one."""
         captured, self.planned = self.planned, None
         if captured is None:
             captured = captured_for(self.model, microbatch, training=training)
-        graph = outline(captured)
+        graph = to_planner_graph(captured)
         stage_of = match(captured, graph, self.plan, self.owners)
         for node, stage in stage_of.items():
             self.owners |= dict.fromkeys(owned(captured, node), stage)
@@ -76,9 +76,9 @@ def check_plan(plan: Plan, captured: Capture, devices: Sequence[str]) -> None:
                 f"the plan uses device {stage.device!r}, the devices given are "
                 f"{', '.join(devices)}: give the devices that it was made for, or plan anew"
             )
-    if plan.live is not None and (fault := waits_for_itself(plan.live)):
+    if plan.live is not None and (fault := deadlock_reason(plan.live)):
         raise PlanError(f"the plan's stages would wait for each other: {fault}. Plan anew")
-    graph = outline(captured)
+    graph = to_planner_graph(captured)
     ids, planned = {node.id for node in graph.nodes}, set(plan.stage_of())
     if ids != planned:
         one = min(ids ^ planned)

@@ -18,11 +18,11 @@ from torch import Tensor, fx
 from skyfx.passes.aliasing import written_by
 from skyfx.passes.rng_advance import advances, is_random
 from skyfx.passes.subgraph import subgraph
-from skyfx.runtime.device import Place
+from skyfx.runtime.device import LocalDevice
 from skyfx.runtime.execution.stage import Stage
-from skyfx.runtime.execution.step import Split
+from skyfx.runtime.execution.step import StagedModel
 from skyfx.runtime.rng import generator_lending
-from skyfx.runtime.transport.message import Form
+from skyfx.runtime.transport.message import TensorSpec
 from skyfx.solver.core.graph import Graph
 from skyfx.solver.core.plan import Plan
 from skyfx.solver.costs.cost_model import crossings
@@ -33,7 +33,7 @@ from skyfx.tracing.node_names import original_name
 __all__: list[str] = ["match", "owned", "split", "stage"]
 
 StageOf = Mapping[fx.Node, int]
-Places = Sequence[Place | None]
+Places = Sequence[LocalDevice | None]
 
 
 def split(
@@ -42,7 +42,7 @@ def split(
     stage_of: StageOf,
     places: Places,
     on_cpu: Sequence[bool],
-) -> Split:
+) -> StagedModel:
     """Cut a capture into stages.
 
     Args:
@@ -58,7 +58,7 @@ def split(
         if place is not None:
             part = [node for node in captured.ids if stage_of[node] == k]
             stages[k] = stage(captured, part, place, boundaries[k], boundaries[k + 1])
-    return Split(
+    return StagedModel(
         stages=stages,
         outputs=captured.outputs,
         returned=_forms(captured.output_nodes),
@@ -129,7 +129,7 @@ def _boundaries(
 def stage(
     captured: Capture,
     part: Sequence[fx.Node],
-    place: Place,
+    place: LocalDevice,
     received: Sequence[fx.Node],
     sent: Sequence[fx.Node],
     tensors: Mapping[fx.Node, Any] | None = None,
@@ -152,9 +152,9 @@ def stage(
     )
 
 
-def _forms(nodes: Sequence[fx.Node]) -> tuple[Form, ...]:
+def _forms(nodes: Sequence[fx.Node]) -> tuple[TensorSpec, ...]:
     values = [node.meta.get("val") for node in nodes]
-    return tuple(Form.of(value) for value in values if isinstance(value, Tensor))
+    return tuple(TensorSpec.of(value) for value in values if isinstance(value, Tensor))
 
 
 def _drawing(captured: Capture) -> Callable[[fx.Node, tuple[Any, ...]], tuple[Any, Any]]:

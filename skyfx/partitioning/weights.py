@@ -19,7 +19,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor, fx, nn
 from torch.overrides import TorchFunctionMode
 
-from skyfx.runtime.device import Place
+from skyfx.runtime.device import LocalDevice
 from skyfx.solver.errors import PlanError
 from skyfx.tracing.tensor_binding import bare, named_tensors, rebind
 
@@ -113,7 +113,7 @@ def place_tensors(
     model: nn.Module,
     module: fx.GraphModule,
     owners: Mapping[str, int],
-    places: Sequence[Place | None],
+    places: Sequence[LocalDevice | None],
     weights: Weights | None = None,
 ) -> None:
     """Put each parameter and buffer on its stage's device.

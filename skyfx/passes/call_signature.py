@@ -40,7 +40,7 @@ def _of_a_module(module: nn.Module) -> str:
 def of_tensors(node: fx.Node, of: Callable[[fx.Node], Sequence[T]]) -> list[T]:
     """What `of` says of the tensors of each value, for those among a node's arguments.
 
-    In the order of `needs` and `CallCost.keeps_inputs`.
+    In the order of `needs` and `CallCost.saves_inputs`.
     """
     mapped: Any = fx.map_arg((node.args, node.kwargs), lambda read: _Of(of(read)))  # type: ignore[arg-type, return-value]
     leaves = pytree.tree_leaves(mapped, is_leaf=lambda leaf: isinstance(leaf, _Of))

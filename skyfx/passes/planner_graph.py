@@ -10,10 +10,10 @@ from skyfx.solver.core.graph import Graph, Node
 from skyfx.tracing.capture import Capture
 from skyfx.tracing.node_names import module_of, op_name
 
-__all__: list[str] = ["num_bytes", "outline"]
+__all__: list[str] = ["num_bytes", "to_planner_graph"]
 
 
-def outline(captured: Capture) -> Graph:
+def to_planner_graph(captured: Capture) -> Graph:
     """The graph with no times and nothing saved: what a plan for this model has to place."""
     labels = colocation(captured.module.graph, captured.ids)
     nodes = [

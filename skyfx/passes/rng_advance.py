@@ -22,8 +22,8 @@ from torch.utils import _pytree as pytree
 from skyfx.passes.aliasing import regions
 from skyfx.passes.call_signature import signature
 from skyfx.passes.synthetic_inputs import arguments
-from skyfx.runtime.rng.generator_lending import lent
-from skyfx.runtime.rng.mt19937 import numbers_between, skipped
+from skyfx.runtime.rng.generator_lending import borrow_generator
+from skyfx.runtime.rng.mt19937 import advance, distance
 from skyfx.runtime.rng.step_streams import Advance, Advances
 from skyfx.tracing.capture import Capture
 from skyfx.tracing.leaf_calls import leaf_of
@@ -112,7 +112,7 @@ def _key(node: fx.Node, read: Mapping[fx.Node, Any]) -> Any:
 def _learnt(name: str, node: fx.Node, read: Mapping[fx.Node, Any]) -> Advance:
     """How far a node takes the generator: it is run on made-up values."""
     generator = torch.default_generator
-    with lent(generator), torch.no_grad():
+    with borrow_generator(generator), torch.no_grad():
         args, kwargs = arguments(node, read, _CPU)
         assert callable(node.target)
         run = partial(node.target, *args, **kwargs)
@@ -128,5 +128,5 @@ def _numbers(run: Callable[[], Any], generator: torch.Generator) -> int | None:
     before = generator.get_state()
     run()
     after = generator.get_state()
-    numbers = numbers_between(before, after)
-    return numbers if numbers is not None and torch.equal(skipped(before, numbers), after) else None
+    numbers = distance(before, after)
+    return numbers if numbers is not None and torch.equal(advance(before, numbers), after) else None

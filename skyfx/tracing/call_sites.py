@@ -20,14 +20,14 @@ from typing import Any
 
 from torch import nn
 
-__all__: list[str] = ["Spot", "like", "spots_in"]
+__all__: list[str] = ["CallSite", "like", "spots_in"]
 
 _CALLS = {"_call_impl", "_wrapped_call_impl", "__call__"}
 """Methods by which torch calls a module's forward."""
 
 
 @dataclass(frozen=True, slots=True)
-class Spot:
+class CallSite:
     """A method of a module, or a function as a file of Python calls it.
 
     Attributes:
@@ -66,7 +66,7 @@ class Spot:
                 place[self.name] = before
 
 
-def spots_in(error: BaseException, model: nn.Module) -> list[Spot]:
+def spots_in(error: BaseException, model: nn.Module) -> list[CallSite]:
     """The places whose code was running when an error was raised, innermost first.
 
     Not among them is the model's own forward.
@@ -83,19 +83,19 @@ def spots_in(error: BaseException, model: nn.Module) -> list[Spot]:
     return list(dict.fromkeys(spots))
 
 
-def like(spot: Spot, model: nn.Module) -> list[Spot]:
+def like(spot: CallSite, model: nn.Module) -> list[CallSite]:
     """The same method of all modules of its class, unless that class is one of torch's."""
     module = spot.module(model)
     if module is None or type(module).__module__.startswith("torch."):
         return [spot]
     return [
-        Spot(path, spot.name, False, spot.kind)
+        CallSite(path, spot.name, False, spot.kind)
         for path, other in model.named_modules()
         if type(other) is type(module) and (path or spot.name != "forward")
     ]
 
 
-def _method(frame: FrameType, paths: dict[int, str]) -> Spot | None:
+def _method(frame: FrameType, paths: dict[int, str]) -> CallSite | None:
     """The method of a module of the model that the frame runs."""
     this = frame.f_locals.get("self")
     name = "forward" if frame.f_code.co_name in _CALLS else frame.f_code.co_name
@@ -103,10 +103,10 @@ def _method(frame: FrameType, paths: dict[int, str]) -> Spot | None:
         return None
     if not isinstance(inspect.getattr_static(type(this), name, None), FunctionType):
         return None
-    return Spot(paths[id(this)], name, False, (type(this), name))
+    return CallSite(paths[id(this)], name, False, (type(this), name))
 
 
-def _function(frame: FrameType, caller: FrameType) -> Spot | None:
+def _function(frame: FrameType, caller: FrameType) -> CallSite | None:
     """The function that the frame runs, if its caller knows it by its name."""
     name, file = frame.f_code.co_name, str(caller.f_globals.get("__name__"))
     found = caller.f_globals.get(name)
@@ -115,4 +115,4 @@ def _function(frame: FrameType, caller: FrameType) -> Spot | None:
         return None
     if getattr(inspect.unwrap(found), "__code__", None) is not frame.f_code:
         return None
-    return Spot(file, name, True, (file, name))
+    return CallSite(file, name, True, (file, name))

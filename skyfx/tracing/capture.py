@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 
-from skyfx.runtime.execution.microbatch import Batch, OutputForm
+from skyfx.runtime.execution.microbatch import Batch, OutputSpec
 from skyfx.solver.errors import CaptureError
 from skyfx.tracing.exporter import trace
 from skyfx.tracing.model_code import is_library_file
@@ -42,7 +42,7 @@ class Capture:
     name: str
     module: fx.GraphModule
     ids: dict[fx.Node, str]
-    outputs: OutputForm
+    outputs: OutputSpec
     microbatch: Batch
     training: bool
 

@@ -28,7 +28,7 @@ from torch.utils import _pytree as pytree
 from skyfx.solver.errors import CaptureError
 from skyfx.tracing.model_code import is_library_file
 
-__all__: list[str] = ["AtLines", "DependsOnValuesError", "Line", "Static"]
+__all__: list[str] = ["DependsOnValuesError", "NoDataDependence", "OpSite", "OpSiteOverride"]
 
 _SYMBOLIC = (torch.SymInt, torch.SymFloat, torch.SymBool)
 
@@ -44,7 +44,7 @@ _own_tolist = FakeTensor.tolist
 
 
 @dataclass(frozen=True, slots=True)
-class Line:
+class OpSite:
     """A call of one of torch's functions in a line of the model's code."""
 
     file: str
@@ -55,7 +55,7 @@ class Line:
         return f"{self.function} at {Path(self.file).name}:{self.number}"
 
     @classmethod
-    def calling(cls, function: Any) -> "Line":
+    def calling(cls, function: Any) -> "OpSite":
         """The innermost line that is neither torch's nor ours."""
         frame = sys._getframe(1)
         while frame.f_back and is_library_file(frame.f_code.co_filename):
@@ -66,7 +66,7 @@ class Line:
 class DependsOnValuesError(CaptureError):
     """A number or a shape depends on values, at this line."""
 
-    def __init__(self, line: Line) -> None:
+    def __init__(self, line: OpSite) -> None:
         super().__init__(
             f"{line.function} returns what depends on the values of its arguments, and a captured "
             "graph has fixed numbers and shapes"
@@ -74,7 +74,7 @@ class DependsOnValuesError(CaptureError):
         self.line = line
 
 
-class Static(TorchFunctionMode):
+class NoDataDependence(TorchFunctionMode):
     """Within it, no function of torch may return what only values tell: a number, a shape.
 
     torch.export goes on with a symbol for it, which has no size to plan with.
@@ -96,15 +96,15 @@ class Static(TorchFunctionMode):
         try:
             returned = func(*args, **(kwargs or {}))
         except _UNKNOWN as error:
-            raise DependsOnValuesError(Line.calling(func)) from error
+            raise DependsOnValuesError(OpSite.calling(func)) from error
         except RuntimeError as error:
             if func is not Tensor.tolist:
                 raise
-            raise DependsOnValuesError(Line.calling(func)) from error
+            raise DependsOnValuesError(OpSite.calling(func)) from error
         for leaf in pytree.tree_leaves(returned):
             sizes = leaf.shape if isinstance(leaf, Tensor) else [leaf]
             if any(isinstance(size, _SYMBOLIC) for size in sizes):
-                raise DependsOnValuesError(Line.calling(func))
+                raise DependsOnValuesError(OpSite.calling(func))
         return returned
 
 
@@ -112,17 +112,17 @@ def _tolist(tensor: Tensor) -> Any:
     return handle_torch_function(Tensor.tolist, (tensor,), tensor)
 
 
-class AtLines(TorchFunctionMode):
+class OpSiteOverride(TorchFunctionMode):
     """Within it, other functions are called at these lines; each is given the line's own first."""
 
-    def __init__(self, instead: Mapping[Line, Callable[..., Any]]) -> None:
+    def __init__(self, instead: Mapping[OpSite, Callable[..., Any]]) -> None:
         super().__init__()
         self._instead = instead
         self._functions = {line.function for line in instead}
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         if _name(func) in self._functions:
-            instead = self._instead.get(Line.calling(func))
+            instead = self._instead.get(OpSite.calling(func))
             if instead is not None:
                 return instead(func, *args, **(kwargs or {}))
         return func(*args, **(kwargs or {}))

@@ -9,11 +9,11 @@ from contextlib import contextmanager
 
 from torch import compiler
 
-__all__: list[str] = ["told"]
+__all__: list[str] = ["export_flags"]
 
 
 @contextmanager
-def told(*, exported: bool) -> Iterator[None]:
+def export_flags(*, exported: bool) -> Iterator[None]:
     """Within it, torch says that it exports, or that it does not."""
     before = compiler._is_compiling_flag, compiler._is_exporting_flag
     compiler._is_compiling_flag = compiler._is_exporting_flag = exported

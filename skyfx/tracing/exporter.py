@@ -17,15 +17,15 @@ from types import MappingProxyType
 import torch
 from torch import Tensor, fx, nn
 
-from skyfx.runtime.execution.microbatch import Batch, OutputForm
+from skyfx.runtime.execution.microbatch import Batch, OutputSpec
 from skyfx.runtime.execution.pytree import unflatten
 from skyfx.runtime.execution.state_guard import undisturbed
 from skyfx.solver.errors import CaptureError
 from skyfx.tracing import side_effects
-from skyfx.tracing.data_dependence import Static
-from skyfx.tracing.export_flags import told
+from skyfx.tracing.data_dependence import NoDataDependence
+from skyfx.tracing.export_flags import export_flags
 from skyfx.tracing.leaf_calls import put_leaves
-from skyfx.tracing.leaf_selection import CalledOtherwiseError, Whole
+from skyfx.tracing.leaf_selection import CalledOtherwiseError, LeafSelection
 from skyfx.tracing.node_names import ADAPTED, graphs_in
 
 __all__: list[str] = ["has_cache", "trace"]
@@ -36,7 +36,7 @@ Adapter = Callable[[], "_TensorsOnly"]
 
 def trace(
     model: nn.Module, microbatch: Batch, *, training: bool
-) -> tuple[fx.GraphModule, OutputForm]:
+) -> tuple[fx.GraphModule, OutputSpec]:
     """The captured graph, and the form of the outputs.
 
     At first without anything whole in it, and not telling the model that it is exported.
@@ -50,7 +50,7 @@ def trace(
     while ways:
         keep_whole, exported = ways.pop(0)
         adapter = partial(_TensorsOnly, model, microbatch, exported=exported)
-        whole = Whole(model)
+        whole = LeafSelection(model)
         while True:
             try:
                 return _export(model, adapter, whole, training=training)
@@ -85,7 +85,7 @@ def _check_runs(model: nn.Module, adapter: "_TensorsOnly") -> None:
         pass  # a hazard, which the first error speaks of
 
 
-def _keep_whole(model: nn.Module, adapter: Adapter, whole: Whole, error: Exception) -> bool:
+def _keep_whole(model: nn.Module, adapter: Adapter, whole: LeafSelection, error: Exception) -> bool:
     """Keep one more place whole, because of this error; False where that cannot be."""
     while whole.add(error):
         try:
@@ -101,8 +101,8 @@ def _keep_whole(model: nn.Module, adapter: Adapter, whole: Whole, error: Excepti
 
 
 def _export(
-    model: nn.Module, adapter: Adapter, whole: Whole, *, training: bool
-) -> tuple[fx.GraphModule, OutputForm]:
+    model: nn.Module, adapter: Adapter, whole: LeafSelection, *, training: bool
+) -> tuple[fx.GraphModule, OutputSpec]:
     """The model as torch.export traces it, and the form of the outputs.
 
     Raises:
@@ -111,9 +111,9 @@ def _export(
     once, again = adapter(), adapter()
     with (
         _untold(),
-        side_effects.own_random(),
-        side_effects.no_vmap(),
-        side_effects.own_gradients() if training else nullcontext(),
+        side_effects.refuse_foreign_rng(),
+        side_effects.refuse_vmap(),
+        side_effects.refuse_custom_autograd() if training else nullcontext(),
         side_effects.numbers_kept(model),
     ):
         with whole.standing_in():
@@ -148,7 +148,7 @@ class _Returned:
     torch.export undoes what is set on the adapter and the model.
     """
 
-    form: OutputForm
+    form: OutputSpec
     changed: Mapping[str, float] = MappingProxyType({})
 
 
@@ -201,8 +201,8 @@ class _TensorsOnly(nn.Module):
             kwargs = {"use_cache": False} | kwargs
         buffers, numbers = dict(model.named_buffers()), side_effects.numbers(model)
         try:
-            with Static(), told(exported=self._exported):
-                self.returned.form, found = OutputForm.of(model(*args, **kwargs))
+            with NoDataDependence(), export_flags(exported=self._exported):
+                self.returned.form, found = OutputSpec.of(model(*args, **kwargs))
         except Exception as error:
             raise _ForwardFailedError from error
         side_effects.check_buffers(buffers, dict(model.named_buffers()))

@@ -18,20 +18,28 @@ import torch
 from torch import Tensor, fx, nn
 from torch.utils import _pytree as pytree
 
-from skyfx.runtime.execution.microbatch import CONSTANTS, OutputForm
+from skyfx.runtime.execution.microbatch import CONSTANTS, OutputSpec
 from skyfx.runtime.execution.pytree import unflatten
 from skyfx.runtime.rng import generator_lending
 from skyfx.solver.errors import CaptureError
 from skyfx.tracing.node_names import graphs_in
 from skyfx.tracing.tensor_binding import named_tensors
 
-__all__: list[str] = ["Leaf", "Run", "Seen", "buffers_kept", "leaf_of", "put_leaves", "stand_in"]
+__all__: list[str] = [
+    "BoundCode",
+    "Leaf",
+    "RecordedCall",
+    "buffers_kept",
+    "leaf_of",
+    "put_leaves",
+    "stand_in",
+]
 
 
 _COMPARED = tuple(kind for kind in CONSTANTS if kind is not str)
 
 
-class Run:
+class BoundCode:
     """A function, or a method of a module, called without the module's hooks.
 
     The module is this call's own and holds what it was last given: code that runs again in
@@ -91,7 +99,7 @@ def buffers_kept(module: nn.Module) -> Iterator[None]:
 
 
 @dataclass(frozen=True, slots=True)
-class Seen:
+class RecordedCall:
     """One call, as it was seen when the model ran.
 
     Attributes:
@@ -109,12 +117,12 @@ class Seen:
     """
 
     name: str
-    run: Run
+    run: BoundCode
     leaves: tuple[Any, ...]
     is_tensor: tuple[bool, ...]
     spec: pytree.TreeSpec
     state: tuple[str, ...]
-    form: OutputForm
+    form: OutputSpec
     outputs: tuple[Tensor, ...]
     writes: frozenset[int]
     is_random: bool
@@ -146,13 +154,13 @@ class Seen:
         ]
         args, kwargs = unflatten(leaves, self.spec)
         returned = self.run(dict(zip(self.state, following, strict=True)), args, kwargs)
-        form, outputs = OutputForm.of(returned)
+        form, outputs = OutputSpec.of(returned)
         self._check(form, outputs)
         given = {_storage(x) for x in tensors}
         # A node's outputs share no storage with its inputs: what is written behind it stays there.
         return [x.clone() if _storage(x) in given else x for x in outputs]
 
-    def _check(self, form: OutputForm, outputs: Sequence[Tensor]) -> None:
+    def _check(self, form: OutputSpec, outputs: Sequence[Tensor]) -> None:
         found, expected = _in_short(form, outputs), _in_short(self.form, self.outputs)
         if form.spec != self.form.spec or found != expected:
             raise RuntimeError(
@@ -172,7 +180,7 @@ class Seen:
 class Leaf(nn.Module):
     """The code of one call as a node: from its tensors, parameters and buffers to its outputs."""
 
-    def __init__(self, seen: Seen) -> None:
+    def __init__(self, seen: RecordedCall) -> None:
         super().__init__()
         self._seen = seen
 
@@ -187,7 +195,7 @@ class Leaf(nn.Module):
         return self._seen.is_random
 
     def forward(self, *tensors: Tensor) -> list[Tensor]:
-        """Run the code; raises as `Seen` does."""
+        """Run the code; raises as `RecordedCall` does."""
         seen = self._seen
         if seen.is_random:
             return list(generator_lending.draw_anything(seen, seen.name, *tensors))
@@ -218,12 +226,12 @@ def _described(name: str, outputs: str, tensors: Sequence[Tensor]) -> list[Tenso
     ]
 
 
-def stand_in(seen: Seen, tensors: Sequence[Tensor]) -> Any:
+def stand_in(seen: RecordedCall, tensors: Sequence[Tensor]) -> Any:
     """What the call returns, as torch.export is to trace it: from one operator."""
     return seen.form.restore(torch.ops.skyfx.leaf(seen.name, seen.described(), tensors))
 
 
-def put_leaves(module: fx.GraphModule, seen: Sequence[Seen]) -> None:
+def put_leaves(module: fx.GraphModule, seen: Sequence[RecordedCall]) -> None:
     """Put leaves into a captured graph where operators stand for them."""
     by_name = {call.name: call for call in seen}
     for region in graphs_in(module):
@@ -248,7 +256,7 @@ def leaf_of(node: fx.Node) -> Leaf | None:
     return found if isinstance(found, Leaf) else None
 
 
-def _in_short(form: OutputForm, outputs: Sequence[Tensor]) -> str:
+def _in_short(form: OutputSpec, outputs: Sequence[Tensor]) -> str:
     """Shapes in the place of tensors, and the constants between them."""
     shapes = (f"a tensor {tuple(x.shape)}" for x in outputs)
     pairs = zip(form.leaves, form.is_tensor, strict=True)

@@ -18,20 +18,20 @@ from typing import Any
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
-from skyfx.runtime.execution.microbatch import CONSTANTS, OutputForm
+from skyfx.runtime.execution.microbatch import CONSTANTS, OutputSpec
 from skyfx.runtime.execution.pytree import flatten
 from skyfx.runtime.rng import generator_lending
 from skyfx.solver.errors import CaptureError
-from skyfx.tracing.call_sites import Spot, like, spots_in
-from skyfx.tracing.data_dependence import AtLines, DependsOnValuesError, Line
-from skyfx.tracing.export_flags import told
-from skyfx.tracing.leaf_calls import Run, Seen, buffers_kept, stand_in
+from skyfx.tracing.call_sites import CallSite, like, spots_in
+from skyfx.tracing.data_dependence import DependsOnValuesError, OpSite, OpSiteOverride
+from skyfx.tracing.export_flags import export_flags
+from skyfx.tracing.leaf_calls import BoundCode, RecordedCall, buffers_kept, stand_in
 from skyfx.tracing.tensor_binding import bare, named_tensors
 
-__all__: list[str] = ["CalledOtherwiseError", "Whole"]
+__all__: list[str] = ["CalledOtherwiseError", "LeafSelection"]
 
-Own = Callable[..., Any]
-Place = Spot | Line
+SeededStream = Callable[..., Any]
+LocalDevice = CallSite | OpSite
 
 logger = logging.getLogger(__name__)
 
@@ -49,22 +49,22 @@ class CalledOtherwiseError(CaptureError):
     """
 
 
-class Whole:
+class LeafSelection:
     """The places of a model that stay whole, and what was seen of them."""
 
     def __init__(self, model: nn.Module) -> None:
         self._model = model
-        self._spots: list[Spot] = []
+        self._spots: list[CallSite] = []
         self._refused: set[tuple[Any, ...]] = set()
-        self._lines: list[Line] = []
-        self._line: Line | None = None
-        self._seen: dict[Place, list[Seen]] = {}
-        self._next: dict[Place, int] = {}
+        self._lines: list[OpSite] = []
+        self._line: OpSite | None = None
+        self._seen: dict[LocalDevice, list[RecordedCall]] = {}
+        self._next: dict[LocalDevice, int] = {}
         self._inside = False
         self._instead: list[_Replacement] = []
 
     @property
-    def seen(self) -> list[Seen]:
+    def seen(self) -> list[RecordedCall]:
         """All calls that were seen, in no order."""
         return [call for calls in self._seen.values() for call in calls]
 
@@ -88,7 +88,7 @@ class Whole:
         Raises:
             CaptureError: one of them cannot; it is none any more.
         """
-        places: list[Place] = [*self._spots, *self._lines]
+        places: list[LocalDevice] = [*self._spots, *self._lines]
         self._seen = {place: [] for place in places}
         with self._replaced(self._note):
             return call()
@@ -109,17 +109,19 @@ class Whole:
                 by = _Replacement(partial(instead, spot))
                 self._instead.append(by)
                 by.own = stack.enter_context(spot.replaced(self._model, by))
-            stack.enter_context(AtLines({line: partial(instead, line) for line in self._lines}))
+            stack.enter_context(
+                OpSiteOverride({line: partial(instead, line) for line in self._lines})
+            )
             yield
 
-    def _note(self, place: Place, own: Own, *args: Any, **kwargs: Any) -> Any:
+    def _note(self, place: LocalDevice, own: SeededStream, *args: Any, **kwargs: Any) -> Any:
         if self._inside:
             return own(*args, **kwargs)
         self._inside = True
         try:
             returned, seen = self._watched(place, own, args, kwargs)
         except Exception as error:
-            if isinstance(place, Spot):
+            if isinstance(place, CallSite):
                 self._refused.add(place.kind)
                 self._spots = [other for other in self._spots if other.kind != place.kind]
             raise CaptureError(f"{place}: {error}") from error
@@ -128,7 +130,9 @@ class Whole:
         self._seen[place].append(seen)
         return returned
 
-    def _watched(self, place: Place, own: Own, args: Any, kwargs: Any) -> tuple[Any, Seen]:
+    def _watched(
+        self, place: LocalDevice, own: SeededStream, args: Any, kwargs: Any
+    ) -> tuple[Any, RecordedCall]:
         """Call it, and see what it does."""
         leaves, spec = flatten((args, kwargs))
         number = len(self._seen[place])
@@ -140,16 +144,16 @@ class Whole:
         versions = {id(x): x._version for x in (*given, *named.values())}
         generators = generator_lending.states()
         kept = nullcontext() if module is None else buffers_kept(module)
-        with _Used(named) as used, told(exported=False), kept:
+        with _Used(named) as used, export_flags(exported=False), kept:
             returned = own(*args, **kwargs)
         # A number that was computed may be another one next time, and the graph has it fixed.
-        constants = CONSTANTS if isinstance(place, Line) else (str, type(None))
+        constants = CONSTANTS if isinstance(place, OpSite) else (str, type(None))
         _check_constants(name, "returns", flatten(returned)[0], constants)
-        is_forward = isinstance(place, Spot) and place.name == "forward"
+        is_forward = isinstance(place, CallSite) and place.name == "forward"
         state = [n for n in named if n in used.names or is_forward]
         tensors = [*given, *(named[n] for n in state)]
-        form, outputs = OutputForm.of(returned)
-        return returned, Seen(
+        form, outputs = OutputSpec.of(returned)
+        return returned, RecordedCall(
             name=name,
             run=self._run(place, own, module, named),
             leaves=tuple(None if isinstance(x, Tensor) else x for x in leaves),
@@ -166,17 +170,21 @@ class Whole:
             is_random=generators != generator_lending.states(),
         )
 
-    def _module(self, place: Place) -> nn.Module | None:
+    def _module(self, place: LocalDevice) -> nn.Module | None:
         """The module whose method it is."""
-        return place.module(self._model) if isinstance(place, Spot) else None
+        return place.module(self._model) if isinstance(place, CallSite) else None
 
     def _run(
-        self, place: Place, own: Own, module: nn.Module | None, named: dict[str, Tensor]
-    ) -> Run:
+        self,
+        place: LocalDevice,
+        own: SeededStream,
+        module: nn.Module | None,
+        named: dict[str, Tensor],
+    ) -> BoundCode:
         """Its code, to be called again."""
-        if module is None or isinstance(place, Line):
-            return Run(None, own)
-        return Run(self._bare(module, named), place.name)
+        if module is None or isinstance(place, OpSite):
+            return BoundCode(None, own)
+        return BoundCode(self._bare(module, named), place.name)
 
     def _bare(self, module: nn.Module, named: dict[str, Tensor]) -> nn.Module:
         """A copy whose parameters and buffers have no values, and in which nothing is replaced."""
@@ -191,7 +199,7 @@ class Whole:
                 del vars(part)[name]
         return copied
 
-    def _stand_in(self, place: Place, _: Own, *args: Any, **kwargs: Any) -> Any:
+    def _stand_in(self, place: LocalDevice, _: SeededStream, *args: Any, **kwargs: Any) -> Any:
         calls, number = self._seen[place], self._next[place]
         self._next[place] += 1
         leaves, spec = flatten((args, kwargs))
@@ -208,7 +216,7 @@ class _Replacement:
 
     def __init__(self, instead: Callable[..., Any]) -> None:
         self._instead = instead
-        self.own: Own = instead
+        self.own: SeededStream = instead
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         return self._instead(self.own, *args, **kwargs)

@@ -27,17 +27,17 @@ from skyfx.solver.errors import CaptureError
 __all__: list[str] = [
     "check_buffers",
     "check_numbers",
-    "no_vmap",
     "numbers",
     "numbers_kept",
-    "own_gradients",
-    "own_random",
+    "refuse_custom_autograd",
+    "refuse_foreign_rng",
+    "refuse_vmap",
     "set_numbers",
 ]
 
 
 @contextmanager
-def own_gradients() -> Iterator[None]:
+def refuse_custom_autograd() -> Iterator[None]:
     """Within it, a gradient that is not torch's own is refused, in this thread.
 
     torch.export looks into an autograd function's forward and forgets its backward.
@@ -89,7 +89,7 @@ def _refuse_gradient(what: str, args: Any) -> None:
 
 
 @contextmanager
-def no_vmap() -> Iterator[None]:
+def refuse_vmap() -> Iterator[None]:
     """Within it, torch.vmap is refused, in this thread.
 
     It changes how the operators after it compute, as they must not be cut apart.
@@ -103,7 +103,7 @@ def no_vmap() -> Iterator[None]:
 
 
 @contextmanager
-def own_random() -> Iterator[None]:
+def refuse_foreign_rng() -> Iterator[None]:
     """Within it, random numbers that are not torch's own are refused, in this thread.
 
     Raises:

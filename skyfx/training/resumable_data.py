@@ -19,15 +19,15 @@ import torch
 
 from skyfx.runtime.rng.generator_state import generators, generators_kept, set_generators
 
-__all__: list[str] = ["noted", "taken_up"]
+__all__: list[str] = ["resume", "snapshot_order"]
 
 
-def noted(loader: Iterable[Any]) -> dict[str, Any]:
+def snapshot_order(loader: Iterable[Any]) -> dict[str, Any]:
     """Where an epoch's order begins: the global generators, and the loader's own."""
     return {"global": generators(), "own": [each.get_state() for each in _own(loader)]}
 
 
-def taken_up(loader: Iterable[Any], begins: Mapping[str, Any], num_done: int) -> Iterator[Any]:
+def resume(loader: Iterable[Any], begins: Mapping[str, Any], num_done: int) -> Iterator[Any]:
     """The batches of an epoch that are left.
 
     Args:

@@ -24,7 +24,7 @@ from skyfx.runtime.execution.step import autocast_kinds
 from skyfx.runtime.pipeline import Pipeline
 from skyfx.runtime.rng.generator_state import generators_kept
 from skyfx.training.callbacks import Callback, Metric, Times
-from skyfx.training.resumable_data import noted, taken_up
+from skyfx.training.resumable_data import resume, snapshot_order
 
 __all__: list[str] = ["Trainer"]
 
@@ -185,8 +185,8 @@ class Trainer:
             set_epoch(self.epoch)
         if self.batch == 0 or self._begins is None:
             self._same_order()
-            self._begins = noted(loader)
-        batches = taken_up(loader, self._begins, self.batch)
+            self._begins = snapshot_order(loader)
+        batches = resume(loader, self._begins, self.batch)
         self._call("before_epoch")
         began = time.perf_counter()
         for item in batches:

@@ -4,7 +4,7 @@ from collections.abc import Iterator
 from itertools import pairwise
 
 from skyfx.solver.analysis.cluster_changes import Change
-from skyfx.solver.analysis.scenarios import Outlook, Replan, busy_s, followed, outlooks
+from skyfx.solver.analysis.scenarios import Replan, Scenario, busy_s, followed, scenarios
 from skyfx.solver.core.cluster import Cluster
 from skyfx.solver.core.graph import Graph
 from skyfx.solver.core.plan import Plan, Stage
@@ -35,7 +35,7 @@ def explained(graph: Graph, cluster: Cluster, plan: Plan, replan: Replan) -> Ite
     yield from _others(plan)
     yield from _full(cluster, plan)
     changes = [Change.of(text, graph) for text in _tenths(cluster, plan)]
-    found = [*outlooks(graph, cluster, plan, changes, replan)]
+    found = [*scenarios(graph, cluster, plan, changes, replan)]
     yield from _sensitivity(found, timeline.step_s)
 
 
@@ -116,7 +116,7 @@ def _tenths(cluster: Cluster, plan: Plan) -> Iterator[str]:
     yield from (f"memory {d.name} x{MORE:g}" for d in cluster.devices if d.memory_bytes is not None)
 
 
-def _sensitivity(found: list[Outlook], step_s: float) -> Iterator[str]:
+def _sensitivity(found: list[Scenario], step_s: float) -> Iterator[str]:
     """What each change brings, the most first."""
     gains = {one: 1 - _best_s(one, step_s) / step_s for one in found}
     useless = []
@@ -135,7 +135,7 @@ def _sensitivity(found: list[Outlook], step_s: float) -> Iterator[str]:
         yield f"A tenth more of {', '.join(useless)} would bring nothing."
 
 
-def _best_s(one: Outlook, step_s: float) -> float:
+def _best_s(one: Scenario, step_s: float) -> float:
     return min(x for x in (one.planned_s, one.replanned_s, step_s) if x is not None)
 
 
@@ -144,7 +144,7 @@ def _less(planned_s: float | None, step_s: float) -> str:
     return f"{gain:.1%}" if gain >= NOTICEABLE else "nothing"
 
 
-def _of(one: Outlook) -> str:
+def _of(one: Scenario) -> str:
     word, *names, _ = one.change.split()
     if word == "link":
         return f"the link {names[0]} - {names[1]}"

@@ -8,13 +8,13 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from skyfx.solver.analysis.scenarios import COLUMNS, Outlook
+from skyfx.solver.analysis.scenarios import COLUMNS, Scenario
 from skyfx.solver.core.cluster import Cluster
 from skyfx.solver.core.graph import Graph, Node
 from skyfx.solver.core.plan import Plan, Stage
 from skyfx.solver.core.plan_table import operations, seconds, size
 from skyfx.solver.core.schedule import Kind
-from skyfx.solver.core.timeline import Done
+from skyfx.solver.core.timeline import CompletedAction
 from skyfx.solver.costs.cost_model import crossings
 
 __all__: list[str] = ["Run", "page"]
@@ -53,7 +53,7 @@ class Run:
     """
 
     name: str
-    done: Sequence[Done]
+    done: Sequence[CompletedAction]
 
     @property
     def step_s(self) -> float:
@@ -67,7 +67,7 @@ def page(
     plan: Plan,
     runs: Sequence[Run],
     sentences: Sequence[str],
-    found: Sequence[Outlook] = (),
+    found: Sequence[Scenario] = (),
 ) -> str:
     """The page.
 

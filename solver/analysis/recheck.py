@@ -27,11 +27,11 @@ from skyfx.solver.methods.ideals.device_states import States
 from skyfx.solver.methods.ideals.order_ideals import Ideals
 from skyfx.solver.methods.milp import formulation
 from skyfx.solver.problem.problem import Floats, Problem
-from skyfx.solver.problem.tolerances import PROVEN
+from skyfx.solver.problem.tolerances import OPTIMALITY_TOLERANCE
 
 __all__: list[str] = ["Recheck", "recheck"]
 
-BELOW = 1 - 10 * PROVEN
+BELOW = 1 - 10 * OPTIMALITY_TOLERANCE
 """The methods look this far below the bound: it is rounded, and so are they."""
 
 MAX_IDEALS = 2000

@@ -13,20 +13,20 @@ from skyfx.solver.core.plan import Plan
 from skyfx.solver.core.plan_table import seconds, size
 from skyfx.solver.core.schedule import Orders
 from skyfx.solver.core.timeline import Timeline
-from skyfx.solver.costs.action_times import Pace
+from skyfx.solver.costs.action_times import ActionTimes
 from skyfx.solver.costs.simulator import follow
 from skyfx.solver.errors import InfeasibleError, NoPlanError
 
-__all__: list[str] = ["COLUMNS", "Outlook", "Replan", "busy_s", "followed", "outlooks", "spread"]
+__all__: list[str] = ["COLUMNS", "Replan", "Scenario", "busy_s", "followed", "scenarios", "spread"]
 
 COLUMNS = ("what if", "this plan", "another plan", "its stages")
-"""Of a table of outlooks; `Outlook.row` is one of its rows."""
+"""Of a table of outlooks; `Scenario.row` is one of its rows."""
 
 Replan = Callable[[Graph, Cluster], Plan]
 
 
 @dataclass(frozen=True, slots=True)
-class Outlook:
+class Scenario:
     """What a change of the cluster brings.
 
     Attributes:
@@ -73,7 +73,7 @@ def followed(graph: Graph, cluster: Cluster, plan: Plan, *, shared: bool = True)
     return follow(*_course(graph, cluster, plan), shared=shared)
 
 
-def _course(graph: Graph, cluster: Cluster, plan: Plan) -> tuple[Pace, Orders]:
+def _course(graph: Graph, cluster: Cluster, plan: Plan) -> tuple[ActionTimes, Orders]:
     asked = plan.assumptions
     if asked.communication != "relay":
         raise ValueError(
@@ -82,7 +82,7 @@ def _course(graph: Graph, cluster: Cluster, plan: Plan) -> tuple[Pace, Orders]:
         )
     placement = [(stage.device, stage.nodes) for stage in plan.stages]
     actions = plan.orders(asked.microbatches, training=asked.training)
-    return Pace.of(graph, cluster, placement, asked), actions
+    return ActionTimes.of(graph, cluster, placement, asked), actions
 
 
 def busy_s(plan: Plan, timeline: Timeline) -> dict[str, float]:
@@ -116,13 +116,13 @@ def spread(
     return cuts[9], cuts[18]
 
 
-def outlooks(
+def scenarios(
     graph: Graph,
     cluster: Cluster,
     plan: Plan,
     changes: Sequence[Change],
     replan: Replan | None = None,
-) -> Iterator[Outlook]:
+) -> Iterator[Scenario]:
     """What each change brings by itself, by the same plan and, if asked, by the best one then."""
     for change in changes:
         other = changed(cluster, [change])
@@ -135,7 +135,7 @@ def outlooks(
             except (InfeasibleError, NoPlanError) as error:
                 why_not = why_not or str(error)
         best_s = None if best is None else followed(graph, other, best).step_s
-        yield Outlook(change.text, planned_s, why_not, best, best_s)
+        yield Scenario(change.text, planned_s, why_not, best, best_s)
 
 
 def _why_not(plan: Plan, cluster: Cluster) -> str:

@@ -11,7 +11,7 @@ from skyfx.solver.core.cluster import Cluster
 from skyfx.solver.core.graph import Graph
 from skyfx.solver.core.pins import Pin
 from skyfx.solver.core.plan import Plan, relative_gap
-from skyfx.solver.core.schedule import waits_for_itself
+from skyfx.solver.core.schedule import deadlock_reason
 from skyfx.solver.costs.cost_model import Cost, by_device, evaluate
 from skyfx.solver.costs.simulator import simulate
 
@@ -89,7 +89,7 @@ def live_can_be(plan: Plan) -> Iterator[str]:
     """With as many live micro-batches as the plan says, no stage waits for ever."""
     if plan.live is None:  # the schedule says so by itself
         return
-    if fault := waits_for_itself(plan.live):
+    if fault := deadlock_reason(plan.live):
         yield fault
     elif plan.live[0] > plan.assumptions.microbatches:
         yield (

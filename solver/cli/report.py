@@ -9,7 +9,7 @@ from skyfx.solver.analysis.cluster_changes import Change
 from skyfx.solver.analysis.explain import explained
 from skyfx.solver.analysis.html_report import Run, page
 from skyfx.solver.analysis.plan_sources import sources
-from skyfx.solver.analysis.scenarios import followed, outlooks
+from skyfx.solver.analysis.scenarios import followed, scenarios
 from skyfx.solver.cli.options import (
     ClusterOption,
     EachLimit,
@@ -68,7 +68,7 @@ def report_command(
         search = replanning(asked, time_limit)
         said = list(explained(model, devices, asked, search))
         changes = [Change.of(text, model) for text in what_if or _drops(asked, devices)]
-        found = list(outlooks(model, devices, asked, changes, search))
+        found = list(scenarios(model, devices, asked, changes, search))
         with files.replacing(output, force=force) as written:
             written.write_text(page(model, devices, asked, runs, said, found))
         if not quiet:

@@ -13,11 +13,11 @@ from skyfx.solver.analysis.cluster_changes import Change
 from skyfx.solver.analysis.plan_sources import sources
 from skyfx.solver.analysis.scenarios import (
     COLUMNS,
-    Outlook,
     Replan,
+    Scenario,
     busy_s,
     followed,
-    outlooks,
+    scenarios,
     spread,
 )
 from skyfx.solver.cli.options import (
@@ -105,7 +105,7 @@ def simulate_command(
         changes = [Change.of(text, model) for text in [*(what_if or ()), *_slowed(slow or ())]]
         timeline = followed(model, devices, asked, shared=not own_links)
         search = replanning(asked, time_limit) if replan else None
-        found = outlooks(model, devices, asked, changes, search)
+        found = scenarios(model, devices, asked, changes, search)
         answer = _Answer(asked, timeline, list(found), as_planned=asked == planned)
         if jitter:
             answer.jitter = (jitter, *spread(model, devices, asked, jitter, runs, seed))
@@ -118,7 +118,7 @@ class _Answer:
     """What the command has found out."""
 
     def __init__(
-        self, plan: Plan, timeline: Timeline, found: Sequence[Outlook], *, as_planned: bool
+        self, plan: Plan, timeline: Timeline, found: Sequence[Scenario], *, as_planned: bool
     ) -> None:
         self._plan, self._timeline, self._outlooks = plan, timeline, found
         self._as_planned = as_planned

@@ -15,7 +15,7 @@ import msgspec
 
 from skyfx.solver.core.plan import Plan
 from skyfx.solver.core.schedule import Action, Kind
-from skyfx.solver.core.timeline import Done
+from skyfx.solver.core.timeline import CompletedAction
 from skyfx.solver.errors import FormatError
 
 __all__: list[str] = ["chrome_trace", "read_trace"]
@@ -32,7 +32,7 @@ ROUNDING_US = 1e-3
 Event = dict[str, Any]
 
 
-def chrome_trace(runs: dict[str, tuple[Sequence[str], Sequence[Done]]]) -> bytes:
+def chrome_trace(runs: dict[str, tuple[Sequence[str], Sequence[CompletedAction]]]) -> bytes:
     """The trace file of one or more runs of a step, above each other.
 
     Args:
@@ -47,7 +47,7 @@ def chrome_trace(runs: dict[str, tuple[Sequence[str], Sequence[Done]]]) -> bytes
     return json.dumps({"traceEvents": events, "displayTimeUnit": "ms"}).encode() + b"\n"
 
 
-def read_trace(path: str | os.PathLike[str], plan: Plan) -> tuple[Done, ...]:
+def read_trace(path: str | os.PathLike[str], plan: Plan) -> tuple[CompletedAction, ...]:
     """The actions of the last run in a trace file, of a step by this plan.
 
     Raises:
@@ -89,13 +89,17 @@ class _File(msgspec.Struct):
     traceEvents: list[_Event]  # noqa: N815 - the format's own name
 
 
-def _done(event: _Event) -> Done:
+def _done(event: _Event) -> CompletedAction:
     stage, microbatch = int(event.args["stage"]), int(event.args["micro-batch"])
     began_s = event.ts / 1e6
-    return Done(Action(stage, Kind(event.cat), microbatch), began_s, began_s + event.dur / 1e6)
+    return CompletedAction(
+        Action(stage, Kind(event.cat), microbatch), began_s, began_s + event.dur / 1e6
+    )
 
 
-def _run(number: int, name: str, devices: Sequence[str], done: Sequence[Done]) -> Iterator[Event]:
+def _run(
+    number: int, name: str, devices: Sequence[str], done: Sequence[CompletedAction]
+) -> Iterator[Event]:
     """A process of the trace; its threads are the devices."""
     rows = {device: row for row, device in enumerate(dict.fromkeys(devices), start=1)}
     yield {"ph": "M", "pid": number, "name": "process_name", "args": {"name": name}}
@@ -127,7 +131,11 @@ def _before(action: Action) -> Action:
 
 
 def _arrow(
-    number: int, rows: dict[str, int], devices: Sequence[str], made: Done, read: Done
+    number: int,
+    rows: dict[str, int],
+    devices: Sequence[str],
+    made: CompletedAction,
+    read: CompletedAction,
 ) -> Iterator[Event]:
     """From the end of what was made to the beginning of what reads it."""
     action = read.action

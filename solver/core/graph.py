@@ -10,7 +10,7 @@ import msgspec
 
 from skyfx.solver.core.field_checks import no_duplicates, non_negative, positive
 
-__all__: list[str] = ["Fit", "Graph", "Measured", "Node"]
+__all__: list[str] = ["DeviceCalibration", "Graph", "LinearFit", "Node"]
 
 INPUT = "input"
 AMOUNTS = (
@@ -62,7 +62,7 @@ class Node:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Fit:
+class LinearFit:
     """How times in a neighbourhood follow from times alone: `factor * alone + overhead_s` a node.
 
     `error` and `error_p90` are the median and the 90th percentile of the relative error on
@@ -77,7 +77,7 @@ class Fit:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Measured:
+class DeviceCalibration:
     """How the times of one device type were come by.
 
     `spread` is the median over the nodes of the interquartile range relative to the median time.
@@ -85,8 +85,8 @@ class Measured:
 
     type: str
     spread: float
-    forward: Fit | None = None
-    backward: Fit | None = None
+    forward: LinearFit | None = None
+    backward: LinearFit | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -100,7 +100,7 @@ class Graph:
     microbatch_size: int
     nodes: tuple[Node, ...]
     outputs: tuple[str, ...]
-    measured: tuple[Measured, ...] | None = None
+    measured: tuple[DeviceCalibration, ...] | None = None
 
     def check(self) -> None:
         """Refuse what the format refuses.

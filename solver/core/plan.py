@@ -8,7 +8,7 @@ from typing import Any, ClassVar, Literal, get_args
 
 from skyfx.solver.core.field_checks import non_negative, one_of, positive
 from skyfx.solver.core.pins import Pin
-from skyfx.solver.core.schedule import Orders, forwards, live_counts, orders
+from skyfx.solver.core.schedule import Orders, forwards, in_flight_counts, orders
 
 __all__: list[str] = ["Alternatives", "Assumptions", "Plan", "Reference", "SolverInfo", "Stage"]
 
@@ -20,7 +20,7 @@ Communication = Literal["relay", "host"]
 Strategy = Literal["optimal", "dynamic", "even"]
 Status = Literal["optimal", "feasible"]
 
-BRINGS_LIVE = ("generated", "tapered", "interleaved")
+SCHEDULES_WITH_COUNTS = ("generated", "tapered", "interleaved")
 """Schedules of which the plan says how many micro-batches are live."""
 
 _WORDS: dict[str, Any] = {
@@ -192,7 +192,7 @@ class Plan:
     @property
     def live(self) -> tuple[int, ...] | None:
         """Live micro-batches of each stage; None where the schedule says so by itself."""
-        if self.assumptions.schedule in BRINGS_LIVE and self.assumptions.training:
+        if self.assumptions.schedule in SCHEDULES_WITH_COUNTS and self.assumptions.training:
             return tuple(stage.live for stage in self.stages)
         return None
 
@@ -205,7 +205,7 @@ class Plan:
         devices = [stage.device for stage in self.stages]
         if not training:
             return forwards(num_microbatches, devices)
-        usual = live_counts(self.assumptions.schedule, len(devices), num_microbatches)
+        usual = in_flight_counts(self.assumptions.schedule, len(devices), num_microbatches)
         return orders(self.live or usual, num_microbatches, devices)
 
     def stage_of(self) -> dict[str, int]:

@@ -33,11 +33,11 @@ __all__: list[str] = [
     "Action",
     "Kind",
     "Orders",
+    "deadlock_reason",
     "forwards",
+    "in_flight_counts",
     "live_count",
-    "live_counts",
     "orders",
-    "waits_for_itself",
 ]
 
 
@@ -77,7 +77,7 @@ def live_count(schedule: str, position: int, num_microbatches: int) -> int:
     return num_microbatches if schedule == "gpipe" else min(num_microbatches, position)
 
 
-def live_counts(schedule: str, num_stages: int, num_microbatches: int) -> tuple[int, ...]:
+def in_flight_counts(schedule: str, num_stages: int, num_microbatches: int) -> tuple[int, ...]:
     """`live_count` of each stage, `(num_stages,)`."""
     return tuple(live_count(schedule, num_stages - k, num_microbatches) for k in range(num_stages))
 
@@ -93,14 +93,14 @@ def orders(live: Sequence[int], num_microbatches: int, devices: Sequence[str]) -
     Raises:
         ValueError: the stages would wait for each other.
     """
-    if fault := waits_for_itself(live):
+    if fault := deadlock_reason(live):
         raise ValueError(fault)
     m = num_microbatches
     each = [_filled_then_turns(k, min(count, m), m) for k, count in enumerate(live)]
     return _merged(each, devices)
 
 
-def waits_for_itself(live: Sequence[int]) -> str:
+def deadlock_reason(live: Sequence[int]) -> str:
     """What is wrong with these numbers; empty where nothing is."""
     for k, (before, count) in enumerate(itertools.pairwise((live[0], *live))):
         if not 1 <= count <= before:

@@ -4,11 +4,11 @@ from dataclasses import dataclass
 
 from skyfx.solver.core.schedule import Action
 
-__all__: list[str] = ["Done", "Timeline"]
+__all__: list[str] = ["CompletedAction", "Timeline"]
 
 
 @dataclass(frozen=True, slots=True)
-class Done:
+class CompletedAction:
     """An action, from when to when, in seconds from the beginning of the step."""
 
     action: Action
@@ -27,6 +27,6 @@ class Timeline:
             out when it ends a forward, and when it begins a backward.
     """
 
-    done: tuple[Done, ...]
+    done: tuple[CompletedAction, ...]
     step_s: float
     waiting: tuple[tuple[int, int], ...]

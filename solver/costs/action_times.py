@@ -13,7 +13,7 @@ from skyfx.solver.core.plan import Assumptions
 from skyfx.solver.core.schedule import Kind
 from skyfx.solver.costs.cost_model import Placement, crossings
 
-__all__: list[str] = ["Message", "Pace"]
+__all__: list[str] = ["ActionTimes", "Message"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,7 +42,7 @@ class Message:
 
 
 @dataclass(frozen=True, slots=True)
-class Pace:
+class ActionTimes:
     """Seconds of the stages' actions and their messages.
 
     Attributes:
@@ -64,7 +64,7 @@ class Pace:
     @classmethod
     def of(
         cls, graph: Graph, cluster: Cluster, placement: Placement, assumptions: Assumptions
-    ) -> "Pace":
+    ) -> "ActionTimes":
         """The pace of a placement; communication is `relay`."""
         names = tuple(name for name, _ in placement)
         wires = cluster.wiring()

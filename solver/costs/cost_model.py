@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from skyfx.solver.core.cluster import HOST, Cluster, Device, Wiring, transfer_s
 from skyfx.solver.core.graph import Graph, Node
 from skyfx.solver.core.plan import Assumptions
-from skyfx.solver.core.schedule import live_count, live_counts
+from skyfx.solver.core.schedule import in_flight_counts, live_count
 
 __all__: list[str] = ["Cost", "evaluate"]
 
@@ -64,7 +64,7 @@ def evaluate(
     nodes = {node.id: node for node in graph.nodes}
     stages = [(devices[name], [nodes[v] for v in ids]) for name, ids in placement]
     compute = [compute_s(device, members, assumptions) for device, members in stages]
-    live = live or live_counts(assumptions.schedule, len(stages), assumptions.microbatches)
+    live = live or in_flight_counts(assumptions.schedule, len(stages), assumptions.microbatches)
     memory = [
         memory_bytes(members, assumptions, count)
         for (_, members), count in zip(stages, live, strict=True)

@@ -16,11 +16,11 @@ from dataclasses import dataclass
 from skyfx.solver.core.cluster import Cluster
 from skyfx.solver.core.graph import Graph, Node
 from skyfx.solver.core.plan import Assumptions
-from skyfx.solver.core.schedule import live_counts
+from skyfx.solver.core.schedule import in_flight_counts
 from skyfx.solver.costs.cost_model import Placement, crossings, memory_bytes
 from skyfx.solver.costs.simulator import simulate
 
-__all__: list[str] = ["Peak", "peak_bytes", "peaks"]
+__all__: list[str] = ["PeakTerms", "peak_bytes", "peaks"]
 
 PASSING = ("add", "view", "reshape", "transpose", "permute", "t", "expand", "squeeze", "unsqueeze")
 """Operators whose backward hands the gradient on as it came, or a view of it."""
@@ -33,7 +33,7 @@ POSTED = 2
 
 
 @dataclass(frozen=True, slots=True)
-class Peak:
+class PeakTerms:
     """The peak of a stage, but for how many micro-batches are live and how many messages wait.
 
     Attributes:
@@ -79,12 +79,12 @@ def peak_bytes(
     several stages takes no more than the sum of their peaks.
     """
     waiting = simulate(graph, cluster, placement, assumptions, live).waiting
-    live = live or live_counts(assumptions.schedule, len(placement), assumptions.microbatches)
+    live = live or in_flight_counts(assumptions.schedule, len(placement), assumptions.microbatches)
     each = zip(peaks(graph, placement, assumptions), live, waiting, strict=True)
     return tuple(peak.bytes(count, messages) for peak, count, messages in each)
 
 
-def peaks(graph: Graph, placement: Placement, assumptions: Assumptions) -> tuple[Peak, ...]:
+def peaks(graph: Graph, placement: Placement, assumptions: Assumptions) -> tuple[PeakTerms, ...]:
     """The peaks of the stages, `(num_stages,)`, whatever their schedule is."""
     nodes = {node.id: node for node in graph.nodes}
     stage_of = {v: k for k, (_, ids) in enumerate(placement) for v in ids}
@@ -112,11 +112,11 @@ def _in_training(
     sent: Sequence[Node],
     made: float,
     assumptions: Assumptions,
-) -> Peak:
+) -> PeakTerms:
     """`after` is what leaves the stage, `sent` what goes on to another, `made` their own bytes."""
     message = sum(node.output_bytes for node in sent)
     loss = 0.0 if sent else LOSS_COPIES * sum(node.output_bytes for node in after)
-    return Peak(
+    return PeakTerms(
         lasting_bytes=memory_bytes(members, assumptions, live=0)
         + POSTED * sum(node.output_bytes for node in before)
         + sum(node.gradient_bytes for node in before),
@@ -134,10 +134,10 @@ def _in_inference(
     sent: Sequence[Node],
     made: float,
     assumptions: Assumptions,
-) -> Peak:
+) -> PeakTerms:
     message = sum(node.output_bytes for node in sent)
     workspace = max((node.workspace_bytes for node in members), default=0.0)
-    return Peak(
+    return PeakTerms(
         lasting_bytes=memory_bytes(members, assumptions, live=0)
         + POSTED * sum(node.output_bytes for node in before),
         live_bytes=0.0,

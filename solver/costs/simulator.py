@@ -22,9 +22,9 @@ from functools import partial
 from skyfx.solver.core.cluster import Cluster
 from skyfx.solver.core.graph import Graph
 from skyfx.solver.core.plan import Assumptions
-from skyfx.solver.core.schedule import Action, Kind, Orders, forwards, live_counts, orders
-from skyfx.solver.core.timeline import Done, Timeline
-from skyfx.solver.costs.action_times import Message, Pace
+from skyfx.solver.core.schedule import Action, Kind, Orders, forwards, in_flight_counts, orders
+from skyfx.solver.core.timeline import CompletedAction, Timeline
+from skyfx.solver.costs.action_times import ActionTimes, Message
 from skyfx.solver.costs.cost_model import Placement
 
 __all__: list[str] = ["follow", "simulate"]
@@ -47,15 +47,15 @@ def simulate(
         live: micro-batches that may be live on each stage, `(num_stages,)`, where the schedule
             does not say.
     """
-    pace, m = Pace.of(graph, cluster, placement, assumptions), assumptions.microbatches
+    pace, m = ActionTimes.of(graph, cluster, placement, assumptions), assumptions.microbatches
     if not assumptions.training:
         return follow(pace, forwards(m, pace.devices))
-    live = live or live_counts(assumptions.schedule, len(placement), m)
+    live = live or in_flight_counts(assumptions.schedule, len(placement), m)
     return follow(pace, orders(live, m, pace.devices))
 
 
 def follow(
-    pace: Pace,
+    pace: ActionTimes,
     actions: Orders,
     *,
     shared: bool = True,
@@ -124,7 +124,7 @@ class _Run:
     """A step while it goes on: what happens next, in the order of time."""
 
     def __init__(
-        self, pace: Pace, actions: Orders, *, shared: bool, drawn: Callable[[], float]
+        self, pace: ActionTimes, actions: Orders, *, shared: bool, drawn: Callable[[], float]
     ) -> None:
         self._devices = {name: _Device(of_device) for name, of_device in actions.items()}
         self._stages = _stages(pace, self._devices, shared=shared)
@@ -132,7 +132,7 @@ class _Run:
         self._now_s = 0.0
         self._next: list[tuple[float, int, Callable[[], None]]] = []
         self._count = itertools.count()
-        self._done: list[Done] = []
+        self._done: list[CompletedAction] = []
 
     def to_the_end(self) -> Timeline:
         """Until all actions have been taken."""
@@ -181,7 +181,7 @@ class _Run:
         """Note an action, and send what it made."""
         stage, kind = self._stages[action.stage], action.kind
         stage.device.is_busy = False
-        self._done.append(Done(action, began_s, self._now_s))
+        self._done.append(CompletedAction(action, began_s, self._now_s))
         if kind is Kind.FORWARD:
             stage.note_waiting(Kind.FORWARD)
         way = stage.sends[kind]
@@ -237,7 +237,7 @@ class _Run:
             self._begin_to_move(way)
 
 
-def _stages(pace: Pace, devices: dict[str, _Device], *, shared: bool) -> list[_Stage]:
+def _stages(pace: ActionTimes, devices: dict[str, _Device], *, shared: bool) -> list[_Stage]:
     sending = {name: _Port(rate) for name, rate in pace.sending.items()}
     receiving = {name: _Port(rate) for name, rate in pace.receiving.items()}
 

@@ -1,7 +1,7 @@
 """What every method of search is given, and what it hands back: one shape for all of them.
 
-A method is a generator. It yields an `Answer` whenever it knows more, so the time limit and Ctrl-C
-cost nothing that it has found, and the search can end it as soon as the gap is closed.
+A method is a generator. It yields an `MethodUpdate` whenever it knows more, so the time limit and
+Ctrl-C cost nothing that it has found, and the search can end it as soon as the gap is closed.
 """
 
 import math
@@ -11,9 +11,9 @@ from dataclasses import dataclass
 from skyfx.solver.costs.cost_model import Cost
 from skyfx.solver.methods.limits import Limits
 from skyfx.solver.problem.problem import Problem, UnitPlacement
-from skyfx.solver.problem.tolerances import PROVEN
+from skyfx.solver.problem.tolerances import OPTIMALITY_TOLERANCE
 
-__all__: list[str] = ["Answer", "Bound", "Candidate", "Method", "Task"]
+__all__: list[str] = ["Bound", "Candidate", "Method", "MethodUpdate", "SearchState"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,7 +49,7 @@ class Bound:
 
 
 @dataclass(frozen=True, slots=True)
-class Task:
+class SearchState:
     """A problem, the best plan and bound that are known, and the limits."""
 
     problem: Problem
@@ -67,11 +67,13 @@ class Task:
         """Whether the best plan is within the asked-for gap of the bound."""
         if self.best is None:
             return False
-        return self.best.value <= self.bound.value * (1 + max(self.limits.gap, PROVEN))
+        return self.best.value <= self.bound.value * (
+            1 + max(self.limits.gap, OPTIMALITY_TOLERANCE)
+        )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Answer:
+class MethodUpdate:
     """What a method adds to what is known. Each field may say nothing."""
 
     stages: UnitPlacement | None = None
@@ -85,4 +87,4 @@ class Answer:
     """What the method did, or why it has nothing to add; it stands in the plan."""
 
 
-Method = Callable[[Task], Iterator[Answer]]
+Method = Callable[[SearchState], Iterator[MethodUpdate]]

@@ -14,7 +14,7 @@ import highspy
 import numpy as np
 import pulp
 
-__all__: list[str] = ["Answer", "minimise", "names", "version"]
+__all__: list[str] = ["MipAnswer", "minimise", "names", "version"]
 
 TOLERANCE = 1e-9
 """At its default of 1e-6 HiGHS undercuts the bottleneck by more than a certificate may be wrong."""
@@ -24,7 +24,7 @@ Progress = Callable[[float, float], None]
 
 
 @dataclass(frozen=True, slots=True)
-class Answer:
+class MipAnswer:
     """What a solver found: each variable's value, or None, and a proven bound on the objective."""
 
     values: dict[str, float] | None
@@ -52,7 +52,7 @@ def minimise(
     seed: int = 0,
     solver: str = "HiGHS",
     progress: Progress | None = None,
-) -> Answer:
+) -> MipAnswer:
     """Minimise the problem.
 
     Args:
@@ -79,12 +79,12 @@ def minimise(
     try:
         problem.solve(highs)
     except _RefusedError:
-        return Answer(values=None, bound=-math.inf, infeasible=False, interrupted=False)
+        return MipAnswer(values=None, bound=-math.inf, infeasible=False, interrupted=False)
     model = problem.solverModel
     info, status = model.getInfo(), model.getModelStatus()
     states = highspy.HighsModelStatus
     found = info.primal_solution_status == highspy.SolutionStatus.kSolutionStatusFeasible
-    return Answer(
+    return MipAnswer(
         values={v.name: float(v.varValue) for v in problem.variables()} if found else None,
         bound=float(info.mip_dual_bound) if math.isfinite(info.mip_dual_bound) else -math.inf,
         infeasible=status in (states.kInfeasible, states.kUnboundedOrInfeasible),
@@ -94,7 +94,7 @@ def minimise(
 
 def _minimise_by_name(
     problem: pulp.LpProblem, solver: str, time_limit_s: float, gap: float
-) -> Answer:
+) -> MipAnswer:
     """Any other of PuLP's solvers: it tells no bound, so only a proven optimum bounds anything.
 
     Not all of PuLP's adapters tell an optimum from the best when the time was up, so one that took
@@ -105,7 +105,7 @@ def _minimise_by_name(
     found = problem.sol_status in (pulp.LpSolutionOptimal, pulp.LpSolutionIntegerFeasible)
     in_time = time.monotonic() - began < time_limit_s
     proven = problem.sol_status == pulp.LpSolutionOptimal and gap == 0 and in_time
-    return Answer(
+    return MipAnswer(
         values={v.name: float(v.varValue) for v in problem.variables()} if found else None,
         bound=float(pulp.value(problem.objective)) if proven else -math.inf,
         infeasible=problem.status == pulp.LpStatusInfeasible,

@@ -27,12 +27,12 @@ from skyfx.solver.methods.heuristics.local_search import shifting, wandering
 from skyfx.solver.methods.heuristics.order_split import cutting
 from skyfx.solver.methods.ideals.device_states import MAX_STATES, States
 from skyfx.solver.methods.limits import Limits, TimeUpError
-from skyfx.solver.methods.method import Answer, Bound, Candidate, Method, Task
+from skyfx.solver.methods.method import Bound, Candidate, Method, MethodUpdate, SearchState
 from skyfx.solver.methods.milp.milp_method import integer_program
 from skyfx.solver.problem.coarsening import refined, sliced
 from skyfx.solver.problem.problem import Problem, UnitPlacement
 
-__all__: list[str] = ["Found", "Search"]
+__all__: list[str] = ["Portfolio", "SearchResult"]
 
 logger = logging.getLogger(__name__)
 
@@ -73,7 +73,7 @@ WORTH_SAYING_S = 1.0
 
 
 @dataclass(frozen=True, slots=True)
-class Found:
+class SearchResult:
     """The best plan, the best bound, what each method said, and whether Ctrl-C ended the search."""
 
     best: Candidate
@@ -83,7 +83,7 @@ class Found:
 
 
 @dataclass(slots=True)
-class Search:
+class Portfolio:
     """A search under way: the best plan and bound so far.
 
     Attributes:
@@ -102,7 +102,7 @@ class Search:
     def __post_init__(self) -> None:
         self.bound = simple_bound(self.problem)
 
-    def run(self) -> Found:
+    def run(self) -> SearchResult:
         """Find the best plan.
 
         Raises:
@@ -124,7 +124,7 @@ class Search:
         interrupted = interrupted or self.limits.interrupt.came
         if self.best is None:
             raise KeyboardInterrupt if interrupted else self._none_in_time()
-        return Found(self.best, self.bound, self._all_says(), interrupted)
+        return SearchResult(self.best, self.bound, self._all_says(), interrupted)
 
     def _all_says(self) -> tuple[str, ...]:
         if self.limits.compiled_s > WORTH_SAYING_S:
@@ -133,8 +133,8 @@ class Search:
         return tuple(f"{name}: {said}" for name, said in self.says.items())
 
     @property
-    def _task(self) -> Task:
-        return Task(self.problem, self.best, self.bound, self.limits)
+    def _task(self) -> SearchState:
+        return SearchState(self.problem, self.best, self.bound, self.limits)
 
     def _try(self, name: str, method: Method, part: float = 1.0) -> bool:
         """Run one method in a part of the time; returns whether Ctrl-C ended it."""
@@ -160,12 +160,12 @@ class Search:
             return
 
         def heard(stages: UnitPlacement) -> None:
-            self._learn("slices", Answer(stages=refined(self.problem, coarse, stages)))
+            self._learn("slices", MethodUpdate(stages=refined(self.problem, coarse, stages)))
 
         limits = replace(self._part(COARSE), progress=None)
         known = Candidate.of(coarse, dynamic(coarse))
         with suppress(InfeasibleError, NoPlanError):
-            Search(coarse, limits, known, heard=heard).run()
+            Portfolio(coarse, limits, known, heard=heard).run()
 
     def _look_for_steps(self) -> bool:
         """What is for steps alone; returns whether Ctrl-C ended it."""
@@ -189,15 +189,17 @@ class Search:
         known = None if self.best is None else Candidate.of(problem, self.best.stages)
 
         def heard(stages: UnitPlacement) -> None:
-            self._learn("throughput", Answer(stages=stages))
+            self._learn("throughput", MethodUpdate(stages=stages))
 
-        search = Search(problem, limits, known, heard=heard, coarsely=False)
+        search = Portfolio(problem, limits, known, heard=heard, coarsely=False)
         with suppress(NoPlanError):
             search.run()
         said = f"throughput of at least {search.bound.value:.4g} s a micro-batch"
-        self._learn("throughput", Answer(bound=step_bound(self.problem, search.bound), says=said))
+        self._learn(
+            "throughput", MethodUpdate(bound=step_bound(self.problem, search.bound), says=said)
+        )
 
-    def _learn(self, name: str, answer: Answer) -> None:
+    def _learn(self, name: str, answer: MethodUpdate) -> None:
         if self.heard is not None and answer.stages is not None:
             self.heard(answer.stages)
         if answer.says:

@@ -10,13 +10,17 @@ from skyfx.solver.core.plan import Assumptions, Plan
 from skyfx.solver.errors import InfeasibleError, NoPlanError
 from skyfx.solver.methods.method import Candidate
 from skyfx.solver.planning.planner import Solution, replanned
-from skyfx.solver.planning.schedule_adaptation import none_under_1f1b, scheduled, usual
+from skyfx.solver.planning.schedule_adaptation import (
+    adapt_schedule,
+    as_schedule_error,
+    search_assumptions,
+)
 from skyfx.solver.problem.problem import Problem
 from skyfx.solver.refinement.peak_annealing import RESERVE, Excess, excesses, fitting
 
 __all__: list[str] = ["solve_within"]
 
-Search = Callable[[Graph, Cluster, Assumptions], Solution]
+Portfolio = Callable[[Graph, Cluster, Assumptions], Solution]
 
 FITTING_S = 10.0
 """Seconds in which a plan is changed until it fits."""
@@ -29,7 +33,7 @@ def solve_within(
     graph: Graph,
     cluster: Cluster,
     assumptions: Assumptions,
-    search: Search,
+    search: Portfolio,
 ) -> Solution:
     """Search; where a peak of the plan does not fit, change it until all of them do.
 
@@ -41,12 +45,12 @@ def solve_within(
         InfeasibleError: none exists even by what lasts alone.
     """
     asked = Problem(graph, cluster, assumptions)
-    with none_under_1f1b(asked):
-        found = _within(Problem(graph, cluster, usual(assumptions)), search)
-    return replace(found, plan=scheduled(found.plan, asked))
+    with as_schedule_error(asked):
+        found = _within(Problem(graph, cluster, search_assumptions(assumptions)), search)
+    return replace(found, plan=adapt_schedule(found.plan, asked))
 
 
-def _within(problem: Problem, search: Search) -> Solution:
+def _within(problem: Problem, search: Portfolio) -> Solution:
     solution = search(problem.graph, problem.cluster, problem.assumptions)
     plan = solution.plan
     over = excesses(problem, problem.stages(plan))
@@ -67,7 +71,7 @@ def _fitted(problem: Problem, plan: Plan) -> Candidate | None:
     return fitting(problem, problem.stages(plan), time.monotonic() + FITTING_S)
 
 
-def _fitted_from_less(problem: Problem, plan: Plan, search: Search) -> Candidate | None:
+def _fitted_from_less(problem: Problem, plan: Plan, search: Portfolio) -> Candidate | None:
     """From the best plan with as much less memory as this one's peaks are above what lasts."""
     part = min(
         stage.memory_bytes / ((1 + RESERVE) * stage.peak_bytes)

@@ -27,11 +27,16 @@ from skyfx.solver.methods.bounds.simple_bounds import simple_bound
 from skyfx.solver.methods.heuristics import baselines
 from skyfx.solver.methods.limits import Limits, Progress, interrupt
 from skyfx.solver.methods.method import Candidate
-from skyfx.solver.methods.portfolio import Found, Search
-from skyfx.solver.planning.schedule_adaptation import none_under_1f1b, scheduled, stages_with, usual
+from skyfx.solver.methods.portfolio import Portfolio, SearchResult
+from skyfx.solver.planning.schedule_adaptation import (
+    adapt_schedule,
+    as_schedule_error,
+    search_assumptions,
+    stages_with,
+)
 from skyfx.solver.problem.infeasibility import advised, explain
 from skyfx.solver.problem.problem import Problem
-from skyfx.solver.problem.tolerances import PROVEN
+from skyfx.solver.problem.tolerances import OPTIMALITY_TOLERANCE
 
 __all__: list[str] = ["Progress", "Solution", "checked", "replanned", "solve"]
 
@@ -134,8 +139,8 @@ def solve(
         solver=solver,
         progress=progress,
     )
-    with none_under_1f1b(asked):
-        problem = checked(graph, cluster, usual(asked.assumptions))
+    with as_schedule_error(asked):
+        problem = checked(graph, cluster, search_assumptions(asked.assumptions))
         known = _Known.of(problem)
         found = _found(problem, strategy, limits, known)
     plan = _plan(
@@ -146,19 +151,19 @@ def solve(
         solver=_solver_info(found, strategy, solver, time.monotonic() - began),
         alternatives=known.alternatives(),
     )
-    return Solution(scheduled(plan, asked), found.interrupted)
+    return Solution(adapt_schedule(plan, asked), found.interrupted)
 
 
-def _found(problem: Problem, strategy: Strategy, limits: Limits, known: _Known) -> Found:
+def _found(problem: Problem, strategy: Strategy, limits: Limits, known: _Known) -> SearchResult:
     if strategy != "optimal":
         return _baseline(problem, strategy, known)
     with interrupt() as ctrl_c:
         return _search(problem, replace(limits, interrupt=ctrl_c), known)
 
 
-def _search(problem: Problem, limits: Limits, known: _Known) -> Found:
+def _search(problem: Problem, limits: Limits, known: _Known) -> SearchResult:
     try:
-        return Search(problem, limits, known.best()).run()
+        return Portfolio(problem, limits, known.best()).run()
     except InfeasibleError as error:
         raise InfeasibleError(advised(problem, str(error), _plan_soon)) from None
 
@@ -169,7 +174,7 @@ def _plan_soon(problem: Problem) -> bool:
         return False
     limits = Limits(began=time.monotonic(), time_limit_s=AT_ONCE_S, gap=1e9)
     try:
-        Search(problem, limits, _Known.of(problem).best()).run()
+        Portfolio(problem, limits, _Known.of(problem).best()).run()
     except (InfeasibleError, NoPlanError):
         return False
     return True
@@ -193,14 +198,14 @@ def checked(graph: Graph, cluster: Cluster, assumptions: Assumptions) -> Problem
     return problem
 
 
-def _baseline(problem: Problem, strategy: Strategy, known: _Known) -> Found:
+def _baseline(problem: Problem, strategy: Strategy, known: _Known) -> SearchResult:
     candidate = known.even if strategy == "even" else known.dynamic
     if candidate is None:
         raise NoPlanError(
             f"the {strategy} split does not fit these devices; "
             "strategy 'optimal' finds a plan if one exists"
         )
-    return Found(candidate, simple_bound(problem))
+    return SearchResult(candidate, simple_bound(problem))
 
 
 def _graph_reference(graph: Graph, sha256: str | None) -> Reference:
@@ -211,12 +216,12 @@ def _graph_reference(graph: Graph, sha256: str | None) -> Reference:
     )
 
 
-def _lower_bound(found: Found) -> float:
+def _lower_bound(found: SearchResult) -> float:
     value, bound = found.best.value, found.bound.value
-    return value if value <= bound * (1 + PROVEN) else bound
+    return value if value <= bound * (1 + OPTIMALITY_TOLERANCE) else bound
 
 
-def _solver_info(found: Found, strategy: Strategy, solver: str, wall_s: float) -> SolverInfo:
+def _solver_info(found: SearchResult, strategy: Strategy, solver: str, wall_s: float) -> SolverInfo:
     return SolverInfo(
         name=solver,
         version=mip_backend.version() if solver == "HiGHS" else "",
@@ -231,7 +236,7 @@ def _solver_info(found: Found, strategy: Strategy, solver: str, wall_s: float) -
 
 def _plan(
     problem: Problem,
-    found: Found,
+    found: SearchResult,
     *,
     graph: Reference,
     cluster: Reference,

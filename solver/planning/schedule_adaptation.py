@@ -11,10 +11,17 @@ from contextlib import contextmanager
 from dataclasses import replace
 
 from skyfx.solver.core.cluster import Cluster
-from skyfx.solver.core.plan import BRINGS_LIVE, Assumptions, Plan, Stage, Status, relative_gap
+from skyfx.solver.core.plan import (
+    SCHEDULES_WITH_COUNTS,
+    Assumptions,
+    Plan,
+    Stage,
+    Status,
+    relative_gap,
+)
 from skyfx.solver.core.plan_table import seconds
-from skyfx.solver.core.schedule import live_counts
-from skyfx.solver.costs.action_times import Pace
+from skyfx.solver.core.schedule import in_flight_counts
+from skyfx.solver.costs.action_times import ActionTimes
 from skyfx.solver.costs.cost_model import Cost, Placement, evaluate
 from skyfx.solver.costs.peak_memory import peak_bytes
 from skyfx.solver.costs.simulator import simulate
@@ -22,17 +29,17 @@ from skyfx.solver.errors import InfeasibleError, NoPlanError
 from skyfx.solver.methods.bounds.simple_bounds import simple_bound
 from skyfx.solver.methods.limits import Limits
 from skyfx.solver.methods.method import Bound, Candidate
-from skyfx.solver.methods.portfolio import Search
+from skyfx.solver.methods.portfolio import Portfolio
 from skyfx.solver.problem.infeasibility import explain
-from skyfx.solver.problem.problem import OneLive, Problem
-from skyfx.solver.problem.tolerances import PROVEN
+from skyfx.solver.problem.problem import OneInFlightProblem, Problem
+from skyfx.solver.problem.tolerances import OPTIMALITY_TOLERANCE
 from skyfx.solver.refinement.in_flight import Generated, Live, generate
 from skyfx.solver.refinement.interleaving import interleaved
-from skyfx.solver.refinement.memory_headroom import Room
+from skyfx.solver.refinement.memory_headroom import MemoryHeadroom
 from skyfx.solver.refinement.step_annealing import shortened
 from skyfx.solver.refinement.tapering import tapered
 
-__all__: list[str] = ["none_under_1f1b", "scheduled", "stages_with", "usual"]
+__all__: list[str] = ["adapt_schedule", "as_schedule_error", "search_assumptions", "stages_with"]
 
 LEAST_S = 2.0
 """Seconds for a bound on plans of which other micro-batches are live."""
@@ -41,15 +48,15 @@ NEAR = 0.005
 """How near such a bound is to be to what is possible."""
 
 
-def usual(assumptions: Assumptions) -> Assumptions:
+def search_assumptions(assumptions: Assumptions) -> Assumptions:
     """What the plan is searched for under: 1f1b instead of a schedule that is made afterwards."""
-    if assumptions.schedule in BRINGS_LIVE:
+    if assumptions.schedule in SCHEDULES_WITH_COUNTS:
         return replace(assumptions, schedule="1f1b")
     return assumptions
 
 
 @contextmanager
-def none_under_1f1b(problem: Problem) -> Iterator[None]:
+def as_schedule_error(problem: Problem) -> Iterator[None]:
     """Within it, that no plan exists under 1f1b is no proof for a schedule made afterwards.
 
     With one micro-batch live everywhere, as if there were one alone, there may be plans.
@@ -60,8 +67,8 @@ def none_under_1f1b(problem: Problem) -> Iterator[None]:
     try:
         yield
     except InfeasibleError as error:
-        alone = replace(usual(problem.assumptions), microbatches=1)
-        made_afterwards = problem.assumptions.schedule in BRINGS_LIVE
+        alone = replace(search_assumptions(problem.assumptions), microbatches=1)
+        made_afterwards = problem.assumptions.schedule in SCHEDULES_WITH_COUNTS
         if not made_afterwards or explain(Problem(problem.graph, problem.cluster, alone)):
             raise
         raise NoPlanError(
@@ -70,11 +77,11 @@ def none_under_1f1b(problem: Problem) -> Iterator[None]:
         ) from None
 
 
-def scheduled(plan: Plan, problem: Problem) -> Plan:
+def adapt_schedule(plan: Plan, problem: Problem) -> Plan:
     """The plan under the schedule that the problem asks for.
 
     Args:
-        plan: for the same problem under `usual` assumptions.
+        plan: for the same problem under `search_assumptions` assumptions.
         problem: with the schedule.
     """
     assumptions = problem.assumptions
@@ -83,7 +90,7 @@ def scheduled(plan: Plan, problem: Problem) -> Plan:
     if not assumptions.training:  # there is no backward to take turns with
         return _bounded(replace(plan, assumptions=assumptions), problem)
     if assumptions.communication == "host":  # nothing says what a step takes there
-        live = live_counts("1f1b", len(plan.stages), assumptions.microbatches)
+        live = in_flight_counts("1f1b", len(plan.stages), assumptions.microbatches)
         kept = [replace(stage, live=n) for stage, n in zip(plan.stages, live, strict=True)]
         return _bounded(replace(plan, assumptions=assumptions, stages=tuple(kept)), problem)
     first: Live | None = None
@@ -97,8 +104,8 @@ def scheduled(plan: Plan, problem: Problem) -> Plan:
     elif is_tapered:
         stages = tapered(problem, stages)
     placement = problem.placement(stages)
-    pace = Pace.of(problem.graph, problem.cluster, placement, assumptions)
-    room = Room(problem, placement, usual_peaks)
+    pace = ActionTimes.of(problem.graph, problem.cluster, placement, assumptions)
+    room = MemoryHeadroom(problem, placement, usual_peaks)
     made = generate(pace, assumptions.microbatches, room.fits, first)
     return _bounded(_replanned(plan, problem, placement, made), problem)
 
@@ -111,7 +118,7 @@ def _bounded(plan: Plan, problem: Problem) -> Plan:
     elif plan.assumptions.training and problem.memory_binds:
         bound = _with_one_live(plan, problem)
     value = plan.objective_value
-    is_best = value <= bound.value * (1 + PROVEN)
+    is_best = value <= bound.value * (1 + OPTIMALITY_TOLERANCE)
     lower_bound = value if is_best else bound.value
     status: Status = "optimal" if is_best else "feasible"
     return replace(
@@ -124,11 +131,13 @@ def _bounded(plan: Plan, problem: Problem) -> Plan:
 
 def _with_one_live(plan: Plan, problem: Problem) -> Bound:
     """A bound whatever is live on which stages, in about as long as the plan has taken."""
-    relaxed = OneLive(problem.graph, problem.cluster, usual(problem.assumptions))
+    relaxed = OneInFlightProblem(
+        problem.graph, problem.cluster, search_assumptions(problem.assumptions)
+    )
     limits = Limits(began=time.monotonic(), time_limit_s=max(LEAST_S, plan.solver.wall_s), gap=NEAR)
     known = Candidate.of(relaxed, problem.stages(plan))
     try:
-        return Search(relaxed, limits, known).run().bound
+        return Portfolio(relaxed, limits, known).run().bound
     except NoPlanError:
         return simple_bound(problem)
 

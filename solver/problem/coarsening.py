@@ -11,7 +11,7 @@ from itertools import pairwise
 import numpy as np
 
 from skyfx.solver.problem.interval_tables import alive
-from skyfx.solver.problem.linear_extensions import late_order
+from skyfx.solver.problem.linear_extensions import depth_first_extension
 from skyfx.solver.problem.problem import Problem, UnitPlacement
 
 __all__: list[str] = ["MAX_UNITS", "refined", "sliced", "thin_cuts"]
@@ -26,7 +26,7 @@ def sliced(problem: Problem) -> Problem | None:
     """The problem with slices for units; None where there are few enough units."""
     if problem.num_units <= MAX_UNITS:
         return None
-    order = late_order(problem)
+    order = depth_first_extension(problem)
     label: dict[int, str] = {}
     for begin, end in pairwise(thin_cuts(problem, order, SLICES)):
         for unit in order[begin:end]:

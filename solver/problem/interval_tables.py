@@ -19,9 +19,18 @@ import numpy as np
 from numba import njit
 
 from skyfx.solver.problem.problem import Floats, Problem
-from skyfx.solver.problem.tolerances import UNDER
+from skyfx.solver.problem.tolerances import BOUND_SAFETY
 
-__all__: list[str] = ["Line", "alive", "assign", "earnings", "line", "move", "running", "shares"]
+__all__: list[str] = [
+    "IntervalTables",
+    "alive",
+    "assign",
+    "earnings",
+    "line",
+    "move",
+    "running",
+    "shares",
+]
 
 BEGIN, END = 1, 2
 """Roles; 0 is none, those from 3 on are the positions from the second to the last."""
@@ -33,7 +42,7 @@ More than any T, and little enough for the sums of the others to keep their digi
 """
 
 
-class Line(NamedTuple):
+class IntervalTables(NamedTuple):
     """The tables of `n` units in one order, for `D` devices."""
 
     w: Floats
@@ -52,7 +61,7 @@ class Line(NamedTuple):
     """Latency and seconds per byte from device to device, `(2, D, D)`."""
 
 
-def line(problem: Problem, order: Sequence[int]) -> Line:
+def line(problem: Problem, order: Sequence[int]) -> IntervalTables:
     """The tables of an order of the units; moving in `relay`."""
     wires, crossing = problem.wires, np.array(alive(problem, order))
     receive, send = _cheapest(wires, crossing)
@@ -64,7 +73,7 @@ def line(problem: Problem, order: Sequence[int]) -> Line:
     needs = [running(problem.need_bytes(p)[order]) for p in positions]
     need = np.array([needs[0]] if np.array_equal(needs[0], needs[-1]) else needs)
     limit = np.minimum(problem.memory_limit, 1e300)
-    return Line(running(time[:, order]), need, limit, receive, send, crossing, wires)
+    return IntervalTables(running(time[:, order]), need, limit, receive, send, crossing, wires)
 
 
 def alive(problem: Problem, order: Sequence[int] | None = None) -> tuple[Floats, ...]:
@@ -202,7 +211,7 @@ def _between(d: int, p: int, earned: Any, bottleneck: float, of: Any) -> tuple[f
     for i in range(1, last):
         furthest = max(furthest, i)
         time = bottleneck - of.receive[d, i] + w[d, i]
-        room = limit[d] / UNDER + need[p, i]
+        room = limit[d] / BOUND_SAFETY + need[p, i]
         # The furthest end for compute and memory alone; receiving differs from start to start.
         while furthest > i and (w[d, furthest] > time or need[p, furthest] > room):
             furthest -= 1
@@ -222,7 +231,7 @@ def _begins(d: int, bottleneck: float, of: Any) -> int:
     w, n = of.w, of.w.shape[1] - 1
     for j in range(n, 0, -1):
         sent = of.send[d, j] if j < n else 0.0
-        if of.need[0, j] <= of.limit[d] / UNDER and w[d, j] + sent <= bottleneck:
+        if of.need[0, j] <= of.limit[d] / BOUND_SAFETY and w[d, j] + sent <= bottleneck:
             return j
     return 0
 
@@ -232,7 +241,7 @@ def _ends(d: int, bottleneck: float, of: Any) -> int:
     """The first start of device d up to the last unit, sending nothing."""
     w, need, n = of.w, of.need, of.w.shape[1] - 1
     for i in range(1, n):
-        fits = need[0, n] - need[0, i] <= of.limit[d] / UNDER
+        fits = need[0, n] - need[0, i] <= of.limit[d] / BOUND_SAFETY
         if fits and w[d, n] - w[d, i] + of.receive[d, i] <= bottleneck:
             return i
     return int(n)

@@ -2,7 +2,7 @@
 
 from skyfx.solver.problem.problem import Problem
 
-__all__: list[str] = ["graph_order", "late_order"]
+__all__: list[str] = ["depth_first_extension", "graph_order"]
 
 
 def graph_order(problem: Problem) -> list[int]:
@@ -10,7 +10,7 @@ def graph_order(problem: Problem) -> list[int]:
     return list(range(problem.num_units))
 
 
-def late_order(problem: Problem) -> list[int]:
+def depth_first_extension(problem: Problem) -> list[int]:
     """Each unit just before the first that needs it, so that few values are alive at a time.
 
     It is the order in which a depth-first walk from the last units leaves them. Units that nothing

@@ -276,7 +276,7 @@ class Problem:
         return np.array([sum(of(nodes[j]) for j in unit) for unit in self.members])
 
 
-class OneLive(Problem):
+class OneInFlightProblem(Problem):
     """The same, were one micro-batch live on every stage: no schedule takes less memory."""
 
     def need_bytes(self, position: int) -> Floats:

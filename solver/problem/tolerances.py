@@ -1,10 +1,10 @@
 """Tolerances of the search."""
 
-__all__: list[str] = ["PROVEN", "UNDER"]
+__all__: list[str] = ["BOUND_SAFETY", "OPTIMALITY_TOLERANCE"]
 
-UNDER = 1 - 1e-9
+BOUND_SAFETY = 1 - 1e-9
 """Sums of many floats differ in their last digits: a bound stays this far below."""
 
 
-PROVEN = 1e-6
+OPTIMALITY_TOLERANCE = 1e-6
 """A bound this close to the objective, relatively, is the solver's tolerance: it is optimal."""

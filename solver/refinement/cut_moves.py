@@ -12,13 +12,22 @@ import numpy as np
 from skyfx.solver.problem.problem import UnitPlacement
 
 __all__: list[str] = [
-    *("Cuts", "Line", "all_have_units", "line_of", "moved", "near", "some_units", "stages_of"),
+    *(
+        "Cuts",
+        "IntervalTables",
+        "all_have_units",
+        "line_of",
+        "moved",
+        "near",
+        "some_units",
+        "stages_of",
+    ),
 ]
 
 Cuts = tuple[int, ...]
 """Where in the order each stage ends, `(num_stages,)`."""
 
-Line = tuple[tuple[int, ...], Cuts]
+IntervalTables = tuple[tuple[int, ...], Cuts]
 """The device of each stage, `(num_stages,)`, and the cuts."""
 
 OTHER_DEVICES = 0.2
@@ -28,7 +37,7 @@ SPAN = 0.7
 """As which power of their number units move, at the most."""
 
 
-def line_of(stages: UnitPlacement) -> tuple[list[int], Line]:
+def line_of(stages: UnitPlacement) -> tuple[list[int], IntervalTables]:
     """The order of the units that these stages have one after another, and where they stand."""
     order = [unit for _, part in stages for unit in sorted(part)]
     ends = tuple(itertools.accumulate(len(part) for _, part in stages))
@@ -46,7 +55,9 @@ def all_have_units(ends: Sequence[int]) -> bool:
     return all(begin < end for begin, end in itertools.pairwise((0, *ends)))
 
 
-def near(line: Line, num_devices: int, random: np.random.Generator) -> Line | None:
+def near(
+    line: IntervalTables, num_devices: int, random: np.random.Generator
+) -> IntervalTables | None:
     """A line near this one; None where a stage would have nothing to do."""
     if random.random() < OTHER_DEVICES:
         devices, ends = _other_devices(line, num_devices, random)
@@ -56,7 +67,7 @@ def near(line: Line, num_devices: int, random: np.random.Generator) -> Line | No
 
 
 def _other_devices(
-    line: Line, num_devices: int, random: np.random.Generator
+    line: IntervalTables, num_devices: int, random: np.random.Generator
 ) -> tuple[list[int], list[int]]:
     """Two stages swap theirs, or an idle device takes a stage or one end of it."""
     devices, ends = list(line[0]), list(line[1])

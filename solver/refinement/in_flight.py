@@ -18,9 +18,9 @@ import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
-from skyfx.solver.core.schedule import live_counts, orders, waits_for_itself
+from skyfx.solver.core.schedule import deadlock_reason, in_flight_counts, orders
 from skyfx.solver.core.timeline import Timeline
-from skyfx.solver.costs.action_times import Pace
+from skyfx.solver.costs.action_times import ActionTimes
 from skyfx.solver.costs.simulator import follow
 
 __all__: list[str] = ["Fits", "Generated", "Live", "generate"]
@@ -53,7 +53,9 @@ class Generated:
     first_step_s: float
 
 
-def generate(pace: Pace, num_microbatches: int, fits: Fits, first: Live | None = None) -> Generated:
+def generate(
+    pace: ActionTimes, num_microbatches: int, fits: Fits, first: Live | None = None
+) -> Generated:
     """Search for the counts with the shortest step.
 
     Args:
@@ -70,9 +72,9 @@ def generate(pace: Pace, num_microbatches: int, fits: Fits, first: Live | None =
 class _Search:
     """The best vector so far, and what is known of others."""
 
-    def __init__(self, pace: Pace, m: int, fits: Fits, first: Live | None) -> None:
+    def __init__(self, pace: ActionTimes, m: int, fits: Fits, first: Live | None) -> None:
         self._pace, self._m, self._fits = pace, m, fits
-        self._usual = live_counts("1f1b", len(pace.devices), m)
+        self._usual = in_flight_counts("1f1b", len(pace.devices), m)
         self._known: dict[Live, tuple[float, int]] = {}
         self._left = max(1, WORK // (m * len(pace.devices)))
         self.best = self._usual if first is None else first
@@ -90,7 +92,7 @@ class _Search:
 
     def _try(self, live: Live) -> bool:
         """Whether a vector is better than the best one, and so is the best one now."""
-        if waits_for_itself(live) or max(live) > self._m or live in self._known:
+        if deadlock_reason(live) or max(live) > self._m or live in self._known:
             return False
         if self._left == 0:
             return False
@@ -113,7 +115,10 @@ class _Search:
 
     def _extra(self, live: Live) -> int:
         """Live micro-batches beyond 1F1B's: between equal steps, the one with fewer is better."""
-        return sum(max(0, n - usual) for n, usual in zip(live, self._usual, strict=True))
+        return sum(
+            max(0, n - search_assumptions)
+            for n, search_assumptions in zip(live, self._usual, strict=True)
+        )
 
 
 def _near(live: Live) -> Iterator[Live]:

@@ -14,14 +14,14 @@ import time
 
 import numpy as np
 
-from skyfx.solver.core.schedule import live_counts, orders
-from skyfx.solver.costs.action_times import Pace
+from skyfx.solver.core.schedule import in_flight_counts, orders
+from skyfx.solver.costs.action_times import ActionTimes
 from skyfx.solver.costs.simulator import follow
 from skyfx.solver.methods.heuristics.annealing import Cooling, anneal
 from skyfx.solver.problem.problem import Problem, UnitPlacement
 from skyfx.solver.refinement.cut_moves import Cuts, all_have_units, moved, stages_of
 from skyfx.solver.refinement.in_flight import Live
-from skyfx.solver.refinement.memory_headroom import Room
+from skyfx.solver.refinement.memory_headroom import MemoryHeadroom
 
 __all__: list[str] = ["interleaved"]
 
@@ -96,10 +96,10 @@ class _Search:
         if not all(np.isfinite(problem.time_s[d, list(part)]).all() for d, part in stages):
             return math.inf
         placement = problem.placement(stages)
-        pace = Pace.of(problem.graph, problem.cluster, placement, problem.assumptions)
-        room = Room(problem, placement, self._usual_peaks)
+        pace = ActionTimes.of(problem.graph, problem.cluster, placement, problem.assumptions)
+        room = MemoryHeadroom(problem, placement, self._usual_peaks)
         m = problem.assumptions.microbatches
-        for live in (live_counts("1f1b", len(stages), m), (1,) * len(stages)):
+        for live in (in_flight_counts("1f1b", len(stages), m), (1,) * len(stages)):
             timeline = follow(pace, orders(live, m, pace.devices))
             if room.fits(live, timeline):
                 if timeline.step_s < self._best_s:

@@ -9,13 +9,13 @@ from skyfx.solver.costs.peak_memory import peaks
 from skyfx.solver.problem.problem import Problem
 from skyfx.solver.refinement.peak_annealing import RESERVE
 
-__all__: list[str] = ["Room"]
+__all__: list[str] = ["MemoryHeadroom"]
 
 MANY = 10**6
 """Micro-batches for which there is always room."""
 
 
-class Room:
+class MemoryHeadroom:
     """The limits of the devices of a placement, held against what lasts and against the peaks."""
 
     def __init__(

@@ -20,7 +20,7 @@ from skyfx.solver.costs.peak_memory import peak_bytes
 from skyfx.solver.methods.heuristics.annealing import Cooling, anneal
 from skyfx.solver.methods.method import Candidate
 from skyfx.solver.problem.problem import Problem, UnitPlacement
-from skyfx.solver.refinement.cut_moves import Line, line_of, near, stages_of
+from skyfx.solver.refinement.cut_moves import IntervalTables, line_of, near, stages_of
 
 __all__: list[str] = ["RESERVE", "Excess", "excesses", "fitting"]
 
@@ -86,7 +86,7 @@ class _Search:
         self.best: Candidate | None = None
         self.unit = problem.cost(stages).objective_value or 1.0
 
-    def scored(self, line: Line) -> float:
+    def scored(self, line: IntervalTables) -> float:
         """The objective in parts of the first one, and, dear, what peaks are above their limits."""
         stages = stages_of(self.order, *line)
         found = Candidate.of(self.problem, stages, "fitting")

@@ -13,14 +13,14 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from skyfx.solver.core.schedule import live_counts, orders
-from skyfx.solver.costs.action_times import Pace
+from skyfx.solver.core.schedule import in_flight_counts, orders
+from skyfx.solver.costs.action_times import ActionTimes
 from skyfx.solver.costs.simulator import follow
 from skyfx.solver.methods.heuristics.annealing import Cooling, anneal
 from skyfx.solver.problem.problem import Problem, UnitPlacement
-from skyfx.solver.refinement.cut_moves import Line, line_of, near, stages_of
+from skyfx.solver.refinement.cut_moves import IntervalTables, line_of, near, stages_of
 from skyfx.solver.refinement.in_flight import Live
-from skyfx.solver.refinement.memory_headroom import Room
+from skyfx.solver.refinement.memory_headroom import MemoryHeadroom
 
 __all__: list[str] = ["shortened"]
 
@@ -67,18 +67,18 @@ class _Search:
         self._order, self.line = line_of(stages)
         self._best_s = math.inf
         self._unit_s = problem.cost(stages).step_s or 1.0
-        counts = live_counts("1f1b", len(stages), problem.assumptions.microbatches)
+        counts = in_flight_counts("1f1b", len(stages), problem.assumptions.microbatches)
         self.best: tuple[UnitPlacement, Live] = (stages, counts)
 
-    def scored(self, line: Line) -> float:
+    def scored(self, line: IntervalTables) -> float:
         """A step in parts of the plan's; infinite where it does not fit."""
         problem = self._problem
         stages = stages_of(self._order, *line)
         if not all(np.isfinite(problem.time_s[d, list(part)]).all() for d, part in stages):
             return math.inf
         placement = problem.placement(stages)
-        pace = Pace.of(problem.graph, problem.cluster, placement, problem.assumptions)
-        room = Room(problem, placement, self._usual_peaks)
+        pace = ActionTimes.of(problem.graph, problem.cluster, placement, problem.assumptions)
+        room = MemoryHeadroom(problem, placement, self._usual_peaks)
         step_s = math.inf
         for live in self._wanted(room.most()):
             timeline = follow(pace, orders(live, problem.assumptions.microbatches, pace.devices))
@@ -91,9 +91,11 @@ class _Search:
     def _wanted(self, most: Sequence[int]) -> set[Live]:
         """Counts to try where there is room for `most` on each stage, none above the one before."""
         m = self._problem.assumptions.microbatches
-        usual = live_counts("1f1b", len(most), m)
+        search_assumptions = in_flight_counts("1f1b", len(most), m)
         found = set()
         for times in MULTIPLES:
-            counts = (min(m, times * n, room) for n, room in zip(usual, most, strict=True))
+            counts = (
+                min(m, times * n, room) for n, room in zip(search_assumptions, most, strict=True)
+            )
             found.add(tuple(itertools.accumulate(counts, min)))
         return {live for live in found if live[-1] >= 1}

@@ -22,11 +22,11 @@ from typing import Any
 
 import numpy as np
 
-from skyfx.solver.costs.action_times import Pace
+from skyfx.solver.costs.action_times import ActionTimes
 from skyfx.solver.methods.heuristics.annealing import Cooling, anneal
 from skyfx.solver.problem.interval_tables import alive, running
 from skyfx.solver.problem.problem import Floats, Problem, UnitPlacement
-from skyfx.solver.refinement.cut_moves import Line, line_of, near, stages_of
+from skyfx.solver.refinement.cut_moves import IntervalTables, line_of, near, stages_of
 from skyfx.solver.refinement.in_flight import generate
 
 __all__: list[str] = ["tapered"]
@@ -54,7 +54,7 @@ def tapered(problem: Problem, stages: UnitPlacement) -> UnitPlacement:
 def _step_s(problem: Problem, stages: UnitPlacement) -> float:
     """A step by the schedule that is made for these stages."""
     asked = problem.assumptions
-    pace = Pace.of(problem.graph, problem.cluster, problem.placement(stages), asked)
+    pace = ActionTimes.of(problem.graph, problem.cluster, problem.placement(stages), asked)
     return generate(pace, asked.microbatches, lambda live, timeline: True).step_s
 
 
@@ -71,12 +71,12 @@ class _Search:
         self._barred = running((~problem.allowed[:, order]).astype(float))
         self._alive = np.array(alive(problem, order))
 
-    def from_line(self, line: Line, seed: int) -> UnitPlacement:
+    def from_line(self, line: IntervalTables, seed: int) -> UnitPlacement:
         """The best stages that annealing finds from here."""
         random = np.random.default_rng(seed)
         best, unit = [(self.step_s(line), line)], self.step_s(line) or 1.0
 
-        def scored(other: Line) -> float:
+        def scored(other: IntervalTables) -> float:
             step_s = self.step_s(other)
             if step_s < best[0][0]:
                 best[0] = step_s, other
@@ -88,7 +88,7 @@ class _Search:
         anneal(line, lambda other: near(other, num, random), scored, cooling, random)
         return stages_of(self._order, *best[0][1])
 
-    def step_s(self, line: Line) -> float:
+    def step_s(self, line: IntervalTables) -> float:
         """What no schedule of these stages undercuts; infinite where a device may not run one."""
         d, ends = np.array(line[0]), np.array((0, *line[1]))
         begin, end, cut = ends[:-1], ends[1:], ends[1:-1]

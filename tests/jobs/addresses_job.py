@@ -13,7 +13,7 @@ from torch import nn
 from torch.nn import functional
 
 import skyfx
-from skyfx.devices.inventory import Hosts
+from skyfx.devices.inventory import DeviceInventory
 from skyfx.runtime.execution.microbatch import Batch
 from skyfx.tracing.capture import capture
 from tests.support.plans import even_plan
@@ -22,7 +22,7 @@ from tests.support.plans import even_plan
 def main(folder: str, *order: str) -> None:
     torch.set_num_threads(1)
     torch.manual_seed(0)
-    hosts = Hosts.joined()
+    hosts = DeviceInventory.joined()
     name_of = {rank: name for name, rank in hosts.rank_of.items()}
     model = nn.Sequential(*(nn.Linear(4, 4) for _ in order))
     batch = torch.randn(4, 4)

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 
 import skyfx
-from skyfx.devices.inventory import Hosts
+from skyfx.devices.inventory import DeviceInventory
 from skyfx.solver.core.cluster import Cluster
 from skyfx.solver.errors import CheckpointError
 from tests.jobs.ranks_job import plan_for
@@ -61,7 +61,7 @@ def alone(name: str, folder: Path, phase: str, num_stages: int) -> dict[str, Any
 
 def main(folder: str, phase: str, *jobs: str) -> None:
     torch.set_num_threads(1)
-    hosts = Hosts.joined()
+    hosts = DeviceInventory.joined()
     cluster, rank = Cluster(devices=hosts.devices), hosts.group.rank
     names = [device.name for device in cluster.devices]
     said = {}

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 import skyfx
-from skyfx.runtime.distributed.process_group import Group
+from skyfx.runtime.distributed.process_group import ProcessGroup
 from skyfx.runtime.execution.microbatch import Batch
 from skyfx.solver.errors import StageError, WorkerLostError
 from skyfx.tracing.capture import capture
@@ -48,7 +48,7 @@ def main(how: str, who: int, folder: str) -> None:
     torch.set_num_threads(1)
     torch.manual_seed(0)
     cluster = skyfx.Cluster.from_environment()
-    group = Group.joined()
+    group = ProcessGroup.joined()
     whole = model(how, group.size)
     batch = torch.randn(NUM_MICROBATCHES, FEATURES)
     captured = capture(whole, Batch.of(batch).split(1)[0])

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 import skyfx
-from skyfx.devices.inventory import Hosts
+from skyfx.devices.inventory import DeviceInventory
 from skyfx.solver.core.cluster import Cluster
 from tests.jobs.ranks_job import plan_for
 from tests.support.models import BATCH, Case
@@ -42,7 +42,7 @@ def pipeline_of(trained: Case, rank: int, size: int, store: Path) -> skyfx.Pipel
         return split_evenly(trained, 2)
     shared = dist.FileStore(str(store), size)
     dist.init_process_group("gloo", store=shared, rank=rank, world_size=size)
-    cluster = Cluster(devices=Hosts.joined().devices)
+    cluster = Cluster(devices=DeviceInventory.joined().devices)
     plan = plan_for(trained, [device.name for device in cluster.devices], "given")
     return skyfx.partition(trained.model, cluster, example_inputs=trained.batch, plan=plan)
 

@@ -9,7 +9,7 @@ import torch
 from benchmarks.hosts.block_times import states_of
 from benchmarks.hosts.competitors import SCHEDULES, Alone, Engine, Rival, update
 from benchmarks.hosts.models import SUBJECTS
-from skyfx.runtime.distributed.process_group import Group
+from skyfx.runtime.distributed.process_group import ProcessGroup
 
 
 def losses(rival: Rival) -> list[float | None]:
@@ -22,7 +22,7 @@ def losses(rival: Rival) -> list[float | None]:
 
 def main(folder: str) -> None:
     torch.set_num_threads(1)
-    group = Group.joined()
+    group = ProcessGroup.joined()
     found = {}
     for name, make in SUBJECTS.items():
         torch.manual_seed(0)

@@ -8,7 +8,7 @@ from pathlib import Path
 import torch
 
 import skyfx
-from skyfx.runtime.distributed.process_group import Group
+from skyfx.runtime.distributed.process_group import ProcessGroup
 from skyfx.runtime.execution.microbatch import Batch
 from skyfx.solver import Plan
 from skyfx.solver.core.files import encode
@@ -37,7 +37,7 @@ def main(name: str, folder: str, how: str) -> None:
     case = models.CASES[name]()
     alone = unsplit_reference.unsplit(case)
     cluster = skyfx.Cluster.from_environment()
-    group = Group.joined()
+    group = ProcessGroup.joined()
     names = [device.name for device in cluster.devices]
     options = {"strategy": "even", "num_microbatches": BATCH // SIZE}
     if how != "measured":

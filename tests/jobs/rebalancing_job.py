@@ -10,7 +10,7 @@ from typing import Any
 import torch
 
 import skyfx
-from skyfx.runtime.distributed.process_group import Group
+from skyfx.runtime.distributed.process_group import ProcessGroup
 from tests.support import models, unsplit_reference
 
 MICROBATCHES, STEPS = 4, 12
@@ -52,7 +52,7 @@ def main(folder: str) -> None:
     case = models.bert()
     alone = unsplit_reference.unsplit(case)
     cluster = skyfx.Cluster.from_environment()
-    rank = Group.joined().rank
+    rank = ProcessGroup.joined().rank
     with skyfx.partition(
         case.model, cluster, example_inputs=case.batch, num_microbatches=MICROBATCHES
     ) as pipeline:

@@ -125,7 +125,7 @@ def job(folder: Path, cache: Path) -> Iterator[Job]:
 
 
 @dataclass
-class Hosts:
+class DeviceInventory:
     """A job on several hosts; where they find each other is none of theirs to lose."""
 
     job: Job
@@ -200,7 +200,7 @@ def test_the_hosts_that_are_left_go_on_when_one_is_lost(
 ) -> None:
     """The one that is lost has the first stage, the job's store, and puts checkpoints together."""
     with job(tmp_path / "job", cache) as lost:
-        hosts = Hosts(lost, "2:3", STEPS)
+        hosts = DeviceInventory(lost, "2:3", STEPS)
         for number in (1, 2, 3):
             hosts.start(number)
         lost.until("^step 5 ")
@@ -235,7 +235,7 @@ def test_a_worker_that_is_killed_comes_back(tmp_path: Path, cache: Path, alone: 
 @needs_hosts
 def test_a_host_that_comes_is_taken_in(tmp_path: Path, cache: Path, alone: Job) -> None:
     with job(tmp_path / "job", cache) as joined:
-        hosts = Hosts(joined, "1:2", MANY)
+        hosts = DeviceInventory(joined, "1:2", MANY)
         hosts.start(1)
         joined.until("^step 2 ")
         since = len(joined.log)

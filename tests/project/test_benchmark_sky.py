@@ -13,7 +13,7 @@ from benchmarks.sky.metrics import figures
 from benchmarks.sky.published_code import even_counts, memory_slowdowns, slowdowns
 from benchmarks.sky.table import savings, text
 from benchmarks.sky.worker import even_plan, plans
-from skyfx.passes.planner_graph import outline
+from skyfx.passes.planner_graph import to_planner_graph
 from skyfx.solver import Assumptions, Cluster, Device, Graph, evaluate, solve, validate
 from skyfx.solver.core.cluster import Wire
 from skyfx.tracing.capture import capture
@@ -86,7 +86,7 @@ def test_a_captured_bert_falls_into_three_parts_a_layer_and_three_more() -> None
     with torch.device("meta"):
         model = simulated.bert(2)
     captured = capture(model, {"input_ids": torch.zeros(1, 8, dtype=torch.long, device="meta")})
-    assert [part for part, _ in itertools.groupby(parts(outline(captured)))] == [
+    assert [part for part, _ in itertools.groupby(parts(to_planner_graph(captured)))] == [
         "embeddings",
         *(
             f"layer {i}, {third}"

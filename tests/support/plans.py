@@ -6,7 +6,7 @@ from typing import Any
 
 import skyfx
 from skyfx.devices.resolve import resolve
-from skyfx.passes.planner_graph import outline
+from skyfx.passes.planner_graph import to_planner_graph
 from skyfx.runtime.execution.microbatch import Batch
 from skyfx.solver import Assumptions, Plan, solve
 from skyfx.tracing.capture import Capture, capture
@@ -20,7 +20,7 @@ LIVE = (4, 4, 4, 3, 3, 1)
 
 def even_plan(captured: Capture, num_devices: int, **assumptions: Any) -> Plan:
     """Equal numbers of operators on each of so many CPUs, as if each took a second."""
-    graph = outline(captured)
+    graph = to_planner_graph(captured)
     nodes = tuple(
         node if node.op in ("input", "get_attr") else replace(node, forward_s={"cpu": 1.0})
         for node in graph.nodes

@@ -32,10 +32,10 @@ import pulp
 
 from skyfx.solver.methods import mip_backend
 from skyfx.solver.methods.limits import Limits
-from skyfx.solver.methods.method import Answer, Bound, Task
+from skyfx.solver.methods.method import Bound, MethodUpdate, SearchState
 from skyfx.solver.problem.interval_tables import (
     BEGIN,
-    Line,
+    IntervalTables,
     assign,
     earnings,
     line,
@@ -43,7 +43,7 @@ from skyfx.solver.problem.interval_tables import (
     shares,
 )
 from skyfx.solver.problem.problem import Floats, Problem
-from skyfx.solver.problem.tolerances import UNDER
+from skyfx.solver.problem.tolerances import BOUND_SAFETY
 
 __all__: list[str] = ["dual"]
 
@@ -60,11 +60,11 @@ NEAR = 2e-5
 """Distance of the best prices from what the program proves possible at which a search ends."""
 
 
-def dual(task: Task) -> Iterator[Answer]:
+def dual(task: SearchState) -> Iterator[MethodUpdate]:
     """Bound the bottleneck of a chain."""
     problem = task.problem
     if fault := _fault(problem):
-        yield Answer(says=fault)
+        yield MethodUpdate(says=fault)
         return
     of, prices = line(problem, range(problem.num_units)), shares(problem)
     if problem.assumptions.overlap == "full":  # moving takes no time of its own
@@ -74,8 +74,8 @@ def dual(task: Task) -> Iterator[Answer]:
         high = float(of.w[:, -1].max()) + 2 * float(of.receive.max() + of.send.max())
     best = task.bound.value
 
-    def told(ruled_out: float, says: str) -> Answer:
-        return Answer(bound=Bound(ruled_out * UNDER, "prices of intervals"), says=says)
+    def told(ruled_out: float, says: str) -> MethodUpdate:
+        return MethodUpdate(bound=Bound(ruled_out * BOUND_SAFETY, "prices of intervals"), says=says)
 
     ruled_out = _ruled_out(prices, best, high, of)
     if ruled_out > best:
@@ -104,7 +104,7 @@ def _fault(problem: Problem) -> str:
     return ""
 
 
-def _earned(prices: Floats, bottleneck: float, of: Line) -> tuple[float, Any]:
+def _earned(prices: Floats, bottleneck: float, of: IntervalTables) -> tuple[float, Any]:
     """What all devices can earn within T, infinite if one can do all; and the intervals."""
     worth, start, end = earnings(running(prices), bottleneck, of)
     if end[BEGIN].max() == len(prices):
@@ -113,13 +113,13 @@ def _earned(prices: Floats, bottleneck: float, of: Line) -> tuple[float, Any]:
     return float(worth[0].sum()) + gain, (worth, start, end)
 
 
-def _ruled_out(prices: Floats, low: float, high: float, of: Line) -> float:
+def _ruled_out(prices: Floats, low: float, high: float, of: IntervalTables) -> float:
     """The largest T between two that these prices rule out; `low`, if they rule out none."""
-    if _earned(prices, low * (1 + 1e-5), of)[0] >= UNDER:
+    if _earned(prices, low * (1 + 1e-5), of)[0] >= BOUND_SAFETY:
         return low
     while high > low * (1 + 1e-5):
         middle = (low + high) / 2
-        if _earned(prices, middle, of)[0] < UNDER:
+        if _earned(prices, middle, of)[0] < BOUND_SAFETY:
             low = middle
         else:
             high = middle
@@ -127,7 +127,7 @@ def _ruled_out(prices: Floats, low: float, high: float, of: Line) -> float:
 
 
 def _improved(
-    prices: Floats, kind_of: Any, bottleneck: float, of: Line, limits: Limits
+    prices: Floats, kind_of: Any, bottleneck: float, of: IntervalTables, limits: Limits
 ) -> Iterator[Floats]:
     """Prices by which devices earn less and less within T."""
     program = _Program(kind_of)

@@ -15,9 +15,9 @@ import numpy as np
 import pulp
 
 from skyfx.solver.methods import mip_backend
-from skyfx.solver.methods.method import Answer, Bound, Task
+from skyfx.solver.methods.method import Bound, MethodUpdate, SearchState
 from skyfx.solver.problem.problem import Floats
-from skyfx.solver.problem.tolerances import UNDER
+from skyfx.solver.problem.tolerances import BOUND_SAFETY
 
 __all__: list[str] = ["sharing"]
 
@@ -25,30 +25,30 @@ MAX_ROWS = 50_000
 """Kinds times devices."""
 
 
-def sharing(task: Task) -> Iterator[Answer]:
+def sharing(task: SearchState) -> Iterator[MethodUpdate]:
     """Bound the latency where memory binds."""
     problem = task.problem
     if problem.assumptions.objective != "latency" or not problem.memory_binds:
-        yield Answer(says="only for latency where memory binds")
+        yield MethodUpdate(says="only for latency where memory binds")
         return
     need, limited = problem.need_bytes(1), np.isfinite(problem.memory_limit)
     unit = float(need.sum()) or 1.0
     kinds, numbers = np.unique(np.vstack([problem.time_s, need / unit]), axis=1, return_counts=True)
     limit = np.where(limited, problem.memory_limit / unit, 0.0)
     if kinds.size > MAX_ROWS:
-        yield Answer(says=f"{kinds.shape[1]} kinds of units are too many")
+        yield MethodUpdate(says=f"{kinds.shape[1]} kinds of units are too many")
         return
     prices = _prices(kinds, numbers, limit, task)
     if prices is None:
         return
     prices = np.where(limited, np.maximum(prices, 0.0), 0.0)
     least = (kinds[:-1] + prices[:, None] * kinds[-1]).min(axis=0)
-    bound_s = float(least @ numbers - prices @ limit) * UNDER
+    bound_s = float(least @ numbers - prices @ limit) * BOUND_SAFETY
     says = f"prices of {np.count_nonzero(prices)} memories"
-    yield Answer(bound=Bound(bound_s, "work and memory shared out freely"), says=says)
+    yield MethodUpdate(bound=Bound(bound_s, "work and memory shared out freely"), says=says)
 
 
-def _prices(kinds: Floats, numbers: Any, limit: Floats, task: Task) -> Floats | None:
+def _prices(kinds: Floats, numbers: Any, limit: Floats, task: SearchState) -> Floats | None:
     """What a byte of each device's memory is worth, `(D,)`."""
     lp = pulp.LpProblem("memory", pulp.LpMinimize)
     least = [lp.add_variable(f"u_{k}") for k in range(kinds.shape[1])]

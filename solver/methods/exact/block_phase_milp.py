@@ -28,43 +28,45 @@ import pulp
 from numpy.typing import NDArray
 
 from skyfx.solver.methods import mip_backend
-from skyfx.solver.methods.method import Answer, Bound, Task
+from skyfx.solver.methods.method import Bound, MethodUpdate, SearchState
 from skyfx.solver.problem.problem import Floats, Problem, UnitPlacement
-from skyfx.solver.problem.tolerances import PROVEN, UNDER
+from skyfx.solver.problem.tolerances import BOUND_SAFETY, OPTIMALITY_TOLERANCE
 
 __all__: list[str] = ["phases"]
 
 MAX_BLOCK = 64
 
 
-def phases(task: Task) -> Iterator[Answer]:
+def phases(task: SearchState) -> Iterator[MethodUpdate]:
     """Find and prove the best plan of a chain of repeated blocks where moving is free."""
     problem = task.problem
     if fault := _fault(problem):
-        yield Answer(says=fault)
+        yield MethodUpdate(says=fault)
         return
     blocks = Blocks.of(problem)
     if blocks is None:
-        yield Answer(says="no repeated blocks")
+        yield MethodUpdate(says="no repeated blocks")
         return
     says = f"{blocks.begin}..{blocks.end} of {problem.num_units} units in blocks of {blocks.size}"
     low, high = task.bound.value, task.bottleneck_s
     if not math.isfinite(high):
         high = float(blocks.time_s.sum(axis=1).min())
-    while high > low * (1 + max(PROVEN, task.limits.gap)):
-        middle = high * (1 - PROVEN / 2) if high < low * (1 + NEAR) else (low + high) / 2
+    while high > low * (1 + max(OPTIMALITY_TOLERANCE, task.limits.gap)):
+        middle = (
+            high * (1 - OPTIMALITY_TOLERANCE / 2) if high < low * (1 + NEAR) else (low + high) / 2
+        )
         program = Program(blocks, middle)
         answer = mip_backend.minimise(program.lp, {}, time_limit_s=task.limits.left_s, gap=0.0)
         if answer.infeasible:
-            low = middle * UNDER
-            yield Answer(bound=Bound(low, "phases of repeated blocks"), says=says)
+            low = middle * BOUND_SAFETY
+            yield MethodUpdate(bound=Bound(low, "phases of repeated blocks"), says=says)
         elif answer.values is None:
             return
         else:
             stages = program.plan(answer.values)
             reached = math.inf if stages is None else problem.cost(stages).bottleneck_s
             high = min(middle, reached)
-            yield Answer(stages=stages, interrupted=answer.interrupted, says=says)
+            yield MethodUpdate(stages=stages, interrupted=answer.interrupted, says=says)
 
 
 NEAR = 1e-4
@@ -151,7 +153,7 @@ class Program:
     """The integer program for one T."""
 
     def __init__(self, blocks: Blocks, bottleneck: float) -> None:
-        self.blocks, self.bottleneck = blocks, bottleneck / UNDER
+        self.blocks, self.bottleneck = blocks, bottleneck / BOUND_SAFETY
         self.reach = blocks.reach(self.bottleneck)
         self.first = blocks.from_start(self.bottleneck)
         self.last = blocks.to_end(self.bottleneck)

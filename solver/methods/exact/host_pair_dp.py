@@ -26,10 +26,10 @@ from numpy.typing import NDArray
 from skyfx.solver.methods.ideals.device_states import MAX_STATES, States
 from skyfx.solver.methods.ideals.order_ideals import Ideals
 from skyfx.solver.methods.limits import Limits
-from skyfx.solver.methods.method import Answer, Bound, Task
+from skyfx.solver.methods.method import Bound, MethodUpdate, SearchState
 from skyfx.solver.problem.infeasibility import nothing_fits
 from skyfx.solver.problem.problem import Floats, Problem, UnitPlacement
-from skyfx.solver.problem.tolerances import UNDER
+from skyfx.solver.problem.tolerances import BOUND_SAFETY
 
 __all__: list[str] = ["pairs"]
 
@@ -40,34 +40,36 @@ MAX_CELLS = 2_000_000
 MAX_PAIRS = 4_000_000
 
 
-def pairs(task: Task) -> Iterator[Answer]:
+def pairs(task: SearchState) -> Iterator[MethodUpdate]:
     """Find and prove the best plan where values go through the host's memory."""
     problem, states = task.problem, States.number(task.problem)
     if problem.assumptions.communication != "host" or states > MAX_STATES:
-        yield Answer(says="only for host and few kinds of devices")
+        yield MethodUpdate(says="only for host and few kinds of devices")
         return
     ideals = Ideals.of(problem, min(MAX_IDEALS, MAX_CELLS // states))
     if ideals is None:
-        yield Answer(says=f"too many ideals, with {states} states of devices")
+        yield MethodUpdate(says=f"too many ideals, with {states} states of devices")
         return
     says = f"{len(ideals)} ideals x {states} states of devices"
     stages = Stages.of(problem, ideals, States(problem))
     if stages is None:
-        yield Answer(says=f"{says}: too many pairs")
+        yield MethodUpdate(says=f"{says}: too many pairs")
         return
     yield from _optimum(task, Program(stages, task.limits), f"{says}, {len(stages.before)} stages")
 
 
-def _optimum(task: Task, program: "Program", says: str) -> Iterator[Answer]:
+def _optimum(task: SearchState, program: "Program", says: str) -> Iterator[MethodUpdate]:
     assumptions = task.problem.assumptions
     bottleneck, stages = program.best(latency=False)
     if stages is None:
-        yield Answer(infeasible=nothing_fits(task.problem), says=says)
+        yield MethodUpdate(infeasible=nothing_fits(task.problem), says=says)
         return
     if assumptions.objective == "throughput":
-        yield Answer(stages=stages, bound=Bound(bottleneck * UNDER, "pairs of ideals"), says=says)
+        yield MethodUpdate(
+            stages=stages, bound=Bound(bottleneck * BOUND_SAFETY, "pairs of ideals"), says=says
+        )
         return
-    yield Answer(stages=stages, says=says)
+    yield MethodUpdate(stages=stages, says=says)
     rounds = assumptions.microbatches - 1 if assumptions.objective == "step" else 0
     best, at_most = task.problem.cost(stages).objective_value, math.inf
     while True:
@@ -76,12 +78,12 @@ def _optimum(task: Task, program: "Program", says: str) -> Iterator[Answer]:
             break
         cost = task.problem.cost(stages)
         best = min(best, cost.objective_value)
-        bound = Bound(min(best, latency + rounds * bottleneck) * UNDER, "pairs of ideals")
-        yield Answer(stages=stages, bound=bound, says=says)
-        at_most = cost.bottleneck_s * UNDER
+        bound = Bound(min(best, latency + rounds * bottleneck) * BOUND_SAFETY, "pairs of ideals")
+        yield MethodUpdate(stages=stages, bound=bound, says=says)
+        at_most = cost.bottleneck_s * BOUND_SAFETY
         if rounds == 0:
             return
-    yield Answer(bound=Bound(best * UNDER, "pairs of ideals"), says=says)
+    yield MethodUpdate(bound=Bound(best * BOUND_SAFETY, "pairs of ideals"), says=says)
 
 
 @dataclass(frozen=True)
@@ -147,7 +149,7 @@ class Stages:
         """Whether each stage fits the memory of a group's device at a position from the end."""
         limit = self.problem.memory_limit[self.states.groups[group][0]]
         need = self._between(self.problem.need_bytes(position)) + self.peak_bytes
-        fits: NDArray[np.bool_] = need <= limit / UNDER
+        fits: NDArray[np.bool_] = need <= limit / BOUND_SAFETY
         return fits
 
     def _between(self, of_unit: Floats) -> Floats:

@@ -19,10 +19,10 @@ from skyfx.solver.methods.exact.host_window_kernel import Boundaries, Devices, c
 from skyfx.solver.methods.ideals.bitset_ideals import BitIdeals
 from skyfx.solver.methods.ideals.device_states import States, prices
 from skyfx.solver.methods.limits import Limits
-from skyfx.solver.methods.method import Answer, Bound, Task
+from skyfx.solver.methods.method import Bound, MethodUpdate, SearchState
 from skyfx.solver.problem.infeasibility import nothing_fits
 from skyfx.solver.problem.problem import Floats, Problem, UnitPlacement, Value
-from skyfx.solver.problem.tolerances import PROVEN, UNDER
+from skyfx.solver.problem.tolerances import BOUND_SAFETY, OPTIMALITY_TOLERANCE
 
 __all__: list[str] = ["windows"]
 
@@ -40,23 +40,23 @@ RISE = 0.01
 """How far above what is proven T begins; each time twice as far."""
 
 
-def windows(task: Task) -> Iterator[Answer]:
+def windows(task: SearchState) -> Iterator[MethodUpdate]:
     """Find and prove the best bottleneck where values go through the host's memory."""
     problem, assumptions = task.problem, task.problem.assumptions
     states = math.prod(len(group) + 1 for group in problem.identical_devices)
     asked = (assumptions.communication, assumptions.objective) == ("host", "throughput")
     if not asked or states > MAX_STATES:
-        yield Answer(says="only for throughput in host and few kinds of devices")
+        yield MethodUpdate(says="only for throughput in host and few kinds of devices")
         return
     program = Program(problem, task.limits)
     if program.members is None:
-        yield Answer(says="too many ideals")
+        yield MethodUpdate(says="too many ideals")
         return
     if len(program.members) == 1:
-        yield Answer(stages=[(0, range(problem.num_units))], says="nothing costs anything")
+        yield MethodUpdate(stages=[(0, range(problem.num_units))], says="nothing costs anything")
         return
     low, rise = task.bound.value, RISE
-    highest = min(task.bottleneck_s * (1 - PROVEN / 2), program.endless_s)
+    highest = min(task.bottleneck_s * (1 - OPTIMALITY_TOLERANCE / 2), program.endless_s)
     middle = -1.0
     while middle < highest:
         middle = min(highest, low * (1 + rise) if low > 0 else math.inf)
@@ -65,15 +65,15 @@ def windows(task: Task) -> Iterator[Answer]:
         found = program.best(middle, low)
         says = f"{len(program.members)} ideals, {program.num_alive} in a window, x {states} states"
         if found is None:
-            yield Answer(says=f"{says}: more than there is room for")
+            yield MethodUpdate(says=f"{says}: more than there is room for")
             return
         value, stages = found
-        low, rise = max(low, min(value, middle) * UNDER), 2 * rise
-        yield Answer(stages=stages, bound=Bound(low, "windows of ideals"), says=says)
+        low, rise = max(low, min(value, middle) * BOUND_SAFETY), 2 * rise
+        yield MethodUpdate(stages=stages, bound=Bound(low, "windows of ideals"), says=says)
         if stages is not None:
             return
     if task.best is None:
-        yield Answer(infeasible=nothing_fits(problem))
+        yield MethodUpdate(infeasible=nothing_fits(problem))
 
 
 @dataclass
@@ -104,7 +104,7 @@ class Program:
 
         No plan is known to undercut `proven`, so the DP does not look for anything below.
         """
-        limit, full = bottleneck / UNDER, self.problem.assumptions.overlap == "full"
+        limit, full = bottleneck / BOUND_SAFETY, self.problem.assumptions.overlap == "full"
         devices = self._devices(limit)
         bounds, window = self._boundaries(devices)
         if not self.num_alive:
@@ -219,12 +219,12 @@ class Program:
             np.array([v.output_bytes for v, _ in self._values]),
             problem.peak_bytes[self._ideals.units],
             self._wires,
-            problem.memory_limit[[group[0] for group in groups]] / UNDER,
+            problem.memory_limit[[group[0] for group in groups]] / BOUND_SAFETY,
             np.array(live, dtype=float),
             np.array([sum(counts) for counts in self._counts]),
             np.array(more),
-            free @ self._price * (bottleneck / UNDER),
-            np.array(write) * UNDER,
+            free @ self._price * (bottleneck / BOUND_SAFETY),
+            np.array(write) * BOUND_SAFETY,
             self._price,
         )
 

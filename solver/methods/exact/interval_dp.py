@@ -23,7 +23,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from skyfx.solver.methods.method import Answer, Task
+from skyfx.solver.methods.method import MethodUpdate, SearchState
 from skyfx.solver.problem.coarsening import thin_cuts
 from skyfx.solver.problem.interval_tables import alive
 from skyfx.solver.problem.problem import Floats, Problem, Value
@@ -77,14 +77,14 @@ def interval_plan(problem: Problem, at_most: float, deadline: float = math.inf) 
     return best
 
 
-def intervals(task: Task) -> Iterator[Answer]:
+def intervals(task: SearchState) -> Iterator[MethodUpdate]:
     """Find the plan with the least bottleneck whose stages are intervals of the units' order."""
     relay = task.problem.assumptions.communication == "relay"
     if relay and task.best is not None and task.problem.num_devices > MAX_ORDERED_DEVICES:
-        yield Answer(says=f"only for up to {MAX_ORDERED_DEVICES} devices")
+        yield MethodUpdate(says=f"only for up to {MAX_ORDERED_DEVICES} devices")
         return
     stages = interval_plan(task.problem, task.bottleneck_s, task.limits.deadline)
-    yield Answer(stages=stages)
+    yield MethodUpdate(stages=stages)
 
 
 def _states(problem: Problem) -> Iterator[State]:

@@ -18,10 +18,10 @@ from skyfx.solver.methods.exact.level_dp import listed
 from skyfx.solver.methods.ideals.device_states import MAX_STATES, States
 from skyfx.solver.methods.ideals.order_ideals import Ideals
 from skyfx.solver.methods.ideals.relaxed_units import narrowed, work_of
-from skyfx.solver.methods.method import Answer, Bound, Task
+from skyfx.solver.methods.method import Bound, MethodUpdate, SearchState
 from skyfx.solver.problem.infeasibility import nothing_fits
-from skyfx.solver.problem.linear_extensions import graph_order, late_order
-from skyfx.solver.problem.tolerances import PROVEN, UNDER
+from skyfx.solver.problem.linear_extensions import depth_first_extension, graph_order
+from skyfx.solver.problem.tolerances import BOUND_SAFETY, OPTIMALITY_TOLERANCE
 
 __all__: list[str] = ["lattice", "lines"]
 
@@ -51,20 +51,20 @@ NEAR = 0.003
 """Distance of plan and bound from which on to look just below the plan."""
 
 
-def lines(task: Task) -> Iterator[Answer]:
+def lines(task: SearchState) -> Iterator[MethodUpdate]:
     """Find the best plans of which every stage is an interval of one order of the units."""
     problem, states = task.problem, States.number(task.problem)
     if problem.assumptions.communication != "relay" or states > MAX_STATES:
-        yield Answer(says="only for relay and few kinds of devices")
+        yield MethodUpdate(says="only for relay and few kinds of devices")
         return
     high = task.bottleneck_s
-    for order in (late_order(problem), graph_order(problem)):
+    for order in (depth_first_extension(problem), graph_order(problem)):
         program = Program(problem, Ideals.line(problem, order), States(problem), limits=task.limits)
         says = f"{len(program.ideals)} cuts x {states} states of devices"
         low = program.low_s(task)
         if not math.isfinite(high):
             shortest = program.shortest()
-            yield Answer(stages=shortest and shortest[1], says=says)
+            yield MethodUpdate(stages=shortest and shortest[1], says=says)
             high = program.high_s
         while high > low * (1 + LINE_GAP):
             middle = (low + high) / 2
@@ -73,31 +73,33 @@ def lines(task: Task) -> Iterator[Answer]:
                 low = middle
             else:
                 high = min(middle, problem.cost(stages).bottleneck_s)
-                yield Answer(stages=stages, says=says)
+                yield MethodUpdate(stages=stages, says=says)
 
 
-def lattice(task: Task) -> Iterator[Answer]:
+def lattice(task: SearchState) -> Iterator[MethodUpdate]:
     """Find the best plan of all, as far as units need not be put aside."""
     problem, states = task.problem, States.number(task.problem)
     if problem.assumptions.communication != "relay" or states > MAX_STATES:
-        yield Answer(says="only for relay and few kinds of devices")
+        yield MethodUpdate(says="only for relay and few kinds of devices")
         return
     cells = int(min(MAX_CELLS, CELLS_PER_S * task.limits.left_s))
     found = narrowed(problem, min(MAX_IDEALS, cells // states))
     if found is None:
-        yield Answer(says=f"too many ideals, with {states} states of devices")
+        yield MethodUpdate(says=f"too many ideals, with {states} states of devices")
         return
     ideals, aside = found
     says = f"{len(ideals)} ideals x {states} states of devices, {len(aside)} units put aside"
     much = work_of(problem, aside) > MUCH
     if much and listed(problem, task.limits):
-        yield Answer(says=f"{says}: too much work, as all ideals can be listed")
+        yield MethodUpdate(says=f"{says}: too much work, as all ideals can be listed")
         return
     program = Program(problem, ideals, States(problem), tuple(aside), task.limits)
     yield from _halve(task, program, says, hopeful=not much)
 
 
-def _halve(task: Task, program: Program, says: str, *, hopeful: bool) -> Iterator[Answer]:
+def _halve(
+    task: SearchState, program: Program, says: str, *, hopeful: bool
+) -> Iterator[MethodUpdate]:
     """Halve the interval between what is proven impossible and what may be possible.
 
     Plans are looked for where they are `hopeful`: hardly one holds if much work was put aside.
@@ -107,32 +109,32 @@ def _halve(task: Task, program: Program, says: str, *, hopeful: bool) -> Iterato
     if assumptions.objective != "throughput" or task.best is None:
         shortest = program.shortest()
         if shortest is None:
-            yield Answer(infeasible=nothing_fits(problem), says=says)
+            yield MethodUpdate(infeasible=nothing_fits(problem), says=says)
             return
-        yield Answer(stages=shortest[1], says=says)
+        yield MethodUpdate(stages=shortest[1], says=says)
         if assumptions.objective != "throughput":
-            latency_s, rounds = shortest[0] * UNDER, assumptions.microbatches - 1
+            latency_s, rounds = shortest[0] * BOUND_SAFETY, assumptions.microbatches - 1
         if assumptions.objective == "latency":
-            yield Answer(bound=Bound(latency_s, "ideals"), says=says)
+            yield MethodUpdate(bound=Bound(latency_s, "ideals"), says=says)
             return
     low, high = program.low_s(task), min(program.high_s, task.bottleneck_s)
     reached = True  # whether a plan is known that keeps `high`
     nothing = low == 0  # whether T = 0 is still to be tried, as no multiple of it leads further
-    while high > low * (1 + PROVEN):
+    while high > low * (1 + OPTIMALITY_TOLERANCE):
         # Just below the best plan there may be none: then all is proven at once.
         below = reached and high < low * (1 + NEAR)
         risen = low * (1 + RISE) if low > 0 else 0.0 if nothing else math.inf
         risen = risen if hopeful else max(risen, FAR * task.bottleneck_s)
-        middle = high * (1 - PROVEN / 2) if below else min((low + high) / 2, risen)
+        middle = high * (1 - OPTIMALITY_TOLERANCE / 2) if below else min((low + high) / 2, risen)
         nothing = False
         if not program.possible(middle):
-            low = middle * UNDER
-            yield Answer(bound=Bound(latency_s + rounds * low, "ideals"), says=says)
+            low = middle * BOUND_SAFETY
+            yield MethodUpdate(bound=Bound(latency_s + rounds * low, "ideals"), says=says)
             continue
         stages = program.plan(middle) if hopeful else None
         bottleneck = math.inf if stages is None else problem.cost(stages).bottleneck_s
         reached = bottleneck <= middle
         high = min(middle, bottleneck)
-        yield Answer(stages=stages, says=says)
+        yield MethodUpdate(stages=stages, says=says)
         if not reached and program.aside and high < low * (1 + CLOSE):
             return  # what was put aside hides more than is between the two

@@ -28,7 +28,15 @@ from typing import Any
 import numpy as np
 from numba import njit
 
-__all__: list[str] = ["BUSY", "OVERFLOW", "SHORTEST", "STEP", "fill", "trace", "whole"]
+__all__: list[str] = [
+    "BUSY",
+    "OVERFLOW",
+    "SHORTEST",
+    "STEP",
+    "backtrack",
+    "complete_labels",
+    "propagate",
+]
 
 BUSY, SHORTEST, STEP = 0, 1, 2
 """What labels sum: weighted time beyond T, latency alone, or latency within T."""
@@ -38,7 +46,9 @@ NONE = -1
 
 
 @njit(cache=True)
-def fill(part: Any, rules: Any, states: Any, covers: Any, costs: Any, pool: Any, cells: Any) -> int:
+def propagate(
+    part: Any, rules: Any, states: Any, covers: Any, costs: Any, pool: Any, cells: Any
+) -> int:
     """Make the labels of some states for one T.
 
     Args:
@@ -77,7 +87,7 @@ def fill(part: Any, rules: Any, states: Any, covers: Any, costs: Any, pool: Any,
                     longer, larger = t[label] + time[g, unit], m[label] + need[p, unit]
                     if longer <= rules[0] and larger <= limit[g]:
                         num = _add(open_, num, longer, a[label], larger, label)
-            num = _thin(open_, _within(rules, costs, open_, num, g, s, i), width, rules)
+            num = _reduce(open_, _prune(rules, costs, open_, num, g, s, i), width, rules)
             if used + num > len(t):
                 return OVERFLOW
             for x in range(num):
@@ -159,7 +169,7 @@ def _add(open_: Any, num: int, t: float, a: float, m: float, back: int) -> int:
 
 
 @njit(cache=True)
-def _within(rules: Any, costs: Any, open_: Any, num: int, g: int, s: int, i: int) -> int:
+def _prune(rules: Any, costs: Any, open_: Any, num: int, g: int, s: int, i: int) -> int:
     """Keep the labels that leave enough weighted time for the units in ideal i."""
     ts, as_, ms, backs = open_
     if rules[3] == SHORTEST:
@@ -174,7 +184,7 @@ def _within(rules: Any, costs: Any, open_: Any, num: int, g: int, s: int, i: int
 
 
 @njit(cache=True)
-def _thin(open_: Any, num: int, width: int, rules: Any) -> int:
+def _reduce(open_: Any, num: int, width: int, rules: Any) -> int:
     """At most `width` labels: of the two nearest one is left, or the least of both.
 
     What is near is by t; with STEP by both sums, which are seconds of latency alike.
@@ -205,7 +215,7 @@ def _thin(open_: Any, num: int, width: int, rules: Any) -> int:
 
 
 @njit(cache=True)
-def whole(rules: Any, states: Any, costs: Any, pool: Any, cells: Any, labels: Any) -> int:
+def complete_labels(rules: Any, states: Any, costs: Any, pool: Any, cells: Any, labels: Any) -> int:
     """List whole plans in `labels`, those with the least of the mode's sum first; how many."""
     t, a, _, _ = pool
     start, count = cells
@@ -227,7 +237,7 @@ def whole(rules: Any, states: Any, costs: Any, pool: Any, cells: Any, labels: An
 
 
 @njit(cache=True)
-def trace(label: int, states: Any, covers: Any, pool: Any, cells: Any, path: Any) -> int:
+def backtrack(label: int, states: Any, covers: Any, pool: Any, cells: Any, path: Any) -> int:
     """Write the cells `(state, ideal)` of a plan to `path`, first stage first; returns how many."""
     start, count = cells
     first, above, _ = covers

@@ -10,14 +10,21 @@ import numpy as np
 from numpy.typing import NDArray
 
 from skyfx.solver.methods.bounds.simple_bounds import largest_unit
-from skyfx.solver.methods.exact.label_kernel import BUSY, OVERFLOW, SHORTEST, fill, trace, whole
+from skyfx.solver.methods.exact.label_kernel import (
+    BUSY,
+    OVERFLOW,
+    SHORTEST,
+    backtrack,
+    complete_labels,
+    propagate,
+)
 from skyfx.solver.methods.ideals.device_states import States, prices
 from skyfx.solver.methods.ideals.order_ideals import Ideals
 from skyfx.solver.methods.ideals.relaxed_charges import Charges
 from skyfx.solver.methods.limits import Limits
-from skyfx.solver.methods.method import Task
+from skyfx.solver.methods.method import SearchState
 from skyfx.solver.problem.problem import Floats, Problem, UnitPlacement
-from skyfx.solver.problem.tolerances import UNDER
+from skyfx.solver.problem.tolerances import BOUND_SAFETY
 
 __all__: list[str] = ["Program"]
 
@@ -60,7 +67,7 @@ class Program:
         sums = (np.empty(self.pool) for _ in range(3))
         self._pool: Any = (*sums, np.empty(self.pool, dtype=np.int32))
 
-    def low_s(self, task: Task) -> float:
+    def low_s(self, task: SearchState) -> float:
         """A bottleneck that no plan undercuts."""
         throughput = task.problem.assumptions.objective == "throughput"
         return (task.bound if throughput else largest_unit(task.problem)).value
@@ -89,10 +96,10 @@ class Program:
         return float(self.states.time_s[:, self.aside].min(axis=0).sum())
 
     def _rules(self, bottleneck: float) -> Rules:
-        """T, the weighted work put aside, and the cost model, as `labels.fill` wants them."""
-        aside = sum(strand.weight for strand in self._charges.strands) * UNDER
+        """T, the weighted work put aside, and the cost model, as `labels.propagate` wants them."""
+        aside = sum(strand.weight for strand in self._charges.strands) * BOUND_SAFETY
         full = self.problem.assumptions.overlap == "full"
-        return bottleneck / UNDER, aside, full, BUSY
+        return bottleneck / BOUND_SAFETY, aside, full, BUSY
 
     def _labels(self, rules: Rules, width: int, *, proof: bool) -> NDArray[np.int64]:
         """The labels of whole plans."""
@@ -101,7 +108,9 @@ class Program:
         while not self._fill((*rules, width, proof), costs):
             width = self._most_labels = max(1, width // 2)
         labels = np.empty(CANDIDATES, dtype=np.int64)
-        return labels[: whole(rules, self._tables, costs, self._pool, self._cells, labels)]
+        return labels[
+            : complete_labels(rules, self._tables, costs, self._pool, self._cells, labels)
+        ]
 
     def _fill(self, rules: tuple[Any, ...], costs: tuple[Any, ...]) -> bool:
         """Fill all cells, with a look at the clock now and then; returns whether all had room."""
@@ -109,7 +118,7 @@ class Program:
         num, used, step = len(self.states.all), 0, max(1, CELLS // len(self.ideals))
         for first in range(0, num, step):
             self.limits.check()
-            used = fill((first, min(first + step, num), used), rules, *tables)
+            used = propagate((first, min(first + step, num), used), rules, *tables)
             if used == OVERFLOW:
                 return False
         return True
@@ -120,7 +129,7 @@ class Program:
         found: list[tuple[float, UnitPlacement]] = []
         for label in labels:
             tables = (self._tables, self.ideals.covers, self._pool, self._cells, path)
-            length = trace(label, *tables)
+            length = backtrack(label, *tables)
             stages = self._placement(path[:length].tolist(), bottleneck)
             found.append((self.problem.cost(stages).objective_value, stages))
         found.sort(key=lambda plan: plan[0])
@@ -149,7 +158,7 @@ class Program:
         bottleneck, _, _, mode = rules
         weight = self._price if self.aside else np.zeros(len(self._price))
         with np.errstate(over="ignore"):  # room without end is right
-            room = self._room(self._price) * bottleneck / UNDER
+            room = self._room(self._price) * bottleneck / BOUND_SAFETY
         time = self.states.time_s if mode == SHORTEST else self._time_s
         times = (time, self._move_s, need, limit, weight, self._rest, room)
         return (*times, *self._aside_behind)
@@ -161,7 +170,7 @@ class Program:
     @cached_property
     def _time_s(self) -> Floats:
         """Seconds of each unit with what it is charged for, a little less for a proof, `(G, n)`."""
-        time: Floats = self.states.time_s + self._charges.time_s * UNDER
+        time: Floats = self.states.time_s + self._charges.time_s * BOUND_SAFETY
         return time
 
     @cached_property
@@ -175,8 +184,8 @@ class Program:
             around = [self.ideals.around(i) for i in strand.units]
             can = ~np.any([holds[after].any(axis=0) for _, after in around], axis=0)
             must = ~np.any([holds[before].all(axis=0) for before, _ in around], axis=0)
-            most += strand.weight / UNDER * can
-            least += strand.weight * UNDER * must
+            most += strand.weight / BOUND_SAFETY * can
+            least += strand.weight * BOUND_SAFETY * must
         return most, least
 
     def _weights(self, units: Sequence[int]) -> Floats:
@@ -207,7 +216,7 @@ class Program:
         if problem.memory_binds:  # otherwise labels need not differ in it
             for position in range(1, problem.num_devices + 1):
                 need[position] = problem.need_bytes(position)
-        return need, limit / UNDER
+        return need, limit / BOUND_SAFETY
 
     @cached_property
     def _price(self) -> Floats:

@@ -26,9 +26,9 @@ from skyfx.solver.methods.ideals.bitset_ideals import BitIdeals
 from skyfx.solver.methods.ideals.bitset_kernels import covers
 from skyfx.solver.methods.ideals.device_states import States, prices
 from skyfx.solver.methods.limits import Limits
-from skyfx.solver.methods.method import Answer, Bound, Candidate, Task
+from skyfx.solver.methods.method import Bound, Candidate, MethodUpdate, SearchState
 from skyfx.solver.problem.problem import Floats, Problem, UnitPlacement
-from skyfx.solver.problem.tolerances import PROVEN, UNDER
+from skyfx.solver.problem.tolerances import BOUND_SAFETY, OPTIMALITY_TOLERANCE
 
 __all__: list[str] = ["all_ideals", "listed", "many_ideals"]
 
@@ -49,12 +49,12 @@ RISE = 0.1
 """How far T may rise above what is proven: the larger T, the less falls out of the windows."""
 
 
-def all_ideals(task: Task) -> Iterator[Answer]:
+def all_ideals(task: SearchState) -> Iterator[MethodUpdate]:
     """Find and prove the best bottleneck, where all ideals can be listed and are few."""
     yield from _within(task, QUICK_CELLS)
 
 
-def many_ideals(task: Task) -> Iterator[Answer]:
+def many_ideals(task: SearchState) -> Iterator[MethodUpdate]:
     """The same with many ideals; `lattice` is quicker where little has to be put aside."""
     yield from _within(task, MAX_CELLS)
 
@@ -67,19 +67,21 @@ def listed(problem: Problem, limits: Limits) -> bool:
     return _says(Program(problem, States(problem), limits, MAX_CELLS))[0]
 
 
-def _within(task: Task, most_cells: int) -> Iterator[Answer]:
+def _within(task: SearchState, most_cells: int) -> Iterator[MethodUpdate]:
     problem = task.problem
     asked = (problem.assumptions.communication, problem.assumptions.objective)
     few = States.number(problem) <= MAX_STATES
     if asked != ("relay", "throughput") or not few or task.best is None:
-        yield Answer(says="only for throughput in relay and few kinds of devices, from a plan")
+        yield MethodUpdate(
+            says="only for throughput in relay and few kinds of devices, from a plan"
+        )
         return
     program = Program(problem, States(problem), task.limits, most_cells)
     few, says = _says(program)
     if few:
         yield from _halve(task, program, says)
     else:
-        yield Answer(says=says)
+        yield MethodUpdate(says=says)
 
 
 def _says(program: "Program") -> tuple[bool, str]:
@@ -92,23 +94,23 @@ def _says(program: "Program") -> tuple[bool, str]:
     return max(sizes) * states <= MAX_LEVEL, says
 
 
-def _halve(task: Task, program: "Program", says: str) -> Iterator[Answer]:
+def _halve(task: SearchState, program: "Program", says: str) -> Iterator[MethodUpdate]:
     """Halve the interval between what is proven impossible and what is possible."""
     low, high, reached = task.bound.value, task.bottleneck_s, True
     zero = low == 0  # whether T = 0 is still to be tried, as no multiple of it leads further
-    while high > low * (1 + PROVEN):
+    while high > low * (1 + OPTIMALITY_TOLERANCE):
         if reached and high < low * (1 + NEAR):
             # Just below the best plan there may be none: then all is proven at once.
-            middle = high * (1 - PROVEN / 2)
+            middle = high * (1 - OPTIMALITY_TOLERANCE / 2)
         else:
             middle = 0.0 if zero else min((low + high) / 2, low * (1 + RISE) or math.inf)
         zero = False
         stages = program.plan(middle)
         if stages is None:
-            low = middle * UNDER
-            yield Answer(bound=Bound(low, "all ideals"), says=says)
+            low = middle * BOUND_SAFETY
+            yield MethodUpdate(bound=Bound(low, "all ideals"), says=says)
             continue
-        yield Answer(stages=stages, says=says)
+        yield MethodUpdate(stages=stages, says=says)
         found = Candidate.of(task.problem, stages)
         if found is None:
             return  # it does not fit: more cannot be proven without memory
@@ -136,7 +138,7 @@ class Program:
 
     def plan(self, bottleneck: float) -> UnitPlacement | None:
         """A plan with no stage above `bottleneck`, or None: then there is none."""
-        costs, full = self._costs(bottleneck / UNDER), self._full
+        costs, full = self._costs(bottleneck / BOUND_SAFETY), self._full
         levels, num = self._levels, len(self.states.all)
         how: list[Any] = []
         above = np.full((1, num), np.inf)
@@ -144,7 +146,10 @@ class Program:
             size = len(levels[depth][3])
             least = np.empty((size, num))
             how.append(np.zeros((size, num), dtype=np.uint8))
-            rules, step = (bottleneck / UNDER, full, depth == len(levels) - 1), 1 + PART // num
+            rules, step = (
+                (bottleneck / BOUND_SAFETY, full, depth == len(levels) - 1),
+                1 + PART // num,
+            )
             for begin in range(0, size, step):
                 self.limits.check()
                 part = (begin, min(begin + step, size))
@@ -233,8 +238,8 @@ class Program:
         used = np.array([counts for counts, _ in states.all]) @ price
         whole = np.array([len(group) for group in states.groups]) @ price
         with np.errstate(over="ignore"):  # room without end is right
-            left = (whole - used + price[states.group]) * (bottleneck / UNDER)
-            used = used * (bottleneck / UNDER)
+            left = (whole - used + price[states.group]) * (bottleneck / BOUND_SAFETY)
+            used = used * (bottleneck / BOUND_SAFETY)
         return Costs(
             states.group,
             *states.following,

@@ -25,10 +25,10 @@ from skyfx.solver.methods.exact.label_tables import Program
 from skyfx.solver.methods.ideals.device_states import MAX_STATES, States
 from skyfx.solver.methods.ideals.order_ideals import Ideals
 from skyfx.solver.methods.ideals.relaxed_units import narrowed
-from skyfx.solver.methods.method import Answer, Bound, Candidate, Task
-from skyfx.solver.problem.linear_extensions import graph_order, late_order
+from skyfx.solver.methods.method import Bound, Candidate, MethodUpdate, SearchState
+from skyfx.solver.problem.linear_extensions import depth_first_extension, graph_order
 from skyfx.solver.problem.problem import Floats, UnitPlacement
-from skyfx.solver.problem.tolerances import PROVEN, UNDER
+from skyfx.solver.problem.tolerances import BOUND_SAFETY, OPTIMALITY_TOLERANCE
 
 __all__: list[str] = ["step_lines", "steps"]
 
@@ -48,30 +48,30 @@ FINE = 1e-3
 """Intervals of less than so much of T are not halved."""
 
 
-def step_lines(task: Task) -> Iterator[Answer]:
+def step_lines(task: SearchState) -> Iterator[MethodUpdate]:
     """Find the best plans of which every stage is an interval of one order of the units."""
     problem, states = task.problem, States.number(task.problem)
     if not _asked(task, states):
-        yield Answer(says="only for steps in relay and few kinds of devices, from a plan")
+        yield MethodUpdate(says="only for steps in relay and few kinds of devices, from a plan")
         return
-    for order in (late_order(problem), graph_order(problem)):
+    for order in (depth_first_extension(problem), graph_order(problem)):
         ideals = Ideals.line(problem, order)
         program = StepProgram(problem, ideals, States(problem), limits=task.limits)
         says = f"{len(ideals)} cuts x {states} states of devices"
         for answer in _Halving(task, program, says).run():
-            yield Answer(stages=answer.stages, says=says)
+            yield MethodUpdate(stages=answer.stages, says=says)
 
 
-def steps(task: Task) -> Iterator[Answer]:
+def steps(task: SearchState) -> Iterator[MethodUpdate]:
     """Find and prove the best step of all, as far as units need not be put aside."""
     problem, states = task.problem, States.number(task.problem)
     if not _asked(task, states):
-        yield Answer(says="only for steps in relay and few kinds of devices, from a plan")
+        yield MethodUpdate(says="only for steps in relay and few kinds of devices, from a plan")
         return
     cells = int(min(MAX_CELLS, CELLS_PER_S * task.limits.left_s))
     found = narrowed(problem, max(cells // states, problem.num_units))
     if found is None:
-        yield Answer(says=f"too many ideals, with {states} states of devices")
+        yield MethodUpdate(says=f"too many ideals, with {states} states of devices")
         return
     ideals, aside = found
     says = f"{len(ideals)} ideals x {states} states of devices, {len(aside)} units put aside"
@@ -79,7 +79,7 @@ def steps(task: Task) -> Iterator[Answer]:
     yield from _Halving(task, program, says).run()
 
 
-def _asked(task: Task, states: int) -> bool:
+def _asked(task: SearchState, states: int) -> bool:
     assumptions = task.problem.assumptions
     asked = (assumptions.communication, assumptions.objective)
     return asked == ("relay", "step") and states <= MAX_STATES and task.best is not None
@@ -94,14 +94,14 @@ class StepProgram(Program):
         None: none of them has a latency below `most_s`.
         """
         full = self.problem.assumptions.overlap == "full"
-        rules = (bottleneck / UNDER, self._aside_s - most_s / UNDER, full, STEP)
+        rules = (bottleneck / BOUND_SAFETY, self._aside_s - most_s / BOUND_SAFETY, full, STEP)
         self._most_labels = WIDTH  # what was too wide for another T may not be for this one
         labels = self._labels(rules, WIDTH, proof=True)
         stages = self._best(labels, bottleneck)
         if stages is None:
             return None
         t, a, _, _ = self._pool
-        return float((t[labels] + a[labels]).min()) * UNDER + self._aside_s, stages
+        return float((t[labels] + a[labels]).min()) * BOUND_SAFETY + self._aside_s, stages
 
     def _costs(self, rules: tuple[float, float, bool, int]) -> tuple[Any, ...]:
         bottleneck, mode = rules[0], rules[3]
@@ -109,9 +109,9 @@ class StepProgram(Program):
             return super()._costs(rules)
         need, limit = self._memory
         extra = max(self._prices, key=lambda y: self._least_s(y, bottleneck))
-        rest = self._weighted(extra) @ self.ideals.holds * UNDER
+        rest = self._weighted(extra) @ self.ideals.holds * BOUND_SAFETY
         nothing = np.zeros(len(self.ideals))
-        room = self._room(extra) * bottleneck / UNDER
+        room = self._room(extra) * bottleneck / BOUND_SAFETY
         costs = self.states.time_s, self._move_s, need, limit, 1 + extra, rest, room
         return *costs, nothing, nothing
 
@@ -145,7 +145,7 @@ class _Between:
 class _Halving:
     """Intervals of T, the one with the least bound first."""
 
-    def __init__(self, task: Task, program: StepProgram, says: str) -> None:
+    def __init__(self, task: SearchState, program: StepProgram, says: str) -> None:
         assert task.best is not None
         self._task, self._program, self._says = task, program, says
         self._waits = task.problem.assumptions.microbatches - 1
@@ -153,21 +153,21 @@ class _Halving:
         self._highest = 0.0
         self._open: list[_Between] = []
 
-    def run(self) -> Iterator[Answer]:
+    def run(self) -> Iterator[MethodUpdate]:
         """Until no interval can have a plan that is better by more than the gap."""
         shortest = self._program.shortest()
         if shortest is None:
             return
         yield self._heard(shortest[1])
-        low, latency_s = bottleneck_bound(self._task.problem).value, shortest[0] * UNDER
+        low, latency_s = bottleneck_bound(self._task.problem).value, shortest[0] * BOUND_SAFETY
         if self._waits == 0:
-            yield Answer(bound=Bound(latency_s, "steps"), says=self._says)
+            yield MethodUpdate(bound=Bound(latency_s, "steps"), says=self._says)
             return
         self._highest = (self._best - latency_s) / self._waits
         self._push(low, self._highest, latency_s)
         while True:
             bound = min([self._target, *(one.bound for one in self._open[:1])])
-            yield Answer(bound=Bound(bound, "steps"), says=self._says)
+            yield MethodUpdate(bound=Bound(bound, "steps"), says=self._says)
             if bound == self._target:
                 return
             between = heapq.heappop(self._open)
@@ -185,20 +185,20 @@ class _Halving:
     @property
     def _target(self) -> float:
         """What a plan has to be below to be worth finding."""
-        return self._best / (1 + max(self._task.limits.gap, PROVEN))
+        return self._best / (1 + max(self._task.limits.gap, OPTIMALITY_TOLERANCE))
 
     def _push(self, low: float, high: float, latency_s: float) -> None:
-        bound = (latency_s + self._waits * low) * UNDER
+        bound = (latency_s + self._waits * low) * BOUND_SAFETY
         heapq.heappush(self._open, _Between(bound, low, high, latency_s))
 
-    def _heard(self, stages: UnitPlacement) -> Answer:
+    def _heard(self, stages: UnitPlacement) -> MethodUpdate:
         found = Candidate.of(self._task.problem, stages)
         if found is not None:
             self._best = min(self._best, found.value)
-        return Answer(stages=stages, says=self._says)
+        return MethodUpdate(stages=stages, says=self._says)
 
     def _reached(self, high: float, latency_s: float, stages: UnitPlacement) -> float:
         """Where the plan with that latency is: from there to `high` no other has less."""
         cost = self._task.problem.cost(stages)
-        exact = cost.latency_s <= latency_s / UNDER**3 and cost.bottleneck_s <= high
+        exact = cost.latency_s <= latency_s / BOUND_SAFETY**3 and cost.bottleneck_s <= high
         return cost.bottleneck_s if exact else high

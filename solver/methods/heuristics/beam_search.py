@@ -21,9 +21,9 @@ from numba import njit
 
 from skyfx.solver.methods.heuristics.first_fit import filled
 from skyfx.solver.methods.limits import Limits
-from skyfx.solver.methods.method import Answer, Task
+from skyfx.solver.methods.method import MethodUpdate, SearchState
 from skyfx.solver.problem.interval_tables import assign, earnings, line, move, running, shares
-from skyfx.solver.problem.linear_extensions import late_order
+from skyfx.solver.problem.linear_extensions import depth_first_extension
 from skyfx.solver.problem.problem import Problem, UnitPlacement
 
 __all__: list[str] = ["beam"]
@@ -40,21 +40,21 @@ MAX_CHILDREN = 1 << 21
 """States that the widest beam's may lead to."""
 
 
-def beam(task: Task) -> Iterator[Answer]:
+def beam(task: SearchState) -> Iterator[MethodUpdate]:
     """Find plans of many devices, in relay, better and better until the beam is at its widest."""
     problem = task.problem
     if problem.assumptions.communication != "relay" or problem.num_devices < 2:
-        yield Answer(says="only for relay and several devices")
+        yield MethodUpdate(says="only for relay and several devices")
         return
     search = _Search(problem, task.limits)
     if not search.of.w[:, -1].min() > 0:
-        yield Answer(says="nothing takes any time")
+        yield MethodUpdate(says="nothing takes any time")
         return
     low, high = task.bound.value, min(task.bottleneck_s, search.most_s)
     if task.best is None:
         first = filled(problem, search.order, search.most_s, task.limits)
         high = search.most_s if first is None else first.cost.bottleneck_s
-        yield Answer(
+        yield MethodUpdate(
             stages=None if first is None else first.stages, says="devices filled one by one"
         )
     aim = min(low * (1 + task.limits.gap), high)
@@ -65,7 +65,9 @@ def beam(task: Task) -> Iterator[Answer]:
         reached = math.inf if stages is None else problem.cost(stages).bottleneck_s
         if reached < high:
             found, high, step = found + 1, reached, min(MAX_STEP, 1.5 * step)
-            yield Answer(stages=stages, says=f"beams of {width}, {found} of {tried} found a plan")
+            yield MethodUpdate(
+                stages=stages, says=f"beams of {width}, {found} of {tried} found a plan"
+            )
         elif step > LAST_STEP:  # also where the search thinks better of a plan than the cost model
             step /= 2
         elif not search.cut:
@@ -109,7 +111,7 @@ class _Search:
     """The line of units, and the room for a beam's states."""
 
     def __init__(self, problem: Problem, limits: Limits) -> None:
-        self.problem, self.limits, self.order = problem, limits, late_order(problem)
+        self.problem, self.limits, self.order = problem, limits, depth_first_extension(problem)
         of = line(problem, self.order)
         self.of = of._replace(limit=of.limit - problem.peak_bytes.max())
         self.earned = running(shares(problem)[self.order])

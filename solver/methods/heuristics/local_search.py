@@ -17,7 +17,7 @@ import numpy as np
 
 from skyfx.solver.methods.exact.level_dp import listed
 from skyfx.solver.methods.heuristics.local_search_kernel import Tables, shift
-from skyfx.solver.methods.method import Answer, Candidate, Task
+from skyfx.solver.methods.method import Candidate, MethodUpdate, SearchState
 from skyfx.solver.problem.problem import Problem, UnitPlacement
 
 __all__: list[str] = ["shifting", "wandering"]
@@ -44,10 +44,10 @@ MAX_UNITS, MAX_STAGES = 8000, 256
 """Beyond that a cooling touches each too rarely, and takes too long."""
 
 
-def shifting(task: Task) -> Iterator[Answer]:
+def shifting(task: SearchState) -> Iterator[MethodUpdate]:
     """Improve the best plan so far, near to it."""
     if fault := _fault(task):
-        yield Answer(says=fault)
+        yield MethodUpdate(says=fault)
         return
     search = _Search(task)
     for _ in range(COOLINGS):
@@ -55,20 +55,20 @@ def shifting(task: Task) -> Iterator[Answer]:
         yield from search.cool(*_plan(task.problem, search.best), HOT)
         if search.best.value == before:
             break
-    yield Answer(says=f"{search.moves} moves")
+    yield MethodUpdate(says=f"{search.moves} moves")
 
 
-def wandering(task: Task) -> Iterator[Answer]:
+def wandering(task: SearchState) -> Iterator[MethodUpdate]:
     """Improve the best plan so far from plans that begin or end with another device.
 
     That device has nothing to do at first; what it had goes to the stage beside it. The slowest
     come first: masks and position biases are work for them, before all that reads these.
     """
     if fault := _fault(task):
-        yield Answer(says=fault)
+        yield MethodUpdate(says=fault)
         return
     if listed(task.problem, task.limits):
-        yield Answer(says="all ideals can be listed")
+        yield MethodUpdate(says="all ideals can be listed")
         return
     search = _Search(task)
     until_s = task.limits.left_s * (1 - PART)
@@ -79,10 +79,10 @@ def wandering(task: Task) -> Iterator[Answer]:
         devices, stage_of = search.elsewhere(slowest[tour % len(slowest)])
         yield from search.cool(devices, stage_of, HOTTER)
         says = f"{search.moves} moves from {tour + 1} other orders"
-        yield Answer(says=says)
+        yield MethodUpdate(says=says)
 
 
-def _fault(task: Task) -> str:
+def _fault(task: SearchState) -> str:
     """Why the methods have nothing to say; empty where they have."""
     problem, assumptions = task.problem, task.problem.assumptions
     if assumptions.communication != "relay" or assumptions.objective != "throughput":
@@ -97,14 +97,14 @@ def _fault(task: Task) -> str:
 class _Search:
     """The best plan, and the tables for moves."""
 
-    def __init__(self, task: Task) -> None:
+    def __init__(self, task: SearchState) -> None:
         assert task.best is not None
         self.task, self.problem, self.best = task, task.problem, task.best
         self.tables = _tables(task.problem)
         self.random = np.random.default_rng(task.limits.seed)
         self.moves = 0
 
-    def cool(self, devices: Any, stage_of: Any, hot: float) -> Iterator[Answer]:
+    def cool(self, devices: Any, stage_of: Any, hot: float) -> Iterator[MethodUpdate]:
         """Cool down once from a plan."""
         for done in range(0, ROUNDS, CHUNK):
             if self.task.limits.left_s <= 0:
@@ -115,7 +115,7 @@ class _Search:
             found = Candidate.of(self.problem, _placement(devices, stage_of))
             if found is not None and found.value < self.best.value:
                 self.best = found
-                yield Answer(stages=found.stages, says=f"{self.moves} moves")
+                yield MethodUpdate(stages=found.stages, says=f"{self.moves} moves")
 
     def elsewhere(self, d: int) -> tuple[Any, Any]:
         """The best plan with a device put first, now and then last, with nothing to do."""

@@ -25,14 +25,14 @@ from skyfx.solver.methods.bounds.simple_bounds import bottleneck_bound
 from skyfx.solver.methods.heuristics.annealing import Cooling, anneal
 from skyfx.solver.methods.ideals.device_states import MAX_STATES, States
 from skyfx.solver.methods.limits import TimeUpError
-from skyfx.solver.methods.method import Answer, Candidate, Task
+from skyfx.solver.methods.method import Candidate, MethodUpdate, SearchState
 from skyfx.solver.problem.coarsening import MAX_UNITS
 from skyfx.solver.problem.interval_tables import line, move
-from skyfx.solver.problem.linear_extensions import late_order
+from skyfx.solver.problem.linear_extensions import depth_first_extension
 from skyfx.solver.problem.problem import Problem, UnitPlacement
-from skyfx.solver.problem.tolerances import UNDER
+from skyfx.solver.problem.tolerances import BOUND_SAFETY
 
-__all__: list[str] = ["Cutter", "cutting"]
+__all__: list[str] = ["OrderSplitter", "cutting"]
 
 HOT, COLD, MOVES = 0.01, 1e-4, 5000
 """Temperatures in parts of the objective, and how many orders are tried."""
@@ -49,11 +49,11 @@ FINE = 1e-4
 Order = tuple[int, ...]
 
 
-class Cutter:
+class OrderSplitter:
     """The tables of a problem's units in one order."""
 
     def __init__(self, problem: Problem) -> None:
-        self.problem, self.order = problem, late_order(problem)
+        self.problem, self.order = problem, depth_first_extension(problem)
         of = line(problem, self.order)
         self.of = of._replace(limit=of.limit - problem.peak_bytes.max())
         self._full = problem.assumptions.overlap == "full"
@@ -65,7 +65,7 @@ class Cutter:
             devices: in pipeline order, each of them once; some may stay without units.
             bottleneck: T.
         """
-        rules = (bottleneck / UNDER, self._full)
+        rules = (bottleneck / BOUND_SAFETY, self._full)
         latency, start, before = cheapest(np.array(devices), *rules, self.of)
         k = int(latency[:, -1].argmin())
         if not math.isfinite(latency[k, -1]):
@@ -78,11 +78,11 @@ class Cutter:
         return stages[::-1]
 
 
-def cutting(task: Task) -> Iterator[Answer]:
+def cutting(task: SearchState) -> Iterator[MethodUpdate]:
     """Find better cuts for the best plan's order of many devices, and for orders near it."""
     problem = task.problem
     if problem.assumptions.communication != "relay" or States.number(problem) <= MAX_STATES:
-        yield Answer(says="only for relay and many kinds of devices")
+        yield MethodUpdate(says="only for relay and many kinds of devices")
         return
     search = _Search(task)
     for devices in search.orders():
@@ -99,15 +99,17 @@ def cutting(task: Task) -> Iterator[Answer]:
 class _Search:
     """The best plan so far, and how it is come by from an order of the devices."""
 
-    def __init__(self, task: Task) -> None:
+    def __init__(self, task: SearchState) -> None:
         self.task, self.best, self.tried = task, task.best, 0
-        self.cutter = Cutter(task.problem)
+        self.cutter = OrderSplitter(task.problem)
         self.random = np.random.default_rng(task.limits.seed)
 
-    def answer(self) -> Answer:
+    def answer(self) -> MethodUpdate:
         """What has been found."""
         stages = None if self.best is None else self.best.stages
-        return Answer(stages=stages, says=f"{self.tried} orders of the devices and bottlenecks")
+        return MethodUpdate(
+            stages=stages, says=f"{self.tried} orders of the devices and bottlenecks"
+        )
 
     def orders(self) -> Iterator[Order]:
         """Those to begin with: the fastest first, and the best plan's with the others behind."""
@@ -208,7 +210,7 @@ def cheapest(devices: Any, bottleneck: float, full: bool, of: Any) -> tuple[Any,
         devices: in pipeline order, `(K,)`.
         bottleneck: T.
         full: whether moves overlap with computing.
-        of: `Line`.
+        of: `IntervalTables`.
 
     Returns:
         The latency, where the stage begins, and the stage before it or -1, each `(K, n + 1)`.
@@ -219,7 +221,11 @@ def cheapest(devices: Any, bottleneck: float, full: bool, of: Any) -> tuple[Any,
     before = np.zeros((num, n + 1), dtype=np.int64)
     for k in range(num):
         d = devices[k]
-        w, need, limit = of.w[d], of.need[min(len(of.need), num - k) - 1], of.limit[d] / UNDER
+        w, need, limit = (
+            of.w[d],
+            of.need[min(len(of.need), num - k) - 1],
+            of.limit[d] / BOUND_SAFETY,
+        )
         for i in range(n):
             came, received, last = (0.0 if i == 0 else math.inf), 0.0, -1
             for q in range(k if i > 0 else 0):

@@ -22,11 +22,11 @@ import numpy as np
 from skyfx.solver.methods.ideals.device_states import States
 from skyfx.solver.problem.problem import Floats, Problem
 
-__all__: list[str] = ["Charges", "Strand"]
+__all__: list[str] = ["Charges", "RelaxedTree"]
 
 
 @dataclass(frozen=True, slots=True)
-class Strand:
+class RelaxedTree:
     """Units put aside that stay together in the accounts, and the weighted work left of them."""
 
     units: tuple[int, ...]
@@ -38,7 +38,7 @@ class Charges:
     """Seconds charged to each unit on each group's devices, `(G, n)`, and what is left."""
 
     time_s: Floats
-    strands: tuple[Strand, ...]
+    strands: tuple[RelaxedTree, ...]
 
     @classmethod
     def of(cls, problem: Problem, states: States, aside: Sequence[int], price: Floats) -> "Charges":
@@ -51,11 +51,11 @@ class Charges:
         for unit in sorted(aside, reverse=True):
             reader = tree.reader[unit]
             if reader is None or (reader in inside and not tree.whole[reader]):
-                strands.append(Strand((unit,), float(tree.least[unit])))
+                strands.append(RelaxedTree((unit,), float(tree.least[unit])))
                 tree.whole[unit] = False
             elif reader not in inside:
                 charged[:, reader] += tree.charge[unit]
-                strands.append(Strand(tuple(tree.units[unit]), tree.rest(unit)))
+                strands.append(RelaxedTree(tuple(tree.units[unit]), tree.rest(unit)))
         return cls(charged, tuple(strands))
 
 

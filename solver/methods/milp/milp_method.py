@@ -5,10 +5,10 @@ from collections.abc import Iterator
 
 from skyfx.solver.methods import mip_backend
 from skyfx.solver.methods.limits import Progress
-from skyfx.solver.methods.method import Answer, Bound, Task
+from skyfx.solver.methods.method import Bound, MethodUpdate, SearchState
 from skyfx.solver.methods.milp import formulation
 from skyfx.solver.problem.infeasibility import nothing_fits
-from skyfx.solver.problem.tolerances import PROVEN
+from skyfx.solver.problem.tolerances import OPTIMALITY_TOLERANCE
 
 __all__: list[str] = ["integer_program"]
 
@@ -19,19 +19,19 @@ MAX_ROWS = 100_000
 """With more, HiGHS would look at the clock too rarely, and prove nothing."""
 
 
-def integer_program(task: Task) -> Iterator[Answer]:
+def integer_program(task: SearchState) -> Iterator[MethodUpdate]:
     """Solve the integer program, unless writing it down alone would pass the time limit."""
     problem, limits = task.problem, task.limits
     # Writing the program down takes time of its own, and cannot be stopped half-way.
     rows = problem.num_units * problem.num_devices**2
     size = f"{problem.num_units} units x {problem.num_devices} devices"
     if rows > MAX_ROWS or rows / ROWS_PER_S > limits.left_s:
-        yield Answer(says=f"{size} are too many to write down in good time")
+        yield MethodUpdate(says=f"{size} are too many to write down in good time")
         return
     scale = (task.best.cost.bottleneck_s if task.best else task.bound.value) or 1.0
     model = formulation.build(problem, scale)
     if task.best is not None and problem.assumptions.objective == "throughput":
-        model.bottleneck.upBound = 1 + PROVEN
+        model.bottleneck.upBound = 1 + OPTIMALITY_TOLERANCE
     answer = mip_backend.minimise(
         model.lp,
         model.start(task.best.stages) if task.best else {},
@@ -41,7 +41,7 @@ def integer_program(task: Task) -> Iterator[Answer]:
         solver=limits.solver,
         progress=_scaled(task, scale),
     )
-    yield Answer(
+    yield MethodUpdate(
         stages=None if answer.values is None else model.placement(answer.values),
         bound=Bound(answer.bound * scale, "integer program"),
         infeasible=nothing_fits(problem) if answer.infeasible and answer.values is None else "",
@@ -50,7 +50,7 @@ def integer_program(task: Task) -> Iterator[Answer]:
     )
 
 
-def _scaled(task: Task, scale: float) -> Progress | None:
+def _scaled(task: SearchState, scale: float) -> Progress | None:
     """Tell the best plan and bound there are, not only those of the integer program itself."""
     tell = task.limits.progress
     best = math.inf if task.best is None else task.best.value

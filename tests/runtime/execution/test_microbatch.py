@@ -5,7 +5,7 @@ import torch
 from transformers import BatchEncoding
 from transformers.modeling_outputs import SequenceClassifierOutput
 
-from skyfx.runtime.execution.microbatch import Batch, OutputForm
+from skyfx.runtime.execution.microbatch import Batch, OutputSpec
 
 
 def test_tensors_of_the_batch_size_are_split_and_everything_else_goes_whole() -> None:
@@ -56,7 +56,7 @@ def test_what_cannot_be_split_is_refused(
 
 def test_outputs_come_back_in_the_models_own_form() -> None:
     returned = SequenceClassifierOutput(logits=torch.ones(2, 3), hidden_states=(torch.ones(2),))
-    form, tensors = OutputForm.of({"a": returned, "n": 3, "cache": object()})
+    form, tensors = OutputSpec.of({"a": returned, "n": 3, "cache": object()})
     gathered = form.gather([tensors, [2 * x for x in tensors]], [2, 2])
     assert isinstance(gathered["a"], SequenceClassifierOutput)
     assert gathered["a"].logits.tolist() == [[1] * 3] * 2 + [[2] * 3] * 2
@@ -66,7 +66,7 @@ def test_outputs_come_back_in_the_models_own_form() -> None:
 
 
 def test_an_output_without_a_batch_dimension_is_kept_if_equal_and_refused_if_not() -> None:
-    form, _ = OutputForm.of(torch.zeros(()))
+    form, _ = OutputSpec.of(torch.zeros(()))
     same = [[torch.tensor(1.0)], [torch.tensor(1.0)]]
     assert form.gather(same, [2, 2]) == 1
     with pytest.raises(ValueError, match=r"output 0 of the model has shape .* no batch dimension"):

@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from skyfx.runtime.rng.mt19937 import JUMP, N, holds_normal, numbers_between, skipped
+from skyfx.runtime.rng.mt19937 import JUMP, N, advance, distance, holds_normal
 
 BLOCK = 2**20
 
@@ -29,8 +29,8 @@ def drawn(state: Tensor, numbers: int) -> Tensor:
 def test_skipping_is_as_good_as_drawing(seed: int, first: int, second: int) -> None:
     begin = drawn(seeded(seed), first)
     end = drawn(begin, second)
-    assert torch.equal(skipped(begin, second), end)
-    assert numbers_between(begin, end) == second
+    assert torch.equal(advance(begin, second), end)
+    assert distance(begin, end) == second
 
 
 @pytest.mark.parametrize("first", [0, 1, N // 2, N])
@@ -38,19 +38,19 @@ def test_skipping_is_as_good_as_drawing(seed: int, first: int, second: int) -> N
 def test_so_is_jumping(first: int, more: int) -> None:
     begin, numbers = drawn(seeded(3), first), JUMP * N + more
     end = drawn(begin, numbers)
-    assert torch.equal(skipped(begin, numbers), end)
-    assert numbers_between(begin, end) == numbers
+    assert torch.equal(advance(begin, numbers), end)
+    assert distance(begin, end) == numbers
 
 
 def test_two_jumps_are_one() -> None:
     far, further = 10**12 + 1, 3 * 10**12 + 5
-    twice = skipped(skipped(seeded(4), far), further)
-    assert torch.equal(twice, skipped(seeded(4), far + further))
+    twice = advance(advance(seeded(4), far), further)
+    assert torch.equal(twice, advance(seeded(4), far + further))
 
 
 def test_no_numbers_lie_between_unrelated_states() -> None:
-    assert numbers_between(seeded(1), seeded(2)) is None
-    assert numbers_between(drawn(seeded(1), 5), drawn(seeded(1), 3)) is None
+    assert distance(seeded(1), seeded(2)) is None
+    assert distance(drawn(seeded(1), 5), drawn(seeded(1), 3)) is None
 
 
 def test_a_normal_number_in_a_state_is_seen_and_kept() -> None:
@@ -59,6 +59,6 @@ def test_a_normal_number_in_a_state_is_seen_and_kept() -> None:
     torch.randn(1, generator=generator)
     state = generator.get_state()
     assert holds_normal(state)
-    assert holds_normal(skipped(state, 1000))
+    assert holds_normal(advance(state, 1000))
     torch.randn(1, generator=generator)
     assert not holds_normal(generator.get_state())

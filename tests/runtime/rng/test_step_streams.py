@@ -150,7 +150,7 @@ def test_a_loss_may_draw_beside_the_stages() -> None:
     assert split(noisy, 5, 3, "gpipe") == split(noisy, 5, 1, "gpipe")
 
 
-class Whole(nn.Module):
+class LeafSelection(nn.Module):
     """Its middle stays whole: a branch on a value, and dropout beside it."""
 
     def __init__(self) -> None:
@@ -169,7 +169,9 @@ class Branching(nn.Module):
 
 def test_with_the_models_own_python_in_it_the_plan_still_does_not_matter() -> None:
     def whole() -> Case:
-        return Case(Whole(), torch.randn(BATCH, 8), torch.randn(BATCH, 8), functional.mse_loss)
+        return Case(
+            LeafSelection(), torch.randn(BATCH, 8), torch.randn(BATCH, 8), functional.mse_loss
+        )
 
     assert split(whole, 2, 3) == split(whole, 2, 1)
 

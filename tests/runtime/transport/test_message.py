@@ -5,7 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from skyfx.runtime.transport.message import ALIGNMENT, Form, Layout
+from skyfx.runtime.transport.message import ALIGNMENT, MessageLayout, TensorSpec
 
 DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.int64, torch.bool, torch.uint8)
 
@@ -24,9 +24,9 @@ def values(draw: st.DrawFn) -> Tensor | None:
 
 @given(st.lists(values(), max_size=5))
 def test_a_message_gives_back_what_was_packed(sent: list[Tensor | None]) -> None:
-    message = Layout.of(sent).pack(sent)
-    forms = [None if x is None else Form.of(x) for x in sent]
-    received = Layout(forms).unpack(message)  # the receiver knows the forms alone
+    message = MessageLayout.of(sent).pack(sent)
+    forms = [None if x is None else TensorSpec.of(x) for x in sent]
+    received = MessageLayout(forms).unpack(message)  # the receiver knows the forms alone
     for found, expected in zip(received, sent, strict=True):
         if expected is None:
             assert found is None
@@ -41,13 +41,13 @@ def test_a_message_gives_back_what_was_packed(sent: list[Tensor | None]) -> None
 
 
 def test_a_value_that_has_room_may_still_be_missing() -> None:
-    layout = Layout([Form((2,), torch.float32), Form((3,), torch.float32)])
+    layout = MessageLayout([TensorSpec((2,), torch.float32), TensorSpec((3,), torch.float32)])
     first, second = layout.unpack(layout.pack([None, torch.ones(3)]))
     assert first is None
     assert second is not None
 
 
 def test_nothing_to_send_is_known_beforehand() -> None:
-    assert Layout([]).is_empty
-    assert Layout([None, None]).is_empty
-    assert Layout([None, None]).unpack(None) == [None, None]
+    assert MessageLayout([]).is_empty
+    assert MessageLayout([None, None]).is_empty
+    assert MessageLayout([None, None]).unpack(None) == [None, None]

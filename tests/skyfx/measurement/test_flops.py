@@ -10,10 +10,10 @@ from torch.utils.flop_counter import FlopCounterMode
 import skyfx
 from skyfx.devices.resolve import resolve
 from skyfx.measurement.flops import counted
-from skyfx.measurement.measure import OnType, assembled, price
-from skyfx.runtime.execution.microbatch import Batch, OutputForm
+from skyfx.measurement.measure import TypeMeasurement, assembled, price
+from skyfx.runtime.execution.microbatch import Batch, OutputSpec
 from skyfx.solver import Graph
-from skyfx.solver.core.graph import Measured
+from skyfx.solver.core.graph import DeviceCalibration
 from skyfx.tracing.capture import Capture, capture
 from tests.runtime.test_exactness import mixture
 from tests.support import models
@@ -25,7 +25,9 @@ from tests.support.models import BATCH, Case
 def priced(captured: Capture) -> Graph:
     """The graph, without stretches of it having been timed."""
     prices = price(captured, PLACE, lambda done, total: None)
-    return assembled(captured, {"cpu": OnType(prices, Measured(type="cpu", spread=0.0))})
+    return assembled(
+        captured, {"cpu": TypeMeasurement(prices, DeviceCalibration(type="cpu", spread=0.0))}
+    )
 
 
 def totals(graph: Graph) -> tuple[float, float]:
@@ -41,7 +43,7 @@ def unsplit(case: Case, *, training: bool) -> tuple[int, int]:
         returned = case.model(*args, **kwargs)
     if not training:
         return forward.get_total_flops(), 0
-    outputs = [x for x in OutputForm.of(returned)[1] if x.requires_grad]
+    outputs = [x for x in OutputSpec.of(returned)[1] if x.requires_grad]
     with FlopCounterMode(display=False) as backward:
         torch.autograd.backward(outputs, [torch.ones_like(x) for x in outputs])
     return forward.get_total_flops(), backward.get_total_flops()

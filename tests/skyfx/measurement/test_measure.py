@@ -106,11 +106,11 @@ def test_a_call_takes_at_least_what_it_takes() -> None:
 def test_a_call_keeps_what_autograd_saves() -> None:
     x, y = torch.ones(8), torch.ones(8)
     product = measure_call(torch.mul, (x, y), {}, [True, True], training=True, num_threads=1)
-    assert (product.keeps_inputs, product.keeps_outputs, product.keeps_bytes) == ((0, 1), (), 0)
+    assert (product.saves_inputs, product.saves_outputs, product.saves_bytes) == ((0, 1), (), 0)
     root = measure_call(torch.exp, (x,), {}, [True], training=True, num_threads=1)
-    assert (root.keeps_inputs, root.keeps_outputs, root.keeps_bytes) == ((), (0,), 0)
+    assert (root.saves_inputs, root.saves_outputs, root.saves_bytes) == ((), (0,), 0)
     none = measure_call(torch.mul, (x, y), {}, [False, False], training=True, num_threads=1)
-    assert none.keeps_inputs == none.keeps_outputs == ()
+    assert none.saves_inputs == none.saves_outputs == ()
     assert none.backward_s is None
 
 

@@ -10,7 +10,7 @@ from torch.nn import functional
 
 import skyfx
 from skyfx.devices.resolve import resolve
-from skyfx.passes.planner_graph import outline
+from skyfx.passes.planner_graph import to_planner_graph
 from skyfx.solver import Assumptions, Plan, solve, validate
 from skyfx.tracing.capture import capture
 from tests.support import unsplit_reference
@@ -87,7 +87,7 @@ def loss_fn(outputs: tuple[Tensor, Tensor], targets: Tensor) -> Tensor:
 
 def random_plan(model: nn.Module, batch: Tensor, draw: st.DrawFn, num_devices: int) -> Plan:
     """The best plan for times drawn at random: in effect, a random valid plan."""
-    graph = outline(capture(model, batch[:SIZE]))
+    graph = to_planner_graph(capture(model, batch[:SIZE]))
     nodes = tuple(
         node if node.op in ("input", "get_attr") else replace(node, forward_s={"cpu": seconds})
         for node in graph.nodes

@@ -6,7 +6,7 @@ from torch import Tensor, nn
 
 import skyfx
 from skyfx.passes.aliasing import colocation
-from skyfx.passes.planner_graph import outline
+from skyfx.passes.planner_graph import to_planner_graph
 from skyfx.solver.errors import CaptureError
 from skyfx.tracing.capture import Capture, capture
 from tests.support import models, unsplit_reference
@@ -42,7 +42,7 @@ def test_equal_operators_have_equal_names_in_both_modes_and_all_shapes() -> None
 
 
 def test_tied_weights_are_one_node_that_all_their_readers_read() -> None:
-    graph = outline(capture(models.gpt2().model, models.gpt2().batch))
+    graph = to_planner_graph(capture(models.gpt2().model, models.gpt2().batch))
     (shared,) = [node for node in graph.nodes if node.op == "get_attr"]
     readers = [node.id for node in graph.nodes if shared.id in node.inputs]
     assert shared.parameter_bytes == shared.output_bytes == 100 * 32 * 4
@@ -52,7 +52,7 @@ def test_tied_weights_are_one_node_that_all_their_readers_read() -> None:
 def test_every_parameter_counts_once() -> None:
     for build in CASES.values():
         case = build()
-        graph = outline(capture(case.model, case.batch))
+        graph = to_planner_graph(capture(case.model, case.batch))
         parameters = sum(p.numel() * 4 for p in case.model.parameters())
         buffers = sum(b.numel() * b.element_size() for b in case.model.buffers())
         total = sum(node.parameter_bytes for node in graph.nodes)

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 from torch.utils.checkpoint import checkpoint
 
-from skyfx.passes.planner_graph import outline
+from skyfx.passes.planner_graph import to_planner_graph
 from skyfx.solver.errors import CaptureError, StageError
 from skyfx.tracing.capture import Capture, capture
 from skyfx.tracing.leaf_calls import leaf_of
@@ -167,11 +167,15 @@ def test_its_parameters_belong_to_its_node_and_those_of_a_method_do_not() -> Non
         def forward(self, x: Tensor) -> Tensor:
             return self.last(self.middle(self.first(x)))
 
-    nodes = {n.id: n for n in outline(capture(Once(Branch()), torch.randn(SIZE, WIDTH))).nodes}
+    nodes = {
+        n.id: n for n in to_planner_graph(capture(Once(Branch()), torch.randn(SIZE, WIDTH))).nodes
+    }
     own = sum(x.numel() * x.element_size() for x in Branch().state_dict().values())
     assert nodes["middle.forward"].parameter_bytes == own
     assert nodes["middle.forward"].op == "submodule.forward"
-    method = {n.id: n for n in outline(capture(OwnMethod(), torch.randn(SIZE, WIDTH))).nodes}
+    method = {
+        n.id: n for n in to_planner_graph(capture(OwnMethod(), torch.randn(SIZE, WIDTH))).nodes
+    }
     assert method["forward"].parameter_bytes == 0
     assert {"first.linear", "last.linear"} < method.keys()
 

@@ -9,7 +9,7 @@ import pytest
 from skyfx.solver import Assumptions, Device, Plan, solve
 from skyfx.solver.analysis.cluster_changes import Change
 from skyfx.solver.analysis.html_report import Run, page
-from skyfx.solver.analysis.scenarios import followed, outlooks
+from skyfx.solver.analysis.scenarios import followed, scenarios
 from tests.support.cli_runner import SOLVE
 from tests.support.cli_runner import Run as Command
 from tests.support.planning_instances import cluster, graph, node
@@ -17,7 +17,7 @@ from tests.support.planning_instances import cluster, graph, node
 VOID = {"meta", "br", "img", "hr", "link", "input"}
 
 
-class Seen(HTMLParser):
+class RecordedCall(HTMLParser):
     """Tags with their attributes, and the text; fails where tags do not match."""
 
     def __init__(self, text: str) -> None:
@@ -68,9 +68,9 @@ def planned(**fields: object) -> Plan:
     return solve(MODEL, PAIR, asked).plan
 
 
-def drawn(plan: Plan, sentences: tuple[str, ...] = ()) -> Seen:
+def drawn(plan: Plan, sentences: tuple[str, ...] = ()) -> RecordedCall:
     done = followed(MODEL, PAIR, plan).done
-    return Seen(page(MODEL, PAIR, plan, [Run("predicted", done)], sentences))
+    return RecordedCall(page(MODEL, PAIR, plan, [Run("predicted", done)], sentences))
 
 
 @pytest.mark.parametrize("overlap", ["none", "full"])
@@ -92,7 +92,7 @@ def test_a_measured_step_is_drawn_on_the_same_scale() -> None:
     done = followed(MODEL, PAIR, plan).done
     slower = [replace(x, began_s=2 * x.began_s, ended_s=2 * x.ended_s) for x in done]
     runs = [Run("predicted", done), Run("measured", slower)]
-    seen = Seen(page(MODEL, PAIR, plan, runs, ()))
+    seen = RecordedCall(page(MODEL, PAIR, plan, runs, ()))
     hatched = [found["width"] for tag, found in seen.tags if found.get("fill") == "url(#hatch)"]
     assert len(hatched) == 2 * 2 * 4
     predicted, measured = (sorted(map(float, map(str, x))) for x in (hatched[:8], hatched[8:]))
@@ -146,9 +146,9 @@ def test_what_does_not_fit_is_said() -> None:
 def test_what_might_be_stands_in_a_table() -> None:
     plan = planned()
     changes = [Change.of("drop two", MODEL), Change.of("slow two x2", MODEL)]
-    found = list(outlooks(MODEL, PAIR, plan, changes))
+    found = list(scenarios(MODEL, PAIR, plan, changes))
     done = followed(MODEL, PAIR, plan).done
-    texts = Seen(page(MODEL, PAIR, plan, [Run("predicted", done)], (), found)).texts
+    texts = RecordedCall(page(MODEL, PAIR, plan, [Run("predicted", done)], (), found)).texts
     begin = texts.index("What if")
     assert texts[begin + 1 : begin + 7] == [
         *("what if", "this plan", "another plan", "its stages", "drop two", "stage 1 is on two"),
@@ -160,7 +160,7 @@ def test_the_command_writes_it_and_not_over_another(skyfx: Command, folder: Path
     assert skyfx(*SOLVE, "-o", "p.plan.json", "-q").returncode == 0
     done = skyfx("report", "p.plan.json", "-o", "p.html")
     assert (done.returncode, done.stdout, done.stderr) == (0, "", "skyfx: wrote p.html\n")
-    seen = Seen((folder / "p.html").read_text())
+    seen = RecordedCall((folder / "p.html").read_text())
     assert "Stage 0 on one binds: 1 s a micro-batch, 1 s computing." in seen.texts
     assert {"drop one", "drop two"} <= set(seen.texts)
     again = skyfx("report", "p.plan.json", "-o", "p.html")

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from skyfx.solver.core.schedule import Action, Kind, Orders, forwards, live_counts, orders
+from skyfx.solver.core.schedule import Action, Kind, Orders, forwards, in_flight_counts, orders
 
 CAPACITY = 2
 """Values that may wait between two stages in inference (`runtime/execution/workers.py`)."""
@@ -27,7 +27,7 @@ def with_stages(actions: Orders) -> list[str]:
 
 
 def of_schedule(schedule: str, num_stages: int, m: int) -> Orders:
-    return orders(live_counts(schedule, num_stages, m), m, names(num_stages))
+    return orders(in_flight_counts(schedule, num_stages, m), m, names(num_stages))
 
 
 def names(num_stages: int, num_devices: int | None = None) -> list[str]:

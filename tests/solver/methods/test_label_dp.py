@@ -13,7 +13,7 @@ from skyfx.solver.methods.exact.label_tables import Program
 from skyfx.solver.methods.ideals.device_states import States
 from skyfx.solver.methods.ideals.relaxed_units import narrowed
 from skyfx.solver.methods.limits import Limits
-from skyfx.solver.methods.method import Candidate, Task
+from skyfx.solver.methods.method import Candidate, SearchState
 from skyfx.solver.problem.problem import Problem
 from tests.support.planning_instances import all_plans, assumptions, cases, clusters, graphs
 
@@ -25,7 +25,7 @@ def run(g: Graph, c: Cluster, a: Assumptions) -> tuple[float | None, float]:
     problem = Problem(g, c, a)
     known = simple_bound(problem)
     best, bound = None, known.value
-    for answer in lattice(Task(problem, None, known, Limits())):
+    for answer in lattice(SearchState(problem, None, known, Limits())):
         if answer.infeasible:
             return None, float("inf")
         found = Candidate.of(problem, answer.stages)

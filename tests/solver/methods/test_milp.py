@@ -32,7 +32,7 @@ def fits_anywhere(problem: Problem) -> bool:
     return bool((problem.time_s.min(axis=0) < float("inf")).all())
 
 
-def minimise(model: formulation.Model, start: dict[str, float]) -> mip_backend.Answer:
+def minimise(model: formulation.Model, start: dict[str, float]) -> mip_backend.MipAnswer:
     return mip_backend.minimise(model.lp, start, time_limit_s=60.0, gap=0.0)
 
 

@@ -13,11 +13,11 @@ from benchmarks.planner.instances import unlike_chain
 from skyfx.solver import Assumptions, Cluster, Device, Graph, solve, validate
 from skyfx.solver.methods.bounds.memory_dual import sharing
 from skyfx.solver.methods.bounds.simple_bounds import simple_bound
-from skyfx.solver.methods.heuristics.order_split import Cutter, cutting
+from skyfx.solver.methods.heuristics.order_split import OrderSplitter, cutting
 from skyfx.solver.methods.limits import Limits
-from skyfx.solver.methods.method import Candidate, Task
+from skyfx.solver.methods.method import Candidate, SearchState
 from skyfx.solver.problem.coarsening import refined, sliced, thin_cuts
-from skyfx.solver.problem.linear_extensions import late_order
+from skyfx.solver.problem.linear_extensions import depth_first_extension
 from skyfx.solver.problem.problem import Problem
 from tests.support.independent_validator import referee_faults
 from tests.support.planning_instances import (
@@ -44,7 +44,7 @@ def test_an_order_of_a_chain_is_cut_as_well_as_can_be(
     problem = Problem(g, c, a)
     within = random.choice([math.inf, *(cost.bottleneck_s for cost in plans)])
     best = min(cost.latency_s for cost in plans if cost.bottleneck_s <= within)
-    cutter = Cutter(problem)
+    cutter = OrderSplitter(problem)
     found = [cutter.plan(order, within) for order in permutations(range(problem.num_devices))]
     fit = [one for stages in found if (one := Candidate.of(problem, stages)) is not None]
     kept = [one.cost.latency_s for one in fit if one.cost.bottleneck_s <= within * (1 + 1e-6)]
@@ -61,7 +61,7 @@ def test_no_plan_beats_the_prices_of_memory(g: Graph, c: Cluster, a: Assumptions
     if best is None:
         return
     problem = Problem(g, c, a)
-    for answer in sharing(Task(problem, None, simple_bound(problem), Limits())):
+    for answer in sharing(SearchState(problem, None, simple_bound(problem), Limits())):
         if answer.bound is not None:
             assert answer.bound.value <= best * (1 + 1e-9)
 
@@ -76,7 +76,7 @@ def test_what_does_not_fit_the_fastest_device_bounds_the_latency() -> None:
     )
     asked = Assumptions(mode="inference", objective="latency", microbatches=1)
     problem = Problem(graph(units), Cluster(devices=devices), asked)
-    (answer,) = sharing(Task(problem, None, simple_bound(problem), Limits()))
+    (answer,) = sharing(SearchState(problem, None, simple_bound(problem), Limits()))
     assert answer.bound is not None
     assert answer.bound.value == pytest.approx(5.5 + 2.5 * 3)
 
@@ -126,9 +126,9 @@ def test_slices_are_cut_where_little_is_alive() -> None:
         for i in range(30)
     ]
     problem = Problem(graph(units), Cluster(devices=(Device(name="d", type="cpu"),)), Assumptions())
-    cuts = thin_cuts(problem, late_order(problem), 10)
+    cuts = thin_cuts(problem, depth_first_extension(problem), 10)
     assert cuts == [0, 1, 3, 6, 9, 12, 15, 18, 21, 24, 27, 30]
-    assert thin_cuts(problem, late_order(problem), 30) == list(range(31))
+    assert thin_cuts(problem, depth_first_extension(problem), 30) == list(range(31))
 
 
 @pytest.mark.parametrize("objective", ["throughput", "step", "latency"])
@@ -146,5 +146,5 @@ def test_a_long_model_on_many_unlike_devices_gets_more_than_the_heuristic(object
 def test_few_devices_are_left_to_the_exact_methods() -> None:
     g, c = unlike_chain(0, layers=2, num_devices=4)
     problem = Problem(g, c, Assumptions())
-    answers = list(cutting(Task(problem, None, simple_bound(problem), Limits())))
+    answers = list(cutting(SearchState(problem, None, simple_bound(problem), Limits())))
     assert [answer.says for answer in answers] == ["only for relay and many kinds of devices"]

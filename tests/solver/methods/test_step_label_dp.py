@@ -13,9 +13,9 @@ from skyfx.solver.methods.heuristics import baselines
 from skyfx.solver.methods.ideals.device_states import States
 from skyfx.solver.methods.ideals.relaxed_units import narrowed
 from skyfx.solver.methods.limits import Limits
-from skyfx.solver.methods.method import Candidate, Task
-from skyfx.solver.methods.portfolio import Search
-from skyfx.solver.problem.problem import OneLive, Problem
+from skyfx.solver.methods.method import Candidate, SearchState
+from skyfx.solver.methods.portfolio import Portfolio
+from skyfx.solver.problem.problem import OneInFlightProblem, Problem
 from tests.support.planning_instances import all_plans, assumptions, cases, clusters, graphs
 
 CLOSE = 1e-6
@@ -40,7 +40,7 @@ def run(problem: Problem, known: Candidate) -> tuple[float, float]:
     """The best value and the best bound of the method alone, from a plan."""
     simple = simple_bound(problem)
     best, bound = known.value, simple.value
-    for answer in steps(Task(problem, known, simple, Limits())):
+    for answer in steps(SearchState(problem, known, simple, Limits())):
         found = Candidate.of(problem, answer.stages)
         if found is not None:
             best = min(best, found.value)
@@ -103,8 +103,8 @@ def test_with_one_live_the_bound_holds_whatever_is_live(
         each = zip(placement, lasting, strict=True)
         if all((limit := limits[name]) is None or need <= limit for (name, _), need in each):
             steps_s.append(cost.step_s)
-    relaxed = OneLive(g, c, a)
+    relaxed = OneInFlightProblem(g, c, a)
     known = first(relaxed)
     if known is not None:
-        bound = Search(relaxed, Limits(time_limit_s=float("inf"), gap=0.01), known).run().bound
+        bound = Portfolio(relaxed, Limits(time_limit_s=float("inf"), gap=0.01), known).run().bound
         assert bound.value <= min(steps_s) * (1 + CLOSE)

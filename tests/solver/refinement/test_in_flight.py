@@ -10,9 +10,9 @@ from hypothesis import strategies as st
 from skyfx.solver import Assumptions, Cluster, Graph, Plan, solve, validate
 from skyfx.solver.core.cluster import Wire
 from skyfx.solver.core.plan import Schedule
-from skyfx.solver.core.schedule import Kind, live_counts, orders
+from skyfx.solver.core.schedule import Kind, in_flight_counts, orders
 from skyfx.solver.core.timeline import Timeline
-from skyfx.solver.costs.action_times import Message, Pace
+from skyfx.solver.costs.action_times import ActionTimes, Message
 from skyfx.solver.costs.cost_model import by_device, evaluate
 from skyfx.solver.costs.peak_memory import peak_bytes
 from skyfx.solver.costs.simulator import follow, simulate
@@ -34,14 +34,14 @@ from tests.support.planning_instances import (
 SCHEDULES: tuple[Schedule, ...] = ("generated", "tapered", "interleaved")
 
 
-def pace(*seconds: float, latency_s: float = 0.0, devices: int | None = None) -> Pace:
+def pace(*seconds: float, latency_s: float = 0.0, devices: int | None = None) -> ActionTimes:
     """Stages of so many seconds, a backward twice its forward; a message takes its latency."""
     num = len(seconds)
     names = tuple(f"d{k % (devices or num)}" for k in range(num))
     wire = Wire(bandwidth_bytes_per_s=1e12, latency_s=latency_s)
     pairs = list(itertools.pairwise(names))
     ports = dict.fromkeys(names, 1e12)
-    return Pace(
+    return ActionTimes(
         devices=names,
         seconds=tuple({Kind.FORWARD: s / 3, Kind.BACKWARD: 2 * s / 3} for s in seconds),
         forward=tuple(Message(a, b, wire, 1.0, True) for a, b in pairs),
@@ -97,12 +97,12 @@ def test_no_generated_step_is_longer_than_1f1bs(
     seconds: list[float], m: int, latency_s: float, at_most: int
 ) -> None:
     given_ = pace(*seconds, latency_s=latency_s)
-    usual = live_counts("1f1b", len(seconds), m)
-    longest = follow(given_, orders(usual, m, given_.devices)).step_s
+    search_assumptions = in_flight_counts("1f1b", len(seconds), m)
+    longest = follow(given_, orders(search_assumptions, m, given_.devices)).step_s
     found = generate(given_, m, lambda live, _: sum(live) <= at_most)
     assert found.first_step_s == longest
     assert found.step_s <= longest
-    assert found.live == usual or sum(found.live) <= at_most
+    assert found.live == search_assumptions or sum(found.live) <= at_most
     assert found.step_s == follow(given_, orders(found.live, m, given_.devices)).step_s
 
 
@@ -162,10 +162,12 @@ def peaks_by_device(g: Graph, c: Cluster, plan: Plan) -> dict[str, float]:
 
 def test_a_generated_plan_has_the_stages_of_the_best_one_and_says_how_many_are_live() -> None:
     g, c = uneven()
-    usual = solve(g, c, LONG).plan
+    search_assumptions = solve(g, c, LONG).plan
     plan = solve(g, c, replace(LONG, schedule="generated")).plan
-    assert [(s.device, s.nodes) for s in plan.stages] == [(s.device, s.nodes) for s in usual.stages]
-    assert plan.lower_bound == usual.lower_bound  # no memory binds
+    assert [(s.device, s.nodes) for s in plan.stages] == [
+        (s.device, s.nodes) for s in search_assumptions.stages
+    ]
+    assert plan.lower_bound == search_assumptions.lower_bound  # no memory binds
     placement = [(s.device, s.nodes) for s in plan.stages]
     before = simulate(g, c, placement, LONG).step_s
     assert plan.alternatives.simulated_1f1b_s == before
@@ -179,8 +181,8 @@ def test_a_generated_plan_has_the_stages_of_the_best_one_and_says_how_many_are_l
 @pytest.mark.parametrize("room", [1.15, 1.6])
 def test_peaks_stay_within_the_limits(schedule: Schedule, room: float) -> None:
     g, c = uneven()
-    usual = solve(g, c, LONG).plan
-    most = max(peaks_by_device(g, c, usual).values())
+    search_assumptions = solve(g, c, LONG).plan
+    most = max(peaks_by_device(g, c, search_assumptions).values())
     limited = replace(c, devices=tuple(replace(d, memory_bytes=room * most) for d in c.devices))
     plan = solve_within(g, limited, replace(LONG, schedule=schedule), solve).plan
     assert validate(g, limited, plan) == ()
@@ -192,9 +194,9 @@ def test_where_memory_is_short_the_stages_change_with_the_schedule() -> None:
     g, c = uneven()
     most = max(peaks_by_device(g, c, solve(g, c, LONG).plan).values())
     limited = replace(c, devices=tuple(replace(d, memory_bytes=0.7 * most) for d in c.devices))
-    usual = solve_within(g, limited, LONG, solve).plan
+    search_assumptions = solve_within(g, limited, LONG, solve).plan
     plan = solve_within(g, limited, replace(LONG, schedule="generated"), solve).plan
-    assert (len(usual.stages), len(plan.stages)) == (2, 3)
+    assert (len(search_assumptions.stages), len(plan.stages)) == (2, 3)
     assert plan.alternatives.simulated_1f1b_s == 348.0
     assert plan.simulated_s < 0.9 * 348.0
 
@@ -203,8 +205,8 @@ def test_an_interleaved_plan_visits_its_devices_in_turn_and_tells_what_1f1b_take
     g, c = uneven()
     fast = replace(c, default_link=None)
     plan = solve(g, fast, replace(LONG, microbatches=4, schedule="interleaved")).plan
-    usual = solve(g, fast, replace(LONG, microbatches=4)).plan
-    names = [s.device for s in usual.stages]
+    search_assumptions = solve(g, fast, replace(LONG, microbatches=4)).plan
+    names = [s.device for s in search_assumptions.stages]
     assert [s.device for s in plan.stages] == names * 2
     assert validate(g, fast, plan) == ()
     assert plan.simulated_s < (plan.alternatives.simulated_1f1b_s or 0.0)
@@ -229,12 +231,12 @@ def test_faults_of_live_counts_and_devices_are_found() -> None:
     assert "simulated_s: the plan says" in "\n".join(
         validate(g, c, replace(plan, simulated_s=2 * plan.simulated_s))
     )
-    usual = solve(g, c, LONG).plan
-    twice = replace(usual.stages[1], device=usual.stages[0].device)
+    search_assumptions = solve(g, c, LONG).plan
+    twice = replace(search_assumptions.stages[1], device=search_assumptions.stages[0].device)
     beside = replace(
-        usual,
-        stages=(usual.stages[0], twice, *usual.stages[2:]),
-        assumptions=replace(usual.assumptions, schedule="interleaved"),
+        search_assumptions,
+        stages=(search_assumptions.stages[0], twice, *search_assumptions.stages[2:]),
+        assumptions=replace(search_assumptions.assumptions, schedule="interleaved"),
     )
     assert "already holds stage 0 beside it" in "\n".join(validate(g, c, beside))
 

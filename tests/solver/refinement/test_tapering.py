@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from skyfx.solver import Assumptions, Cluster, Device, Graph, Link, solve, validate
-from skyfx.solver.costs.action_times import Pace
+from skyfx.solver.costs.action_times import ActionTimes
 from skyfx.solver.costs.simulator import simulate
 from skyfx.solver.problem.problem import Problem
 from skyfx.solver.refinement.cut_moves import line_of
@@ -54,7 +54,7 @@ def test_no_schedule_undercuts_what_its_stages_need(
     for live in (counts, [random.randint(1, a.microbatches)] * len(stages), None):
         step_s = simulate(g, c, placement, replace(a, schedule="1f1b"), live).step_s
         assert step_s >= least_s * (1 - 1e-9)
-    pace = Pace.of(g, c, placement, a)
+    pace = ActionTimes.of(g, c, placement, a)
     found = generate(pace, a.microbatches, lambda live, timeline: True)
     assert found.step_s >= least_s * (1 - 1e-9)
 
@@ -112,7 +112,7 @@ def test_a_slow_link_is_reckoned_with(overlap: str) -> None:
     g, c = chain(60, output_bytes=1e6, gradient_bytes=1e6), Cluster(devices=devices, links=links)
     asked = replace(ASKED, overlap=overlap)
     plan = solve(g, c, asked).plan
-    usual = solve(g, c, replace(asked, schedule="generated")).plan
-    assert plan.simulated_s < usual.simulated_s
+    search_assumptions = solve(g, c, replace(asked, schedule="generated")).plan
+    assert plan.simulated_s < search_assumptions.simulated_s
     assert validate(g, c, plan) == ()
     assert referee_faults(g, c, plan) == []
