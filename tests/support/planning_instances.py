@@ -30,9 +30,9 @@ SECONDS = st.integers(0, 20).map(float)
 BYTES = st.integers(0, 10).map(float)
 
 
-def cases(search_assumptions: int) -> settings:
+def cases(usual: int) -> settings:
     """How many cases a property is tried on; the variable `SKYFX_CASES` asks for more."""
-    return settings(max_examples=int(os.environ.get("SKYFX_CASES", search_assumptions)))
+    return settings(max_examples=int(os.environ.get("SKYFX_CASES", usual)))
 
 
 def node(name: str, inputs: tuple[str, ...] = (), **fields: Any) -> Node:
