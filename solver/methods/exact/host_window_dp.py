@@ -63,7 +63,7 @@ def host_window_dp(task: SearchState) -> Iterator[MethodUpdate]:
         if middle > highest * 0.995:
             middle = highest
         found = tables.best(middle, low)
-        says = f"{len(program.members)} ideals, {program.num_alive} in a window, x {states} states"
+        says = f"{len(tables.members)} ideals, {tables.num_alive} in a window, x {states} states"
         if found is None:
             yield MethodUpdate(says=f"{says}: more than there is room for")
             return

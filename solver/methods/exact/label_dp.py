@@ -62,7 +62,7 @@ def interval_label_dp(task: SearchState) -> Iterator[MethodUpdate]:
         tables = LabelTables(
             problem, Ideals.line(problem, order), States(problem), limits=task.limits
         )
-        says = f"{len(program.ideals)} cuts x {states} states of devices"
+        says = f"{len(tables.ideals)} cuts x {states} states of devices"
         low = tables.low_s(task)
         if not math.isfinite(high):
             shortest = tables.shortest()

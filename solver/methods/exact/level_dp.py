@@ -88,7 +88,7 @@ def _says(tables: "LevelTables") -> tuple[bool, str]:
     """Whether a program has few enough cells, and what there is to say of it."""
     states = len(tables.states.all)
     if tables.levels is None:
-        return False, f"more than {program.most_cells // states} ideals"
+        return False, f"more than {tables.most_cells // states} ideals"
     sizes = [len(ideals) for ideals, _ in tables.levels]
     says = f"{sum(sizes)} ideals x {states} states of devices"
     return max(sizes) * states <= MAX_LEVEL, says
