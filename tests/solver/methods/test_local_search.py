@@ -13,7 +13,7 @@ from benchmarks.planner.branching_graphs import inception, on_eight
 from benchmarks.planner.instances import layered
 from skyfx.solver import Assumptions, Cluster, Graph, read
 from skyfx.solver.methods.bounds.simple_bounds import simple_bound
-from skyfx.solver.methods.exact.label_dp import lines
+from skyfx.solver.methods.exact.label_dp import interval_label_dp
 from skyfx.solver.methods.heuristics import baselines
 from skyfx.solver.methods.heuristics.local_search import (
     _plan,
@@ -85,7 +85,7 @@ def test_other_orders_of_devices_are_tried(tmp_path: Path) -> None:
     swin.write_bytes(gzip.decompress((CAPTURED / "swin.inference.graph.json.gz").read_bytes()))
     g, c = read(swin, Graph), read(CAPTURED / "eight.cluster.json", Cluster)
     problem = Problem(g, c, Assumptions(mode="inference"))
-    for answer in lines(SearchState(problem, None, simple_bound(problem), Limits())):
+    for answer in interval_label_dp(SearchState(problem, None, simple_bound(problem), Limits())):
         known = Candidate.of(problem, answer.stages)
     assert known is not None
     task = SearchState(problem, known, simple_bound(problem), Limits())
