@@ -14,13 +14,13 @@ from skyfx.solver.errors import InfeasibleError, NoPlanError
 from skyfx.solver.methods.bounds.interval_dual import dual
 from skyfx.solver.methods.bounds.memory_dual import sharing
 from skyfx.solver.methods.bounds.simple_bounds import simple_bound, step_bound
-from skyfx.solver.methods.exact.block_phase_milp import phases
-from skyfx.solver.methods.exact.host_pair_dp import pairs
-from skyfx.solver.methods.exact.host_window_dp import windows
-from skyfx.solver.methods.exact.interval_dp import intervals
-from skyfx.solver.methods.exact.label_dp import lattice, lines
-from skyfx.solver.methods.exact.level_dp import all_ideals, many_ideals
-from skyfx.solver.methods.exact.step_label_dp import step_lines, steps
+from skyfx.solver.methods.exact.block_phase_milp import block_phase_milp
+from skyfx.solver.methods.exact.host_pair_dp import host_pair_dp
+from skyfx.solver.methods.exact.host_window_dp import host_window_dp
+from skyfx.solver.methods.exact.interval_dp import interval_dp
+from skyfx.solver.methods.exact.label_dp import interval_label_dp, label_dp
+from skyfx.solver.methods.exact.level_dp import large_level_dp, level_dp
+from skyfx.solver.methods.exact.step_label_dp import interval_step_label_dp, step_label_dp
 from skyfx.solver.methods.heuristics.baselines import dynamic
 from skyfx.solver.methods.heuristics.beam_search import beam
 from skyfx.solver.methods.heuristics.local_search import shifting, wandering
@@ -37,18 +37,18 @@ __all__: list[str] = ["Portfolio", "SearchResult"]
 logger = logging.getLogger(__name__)
 
 METHODS: dict[str, Method] = {
-    "phases": phases,
-    "intervals": intervals,
-    "lines": lines,
+    "phases": block_phase_milp,
+    "intervals": interval_dp,
+    "lines": interval_label_dp,
     "sharing": sharing,
     "cutting": cutting,
     "shifting": shifting,
-    "all ideals": all_ideals,
+    "all ideals": level_dp,
     "wandering": wandering,
-    "ideals": lattice,
-    "many ideals": many_ideals,
-    "windows of ideals": windows,
-    "pairs of ideals": pairs,
+    "ideals": label_dp,
+    "many ideals": large_level_dp,
+    "windows of ideals": host_window_dp,
+    "pairs of ideals": host_pair_dp,
     "dual": dual,
     "beam": beam,
     "integer program": integer_program,
@@ -56,8 +56,8 @@ METHODS: dict[str, Method] = {
 """In the order in which they are tried: quick plans first, then quick proofs, then the ILP."""
 
 STEP_METHODS: dict[str, tuple[Method, float]] = {
-    "lines of steps": (step_lines, 0.3),
-    "ideals of steps": (steps, 0.7),
+    "lines of steps": (interval_step_label_dp, 0.3),
+    "ideals of steps": (step_label_dp, 0.7),
 }
 """What comes before them where a step is to be short, and of the time that is left how much."""
 

@@ -32,12 +32,12 @@ from skyfx.solver.methods.method import Bound, MethodUpdate, SearchState
 from skyfx.solver.problem.problem import Floats, Problem, UnitPlacement
 from skyfx.solver.problem.tolerances import BOUND_SAFETY, OPTIMALITY_TOLERANCE
 
-__all__: list[str] = ["phases"]
+__all__: list[str] = ["block_phase_milp"]
 
 MAX_BLOCK = 64
 
 
-def phases(task: SearchState) -> Iterator[MethodUpdate]:
+def block_phase_milp(task: SearchState) -> Iterator[MethodUpdate]:
     """Find and prove the best plan of a chain of repeated blocks where moving is free."""
     problem = task.problem
     if fault := _fault(problem):
@@ -55,15 +55,15 @@ def phases(task: SearchState) -> Iterator[MethodUpdate]:
         middle = (
             high * (1 - OPTIMALITY_TOLERANCE / 2) if high < low * (1 + NEAR) else (low + high) / 2
         )
-        program = Program(blocks, middle)
-        answer = mip_backend.minimise(program.lp, {}, time_limit_s=task.limits.left_s, gap=0.0)
+        model = PhaseModel(blocks, middle)
+        answer = mip_backend.minimise(model.lp, {}, time_limit_s=task.limits.left_s, gap=0.0)
         if answer.infeasible:
             low = middle * BOUND_SAFETY
             yield MethodUpdate(bound=Bound(low, "phases of repeated blocks"), says=says)
         elif answer.values is None:
             return
         else:
-            stages = program.plan(answer.values)
+            stages = model.plan(answer.values)
             reached = math.inf if stages is None else problem.cost(stages).bottleneck_s
             high = min(middle, reached)
             yield MethodUpdate(stages=stages, interrupted=answer.interrupted, says=says)
@@ -149,7 +149,7 @@ class Blocks:
         return latest
 
 
-class Program:
+class PhaseModel:
     """The integer program for one T."""
 
     def __init__(self, blocks: Blocks, bottleneck: float) -> None:

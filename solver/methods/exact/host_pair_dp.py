@@ -31,7 +31,7 @@ from skyfx.solver.problem.infeasibility import nothing_fits
 from skyfx.solver.problem.problem import Floats, Problem, UnitPlacement
 from skyfx.solver.problem.tolerances import BOUND_SAFETY
 
-__all__: list[str] = ["pairs"]
+__all__: list[str] = ["host_pair_dp"]
 
 MAX_IDEALS = 2500
 MAX_CELLS = 2_000_000
@@ -40,7 +40,7 @@ MAX_CELLS = 2_000_000
 MAX_PAIRS = 4_000_000
 
 
-def pairs(task: SearchState) -> Iterator[MethodUpdate]:
+def host_pair_dp(task: SearchState) -> Iterator[MethodUpdate]:
     """Find and prove the best plan where values go through the host's memory."""
     problem, states = task.problem, States.number(task.problem)
     if problem.assumptions.communication != "host" or states > MAX_STATES:
@@ -55,12 +55,14 @@ def pairs(task: SearchState) -> Iterator[MethodUpdate]:
     if stages is None:
         yield MethodUpdate(says=f"{says}: too many pairs")
         return
-    yield from _optimum(task, Program(stages, task.limits), f"{says}, {len(stages.before)} stages")
+    yield from _optimum(
+        task, PairTables(stages, task.limits), f"{says}, {len(stages.before)} stages"
+    )
 
 
-def _optimum(task: SearchState, program: "Program", says: str) -> Iterator[MethodUpdate]:
+def _optimum(task: SearchState, tables: "PairTables", says: str) -> Iterator[MethodUpdate]:
     assumptions = task.problem.assumptions
-    bottleneck, stages = program.best(latency=False)
+    bottleneck, stages = tables.best(latency=False)
     if stages is None:
         yield MethodUpdate(infeasible=nothing_fits(task.problem), says=says)
         return
@@ -73,7 +75,7 @@ def _optimum(task: SearchState, program: "Program", says: str) -> Iterator[Metho
     rounds = assumptions.microbatches - 1 if assumptions.objective == "step" else 0
     best, at_most = task.problem.cost(stages).objective_value, math.inf
     while True:
-        latency, stages = program.best(latency=True, at_most=at_most)
+        latency, stages = tables.best(latency=True, at_most=at_most)
         if stages is None or latency + rounds * bottleneck >= best:
             break
         cost = task.problem.cost(stages)
@@ -185,7 +187,7 @@ class _Traffic:
 
 
 @dataclass(frozen=True)
-class Program:
+class PairTables:
     """The dynamic program over stages and states."""
 
     stages: Stages

@@ -28,7 +28,7 @@ from skyfx.solver.problem.coarsening import thin_cuts
 from skyfx.solver.problem.interval_tables import alive
 from skyfx.solver.problem.problem import Floats, Problem, Value
 
-__all__: list[str] = ["interval_plan", "intervals"]
+__all__: list[str] = ["interval_dp", "interval_plan"]
 
 MAX_EXACT_DEVICES = 5
 MAX_ORDERED_DEVICES = 24
@@ -77,7 +77,7 @@ def interval_plan(problem: Problem, at_most: float, deadline: float = math.inf) 
     return best
 
 
-def intervals(task: SearchState) -> Iterator[MethodUpdate]:
+def interval_dp(task: SearchState) -> Iterator[MethodUpdate]:
     """Find the plan with the least bottleneck whose stages are intervals of the units' order."""
     relay = task.problem.assumptions.communication == "relay"
     if relay and task.best is not None and task.problem.num_devices > MAX_ORDERED_DEVICES:

@@ -21,7 +21,7 @@ import numpy as np
 
 from skyfx.solver.methods.bounds.simple_bounds import bottleneck_bound, least_weighted, levels
 from skyfx.solver.methods.exact.label_kernel import STEP
-from skyfx.solver.methods.exact.label_tables import Program
+from skyfx.solver.methods.exact.label_tables import LabelTables
 from skyfx.solver.methods.ideals.device_states import MAX_STATES, States
 from skyfx.solver.methods.ideals.order_ideals import Ideals
 from skyfx.solver.methods.ideals.relaxed_units import narrowed
@@ -30,7 +30,7 @@ from skyfx.solver.problem.linear_extensions import depth_first_extension, graph_
 from skyfx.solver.problem.problem import Floats, UnitPlacement
 from skyfx.solver.problem.tolerances import BOUND_SAFETY, OPTIMALITY_TOLERANCE
 
-__all__: list[str] = ["step_lines", "steps"]
+__all__: list[str] = ["interval_step_label_dp", "step_label_dp"]
 
 MAX_CELLS = 3_000_000
 """States times ideals."""
@@ -48,7 +48,7 @@ FINE = 1e-3
 """Intervals of less than so much of T are not halved."""
 
 
-def step_lines(task: SearchState) -> Iterator[MethodUpdate]:
+def interval_step_label_dp(task: SearchState) -> Iterator[MethodUpdate]:
     """Find the best plans of which every stage is an interval of one order of the units."""
     problem, states = task.problem, States.number(task.problem)
     if not _asked(task, states):
@@ -56,13 +56,13 @@ def step_lines(task: SearchState) -> Iterator[MethodUpdate]:
         return
     for order in (depth_first_extension(problem), graph_order(problem)):
         ideals = Ideals.line(problem, order)
-        program = StepProgram(problem, ideals, States(problem), limits=task.limits)
+        tables = StepLabelTables(problem, ideals, States(problem), limits=task.limits)
         says = f"{len(ideals)} cuts x {states} states of devices"
-        for answer in _Halving(task, program, says).run():
+        for answer in _Halving(task, tables, says).run():
             yield MethodUpdate(stages=answer.stages, says=says)
 
 
-def steps(task: SearchState) -> Iterator[MethodUpdate]:
+def step_label_dp(task: SearchState) -> Iterator[MethodUpdate]:
     """Find and prove the best step of all, as far as units need not be put aside."""
     problem, states = task.problem, States.number(task.problem)
     if not _asked(task, states):
@@ -75,8 +75,8 @@ def steps(task: SearchState) -> Iterator[MethodUpdate]:
         return
     ideals, aside = found
     says = f"{len(ideals)} ideals x {states} states of devices, {len(aside)} units put aside"
-    program = StepProgram(problem, ideals, States(problem), tuple(aside), task.limits, POOL)
-    yield from _Halving(task, program, says).run()
+    tables = StepLabelTables(problem, ideals, States(problem), tuple(aside), task.limits, POOL)
+    yield from _Halving(task, tables, says).run()
 
 
 def _asked(task: SearchState, states: int) -> bool:
@@ -85,7 +85,7 @@ def _asked(task: SearchState, states: int) -> bool:
     return asked == ("relay", "step") and states <= MAX_STATES and task.best is not None
 
 
-class StepProgram(Program):
+class StepLabelTables(LabelTables):
     """The dynamic program for the latency within T."""
 
     def within(self, bottleneck: float, most_s: float) -> tuple[float, UnitPlacement] | None:
@@ -145,9 +145,9 @@ class _Between:
 class _Halving:
     """Intervals of T, the one with the least bound first."""
 
-    def __init__(self, task: SearchState, program: StepProgram, says: str) -> None:
+    def __init__(self, task: SearchState, tables: StepLabelTables, says: str) -> None:
         assert task.best is not None
-        self._task, self._program, self._says = task, program, says
+        self._task, self._tables, self._says = task, tables, says
         self._waits = task.problem.assumptions.microbatches - 1
         self._best = task.best.value
         self._highest = 0.0
@@ -155,7 +155,7 @@ class _Halving:
 
     def run(self) -> Iterator[MethodUpdate]:
         """Until no interval can have a plan that is better by more than the gap."""
-        shortest = self._program.shortest()
+        shortest = self._tables.shortest()
         if shortest is None:
             return
         yield self._heard(shortest[1])
@@ -176,7 +176,7 @@ class _Halving:
             middle = (between.low + between.high) / 2
             self._push(middle, between.high, between.latency_s)
             most_s = self._target - self._waits * between.low
-            found = self._program.within(middle, most_s)
+            found = self._tables.within(middle, most_s)
             if found is not None:
                 yield self._heard(found[1])
                 latency_s = max(found[0], between.latency_s)

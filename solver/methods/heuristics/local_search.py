@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from skyfx.solver.methods.exact.level_dp import listed
+from skyfx.solver.methods.exact.level_dp import lists_all_ideals
 from skyfx.solver.methods.heuristics.local_search_kernel import Tables, shift
 from skyfx.solver.methods.method import Candidate, MethodUpdate, SearchState
 from skyfx.solver.problem.problem import Problem, UnitPlacement
@@ -67,7 +67,7 @@ def wandering(task: SearchState) -> Iterator[MethodUpdate]:
     if fault := _fault(task):
         yield MethodUpdate(says=fault)
         return
-    if listed(task.problem, task.limits):
+    if lists_all_ideals(task.problem, task.limits):
         yield MethodUpdate(says="all ideals can be listed")
         return
     search = _Search(task)
