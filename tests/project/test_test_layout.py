@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from hypothesis import settings
 
 from tests.support import ROOT, tiers
 
@@ -61,8 +62,12 @@ def test_properties_are_tried_on_more_cases_where_that_is_asked_for(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.delenv("SKYFX_CASES", raising=False)
-    for profile, expected in (("dev", 30), ("ci", 50), ("long", 300), ("other", 300)):
-        monkeypatch.setattr(tiers.settings, "get_current_profile_name", lambda name=profile: name)
-        assert tiers.num_cases(300, ci=50) == expected
+    before = settings.get_current_profile_name()
+    try:
+        for profile, expected in (("dev", 30), ("ci", 50), ("long", 300)):
+            settings.load_profile(profile)
+            assert tiers.num_cases(300, ci=50) == expected
+    finally:
+        settings.load_profile(before)
     monkeypatch.setenv("SKYFX_CASES", "2600")
     assert tiers.num_cases(300, ci=50) == 2600

@@ -24,7 +24,7 @@ from skyfx.solver.problem.infeasibility import nothing_fits
 from skyfx.solver.problem.problem import Floats, Problem, UnitPlacement, Value
 from skyfx.solver.problem.tolerances import BOUND_SAFETY, OPTIMALITY_TOLERANCE
 
-__all__: list[str] = ["windows"]
+__all__: list[str] = ["host_window_dp"]
 
 MAX_STATES = 1024
 """Counts of devices used."""
@@ -40,44 +40,44 @@ RISE = 0.01
 """How far above what is proven T begins; each time twice as far."""
 
 
-def windows(task: SearchState) -> Iterator[MethodUpdate]:
+def host_window_dp(task: SearchState) -> Iterator[MethodUpdate]:
     """Find and prove the best bottleneck where values go through the host's memory."""
     problem, assumptions = task.problem, task.problem.assumptions
     states = math.prod(len(group) + 1 for group in problem.identical_devices)
     asked = (assumptions.communication, assumptions.objective) == ("host", "throughput")
     if not asked or states > MAX_STATES:
-        yield MethodUpdate(says="only for throughput in host and few kinds of devices")
+        yield MethodUpdate(remark="only for throughput in host and few kinds of devices")
         return
-    program = Program(problem, task.limits)
-    if program.members is None:
-        yield MethodUpdate(says="too many ideals")
+    tables = WindowTables(problem, task.limits)
+    if tables.members is None:
+        yield MethodUpdate(remark="too many ideals")
         return
-    if len(program.members) == 1:
-        yield MethodUpdate(stages=[(0, range(problem.num_units))], says="nothing costs anything")
+    if len(tables.members) == 1:
+        yield MethodUpdate(stages=[(0, range(problem.num_units))], remark="nothing costs anything")
         return
     low, rise = task.bound.value, RISE
-    highest = min(task.bottleneck_s * (1 - OPTIMALITY_TOLERANCE / 2), program.endless_s)
+    highest = min(task.bottleneck_s * (1 - OPTIMALITY_TOLERANCE / 2), tables.endless_s)
     middle = -1.0
     while middle < highest:
         middle = min(highest, low * (1 + rise) if low > 0 else math.inf)
         if middle > highest * 0.995:
             middle = highest
-        found = program.best(middle, low)
-        says = f"{len(program.members)} ideals, {program.num_alive} in a window, x {states} states"
+        found = tables.best(middle, low)
+        remark = f"{len(tables.members)} ideals, {tables.num_alive} in a window, x {states} states"
         if found is None:
-            yield MethodUpdate(says=f"{says}: more than there is room for")
+            yield MethodUpdate(remark=f"{remark}: more than there is room for")
             return
         value, stages = found
         low, rise = max(low, min(value, middle) * BOUND_SAFETY), 2 * rise
-        yield MethodUpdate(stages=stages, bound=Bound(low, "windows of ideals"), says=says)
+        yield MethodUpdate(stages=stages, bound=Bound(low, "host window dp"), remark=remark)
         if stages is not None:
             return
-    if task.best is None:
+    if task.incumbent is None:
         yield MethodUpdate(infeasible=nothing_fits(problem))
 
 
 @dataclass
-class Program:
+class WindowTables:
     """The dynamic program for any T."""
 
     problem: Problem

@@ -30,7 +30,7 @@ from skyfx.solver.methods.method import Bound, Candidate, MethodUpdate, SearchSt
 from skyfx.solver.problem.problem import Floats, Problem, UnitPlacement
 from skyfx.solver.problem.tolerances import BOUND_SAFETY, OPTIMALITY_TOLERANCE
 
-__all__: list[str] = ["all_ideals", "listed", "many_ideals"]
+__all__: list[str] = ["large_level_dp", "level_dp", "lists_all_ideals"]
 
 MAX_STATES = 5000
 QUICK_CELLS, MAX_CELLS = 120_000_000, 600_000_000
@@ -49,52 +49,52 @@ RISE = 0.1
 """How far T may rise above what is proven: the larger T, the less falls out of the windows."""
 
 
-def all_ideals(task: SearchState) -> Iterator[MethodUpdate]:
+def level_dp(task: SearchState) -> Iterator[MethodUpdate]:
     """Find and prove the best bottleneck, where all ideals can be listed and are few."""
     yield from _within(task, QUICK_CELLS)
 
 
-def many_ideals(task: SearchState) -> Iterator[MethodUpdate]:
+def large_level_dp(task: SearchState) -> Iterator[MethodUpdate]:
     """The same with many ideals; `lattice` is quicker where little has to be put aside."""
     yield from _within(task, MAX_CELLS)
 
 
-def listed(problem: Problem, limits: Limits) -> bool:
-    """Whether `many_ideals` can list all ideals of a problem."""
+def lists_all_ideals(problem: Problem, limits: Limits) -> bool:
+    """Whether `large_level_dp` can list all ideals of a problem."""
     states = States.number(problem)
     if problem.assumptions.objective != "throughput" or states > MAX_STATES:
         return False
-    return _says(Program(problem, States(problem), limits, MAX_CELLS))[0]
+    return _remark(LevelTables(problem, States(problem), limits, MAX_CELLS))[0]
 
 
 def _within(task: SearchState, most_cells: int) -> Iterator[MethodUpdate]:
     problem = task.problem
     asked = (problem.assumptions.communication, problem.assumptions.objective)
     few = States.number(problem) <= MAX_STATES
-    if asked != ("relay", "throughput") or not few or task.best is None:
+    if asked != ("relay", "throughput") or not few or task.incumbent is None:
         yield MethodUpdate(
-            says="only for throughput in relay and few kinds of devices, from a plan"
+            remark="only for throughput in relay and few kinds of devices, from a plan"
         )
         return
-    program = Program(problem, States(problem), task.limits, most_cells)
-    few, says = _says(program)
+    tables = LevelTables(problem, States(problem), task.limits, most_cells)
+    few, remark = _remark(tables)
     if few:
-        yield from _halve(task, program, says)
+        yield from _halve(task, tables, remark)
     else:
-        yield MethodUpdate(says=says)
+        yield MethodUpdate(remark=remark)
 
 
-def _says(program: "Program") -> tuple[bool, str]:
+def _remark(tables: "LevelTables") -> tuple[bool, str]:
     """Whether a program has few enough cells, and what there is to say of it."""
-    states = len(program.states.all)
-    if program.levels is None:
-        return False, f"more than {program.most_cells // states} ideals"
-    sizes = [len(ideals) for ideals, _ in program.levels]
-    says = f"{sum(sizes)} ideals x {states} states of devices"
-    return max(sizes) * states <= MAX_LEVEL, says
+    states = len(tables.states.all)
+    if tables.levels is None:
+        return False, f"more than {tables.most_cells // states} ideals"
+    sizes = [len(ideals) for ideals, _ in tables.levels]
+    remark = f"{sum(sizes)} ideals x {states} states of devices"
+    return max(sizes) * states <= MAX_LEVEL, remark
 
 
-def _halve(task: SearchState, program: "Program", says: str) -> Iterator[MethodUpdate]:
+def _halve(task: SearchState, tables: "LevelTables", remark: str) -> Iterator[MethodUpdate]:
     """Halve the interval between what is proven impossible and what is possible."""
     low, high, reached = task.bound.value, task.bottleneck_s, True
     zero = low == 0  # whether T = 0 is still to be tried, as no multiple of it leads further
@@ -105,12 +105,12 @@ def _halve(task: SearchState, program: "Program", says: str) -> Iterator[MethodU
         else:
             middle = 0.0 if zero else min((low + high) / 2, low * (1 + RISE) or math.inf)
         zero = False
-        stages = program.plan(middle)
+        stages = tables.plan(middle)
         if stages is None:
             low = middle * BOUND_SAFETY
-            yield MethodUpdate(bound=Bound(low, "all ideals"), says=says)
+            yield MethodUpdate(bound=Bound(low, "level dp"), remark=remark)
             continue
-        yield MethodUpdate(stages=stages, says=says)
+        yield MethodUpdate(stages=stages, remark=remark)
         found = Candidate.of(task.problem, stages)
         if found is None:
             return  # it does not fit: more cannot be proven without memory
@@ -119,7 +119,7 @@ def _halve(task: SearchState, program: "Program", says: str) -> Iterator[MethodU
 
 
 @dataclass
-class Program:
+class LevelTables:
     """The dynamic program for any T."""
 
     problem: Problem
@@ -208,8 +208,8 @@ class Program:
             held = np.unpackbits(of_bytes, axis=1, bitorder="little")[:, : len(weight)]
             inside = held @ weight
             sums = crossing_sums(level, self._crossing)
-            listed = covers(level, ready, larger)
-            found.append((*listed, sums, inside, weight.sum() - inside))
+            lists_all_ideals = covers(level, ready, larger)
+            found.append((*lists_all_ideals, sums, inside, weight.sum() - inside))
         return found
 
     @cached_property
