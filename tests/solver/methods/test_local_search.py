@@ -22,7 +22,8 @@ from skyfx.solver.methods.method import Candidate
 from skyfx.solver.problem.problem import Problem
 from tests.support import ROOT
 from tests.support.method_runs import updates
-from tests.support.planning_instances import all_plans, assumptions, cases, clusters, graphs
+from tests.support.planning_instances import all_plans, assumptions, clusters, graphs
+from tests.support.tiers import cases
 
 CAPTURED = ROOT / "benchmarks" / "planner" / "data" / "captured"
 

@@ -21,13 +21,13 @@ from tests.support.method_runs import updates
 from tests.support.planning_instances import (
     all_plans,
     assumptions,
-    cases,
     chains,
     clusters,
     graph,
     graphs,
     node,
 )
+from tests.support.tiers import cases
 
 
 @cases(150)
