@@ -6,8 +6,8 @@ from typing import Any
 
 import torch
 from torch import fx
-from torch.utils import _pytree as pytree
 
+from skyfx.runtime import pytree
 from skyfx.tracing.node_names import graphs_in
 
 __all__: list[str] = ["copy_to", "with_device"]

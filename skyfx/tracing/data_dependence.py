@@ -23,8 +23,8 @@ from torch._subclasses.fake_tensor import (
 )
 from torch.fx.experimental.symbolic_shapes import GuardOnDataDependentSymNode
 from torch.overrides import TorchFunctionMode, handle_torch_function
-from torch.utils import _pytree as pytree
 
+from skyfx.runtime import pytree
 from skyfx.solver.errors import CaptureError
 from skyfx.tracing.model_code import is_library_file
 

@@ -6,8 +6,8 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils import _pytree as pytree
 
+from skyfx.runtime import pytree
 from tests.support.models import Case
 
 # As many threads as a stage has: torch adds numbers up in another order on more.

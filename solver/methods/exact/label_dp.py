@@ -57,17 +57,17 @@ def interval_label_dp(task: SearchState) -> Iterator[MethodUpdate]:
     """Find the best plans of which every stage is an interval of one order of the units."""
     problem, states = task.problem, States.number(task.problem)
     if problem.assumptions.communication != "relay" or states > MAX_STATES:
-        yield MethodUpdate(says="only for relay and few kinds of devices")
+        yield MethodUpdate(remark="only for relay and few kinds of devices")
         return
     high = task.bottleneck_s
     for order in (depth_first_extension(problem), graph_order(problem)):
         ideals = Ideals.line(problem, order)
         lattice = LabelLattice(problem, ideals, States(problem), limits=task.limits)
         tables = LabelTables(lattice)
-        says = f"{len(ideals)} cuts x {states} states of devices"
+        remark = f"{len(ideals)} cuts x {states} states of devices"
         low = _lowest_s(task)
         if not math.isfinite(high) and (shortest := lattice.shortest()):
-            yield MethodUpdate(stages=shortest[1], says=says)
+            yield MethodUpdate(stages=shortest[1], remark=remark)
             high = problem.cost(shortest[1]).bottleneck_s
         while high > low * (1 + LINE_GAP):
             middle = (low + high) / 2
@@ -76,28 +76,28 @@ def interval_label_dp(task: SearchState) -> Iterator[MethodUpdate]:
                 low = middle
             else:
                 high = min(middle, problem.cost(stages).bottleneck_s)
-                yield MethodUpdate(stages=stages, says=says)
+                yield MethodUpdate(stages=stages, remark=remark)
 
 
 def label_dp(task: SearchState) -> Iterator[MethodUpdate]:
     """Find the best plan of all, as far as units need not be put aside."""
     problem, states = task.problem, States.number(task.problem)
     if problem.assumptions.communication != "relay" or states > MAX_STATES:
-        yield MethodUpdate(says="only for relay and few kinds of devices")
+        yield MethodUpdate(remark="only for relay and few kinds of devices")
         return
     cells = int(min(MAX_CELLS, CELLS_PER_S * task.limits.left_s))
     found = relax_until(problem, min(MAX_IDEALS, cells // states))
     if found is None:
-        yield MethodUpdate(says=f"too many ideals, with {states} states of devices")
+        yield MethodUpdate(remark=f"too many ideals, with {states} states of devices")
         return
     ideals, relaxed = found
-    says = f"{len(ideals)} ideals x {states} states of devices, {len(relaxed)} relaxed units"
+    remark = f"{len(ideals)} ideals x {states} states of devices, {len(relaxed)} relaxed units"
     much = work_share(problem, relaxed) > MUCH
     if much and lists_all_ideals(problem, task.limits):
-        yield MethodUpdate(says=f"{says}: too much work, as all ideals can be listed")
+        yield MethodUpdate(remark=f"{remark}: too much work, as all ideals can be listed")
         return
     lattice = LabelLattice(problem, ideals, States(problem), tuple(relaxed), task.limits)
-    yield from _halve(task, lattice, says, hopeful=not much)
+    yield from _halve(task, lattice, remark, hopeful=not much)
 
 
 def _lowest_s(task: SearchState) -> float:
@@ -107,7 +107,7 @@ def _lowest_s(task: SearchState) -> float:
 
 
 def _halve(
-    task: SearchState, lattice: LabelLattice, says: str, *, hopeful: bool
+    task: SearchState, lattice: LabelLattice, remark: str, *, hopeful: bool
 ) -> Iterator[MethodUpdate]:
     """Halve the interval between what is proven impossible and what may be possible.
 
@@ -115,17 +115,17 @@ def _halve(
     """
     assumptions, problem = task.problem.assumptions, task.problem
     latency_s, rounds, high = 0.0, 1, task.bottleneck_s
-    if assumptions.objective != "throughput" or task.best is None:
+    if assumptions.objective != "throughput" or task.incumbent is None:
         shortest = lattice.shortest()
         if shortest is None:
-            yield MethodUpdate(infeasible=nothing_fits(problem), says=says)
+            yield MethodUpdate(infeasible=nothing_fits(problem), remark=remark)
             return
-        yield MethodUpdate(stages=shortest[1], says=says)
+        yield MethodUpdate(stages=shortest[1], remark=remark)
         high = min(high, problem.cost(shortest[1]).bottleneck_s)
         if assumptions.objective != "throughput":
             latency_s, rounds = shortest[0] * BOUND_SAFETY, assumptions.microbatches - 1
         if assumptions.objective == "latency":
-            yield MethodUpdate(bound=Bound(latency_s, "ideals"), says=says)
+            yield MethodUpdate(bound=Bound(latency_s, "label dp"), remark=remark)
             return
     tables, low = LabelTables(lattice), _lowest_s(task)
     reached = True  # whether a plan is known that keeps `high`
@@ -139,12 +139,12 @@ def _halve(
         nothing = False
         if not tables.possible(middle):
             low = middle * BOUND_SAFETY
-            yield MethodUpdate(bound=Bound(latency_s + rounds * low, "ideals"), says=says)
+            yield MethodUpdate(bound=Bound(latency_s + rounds * low, "label dp"), remark=remark)
             continue
         stages = tables.plan(middle) if hopeful else None
         bottleneck = math.inf if stages is None else problem.cost(stages).bottleneck_s
         reached = bottleneck <= middle
         high = min(middle, bottleneck)
-        yield MethodUpdate(stages=stages, says=says)
+        yield MethodUpdate(stages=stages, remark=remark)
         if not reached and lattice.relaxed and high < low * (1 + CLOSE):
             return  # the relaxed units hide more than the distance of the two
