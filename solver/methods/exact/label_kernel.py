@@ -49,8 +49,7 @@ __all__: list[str] = [
 BUSY, SHORTEST, STEP = 0, 1, 2
 """What labels sum: weighted time beyond T, latency alone, or latency within T."""
 
-OVERFLOW = -1
-NONE = -1
+OVERFLOW = NONE = -1
 MOST_OPEN = 4096  # labels of one cell before it is reduced
 
 
@@ -93,10 +92,10 @@ class Labels(NamedTuple):
 
 
 class Cells(NamedTuple):
-    """Where the labels of each cell are in the pool."""
+    """Where the labels of each cell are in the pool, `(S, N)` each."""
 
-    start: Any  # (S, N)
-    count: Any  # (S, N)
+    start: Any
+    count: Any
 
 
 class Tables(NamedTuple):
@@ -111,10 +110,7 @@ class Tables(NamedTuple):
 
 @njit(cache=True)
 def propagate(begin: int, end: int, used: int, rules: Any, tables: Any) -> int:
-    """Make the labels of the states from `begin` to `end`, after `used` labels of earlier states.
-
-    Returns the number of labels now, or `OVERFLOW` where the pool is too small.
-    """
+    """Add the labels of states `begin` to `end` after `used` labels; how many now, or OVERFLOW."""
     states, covers, costs, pool, cells = tables
     start, count = cells
     sums = np.empty((3, MOST_OPEN))
@@ -163,8 +159,7 @@ def _close(rules: Any, tables: Any, s: int, i: int, opened: Any) -> int:
     states, _, costs, pool, cells = tables
     bottleneck, mode = rules.bottleneck, rules.mode
     most, least = costs.most[i], costs.least[i]
-    start, count = cells
-    t, a, num = pool.t, pool.a, 0
+    (start, count), t, a, num = cells, pool.t, pool.a, 0
     if states.first[s] == states.first[s + 1]:
         return _add(opened, 0, 0.0, 0.0, 0.0, NONE) if i == start.shape[1] - 1 else 0
     for x in range(states.first[s], states.first[s + 1]):
