@@ -6,11 +6,11 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils import _pytree as pytree
 
 from skyfx.measurement.flops import counted
 from skyfx.measurement.timing import Timing, backward_of, entry_s, gradients_of, timed
 from skyfx.measurement.workspace import workspace_bytes
+from skyfx.runtime import pytree
 from skyfx.tracing.torch_internals import storage_id
 
 __all__: list[str] = ["CallCost", "measure_call"]

@@ -3,11 +3,11 @@
 from collections.abc import Hashable
 
 from torch import Tensor, fx
-from torch.utils import _pytree as pytree
 
 from skyfx.measurement.operator_costs import OperatorCosts
 from skyfx.passes.call_signature import of_tensors
 from skyfx.passes.planner_graph import num_bytes
+from skyfx.runtime import pytree
 from skyfx.tracing.capture import Capture
 from skyfx.tracing.torch_internals import storage_id
 

@@ -20,8 +20,8 @@ from typing import Any
 
 import torch
 from torch import Tensor, fx
-from torch.utils import _pytree as pytree
 
+from skyfx.runtime import pytree
 from skyfx.tracing.leaf_calls import leaf_of
 from skyfx.tracing.torch_internals import schema_of, storage_id
 

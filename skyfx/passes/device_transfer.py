@@ -6,8 +6,8 @@ from typing import Any
 
 import torch
 from torch import fx
-from torch.utils import _pytree as pytree
 
+from skyfx.runtime import pytree
 from skyfx.tracing.node_names import graphs_in
 from skyfx.tracing.torch_internals import any_attribute_name
 

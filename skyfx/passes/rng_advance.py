@@ -17,11 +17,11 @@ from typing import Any
 
 import torch
 from torch import fx
-from torch.utils import _pytree as pytree
 
 from skyfx.passes.aliasing import regions
 from skyfx.passes.call_signature import signature
 from skyfx.passes.synthetic_inputs import arguments
+from skyfx.runtime import pytree
 from skyfx.runtime.rng.generator_lending import borrow_generator
 from skyfx.runtime.rng.mt19937 import advance, distance
 from skyfx.runtime.rng.step_streams import Advance, Advances

@@ -17,8 +17,8 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
-from torch.utils import _pytree as pytree
 
+from skyfx.runtime import pytree
 from skyfx.solver.errors import CaptureError
 from skyfx.tracing.model_code import is_library_file
 from skyfx.tracing.torch_internals import UNKNOWN_VALUE_ERRORS

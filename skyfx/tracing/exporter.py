@@ -17,8 +17,8 @@ import torch
 from torch import Tensor, fx, nn
 
 from skyfx.runtime.execution.microbatch import Batch, OutputSpec
-from skyfx.runtime.execution.pytree import unflatten
 from skyfx.runtime.execution.state_guard import undisturbed
+from skyfx.runtime.pytree import unflatten
 from skyfx.solver.errors import CaptureError
 from skyfx.tracing import side_effects
 from skyfx.tracing.data_dependence import NoDataDependence

@@ -16,10 +16,10 @@ from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
-from torch.utils import _pytree as pytree
 
+from skyfx.runtime import pytree
 from skyfx.runtime.execution.microbatch import CONSTANTS, OutputSpec
-from skyfx.runtime.execution.pytree import unflatten
+from skyfx.runtime.pytree import unflatten
 from skyfx.runtime.rng import generator_lending
 from skyfx.solver.errors import CaptureError
 from skyfx.tracing.node_names import graphs_in

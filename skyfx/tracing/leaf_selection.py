@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from skyfx.runtime.execution.microbatch import CONSTANTS, OutputSpec
-from skyfx.runtime.execution.pytree import flatten
+from skyfx.runtime.pytree import flatten
 from skyfx.runtime.rng import generator_lending
 from skyfx.solver.errors import CaptureError
 from skyfx.tracing.call_sites import CallSite, like, spots_in
