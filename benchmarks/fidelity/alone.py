@@ -13,7 +13,6 @@ from statistics import median
 from typing import Any
 
 import torch
-from torch.utils import _pytree as pytree
 
 import skyfx
 from benchmarks.fidelity.models import CASES, Case
@@ -21,6 +20,7 @@ from benchmarks.fidelity.table import compute_errors, median_and_p95
 from benchmarks.fidelity.worker import captured_first
 from skyfx.devices.resolve import resolve
 from skyfx.measurement.measure import measure
+from skyfx.runtime import pytree
 from skyfx.solver import Assumptions, Cluster, Graph, Plan, evaluate, solve
 
 WARM, STEPS = 2, 9

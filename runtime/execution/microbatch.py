@@ -8,9 +8,9 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils import _pytree as pytree
 
-from skyfx.runtime.execution.pytree import flatten, unflatten
+from skyfx.runtime import pytree
+from skyfx.runtime.pytree import flatten, unflatten
 
 __all__: list[str] = ["CONSTANTS", "Batch", "OutputSpec"]
 

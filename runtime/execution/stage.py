@@ -69,6 +69,7 @@ class Stage:
     written: frozenset[int] = frozenset()
     since_s: float | None = None
     _spans: list[Span] = field(default_factory=list)
+    _busy_s: float = 0.0
     _events: list[tuple[Kind, int, torch.Event, torch.Event]] = field(default_factory=list)
     _origin: tuple[torch.Event, float] | None = None
     _live: dict[int, tuple[list[GradientEdge | None], list[Tensor | None]]] = field(
@@ -128,7 +129,8 @@ class Stage:
     @property
     def busy_s(self) -> float:
         """Seconds since `reset`: what the CPU took, or the device's stream from first to last."""
-        return sum(span.ended_s - span.began_s for span in self.spans())
+        self.spans()
+        return self._busy_s
 
     def spans(self) -> Sequence[Span]:
         """The actions since `reset`; those on a device's own stream by the stream's own clock."""
@@ -138,7 +140,7 @@ class Stage:
             origin, origin_s = self._origin
             began_s = origin_s + origin.elapsed_time(event) / 1e3
             ended_s = began_s + event.elapsed_time(end) / 1e3
-            self._spans.append(Span(kind, microbatch, began_s, ended_s))
+            self._add(Span(kind, microbatch, began_s, ended_s))
         self._events.clear()
         return self._spans
 
@@ -147,6 +149,7 @@ class Stage:
         self._live.clear()
         self._events.clear()
         self._spans.clear()
+        self._busy_s = 0.0
         self._origin = None
         self.since_s = None
 
@@ -174,7 +177,12 @@ class Stage:
             torch.accelerator.synchronize(self.place.device)
         if self.place.slowdown > 1:
             time.sleep((time.perf_counter() - began) * (self.place.slowdown - 1))
-        self._spans.append(Span(kind, microbatch, began, time.perf_counter()))
+        self._add(Span(kind, microbatch, began, time.perf_counter()))
+
+    def _add(self, span: Span) -> None:
+        """Keep a span, and the sum of all: it is read after each of thousands of actions."""
+        self._spans.append(span)
+        self._busy_s += span.ended_s - span.began_s
 
     def _now(self) -> torch.Event:
         event = torch.Event(self.place.device, enable_timing=True)

@@ -18,7 +18,8 @@ from typing import Any, Protocol
 import numpy
 import torch
 from torch import Tensor
-from torch.utils import _pytree as pytree
+
+from skyfx.runtime import pytree
 
 __all__: list[str] = [
     "SeededStream",

@@ -8,9 +8,10 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils import _pytree as pytree
 from torch.utils.benchmark import Measurement, Timer, timer
 from torch.utils.benchmark.utils.common import TaskSpec, set_torch_threads
+
+from skyfx.runtime import pytree
 
 __all__: list[str] = ["Timing", "backward_of", "entry_s", "gradients_of", "timed"]
 

@@ -6,7 +6,8 @@ from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, fx, nn
-from torch.utils import _pytree as pytree
+
+from skyfx.runtime import pytree
 
 __all__: list[str] = ["of_tensors", "signature"]
 

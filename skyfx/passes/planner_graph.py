@@ -3,9 +3,9 @@
 from typing import Any
 
 from torch import Tensor
-from torch.utils import _pytree as pytree
 
 from skyfx.passes.aliasing import colocation
+from skyfx.runtime import pytree
 from skyfx.solver.core.graph import Graph, Node
 from skyfx.tracing.capture import Capture
 from skyfx.tracing.node_names import module_of, op_name

@@ -9,9 +9,9 @@ from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
-from torch.utils import _pytree as pytree
 
 from skyfx.passes.device_transfer import copy_to, with_device
+from skyfx.runtime import pytree
 
 __all__: list[str] = ["arguments", "parts", "sample"]
 

@@ -18,6 +18,7 @@ from skyfx.tracing.exporter import trace
 from skyfx.tracing.model_code import is_library_file
 from skyfx.tracing.node_names import input_names, is_tensor_attribute, node_ids
 from skyfx.tracing.tensor_binding import moved, rebind
+from skyfx.tracing.torch_internals import quiet_tracing
 
 __all__: list[str] = ["Capture", "capture", "dummy_inputs"]
 
@@ -79,11 +80,14 @@ def capture(model: nn.Module, inputs: Any = None, *, training: bool = True) -> C
         CaptureError: the model cannot be captured; the message names the line of its code.
     """
     microbatch = inputs if isinstance(inputs, Batch) else Batch.of(dummy_inputs(model, inputs))
-    if not any(x.is_meta for x in microbatch.tensors):
+    if any(x.is_meta for x in model.parameters()):
+        microbatch = microbatch.to(torch.device("meta"))
+    elif not any(x.is_meta for x in microbatch.tensors):
         microbatch = microbatch.to(torch.device("cpu"))
     # Gradients are on in eval mode too: without them some modules take another, fused path.
     with (
         _capturing,
+        quiet_tracing(),
         _mode(model, training=training),
         _on_one_device(model) as real,
         torch.inference_mode(False),

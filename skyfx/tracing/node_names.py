@@ -14,7 +14,7 @@ from collections.abc import Sequence
 from torch import Tensor, fx, nn
 
 from skyfx.runtime.execution.microbatch import Batch
-from skyfx.runtime.execution.pytree import flatten_with_names
+from skyfx.runtime.pytree import flatten_with_names
 
 WHOLE = "submodule"
 """The namespace, in place of `aten`, of submodules that stay whole."""

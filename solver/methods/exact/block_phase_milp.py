@@ -32,22 +32,19 @@ from skyfx.solver.methods.method import Bound, MethodUpdate, SearchState
 from skyfx.solver.problem.problem import Floats, Problem, UnitPlacement
 from skyfx.solver.problem.tolerances import BOUND_SAFETY, OPTIMALITY_TOLERANCE
 
-__all__: list[str] = ["phases"]
+__all__: list[str] = ["block_phase_milp"]
 
 MAX_BLOCK = 64
 
 
-def phases(task: SearchState) -> Iterator[MethodUpdate]:
+def block_phase_milp(task: SearchState) -> Iterator[MethodUpdate]:
     """Find and prove the best plan of a chain of repeated blocks where moving is free."""
     problem = task.problem
-    if fault := _fault(problem):
-        yield MethodUpdate(says=fault)
-        return
     blocks = Blocks.of(problem)
     if blocks is None:
-        yield MethodUpdate(says="no repeated blocks")
+        yield MethodUpdate(remark="no repeated blocks")
         return
-    says = f"{blocks.begin}..{blocks.end} of {problem.num_units} units in blocks of {blocks.size}"
+    remark = f"{blocks.begin}..{blocks.end} of {problem.num_units} units in blocks of {blocks.size}"
     low, high = task.bound.value, task.bottleneck_s
     if not math.isfinite(high):
         high = float(blocks.time_s.sum(axis=1).min())
@@ -55,35 +52,22 @@ def phases(task: SearchState) -> Iterator[MethodUpdate]:
         middle = (
             high * (1 - OPTIMALITY_TOLERANCE / 2) if high < low * (1 + NEAR) else (low + high) / 2
         )
-        program = Program(blocks, middle)
-        answer = mip_backend.minimise(program.lp, {}, time_limit_s=task.limits.left_s, gap=0.0)
+        model = PhaseModel(blocks, middle)
+        answer = mip_backend.minimise(model.lp, {}, time_limit_s=task.limits.left_s, gap=0.0)
         if answer.infeasible:
             low = middle * BOUND_SAFETY
-            yield MethodUpdate(bound=Bound(low, "phases of repeated blocks"), says=says)
+            yield MethodUpdate(bound=Bound(low, "phases of repeated blocks"), remark=remark)
         elif answer.values is None:
             return
         else:
-            stages = program.plan(answer.values)
+            stages = model.plan(answer.values)
             reached = math.inf if stages is None else problem.cost(stages).bottleneck_s
             high = min(middle, reached)
-            yield MethodUpdate(stages=stages, interrupted=answer.interrupted, says=says)
+            yield MethodUpdate(stages=stages, interrupted=answer.interrupted, remark=remark)
 
 
 NEAR = 1e-4
 """Distance of plan and bound from which on to look just below the plan."""
-
-
-def _fault(problem: Problem) -> str:
-    """Why the method has nothing to say; empty where it has."""
-    cluster = problem.cluster
-    if problem.assumptions.objective != "throughput" or problem.memory_binds:
-        return "only for throughput, where memory does not bind"
-    if cluster.default_link is not None or cluster.links:
-        return "only where moving is free"
-    read = set(problem.edges)
-    if not all((i - 1, i) in read for i in range(1, problem.num_units)):
-        return "only for chains"
-    return "" if np.isfinite(problem.time_s).all() else "only where all devices run all units"
 
 
 @dataclass(frozen=True)
@@ -149,7 +133,7 @@ class Blocks:
         return latest
 
 
-class Program:
+class PhaseModel:
     """The integer program for one T."""
 
     def __init__(self, blocks: Blocks, bottleneck: float) -> None:

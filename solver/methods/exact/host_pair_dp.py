@@ -23,7 +23,7 @@ from functools import cached_property
 import numpy as np
 from numpy.typing import NDArray
 
-from skyfx.solver.methods.ideals.device_states import MAX_STATES, States
+from skyfx.solver.methods.ideals.device_states import States
 from skyfx.solver.methods.ideals.order_ideals import Ideals
 from skyfx.solver.methods.limits import Limits
 from skyfx.solver.methods.method import Bound, MethodUpdate, SearchState
@@ -31,7 +31,7 @@ from skyfx.solver.problem.infeasibility import nothing_fits
 from skyfx.solver.problem.problem import Floats, Problem, UnitPlacement
 from skyfx.solver.problem.tolerances import BOUND_SAFETY
 
-__all__: list[str] = ["pairs"]
+__all__: list[str] = ["host_pair_dp"]
 
 MAX_IDEALS = 2500
 MAX_CELLS = 2_000_000
@@ -40,50 +40,49 @@ MAX_CELLS = 2_000_000
 MAX_PAIRS = 4_000_000
 
 
-def pairs(task: SearchState) -> Iterator[MethodUpdate]:
+def host_pair_dp(task: SearchState) -> Iterator[MethodUpdate]:
     """Find and prove the best plan where values go through the host's memory."""
-    problem, states = task.problem, States.number(task.problem)
-    if problem.assumptions.communication != "host" or states > MAX_STATES:
-        yield MethodUpdate(says="only for host and few kinds of devices")
-        return
+    problem, states = task.problem, task.features.num_states
     ideals = Ideals.of(problem, min(MAX_IDEALS, MAX_CELLS // states))
     if ideals is None:
-        yield MethodUpdate(says=f"too many ideals, with {states} states of devices")
+        yield MethodUpdate(remark=f"too many ideals, with {states} states of devices")
         return
-    says = f"{len(ideals)} ideals x {states} states of devices"
+    remark = f"{len(ideals)} ideals x {states} states of devices"
     stages = Stages.of(problem, ideals, States(problem))
     if stages is None:
-        yield MethodUpdate(says=f"{says}: too many pairs")
+        yield MethodUpdate(remark=f"{remark}: too many pairs")
         return
-    yield from _optimum(task, Program(stages, task.limits), f"{says}, {len(stages.before)} stages")
+    yield from _optimum(
+        task, PairTables(stages, task.limits), f"{remark}, {len(stages.before)} stages"
+    )
 
 
-def _optimum(task: SearchState, program: "Program", says: str) -> Iterator[MethodUpdate]:
+def _optimum(task: SearchState, tables: "PairTables", remark: str) -> Iterator[MethodUpdate]:
     assumptions = task.problem.assumptions
-    bottleneck, stages = program.best(latency=False)
+    bottleneck, stages = tables.best(latency=False)
     if stages is None:
-        yield MethodUpdate(infeasible=nothing_fits(task.problem), says=says)
+        yield MethodUpdate(infeasible=nothing_fits(task.problem), remark=remark)
         return
     if assumptions.objective == "throughput":
         yield MethodUpdate(
-            stages=stages, bound=Bound(bottleneck * BOUND_SAFETY, "pairs of ideals"), says=says
+            stages=stages, bound=Bound(bottleneck * BOUND_SAFETY, "host pair dp"), remark=remark
         )
         return
-    yield MethodUpdate(stages=stages, says=says)
+    yield MethodUpdate(stages=stages, remark=remark)
     rounds = assumptions.microbatches - 1 if assumptions.objective == "step" else 0
     best, at_most = task.problem.cost(stages).objective_value, math.inf
     while True:
-        latency, stages = program.best(latency=True, at_most=at_most)
+        latency, stages = tables.best(latency=True, at_most=at_most)
         if stages is None or latency + rounds * bottleneck >= best:
             break
         cost = task.problem.cost(stages)
         best = min(best, cost.objective_value)
-        bound = Bound(min(best, latency + rounds * bottleneck) * BOUND_SAFETY, "pairs of ideals")
-        yield MethodUpdate(stages=stages, bound=bound, says=says)
+        bound = Bound(min(best, latency + rounds * bottleneck) * BOUND_SAFETY, "host pair dp")
+        yield MethodUpdate(stages=stages, bound=bound, remark=remark)
         at_most = cost.bottleneck_s * BOUND_SAFETY
         if rounds == 0:
             return
-    yield MethodUpdate(bound=Bound(best * BOUND_SAFETY, "pairs of ideals"), says=says)
+    yield MethodUpdate(bound=Bound(best * BOUND_SAFETY, "host pair dp"), remark=remark)
 
 
 @dataclass(frozen=True)
@@ -185,7 +184,7 @@ class _Traffic:
 
 
 @dataclass(frozen=True)
-class Program:
+class PairTables:
     """The dynamic program over stages and states."""
 
     stages: Stages

@@ -13,9 +13,8 @@ anywhere, which can only lower the bound, and a plan gives each a place afterwar
 import math
 from collections.abc import Iterator
 
-from skyfx.solver.methods.exact.label_tables import Program
-from skyfx.solver.methods.exact.level_dp import listed
-from skyfx.solver.methods.ideals.device_states import MAX_STATES, States
+from skyfx.solver.methods.exact.label_tables import LabelTables
+from skyfx.solver.methods.ideals.device_states import States
 from skyfx.solver.methods.ideals.order_ideals import Ideals
 from skyfx.solver.methods.ideals.relaxed_units import narrowed, work_of
 from skyfx.solver.methods.method import Bound, MethodUpdate, SearchState
@@ -23,7 +22,7 @@ from skyfx.solver.problem.infeasibility import nothing_fits
 from skyfx.solver.problem.linear_extensions import depth_first_extension, graph_order
 from skyfx.solver.problem.tolerances import BOUND_SAFETY, OPTIMALITY_TOLERANCE
 
-__all__: list[str] = ["lattice", "lines"]
+__all__: list[str] = ["interval_label_dp", "label_dp"]
 
 MAX_CELLS = 6_000_000
 """States times ideals."""
@@ -51,54 +50,50 @@ NEAR = 0.003
 """Distance of plan and bound from which on to look just below the plan."""
 
 
-def lines(task: SearchState) -> Iterator[MethodUpdate]:
+def interval_label_dp(task: SearchState) -> Iterator[MethodUpdate]:
     """Find the best plans of which every stage is an interval of one order of the units."""
-    problem, states = task.problem, States.number(task.problem)
-    if problem.assumptions.communication != "relay" or states > MAX_STATES:
-        yield MethodUpdate(says="only for relay and few kinds of devices")
-        return
+    problem, states = task.problem, task.features.num_states
     high = task.bottleneck_s
     for order in (depth_first_extension(problem), graph_order(problem)):
-        program = Program(problem, Ideals.line(problem, order), States(problem), limits=task.limits)
-        says = f"{len(program.ideals)} cuts x {states} states of devices"
-        low = program.low_s(task)
+        tables = LabelTables(
+            problem, Ideals.line(problem, order), States(problem), limits=task.limits
+        )
+        remark = f"{len(tables.ideals)} cuts x {states} states of devices"
+        low = tables.low_s(task)
         if not math.isfinite(high):
-            shortest = program.shortest()
-            yield MethodUpdate(stages=shortest and shortest[1], says=says)
-            high = program.high_s
+            shortest = tables.shortest()
+            yield MethodUpdate(stages=shortest and shortest[1], remark=remark)
+            high = tables.high_s
         while high > low * (1 + LINE_GAP):
             middle = (low + high) / 2
-            stages = program.plan(middle)
+            stages = tables.plan(middle)
             if stages is None:
                 low = middle
             else:
                 high = min(middle, problem.cost(stages).bottleneck_s)
-                yield MethodUpdate(stages=stages, says=says)
+                yield MethodUpdate(stages=stages, remark=remark)
 
 
-def lattice(task: SearchState) -> Iterator[MethodUpdate]:
+def label_dp(task: SearchState) -> Iterator[MethodUpdate]:
     """Find the best plan of all, as far as units need not be put aside."""
-    problem, states = task.problem, States.number(task.problem)
-    if problem.assumptions.communication != "relay" or states > MAX_STATES:
-        yield MethodUpdate(says="only for relay and few kinds of devices")
-        return
+    problem, states = task.problem, task.features.num_states
     cells = int(min(MAX_CELLS, CELLS_PER_S * task.limits.left_s))
     found = narrowed(problem, min(MAX_IDEALS, cells // states))
     if found is None:
-        yield MethodUpdate(says=f"too many ideals, with {states} states of devices")
+        yield MethodUpdate(remark=f"too many ideals, with {states} states of devices")
         return
     ideals, aside = found
-    says = f"{len(ideals)} ideals x {states} states of devices, {len(aside)} units put aside"
+    remark = f"{len(ideals)} ideals x {states} states of devices, {len(aside)} units put aside"
     much = work_of(problem, aside) > MUCH
-    if much and listed(problem, task.limits):
-        yield MethodUpdate(says=f"{says}: too much work, as all ideals can be listed")
+    if much and task.features.lists_all_ideals(task.limits):
+        yield MethodUpdate(remark=f"{remark}: too much work, as all ideals can be listed")
         return
-    program = Program(problem, ideals, States(problem), tuple(aside), task.limits)
-    yield from _halve(task, program, says, hopeful=not much)
+    tables = LabelTables(problem, ideals, States(problem), tuple(aside), task.limits)
+    yield from _halve(task, tables, remark, hopeful=not much)
 
 
 def _halve(
-    task: SearchState, program: Program, says: str, *, hopeful: bool
+    task: SearchState, tables: LabelTables, remark: str, *, hopeful: bool
 ) -> Iterator[MethodUpdate]:
     """Halve the interval between what is proven impossible and what may be possible.
 
@@ -106,18 +101,18 @@ def _halve(
     """
     assumptions, problem = task.problem.assumptions, task.problem
     latency_s, rounds = 0.0, 1
-    if assumptions.objective != "throughput" or task.best is None:
-        shortest = program.shortest()
+    if assumptions.objective != "throughput" or task.incumbent is None:
+        shortest = tables.shortest()
         if shortest is None:
-            yield MethodUpdate(infeasible=nothing_fits(problem), says=says)
+            yield MethodUpdate(infeasible=nothing_fits(problem), remark=remark)
             return
-        yield MethodUpdate(stages=shortest[1], says=says)
+        yield MethodUpdate(stages=shortest[1], remark=remark)
         if assumptions.objective != "throughput":
             latency_s, rounds = shortest[0] * BOUND_SAFETY, assumptions.microbatches - 1
         if assumptions.objective == "latency":
-            yield MethodUpdate(bound=Bound(latency_s, "ideals"), says=says)
+            yield MethodUpdate(bound=Bound(latency_s, "label dp"), remark=remark)
             return
-    low, high = program.low_s(task), min(program.high_s, task.bottleneck_s)
+    low, high = tables.low_s(task), min(tables.high_s, task.bottleneck_s)
     reached = True  # whether a plan is known that keeps `high`
     nothing = low == 0  # whether T = 0 is still to be tried, as no multiple of it leads further
     while high > low * (1 + OPTIMALITY_TOLERANCE):
@@ -127,14 +122,14 @@ def _halve(
         risen = risen if hopeful else max(risen, FAR * task.bottleneck_s)
         middle = high * (1 - OPTIMALITY_TOLERANCE / 2) if below else min((low + high) / 2, risen)
         nothing = False
-        if not program.possible(middle):
+        if not tables.possible(middle):
             low = middle * BOUND_SAFETY
-            yield MethodUpdate(bound=Bound(latency_s + rounds * low, "ideals"), says=says)
+            yield MethodUpdate(bound=Bound(latency_s + rounds * low, "label dp"), remark=remark)
             continue
-        stages = program.plan(middle) if hopeful else None
+        stages = tables.plan(middle) if hopeful else None
         bottleneck = math.inf if stages is None else problem.cost(stages).bottleneck_s
         reached = bottleneck <= middle
         high = min(middle, bottleneck)
-        yield MethodUpdate(stages=stages, says=says)
-        if not reached and program.aside and high < low * (1 + CLOSE):
+        yield MethodUpdate(stages=stages, remark=remark)
+        if not reached and tables.aside and high < low * (1 + CLOSE):
             return  # what was put aside hides more than is between the two

@@ -26,7 +26,7 @@ from skyfx.solver.methods.method import SearchState
 from skyfx.solver.problem.problem import Floats, Problem, UnitPlacement
 from skyfx.solver.problem.tolerances import BOUND_SAFETY
 
-__all__: list[str] = ["Program"]
+__all__: list[str] = ["LabelTables"]
 
 CANDIDATES = 16
 """Plans that are looked at for each T; they differ in how well they place what was put aside."""
@@ -47,7 +47,7 @@ Rules = tuple[float, float, bool, int]
 
 
 @dataclass
-class Program:
+class LabelTables:
     """The tables of the dynamic program, ready for any T."""
 
     problem: Problem

@@ -21,8 +21,8 @@ import numpy as np
 
 from skyfx.solver.methods.bounds.simple_bounds import bottleneck_bound, least_weighted, levels
 from skyfx.solver.methods.exact.label_kernel import STEP
-from skyfx.solver.methods.exact.label_tables import Program
-from skyfx.solver.methods.ideals.device_states import MAX_STATES, States
+from skyfx.solver.methods.exact.label_tables import LabelTables
+from skyfx.solver.methods.ideals.device_states import States
 from skyfx.solver.methods.ideals.order_ideals import Ideals
 from skyfx.solver.methods.ideals.relaxed_units import narrowed
 from skyfx.solver.methods.method import Bound, Candidate, MethodUpdate, SearchState
@@ -30,7 +30,7 @@ from skyfx.solver.problem.linear_extensions import depth_first_extension, graph_
 from skyfx.solver.problem.problem import Floats, UnitPlacement
 from skyfx.solver.problem.tolerances import BOUND_SAFETY, OPTIMALITY_TOLERANCE
 
-__all__: list[str] = ["step_lines", "steps"]
+__all__: list[str] = ["interval_step_label_dp", "step_label_dp"]
 
 MAX_CELLS = 3_000_000
 """States times ideals."""
@@ -48,44 +48,32 @@ FINE = 1e-3
 """Intervals of less than so much of T are not halved."""
 
 
-def step_lines(task: SearchState) -> Iterator[MethodUpdate]:
+def interval_step_label_dp(task: SearchState) -> Iterator[MethodUpdate]:
     """Find the best plans of which every stage is an interval of one order of the units."""
-    problem, states = task.problem, States.number(task.problem)
-    if not _asked(task, states):
-        yield MethodUpdate(says="only for steps in relay and few kinds of devices, from a plan")
-        return
+    problem, states = task.problem, task.features.num_states
     for order in (depth_first_extension(problem), graph_order(problem)):
         ideals = Ideals.line(problem, order)
-        program = StepProgram(problem, ideals, States(problem), limits=task.limits)
-        says = f"{len(ideals)} cuts x {states} states of devices"
-        for answer in _Halving(task, program, says).run():
-            yield MethodUpdate(stages=answer.stages, says=says)
+        tables = StepLabelTables(problem, ideals, States(problem), limits=task.limits)
+        remark = f"{len(ideals)} cuts x {states} states of devices"
+        for answer in _Halving(task, tables, remark).run():
+            yield MethodUpdate(stages=answer.stages, remark=remark)
 
 
-def steps(task: SearchState) -> Iterator[MethodUpdate]:
+def step_label_dp(task: SearchState) -> Iterator[MethodUpdate]:
     """Find and prove the best step of all, as far as units need not be put aside."""
-    problem, states = task.problem, States.number(task.problem)
-    if not _asked(task, states):
-        yield MethodUpdate(says="only for steps in relay and few kinds of devices, from a plan")
-        return
+    problem, states = task.problem, task.features.num_states
     cells = int(min(MAX_CELLS, CELLS_PER_S * task.limits.left_s))
     found = narrowed(problem, max(cells // states, problem.num_units))
     if found is None:
-        yield MethodUpdate(says=f"too many ideals, with {states} states of devices")
+        yield MethodUpdate(remark=f"too many ideals, with {states} states of devices")
         return
     ideals, aside = found
-    says = f"{len(ideals)} ideals x {states} states of devices, {len(aside)} units put aside"
-    program = StepProgram(problem, ideals, States(problem), tuple(aside), task.limits, POOL)
-    yield from _Halving(task, program, says).run()
+    remark = f"{len(ideals)} ideals x {states} states of devices, {len(aside)} units put aside"
+    tables = StepLabelTables(problem, ideals, States(problem), tuple(aside), task.limits, POOL)
+    yield from _Halving(task, tables, remark).run()
 
 
-def _asked(task: SearchState, states: int) -> bool:
-    assumptions = task.problem.assumptions
-    asked = (assumptions.communication, assumptions.objective)
-    return asked == ("relay", "step") and states <= MAX_STATES and task.best is not None
-
-
-class StepProgram(Program):
+class StepLabelTables(LabelTables):
     """The dynamic program for the latency within T."""
 
     def within(self, bottleneck: float, most_s: float) -> tuple[float, UnitPlacement] | None:
@@ -145,29 +133,29 @@ class _Between:
 class _Halving:
     """Intervals of T, the one with the least bound first."""
 
-    def __init__(self, task: SearchState, program: StepProgram, says: str) -> None:
-        assert task.best is not None
-        self._task, self._program, self._says = task, program, says
+    def __init__(self, task: SearchState, tables: StepLabelTables, remark: str) -> None:
+        assert task.incumbent is not None
+        self._task, self._tables, self._remark = task, tables, remark
         self._waits = task.problem.assumptions.microbatches - 1
-        self._best = task.best.value
+        self._best = task.incumbent.value
         self._highest = 0.0
         self._open: list[_Between] = []
 
     def run(self) -> Iterator[MethodUpdate]:
         """Until no interval can have a plan that is better by more than the gap."""
-        shortest = self._program.shortest()
+        shortest = self._tables.shortest()
         if shortest is None:
             return
         yield self._heard(shortest[1])
         low, latency_s = bottleneck_bound(self._task.problem).value, shortest[0] * BOUND_SAFETY
         if self._waits == 0:
-            yield MethodUpdate(bound=Bound(latency_s, "steps"), says=self._says)
+            yield MethodUpdate(bound=Bound(latency_s, "step label dp"), remark=self._remark)
             return
         self._highest = (self._best - latency_s) / self._waits
         self._push(low, self._highest, latency_s)
         while True:
             bound = min([self._target, *(one.bound for one in self._open[:1])])
-            yield MethodUpdate(bound=Bound(bound, "steps"), says=self._says)
+            yield MethodUpdate(bound=Bound(bound, "step label dp"), remark=self._remark)
             if bound == self._target:
                 return
             between = heapq.heappop(self._open)
@@ -176,7 +164,7 @@ class _Halving:
             middle = (between.low + between.high) / 2
             self._push(middle, between.high, between.latency_s)
             most_s = self._target - self._waits * between.low
-            found = self._program.within(middle, most_s)
+            found = self._tables.within(middle, most_s)
             if found is not None:
                 yield self._heard(found[1])
                 latency_s = max(found[0], between.latency_s)
@@ -195,7 +183,7 @@ class _Halving:
         found = Candidate.of(self._task.problem, stages)
         if found is not None:
             self._best = min(self._best, found.value)
-        return MethodUpdate(stages=stages, says=self._says)
+        return MethodUpdate(stages=stages, remark=self._remark)
 
     def _reached(self, high: float, latency_s: float, stages: UnitPlacement) -> float:
         """Where the plan with that latency is: from there to `high` no other has less."""

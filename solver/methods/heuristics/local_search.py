@@ -15,12 +15,11 @@ from typing import Any
 
 import numpy as np
 
-from skyfx.solver.methods.exact.level_dp import listed
 from skyfx.solver.methods.heuristics.local_search_kernel import Tables, shift
 from skyfx.solver.methods.method import Candidate, MethodUpdate, SearchState
 from skyfx.solver.problem.problem import Problem, UnitPlacement
 
-__all__: list[str] = ["shifting", "wandering"]
+__all__: list[str] = ["MAX_STAGES", "MAX_UNITS", "local_search", "restarted_local_search"]
 
 HOT, COLD = 3e-3, 3e-5
 """Temperatures, in parts of the bottleneck."""
@@ -44,32 +43,23 @@ MAX_UNITS, MAX_STAGES = 8000, 256
 """Beyond that a cooling touches each too rarely, and takes too long."""
 
 
-def shifting(task: SearchState) -> Iterator[MethodUpdate]:
+def local_search(task: SearchState) -> Iterator[MethodUpdate]:
     """Improve the best plan so far, near to it."""
-    if fault := _fault(task):
-        yield MethodUpdate(says=fault)
-        return
     search = _Search(task)
     for _ in range(COOLINGS):
         before = search.best.value
         yield from search.cool(*_plan(task.problem, search.best), HOT)
         if search.best.value == before:
             break
-    yield MethodUpdate(says=f"{search.moves} moves")
+    yield MethodUpdate(remark=f"{search.moves} moves")
 
 
-def wandering(task: SearchState) -> Iterator[MethodUpdate]:
+def restarted_local_search(task: SearchState) -> Iterator[MethodUpdate]:
     """Improve the best plan so far from plans that begin or end with another device.
 
     That device has nothing to do at first; what it had goes to the stage beside it. The slowest
     come first: masks and position biases are work for them, before all that reads these.
     """
-    if fault := _fault(task):
-        yield MethodUpdate(says=fault)
-        return
-    if listed(task.problem, task.limits):
-        yield MethodUpdate(says="all ideals can be listed")
-        return
     search = _Search(task)
     until_s = task.limits.left_s * (1 - PART)
     slowest = np.argsort(-search.tables.time_s.sum(axis=1), kind="stable")
@@ -78,28 +68,16 @@ def wandering(task: SearchState) -> Iterator[MethodUpdate]:
             break
         devices, stage_of = search.elsewhere(slowest[tour % len(slowest)])
         yield from search.cool(devices, stage_of, HOTTER)
-        says = f"{search.moves} moves from {tour + 1} other orders"
-        yield MethodUpdate(says=says)
-
-
-def _fault(task: SearchState) -> str:
-    """Why the methods have nothing to say; empty where they have."""
-    problem, assumptions = task.problem, task.problem.assumptions
-    if assumptions.communication != "relay" or assumptions.objective != "throughput":
-        return "only for throughput in relay"
-    if task.best is None or len(task.best.stages) < 2:
-        return "only where a plan of several stages is known"
-    if problem.num_units > MAX_UNITS or len(task.best.stages) > MAX_STAGES:
-        return f"only for up to {MAX_UNITS} units in {MAX_STAGES} stages"
-    return ""
+        remark = f"{search.moves} moves from {tour + 1} other orders"
+        yield MethodUpdate(remark=remark)
 
 
 class _Search:
     """The best plan, and the tables for moves."""
 
     def __init__(self, task: SearchState) -> None:
-        assert task.best is not None
-        self.task, self.problem, self.best = task, task.problem, task.best
+        assert task.incumbent is not None
+        self.task, self.problem, self.best = task, task.problem, task.incumbent
         self.tables = _tables(task.problem)
         self.random = np.random.default_rng(task.limits.seed)
         self.moves = 0
@@ -115,7 +93,7 @@ class _Search:
             found = Candidate.of(self.problem, _placement(devices, stage_of))
             if found is not None and found.value < self.best.value:
                 self.best = found
-                yield MethodUpdate(stages=found.stages, says=f"{self.moves} moves")
+                yield MethodUpdate(stages=found.stages, remark=f"{self.moves} moves")
 
     def elsewhere(self, d: int) -> tuple[Any, Any]:
         """The best plan with a device put first, now and then last, with nothing to do."""

@@ -24,12 +24,12 @@ from tests.support.html_reader import HtmlReader
 from tests.support.planning_instances import (
     all_plans,
     assumptions,
-    cases,
     chains,
     clusters,
     graphs,
     plan_of,
 )
+from tests.support.tiers import cases
 
 MSR = Path("benchmarks/planner/data/msr")
 Placement = list[tuple[str, list[str]]]

@@ -44,7 +44,7 @@ def test_a_plan_is_told_in_sentences() -> None:
         "Stage 0 on one is the bottleneck: 3 s per micro-batch, 2 s computing, 1 s sending.",
         "A simulated step takes 15 s; the devices are busy for 80% to 80% of it.",
         "The plan's throughput is 3 s. No plan for these files is below 3 s (proven by "
-        "'all ideals'): gap 0.00%.",
+        "'level dp'): gap 0.00%.",
         "An even split would take 4 s, 1.33 times as long.",
         "The dynamic rule would take 3 s, 1.00 times as long.",
         "The best single device would take 4 s, 1.33 times as long.",

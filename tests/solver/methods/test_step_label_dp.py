@@ -8,7 +8,8 @@ from hypothesis import strategies as st
 from skyfx.solver import Assumptions, Cluster, Graph
 from skyfx.solver.costs.cost_model import evaluate
 from skyfx.solver.methods.bounds.simple_bounds import simple_bound
-from skyfx.solver.methods.exact.step_label_dp import FINE, StepProgram, steps
+from skyfx.solver.methods.exact.step_label_dp import FINE, StepLabelTables, step_label_dp
+from skyfx.solver.methods.features import ProblemFeatures
 from skyfx.solver.methods.heuristics import baselines
 from skyfx.solver.methods.ideals.device_states import States
 from skyfx.solver.methods.ideals.relaxed_units import narrowed
@@ -16,7 +17,8 @@ from skyfx.solver.methods.limits import Limits
 from skyfx.solver.methods.method import Candidate, SearchState
 from skyfx.solver.methods.portfolio import Portfolio
 from skyfx.solver.problem.problem import OneInFlightProblem, Problem
-from tests.support.planning_instances import all_plans, assumptions, cases, clusters, graphs
+from tests.support.planning_instances import all_plans, assumptions, clusters, graphs
+from tests.support.tiers import cases
 
 CLOSE = 1e-6
 
@@ -40,7 +42,7 @@ def run(problem: Problem, known: Candidate) -> tuple[float, float]:
     """The best value and the best bound of the method alone, from a plan."""
     simple = simple_bound(problem)
     best, bound = known.value, simple.value
-    for answer in steps(SearchState(problem, known, simple, Limits())):
+    for answer in step_label_dp(SearchState(ProblemFeatures(problem), known, simple, Limits())):
         found = Candidate.of(problem, answer.stages)
         if found is not None:
             best = min(best, found.value)
@@ -81,10 +83,10 @@ def test_the_latency_within_a_bottleneck_is_below_that_of_every_plan(
     aside = narrowed(problem, at_most)
     if aside is None or not costs:
         return
-    program = StepProgram(problem, aside[0], States(problem), tuple(aside[1]), pool=10_000)
+    tables = StepLabelTables(problem, aside[0], States(problem), tuple(aside[1]), pool=10_000)
     bottleneck = times * min(cost.bottleneck_s for cost in costs)
     least = min(x.latency_s for x in costs if x.bottleneck_s <= bottleneck * (1 + CLOSE))
-    found = program.within(bottleneck * (1 + CLOSE), least * (1 + CLOSE) + CLOSE)
+    found = tables.within(bottleneck * (1 + CLOSE), least * (1 + CLOSE) + CLOSE)
     assert found is not None
     assert found[0] <= least * (1 + CLOSE) + 1e-9
 

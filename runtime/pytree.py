@@ -1,12 +1,33 @@
-"""Nested values taken apart: torch's pytrees, and dataclasses as well, which those leave whole."""
+"""Nested values taken apart: torch's pytrees, and dataclasses as well, which those leave whole.
+
+torch's pytrees are a private module, which is imported here alone.
+"""
 
 import dataclasses
 from typing import Any
 
 from torch import Tensor
-from torch.utils import _pytree as pytree
+from torch.utils._pytree import (
+    MappingKey,
+    TreeSpec,
+    register_pytree_node,
+    tree_flatten,
+    tree_flatten_with_path,
+    tree_leaves,
+    tree_map,
+    tree_unflatten,
+)
 
-__all__: list[str] = ["flatten", "flatten_with_names", "unflatten"]
+__all__: list[str] = [
+    "TreeSpec",
+    "flatten",
+    "flatten_with_names",
+    "tree_flatten",
+    "tree_leaves",
+    "tree_map",
+    "tree_unflatten",
+    "unflatten",
+]
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -17,33 +38,33 @@ class _Opened:
     fields: dict[str, Any]
 
 
-pytree.register_pytree_node(
+register_pytree_node(
     _Opened,
     lambda opened: (list(opened.fields.values()), (opened.of, tuple(opened.fields))),
     lambda values, context: _Opened(context[0], dict(zip(context[1], values, strict=True))),
     flatten_with_keys_fn=lambda opened: (
-        [(pytree.MappingKey(name), value) for name, value in opened.fields.items()],
+        [(MappingKey(name), value) for name, value in opened.fields.items()],
         (opened.of, tuple(opened.fields)),
     ),
 )
 
 
-def flatten(value: Any) -> tuple[list[Any], pytree.TreeSpec]:
+def flatten(value: Any) -> tuple[list[Any], TreeSpec]:
     """The leaves of a value, and how they nest."""
-    return pytree.tree_flatten(_open(value))
+    return tree_flatten(_open(value))
 
 
 def flatten_with_names(value: Any) -> list[tuple[list[str], Any]]:
     """Each leaf under the keys, indices and fields that lead to it."""
     return [
         ([str(getattr(key, "idx", getattr(key, "key", key))) for key in path], leaf)
-        for path, leaf in pytree.tree_flatten_with_path(_open(value))[0]
+        for path, leaf in tree_flatten_with_path(_open(value))[0]
     ]
 
 
-def unflatten(leaves: Any, spec: pytree.TreeSpec) -> Any:
+def unflatten(leaves: Any, spec: TreeSpec) -> Any:
     """The value that `flatten` has taken apart, with these leaves."""
-    return _close(pytree.tree_unflatten(list(leaves), spec))
+    return _close(tree_unflatten(list(leaves), spec))
 
 
 def _open(value: Any) -> Any:
@@ -57,7 +78,7 @@ def _open(value: Any) -> Any:
         }
         return _Opened(type(leaf), fields)
 
-    return pytree.tree_map(opened, value)
+    return tree_map(opened, value)
 
 
 def _is_open(value: Any) -> bool:
@@ -65,7 +86,7 @@ def _is_open(value: Any) -> bool:
     if not dataclasses.is_dataclass(value) or isinstance(value, type):
         return False
     held = [getattr(value, field.name, None) for field in dataclasses.fields(value)]
-    return any(isinstance(x, Tensor) or _is_open(x) for x in pytree.tree_leaves(held))
+    return any(isinstance(x, Tensor) or _is_open(x) for x in tree_leaves(held))
 
 
 def _close(value: Any) -> Any:
@@ -77,4 +98,4 @@ def _close(value: Any) -> Any:
             object.__setattr__(made, name, _close(field))
         return made
 
-    return pytree.tree_map(closed, value, is_leaf=lambda node: isinstance(node, _Opened))
+    return tree_map(closed, value, is_leaf=lambda node: isinstance(node, _Opened))

@@ -1,0 +1,57 @@
+"""Nested values are taken apart and put together again; a test for each private symbol of torch."""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from skyfx.runtime.pytree import (
+    TreeSpec,
+    flatten,
+    flatten_with_names,
+    tree_flatten,
+    tree_leaves,
+    tree_map,
+    tree_unflatten,
+    unflatten,
+)
+from tests.support import ROOT
+
+
+@dataclass(frozen=True)
+class Pair:
+    """Two values, one of which its `__init__` does not take as it is."""
+
+    tensor: Tensor
+    number: int = 0
+
+
+def test_torchs_trees_open_lists_tuples_and_dicts() -> None:
+    value = {"a": [1, (2, None)], "b": 3}
+    leaves, spec = tree_flatten(value)
+    assert leaves == tree_leaves(value) == [1, 2, None, 3]
+    assert isinstance(spec, TreeSpec)
+    assert tree_unflatten([x and 10 * x for x in leaves], spec) == {"a": [10, (20, None)], "b": 30}
+    assert tree_map(lambda x: x and 10 * x, value) == {"a": [10, (20, None)], "b": 30}
+    assert tree_leaves(value, is_leaf=lambda x: isinstance(x, list)) == [[1, (2, None)], 3]
+
+
+def test_dataclasses_that_hold_tensors_open_as_well() -> None:
+    x = torch.zeros(2)
+    value = [{"pair": Pair(x, 7)}, Pair]
+    leaves, spec = flatten(value)
+    assert leaves[0] is x
+    assert leaves[1:] == [7, Pair]
+    assert unflatten(leaves, spec) == value
+    names = [path for path, _ in flatten_with_names(value)]
+    assert names == [["0", "pair", "tensor"], ["0", "pair", "number"], ["1"]]
+
+
+def test_nothing_else_imports_torchs_private_trees() -> None:
+    found = {
+        path.resolve()
+        for folder in ("skyfx", "solver", "runtime")
+        for path in (ROOT / folder).rglob("*.py")
+        if "_pytree" in path.read_text().replace("register_pytree_node", "")
+    }
+    assert found == {ROOT / "runtime/pytree.py"}
