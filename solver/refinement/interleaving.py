@@ -17,7 +17,7 @@ import numpy as np
 
 from skyfx.solver.core.schedule import in_flight_counts, orders
 from skyfx.solver.costs.action_times import ActionTimes
-from skyfx.solver.costs.simulator import follow
+from skyfx.solver.costs.simulator import run_schedule
 from skyfx.solver.methods.heuristics.annealing import Assessed, Cooling, anneal
 from skyfx.solver.problem.problem import Problem, UnitPlacement
 from skyfx.solver.refinement.cut_moves import Cuts, all_have_units, moved, stages_of
@@ -69,7 +69,7 @@ def interleaved(
         times = ActionTimes.of(problem.graph, problem.cluster, placement, problem.assumptions)
         headroom = MemoryHeadroom(problem, placement, usual_peaks)
         for live in (in_flight_counts("1f1b", len(stages), m), (1,) * len(stages)):
-            timeline = follow(times, orders(live, m, times.devices))
+            timeline = run_schedule(times, orders(live, m, times.devices))
             if headroom.fits(live, timeline):
                 return Assessed(timeline.step_s / unit_s, timeline.step_s, (stages, live))
         return Assessed(math.inf)

@@ -15,7 +15,7 @@ import numpy as np
 
 from skyfx.solver.core.schedule import in_flight_counts, orders
 from skyfx.solver.costs.action_times import ActionTimes
-from skyfx.solver.costs.simulator import follow
+from skyfx.solver.costs.simulator import run_schedule
 from skyfx.solver.methods.heuristics.annealing import Assessed, Cooling
 from skyfx.solver.problem.problem import Problem, UnitPlacement
 from skyfx.solver.refinement.cut_moves import Segments, anneal_cuts, segments_of, stages_of
@@ -58,7 +58,7 @@ def shortened(
         headroom = MemoryHeadroom(problem, placement, usual_peaks)
         best: Assessed[tuple[UnitPlacement, Live]] = Assessed(math.inf)
         for live in _counts_to_try(m, headroom.max_in_flight()):
-            timeline = follow(times, orders(live, m, times.devices))
+            timeline = run_schedule(times, orders(live, m, times.devices))
             if timeline.step_s < best.value and headroom.fits(live, timeline):
                 best = Assessed(timeline.step_s / unit_s, timeline.step_s, (stages, live))
         return best
