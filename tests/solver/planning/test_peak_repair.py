@@ -12,13 +12,13 @@ from skyfx.solver.costs.cost_model import by_device
 from skyfx.solver.errors import InfeasibleError, NoPlanError
 from tests.support.planning_instances import (
     assumptions,
-    cases,
     clusters,
     cpus,
     graph,
     graphs,
     node,
 )
+from tests.support.tiers import cases
 
 VALUE = {"output_bytes": 100.0, "gradient_bytes": 100.0, "backward_s": {"cpu": 1.0}}
 ASKED = Assumptions(microbatches=1, overlap="full")

@@ -26,7 +26,6 @@ from skyfx.solver.errors import InfeasibleError
 from tests.support import ROOT
 from tests.support.planning_instances import (
     assumptions,
-    cases,
     cluster,
     clusters,
     cpus,
@@ -34,6 +33,7 @@ from tests.support.planning_instances import (
     graphs,
     node,
 )
+from tests.support.tiers import cases
 
 SLOW, FAST = Wire(bandwidth_bytes_per_s=1.0, latency_s=0.0), 1000.0
 
