@@ -3,8 +3,8 @@
 import msgspec
 import typer
 
-from skyfx.solver.analysis.explain import explained
-from skyfx.solver.analysis.plan_sources import sources
+from skyfx.solver.analysis.explain import explain_plan
+from skyfx.solver.analysis.plan_sources import find_inputs
 from skyfx.solver.cli.options import (
     ClusterOption,
     EachLimit,
@@ -14,7 +14,7 @@ from skyfx.solver.cli.options import (
     PlanFile,
     Verbose,
 )
-from skyfx.solver.cli.simulate import replanning
+from skyfx.solver.cli.simulate import make_replan
 from skyfx.solver.cli.terminal import exit_codes
 from skyfx.solver.core import files
 from skyfx.solver.core.plan import Plan
@@ -37,10 +37,9 @@ def explain_command(
     """
     with exit_codes(verbose=verbose):
         asked = files.read(plan, Plan)
-        model, devices = sources(plan, asked, graph, cluster)
-        said = explained(
-            model, devices, asked, replanning(asked, time_limit, ignore_peaks=ignore_peaks)
-        )
+        model, devices = find_inputs(plan, asked, graph, cluster)
+        replan = make_replan(asked, time_limit, ignore_peaks=ignore_peaks)
+        said = explain_plan(model, devices, asked, replan)
         if json:
             typer.echo(msgspec.json.encode(list(said)).decode())
             return

@@ -17,7 +17,7 @@ from skyfx.solver.core.units import seconds
 from skyfx.solver.costs.action_times import ActionTimes
 from skyfx.solver.costs.cost_model import evaluate
 from skyfx.solver.costs.peak_memory import peak_bytes
-from skyfx.solver.costs.simulator import follow, simulate
+from skyfx.solver.costs.simulator import run_schedule, simulate
 from skyfx.solver.errors import InfeasibleError, NoPlanError
 from skyfx.solver.methods.bounds.simple_bounds import simple_bound
 from skyfx.solver.methods.limits import Limits
@@ -138,7 +138,7 @@ def _fits(problem: Problem, made: ScheduledStages, usual_peaks: dict[str, float]
     assumptions, placement = problem.assumptions, problem.placement(made.candidate.stages)
     times = ActionTimes.of(problem.graph, problem.cluster, placement, assumptions)
     counts = made.in_flight or ()
-    timeline = follow(times, orders(counts, assumptions.microbatches, times.devices))
+    timeline = run_schedule(times, orders(counts, assumptions.microbatches, times.devices))
     return MemoryHeadroom(problem, placement, usual_peaks).fits(counts, timeline)
 
 
