@@ -1,13 +1,11 @@
 """Small random planning problems, and the answer by trying everything."""
 
 import itertools
-import os
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from random import Random
 from typing import Any
 
-from hypothesis import settings
 from hypothesis import strategies as st
 
 from skyfx.solver import (
@@ -28,11 +26,6 @@ from skyfx.solver.core.plan import Alternatives, Reference, SolverInfo, relative
 TYPES = ("fast", "slow")
 SECONDS = st.integers(0, 20).map(float)
 BYTES = st.integers(0, 10).map(float)
-
-
-def cases(usual: int) -> settings:
-    """How many cases a property is tried on; the variable `SKYFX_CASES` asks for more."""
-    return settings(max_examples=int(os.environ.get("SKYFX_CASES", usual)))
 
 
 def node(name: str, inputs: tuple[str, ...] = (), **fields: Any) -> Node:

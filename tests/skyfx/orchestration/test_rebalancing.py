@@ -7,8 +7,8 @@ import pytest
 
 import skyfx
 from tests.jobs.rebalancing_job import MICROBATCHES, slow_down, trained
-from tests.multiprocess.test_ranks import launch
 from tests.support import models, unsplit_reference
+from tests.support.launcher import launch
 
 
 def nodes_on(pipeline: skyfx.Pipeline, name: str) -> int:

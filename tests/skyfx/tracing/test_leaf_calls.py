@@ -15,10 +15,10 @@ from skyfx.passes.planner_graph import to_planner_graph
 from skyfx.solver.errors import CaptureError, StageError
 from skyfx.tracing.capture import Capture, capture
 from skyfx.tracing.leaf_calls import leaf_of
-from tests.runtime.test_pipeline import assert_equal_gradients
 from tests.support import unsplit_reference
 from tests.support.models import BATCH, Case
 from tests.support.plans import SIZE, split_evenly
+from tests.support.unsplit_reference import assert_equal_gradients
 
 WIDTH = 6
 

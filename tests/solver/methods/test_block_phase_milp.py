@@ -12,7 +12,8 @@ from skyfx.solver.methods.exact.block_phase_milp import block_phase_milp
 from skyfx.solver.methods.limits import Limits
 from skyfx.solver.methods.method import Candidate, SearchState
 from skyfx.solver.problem.problem import Problem
-from tests.support.planning_instances import all_plans, cases, cpus, graph, node
+from tests.support.planning_instances import all_plans, cpus, graph, node
+from tests.support.tiers import cases
 
 CLOSE = 1e-6
 

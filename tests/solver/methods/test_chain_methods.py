@@ -19,7 +19,8 @@ from skyfx.solver.methods.method import Candidate, SearchState
 from skyfx.solver.problem.interval_tables import assign_roles
 from skyfx.solver.problem.problem import Problem
 from tests.support.independent_validator import referee_faults
-from tests.support.planning_instances import all_plans, assumptions, cases, clusters, graphs
+from tests.support.planning_instances import all_plans, assumptions, clusters, graphs
+from tests.support.tiers import cases
 
 
 @st.composite

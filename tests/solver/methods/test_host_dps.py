@@ -12,7 +12,8 @@ from skyfx.solver.methods.exact.host_window_dp import host_window_dp
 from skyfx.solver.methods.limits import Limits
 from skyfx.solver.methods.method import Candidate, Method, SearchState
 from skyfx.solver.problem.problem import Problem
-from tests.support.planning_instances import all_plans, assumptions, cases, clusters, graphs
+from tests.support.planning_instances import all_plans, assumptions, clusters, graphs
+from tests.support.tiers import cases
 
 CLOSE = 1e-6
 

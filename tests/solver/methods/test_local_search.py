@@ -26,7 +26,8 @@ from skyfx.solver.methods.limits import Limits
 from skyfx.solver.methods.method import Candidate, SearchState
 from skyfx.solver.problem.problem import Problem
 from tests.support import ROOT
-from tests.support.planning_instances import all_plans, assumptions, cases, clusters, graphs
+from tests.support.planning_instances import all_plans, assumptions, clusters, graphs
+from tests.support.tiers import cases
 
 CAPTURED = ROOT / "benchmarks" / "planner" / "data" / "captured"
 

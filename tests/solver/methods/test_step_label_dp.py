@@ -16,7 +16,8 @@ from skyfx.solver.methods.limits import Limits
 from skyfx.solver.methods.method import Candidate, SearchState
 from skyfx.solver.methods.portfolio import Portfolio
 from skyfx.solver.problem.problem import OneInFlightProblem, Problem
-from tests.support.planning_instances import all_plans, assumptions, cases, clusters, graphs
+from tests.support.planning_instances import all_plans, assumptions, clusters, graphs
+from tests.support.tiers import cases
 
 CLOSE = 1e-6
 

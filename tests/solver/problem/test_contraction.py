@@ -8,7 +8,8 @@ from hypothesis import strategies as st
 
 from skyfx.solver import Assumptions, Graph
 from skyfx.solver.problem.contraction import components, units
-from tests.support.planning_instances import all_plans, cases, cpus, graph, graphs, node
+from tests.support.planning_instances import all_plans, cpus, graph, graphs, node
+from tests.support.tiers import cases
 
 
 def ids(g: Graph) -> list[list[str]]:
