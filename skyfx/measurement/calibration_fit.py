@@ -96,10 +96,12 @@ def least_absolute(rows: NDArray[Any], tie_weights: Sequence[float]) -> NDArray[
     program.a_matrix_.start_ = np.arange(num_rows + 1) * program.num_col_
     program.a_matrix_.index_ = np.tile(np.arange(program.num_col_), num_rows)
     program.a_matrix_.value_ = matrix.ravel()
-    highs = highspy.Highs()
+    highs = highspy.Highs()  # type: ignore[no-untyped-call]
     highs.setOptionValue("output_flag", False)
     highs.setOptionValue("dual_feasibility_tolerance", 1e-10)
     highs.setOptionValue("primal_feasibility_tolerance", 1e-10)
     highs.passModel(program)
     highs.run()
-    return np.asarray(highs.getSolution().col_value[:num_columns]) / scale
+    found: NDArray[Any] = np.array(highs.getSolution().col_value[:num_columns])
+    found /= scale
+    return found
