@@ -113,7 +113,7 @@ def probe_command(
         from skyfx.devices.cluster_probe import probed
         from skyfx.devices.inventory import DeviceInventory  # torch takes seconds to import
 
-        hosts = DeviceInventory.joined()
+        hosts = DeviceInventory.join()
         found = probed(hosts)
         if hosts.group.rank == 0:
             files.write(found, output, force=force)

@@ -34,7 +34,7 @@ def main(folder: Path, tasks: list[str]) -> None:
     cores = sorted(os.sched_getaffinity(0))
     os.sched_setaffinity(0, {cores[int(os.environ["RANK"]) % len(cores)]})
     torch.set_num_threads(1)
-    hosts = DeviceInventory.joined()
+    hosts = DeviceInventory.join()
     cluster = probed(hosts)
     rows: list[dict[str, Any]] = []
     for task in tasks:
@@ -42,7 +42,7 @@ def main(folder: Path, tasks: list[str]) -> None:
         torch.manual_seed(0)
         case = CASES[name]()
         setting = _setting(hosts, cluster, case, folder / name)
-        told = json.loads(hosts.group.first(partial(_planned, setting, float(share))))
+        told = hosts.group.broadcast_from_first(partial(_planned, setting, float(share)))
         plan = told.pop("plan")
         if plan is not None:
             told |= _run(setting, files.decode(plan.encode(), Plan, name), case, told["limit"])
@@ -55,7 +55,7 @@ def main(folder: Path, tasks: list[str]) -> None:
 def _setting(hosts: DeviceInventory, cluster: Cluster, case: Case, path: Path) -> Setting:
     """The model as measured now, or by those who came this far before."""
     graph, known = path.with_suffix(".graph.json"), path.with_suffix(".cluster.json")
-    if not any(hosts.group.told(graph.exists(), bool)):
+    if not any(hosts.group.all_gather_json(graph.exists(), bool)):
         setting = measured(hosts, cluster, case)
         if hosts.group.rank == 0:
             files.write(setting.cluster, known)
@@ -64,7 +64,7 @@ def _setting(hosts: DeviceInventory, cluster: Cluster, case: Case, path: Path) -
     return Setting(hosts, files.read(known, Cluster), files.read(graph, Graph), ASSUMED, ())
 
 
-def _planned(setting: Setting, share: float) -> bytes:
+def _planned(setting: Setting, share: float) -> dict[str, Any]:
     """A plan within a share of what the best one without limits takes, as JSON."""
     search = partial(solve, gap=0.01, time_limit_s=15)
     limit = share * _peak(search(setting.graph, setting.cluster, setting.assumptions).plan)
@@ -73,14 +73,14 @@ def _planned(setting: Setting, share: float) -> bytes:
             setting.graph, _limited(setting.cluster, limit), setting.assumptions, search
         ).plan
     except (InfeasibleError, NoPlanError):
-        return json.dumps({"plan": None, "limit": limit}).encode()
+        return {"plan": None, "limit": limit}
     found = {
         "limit": limit,
         "stages": len(plan.stages),
         "gap": plan.gap,
         "predicted": _peak(plan) / limit,
     }
-    return json.dumps({"plan": files.encode(plan).decode(), **found}).encode()
+    return {"plan": files.encode(plan).decode(), **found}
 
 
 def _peak(plan: Plan) -> float:
@@ -108,7 +108,7 @@ def _run(setting: Setting, plan: Plan, case: Case, limit: float) -> dict[str, fl
             else:
                 took_s[name], most = most_charged(partial(_steps, pipeline, case, STEPS))
     charged = (there + most - OTHERS_BYTES) / limit
-    told = setting.hosts.group.told(charged, float)
+    told = setting.hosts.group.all_gather_json(charged, float)
     return {**took_s, "charged": max(told)}
 
 

@@ -55,7 +55,7 @@ def main(names: list[str], report: str) -> None:
     cores = sorted(os.sched_getaffinity(0))
     os.sched_setaffinity(0, {cores[int(os.environ["RANK"]) % len(cores)]})
     torch.set_num_threads(1)
-    hosts = DeviceInventory.joined()
+    hosts = DeviceInventory.join()
     enter_quota()
     cluster = probed(hosts)
     leave_quota()
@@ -76,7 +76,7 @@ def measured(hosts: DeviceInventory, cluster: Cluster, case: Case) -> Setting:
     captured = captured_first(copy.deepcopy(case.model), case)
     graph, known = measured_in_quotas(hosts, cluster, captured)
     enter_quota()
-    noted = hosts.group.told(pace(), float)
+    noted = hosts.group.all_gather_json(pace(), float)
     leave_quota()
     return Setting(hosts, known, graph, ASSUMED, tuple(noted))
 
@@ -122,11 +122,11 @@ def plans(setting: Setting) -> Iterator[tuple[str, Plan]]:
     """Good plans and bad ones, the same in all processes."""
     for label in ("optimal", "dynamic", "shuffled", "lopsided"):
 
-        def make(label: str = label) -> bytes:
-            return files.encode(_plan(setting, label))
+        def make(label: str = label) -> str:
+            return files.encode(_plan(setting, label)).decode()
 
-        raw = setting.hosts.group.first(make)
-        yield label, files.decode(raw, Plan, label)
+        raw = setting.hosts.group.broadcast_from_first(make)
+        yield label, files.decode(raw.encode(), Plan, label)
 
 
 def _plan(setting: Setting, label: str) -> Plan:
@@ -158,7 +158,7 @@ def run(setting: Setting, plan: Plan, case: Case) -> dict[str, Any]:
             pipeline.train_step(case.batch, case.targets, case.loss_fn)
 
         enter_quota()
-        paces = [setting.hosts.group.told(pace(), float)]
+        paces = [setting.hosts.group.all_gather_json(pace(), float)]
         steps, busy = [], []
         for i in range(WARM + STEPS):
             setting.hosts.group.sum(torch.zeros(1))
@@ -169,14 +169,14 @@ def run(setting: Setting, plan: Plan, case: Case) -> dict[str, Any]:
                 busy.append(pipeline.measured.stage_s)
             optimizer.step()
             optimizer.zero_grad()
-        paces.append(setting.hosts.group.told(pace(), float))
+        paces.append(setting.hosts.group.all_gather_json(pace(), float))
         leave_quota()
         memory = measured_peak(step, [*optimizer.state.values()], model)
     drift = {
         device.name: sum(found) / len(found) / before
         for device, before, *found in zip(setting.hosts.devices, setting.pace, *paces, strict=True)
     }
-    told = setting.hosts.group.gather(json.dumps(memory).encode())
+    told = setting.hosts.group.all_gather(json.dumps(memory).encode())
     ranks = [setting.hosts.rank_of[stage.device] for stage in plan.stages]
     peaks: list[float] = [json.loads(told[rank]) for rank in ranks]
     peaks[0] += _kept_inputs_bytes(setting, len(ranks))

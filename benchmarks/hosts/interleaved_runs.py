@@ -126,7 +126,7 @@ def _turn(entry: Entry, record: Record, group: ProcessGroup, *, limited: bool) -
         _set_up_heap(tight=entry.tight)
     for _ in range(ATTEMPTS):
         mine, start_s = _step(entry.rival, group)
-        steps = group.told(mine, _Step)
+        steps = group.all_gather_json(mine, _Step)
         took_s = max(step.ended_s for step in steps) - start_s
         record.losses.append(_loss(steps))
         if all(step.began_s - start_s < LATE_S for step in steps):
@@ -140,7 +140,7 @@ def _turn(entry: Entry, record: Record, group: ProcessGroup, *, limited: bool) -
 def _step(rival: Rival, group: ProcessGroup) -> tuple[_Step, float]:
     """A step within the quotas, and when all were to begin."""
     enter_quota()
-    start_s = max(group.told(time.perf_counter(), float)) + AHEAD_S
+    start_s = max(group.all_gather_json(time.perf_counter(), float)) + AHEAD_S
     while (left_s := start_s - time.perf_counter()) > 0:
         time.sleep(left_s)
     before, cpu_s, began_s = throttled()["nr_throttled"], time.process_time(), time.perf_counter()
@@ -167,9 +167,9 @@ def _charge(entry: Entry, record: Record, group: ProcessGroup) -> None:
     loss, most = most_charged(entry.rival.step)
     leave_quota()
     update(entry.rival)
-    record.charged = group.told(float(max(0, there + most - OTHERS_BYTES)), float)
+    record.charged = group.all_gather_json(float(max(0, there + most - OTHERS_BYTES)), float)
     record.losses.append(
-        next(x for (x,) in group.told([loss], list[float | None]) if x is not None)
+        next(x for (x,) in group.all_gather_json([loss], list[float | None]) if x is not None)
     )
 
 

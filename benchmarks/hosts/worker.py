@@ -95,7 +95,7 @@ def main(names: Sequence[str], report: Path) -> None:
     """Run these clusters; the first process appends a line for each to the report."""
     os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})
     torch.set_num_threads(1)
-    hosts = DeviceInventory.joined()
+    hosts = DeviceInventory.join()
     chosen = {one.name: one for one in clusters.clusters()}
     prepared: dict[str, Prepared] = {}
     for cluster in (chosen[name] for name in names):
@@ -114,8 +114,8 @@ def _prepared(name: str, hosts: DeviceInventory) -> Prepared:
     subject = SUBJECTS[name]()
     states = states_of(subject)
     part = Batch.of(subject.batch).split(len(subject.batch) // MICROBATCHES)[0]
-    raw = hosts.group.first(lambda: json.dumps(asdict(weighed(subject, states))).encode())
-    return Prepared(subject, capture(subject.model, part), states, Weights(**json.loads(raw)))
+    found = hosts.group.broadcast_from_first(lambda: asdict(weighed(subject, states)))
+    return Prepared(subject, capture(subject.model, part), states, Weights(**found))
 
 
 def _run(cluster: clusters.Cluster, prepared: Prepared, hosts: DeviceInventory) -> dict[str, Any]:
@@ -191,20 +191,19 @@ def _with_memory(cluster: Cluster, limits: Sequence[float] | None) -> Cluster:
 def _plans(hosts: DeviceInventory, graph: Graph, free: Cluster, limited: Cluster) -> Plans:
     """The same in all processes; the plans that one would make by hand know of no limits."""
 
-    def make() -> bytes:
+    def make() -> dict[str, Any]:
         search = partial(solve, gap=GAP, time_limit_s=PLANNING_S)
         asked = replace(ASSUMED, schedule=SCHEDULE)
         best = solve_within(graph, limited, asked, search).plan
         even = solve(graph, free, ASSUMED, strategy="even").plan
         placement = [(stage.device, stage.nodes) for stage in best.stages]
-        told = {
+        return {
             "skyfx": files.encode(best).decode(),
             "even": files.encode(even).decode(),
             "simulated_s": simulate(graph, limited, placement, asked, best.live).step_s,
         }
-        return json.dumps(told).encode()
 
-    told = json.loads(hosts.group.first(make))
+    told = hosts.group.broadcast_from_first(make)
     best, even = (files.decode(told[x].encode(), Plan, x) for x in ("skyfx", "even"))
     original = replace(even, assumptions=replace(even.assumptions, microbatches=1))
     return Plans(best, even, original, told["simulated_s"])

@@ -130,7 +130,7 @@ def main(task: Task, report: Path) -> None:
     """Run it; the first process writes the report."""
     os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})
     torch.set_num_threads(1)
-    hosts = DeviceInventory.joined()
+    hosts = DeviceInventory.join()
     rank = hosts.group.rank
     os.sched_setaffinity(0, {cores(task.shares)[rank]})
     phases = Phases(task.name, tells=rank == 0)
@@ -160,12 +160,12 @@ def _told(
 ) -> tuple[dict[str, Plan], dict[str, float]]:
     """The same in all processes."""
 
-    def make() -> bytes:
+    def make() -> list[Any]:
         made, predicted = plans(graph, known)
         coded = {name: files.encode(plan).decode() for name, plan in made.items()}
-        return json.dumps([coded, predicted]).encode()
+        return [coded, predicted]
 
-    coded, predicted = json.loads(hosts.group.first(make))
+    coded, predicted = hosts.group.broadcast_from_first(make)
     return {name: files.decode(raw.encode(), Plan, name) for name, raw in coded.items()}, predicted
 
 

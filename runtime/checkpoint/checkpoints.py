@@ -19,7 +19,6 @@ from typing import Any
 from torch import nn
 from torch.optim import Optimizer
 
-from skyfx.runtime.checkpoint.collectives import Collectives
 from skyfx.runtime.checkpoint.layout import Folder
 from skyfx.runtime.checkpoint.load import load
 from skyfx.runtime.checkpoint.save import write
@@ -62,7 +61,7 @@ class Checkpoints:
             raise ValueError(f"keep is {keep}: a folder keeps at least one checkpoint")
         self._training = Training(model, optimizer, scheduler)
         self._folder, self._keep = Folder(folder), keep
-        self._crew = Collectives(group)
+        self._group = ProcessGroup.alone() if group is None else group.duplicate()
         self._writer = ThreadPoolExecutor(1, thread_name_prefix="skyfx-checkpoint")
         self._writing: Future[None] | None = None
 
@@ -83,7 +82,7 @@ class Checkpoints:
         self.wait()
         taken: Snapshot | Exception
         try:
-            taken = Snapshot.of(self._training, extra or {}, self._crew.rank, copied=not wait)
+            taken = Snapshot.of(self._training, extra or {}, self._group.rank, copied=not wait)
         except Exception as error:  # the other processes have to hear of it
             taken = error
         failed = isinstance(taken, Exception)
@@ -103,13 +102,13 @@ class Checkpoints:
                 model or optimizer. Then nothing has changed.
         """
         self.wait()
-        found = load(self._crew, self._folder, self._training, step)
+        found = load(self._group, self._folder, self._training, step)
         return None if found is None else Checkpoint(*found)
 
     def latest(self) -> int | None:
         """The step of the latest checkpoint, None if there is none."""
         self.wait()
-        found: int | None = self._crew.first(self._folder.latest)
+        found: int | None = self._group.broadcast_from_first(self._folder.latest)
         return found
 
     def wait(self) -> None:
@@ -125,7 +124,7 @@ class Checkpoints:
 
     def _write(self, step: int, taken: Snapshot | Exception) -> None:
         try:
-            write(self._crew, self._folder, step, taken, keep=self._keep)
+            write(self._group, self._folder, step, taken, keep=self._keep)
         except Exception as error:  # which nobody may ask for before the program ends
             logger.error("The checkpoint of step %d was not saved: %s", step, error)
             raise

@@ -7,17 +7,18 @@ read for themselves; to the others it sends what they need, one tensor after ano
 from pathlib import Path
 from typing import Any
 
-from skyfx.runtime.checkpoint.collectives import Collectives
 from skyfx.runtime.checkpoint.layout import RECORD, Entry, Folder, Reader, indexed, parse
 from skyfx.runtime.checkpoint.restore import Restoring
 from skyfx.runtime.checkpoint.snapshot import Training
+from skyfx.runtime.checkpoint.transfer import receive_tensor, send_tensor
+from skyfx.runtime.distributed.process_group import ProcessGroup
 from skyfx.solver.errors import CheckpointError
 
 __all__: list[str] = ["load"]
 
 
 def load(
-    crew: Collectives, folder: Folder, training: Training, step: int | None
+    group: ProcessGroup, folder: Folder, training: Training, step: int | None
 ) -> tuple[int, dict[str, Any]] | None:
     """Load the checkpoint of a step, or the latest one; every process calls this.
 
@@ -29,19 +30,19 @@ def load(
             folder of its own. Then nothing has changed.
     """
     if step is None:
-        _refuse_later(crew.agreed(folder.latest), folder)
-    found = crew.first(lambda: _found(folder, step))
+        _refuse_later(group.run_together(folder.latest), folder)
+    found = group.broadcast_from_first(lambda: _found(folder, step))
     if found is None:
         return None
     text, entries = found
     record, index = parse(text), {name: Entry(*entry) for name, entry in entries.items()}
     path = folder.of(record["step"])
-    plan = crew.done(lambda: _planned(path, record, index, training, crew))
+    plan = group.barrier_after(lambda: _planned(path, record, index, training, group))
     reader = Reader(path, index) if _holds(path / RECORD, text) else None
     try:
-        wanted = crew.told([] if reader is not None else plan.wanted)
-        crew.done(lambda: _check(crew, reader, plan, wanted))
-        _fill(crew, reader, plan, wanted)
+        wanted = group.run_together(lambda: [] if reader is not None else plan.wanted)
+        group.barrier_after(lambda: _check(group, reader, plan, wanted))
+        _fill(group, reader, plan, wanted)
     finally:
         if reader is not None:
             reader.close()
@@ -75,10 +76,10 @@ def _planned(
     record: dict[str, Any],
     index: dict[str, Entry],
     training: Training,
-    crew: Collectives,
+    group: ProcessGroup,
 ) -> Restoring:
     try:
-        return Restoring(record, index, training, crew.rank, crew.size)
+        return Restoring(record, index, training, group.rank, group.size)
     except CheckpointError as error:
         raise CheckpointError(f"{path}: {error}") from None
 
@@ -89,16 +90,16 @@ def _holds(path: Path, text: str) -> bool:
 
 
 def _check(
-    crew: Collectives, reader: Reader | None, plan: Restoring, wanted: list[list[str]]
+    group: ProcessGroup, reader: Reader | None, plan: Restoring, wanted: list[list[str]]
 ) -> None:
     """Read through what is to be loaded, also for those who cannot."""
     if reader is not None:
-        sent = {name for names in wanted for name in names} if crew.rank == 0 else set[str]()
+        sent = {name for names in wanted for name in names} if group.rank == 0 else set[str]()
         reader.check(sorted(sent.union(plan.wanted)))
 
 
 def _fill(
-    crew: Collectives, reader: Reader | None, plan: Restoring, wanted: list[list[str]]
+    group: ProcessGroup, reader: Reader | None, plan: Restoring, wanted: list[list[str]]
 ) -> None:
     """Bring every tensor to where it goes; `wanted` is what each process has to be sent."""
     if reader is not None:
@@ -106,9 +107,9 @@ def _fill(
             plan.fill(name, reader.get(name))
     for rank, names in enumerate(wanted):
         for name in names:
-            if crew.rank == 0 and reader is not None:
-                crew.send(reader.get(name), rank)
-            elif crew.rank == rank:
+            if group.rank == 0 and reader is not None:
+                send_tensor(group, reader.get(name), rank)
+            elif group.rank == rank:
                 room = plan.room(name)
-                crew.receive(room)
+                receive_tensor(group, room)
                 plan.fill(name, room)

@@ -11,20 +11,21 @@ from pathlib import Path
 
 from torch import Tensor
 
-from skyfx.runtime.checkpoint.collectives import Collectives
 from skyfx.runtime.checkpoint.layout import Folder, write_tensors
 from skyfx.runtime.checkpoint.snapshot import Snapshot, merged
+from skyfx.runtime.checkpoint.transfer import receive_file, send_file
+from skyfx.runtime.distributed.process_group import ProcessGroup
 
 __all__: list[str] = ["write"]
 
 
 def write(
-    crew: Collectives, folder: Folder, step: int, taken: Snapshot | Exception, *, keep: int
+    group: ProcessGroup, folder: Folder, step: int, taken: Snapshot | Exception, *, keep: int
 ) -> None:
     """Write what every process has taken; all return when it is on the disk.
 
     Args:
-        crew: all processes, each of which calls this.
+        group: all processes, each of which calls this.
         folder: where to; where they do not share one, the first process's counts.
         step: of the checkpoint.
         taken: what this process holds, or why that cannot be saved.
@@ -33,26 +34,26 @@ def write(
     Raises:
         CheckpointError: it failed in another process; here it raises its own error.
     """
-    held = crew.agreed(lambda: list(_taken(taken).model))
+    held = group.run_together(lambda: list(_taken(taken).model))
     snapshot = _taken(taken)
-    name = crew.first(lambda: folder.begin(step))
+    name = group.broadcast_from_first(lambda: folder.begin(step))
     partial = folder.path / name
-    here = crew.done(lambda: crew.rank == 0 or folder.sees(name))
+    here = group.run_together(lambda: group.rank == 0 or folder.sees(name))
     try:
         # What no stage uses, every process has.
-        others = {each for names in held[: crew.rank] for each in names}
+        others = {each for names in held[: group.rank] for each in names}
         model = {each: x for each, x in snapshot.model.items() if each not in others}
         tensors = {"model": model, "state": snapshot.state}
-        sizes = crew.agreed(lambda: _write_files(partial, crew.rank, tensors))
-        _gather(crew, partial, sizes, crew.told(here))
-        records = crew.told(snapshot.record)
+        sizes = group.run_together(lambda: _write_files(partial, group.rank, tensors))
+        _gather(group, partial, sizes, here)
+        records = group.run_together(lambda: snapshot.record)
         record = merged(records) | {
             "model": sorted({each for names in held for each in names}),
             "files": [file for files in sizes for file in files],
         }
-        crew.first(lambda: folder.commit(name, step, record, keep))
+        group.broadcast_from_first(lambda: folder.commit(name, step, record, keep))
     finally:  # nothing, if it has been given its name
-        if crew.rank == 0 or not here:
+        if group.rank == 0 or not here[group.rank]:
             shutil.rmtree(partial, ignore_errors=True)
 
 
@@ -74,7 +75,7 @@ def _write_files(partial: Path, rank: int, tensors: dict[str, dict[str, Tensor]]
 
 
 def _gather(
-    crew: Collectives, partial: Path, sizes: list[dict[str, int]], here: list[bool]
+    group: ProcessGroup, partial: Path, sizes: list[dict[str, int]], here: list[bool]
 ) -> None:
     """Bring the files together that lie elsewhere, one after another."""
     if all(here):
@@ -85,9 +86,9 @@ def _gather(
             if here[rank]:
                 continue
             for file, size in files.items():
-                if crew.rank == rank:
-                    crew.send_file(partial / file)
-                elif crew.rank == 0:
-                    crew.receive_file(partial / file, size, rank)
+                if group.rank == rank:
+                    send_file(group, partial / file)
+                elif group.rank == 0:
+                    receive_file(group, partial / file, size, rank)
 
-    crew.done(moved)
+    group.barrier_after(moved)

@@ -1,54 +1,67 @@
-"""The processes of one job, and what they tell each other before and after the steps."""
+"""The processes of one job, and the messages between them before and after the steps."""
 
 import atexit
+import json
 import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from datetime import timedelta
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import msgspec
 import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from skyfx.runtime.distributed.failure import describe, restore
 from skyfx.runtime.distributed.heartbeat import SILENT_S, Heartbeat
 from skyfx.runtime.distributed.rendezvous import rendezvous
 from skyfx.runtime.memory.malloc import keep_freed
-from skyfx.solver.errors import PlanError, StageError, WorkerLostError
+from skyfx.solver.errors import StageError, WorkerLostError
 
 __all__: list[str] = ["ProcessGroup", "as_bytes"]
 
 T = TypeVar("T")
 
 TIMEOUT = timedelta(hours=1)
-"""After which torch gives a message up. A lost peer is found by its pulse, in seconds."""
+"""After this time torch gives up on a message. The heartbeat finds a lost peer within seconds."""
 
 CLOSING = 2**30
-"""The tag of messages that never come."""
+"""A tag that no message has."""
 
 
 @dataclass(frozen=True, slots=True)
 class ProcessGroup:
-    """A gloo process group, which moves tensors between CPUs; this process is its `rank`.
+    """A gloo process group, which moves tensors between CPUs.
 
-    `pulse` tells who is still there; a process that is alone has none.
+    Every process has to call a collective: all methods but `send`, `receive` and `report_failure`.
+
+    Attributes:
+        processes: torch's own group; None for a process that is alone and outside torch's groups.
+        rank: the number of this process.
+        size: the number of processes.
+        heartbeat: knows which processes are alive; None in a group of one.
     """
 
-    processes: dist.ProcessGroup
+    processes: dist.ProcessGroup | None
     rank: int
     size: int
-    pulse: Heartbeat | None
+    heartbeat: Heartbeat | None
 
     @staticmethod
     def is_launched() -> bool:
-        """Whether a launcher such as torchrun started this process, or a group is there already."""
+        """Whether a launcher such as torchrun started this process, or torch has a group."""
         return dist.is_initialized() or {"RANK", "WORLD_SIZE", "MASTER_ADDR"} <= os.environ.keys()
 
     @classmethod
-    def joined(cls) -> "ProcessGroup":
-        """The group of all processes of the job, which has to be called for in all of them.
+    def alone(cls) -> "ProcessGroup":
+        """A group of this process only; it sends nothing."""
+        return cls(None, 0, 1, None)
+
+    @classmethod
+    def join(cls) -> "ProcessGroup":
+        """The group of all processes of the job.
 
         A process that no launcher has started is a job of its own.
 
@@ -64,13 +77,13 @@ class ProcessGroup:
             dist.init_process_group(
                 "gloo", store=store, rank=rank, world_size=size, timeout=TIMEOUT
             )
-            atexit.register(_left)
+            atexit.register(_leave)
         world = dist.group.WORLD
         assert world is not None
-        if world not in _joined:
-            _joined.clear()
-            _joined[world] = cls._of(world)
-        return _joined[world]
+        if world not in _groups:
+            _groups.clear()
+            _groups[world] = cls._of(world)
+        return _groups[world]
 
     @classmethod
     def _of(cls, world: dist.ProcessGroup) -> "ProcessGroup":
@@ -81,116 +94,137 @@ class ProcessGroup:
             return cls(processes, rank, size, None)
         own = processes.get_group_store().clone()  # type: ignore[union-attr]
         store = dist.PrefixStore("skyfx", own)  # type: ignore[attr-defined]
-        pulse = Heartbeat(store, rank, size)
-        group = cls(processes, rank, size, pulse)
-        group._close_with_pulse()
-        dist.barrier(group=processes)  # all have said that they are there
-        pulse.start()
+        heartbeat = Heartbeat(store, rank, size)
+        group = cls(processes, rank, size, heartbeat)
+        group._close_with_heartbeat()
+        dist.barrier(group=processes)  # the first beat of each process is in the store
+        heartbeat.start()
         return group
 
     @contextmanager
-    def watched(self) -> Iterator[None]:
-        """Within it, a connection that breaks becomes an error that says who is lost.
+    def raising_lost_peers(self) -> Iterator[None]:
+        """Turn a broken connection into an error that names the process that is lost.
 
         Raises:
             WorkerLostError: another process is gone or silent.
-            StageError: one has failed.
+            StageError: a stage of another process has failed.
         """
         try:
-            if self.pulse is not None and (known := self.pulse.lost()):
+            if self.heartbeat is not None and (known := self.heartbeat.lost()):
                 raise known
             yield
         except RuntimeError as error:  # of torch.distributed
-            if self.pulse is None:
+            if self.heartbeat is None:
                 raise
-            # A broken connection is seen at once, who broke it only when he has been silent.
-            lost = self.pulse.lost(wait_s=2 * SILENT_S)
+            # A broken connection is seen at once; which process broke it, only after its silence.
+            lost = self.heartbeat.lost(wait_s=2 * SILENT_S)
             raise lost or WorkerLostError(
-                f"a connection between processes broke, though all of them answer: {error}"
+                f"a connection between processes broke, although all of them answer: {error}. "
+                "Start the job again from the last checkpoint"
             ) from error
 
-    def failed(self, error: StageError) -> None:
+    def report_failure(self, error: StageError) -> None:
         """Tell the other processes that a stage of this one has failed, if it was the first."""
-        if self.pulse is not None and self.pulse.lost() is None:
-            self.pulse.fail(str(error))
+        if self.heartbeat is not None and self.heartbeat.lost() is None:
+            self.heartbeat.fail(str(error))
 
-    def another(self) -> "ProcessGroup":
-        """The same processes, whose messages do not mix with ours; all have to call it."""
-        self.sum(torch.zeros(1))  # all are there: to connect, torch waits for whoever is not
+    def duplicate(self) -> "ProcessGroup":
+        """A group of the same processes, whose messages do not mix with those of this one."""
+        if self.size == 1:
+            return self
+        self.sum(torch.zeros(1))  # to connect, torch waits for all: they are here after this
         ranks = dist.get_process_group_ranks(self.processes)
         processes = dist.new_group(ranks, backend="gloo", timeout=TIMEOUT)
-        group = ProcessGroup(processes, self.rank, self.size, self.pulse)
-        group._close_with_pulse()
+        group = ProcessGroup(processes, self.rank, self.size, self.heartbeat)
+        group._close_with_heartbeat()
         return group
 
-    def gather(self, mine: bytes) -> list[bytes]:
-        """What every process says, by rank; all have to call it."""
+    def run_together(self, action: Callable[[], Any]) -> list[Any]:
+        """Run an action in every process: it succeeds in all, or all raise.
+
+        A process whose own action fails raises that error. The others raise an error of the same
+        class, which names the lowest rank that failed; where the class is neither skyfx's own nor
+        a common one of Python's, they raise its nearest base class of these, or `SkyfxError`.
+
+        Args:
+            action: returns a value that JSON can represent.
+
+        Returns:
+            The values, by rank.
+        """
+        failure: BaseException | None = None
+        try:
+            text = json.dumps({"value": action()})
+        except BaseException as error:  # also Ctrl-C: the others wait for this process
+            failure, text = error, json.dumps({"failure": describe(error)})
+        outcomes = [json.loads(each) for each in self.all_gather(text.encode())]
+        if failure is not None:
+            raise failure
+        for rank, outcome in enumerate(outcomes):
+            if "failure" in outcome:
+                raise restore(rank, *outcome["failure"])
+        return [outcome["value"] for outcome in outcomes]
+
+    def barrier_after(self, action: Callable[[], T]) -> T:
+        """Run an action in every process as `run_together`; returns this process's own result."""
+        results: list[T] = []
+        self.run_together(lambda: results.append(action()))
+        return results[0]
+
+    def broadcast_from_first(self, action: Callable[[], Any]) -> Any:
+        """Run an action in the first process as `run_together`; all return its value."""
+        return self.run_together(lambda: action() if self.rank == 0 else None)[0]
+
+    def all_gather(self, mine: bytes) -> list[bytes]:
+        """The bytes of every process, by rank."""
+        if self.size == 1:
+            return [mine]
         lengths = [torch.zeros(1, dtype=torch.long) for _ in range(self.size)]
-        with self.watched():
+        with self.raising_lost_peers():
             dist.all_gather(lengths, torch.tensor([len(mine)]), group=self.processes)
             longest = max(int(length) for length in lengths)
             texts = [torch.zeros(longest, dtype=torch.uint8) for _ in range(self.size)]
             dist.all_gather(texts, _as_tensor(mine.ljust(longest)), group=self.processes)
         return [bytes(x.numpy())[: int(n)] for x, n in zip(texts, lengths, strict=True)]
 
-    def told(self, mine: T, kind: type[T]) -> list[T]:
-        """What every process says, by rank, as JSON of this type; all have to call it."""
-        return [msgspec.json.decode(x, type=kind) for x in self.gather(msgspec.json.encode(mine))]
+    def all_gather_json(self, mine: T, kind: type[T]) -> list[T]:
+        """The values of every process, by rank, sent as JSON of this type."""
+        sent = self.all_gather(msgspec.json.encode(mine))
+        return [msgspec.json.decode(text, type=kind) for text in sent]
 
-    def merged(self, mine: dict[str, T], kind: type[dict[str, T]]) -> dict[str, T]:
-        """What all processes say by name, in one; all have to call it."""
-        return {name: value for said in self.told(mine, kind) for name, value in said.items()}
-
-    def first(self, make: Callable[[], bytes]) -> bytes:
-        """What the first process makes, in all of them; a failure of its own too.
-
-        Raises:
-            PlanError: it failed there; the first process raises its own error.
-        """
-        said, failure = b"", None
-        if self.rank == 0:
-            try:
-                said = b"+" + make()
-            except BaseException as error:
-                failure = error
-                said = f"-{error}".encode()
-        length = self.from_rank(0, torch.tensor([len(said)]))
-        text = _as_tensor(said) if said else torch.zeros(int(length), dtype=torch.uint8)
-        self.from_rank(0, text)
-        if failure is not None:
-            raise failure
-        found = bytes(text.numpy())
-        if found.startswith(b"-"):
-            raise PlanError(found[1:].decode())
-        return found[1:]
+    def all_gather_dict(self, mine: dict[str, T], kind: type[dict[str, T]]) -> dict[str, T]:
+        """The entries of every process, in one dict."""
+        parts = self.all_gather_json(mine, kind)
+        return {name: value for part in parts for name, value in part.items()}
 
     def sum(self, values: Tensor) -> Tensor:
         """The sum over all processes."""
-        with self.watched():
+        with self.raising_lost_peers():
             dist.all_reduce(values, group=self.processes)
         return values
 
-    def from_rank(self, rank: int, message: Tensor) -> Tensor:
-        """The message of this rank, in place of each other's."""
-        with self.watched():
+    def broadcast(self, rank: int, message: Tensor) -> Tensor:
+        """The message of this rank, written over the messages of all others."""
+        with self.raising_lost_peers():
             dist.broadcast(message, group=self.processes, group_src=rank)
         return message
 
     def send(self, message: Tensor, rank: int) -> None:
-        """Send a message to one process, which has to receive it; an empty one is none."""
+        """Send a message to one process, which calls `receive`; an empty one is not sent."""
         if message.numel():
-            with self.watched():
+            with self.raising_lost_peers():
                 dist.send(message, group=self.processes, group_dst=rank)
 
     def receive(self, message: Tensor, rank: int) -> None:
-        """Receive a message from one process; an empty one is none."""
+        """Receive a message from one process; an empty one is not sent."""
         if message.numel():
-            with self.watched():
+            with self.raising_lost_peers():
                 dist.recv(message, group=self.processes, group_src=rank)
 
-    def _close_with_pulse(self) -> None:
-        if self.pulse is not None:
-            self.pulse.closing.append(lambda: _close(self.processes, self.rank, self.size))
+    def _close_with_heartbeat(self) -> None:
+        """Close the connections when the heartbeat finds a loss."""
+        if self.heartbeat is not None:
+            self.heartbeat.closing.append(lambda: _close(self.processes, self.rank, self.size))
 
 
 def as_bytes(tensor: Tensor) -> Tensor:
@@ -202,14 +236,14 @@ def _as_tensor(text: bytes) -> Tensor:
     return torch.frombuffer(bytearray(text), dtype=torch.uint8)
 
 
-_joined: dict[dist.ProcessGroup, ProcessGroup] = {}
-"""The group of torch's own, while that lasts: one pulse a process."""
+_groups: dict[dist.ProcessGroup, ProcessGroup] = {}
+"""The group of torch's present world group: one heartbeat per process."""
 
 
-def _close(processes: dist.ProcessGroup, rank: int, size: int) -> None:
-    """Close our connections, so that all who wait for a message go.
+def _close(processes: dist.ProcessGroup | None, rank: int, size: int) -> None:
+    """Close all connections of this process, so that nobody waits for a message any more.
 
-    gloo does so where a wait for one runs out of time; to abort a group does nothing there.
+    gloo closes a connection when a wait on it times out; aborting a group has no effect there.
     """
     for peer in range(size):
         if peer != rank:
@@ -218,10 +252,10 @@ def _close(processes: dist.ProcessGroup, rank: int, size: int) -> None:
                 never.wait(timedelta(milliseconds=50))  # type: ignore[union-attr]
 
 
-def _left() -> None:
+def _leave() -> None:
     """Leave the group; its threads, if they outlive the interpreter, abort the process."""
-    for group in _joined.values():
-        if group.pulse is not None:
-            group.pulse.leave()
+    for group in _groups.values():
+        if group.heartbeat is not None:
+            group.heartbeat.leave()
     if dist.is_initialized():
         dist.destroy_process_group()

@@ -59,8 +59,8 @@ class DistributedWorkers(Workers):
         self._patience_s = {
             k: max(PATIENCE_S, HANGS * stages[k].compute_s) for k in places if stages[k].compute_s
         }
-        if group.pulse is not None:
-            group.pulse.call(_names(stages, rank_of))
+        if group.heartbeat is not None:
+            group.heartbeat.call(_names(stages, rank_of))
         ways = [way for k in places for way in ((k, k - 1), (k, k + 1))]
         self._senders = {
             way: ThreadPoolExecutor(1, thread_name_prefix=f"skyfx-send-{way[0]}-to-{way[1]}")
@@ -113,13 +113,13 @@ class DistributedWorkers(Workers):
     @contextmanager
     def _watching(self, step: Step) -> Iterator[None]:
         """Within it, others hear of it when a stage of ours fails or hangs."""
-        pulse = self._group.pulse
+        pulse = self._group.heartbeat
         if pulse is not None:
             pulse.overdue = lambda: step.overdue(self._patience_s, pulse.active_s)
         try:
             yield
         except StageError as error:
-            self._group.failed(error)
+            self._group.report_failure(error)
             raise
         finally:
             if pulse is not None:
@@ -127,14 +127,14 @@ class DistributedWorkers(Workers):
 
     def agreed(self, state: Tensor) -> Tensor:
         """The first process's state: the others may have another seed, or none."""
-        return self._group.from_rank(0, state)
+        return self._group.broadcast(0, state)
 
     def state_of(self, model: nn.Module) -> dict[str, Any]:
         """The whole model's state, each tensor from the first process that holds it."""
         state = model.state_dict()
         tensors = {name: x for name, x in state.items() if isinstance(x, Tensor)}
         ours = [name for name, x in tensors.items() if not x.is_meta]
-        said = [set(names) for names in self._group.told(ours, list[str])]
+        said = [set(names) for names in self._group.all_gather_json(ours, list[str])]
         for name, tensor in tensors.items():
             holders = [rank for rank, names in enumerate(said) if name in names]
             if not holders:
@@ -142,7 +142,7 @@ class DistributedWorkers(Workers):
             values = torch.empty(tensor.shape, dtype=tensor.dtype)
             if holders[0] == self._group.rank:
                 values.copy_(tensor)
-            state[name] = self._group.from_rank(holders[0], values)
+            state[name] = self._group.broadcast(holders[0], values)
         return state
 
     def load_state(self, model: nn.Module, state: Mapping[str, Any]) -> Any:
@@ -197,14 +197,15 @@ class DistributedWorkers(Workers):
     def timeline(self, spans: Mapping[int, Sequence[Span]]) -> list[CompletedAction]:
         """The actions of a step, of all processes; their clocks are set by a message to all."""
         self._group.sum(torch.zeros(1))
-        told = self._group.told(done_since(spans, time.perf_counter()), list[CompletedAction])
-        return [one for said in told for one in said]
+        ours = done_since(spans, time.perf_counter())
+        every = self._group.all_gather_json(ours, list[CompletedAction])
+        return [action for actions in every for action in actions]
 
     def _outputs(self, step: Step, m: int) -> list[torch.Tensor]:
         """The outputs of a micro-batch, from where the last stage is."""
         layout = MessageLayout(step.splits[m].returned)
         message = layout.pack(step.outputs[m]) if m in step.outputs else layout.room()
-        found = layout.unpack(self._group.from_rank(self._rank_of[-1], message))
+        found = layout.unpack(self._group.broadcast(self._rank_of[-1], message))
         return [x.detach() for x in found if x is not None]
 
 

@@ -57,7 +57,7 @@ class SendQueue:
             self._sending.popleft().result()
 
     def _send(self, message: Tensor) -> None:
-        with self._group.watched():
+        with self._group.raising_lost_peers():
             dist.send(message, group=self._group.processes, tag=self._tag, group_dst=self._peer)
 
 
@@ -81,7 +81,7 @@ class ReceiveQueue:
         """The next message's values."""
         layout, message, work = self._posted[0]
         if work is not None:
-            with self._group.watched():
+            with self._group.raising_lost_peers():
                 work.wait()
         self._posted.popleft()
         self._post()
@@ -93,7 +93,7 @@ class ReceiveQueue:
             message = None if layout.is_empty else layout.room()
             work = None
             if message is not None:
-                with self._group.watched():
+                with self._group.raising_lost_peers():
                     work = dist.irecv(
                         message,
                         group=self._group.processes,

@@ -57,20 +57,20 @@ class Cluster(cluster.Cluster):
         Raises:
             PlanError: two devices have the same name.
         """
-        found = probed(DeviceInventory.joined(memory_bytes=memory_bytes))
+        found = probed(DeviceInventory.join(memory_bytes=memory_bytes))
         return cls(devices=found.devices, links=found.links)
 
 
 def probed(hosts: DeviceInventory) -> cluster.Cluster:
     """Measure the devices of a job and the links between them; every process calls it."""
     speed_s = {name: _speed_s(place) for name, place in hosts.places.items()}
-    all_speeds = hosts.group.merged(speed_s, dict[str, float])
+    all_speeds = hosts.group.all_gather_dict(speed_s, dict[str, float])
     devices = tuple(
         replace(device, slowdown=_slowdown(device, hosts.devices, all_speeds))
         for device in hosts.devices
     )
     links = [*_links_here(hosts), *_links_to_others(hosts)]
-    everyones = itertools.chain.from_iterable(hosts.group.told(links, list[Link]))
+    everyones = itertools.chain.from_iterable(hosts.group.all_gather_json(links, list[Link]))
     found = cluster.Cluster(devices=devices, links=tuple(everyones))
     found.check()
     return found
@@ -106,7 +106,7 @@ def _links_here(hosts: DeviceInventory) -> Sequence[Link]:
 def _links_to_others(hosts: DeviceInventory) -> list[Link]:
     """From this process's devices to those of others; what is no CPU copies from and to one."""
     copies = {name: _to_and_from(place) for name, place in hosts.places.items()}
-    known = hosts.group.merged(copies, dict[str, tuple[Wire, Wire]])
+    known = hosts.group.all_gather_dict(copies, dict[str, tuple[Wire, Wire]])
     own, size = hosts.group.rank, hosts.group.size
     wires = {}
     for first, second in itertools.combinations(range(size), 2):

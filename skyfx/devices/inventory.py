@@ -39,7 +39,7 @@ class DeviceInventory:
     places: Mapping[str, LocalDevice]
 
     @classmethod
-    def joined(
+    def join(
         cls, group: ProcessGroup | None = None, memory_bytes: float | None = None
     ) -> "DeviceInventory":
         """Join the job; every process of it has to.
@@ -51,13 +51,13 @@ class DeviceInventory:
         Raises:
             PlanError: two processes call a device by the same name.
         """
-        group = group or ProcessGroup.joined()
+        group = group or ProcessGroup.join()
         places = {place.name: place for place in _own_places()}
         own = [
             Device(name=place.name, type=place.type, memory_bytes=_memory(place, memory_bytes))
             for place in places.values()
         ]
-        by_rank = group.told(own, list[Device])
+        by_rank = group.all_gather_json(own, list[Device])
         rank_of: dict[str, int] = {}
         for rank, devices in enumerate(by_rank):
             for device in devices:

@@ -50,9 +50,9 @@ def measure_distributed(
         for place in hosts.places.values()
         if leaders[place.type] == place.name
     }
-    known = hosts.group.merged(prices, dict[str, OperatorCosts])
+    known = hosts.group.all_gather_dict(prices, dict[str, OperatorCosts])
     fits = {name: calibrated(place) for name, place in hosts.places.items()}
-    fits = hosts.group.merged(fits, dict[str, DeviceCalibration])
+    fits = hosts.group.all_gather_dict(fits, dict[str, DeviceCalibration])
     found = {kind: TypeMeasurement(known[kind], fits[name]) for kind, name in leaders.items()}
     slower = {
         device.name: found[device.type].time_s(by=fits[device.name]) / found[device.type].time_s()

@@ -83,7 +83,7 @@ def site_of(devices: DeviceList) -> Environment:
     cluster = given_cluster(devices)
     if cluster is None or not ProcessGroup.is_launched():
         return LocalEnvironment(*resolve(devices if cluster is None else cluster))
-    hosts = DeviceInventory.joined()
+    hosts = DeviceInventory.join()
     missing = [device.name for device in cluster.devices if device.name not in hosts.rank_of]
     if missing:
         raise PlanError(
@@ -146,8 +146,8 @@ class DistributedEnvironment:
         return measure_distributed(captured, self.hosts, self.cluster, progress=progress)
 
     def agreed(self, make: Callable[[], Plan]) -> Plan:
-        raw = self.hosts.group.first(lambda: files.encode(make()))
-        return files.decode(raw, Plan, "the plan of rank 0")
+        text = self.hosts.group.broadcast_from_first(lambda: files.encode(make()).decode())
+        return files.decode(text.encode(), Plan, "the plan of rank 0")
 
     def places(self, plan: Plan) -> Places:
         here = self.here

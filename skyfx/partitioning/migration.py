@@ -40,7 +40,7 @@ def move(
         The tensors that have taken the place of others, by the `id`s of these.
     """
     named = named_tensors(model, tied=True)
-    held = group.told([name for name, x in named.items() if not x.is_meta], list[str])
+    held = group.all_gather_json([name for name, x in named.items() if not x.is_meta], list[str])
     holders = {name: [r for r, names in enumerate(held) if name in names] for name in named}
     replaced: dict[int, Tensor] = {}
     for name in sorted(rank_of.keys() & named.keys()):

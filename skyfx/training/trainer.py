@@ -242,7 +242,7 @@ class Trainer:
     def _same_order(self) -> None:
         """What torch draws from now on, it draws in all processes."""
         if (group := self.pipeline.group) is not None:
-            torch.set_rng_state(group.from_rank(0, torch.get_rng_state()))
+            torch.set_rng_state(group.broadcast(0, torch.get_rng_state()))
 
     @contextmanager
     def _cast(self) -> Iterator[None]:

@@ -22,7 +22,7 @@ from tests.support.plans import even_plan
 def main(folder: str, *order: str) -> None:
     torch.set_num_threads(1)
     torch.manual_seed(0)
-    hosts = DeviceInventory.joined()
+    hosts = DeviceInventory.join()
     name_of = {rank: name for name, rank in hosts.rank_of.items()}
     model = nn.Sequential(*(nn.Linear(4, 4) for _ in order))
     batch = torch.randn(4, 4)

@@ -61,7 +61,7 @@ def alone(name: str, folder: Path, phase: str, num_stages: int) -> dict[str, Any
 
 def main(folder: str, phase: str, *jobs: str) -> None:
     torch.set_num_threads(1)
-    hosts = DeviceInventory.joined()
+    hosts = DeviceInventory.join()
     cluster, rank = Cluster(devices=hosts.devices), hosts.group.rank
     names = [device.name for device in cluster.devices]
     said = {}

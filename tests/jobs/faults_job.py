@@ -48,7 +48,7 @@ def main(how: str, who: int, folder: str) -> None:
     torch.set_num_threads(1)
     torch.manual_seed(0)
     cluster = skyfx.Cluster.from_environment()
-    group = ProcessGroup.joined()
+    group = ProcessGroup.join()
     whole = model(how, group.size)
     batch = torch.randn(NUM_MICROBATCHES, FEATURES)
     captured = capture(whole, Batch.of(batch).split(1)[0])

@@ -42,7 +42,7 @@ def pipeline_of(trained: Case, rank: int, size: int, store: Path) -> skyfx.Pipel
         return split_evenly(trained, 2)
     shared = dist.FileStore(str(store), size)
     dist.init_process_group("gloo", store=shared, rank=rank, world_size=size)
-    cluster = Cluster(devices=DeviceInventory.joined().devices)
+    cluster = Cluster(devices=DeviceInventory.join().devices)
     plan = plan_for(trained, [device.name for device in cluster.devices], "given")
     return skyfx.partition(trained.model, cluster, example_inputs=trained.batch, plan=plan)
 

@@ -22,7 +22,7 @@ def losses(rival: Rival) -> list[float | None]:
 
 def main(folder: str) -> None:
     torch.set_num_threads(1)
-    group = ProcessGroup.joined()
+    group = ProcessGroup.join()
     found = {}
     for name, make in SUBJECTS.items():
         torch.manual_seed(0)

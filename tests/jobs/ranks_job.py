@@ -37,7 +37,7 @@ def main(name: str, folder: str, how: str) -> None:
     case = models.CASES[name]()
     alone = unsplit_reference.unsplit(case)
     cluster = skyfx.Cluster.from_environment()
-    group = ProcessGroup.joined()
+    group = ProcessGroup.join()
     names = [device.name for device in cluster.devices]
     options = {"strategy": "even", "num_microbatches": BATCH // SIZE}
     if how != "measured":

@@ -52,7 +52,7 @@ def main(folder: str) -> None:
     case = models.bert()
     alone = unsplit_reference.unsplit(case)
     cluster = skyfx.Cluster.from_environment()
-    rank = ProcessGroup.joined().rank
+    rank = ProcessGroup.join().rank
     with skyfx.partition(
         case.model, cluster, example_inputs=case.batch, num_microbatches=MICROBATCHES
     ) as pipeline:

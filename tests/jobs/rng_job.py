@@ -22,7 +22,7 @@ def main(name: str, steps: str, folder: str) -> None:
     torch.set_num_threads(1)
     torch.manual_seed(0)
     case = random_models.CASES[name]()
-    cluster, group = skyfx.Cluster.from_environment(), ProcessGroup.joined()
+    cluster, group = skyfx.Cluster.from_environment(), ProcessGroup.join()
     plan = even_plan(capture(case.model, Batch.of(case.batch).split(SIZE)[0]), group.size)
     names = [device.name for device in cluster.devices]
     stages = [replace(s, device=name) for s, name in zip(plan.stages, names, strict=True)]

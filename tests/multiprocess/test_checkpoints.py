@@ -133,7 +133,7 @@ def test_what_fails_in_one_process_fails_in_all(resumed: list[Reports]) -> None:
     """The last stage's tensor was damaged, which one of the two has to load."""
     own, other = sorted((said[DAMAGED]["error"] for said in resumed), key=len)
     assert "model-00002.safetensors is damaged: '" in own
-    assert other in [f"rank {rank} failed: CheckpointError: {own}" for rank in range(2)]
+    assert other in [f"rank {rank}: {own}" for rank in range(2)]
 
 
 def test_killed_at_any_moment_they_go_on_together(tmp_path: Path) -> None:
