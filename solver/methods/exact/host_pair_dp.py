@@ -23,7 +23,7 @@ from functools import cached_property
 import numpy as np
 from numpy.typing import NDArray
 
-from skyfx.solver.methods.ideals.device_states import MAX_STATES, States
+from skyfx.solver.methods.ideals.device_states import States
 from skyfx.solver.methods.ideals.order_ideals import Ideals
 from skyfx.solver.methods.limits import Limits
 from skyfx.solver.methods.method import Bound, MethodUpdate, SearchState
@@ -42,10 +42,7 @@ MAX_PAIRS = 4_000_000
 
 def host_pair_dp(task: SearchState) -> Iterator[MethodUpdate]:
     """Find and prove the best plan where values go through the host's memory."""
-    problem, states = task.problem, States.number(task.problem)
-    if problem.assumptions.communication != "host" or states > MAX_STATES:
-        yield MethodUpdate(remark="only for host and few kinds of devices")
-        return
+    problem, states = task.problem, task.features.num_states
     ideals = Ideals.of(problem, min(MAX_IDEALS, MAX_CELLS // states))
     if ideals is None:
         yield MethodUpdate(remark=f"too many ideals, with {states} states of devices")

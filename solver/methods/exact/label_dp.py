@@ -14,8 +14,7 @@ import math
 from collections.abc import Iterator
 
 from skyfx.solver.methods.exact.label_tables import LabelTables
-from skyfx.solver.methods.exact.level_dp import lists_all_ideals
-from skyfx.solver.methods.ideals.device_states import MAX_STATES, States
+from skyfx.solver.methods.ideals.device_states import States
 from skyfx.solver.methods.ideals.order_ideals import Ideals
 from skyfx.solver.methods.ideals.relaxed_units import narrowed, work_of
 from skyfx.solver.methods.method import Bound, MethodUpdate, SearchState
@@ -53,10 +52,7 @@ NEAR = 0.003
 
 def interval_label_dp(task: SearchState) -> Iterator[MethodUpdate]:
     """Find the best plans of which every stage is an interval of one order of the units."""
-    problem, states = task.problem, States.number(task.problem)
-    if problem.assumptions.communication != "relay" or states > MAX_STATES:
-        yield MethodUpdate(remark="only for relay and few kinds of devices")
-        return
+    problem, states = task.problem, task.features.num_states
     high = task.bottleneck_s
     for order in (depth_first_extension(problem), graph_order(problem)):
         tables = LabelTables(
@@ -80,10 +76,7 @@ def interval_label_dp(task: SearchState) -> Iterator[MethodUpdate]:
 
 def label_dp(task: SearchState) -> Iterator[MethodUpdate]:
     """Find the best plan of all, as far as units need not be put aside."""
-    problem, states = task.problem, States.number(task.problem)
-    if problem.assumptions.communication != "relay" or states > MAX_STATES:
-        yield MethodUpdate(remark="only for relay and few kinds of devices")
-        return
+    problem, states = task.problem, task.features.num_states
     cells = int(min(MAX_CELLS, CELLS_PER_S * task.limits.left_s))
     found = narrowed(problem, min(MAX_IDEALS, cells // states))
     if found is None:
@@ -92,7 +85,7 @@ def label_dp(task: SearchState) -> Iterator[MethodUpdate]:
     ideals, aside = found
     remark = f"{len(ideals)} ideals x {states} states of devices, {len(aside)} units put aside"
     much = work_of(problem, aside) > MUCH
-    if much and lists_all_ideals(problem, task.limits):
+    if much and task.features.lists_all_ideals(task.limits):
         yield MethodUpdate(remark=f"{remark}: too much work, as all ideals can be listed")
         return
     tables = LabelTables(problem, ideals, States(problem), tuple(aside), task.limits)

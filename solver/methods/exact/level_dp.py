@@ -8,7 +8,7 @@ is proven without it holds as well, and a plan may happen to fit. Bisection on T
 
 import math
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
@@ -22,6 +22,7 @@ from skyfx.solver.methods.exact.level_kernel import (
     crossing_sums,
     descend,
 )
+from skyfx.solver.methods.features import MAX_CELLS, MAX_LEVEL
 from skyfx.solver.methods.ideals.bitset_ideals import BitIdeals
 from skyfx.solver.methods.ideals.bitset_kernels import covers
 from skyfx.solver.methods.ideals.device_states import States, prices
@@ -30,14 +31,10 @@ from skyfx.solver.methods.method import Bound, Candidate, MethodUpdate, SearchSt
 from skyfx.solver.problem.problem import Floats, Problem, UnitPlacement
 from skyfx.solver.problem.tolerances import BOUND_SAFETY, OPTIMALITY_TOLERANCE
 
-__all__: list[str] = ["large_level_dp", "level_dp", "lists_all_ideals"]
+__all__: list[str] = ["large_level_dp", "level_dp"]
 
-MAX_STATES = 5000
-QUICK_CELLS, MAX_CELLS = 120_000_000, 600_000_000
-"""States times ideals; a cell takes a byte."""
-
-MAX_LEVEL = 40_000_000
-"""States times ideals of one size; such a cell takes 16 bytes."""
+QUICK_CELLS = 120_000_000
+"""States times ideals that take a short time."""
 
 PART = 1_000_000
 """Cells between two looks at the clock."""
@@ -59,39 +56,21 @@ def large_level_dp(task: SearchState) -> Iterator[MethodUpdate]:
     yield from _within(task, MAX_CELLS)
 
 
-def lists_all_ideals(problem: Problem, limits: Limits) -> bool:
-    """Whether `large_level_dp` can list all ideals of a problem."""
-    states = States.number(problem)
-    if problem.assumptions.objective != "throughput" or states > MAX_STATES:
-        return False
-    return _remark(LevelTables(problem, States(problem), limits, MAX_CELLS))[0]
-
-
 def _within(task: SearchState, most_cells: int) -> Iterator[MethodUpdate]:
-    problem = task.problem
-    asked = (problem.assumptions.communication, problem.assumptions.objective)
-    few = States.number(problem) <= MAX_STATES
-    if asked != ("relay", "throughput") or not few or task.incumbent is None:
-        yield MethodUpdate(
-            remark="only for throughput in relay and few kinds of devices, from a plan"
-        )
+    num_states = task.features.num_states
+    levels = task.features.levels(most_cells // num_states, task.limits)
+    if levels is None:
+        yield MethodUpdate(remark=f"more than {most_cells // num_states} ideals")
         return
-    tables = LevelTables(problem, States(problem), task.limits, most_cells)
-    few, remark = _remark(tables)
-    if few:
-        yield from _halve(task, tables, remark)
-    else:
+    sizes = [len(ideals) for ideals, _ in levels]
+    remark = f"{sum(sizes)} ideals x {num_states} states of devices"
+    if max(sizes) * num_states > MAX_LEVEL:
         yield MethodUpdate(remark=remark)
-
-
-def _remark(tables: "LevelTables") -> tuple[bool, str]:
-    """Whether a program has few enough cells, and what there is to say of it."""
-    states = len(tables.states.all)
-    if tables.levels is None:
-        return False, f"more than {tables.most_cells // states} ideals"
-    sizes = [len(ideals) for ideals, _ in tables.levels]
-    remark = f"{sum(sizes)} ideals x {states} states of devices"
-    return max(sizes) * states <= MAX_LEVEL, remark
+        return
+    tables = LevelTables(
+        task.problem, States(task.problem), task.limits, task.features.lattice, levels
+    )
+    yield from _halve(task, tables, remark)
 
 
 def _halve(task: SearchState, tables: "LevelTables", remark: str) -> Iterator[MethodUpdate]:
@@ -125,16 +104,9 @@ class LevelTables:
     problem: Problem
     states: States
     limits: Limits
-    most_cells: int
-    ideals: BitIdeals = field(init=False)
-
-    def __post_init__(self) -> None:
-        self.ideals = BitIdeals(self.problem)
-
-    @cached_property
-    def levels(self) -> list[tuple[Any, Any]] | None:
-        """All ideals by size, and what they can take next, as bits; None for too many."""
-        return self.ideals.levels(self.most_cells // len(self.states.all), self.limits)
+    ideals: BitIdeals
+    levels: list[tuple[Any, Any]]
+    """All ideals by size, and what they can take next, as bits."""
 
     def plan(self, bottleneck: float) -> UnitPlacement | None:
         """A plan with no stage above `bottleneck`, or None: then there is none."""
@@ -174,7 +146,6 @@ class LevelTables:
                 x = int(covered[1][covered[0][x] + way])
                 depth += 1
         line.append((depth, x))
-        assert self.levels is not None
         groups = [self.states.all[state][1] for state in states]
         pairs = zip(groups[:-1], groups[1:], line[1:-1], strict=True)
         moves = [self._move_s(g, h, *there) for g, h, there in pairs]
@@ -199,7 +170,6 @@ class LevelTables:
     @cached_property
     def _levels(self) -> list[tuple[Any, ...]]:
         """Covers, what crosses, and the weighted work inside and outside, of each level."""
-        assert self.levels is not None
         found, weight = [], self._weight
         following = [*self.levels[1:], self.levels[0]]
         for (level, ready), (larger, _) in zip(self.levels, following, strict=True):

@@ -22,7 +22,7 @@ import numpy as np
 from skyfx.solver.methods.bounds.simple_bounds import bottleneck_bound, least_weighted, levels
 from skyfx.solver.methods.exact.label_kernel import STEP
 from skyfx.solver.methods.exact.label_tables import LabelTables
-from skyfx.solver.methods.ideals.device_states import MAX_STATES, States
+from skyfx.solver.methods.ideals.device_states import States
 from skyfx.solver.methods.ideals.order_ideals import Ideals
 from skyfx.solver.methods.ideals.relaxed_units import narrowed
 from skyfx.solver.methods.method import Bound, Candidate, MethodUpdate, SearchState
@@ -50,10 +50,7 @@ FINE = 1e-3
 
 def interval_step_label_dp(task: SearchState) -> Iterator[MethodUpdate]:
     """Find the best plans of which every stage is an interval of one order of the units."""
-    problem, states = task.problem, States.number(task.problem)
-    if not _asked(task, states):
-        yield MethodUpdate(remark="only for steps in relay and few kinds of devices, from a plan")
-        return
+    problem, states = task.problem, task.features.num_states
     for order in (depth_first_extension(problem), graph_order(problem)):
         ideals = Ideals.line(problem, order)
         tables = StepLabelTables(problem, ideals, States(problem), limits=task.limits)
@@ -64,10 +61,7 @@ def interval_step_label_dp(task: SearchState) -> Iterator[MethodUpdate]:
 
 def step_label_dp(task: SearchState) -> Iterator[MethodUpdate]:
     """Find and prove the best step of all, as far as units need not be put aside."""
-    problem, states = task.problem, States.number(task.problem)
-    if not _asked(task, states):
-        yield MethodUpdate(remark="only for steps in relay and few kinds of devices, from a plan")
-        return
+    problem, states = task.problem, task.features.num_states
     cells = int(min(MAX_CELLS, CELLS_PER_S * task.limits.left_s))
     found = narrowed(problem, max(cells // states, problem.num_units))
     if found is None:
@@ -77,12 +71,6 @@ def step_label_dp(task: SearchState) -> Iterator[MethodUpdate]:
     remark = f"{len(ideals)} ideals x {states} states of devices, {len(aside)} units put aside"
     tables = StepLabelTables(problem, ideals, States(problem), tuple(aside), task.limits, POOL)
     yield from _Halving(task, tables, remark).run()
-
-
-def _asked(task: SearchState, states: int) -> bool:
-    assumptions = task.problem.assumptions
-    asked = (assumptions.communication, assumptions.objective)
-    return asked == ("relay", "step") and states <= MAX_STATES and task.incumbent is not None
 
 
 class StepLabelTables(LabelTables):

@@ -10,6 +10,7 @@ from skyfx.solver import Assumptions, Cluster, Graph
 from skyfx.solver.methods.bounds.simple_bounds import simple_bound
 from skyfx.solver.methods.exact.label_dp import label_dp
 from skyfx.solver.methods.exact.label_tables import LabelTables
+from skyfx.solver.methods.features import ProblemFeatures
 from skyfx.solver.methods.ideals.device_states import States
 from skyfx.solver.methods.ideals.relaxed_units import narrowed
 from skyfx.solver.methods.limits import Limits
@@ -26,7 +27,7 @@ def run(g: Graph, c: Cluster, a: Assumptions) -> tuple[float | None, float]:
     problem = Problem(g, c, a)
     known = simple_bound(problem)
     best, bound = None, known.value
-    for answer in label_dp(SearchState(problem, None, known, Limits())):
+    for answer in label_dp(SearchState(ProblemFeatures(problem), None, known, Limits())):
         if answer.infeasible:
             return None, float("inf")
         found = Candidate.of(problem, answer.stages)

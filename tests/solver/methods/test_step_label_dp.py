@@ -9,6 +9,7 @@ from skyfx.solver import Assumptions, Cluster, Graph
 from skyfx.solver.costs.cost_model import evaluate
 from skyfx.solver.methods.bounds.simple_bounds import simple_bound
 from skyfx.solver.methods.exact.step_label_dp import FINE, StepLabelTables, step_label_dp
+from skyfx.solver.methods.features import ProblemFeatures
 from skyfx.solver.methods.heuristics import baselines
 from skyfx.solver.methods.ideals.device_states import States
 from skyfx.solver.methods.ideals.relaxed_units import narrowed
@@ -41,7 +42,7 @@ def run(problem: Problem, known: Candidate) -> tuple[float, float]:
     """The best value and the best bound of the method alone, from a plan."""
     simple = simple_bound(problem)
     best, bound = known.value, simple.value
-    for answer in step_label_dp(SearchState(problem, known, simple, Limits())):
+    for answer in step_label_dp(SearchState(ProblemFeatures(problem), known, simple, Limits())):
         found = Candidate.of(problem, answer.stages)
         if found is not None:
             best = min(best, found.value)
