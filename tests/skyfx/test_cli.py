@@ -1,4 +1,4 @@
-"""From a model to a running plan, by the command line alone."""
+"""From a model to a running plan, by the command line alone: each step is a real process."""
 
 import json
 import subprocess
@@ -9,6 +9,7 @@ import pytest
 
 from skyfx.solver import Cluster, Graph, Plan
 from skyfx.solver.core import files
+from tests.support.cli_runner import run_command
 from tests.support.independent_validator import referee_faults
 
 MODEL = """
@@ -86,7 +87,7 @@ def test_capture_solve_check_show(folder: Path) -> None:
 def test_what_cannot_be_captured_is_refused_in_one_line(
     folder: Path, arguments: str, message: str
 ) -> None:
-    refused = skyfx("capture", *arguments.split(), folder=folder)
+    refused = run_command("capture", *arguments.split(), folder=folder)
     assert refused.returncode == 2
     assert refused.stdout == ""
     assert message in refused.stderr
