@@ -9,7 +9,7 @@ import typer
 from rich.table import Table
 from rich.text import Text
 
-from skyfx.solver.analysis.cluster_changes import Change, changed
+from skyfx.solver.analysis.cluster_changes import Change, apply_changes
 from skyfx.solver.cli.options import ClusterFile, Force, Json, Quiet
 from skyfx.solver.cli.terminal import console, exit_codes, say
 from skyfx.solver.core import files
@@ -132,7 +132,7 @@ def change_command(
     with exit_codes():
         _check_output(output, json=json, force=force)
         changes = [Change.of(text) for text in change]
-        made = changed(files.read(cluster, Cluster), changes)
+        made = apply_changes(files.read(cluster, Cluster), changes)
         _hand_over(made, output, json=json, force=force, quiet=quiet)
 
 

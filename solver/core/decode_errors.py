@@ -11,12 +11,12 @@ from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 import msgspec
 
-__all__: list[str] = ["located"]
+__all__: list[str] = ["locate_error"]
 
 STEP = re.compile(r"\.(?P<field>[^.\[\]]+)|\[(?P<index>\d+)\]|\[\.\.\.\]")
 
 
-def located(error: msgspec.ValidationError, value: Any, kind: Any) -> str:
+def locate_error(error: msgspec.ValidationError, value: Any, kind: Any) -> str:
     """The message for a value that `msgspec.convert` has refused as a `kind`."""
     said, _, where = str(error).partition(" - at `$")
     path, found = "", value

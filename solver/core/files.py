@@ -12,7 +12,7 @@ from typing import Any, Protocol, TypeVar
 
 import msgspec
 
-from skyfx.solver.core.decode_errors import located
+from skyfx.solver.core.decode_errors import locate_error
 from skyfx.solver.errors import FormatError
 
 __all__: list[str] = [
@@ -76,7 +76,7 @@ def _convert(value: object, kind: type[T]) -> T:
     try:
         return msgspec.convert(value, kind)
     except msgspec.ValidationError as error:
-        raise ValueError(located(error, value, kind)) from None
+        raise ValueError(locate_error(error, value, kind)) from None
 
 
 def _check_format(value: object, kind: type[T]) -> None:

@@ -24,7 +24,7 @@ from tests.support.planning_instances import cluster, cpus, graph, hard_problem,
 def test_solve_writes_a_plan_and_shows_it_on_standard_error(skyfx: Run, folder: Path) -> None:
     done = skyfx(*SOLVE, "-o", "p.plan.json")
     assert (done.returncode, done.stdout) == (0, "")
-    assert "bottleneck 1 s a micro-batch" in done.stderr
+    assert "bottleneck 1 s per micro-batch" in done.stderr
     plan = read(folder / "p.plan.json", Plan)
     assert [s.device for s in plan.stages] == ["one", "two"]
     assert plan.cluster.name == "c.cluster.toml"
