@@ -93,7 +93,7 @@ def generate_command(
     For example: skyfx cluster generate -n 63 --seed 32 --memory 2GiB:8GiB --bandwidth 20Mbit:1Gbit
     --latency 1ms:50ms -o sky.cluster.json
     """
-    with exit_codes():
+    with exit_codes(quiet=quiet):
         _check_output(output, json=json, force=force)
         from skyfx.solver.analysis.random_clusters import unlike_cluster
 
@@ -129,7 +129,7 @@ def change_command(
     For example: skyfx cluster change lab.cluster.json 'add a100' 'drop c' 'slow b x2'
     'link a b x3' -o new.cluster.json
     """
-    with exit_codes():
+    with exit_codes(quiet=quiet):
         _check_output(output, json=json, force=force)
         changes = [Change.of(text) for text in change]
         made = apply_changes(files.read(cluster, Cluster), changes)

@@ -58,7 +58,7 @@ def report_command(
 
     For example: skyfx report bert.plan.json -o bert.html
     """
-    with exit_codes(verbose=verbose):
+    with exit_codes(verbose=verbose, quiet=quiet):
         files.refuse_overwrite(output, force=force)
         asked = files.read(plan, Plan)
         model, devices = find_inputs(plan, asked, graph, cluster)

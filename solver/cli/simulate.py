@@ -96,7 +96,7 @@ def simulate_command(
 
     For example: skyfx simulate bert.plan.json --what-if 'add gpu' --what-if 'drop b' --replan
     """
-    with exit_codes(verbose=verbose):
+    with exit_codes(verbose=verbose, quiet=quiet):
         if trace is not None:
             files.refuse_overwrite(trace, force=force)
         planned = files.read(plan, Plan)

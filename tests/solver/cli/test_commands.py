@@ -292,3 +292,15 @@ def test_version_is_data(program: list[str]) -> None:
     done = subprocess.run([*program, "--version"], capture_output=True, text=True, check=True)
     assert done.stdout.split()[0] == "skyfx"
     assert done.stderr == ""
+
+
+def test_a_misspelled_field_is_a_warning_unless_quiet(skyfx: Run, folder: Path) -> None:
+    text = (folder / "c.cluster.toml").read_text().replace("type =", "slowdwon = 4\ntype =", 1)
+    (folder / "c.cluster.toml").write_text(text)
+    done = skyfx(*SOLVE, "--json")
+    assert done.returncode == 0
+    assert done.stderr == (
+        "skyfx: warning: c.cluster.toml: devices[0].slowdwon: no such field, it is ignored; the "
+        "nearest one is 'slowdown'\n"
+    )
+    assert skyfx(*SOLVE, "--json", "-q").stderr == ""
