@@ -23,6 +23,10 @@ def build():
 def bare():
     return nn.Linear(2, 2)
 
+def sized(width):
+    return nn.Linear(width, 2)
+
+net = nn.Linear(2, 2)
 number = 3
 """
 RUN = """
@@ -76,6 +80,14 @@ def test_capture_solve_check_show(folder: Path) -> None:
     [
         ("model.py:nothing -o new.json", "model.py has no function 'nothing'"),
         ("model.py:number -o new.json", "model.py has no function 'number'"),
+        (
+            "model.py:net -o new.json",
+            "model.py:net is a model; expected a function without arguments that returns the model",
+        ),
+        (
+            "model.py:sized -o new.json",
+            "model.py:sized: missing a required argument: 'width'; expected a function without",
+        ),
         ("model.py -o new.json", "names no function, expected FILE.py:NAME"),
         ("nowhere.py:build -o new.json", "nowhere.py"),
         ("no.such.module:build -o new.json", "No module named 'no'"),

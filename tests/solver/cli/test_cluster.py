@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from skyfx.solver import Cluster, read, unlike_cluster
-from skyfx.solver.analysis.cluster_changes import Change, changed
+from skyfx.solver.analysis.cluster_changes import Change, apply_changes
 from skyfx.solver.core.files import encode
 from tests.support.cli_runner import Run
 
@@ -101,7 +101,7 @@ def test_changes_are_made_in_turn_as_those_of_what_if(skyfx: Run, folder: Path) 
     done = skyfx("cluster", "change", "sky.cluster.json", *texts, "-o", "new.cluster.json")
     assert done.returncode == 0
     made = read(folder / "new.cluster.json", Cluster)
-    assert made == changed(sky(), [Change.of(text) for text in texts])
+    assert made == apply_changes(sky(), [Change.of(text) for text in texts])
     assert [(d.name, d.type, d.slowdown) for d in made.devices] == [
         ("d0", "a100", sky().devices[0].slowdown),
         ("d1", "cpu", 2 * sky().devices[1].slowdown),

@@ -24,7 +24,7 @@ from tests.support.planning_instances import cluster, cpus, graph, hard_problem,
 def test_solve_writes_a_plan_and_shows_it_on_standard_error(skyfx: Run, folder: Path) -> None:
     done = skyfx(*SOLVE, "-o", "p.plan.json")
     assert (done.returncode, done.stdout) == (0, "")
-    assert "bottleneck 1 s a micro-batch" in done.stderr
+    assert "bottleneck 1 s per micro-batch" in done.stderr
     plan = read(folder / "p.plan.json", Plan)
     assert [s.device for s in plan.stages] == ["one", "two"]
     assert plan.cluster.name == "c.cluster.toml"
@@ -292,3 +292,15 @@ def test_version_is_data(program: list[str]) -> None:
     done = subprocess.run([*program, "--version"], capture_output=True, text=True, check=True)
     assert done.stdout.split()[0] == "skyfx"
     assert done.stderr == ""
+
+
+def test_a_misspelled_field_is_a_warning_unless_quiet(skyfx: Run, folder: Path) -> None:
+    text = (folder / "c.cluster.toml").read_text().replace("type =", "slowdwon = 4\ntype =", 1)
+    (folder / "c.cluster.toml").write_text(text)
+    done = skyfx(*SOLVE, "--json")
+    assert done.returncode == 0
+    assert done.stderr == (
+        "skyfx: warning: c.cluster.toml: devices[0].slowdwon: no such field, it is ignored; the "
+        "nearest one is 'slowdown'\n"
+    )
+    assert skyfx(*SOLVE, "--json", "-q").stderr == ""
