@@ -11,7 +11,14 @@ from rich.text import Text
 
 from skyfx.solver.analysis.cluster_changes import Change, apply_changes
 from skyfx.solver.cli.options import ClusterFile, Force, Json, Quiet
-from skyfx.solver.cli.terminal import console, exit_codes, say
+from skyfx.solver.cli.terminal import (
+    check_output,
+    console,
+    exit_codes,
+    print_document,
+    say,
+    write_output,
+)
 from skyfx.solver.core import files
 from skyfx.solver.core.cluster import Cluster, Link, Wire
 from skyfx.solver.core.units import PLAIN, RATE, SIZE, TIME, Units, rate, read_span, seconds, size
@@ -94,7 +101,7 @@ def generate_command(
     --latency 1ms:50ms -o sky.cluster.json
     """
     with exit_codes(quiet=quiet):
-        _check_output(output, json=json, force=force)
+        check_output(output, "cluster", json=json, force=force)
         from skyfx.solver.analysis.random_clusters import unlike_cluster
 
         if bandwidth is None and latency != "0":
@@ -130,7 +137,7 @@ def change_command(
     'link a b x3' -o new.cluster.json
     """
     with exit_codes(quiet=quiet):
-        _check_output(output, json=json, force=force)
+        check_output(output, "cluster", json=json, force=force)
         changes = [Change.of(text) for text in change]
         made = apply_changes(files.read(cluster, Cluster), changes)
         _hand_over(made, output, json=json, force=force, quiet=quiet)
@@ -145,27 +152,17 @@ def show_command(cluster: ClusterFile, json: Json = False) -> None:
     with exit_codes():
         shown = files.read(cluster, Cluster)
     if json:
-        typer.echo(files.encode(shown).decode(), nl=False)
+        print_document(shown)
         return
     out = console(stderr=False)
     out.print(_table(shown))
     out.print(Text(_links(shown)), highlight=False)
 
 
-def _check_output(output: Path | None, *, json: bool, force: bool) -> None:
-    if output is not None:
-        files.refuse_overwrite(output, force=force)
-    elif not json:
-        raise ValueError("nowhere to put the cluster: give -o CLUSTER, or --json to print it")
-
-
 def _hand_over(made: Cluster, output: Path | None, *, json: bool, force: bool, quiet: bool) -> None:
     made.check()
-    if output is not None:
-        files.write(made, output, force=force)
-    if json:
-        typer.echo(files.encode(made).decode(), nl=False)
-    elif not quiet:
+    write_output(made, output, json=json, force=force)
+    if not json and not quiet:
         say(f"skyfx: wrote {output}: {len(made.devices)} devices; {_links(made)}")
 
 

@@ -1,15 +1,12 @@
 """The command `explain`: a plan in sentences with numbers."""
 
-import msgspec
 import typer
 
 from skyfx.solver.analysis.explain import explain_plan
-from skyfx.solver.analysis.plan_sources import find_inputs
+from skyfx.solver.analysis.plan_sources import read_with_inputs
 from skyfx.solver.cli.options import ClusterOption, EachLimit, GraphOption, Json, PlanFile, Verbose
 from skyfx.solver.cli.simulate import make_replan
-from skyfx.solver.cli.terminal import exit_codes
-from skyfx.solver.core import files
-from skyfx.solver.core.plan import Plan
+from skyfx.solver.cli.terminal import exit_codes, print_json
 
 __all__: list[str] = ["explain_command"]
 
@@ -27,11 +24,10 @@ def explain_command(
     For example: skyfx explain bert.plan.json
     """
     with exit_codes(verbose=verbose):
-        asked = files.read(plan, Plan)
-        model, devices = find_inputs(plan, asked, graph, cluster)
+        asked, model, devices = read_with_inputs(plan, graph, cluster)
         said = explain_plan(model, devices, asked, make_replan(asked, time_limit))
         if json:
-            typer.echo(msgspec.json.encode(list(said)).decode())
+            print_json(list(said))
             return
         for sentence in said:
             typer.echo(sentence)

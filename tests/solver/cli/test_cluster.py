@@ -92,7 +92,7 @@ def test_a_cluster_without_a_place_is_refused(skyfx: Run) -> None:
     for command in (GENERATE, ("cluster", "change", "c.cluster.toml", "add cpu")):
         done = skyfx(*command)
         assert done.returncode == 2
-        assert done.stderr.startswith("skyfx: error: nowhere to put the cluster: give -o CLUSTER")
+        assert done.stderr.startswith("skyfx: error: no output for the cluster: give -o CLUSTER")
 
 
 def test_changes_are_made_in_turn_as_those_of_what_if(skyfx: Run, folder: Path) -> None:
