@@ -61,8 +61,8 @@ def test_options_reach_the_devices_and_the_links(skyfx: Run) -> None:
         (("--latency", "1ms"), "--latency: found '1ms' without --bandwidth, expected both"),
         (("--type", "=2"), "--type: found '=2', expected one more type, such as a100=2"),
         (("--type", "a=x"), "--type: found 'x', expected a value such as 2 or 1.5"),
-        (("-n", "0"), "num_devices is 0, expected at least 1"),
-        (("--seed", "-1"), "seed is -1, expected a whole number >= 0"),
+        (("-n", "0"), "num_devices: found 0, expected a whole number >= 1"),
+        (("--seed", "-1"), "seed: found -1, expected a whole number >= 0"),
         (("-o", "x.cluster.toml"), "x.cluster.toml: TOML is read but not written"),
     ],
 )
