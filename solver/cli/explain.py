@@ -4,7 +4,15 @@ import typer
 
 from skyfx.solver.analysis.explain import explain_plan
 from skyfx.solver.analysis.plan_sources import read_with_inputs
-from skyfx.solver.cli.options import ClusterOption, EachLimit, GraphOption, Json, PlanFile, Verbose
+from skyfx.solver.cli.options import (
+    ClusterOption,
+    EachLimit,
+    GraphOption,
+    IgnorePeaks,
+    Json,
+    PlanFile,
+    Verbose,
+)
 from skyfx.solver.cli.simulate import make_replan
 from skyfx.solver.cli.terminal import exit_codes, print_json
 
@@ -15,6 +23,7 @@ def explain_command(
     plan: PlanFile,
     graph: GraphOption = None,
     cluster: ClusterOption = None,
+    ignore_peaks: IgnorePeaks = False,
     time_limit: EachLimit = 5.0,
     json: Json = False,
     verbose: Verbose = False,
@@ -25,7 +34,8 @@ def explain_command(
     """
     with exit_codes(verbose=verbose):
         asked, model, devices = read_with_inputs(plan, graph, cluster)
-        said = explain_plan(model, devices, asked, make_replan(asked, time_limit))
+        replan = make_replan(asked, time_limit, ignore_peaks=ignore_peaks)
+        said = explain_plan(model, devices, asked, replan)
         if json:
             print_json(list(said))
             return

@@ -23,6 +23,7 @@ from skyfx.solver.cli.options import (
     ClusterOption,
     Force,
     GraphOption,
+    IgnorePeaks,
     Json,
     PlanFile,
     Quiet,
@@ -78,6 +79,7 @@ def simulate_command(
     what_if: WhatIf = None,
     slow: Slow = None,
     replan: Anew = False,
+    ignore_peaks: IgnorePeaks = False,
     schedule: OtherSchedule = None,
     num_microbatches: OtherMicrobatches = None,
     own_links: OwnLinks = False,
@@ -102,7 +104,7 @@ def simulate_command(
         asked = _asked(planned, schedule, num_microbatches)
         changes = [Change.of(text, model) for text in [*(what_if or ()), *_slowed(slow or ())]]
         timeline = simulate_plan(model, devices, asked, shared=not own_links)
-        search = make_replan(asked, time_limit) if replan else None
+        search = make_replan(asked, time_limit, ignore_peaks=ignore_peaks) if replan else None
         found = scenarios(model, devices, asked, changes, search)
         answer = _Answer(asked, timeline, list(found), as_planned=asked == planned)
         if jitter:
@@ -200,11 +202,18 @@ def _slowed(said: Sequence[str]) -> list[str]:
     return ["slow {} x{}".format(*text.partition("=")[::2]) for text in said]
 
 
-def make_replan(plan: Plan, time_limit_s: float) -> Replan:
-    """What makes the best plan for another cluster, under the assumptions of this one."""
+def make_replan(plan: Plan, time_limit_s: float, *, ignore_peaks: bool = False) -> Replan:
+    """The planner for another cluster, under the assumptions of this plan."""
     from skyfx.solver.planning.planner import solve  # numba, HiGHS and PuLP take half a second
 
     def planned(graph: Graph, cluster: Cluster) -> Plan:
-        return solve(graph, cluster, plan.assumptions, gap=GAP, time_limit_s=time_limit_s).plan
+        return solve(
+            graph,
+            cluster,
+            plan.assumptions,
+            gap=GAP,
+            time_limit_s=time_limit_s,
+            enforce_peaks=not ignore_peaks,
+        ).plan
 
     return planned
