@@ -12,8 +12,8 @@ from skyfx.runtime.execution.state_guard import undisturbed
 from skyfx.solver.core import files
 from skyfx.solver.core.chrome_trace import chrome_trace
 from skyfx.solver.core.plan import Plan
-from skyfx.solver.core.plan_table import operations
 from skyfx.solver.core.timeline import CompletedAction
+from skyfx.solver.core.units import operations
 
 __all__: list[str] = ["Profile", "StageProfile", "measured"]
 

@@ -1,43 +1,32 @@
-"""The one call: capture, measure, solve, split, run."""
+"""The one call: capture a model, measure it, solve for a plan, split it, start the pipeline."""
 
-import logging
-import math
 import os
-from collections.abc import Callable, Collection, Iterable, Sequence
-from dataclasses import replace
-from functools import partial
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any, get_args
 
 from torch import nn
 
-from skyfx.devices.host_resources import free_bytes
 from skyfx.devices.resolve import DeviceList
 from skyfx.measurement.measure import Progress, measure
-from skyfx.orchestration.environment import Environment, site_of
+from skyfx.orchestration.assembly import assemble
+from skyfx.orchestration.environment import site_of
+from skyfx.orchestration.plan_resolution import (
+    PlanSource,
+    capture_microbatch,
+    given_plan,
+    keep_documents,
+)
 from skyfx.orchestration.rebalancing import Rebalancing
-from skyfx.partitioning.splitter import Splitter, captured_for, check_plan
-from skyfx.partitioning.weights import Weights
 from skyfx.runtime.device import LocalDevice
 from skyfx.runtime.execution.microbatch import Batch
-from skyfx.runtime.memory.limits import MemoryLimits
-from skyfx.runtime.memory.malloc import HOLES, return_freed
 from skyfx.runtime.pipeline import Pipeline
-from skyfx.solver.core import files
-from skyfx.solver.core.cluster import Cluster
-from skyfx.solver.core.field_checks import one_of, positive
+from skyfx.solver.core.field_checks import one_of
 from skyfx.solver.core.graph import Graph
 from skyfx.solver.core.plan import Assumptions, Mode, Objective, Plan, Schedule, Strategy
-from skyfx.solver.planning.peak_repair import solve_within
-from skyfx.solver.planning.planner import Solution, solve
-from skyfx.tracing.capture import Capture, dummy_inputs
+from skyfx.tracing.capture import dummy_inputs
 
-__all__: list[str] = ["capture_and_measure", "is_tight", "partition"]
-
-logger = logging.getLogger(__name__)
-
-NEARLY = 0.9
-"""The share of a device's free memory from which a limit is the machine's own."""
+__all__: list[str] = ["capture_and_measure", "partition"]
 
 
 def partition(
@@ -92,124 +81,36 @@ def partition(
         PlanError: a device is not on this machine, or the plan is not one for this model.
         InfeasibleError: the model does not fit the devices (`NoPlanError`: none found in time).
     """
-    site = site_of(devices)
+    environment = site_of(devices)
     batch = Batch.of(dummy_inputs(model, example_inputs))
-    rebalance = None
     if plan is not None:
-        given, captured = _given(plan, model, batch, site.cluster)
-    else:
-        one_of("strategy", strategy, get_args(Strategy))
-        assumptions = Assumptions(
-            mode=mode,
-            objective=objective,
-            schedule=schedule,
-            overlap=site.overlap,
-            microbatches=num_microbatches,
-            optimizer_state_ratio=optimizer_state_ratio,
-            pins=tuple(pins),
-        )
-        assumptions.check()
-        search = partial(solve, strategy=strategy, gap=gap, time_limit_s=time_limit_s)
-        captured = _capture(model, batch, mode, num_microbatches)
-        graph, cluster = site.measured(captured, progress)
-        plan_for = partial(_planned, graph, assumptions=assumptions, batch=batch, search=search)
-        given = site.agreed(lambda: _kept(plan_for(cluster), graph, cluster, keep))
-        rebalance = Rebalancing(model, site, captured, graph, cluster, plan_for)
-    return _pipeline(model, given, captured, site, weights, rebalance)
-
-
-def _given(
-    plan: Plan | str | os.PathLike[str], model: nn.Module, batch: Batch, cluster: Cluster
-) -> tuple[Plan, Capture]:
-    """The plan, read if need be and held against the model, and the capture that it is for."""
-    read = plan if isinstance(plan, Plan) else files.read(plan, Plan)
-    captured = _capture(model, batch, read.assumptions.mode, read.assumptions.microbatches)
-    check_plan(read, captured, [device.name for device in cluster.devices])
-    return read, captured
-
-
-def _planned(
-    graph: Graph,
-    cluster: Cluster,
-    assumptions: Assumptions,
-    batch: Batch,
-    search: Callable[..., Solution],
-) -> Plan:
-    """The plan for as many micro-batches as the batch really makes: at most those asked for."""
-    parts = batch.split(graph.microbatch_size)
-    real = replace(assumptions, microbatches=len(parts))
-    solution = solve_within(graph, cluster, real, search)
-    if solution.interrupted:  # Ctrl-C in a script means to stop, not to go on with less
-        raise KeyboardInterrupt
-    return solution.plan
-
-
-def _kept(
-    plan: Plan, graph: Graph, cluster: Cluster, folder: str | os.PathLike[str] | None
-) -> Plan:
-    """The plan, once it and what it was made from are in the folder, if there is one."""
-    if folder is not None:
-        path = Path(folder)
-        path.mkdir(parents=True, exist_ok=True)
-        for document, kind in ((graph, "graph"), (cluster, "cluster"), (plan, "plan")):
-            files.write(document, path / f"{plan.graph.name}.{kind}.json", force=True)
-    return plan
-
-
-def _pipeline(
-    model: nn.Module,
-    plan: Plan,
-    captured: Capture,
-    site: Environment,
-    weights: str | os.PathLike[str] | None,
-    rebalance: Rebalancing | None,
-) -> Pipeline:
-    places = site.places(plan)
-    logger.info("the plan:\n%s", plan)
-    here = [f"stage {k} on {place.name!r}" for k, place in enumerate(places) if place is not None]
-    logger.info("this process runs %s", ", ".join(here) or "no stage")
-    own = {place.name for place in places if place is not None and place.device.type == "cpu"}
-    if is_tight(plan, own, site.cluster):
-        return_freed()
-    opened = None if weights is None else Weights(weights)
-    limits = _enforced(model, site)
-    try:
-        splitter = Splitter(model, plan, places, site.on_cpu(plan), captured, opened)
-        workers = site.workers(places, plan)
-        return Pipeline(model, plan, workers, splitter, captured.microbatch, rebalance, limits.lift)
-    except BaseException:
-        limits.lift()
-        raise
-    finally:
-        if opened is not None:
-            opened.close()
-
-
-def _enforced(model: nn.Module, site: Environment) -> MemoryLimits:
-    """Hold this process to its devices' limits, as far as the machine itself does not."""
-    known = {place: place.memory_bytes for place in site.here.values()}
-    given = {
-        place: limit
-        for place, limit in known.items()
-        if limit is not None and limit < NEARLY * free_bytes(place.device)
-    }
-    cpus = [place for place in known if place.device.type == "cpu"]
-    is_limited = bool(cpus) and all(place in given for place in cpus)
-    return MemoryLimits(
-        sum(given[place] for place in cpus) if is_limited else None,
-        {place.device: limit for place, limit in given.items() if place.device.type != "cpu"},
-        [*model.parameters(), *model.buffers()],
+        found, captured = given_plan(plan, model, batch, environment.cluster)
+        return assemble(model, found, captured, environment, weights)
+    one_of("strategy", strategy, get_args(Strategy))
+    assumptions = Assumptions(
+        mode=mode,
+        objective=objective,
+        schedule=schedule,
+        overlap=environment.overlap,
+        microbatches=num_microbatches,
+        optimizer_state_ratio=optimizer_state_ratio,
+        pins=tuple(pins),
+    )
+    assumptions.check()
+    captured = capture_microbatch(model, batch, mode, num_microbatches)
+    graph, cluster = environment.measured(captured, progress)
+    source = PlanSource.of(
+        graph, batch, assumptions, strategy=strategy, gap=gap, time_limit_s=time_limit_s
     )
 
+    def planned() -> Plan:
+        found = source.replan(cluster)
+        if keep is not None:
+            keep_documents(graph, cluster, found, Path(keep))
+        return found
 
-def is_tight(plan: Plan, names: Collection[str], cluster: Cluster) -> bool:
-    """Whether a process whose CPUs have these names lacks the memory to keep what is freed."""
-    here = [stage for stage in plan.stages if stage.device in names]
-    used = {stage.device for stage in here}  # once, however many stages a device has
-    limits = [device.memory_bytes for device in cluster.devices if device.name in used]
-    known = [limit for limit in limits if limit is not None]
-    needed = sum(max(stage.memory_bytes, stage.peak_bytes) for stage in here)
-    return len(known) == len(limits) > 0 and HOLES * needed > sum(known)
+    rebalance = Rebalancing(model, environment, captured, graph, cluster, source.replan)
+    return assemble(model, environment.agreed(planned), captured, environment, weights, rebalance)
 
 
 def capture_and_measure(
@@ -223,11 +124,6 @@ def capture_and_measure(
 ) -> Graph:
     """The first half of `partition`, for planning offline: the measured graph."""
     batch = Batch.of(dummy_inputs(model, example_inputs))
-    return measure(_capture(model, batch, mode, num_microbatches), places, progress=progress)
-
-
-def _capture(model: nn.Module, batch: Batch, mode: Mode, num_microbatches: int) -> Capture:
-    """Capture the model on the first of so many micro-batches."""
-    positive("num_microbatches", num_microbatches)
-    microbatch = batch.split(math.ceil(batch.batch_size / num_microbatches))[0]
-    return captured_for(model, microbatch, training=mode == "training")
+    return measure(
+        capture_microbatch(model, batch, mode, num_microbatches), places, progress=progress
+    )

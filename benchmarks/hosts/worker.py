@@ -25,9 +25,9 @@ from benchmarks.hosts.competitors import SCHEDULES, Alone, Engine, Planned
 from benchmarks.hosts.interleaved_runs import Entry, Record, run
 from benchmarks.hosts.manual_splits import Weights, rules
 from benchmarks.hosts.models import SUBJECTS, Subject
-from skyfx.api import is_tight
 from skyfx.devices.cluster_probe import probed
 from skyfx.devices.inventory import DeviceInventory
+from skyfx.orchestration.assembly import is_tight
 from skyfx.runtime.execution.microbatch import Batch
 from skyfx.solver import Assumptions, Cluster, Graph, Plan, solve
 from skyfx.solver.core import files

@@ -19,7 +19,8 @@ from torch import nn
 import skyfx
 from benchmarks.common.documents import when_and_where
 from skyfx.measurement.measure import measure
-from skyfx.partitioning.stage_builder import match, split
+from skyfx.partitioning.plan_matching import match
+from skyfx.partitioning.stage_builder import split
 from skyfx.passes.planner_graph import to_planner_graph
 from skyfx.runtime.device import LocalDevice
 from skyfx.solver import Assumptions, Cluster, Device, Link, solve

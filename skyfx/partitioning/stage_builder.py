@@ -24,13 +24,10 @@ from skyfx.runtime.execution.step import StagedModel
 from skyfx.runtime.rng import generator_lending
 from skyfx.runtime.transport.message import TensorSpec
 from skyfx.solver.core.graph import Graph
-from skyfx.solver.core.plan import Plan
 from skyfx.solver.costs.cost_model import crossings
-from skyfx.solver.errors import PlanError
 from skyfx.tracing.capture import Capture
-from skyfx.tracing.node_names import original_name
 
-__all__: list[str] = ["match", "owned", "split", "stage"]
+__all__: list[str] = ["split", "stage"]
 
 StageOf = Mapping[fx.Node, int]
 Places = Sequence[LocalDevice | None]
@@ -64,51 +61,6 @@ def split(
         returned=_forms(captured.output_nodes),
         advances=advances(captured, lambda node: on_cpu[stage_of[node]]),
     )
-
-
-def match(
-    captured: Capture, graph: Graph, plan: Plan, owners: Mapping[str, int]
-) -> dict[fx.Node, int]:
-    """The stage of each node of a capture, which may not be the one that was planned.
-
-    A model has other nodes in eval mode than in training (batch norm counts its batches only
-    there). Parameters stay where they are, nodes of equal ids go where the plan has them, and the
-    others go with what they read.
-
-    Args:
-        captured: the model for the mode and shapes to run.
-        graph: its outline.
-        plan: made from a capture of the same model.
-        owners: the stage of each parameter and buffer that has one, by its original name.
-
-    Raises:
-        PlanError: the capture cannot be split the way that the plan says.
-    """
-    planned = plan.stage_of()
-    found: dict[fx.Node, int] = {}
-    of_label: dict[str, int] = {}
-    for node, described in zip(captured.ids, graph.nodes, strict=True):
-        name, label = described.id, described.colocate
-        earliest = max((found[x] for x in node.all_input_nodes if x in found), default=0)
-        fixed = {owners[tensor] for tensor in owned(captured, node) if tensor in owners}
-        if label is not None and label in of_label:
-            fixed.add(of_label[label])
-        stage = min(fixed, default=max(planned.get(name, earliest), earliest))
-        if stage < earliest or len(fixed) > 1:
-            raise PlanError(
-                f"the plan cannot be used in {'training' if captured.training else 'eval'} mode: "
-                f"{name!r} belongs to stage {sorted(fixed)}, what it reads is made in stage "
-                f"{earliest}. Partition the model for this mode separately"
-            )
-        found[node] = stage
-        if label is not None:
-            of_label[label] = stage
-    return found
-
-
-def owned(captured: Capture, node: fx.Node) -> list[str]:
-    """Original names of the parameters and buffers that live with a node."""
-    return [original_name(str(read.target)) for read in captured.tensors_of(node)]
 
 
 def _boundaries(

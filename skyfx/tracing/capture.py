@@ -79,7 +79,9 @@ def capture(model: nn.Module, inputs: Any = None, *, training: bool = True) -> C
         CaptureError: the model cannot be captured; the message names the line of its code.
     """
     microbatch = inputs if isinstance(inputs, Batch) else Batch.of(dummy_inputs(model, inputs))
-    if not any(x.is_meta for x in microbatch.tensors):
+    if any(x.is_meta for x in model.parameters()):
+        microbatch = microbatch.to(torch.device("meta"))
+    elif not any(x.is_meta for x in microbatch.tensors):
         microbatch = microbatch.to(torch.device("cpu"))
     # Gradients are on in eval mode too: without them some modules take another, fused path.
     with (

@@ -8,7 +8,7 @@ from skyfx.solver.analysis.scenarios import Replan, Scenario, busy_s, followed, 
 from skyfx.solver.core.cluster import Cluster
 from skyfx.solver.core.graph import Graph
 from skyfx.solver.core.plan import Plan, Stage
-from skyfx.solver.core.plan_table import operations, percent, seconds, size
+from skyfx.solver.core.units import operations, percent, seconds, size
 
 __all__: list[str] = ["explained"]
 

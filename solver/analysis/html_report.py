@@ -12,9 +12,9 @@ from skyfx.solver.analysis.scenarios import COLUMNS, Scenario
 from skyfx.solver.core.cluster import Cluster
 from skyfx.solver.core.graph import Graph, Node
 from skyfx.solver.core.plan import Plan, Stage
-from skyfx.solver.core.plan_table import operations, seconds, size
 from skyfx.solver.core.schedule import Kind
 from skyfx.solver.core.timeline import CompletedAction
+from skyfx.solver.core.units import operations, seconds, size
 from skyfx.solver.costs.cost_model import crossings
 
 __all__: list[str] = ["Run", "page"]

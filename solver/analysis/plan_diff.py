@@ -5,7 +5,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, fields
 
 from skyfx.solver.core.plan import Plan, Stage
-from skyfx.solver.core.plan_table import percent, seconds
+from skyfx.solver.core.units import percent, seconds
 
 __all__: list[str] = ["Difference"]
 

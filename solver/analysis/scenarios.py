@@ -10,9 +10,9 @@ from skyfx.solver.analysis.cluster_changes import Change, changed
 from skyfx.solver.core.cluster import Cluster
 from skyfx.solver.core.graph import Graph
 from skyfx.solver.core.plan import Plan
-from skyfx.solver.core.plan_table import seconds, size
 from skyfx.solver.core.schedule import Orders
 from skyfx.solver.core.timeline import Timeline
+from skyfx.solver.core.units import seconds, size
 from skyfx.solver.costs.action_times import ActionTimes
 from skyfx.solver.costs.simulator import follow
 from skyfx.solver.errors import InfeasibleError, NoPlanError

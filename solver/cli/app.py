@@ -45,7 +45,7 @@ from skyfx.solver.cli.options import (
 from skyfx.solver.cli.report import report_command
 from skyfx.solver.cli.simulate import simulate_command
 from skyfx.solver.cli.terminal import ExitCode, console, exit_codes, live_line, say
-from skyfx.solver.core import files, plan_table
+from skyfx.solver.core import files, plan_table, units
 from skyfx.solver.core.cluster import Cluster
 from skyfx.solver.core.graph import Graph
 from skyfx.solver.core.plan import Assumptions, Plan
@@ -237,7 +237,7 @@ def _again(model: Graph, devices: Cluster, plan: Plan, time_limit: float) -> "Re
 
 
 def _verdict(again: "Recheck", plan: Plan) -> str:
-    value, bound = plan_table.seconds(again.value), plan_table.seconds(plan.lower_bound)
+    value, bound = units.seconds(again.value), units.seconds(plan.lower_bound)
     return {
         "confirmed": f"bound confirmed: nothing is below {bound}, also by {again.by}",
         "refuted": f"bound refuted: a plan is below {bound}, by {again.by}",
@@ -267,6 +267,6 @@ def _hand_over(
 
 
 def _in_short(of: Plan) -> str:
-    value = plan_table.seconds(of.objective_value)
-    gap = plan_table.percent(of.gap)
+    value = units.seconds(of.objective_value)
+    gap = units.percent(of.gap)
     return f"{len(of.stages)} stages, {of.assumptions.objective} {value}, gap {gap}"

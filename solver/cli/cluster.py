@@ -14,8 +14,7 @@ from skyfx.solver.cli.options import ClusterFile, Force, Json, Quiet
 from skyfx.solver.cli.terminal import console, exit_codes, say
 from skyfx.solver.core import files
 from skyfx.solver.core.cluster import Cluster, Link, Wire
-from skyfx.solver.core.plan_table import rate, seconds, size
-from skyfx.solver.core.units import PLAIN, RATE, SIZE, TIME, Units, span
+from skyfx.solver.core.units import PLAIN, RATE, SIZE, TIME, Units, rate, read_span, seconds, size
 
 __all__: list[str] = ["cluster_app"]
 
@@ -172,7 +171,7 @@ def _hand_over(made: Cluster, output: Path | None, *, json: bool, force: bool, q
 
 def _read(option: str, text: str, units: Units) -> tuple[float, float]:
     try:
-        return span(text, units)
+        return read_span(text, units)
     except ValueError as error:
         raise ValueError(f"{option}: {error}") from None
 

@@ -38,8 +38,8 @@ from skyfx.solver.core.chrome_trace import chrome_trace
 from skyfx.solver.core.cluster import Cluster
 from skyfx.solver.core.graph import Graph
 from skyfx.solver.core.plan import Plan, Schedule
-from skyfx.solver.core.plan_table import seconds
 from skyfx.solver.core.timeline import Timeline
+from skyfx.solver.core.units import seconds
 
 __all__: list[str] = ["replanning", "simulate_command"]
 

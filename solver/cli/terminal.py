@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 import typer
 from rich.console import Console
 
-from skyfx.solver.core import plan_table
+from skyfx.solver.core import plan_table, units
 from skyfx.solver.core.plan import relative_gap
 from skyfx.solver.errors import InfeasibleError, NoPlanError, SkyfxError
 
@@ -94,8 +94,8 @@ def live_line(*, quiet: bool) -> "Iterator[Progress | None]":
 
 def _progress_line(value: float, bound: float) -> str:
     if math.isinf(value):
-        return f"planning: no plan yet, none is below {plan_table.seconds(bound)}"
+        return f"planning: no plan yet, none is below {units.seconds(bound)}"
     return (
-        f"planning: {plan_table.seconds(value)}, none is below {plan_table.seconds(bound)}, "
-        f"gap {plan_table.percent(relative_gap(value, bound))}"
+        f"planning: {units.seconds(value)}, none is below {units.seconds(bound)}, "
+        f"gap {units.percent(relative_gap(value, bound))}"
     )

@@ -4,7 +4,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import ClassVar, Literal
 
-from skyfx.solver.core.field_checks import no_duplicates, non_negative, positive
+from skyfx.solver.core.field_checks import memory_size, no_duplicates, non_negative, positive
 
 __all__: list[str] = ["Cluster", "Device", "Link", "Wire"]
 
@@ -14,12 +14,19 @@ HOST = "host"
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Device:
-    """A device; `type` is a key of the nodes' times, `slowdown` multiplies every compute time."""
+    """A device; `type` is a key of the nodes' times, `slowdown` multiplies every compute time.
+
+    `memory_bytes` is None where there is no limit. In Python it may be text such as `4GiB`.
+    """
 
     name: str
     type: str
     memory_bytes: float | None = None
     slowdown: float = 1.0
+
+    def __post_init__(self) -> None:
+        if isinstance(self.memory_bytes, str):
+            object.__setattr__(self, "memory_bytes", memory_size("memory_bytes", self.memory_bytes))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -1,45 +1,81 @@
-"""The rules that numbers and names in a file keep.
+"""The rules for numbers and names in files and in arguments.
 
-Each error says the field's path, what stood there and what was expected.
+Each error is one line: the field's path or the argument, the value and what was expected.
 """
 
 from collections.abc import Sequence
+from numbers import Integral, Real
+from typing import Any
+
+from skyfx.solver.core.units import SIZE, read_span
 
 __all__: list[str] = []
 
 
 SHOWN = 40
-"""Digits of a number in a message."""
+"""Characters of a value in a message."""
 
 LARGEST, SMALLEST = 1e100, 1e-100
 """No time and no size is near; beyond them sums and quotients would not be finite."""
 
 
-def non_negative(path: str, value: float) -> None:
-    """Refuse a negative number, an infinite one, and one that might as well be."""
-    if not 0 <= value <= LARGEST:
+def non_negative(path: str, value: Any) -> None:
+    """Refuse everything but a number from 0 to `LARGEST`."""
+    if not (_is_number(value) and 0 <= value <= LARGEST):
         found = _shown(value)
         raise ValueError(f"{path}: found {found}, expected a finite number >= 0, up to 1e100")
 
 
-def positive(path: str, value: float) -> None:
-    """Refuse zero, a negative or an infinite number, and what might as well be one of these."""
-    if not SMALLEST <= value <= LARGEST:
+def positive(path: str, value: Any) -> None:
+    """Refuse everything but a number from `SMALLEST` to `LARGEST`."""
+    if not (_is_number(value) and SMALLEST <= value <= LARGEST):
         found = _shown(value)
         raise ValueError(f"{path}: found {found}, expected a finite number > 0, up to 1e100")
 
 
-def _shown(value: float) -> str:
-    """A number as it stood there, unless it has hundreds of digits."""
-    text = repr(value)
-    return text if len(text) <= SHOWN else f"{text[:SHOWN]}... ({len(text)} digits)"
+def whole_number(path: str, value: Any, least: int) -> None:
+    """Refuse everything but a whole number from `least` to `LARGEST`."""
+    is_whole = isinstance(value, Integral) and not isinstance(value, bool)
+    if not (is_whole and least <= value <= LARGEST):
+        raise ValueError(f"{path}: found {_shown(value)}, expected a whole number >= {least}")
 
 
-def one_of(path: str, value: str, choices: Sequence[str]) -> None:
-    """Refuse a word that is none of the choices."""
+def memory_size(path: str, value: Any) -> float | None:
+    """Bytes from a number or from text such as `4GiB`; None stays None."""
+    if isinstance(value, str):
+        try:
+            low, high = read_span(value, SIZE)
+        except ValueError as error:
+            raise ValueError(f"{path}: {error}") from None
+        if low != high:
+            raise ValueError(f"{path}: found {value!r}, expected one size such as 4GiB")
+        value = high
+    if value is not None:
+        non_negative(path, value)
+    return value  # type: ignore[no-any-return]
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, (float, int, Real)) and not isinstance(value, bool)
+
+
+def _shown(value: Any) -> str:
+    """A value on one line, cut where it is long, as a whole number of hundreds of digits is."""
+    text = " ".join(repr(value).split())
+    return text if len(text) <= SHOWN else f"{text[:SHOWN]}... ({len(text)} characters)"
+
+
+def one_of(path: str, value: Any, choices: Sequence[str]) -> None:
+    """Refuse everything but one of these words."""
     if value not in choices:
         expected = ", ".join(map(repr, choices[:-1])) + f" or {choices[-1]!r}"
-        raise ValueError(f"{path} is {value!r}, expected {expected}")
+        raise ValueError(f"{path} is {_shown(value)}, expected {expected}")
+
+
+def text_sequence(path: str, value: Any) -> None:
+    """Refuse everything but a list or tuple of texts; a single text is none."""
+    if not isinstance(value, (list, tuple)) or not all(isinstance(x, str) for x in value):
+        raise ValueError(f"{path}: found {_shown(value)}, expected a list of texts")
 
 
 def no_duplicates(list_path: str, field: str, names: Sequence[str]) -> None:

@@ -6,7 +6,7 @@ It also says how far it can be from the best plan.
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal, get_args
 
-from skyfx.solver.core.field_checks import non_negative, one_of, positive
+from skyfx.solver.core.field_checks import non_negative, one_of, text_sequence, whole_number
 from skyfx.solver.core.pins import Pin
 from skyfx.solver.core.schedule import Orders, forwards, in_flight_counts, orders
 
@@ -65,19 +65,15 @@ class Assumptions:
         """
         for field, words in _WORDS.items():
             one_of(f"{path}{field}", getattr(self, field), get_args(words))
-        positive(f"{path}microbatches", self.microbatches)
+        whole_number(f"{path}microbatches", self.microbatches, least=1)
         non_negative(f"{path}optimizer_state_ratio", self.optimizer_state_ratio)
+        text_sequence(f"{path}pins", self.pins)
         for x, pin in enumerate(self.pins):
-            _readable(f"{path}pins[{x}]", pin)
-
-
-def _readable(path: str, pin: str) -> None:
-    try:
-        Pin.of(pin)
-    except ValueError:
-        raise ValueError(
-            f"{path}: found {pin!r}, expected PATTERN=DEVICE or PATTERN!=DEVICE"
-        ) from None
+            try:
+                Pin.of(pin)
+            except ValueError:
+                expected = "expected PATTERN=DEVICE or PATTERN!=DEVICE"
+                raise ValueError(f"{path}pins[{x}]: found {pin!r}, {expected}") from None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -213,9 +209,7 @@ class Plan:
         return {name: k for k, stage in enumerate(self.stages) for name in stage.nodes}
 
     def __str__(self) -> str:
-        from skyfx.solver.core.plan_table import (
-            text,  # the report draws plans, plans do not depend on it
-        )
+        from skyfx.solver.core.plan_table import text  # rich takes a while to load
 
         return text(self)
 

@@ -3,64 +3,28 @@
 import html as escape
 import io
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from skyfx.solver.core.plan import Plan, Stage
+from skyfx.solver.core.units import percent, seconds, size
 
-__all__: list[str] = ["html", "operations", "percent", "rate", "render", "seconds", "size", "text"]
+if TYPE_CHECKING:
+    from skyfx.solver.core.plan import Plan, Stage
+
+__all__: list[str] = ["html", "render", "text"]
 
 COLUMNS = (
     *("stage", "device", "nodes", "modules"),
     *("compute", "receive", "send", "time", "memory", ""),
 )
 WIDTH = 120
-"""Columns in which a plan is drawn where there is no terminal to ask."""
+"""Characters per line where no terminal says how wide it is."""
 
 
-def size(num_bytes: float) -> str:
-    """Bytes for people: `1.5 GiB`."""
-    for unit in ("B", "KiB", "MiB", "GiB"):
-        if num_bytes < 1024:
-            return f"{num_bytes:.0f} B" if unit == "B" else f"{num_bytes:.1f} {unit}"
-        num_bytes /= 1024
-    return f"{num_bytes:.1f} TiB"
-
-
-def operations(flops: float) -> str:
-    """Floating point operations for people: `1.5 GFLOP`."""
-    for unit in ("FLOP", "kFLOP", "MFLOP", "GFLOP", "TFLOP"):
-        if flops < 1000:
-            return f"{flops:.0f} FLOP" if unit == "FLOP" else f"{flops:.1f} {unit}"
-        flops /= 1000
-    return f"{flops:.1f} PFLOP"
-
-
-def seconds(value: float) -> str:
-    """Seconds for people: `12.3 ms`."""
-    for factor, unit in ((1, "s"), (1e3, "ms"), (1e6, "us")):
-        if value * factor >= 1:
-            return f"{value * factor:.3g} {unit}"
-    return "0 s" if value == 0 else f"{value * 1e9:.3g} ns"
-
-
-def rate(bytes_per_s: float) -> str:
-    """Bytes per second for people, as links are sold: `20 Mbit/s`."""
-    bits = 8 * bytes_per_s
-    for factor, unit in ((1e9, "Gbit/s"), (1e6, "Mbit/s"), (1e3, "kbit/s")):
-        if bits >= factor:
-            return f"{bits / factor:.3g} {unit}"
-    return f"{bits:.3g} bit/s"
-
-
-def percent(gap: float | None) -> str:
-    """A plan's gap for people: `1.25%`."""
-    return "unknown" if gap is None else f"{gap:.2%}"
-
-
-def render(plan: Plan, console: Console) -> None:
+def render(plan: "Plan", console: Console) -> None:
     """Draw the plan on a rich console."""
     table = Table(*COLUMNS, title=Text(_title(plan)), title_justify="left", box=None)
     for row in _rows(plan):
@@ -70,14 +34,14 @@ def render(plan: Plan, console: Console) -> None:
         console.print(Text(line), highlight=False)
 
 
-def text(plan: Plan) -> str:
+def text(plan: "Plan") -> str:
     """The plan as plain text."""
     stream = io.StringIO()
     render(plan, Console(file=stream, width=WIDTH, no_color=True))
     return stream.getvalue().rstrip()
 
 
-def html(plan: Plan) -> str:
+def html(plan: "Plan") -> str:
     """The plan as a small HTML table, for notebooks."""
     head = "".join(f"<th>{name}</th>" for name in COLUMNS)
     body = "".join(
@@ -89,13 +53,13 @@ def html(plan: Plan) -> str:
     return f"<table><caption>{title}</caption><tr>{head}</tr>{body}</table><p>{lines}</p>"
 
 
-def _title(plan: Plan) -> str:
+def _title(plan: "Plan") -> str:
     a = plan.assumptions
     live = f" ({', '.join(map(str, plan.live))} live)" if plan.live else ""
     return f"{plan.graph.name}: {a.mode}, {a.schedule}{live}, {a.microbatches} micro-batches"
 
 
-def _rows(plan: Plan) -> list[tuple[str, ...]]:
+def _rows(plan: "Plan") -> list[tuple[str, ...]]:
     return [
         (
             str(k),
@@ -113,7 +77,7 @@ def _rows(plan: Plan) -> list[tuple[str, ...]]:
     ]
 
 
-def _memory(stage: Stage) -> str:
+def _memory(stage: "Stage") -> str:
     """What it takes, of what its device has if that is known."""
     limit = "" if stage.limit_bytes is None else f" of {size(stage.limit_bytes)}"
     return size(stage.memory_bytes) + limit
@@ -134,7 +98,7 @@ def _block(module: Sequence[str]) -> str:
     return ".".join(module[max(0, last - 1) : last + 1])
 
 
-def _summary(plan: Plan) -> list[str]:
+def _summary(plan: "Plan") -> list[str]:
     others = {
         "even split": plan.alternatives.even,
         "dynamic": plan.alternatives.dynamic,

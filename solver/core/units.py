@@ -1,17 +1,20 @@
-"""Sizes, rates and times as people write them: `2GiB`, `20Mbit`, `1ms`, and ranges of them."""
+"""Numbers with units, read and printed: `2GiB`, `20Mbit`, `1ms`, and ranges of them."""
 
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-__all__: list[str] = ["PLAIN", "RATE", "SIZE", "TIME", "Units", "span"]
+__all__: list[str] = [
+    *("PLAIN", "RATE", "SIZE", "TIME", "Units", "read_span"),
+    *("operations", "percent", "rate", "seconds", "size"),
+]
 
 NUMBER = re.compile(r"\s*(\d+\.?\d*(?:[eE][-+]?\d+)?|\.\d+)\s*([^\d\s]*)\s*")
 
 
 @dataclass(frozen=True, slots=True)
 class Units:
-    """What one of each unit is, and what a value of them looks like."""
+    """The value of each unit, and examples for messages."""
 
     examples: str
     factors: Mapping[str, float]
@@ -40,15 +43,15 @@ TIME = Units("50ms or 200us", {"s": 1.0, "ms": 1e-3, "us": 1e-6, "µs": 1e-6, "n
 """In seconds."""
 
 
-def span(text: str, units: Units) -> tuple[float, float]:
+def read_span(text: str, units: Units) -> tuple[float, float]:
     """Read `LOW:HIGH`, or one value for both.
 
     Args:
-        text: such as `2GiB:8GiB`, `2:8GiB` or `8GiB`; a unit behind the last value counts for both.
-        units: what has to stand behind a number, unless that is 0.
+        text: such as `2GiB:8GiB`, `2:8GiB` or `8GiB`; the unit of the last value counts for both.
+        units: one of them follows each number; 0 needs none.
 
     Raises:
-        ValueError: what stood there and what was expected.
+        ValueError: the text and what was expected.
     """
     first, colon, last = text.partition(":")
     high, unit = _value(last if colon else first, units)
@@ -59,10 +62,50 @@ def span(text: str, units: Units) -> tuple[float, float]:
 
 
 def _value(text: str, units: Units, default: str = "") -> tuple[float, str]:
-    """A value, and the unit that stood there."""
+    """The value and the unit in the text."""
     found = NUMBER.fullmatch(text)
     unit = (found[2] or default) if found else ""
     zero = found is not None and float(found[1]) == 0 and not unit
     if found is None or not (zero or unit in units.factors):
         raise ValueError(f"found {text!r}, expected a value such as {units.examples}")
     return float(found[1]) * units.factors.get(unit, 1.0), unit
+
+
+def size(num_bytes: float) -> str:
+    """Print bytes: `1.5 GiB`."""
+    for unit in ("B", "KiB", "MiB", "GiB"):
+        if num_bytes < 1024:
+            return f"{num_bytes:.0f} B" if unit == "B" else f"{num_bytes:.1f} {unit}"
+        num_bytes /= 1024
+    return f"{num_bytes:.1f} TiB"
+
+
+def operations(flops: float) -> str:
+    """Print floating point operations: `1.5 GFLOP`."""
+    for unit in ("FLOP", "kFLOP", "MFLOP", "GFLOP", "TFLOP"):
+        if flops < 1000:
+            return f"{flops:.0f} FLOP" if unit == "FLOP" else f"{flops:.1f} {unit}"
+        flops /= 1000
+    return f"{flops:.1f} PFLOP"
+
+
+def seconds(value: float) -> str:
+    """Print seconds: `12.3 ms`."""
+    for factor, unit in ((1, "s"), (1e3, "ms"), (1e6, "us")):
+        if value * factor >= 1:
+            return f"{value * factor:.3g} {unit}"
+    return "0 s" if value == 0 else f"{value * 1e9:.3g} ns"
+
+
+def rate(bytes_per_s: float) -> str:
+    """Print bytes per second as links are sold, in bits: `20 Mbit/s`."""
+    bits = 8 * bytes_per_s
+    for factor, unit in ((1e9, "Gbit/s"), (1e6, "Mbit/s"), (1e3, "kbit/s")):
+        if bits >= factor:
+            return f"{bits / factor:.3g} {unit}"
+    return f"{bits:.3g} bit/s"
+
+
+def percent(gap: float | None) -> str:
+    """Print a plan's gap: `1.25%`."""
+    return "unknown" if gap is None else f"{gap:.2%}"

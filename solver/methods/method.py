@@ -53,21 +53,21 @@ class SearchState:
     """A problem, the best plan and bound that are known, and the limits."""
 
     problem: Problem
-    best: Candidate | None
+    incumbent: Candidate | None
     bound: Bound
     limits: Limits
 
     @property
     def bottleneck_s(self) -> float:
         """The bottleneck of the best plan; infinite without one."""
-        return math.inf if self.best is None else self.best.cost.bottleneck_s
+        return math.inf if self.incumbent is None else self.incumbent.cost.bottleneck_s
 
     @property
     def done(self) -> bool:
         """Whether the best plan is within the asked-for gap of the bound."""
-        if self.best is None:
+        if self.incumbent is None:
             return False
-        return self.best.value <= self.bound.value * (
+        return self.incumbent.value <= self.bound.value * (
             1 + max(self.limits.gap, OPTIMALITY_TOLERANCE)
         )
 
@@ -83,7 +83,7 @@ class MethodUpdate:
     """Why no plan can exist; proven."""
     interrupted: bool = False
     """Ctrl-C came while the method was running, and the method has ended in order."""
-    says: str = ""
+    remark: str = ""
     """What the method did, or why it has nothing to add; it stands in the plan."""
 
 

@@ -11,8 +11,8 @@ from contextlib import suppress
 from dataclasses import dataclass, field, replace
 
 from skyfx.solver.errors import InfeasibleError, NoPlanError
-from skyfx.solver.methods.bounds.interval_dual import dual
-from skyfx.solver.methods.bounds.memory_dual import sharing
+from skyfx.solver.methods.bounds.interval_dual import interval_dual_bound
+from skyfx.solver.methods.bounds.memory_dual import memory_dual_bound
 from skyfx.solver.methods.bounds.simple_bounds import simple_bound, step_bound
 from skyfx.solver.methods.exact.block_phase_milp import block_phase_milp
 from skyfx.solver.methods.exact.host_pair_dp import host_pair_dp
@@ -22,14 +22,14 @@ from skyfx.solver.methods.exact.label_dp import interval_label_dp, label_dp
 from skyfx.solver.methods.exact.level_dp import large_level_dp, level_dp
 from skyfx.solver.methods.exact.step_label_dp import interval_step_label_dp, step_label_dp
 from skyfx.solver.methods.heuristics.baselines import dynamic
-from skyfx.solver.methods.heuristics.beam_search import beam
-from skyfx.solver.methods.heuristics.local_search import shifting, wandering
-from skyfx.solver.methods.heuristics.order_split import cutting
+from skyfx.solver.methods.heuristics.beam_search import beam_search
+from skyfx.solver.methods.heuristics.local_search import local_search, restarted_local_search
+from skyfx.solver.methods.heuristics.order_split import order_split
 from skyfx.solver.methods.ideals.device_states import MAX_STATES, States
 from skyfx.solver.methods.limits import Limits, TimeUpError
 from skyfx.solver.methods.method import Bound, Candidate, Method, MethodUpdate, SearchState
 from skyfx.solver.methods.milp.milp_method import integer_program
-from skyfx.solver.problem.coarsening import refined, sliced
+from skyfx.solver.problem.coarsening import coarsen, refine
 from skyfx.solver.problem.problem import Problem, UnitPlacement
 
 __all__: list[str] = ["Portfolio", "SearchResult"]
@@ -37,27 +37,27 @@ __all__: list[str] = ["Portfolio", "SearchResult"]
 logger = logging.getLogger(__name__)
 
 METHODS: dict[str, Method] = {
-    "phases": block_phase_milp,
-    "intervals": interval_dp,
-    "lines": interval_label_dp,
-    "sharing": sharing,
-    "cutting": cutting,
-    "shifting": shifting,
-    "all ideals": level_dp,
-    "wandering": wandering,
-    "ideals": label_dp,
-    "many ideals": large_level_dp,
-    "windows of ideals": host_window_dp,
-    "pairs of ideals": host_pair_dp,
-    "dual": dual,
-    "beam": beam,
+    "block-phase milp": block_phase_milp,
+    "interval dp": interval_dp,
+    "interval label dp": interval_label_dp,
+    "memory dual bound": memory_dual_bound,
+    "order-split": order_split,
+    "local search": local_search,
+    "level dp": level_dp,
+    "restarted local search": restarted_local_search,
+    "label dp": label_dp,
+    "level dp (large)": large_level_dp,
+    "host window dp": host_window_dp,
+    "host pair dp": host_pair_dp,
+    "interval dual bound": interval_dual_bound,
+    "beam search": beam_search,
     "integer program": integer_program,
 }
 """In the order in which they are tried: quick plans first, then quick proofs, then the ILP."""
 
 STEP_METHODS: dict[str, tuple[Method, float]] = {
-    "lines of steps": (interval_step_label_dp, 0.3),
-    "ideals of steps": (step_label_dp, 0.7),
+    "interval step dp": (interval_step_label_dp, 0.3),
+    "step label dp": (step_label_dp, 0.7),
 }
 """What comes before them where a step is to be short, and of the time that is left how much."""
 
@@ -76,9 +76,9 @@ WORTH_SAYING_S = 1.0
 class SearchResult:
     """The best plan, the best bound, what each method said, and whether Ctrl-C ended the search."""
 
-    best: Candidate
+    incumbent: Candidate
     bound: Bound
-    says: tuple[str, ...] = ()
+    remarks: tuple[str, ...] = ()
     interrupted: bool = False
 
 
@@ -87,17 +87,17 @@ class Portfolio:
     """A search under way: the best plan and bound so far.
 
     Attributes:
-        heard: told of each plan found.
+        on_plan: told of each plan found.
         coarsely: whether slices of a long model are looked at first.
     """
 
     problem: Problem
     limits: Limits
-    best: Candidate | None = None
-    heard: Callable[[UnitPlacement], None] | None = None
+    incumbent: Candidate | None = None
+    on_plan: Callable[[UnitPlacement], None] | None = None
     coarsely: bool = True
     bound: Bound = field(init=False)
-    says: dict[str, str] = field(init=False, default_factory=dict)
+    remarks: dict[str, str] = field(init=False, default_factory=dict)
 
     def __post_init__(self) -> None:
         self.bound = simple_bound(self.problem)
@@ -122,19 +122,19 @@ class Portfolio:
         except KeyboardInterrupt:
             interrupted = True
         interrupted = interrupted or self.limits.interrupt.came
-        if self.best is None:
+        if self.incumbent is None:
             raise KeyboardInterrupt if interrupted else self._none_in_time()
-        return SearchResult(self.best, self.bound, self._all_says(), interrupted)
+        return SearchResult(self.incumbent, self.bound, self._all_remarks(), interrupted)
 
-    def _all_says(self) -> tuple[str, ...]:
+    def _all_remarks(self) -> tuple[str, ...]:
         if self.limits.compiled_s > WORTH_SAYING_S:
             took = f"{self.limits.compiled_s:.0f} s, once for an installation and beside the limit"
-            self.says["compiling"] = took
-        return tuple(f"{name}: {said}" for name, said in self.says.items())
+            self.remarks["compiling"] = took
+        return tuple(f"{name}: {said}" for name, said in self.remarks.items())
 
     @property
     def _task(self) -> SearchState:
-        return SearchState(self.problem, self.best, self.bound, self.limits)
+        return SearchState(self.problem, self.incumbent, self.bound, self.limits)
 
     def _try(self, name: str, method: Method, part: float = 1.0) -> bool:
         """Run one method in a part of the time; returns whether Ctrl-C ended it."""
@@ -155,17 +155,17 @@ class Portfolio:
 
     def _look_coarsely(self) -> None:
         """Hear all plans of the slices of a long model, in a part of the time."""
-        coarse = sliced(self.problem) if self.coarsely and not self._task.done else None
+        coarse = coarsen(self.problem) if self.coarsely and not self._task.done else None
         if coarse is None:
             return
 
-        def heard(stages: UnitPlacement) -> None:
-            self._learn("slices", MethodUpdate(stages=refined(self.problem, coarse, stages)))
+        def on_plan(stages: UnitPlacement) -> None:
+            self._learn("slices", MethodUpdate(stages=refine(self.problem, coarse, stages)))
 
         limits = replace(self._part(COARSE), progress=None)
         known = Candidate.of(coarse, dynamic(coarse))
         with suppress(InfeasibleError, NoPlanError):
-            Portfolio(coarse, limits, known, heard=heard).run()
+            Portfolio(coarse, limits, known, on_plan=on_plan).run()
 
     def _look_for_steps(self) -> bool:
         """What is for steps alone; returns whether Ctrl-C ended it."""
@@ -186,34 +186,34 @@ class Portfolio:
         problem = replace(self.problem, assumptions=replace(asked, objective="throughput"))
         few = States.number(problem) <= MAX_STATES
         limits = replace(self._part(THROUGHPUT if few else MOSTLY_THROUGHPUT), progress=None)
-        known = None if self.best is None else Candidate.of(problem, self.best.stages)
+        known = None if self.incumbent is None else Candidate.of(problem, self.incumbent.stages)
 
-        def heard(stages: UnitPlacement) -> None:
+        def on_plan(stages: UnitPlacement) -> None:
             self._learn("throughput", MethodUpdate(stages=stages))
 
-        search = Portfolio(problem, limits, known, heard=heard, coarsely=False)
+        search = Portfolio(problem, limits, known, on_plan=on_plan, coarsely=False)
         with suppress(NoPlanError):
             search.run()
         said = f"throughput of at least {search.bound.value:.4g} s a micro-batch"
         self._learn(
-            "throughput", MethodUpdate(bound=step_bound(self.problem, search.bound), says=said)
+            "throughput", MethodUpdate(bound=step_bound(self.problem, search.bound), remark=said)
         )
 
     def _learn(self, name: str, answer: MethodUpdate) -> None:
-        if self.heard is not None and answer.stages is not None:
-            self.heard(answer.stages)
-        if answer.says:
-            self.says[name] = answer.says
-            logger.info("%s: %s", name, answer.says)
-        if answer.infeasible and self.best is None:
+        if self.on_plan is not None and answer.stages is not None:
+            self.on_plan(answer.stages)
+        if answer.remark:
+            self.remarks[name] = answer.remark
+            logger.info("%s: %s", name, answer.remark)
+        if answer.infeasible and self.incumbent is None:
             raise InfeasibleError(answer.infeasible)
         found = Candidate.of(self.problem, answer.stages, name)
-        if found is not None and (self.best is None or found.value < self.best.value):
-            self.best = found
+        if found is not None and (self.incumbent is None or found.value < self.incumbent.value):
+            self.incumbent = found
         if answer.bound is not None and answer.bound.value > self.bound.value:
             self.bound = answer.bound
         if self.limits.progress is not None:
-            value = math.inf if self.best is None else self.best.value
+            value = math.inf if self.incumbent is None else self.incumbent.value
             self.limits.progress(value, self.bound.value)
 
     def _none_in_time(self) -> NoPlanError:

@@ -217,7 +217,7 @@ def _graph_reference(graph: Graph, sha256: str | None) -> Reference:
 
 
 def _lower_bound(found: SearchResult) -> float:
-    value, bound = found.best.value, found.bound.value
+    value, bound = found.incumbent.value, found.bound.value
     return value if value <= bound * (1 + OPTIMALITY_TOLERANCE) else bound
 
 
@@ -225,12 +225,12 @@ def _solver_info(found: SearchResult, strategy: Strategy, solver: str, wall_s: f
     return SolverInfo(
         name=solver,
         version=mip_backend.version() if solver == "HiGHS" else "",
-        status="optimal" if _lower_bound(found) == found.best.value else "feasible",
+        status="optimal" if _lower_bound(found) == found.incumbent.value else "feasible",
         wall_s=wall_s,
         strategy=strategy,
         binding=found.bound.binding,
-        method=found.best.method,
-        says=found.says,
+        method=found.incumbent.method,
+        says=found.remarks,
     )
 
 
@@ -243,12 +243,12 @@ def _plan(
     solver: SolverInfo,
     alternatives: Alternatives,
 ) -> Plan:
-    cost, lower_bound = found.best.cost, _lower_bound(found)
+    cost, lower_bound = found.incumbent.cost, _lower_bound(found)
     return Plan(
         graph=graph,
         cluster=cluster,
         assumptions=problem.assumptions,
-        stages=_stages(problem, found.best),
+        stages=_stages(problem, found.incumbent),
         bottleneck_s=cost.bottleneck_s,
         step_s=cost.step_s,
         objective_value=cost.objective_value,

@@ -19,8 +19,8 @@ from skyfx.solver.core.plan import (
     Status,
     relative_gap,
 )
-from skyfx.solver.core.plan_table import seconds
 from skyfx.solver.core.schedule import in_flight_counts
+from skyfx.solver.core.units import seconds
 from skyfx.solver.costs.action_times import ActionTimes
 from skyfx.solver.costs.cost_model import Cost, Placement, evaluate
 from skyfx.solver.costs.peak_memory import peak_bytes

@@ -10,11 +10,11 @@ from itertools import pairwise
 
 import numpy as np
 
-from skyfx.solver.problem.interval_tables import alive
+from skyfx.solver.problem.interval_tables import live_values
 from skyfx.solver.problem.linear_extensions import depth_first_extension
 from skyfx.solver.problem.problem import Problem, UnitPlacement
 
-__all__: list[str] = ["MAX_UNITS", "refined", "sliced", "thin_cuts"]
+__all__: list[str] = ["MAX_UNITS", "coarsen", "refine", "thin_cuts"]
 
 MAX_UNITS = 1000
 """Of more units slices are made."""
@@ -22,7 +22,7 @@ MAX_UNITS = 1000
 SLICES = 640
 
 
-def sliced(problem: Problem) -> Problem | None:
+def coarsen(problem: Problem) -> Problem | None:
     """The problem with slices for units; None where there are few enough units."""
     if problem.num_units <= MAX_UNITS:
         return None
@@ -36,7 +36,7 @@ def sliced(problem: Problem) -> Problem | None:
     return type(problem)(graph, problem.cluster, problem.assumptions)
 
 
-def refined(problem: Problem, coarse: Problem, stages: UnitPlacement) -> UnitPlacement:
+def refine(problem: Problem, coarse: Problem, stages: UnitPlacement) -> UnitPlacement:
     """A plan of the slices by the units that they are made of."""
     return [
         (d, sorted({problem.unit_of[name] for name in names}))
@@ -53,7 +53,7 @@ def thin_cuts(problem: Problem, order: Sequence[int], most: int) -> list[int]:
     n = problem.num_units
     if n <= most:
         return list(range(n + 1))
-    forward, backward, _, _ = alive(problem, order)
+    forward, backward, _, _ = live_values(problem, order)
     held = forward + backward
     times = np.where(np.isfinite(problem.time_s), problem.time_s, 0.0).mean(axis=0)[list(order)]
     work = np.concatenate([[0.0], np.cumsum(times + times.sum() / n)])

@@ -6,7 +6,7 @@ What would help is tried: nothing is advised that leaves the problem as impossib
 import numpy as np
 
 from skyfx.solver.core.pins import Pin
-from skyfx.solver.core.plan_table import size
+from skyfx.solver.core.units import size
 from skyfx.solver.problem.problem import Problem
 from skyfx.solver.problem.relaxations import Fits, memory_of, relaxations
 

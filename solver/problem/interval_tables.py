@@ -6,9 +6,9 @@ at once. What only one of them can have is a *role* of its own: to begin the lin
 nothing, to end it and send nothing, and each of the last positions, where fewer micro-batches are
 kept. Roles go to different devices, to those that gain most by them: an assignment problem.
 
-Legend: `w[d, i]` seconds of the units before cut i on device d; `need[p, i]` bytes of them at
-position p + 1 from the end, the last row for all earlier positions too; `crossing[., i]` what
-crosses at cut i.
+Legend: `prefix_time[d, i]` seconds of the units before cut i on device d; `need[p, i]` bytes of
+them at position p + 1 from the end, the last row for all earlier positions too; `crossing[., i]`
+what crosses at cut i.
 """
 
 import math
@@ -23,13 +23,13 @@ from skyfx.solver.problem.tolerances import BOUND_SAFETY
 
 __all__: list[str] = [
     "IntervalTables",
-    "alive",
-    "assign",
-    "earnings",
+    "assign_roles",
+    "best_columns",
     "line",
+    "live_values",
     "move",
-    "running",
-    "shares",
+    "prefix_sums",
+    "work_shares",
 ]
 
 BEGIN, END = 1, 2
@@ -45,7 +45,7 @@ More than any T, and little enough for the sums of the others to keep their digi
 class IntervalTables(NamedTuple):
     """The tables of `n` units in one order, for `D` devices."""
 
-    w: Floats
+    prefix_time: Floats
     """Seconds of the units before each cut, `(D, n + 1)`."""
     need: Floats
     """Bytes of the units before each cut, `(P, n + 1)`."""
@@ -63,20 +63,20 @@ class IntervalTables(NamedTuple):
 
 def line(problem: Problem, order: Sequence[int]) -> IntervalTables:
     """The tables of an order of the units; moving in `relay`."""
-    wires, crossing = problem.wires, np.array(alive(problem, order))
+    wires, crossing = problem.wires, np.array(live_values(problem, order))
     receive, send = _cheapest(wires, crossing)
     allowed = np.where(np.isfinite(problem.time_s), problem.time_s, 0.0)
     moves = 2 * (wires[0].max() * 2 + wires[1].max() * crossing[:2].sum(axis=0).max())
     never = NEVER * (allowed.max(axis=0).sum() + moves)
     time = np.where(np.isfinite(problem.time_s), problem.time_s, never)
     positions = range(1, min(problem.assumptions.microbatches, problem.num_devices) + 1)
-    needs = [running(problem.need_bytes(p)[order]) for p in positions]
+    needs = [prefix_sums(problem.need_bytes(p)[order]) for p in positions]
     need = np.array([needs[0]] if np.array_equal(needs[0], needs[-1]) else needs)
     limit = np.minimum(problem.memory_limit, 1e300)
-    return IntervalTables(running(time[:, order]), need, limit, receive, send, crossing, wires)
+    return IntervalTables(prefix_sums(time[:, order]), need, limit, receive, send, crossing, wires)
 
 
-def alive(problem: Problem, order: Sequence[int] | None = None) -> tuple[Floats, ...]:
+def live_values(problem: Problem, order: Sequence[int] | None = None) -> tuple[Floats, ...]:
     """What is alive at each cut of an order of the units, `(n + 1,)`; by default the model's.
 
     Returns:
@@ -96,14 +96,14 @@ def alive(problem: Problem, order: Sequence[int] | None = None) -> tuple[Floats,
     return held[0], held[1], (held[2] > 0.5) * 1.0, (held[3] > 0.5) * 1.0
 
 
-def running(of_units: Floats) -> Floats:
+def prefix_sums(of_units: Floats) -> Floats:
     """Sums of the units before each cut, along the last axis."""
     zero = np.zeros((*of_units.shape[:-1], 1))
     sums: Floats = np.concatenate([zero, np.cumsum(of_units, axis=-1)], axis=-1)
     return sums
 
 
-def shares(problem: Problem) -> Floats:
+def work_shares(problem: Problem) -> Floats:
     """Prices `(n,)` that add up to 1: each unit's part of all work, on the devices' average."""
     time = np.where(np.isfinite(problem.time_s), problem.time_s, 0.0)
     share = (time / np.maximum(time.sum(axis=1, keepdims=True), 1e-300)).mean(axis=0)
@@ -135,7 +135,7 @@ def move(d: int, e: int, i: int, crossing: Any, wires: Any) -> float:
 
 
 @njit(cache=True)
-def earnings(earned: Any, bottleneck: float, of: Any) -> tuple[Any, Any, Any]:
+def best_columns(earned: Any, bottleneck: float, of: Any) -> tuple[Any, Any, Any]:
     """What each device can earn in each role, `(roles, D)`, and the interval `[start, end)` of it.
 
     `earned[i]` is the price of all units before cut i.
@@ -162,7 +162,7 @@ def earnings(earned: Any, bottleneck: float, of: Any) -> tuple[Any, Any, Any]:
 
 
 @njit(cache=True)
-def assign(gains: Any) -> tuple[float, Any]:
+def assign_roles(gains: Any) -> tuple[float, Any]:
     """The most that a choice of a different device for each role gains, of `gains[role, d]`.
 
     The assignment problem, by shortest augmenting paths (Kuhn 1955, Jonker and Volgenant 1987).
@@ -206,7 +206,7 @@ def assign(gains: Any) -> tuple[float, Any]:
 @njit(cache=True)
 def _between(d: int, p: int, earned: Any, bottleneck: float, of: Any) -> tuple[float, int, int]:
     """The interval `[start, end)` between two cuts that earns most on device d, with `need[p]`."""
-    w, need, limit, last = of.w, of.need, of.limit, len(earned) - 2
+    w, need, limit, last = of.prefix_time, of.need, of.limit, len(earned) - 2
     best, start, end, furthest = 0.0, 1, 1, 1
     for i in range(1, last):
         furthest = max(furthest, i)
@@ -228,7 +228,7 @@ def _between(d: int, p: int, earned: Any, bottleneck: float, of: Any) -> tuple[f
 @njit(cache=True)
 def _begins(d: int, bottleneck: float, of: Any) -> int:
     """The furthest end of device d from the first unit on, receiving nothing."""
-    w, n = of.w, of.w.shape[1] - 1
+    w, n = of.prefix_time, of.prefix_time.shape[1] - 1
     for j in range(n, 0, -1):
         sent = of.send[d, j] if j < n else 0.0
         if of.need[0, j] <= of.limit[d] / BOUND_SAFETY and w[d, j] + sent <= bottleneck:
@@ -239,7 +239,7 @@ def _begins(d: int, bottleneck: float, of: Any) -> int:
 @njit(cache=True)
 def _ends(d: int, bottleneck: float, of: Any) -> int:
     """The first start of device d up to the last unit, sending nothing."""
-    w, need, n = of.w, of.need, of.w.shape[1] - 1
+    w, need, n = of.prefix_time, of.need, of.prefix_time.shape[1] - 1
     for i in range(1, n):
         fits = need[0, n] - need[0, i] <= of.limit[d] / BOUND_SAFETY
         if fits and w[d, n] - w[d, i] + of.receive[d, i] <= bottleneck:

@@ -121,13 +121,13 @@ class Problem:
         """The largest output `(n,)` of a unit, which inference holds; zero in training."""
         nodes = self.graph.nodes
         largest = [max(nodes[j].output_bytes for j in unit) for unit in self.members]
-        return np.array(largest) * (not self.assumptions.training)
+        return np.array(largest, dtype=float) * (not self.assumptions.training)
 
     @cached_property
     def memory_limit(self) -> Floats:
         """Memory `(D,)` of each device, infinite where unlimited."""
         limits = [d.memory_bytes for d in self.cluster.devices]
-        return np.array([np.inf if limit is None else limit for limit in limits])
+        return np.array([np.inf if limit is None else limit for limit in limits], dtype=float)
 
     @cached_property
     def memory_binds(self) -> bool:
@@ -209,7 +209,9 @@ class Problem:
                 sizes = (node.output_bytes, node.gradient_bytes * self.assumptions.training)
                 groups.setdefault((unit, others, node.is_input, is_output), []).append(sizes)
         return [
-            Value(*key, len(sizes), sum(f for f, _ in sizes), sum(b for _, b in sizes))
+            Value(
+                *key, len(sizes), sum((f for f, _ in sizes), 0.0), sum((b for _, b in sizes), 0.0)
+            )
             for key, sizes in groups.items()
         ]
 
@@ -273,7 +275,7 @@ class Problem:
 
     def _sum(self, of: Callable[[Node], float]) -> Floats:
         nodes = self.graph.nodes
-        return np.array([sum(of(nodes[j]) for j in unit) for unit in self.members])
+        return np.array([sum(of(nodes[j]) for j in unit) for unit in self.members], dtype=float)
 
 
 class OneInFlightProblem(Problem):

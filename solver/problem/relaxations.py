@@ -5,7 +5,7 @@ from dataclasses import replace
 
 import numpy as np
 
-from skyfx.solver.core.plan_table import size
+from skyfx.solver.core.units import size
 from skyfx.solver.problem.problem import Problem
 
 __all__: list[str] = ["Fits", "memory_of", "relaxations"]

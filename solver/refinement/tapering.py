@@ -24,7 +24,7 @@ import numpy as np
 
 from skyfx.solver.costs.action_times import ActionTimes
 from skyfx.solver.methods.heuristics.annealing import Cooling, anneal
-from skyfx.solver.problem.interval_tables import alive, running
+from skyfx.solver.problem.interval_tables import live_values, prefix_sums
 from skyfx.solver.problem.problem import Floats, Problem, UnitPlacement
 from skyfx.solver.refinement.cut_moves import IntervalTables, line_of, near, stages_of
 from skyfx.solver.refinement.in_flight import generate
@@ -68,8 +68,8 @@ class _Search:
         self._forward, self._backward = (
             self._running(part) for part in ("forward_s", "backward_s")
         )
-        self._barred = running((~problem.allowed[:, order]).astype(float))
-        self._alive = np.array(alive(problem, order))
+        self._barred = prefix_sums((~problem.allowed[:, order]).astype(float))
+        self._alive = np.array(live_values(problem, order))
 
     def from_line(self, line: IntervalTables, seed: int) -> UnitPlacement:
         """The best stages that annealing finds from here."""
@@ -124,4 +124,4 @@ class _Search:
             kind: np.array([sum(getattr(nodes[j], part).get(kind, 0.0) for j in u) for u in units])
             for kind in {device.type for device in devices}
         }
-        return running(np.array([of_kind[d.type] * d.slowdown for d in devices]))
+        return prefix_sums(np.array([of_kind[d.type] * d.slowdown for d in devices]))

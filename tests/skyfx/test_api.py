@@ -12,9 +12,10 @@ import torch
 from torch import Tensor, nn
 
 import skyfx
-from skyfx.api import capture_and_measure, is_tight
+from skyfx.api import capture_and_measure
 from skyfx.devices.local_links import with_links
 from skyfx.devices.resolve import resolve
+from skyfx.orchestration.assembly import is_tight
 from skyfx.runtime.execution.microbatch import Batch
 from skyfx.solver import Assumptions, Cluster, Device, solve
 from skyfx.solver.analysis.plan_sources import sources

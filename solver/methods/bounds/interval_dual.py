@@ -36,16 +36,16 @@ from skyfx.solver.methods.method import Bound, MethodUpdate, SearchState
 from skyfx.solver.problem.interval_tables import (
     BEGIN,
     IntervalTables,
-    assign,
-    earnings,
+    assign_roles,
+    best_columns,
     line,
-    running,
-    shares,
+    prefix_sums,
+    work_shares,
 )
 from skyfx.solver.problem.problem import Floats, Problem
 from skyfx.solver.problem.tolerances import BOUND_SAFETY
 
-__all__: list[str] = ["dual"]
+__all__: list[str] = ["interval_dual_bound"]
 
 MAX_KINDS = 200
 """Kinds of units that get a price of their own."""
@@ -60,22 +60,24 @@ NEAR = 2e-5
 """Distance of the best prices from what the program proves possible at which a search ends."""
 
 
-def dual(task: SearchState) -> Iterator[MethodUpdate]:
+def interval_dual_bound(task: SearchState) -> Iterator[MethodUpdate]:
     """Bound the bottleneck of a chain."""
     problem = task.problem
     if fault := _fault(problem):
-        yield MethodUpdate(says=fault)
+        yield MethodUpdate(remark=fault)
         return
-    of, prices = line(problem, range(problem.num_units)), shares(problem)
+    of, prices = line(problem, range(problem.num_units)), work_shares(problem)
     if problem.assumptions.overlap == "full":  # moving takes no time of its own
         of = of._replace(receive=np.zeros_like(of.receive), send=np.zeros_like(of.send))
     high = task.bottleneck_s
     if not math.isfinite(high):
-        high = float(of.w[:, -1].max()) + 2 * float(of.receive.max() + of.send.max())
+        high = float(of.prefix_time[:, -1].max()) + 2 * float(of.receive.max() + of.send.max())
     best = task.bound.value
 
-    def told(ruled_out: float, says: str) -> MethodUpdate:
-        return MethodUpdate(bound=Bound(ruled_out * BOUND_SAFETY, "prices of intervals"), says=says)
+    def told(ruled_out: float, remark: str) -> MethodUpdate:
+        return MethodUpdate(
+            bound=Bound(ruled_out * BOUND_SAFETY, "prices of intervals"), remark=remark
+        )
 
     ruled_out = _ruled_out(prices, best, high, of)
     if ruled_out > best:
@@ -106,10 +108,10 @@ def _fault(problem: Problem) -> str:
 
 def _earned(prices: Floats, bottleneck: float, of: IntervalTables) -> tuple[float, Any]:
     """What all devices can earn within T, infinite if one can do all; and the intervals."""
-    worth, start, end = earnings(running(prices), bottleneck, of)
+    worth, start, end = best_columns(prefix_sums(prices), bottleneck, of)
     if end[BEGIN].max() == len(prices):
         return math.inf, (worth, start, end)
-    gain, _ = assign(np.maximum(worth[1:] - worth[0], 0.0))
+    gain, _ = assign_roles(np.maximum(worth[1:] - worth[0], 0.0))
     return float(worth[0].sum()) + gain, (worth, start, end)
 
 
@@ -157,7 +159,7 @@ class _Program:
 
     def __init__(self, kind_of: Any) -> None:
         self.kind_of = kind_of
-        self.before = running((kind_of == np.arange(kind_of.max() + 1)[:, None]) * 1.0)
+        self.before = prefix_sums((kind_of == np.arange(kind_of.max() + 1)[:, None]) * 1.0)
         """Units of each kind before each cut, `(K, n + 1)`."""
         self.lp = pulp.LpProblem("prices", pulp.LpMinimize)
         self.prices = [self.lp.add_variable(f"p_{k}", 0) for k in range(len(self.before))]

@@ -19,24 +19,24 @@ from skyfx.solver.methods.method import Bound, MethodUpdate, SearchState
 from skyfx.solver.problem.problem import Floats
 from skyfx.solver.problem.tolerances import BOUND_SAFETY
 
-__all__: list[str] = ["sharing"]
+__all__: list[str] = ["memory_dual_bound"]
 
 MAX_ROWS = 50_000
 """Kinds times devices."""
 
 
-def sharing(task: SearchState) -> Iterator[MethodUpdate]:
+def memory_dual_bound(task: SearchState) -> Iterator[MethodUpdate]:
     """Bound the latency where memory binds."""
     problem = task.problem
     if problem.assumptions.objective != "latency" or not problem.memory_binds:
-        yield MethodUpdate(says="only for latency where memory binds")
+        yield MethodUpdate(remark="only for latency where memory binds")
         return
     need, limited = problem.need_bytes(1), np.isfinite(problem.memory_limit)
     unit = float(need.sum()) or 1.0
     kinds, numbers = np.unique(np.vstack([problem.time_s, need / unit]), axis=1, return_counts=True)
     limit = np.where(limited, problem.memory_limit / unit, 0.0)
     if kinds.size > MAX_ROWS:
-        yield MethodUpdate(says=f"{kinds.shape[1]} kinds of units are too many")
+        yield MethodUpdate(remark=f"{kinds.shape[1]} kinds of units are too many")
         return
     prices = _prices(kinds, numbers, limit, task)
     if prices is None:
@@ -44,8 +44,8 @@ def sharing(task: SearchState) -> Iterator[MethodUpdate]:
     prices = np.where(limited, np.maximum(prices, 0.0), 0.0)
     least = (kinds[:-1] + prices[:, None] * kinds[-1]).min(axis=0)
     bound_s = float(least @ numbers - prices @ limit) * BOUND_SAFETY
-    says = f"prices of {np.count_nonzero(prices)} memories"
-    yield MethodUpdate(bound=Bound(bound_s, "work and memory shared out freely"), says=says)
+    remark = f"prices of {np.count_nonzero(prices)} memories"
+    yield MethodUpdate(bound=Bound(bound_s, "work and memory shared out freely"), remark=remark)
 
 
 def _prices(kinds: Floats, numbers: Any, limit: Floats, task: SearchState) -> Floats | None:

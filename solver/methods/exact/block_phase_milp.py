@@ -41,13 +41,13 @@ def block_phase_milp(task: SearchState) -> Iterator[MethodUpdate]:
     """Find and prove the best plan of a chain of repeated blocks where moving is free."""
     problem = task.problem
     if fault := _fault(problem):
-        yield MethodUpdate(says=fault)
+        yield MethodUpdate(remark=fault)
         return
     blocks = Blocks.of(problem)
     if blocks is None:
-        yield MethodUpdate(says="no repeated blocks")
+        yield MethodUpdate(remark="no repeated blocks")
         return
-    says = f"{blocks.begin}..{blocks.end} of {problem.num_units} units in blocks of {blocks.size}"
+    remark = f"{blocks.begin}..{blocks.end} of {problem.num_units} units in blocks of {blocks.size}"
     low, high = task.bound.value, task.bottleneck_s
     if not math.isfinite(high):
         high = float(blocks.time_s.sum(axis=1).min())
@@ -59,14 +59,14 @@ def block_phase_milp(task: SearchState) -> Iterator[MethodUpdate]:
         answer = mip_backend.minimise(model.lp, {}, time_limit_s=task.limits.left_s, gap=0.0)
         if answer.infeasible:
             low = middle * BOUND_SAFETY
-            yield MethodUpdate(bound=Bound(low, "phases of repeated blocks"), says=says)
+            yield MethodUpdate(bound=Bound(low, "phases of repeated blocks"), remark=remark)
         elif answer.values is None:
             return
         else:
             stages = model.plan(answer.values)
             reached = math.inf if stages is None else problem.cost(stages).bottleneck_s
             high = min(middle, reached)
-            yield MethodUpdate(stages=stages, interrupted=answer.interrupted, says=says)
+            yield MethodUpdate(stages=stages, interrupted=answer.interrupted, remark=remark)
 
 
 NEAR = 1e-4

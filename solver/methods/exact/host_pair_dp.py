@@ -44,34 +44,34 @@ def host_pair_dp(task: SearchState) -> Iterator[MethodUpdate]:
     """Find and prove the best plan where values go through the host's memory."""
     problem, states = task.problem, States.number(task.problem)
     if problem.assumptions.communication != "host" or states > MAX_STATES:
-        yield MethodUpdate(says="only for host and few kinds of devices")
+        yield MethodUpdate(remark="only for host and few kinds of devices")
         return
     ideals = Ideals.of(problem, min(MAX_IDEALS, MAX_CELLS // states))
     if ideals is None:
-        yield MethodUpdate(says=f"too many ideals, with {states} states of devices")
+        yield MethodUpdate(remark=f"too many ideals, with {states} states of devices")
         return
-    says = f"{len(ideals)} ideals x {states} states of devices"
+    remark = f"{len(ideals)} ideals x {states} states of devices"
     stages = Stages.of(problem, ideals, States(problem))
     if stages is None:
-        yield MethodUpdate(says=f"{says}: too many pairs")
+        yield MethodUpdate(remark=f"{remark}: too many pairs")
         return
     yield from _optimum(
-        task, PairTables(stages, task.limits), f"{says}, {len(stages.before)} stages"
+        task, PairTables(stages, task.limits), f"{remark}, {len(stages.before)} stages"
     )
 
 
-def _optimum(task: SearchState, tables: "PairTables", says: str) -> Iterator[MethodUpdate]:
+def _optimum(task: SearchState, tables: "PairTables", remark: str) -> Iterator[MethodUpdate]:
     assumptions = task.problem.assumptions
     bottleneck, stages = tables.best(latency=False)
     if stages is None:
-        yield MethodUpdate(infeasible=nothing_fits(task.problem), says=says)
+        yield MethodUpdate(infeasible=nothing_fits(task.problem), remark=remark)
         return
     if assumptions.objective == "throughput":
         yield MethodUpdate(
-            stages=stages, bound=Bound(bottleneck * BOUND_SAFETY, "pairs of ideals"), says=says
+            stages=stages, bound=Bound(bottleneck * BOUND_SAFETY, "host pair dp"), remark=remark
         )
         return
-    yield MethodUpdate(stages=stages, says=says)
+    yield MethodUpdate(stages=stages, remark=remark)
     rounds = assumptions.microbatches - 1 if assumptions.objective == "step" else 0
     best, at_most = task.problem.cost(stages).objective_value, math.inf
     while True:
@@ -80,12 +80,12 @@ def _optimum(task: SearchState, tables: "PairTables", says: str) -> Iterator[Met
             break
         cost = task.problem.cost(stages)
         best = min(best, cost.objective_value)
-        bound = Bound(min(best, latency + rounds * bottleneck) * BOUND_SAFETY, "pairs of ideals")
-        yield MethodUpdate(stages=stages, bound=bound, says=says)
+        bound = Bound(min(best, latency + rounds * bottleneck) * BOUND_SAFETY, "host pair dp")
+        yield MethodUpdate(stages=stages, bound=bound, remark=remark)
         at_most = cost.bottleneck_s * BOUND_SAFETY
         if rounds == 0:
             return
-    yield MethodUpdate(bound=Bound(best * BOUND_SAFETY, "pairs of ideals"), says=says)
+    yield MethodUpdate(bound=Bound(best * BOUND_SAFETY, "host pair dp"), remark=remark)
 
 
 @dataclass(frozen=True)

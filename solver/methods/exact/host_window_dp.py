@@ -46,14 +46,14 @@ def host_window_dp(task: SearchState) -> Iterator[MethodUpdate]:
     states = math.prod(len(group) + 1 for group in problem.identical_devices)
     asked = (assumptions.communication, assumptions.objective) == ("host", "throughput")
     if not asked or states > MAX_STATES:
-        yield MethodUpdate(says="only for throughput in host and few kinds of devices")
+        yield MethodUpdate(remark="only for throughput in host and few kinds of devices")
         return
     tables = WindowTables(problem, task.limits)
     if tables.members is None:
-        yield MethodUpdate(says="too many ideals")
+        yield MethodUpdate(remark="too many ideals")
         return
     if len(tables.members) == 1:
-        yield MethodUpdate(stages=[(0, range(problem.num_units))], says="nothing costs anything")
+        yield MethodUpdate(stages=[(0, range(problem.num_units))], remark="nothing costs anything")
         return
     low, rise = task.bound.value, RISE
     highest = min(task.bottleneck_s * (1 - OPTIMALITY_TOLERANCE / 2), tables.endless_s)
@@ -63,16 +63,16 @@ def host_window_dp(task: SearchState) -> Iterator[MethodUpdate]:
         if middle > highest * 0.995:
             middle = highest
         found = tables.best(middle, low)
-        says = f"{len(tables.members)} ideals, {tables.num_alive} in a window, x {states} states"
+        remark = f"{len(tables.members)} ideals, {tables.num_alive} in a window, x {states} states"
         if found is None:
-            yield MethodUpdate(says=f"{says}: more than there is room for")
+            yield MethodUpdate(remark=f"{remark}: more than there is room for")
             return
         value, stages = found
         low, rise = max(low, min(value, middle) * BOUND_SAFETY), 2 * rise
-        yield MethodUpdate(stages=stages, bound=Bound(low, "windows of ideals"), says=says)
+        yield MethodUpdate(stages=stages, bound=Bound(low, "host window dp"), remark=remark)
         if stages is not None:
             return
-    if task.best is None:
+    if task.incumbent is None:
         yield MethodUpdate(infeasible=nothing_fits(problem))
 
 

@@ -25,7 +25,7 @@ from numpy.typing import NDArray
 
 from skyfx.solver.methods.method import MethodUpdate, SearchState
 from skyfx.solver.problem.coarsening import thin_cuts
-from skyfx.solver.problem.interval_tables import alive
+from skyfx.solver.problem.interval_tables import live_values
 from skyfx.solver.problem.problem import Floats, Problem, Value
 
 __all__: list[str] = ["interval_dp", "interval_plan"]
@@ -80,8 +80,8 @@ def interval_plan(problem: Problem, at_most: float, deadline: float = math.inf) 
 def interval_dp(task: SearchState) -> Iterator[MethodUpdate]:
     """Find the plan with the least bottleneck whose stages are intervals of the units' order."""
     relay = task.problem.assumptions.communication == "relay"
-    if relay and task.best is not None and task.problem.num_devices > MAX_ORDERED_DEVICES:
-        yield MethodUpdate(says=f"only for up to {MAX_ORDERED_DEVICES} devices")
+    if relay and task.incumbent is not None and task.problem.num_devices > MAX_ORDERED_DEVICES:
+        yield MethodUpdate(remark=f"only for up to {MAX_ORDERED_DEVICES} devices")
         return
     stages = interval_plan(task.problem, task.bottleneck_s, task.limits.deadline)
     yield MethodUpdate(stages=stages)
@@ -132,7 +132,7 @@ class _Table:
     def __init__(self, problem: Problem) -> None:
         self._problem = problem
         self._full = problem.assumptions.overlap == "full"
-        self._forward, self._backward, self._any, self._any_back = alive(problem)
+        self._forward, self._backward, self._any, self._any_back = live_values(problem)
         self._cuts = thin_cuts(problem, range(problem.num_units), MAX_CUTS - 1)
         self._later = np.tri(len(self._cuts), dtype=bool).T  # j >= i; an empty stage only relays
         self._relay = problem.assumptions.communication == "relay"
@@ -225,8 +225,8 @@ class _Table:
 
     def _sums(self, of_unit: NDArray[Any]) -> Floats:
         """The sum over the units of each interval, `(num_cuts, num_cuts)`."""
-        running = np.concatenate([[0.0], np.cumsum(of_unit)])[self._cuts]
-        return np.asarray(running[None, :] - running[:, None])
+        sums = np.concatenate([[0.0], np.cumsum(of_unit)])[self._cuts]
+        return np.asarray(sums[None, :] - sums[:, None])
 
     def _move_s(self, source: int, target: int) -> Floats:
         """Seconds `(num_cuts,)` to move what is alive at each cut, and its gradients back."""

@@ -55,18 +55,18 @@ def interval_label_dp(task: SearchState) -> Iterator[MethodUpdate]:
     """Find the best plans of which every stage is an interval of one order of the units."""
     problem, states = task.problem, States.number(task.problem)
     if problem.assumptions.communication != "relay" or states > MAX_STATES:
-        yield MethodUpdate(says="only for relay and few kinds of devices")
+        yield MethodUpdate(remark="only for relay and few kinds of devices")
         return
     high = task.bottleneck_s
     for order in (depth_first_extension(problem), graph_order(problem)):
         tables = LabelTables(
             problem, Ideals.line(problem, order), States(problem), limits=task.limits
         )
-        says = f"{len(tables.ideals)} cuts x {states} states of devices"
+        remark = f"{len(tables.ideals)} cuts x {states} states of devices"
         low = tables.low_s(task)
         if not math.isfinite(high):
             shortest = tables.shortest()
-            yield MethodUpdate(stages=shortest and shortest[1], says=says)
+            yield MethodUpdate(stages=shortest and shortest[1], remark=remark)
             high = tables.high_s
         while high > low * (1 + LINE_GAP):
             middle = (low + high) / 2
@@ -75,32 +75,32 @@ def interval_label_dp(task: SearchState) -> Iterator[MethodUpdate]:
                 low = middle
             else:
                 high = min(middle, problem.cost(stages).bottleneck_s)
-                yield MethodUpdate(stages=stages, says=says)
+                yield MethodUpdate(stages=stages, remark=remark)
 
 
 def label_dp(task: SearchState) -> Iterator[MethodUpdate]:
     """Find the best plan of all, as far as units need not be put aside."""
     problem, states = task.problem, States.number(task.problem)
     if problem.assumptions.communication != "relay" or states > MAX_STATES:
-        yield MethodUpdate(says="only for relay and few kinds of devices")
+        yield MethodUpdate(remark="only for relay and few kinds of devices")
         return
     cells = int(min(MAX_CELLS, CELLS_PER_S * task.limits.left_s))
     found = narrowed(problem, min(MAX_IDEALS, cells // states))
     if found is None:
-        yield MethodUpdate(says=f"too many ideals, with {states} states of devices")
+        yield MethodUpdate(remark=f"too many ideals, with {states} states of devices")
         return
     ideals, aside = found
-    says = f"{len(ideals)} ideals x {states} states of devices, {len(aside)} units put aside"
+    remark = f"{len(ideals)} ideals x {states} states of devices, {len(aside)} units put aside"
     much = work_of(problem, aside) > MUCH
     if much and lists_all_ideals(problem, task.limits):
-        yield MethodUpdate(says=f"{says}: too much work, as all ideals can be listed")
+        yield MethodUpdate(remark=f"{remark}: too much work, as all ideals can be listed")
         return
     tables = LabelTables(problem, ideals, States(problem), tuple(aside), task.limits)
-    yield from _halve(task, tables, says, hopeful=not much)
+    yield from _halve(task, tables, remark, hopeful=not much)
 
 
 def _halve(
-    task: SearchState, tables: LabelTables, says: str, *, hopeful: bool
+    task: SearchState, tables: LabelTables, remark: str, *, hopeful: bool
 ) -> Iterator[MethodUpdate]:
     """Halve the interval between what is proven impossible and what may be possible.
 
@@ -108,16 +108,16 @@ def _halve(
     """
     assumptions, problem = task.problem.assumptions, task.problem
     latency_s, rounds = 0.0, 1
-    if assumptions.objective != "throughput" or task.best is None:
+    if assumptions.objective != "throughput" or task.incumbent is None:
         shortest = tables.shortest()
         if shortest is None:
-            yield MethodUpdate(infeasible=nothing_fits(problem), says=says)
+            yield MethodUpdate(infeasible=nothing_fits(problem), remark=remark)
             return
-        yield MethodUpdate(stages=shortest[1], says=says)
+        yield MethodUpdate(stages=shortest[1], remark=remark)
         if assumptions.objective != "throughput":
             latency_s, rounds = shortest[0] * BOUND_SAFETY, assumptions.microbatches - 1
         if assumptions.objective == "latency":
-            yield MethodUpdate(bound=Bound(latency_s, "ideals"), says=says)
+            yield MethodUpdate(bound=Bound(latency_s, "label dp"), remark=remark)
             return
     low, high = tables.low_s(task), min(tables.high_s, task.bottleneck_s)
     reached = True  # whether a plan is known that keeps `high`
@@ -131,12 +131,12 @@ def _halve(
         nothing = False
         if not tables.possible(middle):
             low = middle * BOUND_SAFETY
-            yield MethodUpdate(bound=Bound(latency_s + rounds * low, "ideals"), says=says)
+            yield MethodUpdate(bound=Bound(latency_s + rounds * low, "label dp"), remark=remark)
             continue
         stages = tables.plan(middle) if hopeful else None
         bottleneck = math.inf if stages is None else problem.cost(stages).bottleneck_s
         reached = bottleneck <= middle
         high = min(middle, bottleneck)
-        yield MethodUpdate(stages=stages, says=says)
+        yield MethodUpdate(stages=stages, remark=remark)
         if not reached and tables.aside and high < low * (1 + CLOSE):
             return  # what was put aside hides more than is between the two

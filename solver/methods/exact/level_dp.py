@@ -64,37 +64,37 @@ def lists_all_ideals(problem: Problem, limits: Limits) -> bool:
     states = States.number(problem)
     if problem.assumptions.objective != "throughput" or states > MAX_STATES:
         return False
-    return _says(LevelTables(problem, States(problem), limits, MAX_CELLS))[0]
+    return _remark(LevelTables(problem, States(problem), limits, MAX_CELLS))[0]
 
 
 def _within(task: SearchState, most_cells: int) -> Iterator[MethodUpdate]:
     problem = task.problem
     asked = (problem.assumptions.communication, problem.assumptions.objective)
     few = States.number(problem) <= MAX_STATES
-    if asked != ("relay", "throughput") or not few or task.best is None:
+    if asked != ("relay", "throughput") or not few or task.incumbent is None:
         yield MethodUpdate(
-            says="only for throughput in relay and few kinds of devices, from a plan"
+            remark="only for throughput in relay and few kinds of devices, from a plan"
         )
         return
     tables = LevelTables(problem, States(problem), task.limits, most_cells)
-    few, says = _says(tables)
+    few, remark = _remark(tables)
     if few:
-        yield from _halve(task, tables, says)
+        yield from _halve(task, tables, remark)
     else:
-        yield MethodUpdate(says=says)
+        yield MethodUpdate(remark=remark)
 
 
-def _says(tables: "LevelTables") -> tuple[bool, str]:
+def _remark(tables: "LevelTables") -> tuple[bool, str]:
     """Whether a program has few enough cells, and what there is to say of it."""
     states = len(tables.states.all)
     if tables.levels is None:
         return False, f"more than {tables.most_cells // states} ideals"
     sizes = [len(ideals) for ideals, _ in tables.levels]
-    says = f"{sum(sizes)} ideals x {states} states of devices"
-    return max(sizes) * states <= MAX_LEVEL, says
+    remark = f"{sum(sizes)} ideals x {states} states of devices"
+    return max(sizes) * states <= MAX_LEVEL, remark
 
 
-def _halve(task: SearchState, tables: "LevelTables", says: str) -> Iterator[MethodUpdate]:
+def _halve(task: SearchState, tables: "LevelTables", remark: str) -> Iterator[MethodUpdate]:
     """Halve the interval between what is proven impossible and what is possible."""
     low, high, reached = task.bound.value, task.bottleneck_s, True
     zero = low == 0  # whether T = 0 is still to be tried, as no multiple of it leads further
@@ -108,9 +108,9 @@ def _halve(task: SearchState, tables: "LevelTables", says: str) -> Iterator[Meth
         stages = tables.plan(middle)
         if stages is None:
             low = middle * BOUND_SAFETY
-            yield MethodUpdate(bound=Bound(low, "all ideals"), says=says)
+            yield MethodUpdate(bound=Bound(low, "level dp"), remark=remark)
             continue
-        yield MethodUpdate(stages=stages, says=says)
+        yield MethodUpdate(stages=stages, remark=remark)
         found = Candidate.of(task.problem, stages)
         if found is None:
             return  # it does not fit: more cannot be proven without memory

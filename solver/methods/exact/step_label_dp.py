@@ -52,37 +52,37 @@ def interval_step_label_dp(task: SearchState) -> Iterator[MethodUpdate]:
     """Find the best plans of which every stage is an interval of one order of the units."""
     problem, states = task.problem, States.number(task.problem)
     if not _asked(task, states):
-        yield MethodUpdate(says="only for steps in relay and few kinds of devices, from a plan")
+        yield MethodUpdate(remark="only for steps in relay and few kinds of devices, from a plan")
         return
     for order in (depth_first_extension(problem), graph_order(problem)):
         ideals = Ideals.line(problem, order)
         tables = StepLabelTables(problem, ideals, States(problem), limits=task.limits)
-        says = f"{len(ideals)} cuts x {states} states of devices"
-        for answer in _Halving(task, tables, says).run():
-            yield MethodUpdate(stages=answer.stages, says=says)
+        remark = f"{len(ideals)} cuts x {states} states of devices"
+        for answer in _Halving(task, tables, remark).run():
+            yield MethodUpdate(stages=answer.stages, remark=remark)
 
 
 def step_label_dp(task: SearchState) -> Iterator[MethodUpdate]:
     """Find and prove the best step of all, as far as units need not be put aside."""
     problem, states = task.problem, States.number(task.problem)
     if not _asked(task, states):
-        yield MethodUpdate(says="only for steps in relay and few kinds of devices, from a plan")
+        yield MethodUpdate(remark="only for steps in relay and few kinds of devices, from a plan")
         return
     cells = int(min(MAX_CELLS, CELLS_PER_S * task.limits.left_s))
     found = narrowed(problem, max(cells // states, problem.num_units))
     if found is None:
-        yield MethodUpdate(says=f"too many ideals, with {states} states of devices")
+        yield MethodUpdate(remark=f"too many ideals, with {states} states of devices")
         return
     ideals, aside = found
-    says = f"{len(ideals)} ideals x {states} states of devices, {len(aside)} units put aside"
+    remark = f"{len(ideals)} ideals x {states} states of devices, {len(aside)} units put aside"
     tables = StepLabelTables(problem, ideals, States(problem), tuple(aside), task.limits, POOL)
-    yield from _Halving(task, tables, says).run()
+    yield from _Halving(task, tables, remark).run()
 
 
 def _asked(task: SearchState, states: int) -> bool:
     assumptions = task.problem.assumptions
     asked = (assumptions.communication, assumptions.objective)
-    return asked == ("relay", "step") and states <= MAX_STATES and task.best is not None
+    return asked == ("relay", "step") and states <= MAX_STATES and task.incumbent is not None
 
 
 class StepLabelTables(LabelTables):
@@ -145,11 +145,11 @@ class _Between:
 class _Halving:
     """Intervals of T, the one with the least bound first."""
 
-    def __init__(self, task: SearchState, tables: StepLabelTables, says: str) -> None:
-        assert task.best is not None
-        self._task, self._tables, self._says = task, tables, says
+    def __init__(self, task: SearchState, tables: StepLabelTables, remark: str) -> None:
+        assert task.incumbent is not None
+        self._task, self._tables, self._remark = task, tables, remark
         self._waits = task.problem.assumptions.microbatches - 1
-        self._best = task.best.value
+        self._best = task.incumbent.value
         self._highest = 0.0
         self._open: list[_Between] = []
 
@@ -161,13 +161,13 @@ class _Halving:
         yield self._heard(shortest[1])
         low, latency_s = bottleneck_bound(self._task.problem).value, shortest[0] * BOUND_SAFETY
         if self._waits == 0:
-            yield MethodUpdate(bound=Bound(latency_s, "steps"), says=self._says)
+            yield MethodUpdate(bound=Bound(latency_s, "step label dp"), remark=self._remark)
             return
         self._highest = (self._best - latency_s) / self._waits
         self._push(low, self._highest, latency_s)
         while True:
             bound = min([self._target, *(one.bound for one in self._open[:1])])
-            yield MethodUpdate(bound=Bound(bound, "steps"), says=self._says)
+            yield MethodUpdate(bound=Bound(bound, "step label dp"), remark=self._remark)
             if bound == self._target:
                 return
             between = heapq.heappop(self._open)
@@ -195,7 +195,7 @@ class _Halving:
         found = Candidate.of(self._task.problem, stages)
         if found is not None:
             self._best = min(self._best, found.value)
-        return MethodUpdate(stages=stages, says=self._says)
+        return MethodUpdate(stages=stages, remark=self._remark)
 
     def _reached(self, high: float, latency_s: float, stages: UnitPlacement) -> float:
         """Where the plan with that latency is: from there to `high` no other has less."""

@@ -22,11 +22,18 @@ from numba import njit
 from skyfx.solver.methods.heuristics.first_fit import filled
 from skyfx.solver.methods.limits import Limits
 from skyfx.solver.methods.method import MethodUpdate, SearchState
-from skyfx.solver.problem.interval_tables import assign, earnings, line, move, running, shares
+from skyfx.solver.problem.interval_tables import (
+    assign_roles,
+    best_columns,
+    line,
+    move,
+    prefix_sums,
+    work_shares,
+)
 from skyfx.solver.problem.linear_extensions import depth_first_extension
 from skyfx.solver.problem.problem import Problem, UnitPlacement
 
-__all__: list[str] = ["beam"]
+__all__: list[str] = ["beam_search"]
 
 FIRST_STEP, LAST_STEP, MAX_STEP = 0.1, 5e-4, 0.5
 """How far below the best plan the next is looked for."""
@@ -40,22 +47,22 @@ MAX_CHILDREN = 1 << 21
 """States that the widest beam's may lead to."""
 
 
-def beam(task: SearchState) -> Iterator[MethodUpdate]:
+def beam_search(task: SearchState) -> Iterator[MethodUpdate]:
     """Find plans of many devices, in relay, better and better until the beam is at its widest."""
     problem = task.problem
     if problem.assumptions.communication != "relay" or problem.num_devices < 2:
-        yield MethodUpdate(says="only for relay and several devices")
+        yield MethodUpdate(remark="only for relay and several devices")
         return
     search = _Search(problem, task.limits)
-    if not search.of.w[:, -1].min() > 0:
-        yield MethodUpdate(says="nothing takes any time")
+    if not search.of.prefix_time[:, -1].min() > 0:
+        yield MethodUpdate(remark="nothing takes any time")
         return
     low, high = task.bound.value, min(task.bottleneck_s, search.most_s)
-    if task.best is None:
+    if task.incumbent is None:
         first = filled(problem, search.order, search.most_s, task.limits)
         high = search.most_s if first is None else first.cost.bottleneck_s
         yield MethodUpdate(
-            stages=None if first is None else first.stages, says="devices filled one by one"
+            stages=None if first is None else first.stages, remark="devices filled one by one"
         )
     aim = min(low * (1 + task.limits.gap), high)
     width, step, tried, found = FIRST_WIDTH, FIRST_STEP, 0, 0
@@ -66,7 +73,7 @@ def beam(task: SearchState) -> Iterator[MethodUpdate]:
         if reached < high:
             found, high, step = found + 1, reached, min(MAX_STEP, 1.5 * step)
             yield MethodUpdate(
-                stages=stages, says=f"beams of {width}, {found} of {tried} found a plan"
+                stages=stages, remark=f"beams of {width}, {found} of {tried} found a plan"
             )
         elif step > LAST_STEP:  # also where the search thinks better of a plan than the cost model
             step /= 2
@@ -114,16 +121,16 @@ class _Search:
         self.problem, self.limits, self.order = problem, limits, depth_first_extension(problem)
         of = line(problem, self.order)
         self.of = of._replace(limit=of.limit - problem.peak_bytes.max())
-        self.earned = running(shares(problem)[self.order])
-        self.most_s = 2 * float(self.of.w[:, -1].max())
+        self.earned = prefix_sums(work_shares(problem)[self.order])
+        self.most_s = 2 * float(self.of.prefix_time[:, -1].max())
         """Seconds that all work takes no device longer than."""
         self.cut = False
         """Whether the last beam was too narrow for all states."""
 
     def plan(self, bottleneck: float, width: int) -> UnitPlacement | None:
         """The plan within T that a beam of this width comes to first."""
-        worth = earnings(self.earned, bottleneck, self.of)[0]
-        worth = worth[0] + assign(np.maximum(worth[1:] - worth[0], 0.0))[1]
+        worth = best_columns(self.earned, bottleneck, self.of)[0]
+        worth = worth[0] + assign_roles(np.maximum(worth[1:] - worth[0], 0.0))[1]
         num = len(worth)
         states = _States.room(num, num)
         for d in range(num):
@@ -173,7 +180,7 @@ def expand(
     Returns:
         How many children there are; or -1 - row of a state whose open stage goes on to the end.
     """
-    w, num, n = of.w, len(worth), len(earned) - 1
+    w, num, n = of.prefix_time, len(worth), len(earned) - 1
     positions, count = len(of.need) - 1, 0
     need, after = of.need[min(positions, num - stage - 1)], of.need[min(positions, num - stage - 2)]
     for row in range(len(states.device)):
@@ -223,7 +230,7 @@ def _furthest(w: Any, time: float, need: Any, room: float, start: int) -> int:
 @njit(cache=True)
 def _reached(e: int, start: int, left: float, need: Any, of: Any) -> int:
     """Where a stage of device e may end at the furthest that has so much time left."""
-    w, send = of.w[e], of.send[e]
+    w, send = of.prefix_time[e], of.send[e]
     time, room = left + w[start], of.limit[e] + need[start]
     low, high = start, len(w) - 1
     if w[high] <= time and need[high] <= room:

@@ -5,7 +5,7 @@ import numpy as np
 from skyfx.solver.methods.bounds.simple_bounds import largest_unit
 from skyfx.solver.methods.limits import Limits
 from skyfx.solver.methods.method import Candidate
-from skyfx.solver.problem.interval_tables import running
+from skyfx.solver.problem.interval_tables import prefix_sums
 from skyfx.solver.problem.problem import Problem, UnitPlacement
 
 __all__: list[str] = ["filled"]
@@ -28,8 +28,8 @@ def filled(problem: Problem, order: list[int], most_s: float, limits: Limits) ->
 
 def _within(problem: Problem, order: list[int], limit_s: float) -> UnitPlacement | None:
     """Give each part of the order to the device whose memory or time it fills best."""
-    need = running(problem.need_bytes(problem.num_devices)[order])
-    time = running(np.minimum(problem.time_s[:, order], 1e30))
+    need = prefix_sums(problem.need_bytes(problem.num_devices)[order])
+    time = prefix_sums(np.minimum(problem.time_s[:, order], 1e30))
     room = np.minimum(problem.memory_limit, 2 * need[-1] + 1) - problem.peak_bytes.max()
     free, start, stages = room > 0, 0, []
     room = np.maximum(room, 1e-300)

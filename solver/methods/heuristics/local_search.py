@@ -20,7 +20,7 @@ from skyfx.solver.methods.heuristics.local_search_kernel import Tables, shift
 from skyfx.solver.methods.method import Candidate, MethodUpdate, SearchState
 from skyfx.solver.problem.problem import Problem, UnitPlacement
 
-__all__: list[str] = ["shifting", "wandering"]
+__all__: list[str] = ["local_search", "restarted_local_search"]
 
 HOT, COLD = 3e-3, 3e-5
 """Temperatures, in parts of the bottleneck."""
@@ -44,10 +44,10 @@ MAX_UNITS, MAX_STAGES = 8000, 256
 """Beyond that a cooling touches each too rarely, and takes too long."""
 
 
-def shifting(task: SearchState) -> Iterator[MethodUpdate]:
+def local_search(task: SearchState) -> Iterator[MethodUpdate]:
     """Improve the best plan so far, near to it."""
     if fault := _fault(task):
-        yield MethodUpdate(says=fault)
+        yield MethodUpdate(remark=fault)
         return
     search = _Search(task)
     for _ in range(COOLINGS):
@@ -55,20 +55,20 @@ def shifting(task: SearchState) -> Iterator[MethodUpdate]:
         yield from search.cool(*_plan(task.problem, search.best), HOT)
         if search.best.value == before:
             break
-    yield MethodUpdate(says=f"{search.moves} moves")
+    yield MethodUpdate(remark=f"{search.moves} moves")
 
 
-def wandering(task: SearchState) -> Iterator[MethodUpdate]:
+def restarted_local_search(task: SearchState) -> Iterator[MethodUpdate]:
     """Improve the best plan so far from plans that begin or end with another device.
 
     That device has nothing to do at first; what it had goes to the stage beside it. The slowest
     come first: masks and position biases are work for them, before all that reads these.
     """
     if fault := _fault(task):
-        yield MethodUpdate(says=fault)
+        yield MethodUpdate(remark=fault)
         return
     if lists_all_ideals(task.problem, task.limits):
-        yield MethodUpdate(says="all ideals can be listed")
+        yield MethodUpdate(remark="all ideals can be listed")
         return
     search = _Search(task)
     until_s = task.limits.left_s * (1 - PART)
@@ -78,8 +78,8 @@ def wandering(task: SearchState) -> Iterator[MethodUpdate]:
             break
         devices, stage_of = search.elsewhere(slowest[tour % len(slowest)])
         yield from search.cool(devices, stage_of, HOTTER)
-        says = f"{search.moves} moves from {tour + 1} other orders"
-        yield MethodUpdate(says=says)
+        remark = f"{search.moves} moves from {tour + 1} other orders"
+        yield MethodUpdate(remark=remark)
 
 
 def _fault(task: SearchState) -> str:
@@ -87,9 +87,9 @@ def _fault(task: SearchState) -> str:
     problem, assumptions = task.problem, task.problem.assumptions
     if assumptions.communication != "relay" or assumptions.objective != "throughput":
         return "only for throughput in relay"
-    if task.best is None or len(task.best.stages) < 2:
+    if task.incumbent is None or len(task.incumbent.stages) < 2:
         return "only where a plan of several stages is known"
-    if problem.num_units > MAX_UNITS or len(task.best.stages) > MAX_STAGES:
+    if problem.num_units > MAX_UNITS or len(task.incumbent.stages) > MAX_STAGES:
         return f"only for up to {MAX_UNITS} units in {MAX_STAGES} stages"
     return ""
 
@@ -98,8 +98,8 @@ class _Search:
     """The best plan, and the tables for moves."""
 
     def __init__(self, task: SearchState) -> None:
-        assert task.best is not None
-        self.task, self.problem, self.best = task, task.problem, task.best
+        assert task.incumbent is not None
+        self.task, self.problem, self.best = task, task.problem, task.incumbent
         self.tables = _tables(task.problem)
         self.random = np.random.default_rng(task.limits.seed)
         self.moves = 0
@@ -115,7 +115,7 @@ class _Search:
             found = Candidate.of(self.problem, _placement(devices, stage_of))
             if found is not None and found.value < self.best.value:
                 self.best = found
-                yield MethodUpdate(stages=found.stages, says=f"{self.moves} moves")
+                yield MethodUpdate(stages=found.stages, remark=f"{self.moves} moves")
 
     def elsewhere(self, d: int) -> tuple[Any, Any]:
         """The best plan with a device put first, now and then last, with nothing to do."""

@@ -1,4 +1,4 @@
-"""The kernel of `shifting`: moves of units between neighbouring stages, in compiled loops.
+"""The kernel of `local_search`: moves of units between neighbouring stages, in compiled loops.
 
 A move changes the two stages' sums and what crosses the boundary between them, and nothing else; so
 it is tried, and undone where it was not to be.

@@ -32,7 +32,7 @@ from skyfx.solver.problem.linear_extensions import depth_first_extension
 from skyfx.solver.problem.problem import Problem, UnitPlacement
 from skyfx.solver.problem.tolerances import BOUND_SAFETY
 
-__all__: list[str] = ["OrderSplitter", "cutting"]
+__all__: list[str] = ["OrderSplitter", "order_split"]
 
 HOT, COLD, MOVES = 0.01, 1e-4, 5000
 """Temperatures in parts of the objective, and how many orders are tried."""
@@ -78,11 +78,11 @@ class OrderSplitter:
         return stages[::-1]
 
 
-def cutting(task: SearchState) -> Iterator[MethodUpdate]:
+def order_split(task: SearchState) -> Iterator[MethodUpdate]:
     """Find better cuts for the best plan's order of many devices, and for orders near it."""
     problem = task.problem
     if problem.assumptions.communication != "relay" or States.number(problem) <= MAX_STATES:
-        yield MethodUpdate(says="only for relay and many kinds of devices")
+        yield MethodUpdate(remark="only for relay and many kinds of devices")
         return
     search = _Search(task)
     for devices in search.orders():
@@ -100,7 +100,7 @@ class _Search:
     """The best plan so far, and how it is come by from an order of the devices."""
 
     def __init__(self, task: SearchState) -> None:
-        self.task, self.best, self.tried = task, task.best, 0
+        self.task, self.best, self.tried = task, task.incumbent, 0
         self.cutter = OrderSplitter(task.problem)
         self.random = np.random.default_rng(task.limits.seed)
 
@@ -108,7 +108,7 @@ class _Search:
         """What has been found."""
         stages = None if self.best is None else self.best.stages
         return MethodUpdate(
-            stages=stages, says=f"{self.tried} orders of the devices and bottlenecks"
+            stages=stages, remark=f"{self.tried} orders of the devices and bottlenecks"
         )
 
     def orders(self) -> Iterator[Order]:
@@ -215,14 +215,14 @@ def cheapest(devices: Any, bottleneck: float, full: bool, of: Any) -> tuple[Any,
     Returns:
         The latency, where the stage begins, and the stage before it or -1, each `(K, n + 1)`.
     """
-    num, n = len(devices), of.w.shape[1] - 1
+    num, n = len(devices), of.prefix_time.shape[1] - 1
     latency, busy = np.full((num, n + 1), math.inf), np.zeros((num, n + 1))
     start = np.zeros((num, n + 1), dtype=np.int64)
     before = np.zeros((num, n + 1), dtype=np.int64)
     for k in range(num):
         d = devices[k]
         w, need, limit = (
-            of.w[d],
+            of.prefix_time[d],
             of.need[min(len(of.need), num - k) - 1],
             of.limit[d] / BOUND_SAFETY,
         )

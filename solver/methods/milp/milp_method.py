@@ -26,15 +26,15 @@ def integer_program(task: SearchState) -> Iterator[MethodUpdate]:
     rows = problem.num_units * problem.num_devices**2
     size = f"{problem.num_units} units x {problem.num_devices} devices"
     if rows > MAX_ROWS or rows / ROWS_PER_S > limits.left_s:
-        yield MethodUpdate(says=f"{size} are too many to write down in good time")
+        yield MethodUpdate(remark=f"{size} are too many to write down in good time")
         return
-    scale = (task.best.cost.bottleneck_s if task.best else task.bound.value) or 1.0
+    scale = (task.incumbent.cost.bottleneck_s if task.incumbent else task.bound.value) or 1.0
     model = formulation.build(problem, scale)
-    if task.best is not None and problem.assumptions.objective == "throughput":
+    if task.incumbent is not None and problem.assumptions.objective == "throughput":
         model.bottleneck.upBound = 1 + OPTIMALITY_TOLERANCE
     answer = mip_backend.minimise(
         model.lp,
-        model.start(task.best.stages) if task.best else {},
+        model.start(task.incumbent.stages) if task.incumbent else {},
         time_limit_s=limits.left_s,
         gap=limits.gap,
         seed=limits.seed,
@@ -46,14 +46,14 @@ def integer_program(task: SearchState) -> Iterator[MethodUpdate]:
         bound=Bound(answer.bound * scale, "integer program"),
         infeasible=nothing_fits(problem) if answer.infeasible and answer.values is None else "",
         interrupted=answer.interrupted,
-        says=f"{size}, {limits.solver}",
+        remark=f"{size}, {limits.solver}",
     )
 
 
 def _scaled(task: SearchState, scale: float) -> Progress | None:
     """Tell the best plan and bound there are, not only those of the integer program itself."""
     tell = task.limits.progress
-    best = math.inf if task.best is None else task.best.value
+    best = math.inf if task.incumbent is None else task.incumbent.value
     return tell and (
         lambda value, bound: tell(min(best, value * scale), max(task.bound.value, bound * scale))
     )

@@ -43,7 +43,7 @@ def test_a_plan_is_told_in_sentences() -> None:
     assert said(MODEL, pair()) == [
         "Stage 0 on one binds: 3 s a micro-batch, 2 s computing, 1 s sending.",
         "A step takes 15 s when it is followed; its devices are busy for 80% to 80% of it.",
-        "The plan's throughput is 3 s, and no plan for these files is below 3 s, as 'all ideals' "
+        "The plan's throughput is 3 s, and no plan for these files is below 3 s, as 'level dp' "
         "proves: it is within 0.00% of the best.",
         "An even split would have 4 s, 1.33 times as much.",
         "The dynamic rule would have 3 s, 1.00 times as much.",

@@ -3,7 +3,8 @@
 import pytest
 
 from skyfx.solver import Assumptions, Plan, solve
-from skyfx.solver.core.plan_table import COLUMNS, html, operations, percent, seconds, size, text
+from skyfx.solver.core.plan_table import COLUMNS, html, text
+from skyfx.solver.core.units import operations, percent, seconds, size
 from tests.support.planning_instances import cluster, cpus, graph, node, plan_of
 
 

@@ -2,7 +2,7 @@
 
 import pytest
 
-from skyfx.solver.core.units import PLAIN, RATE, SIZE, TIME, Units, span
+from skyfx.solver.core.units import PLAIN, RATE, SIZE, TIME, Units, read_span
 
 MBIT = 125_000.0
 
@@ -31,7 +31,7 @@ MBIT = 125_000.0
     ],
 )
 def test_what_people_write_is_read(text: str, units: Units, read: tuple[float, float]) -> None:
-    assert span(text, units) == pytest.approx(read, rel=1e-15)
+    assert read_span(text, units) == pytest.approx(read, rel=1e-15)
 
 
 @pytest.mark.parametrize(
@@ -52,4 +52,4 @@ def test_what_people_write_is_read(text: str, units: Units, read: tuple[float, f
 )
 def test_what_cannot_be_read_is_told(text: str, units: Units, said: str) -> None:
     with pytest.raises(ValueError, match="^" + said):
-        span(text, units)
+        read_span(text, units)

@@ -11,12 +11,12 @@ from hypothesis import strategies as st
 
 from benchmarks.planner.instances import layered, unlike_chain
 from skyfx.solver import Assumptions, Cluster, Graph, solve, validate
-from skyfx.solver.methods.bounds.interval_dual import dual
+from skyfx.solver.methods.bounds.interval_dual import interval_dual_bound
 from skyfx.solver.methods.bounds.simple_bounds import simple_bound
-from skyfx.solver.methods.heuristics.beam_search import beam
+from skyfx.solver.methods.heuristics.beam_search import beam_search
 from skyfx.solver.methods.limits import Limits
 from skyfx.solver.methods.method import Candidate, SearchState
-from skyfx.solver.problem.interval_tables import assign
+from skyfx.solver.problem.interval_tables import assign_roles
 from skyfx.solver.problem.problem import Problem
 from tests.support.independent_validator import referee_faults
 from tests.support.planning_instances import all_plans, assumptions, cases, clusters, graphs
@@ -42,7 +42,7 @@ def test_no_plan_of_a_chain_beats_the_prices(g: Graph, c: Cluster, a: Assumption
     if best is None:
         return
     problem = Problem(g, c, a)
-    for answer in dual(SearchState(problem, None, simple_bound(problem), Limits())):
+    for answer in interval_dual_bound(SearchState(problem, None, simple_bound(problem), Limits())):
         if answer.bound is not None:
             assert answer.bound.value <= best * (1 + 1e-6)
 
@@ -62,7 +62,7 @@ def test_what_different_devices_gain_is_that_of_the_best_choice(
         ),
         default=gains.max(axis=1).sum(),
     )
-    gain, more = assign(gains)
+    gain, more = assign_roles(gains)
     assert gain == pytest.approx(best)
     if rows <= columns:  # a fair price: no role is worth more to a device than it adds
         assert (more >= -1e-12).all()
@@ -77,7 +77,7 @@ def test_a_beam_never_beats_the_best_plan(g: Graph, c: Cluster, a: Assumptions) 
     best = min((cost.objective_value for _, cost in all_plans(g, c, a)), default=None)
     problem = Problem(g, c, a)
     limits = Limits()
-    answers = beam(SearchState(problem, None, simple_bound(problem), limits))
+    answers = beam_search(SearchState(problem, None, simple_bound(problem), limits))
     for answer in answers:
         found = Candidate.of(problem, answer.stages)
         if found is not None:

@@ -11,12 +11,12 @@ from hypothesis import strategies as st
 
 from benchmarks.planner.instances import unlike_chain
 from skyfx.solver import Assumptions, Cluster, Device, Graph, solve, validate
-from skyfx.solver.methods.bounds.memory_dual import sharing
+from skyfx.solver.methods.bounds.memory_dual import memory_dual_bound
 from skyfx.solver.methods.bounds.simple_bounds import simple_bound
-from skyfx.solver.methods.heuristics.order_split import OrderSplitter, cutting
+from skyfx.solver.methods.heuristics.order_split import OrderSplitter, order_split
 from skyfx.solver.methods.limits import Limits
 from skyfx.solver.methods.method import Candidate, SearchState
-from skyfx.solver.problem.coarsening import refined, sliced, thin_cuts
+from skyfx.solver.problem.coarsening import coarsen, refine, thin_cuts
 from skyfx.solver.problem.linear_extensions import depth_first_extension
 from skyfx.solver.problem.problem import Problem
 from tests.support.independent_validator import referee_faults
@@ -61,7 +61,7 @@ def test_no_plan_beats_the_prices_of_memory(g: Graph, c: Cluster, a: Assumptions
     if best is None:
         return
     problem = Problem(g, c, a)
-    for answer in sharing(SearchState(problem, None, simple_bound(problem), Limits())):
+    for answer in memory_dual_bound(SearchState(problem, None, simple_bound(problem), Limits())):
         if answer.bound is not None:
             assert answer.bound.value <= best * (1 + 1e-9)
 
@@ -76,7 +76,7 @@ def test_what_does_not_fit_the_fastest_device_bounds_the_latency() -> None:
     )
     asked = Assumptions(mode="inference", objective="latency", microbatches=1)
     problem = Problem(graph(units), Cluster(devices=devices), asked)
-    (answer,) = sharing(SearchState(problem, None, simple_bound(problem), Limits()))
+    (answer,) = memory_dual_bound(SearchState(problem, None, simple_bound(problem), Limits()))
     assert answer.bound is not None
     assert answer.bound.value == pytest.approx(5.5 + 2.5 * 3)
 
@@ -100,13 +100,13 @@ def test_many_unlike_devices_with_little_memory_are_filled_in_the_order_of_their
 def test_slices_of_a_long_model_cost_what_their_units_cost() -> None:
     g, c = unlike_chain(0, layers=90, num_devices=12)
     problem = Problem(g, c, Assumptions())
-    coarse = sliced(problem)
+    coarse = coarsen(problem)
     assert coarse is not None
     assert problem.num_units > 1000
     assert 600 < coarse.num_units <= 641
     half = coarse.num_units // 2
     stages = [(3, range(half)), (5, range(half, coarse.num_units))]
-    fine = refined(problem, coarse, stages)
+    fine = refine(problem, coarse, stages)
     assert [d for d, _ in fine] == [3, 5]
     assert sorted(i for _, part in fine for i in part) == list(range(problem.num_units))
     cost, of_slices = problem.cost(fine), coarse.cost(stages)
@@ -116,7 +116,7 @@ def test_slices_of_a_long_model_cost_what_their_units_cost() -> None:
 
 def test_a_short_model_has_no_slices() -> None:
     g, c = unlike_chain(0, layers=10, num_devices=3)
-    assert sliced(Problem(g, c, Assumptions())) is None
+    assert coarsen(Problem(g, c, Assumptions())) is None
 
 
 def test_slices_are_cut_where_little_is_alive() -> None:
@@ -146,5 +146,5 @@ def test_a_long_model_on_many_unlike_devices_gets_more_than_the_heuristic(object
 def test_few_devices_are_left_to_the_exact_methods() -> None:
     g, c = unlike_chain(0, layers=2, num_devices=4)
     problem = Problem(g, c, Assumptions())
-    answers = list(cutting(SearchState(problem, None, simple_bound(problem), Limits())))
-    assert [answer.says for answer in answers] == ["only for relay and many kinds of devices"]
+    answers = list(order_split(SearchState(problem, None, simple_bound(problem), Limits())))
+    assert [answer.remark for answer in answers] == ["only for relay and many kinds of devices"]

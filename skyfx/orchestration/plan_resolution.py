@@ -1,0 +1,97 @@
+"""Where a pipeline's plan comes from: a plan that the caller gives, or a search."""
+
+import math
+import os
+from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
+
+from torch import nn
+
+from skyfx.partitioning.plan_matching import check_plan
+from skyfx.runtime.execution.microbatch import Batch
+from skyfx.solver.core import files
+from skyfx.solver.core.cluster import Cluster
+from skyfx.solver.core.field_checks import positive
+from skyfx.solver.core.graph import Graph
+from skyfx.solver.core.plan import Assumptions, Mode, Plan, Strategy
+from skyfx.solver.planning.peak_repair import solve_within
+from skyfx.solver.planning.planner import solve
+from skyfx.tracing.capture import Capture, capture
+
+__all__: list[str] = ["PlanSource", "capture_microbatch", "given_plan", "keep_documents"]
+
+
+@dataclass(frozen=True, slots=True)
+class PlanSource:
+    """Plans a measured model for a cluster, and again when the cluster has changed.
+
+    Attributes:
+        graph: the measured model.
+        assumptions: what plans are for; with as many micro-batches as the batch really makes.
+        gap: relative gap at which a search ends.
+        time_limit_s: seconds after which it ends.
+    """
+
+    graph: Graph
+    assumptions: Assumptions
+    strategy: Strategy
+    gap: float
+    time_limit_s: float
+
+    @classmethod
+    def of(
+        cls,
+        graph: Graph,
+        batch: Batch,
+        assumptions: Assumptions,
+        *,
+        strategy: Strategy,
+        gap: float,
+        time_limit_s: float,
+    ) -> "PlanSource":
+        """The source for a batch, which may split into fewer micro-batches than were asked for."""
+        parts = batch.split(graph.microbatch_size)
+        real = replace(assumptions, microbatches=len(parts))
+        return cls(graph, real, strategy, gap, time_limit_s)
+
+    def replan(self, cluster: Cluster) -> Plan:
+        """The plan for these devices."""
+        search = partial(
+            solve, strategy=self.strategy, gap=self.gap, time_limit_s=self.time_limit_s
+        )
+        solution = solve_within(self.graph, cluster, self.assumptions, search)
+        if solution.interrupted:  # Ctrl-C in a script means to stop, not to go on with less
+            raise KeyboardInterrupt
+        return solution.plan
+
+
+def capture_microbatch(
+    model: nn.Module, batch: Batch, mode: Mode, num_microbatches: int
+) -> Capture:
+    """Capture the model on the first of so many micro-batches."""
+    positive("num_microbatches", num_microbatches)
+    microbatch = batch.split(math.ceil(batch.batch_size / num_microbatches))[0]
+    return capture(model, microbatch, training=mode == "training")
+
+
+def given_plan(
+    plan: Plan | str | os.PathLike[str], model: nn.Module, batch: Batch, cluster: Cluster
+) -> tuple[Plan, Capture]:
+    """The plan, read from its file if need be, and the capture of the model that it is for.
+
+    Raises:
+        PlanError: the plan is for another model or other devices.
+    """
+    read = plan if isinstance(plan, Plan) else files.read(plan, Plan)
+    assumed = read.assumptions
+    captured = capture_microbatch(model, batch, assumed.mode, assumed.microbatches)
+    check_plan(read, captured, [device.name for device in cluster.devices])
+    return read, captured
+
+
+def keep_documents(graph: Graph, cluster: Cluster, plan: Plan, folder: Path) -> None:
+    """Write a plan and the files that it was made from to a folder, over earlier ones."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for document, kind in ((graph, "graph"), (cluster, "cluster"), (plan, "plan")):
+        files.write(document, folder / f"{plan.graph.name}.{kind}.json", force=True)
