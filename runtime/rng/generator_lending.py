@@ -20,6 +20,7 @@ import torch
 from torch import Tensor
 
 from skyfx.runtime import pytree
+from skyfx.runtime.rng.generator_state import preserve_generators
 
 __all__: list[str] = [
     "SeededStream",
@@ -28,8 +29,6 @@ __all__: list[str] = [
     "draw",
     "draw_anything",
     "drawing",
-    "others_kept",
-    "states",
     "unlent",
 ]
 
@@ -101,7 +100,7 @@ def draw_anything(code: Callable[..., Any], node: str, *args: Any) -> Any:
     source = _source()
     if source is None:
         return code(*args)
-    with _others, others_kept():
+    with _others, preserve_generators(with_torch=False):
         seed = source.start(node)
         assert isinstance(seed, int)
         random.seed(seed)
@@ -125,28 +124,6 @@ def unlent() -> Iterator[None]:
     """Within it, no default generator is lent to another thread."""
     with _default_generators:
         yield
-
-
-@contextmanager
-def others_kept() -> Iterator[None]:
-    """Python's and numpy's generators as they were, once it is done."""
-    python, arrays = random.getstate(), numpy.random.get_state(legacy=False)
-    try:
-        yield
-    finally:
-        random.setstate(python)
-        numpy.random.set_state(arrays)
-
-
-def states() -> dict[str, Any]:
-    """What the generators of this process stand at, by the name of the module; to be compared."""
-    arrays: Any = numpy.random.get_state(legacy=True)
-    _, keys, *others = arrays
-    return {
-        "torch": torch.get_rng_state().numpy().tobytes(),
-        "random": random.getstate(),
-        "numpy.random": (keys.tobytes(), *others),
-    }
 
 
 def _source() -> Source | None:

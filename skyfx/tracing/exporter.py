@@ -18,8 +18,8 @@ import torch
 from torch import Tensor, fx, nn
 
 from skyfx.runtime.execution.microbatch import Batch, OutputSpec
-from skyfx.runtime.execution.state_guard import undisturbed
 from skyfx.runtime.pytree import unflatten
+from skyfx.runtime.rng.generator_state import preserve_model
 from skyfx.solver.errors import CaptureError
 from skyfx.tracing import side_effects
 from skyfx.tracing.data_dependence import NoDataDependence
@@ -76,7 +76,7 @@ def _check_runs(model: nn.Module, adapter: "_TensorsOnly") -> None:
         Exception: its own, if it does not run on these inputs at all.
     """
     try:
-        with undisturbed(model), side_effects.numbers_kept(model):
+        with preserve_model(model), side_effects.numbers_kept(model):
             adapter(*adapter.tensors)
     except _ForwardFailedError as failed:
         if not isinstance(failed.__cause__, CaptureError):
@@ -89,7 +89,7 @@ def _keep_whole(model: nn.Module, adapter: Adapter, whole: LeafSelection, error:
     """Keep one more place whole, because of this error; False where that cannot be."""
     while whole.add(error):
         try:
-            with undisturbed(model), side_effects.numbers_kept(model):
+            with preserve_model(model), side_effects.numbers_kept(model):
                 whole.see(partial(adapter(), *adapter().tensors))
         except _ForwardFailedError as failed:
             error = _cause(failed)

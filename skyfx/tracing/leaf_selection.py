@@ -20,7 +20,7 @@ from torch.overrides import TorchFunctionMode
 
 from skyfx.runtime.execution.microbatch import CONSTANTS, OutputSpec
 from skyfx.runtime.pytree import flatten
-from skyfx.runtime.rng import generator_lending
+from skyfx.runtime.rng.generator_state import comparable_states
 from skyfx.solver.errors import CaptureError
 from skyfx.tracing.call_sites import CallSite, like, spots_in
 from skyfx.tracing.data_dependence import DependsOnValuesError, OpSite, OpSiteOverride
@@ -142,7 +142,7 @@ class LeafSelection:
         named = {} if module is None else named_tensors(module)
         given = [x for x in leaves if isinstance(x, Tensor)]
         versions = {id(x): x._version for x in (*given, *named.values())}
-        generators = generator_lending.states()
+        generators = comparable_states()
         kept = nullcontext() if module is None else buffers_kept(module)
         with _Used(named) as used, export_flags(exported=False), kept:
             returned = own(*args, **kwargs)
@@ -167,7 +167,7 @@ class LeafSelection:
                 for i, x in enumerate(tensors)
                 if x._version != versions[id(x)] or _may_write(module, x)
             ),
-            is_random=generators != generator_lending.states(),
+            is_random=generators != comparable_states(),
         )
 
     def _module(self, place: LocalDevice) -> nn.Module | None:

@@ -21,7 +21,7 @@ import torch
 from torch import Tensor, nn
 from torch._functorch import apis
 
-from skyfx.runtime.rng.generator_lending import others_kept, states
+from skyfx.runtime.rng.generator_state import comparable_states, preserve_generators
 from skyfx.solver.errors import CaptureError
 
 __all__: list[str] = [
@@ -111,14 +111,14 @@ def refuse_foreign_rng() -> Iterator[None]:
             was by a function that had been imported by its name.
     """
     with ExitStack() as stack:
-        stack.enter_context(others_kept())
+        stack.enter_context(preserve_generators(with_torch=False))
         for module, owner in ((random, random._inst), (numpy.random, numpy.random.mtrand._rand)):
             for name, value in vars(module).items():
                 if getattr(value, "__self__", None) is owner and "state" not in name:
                     stack.enter_context(_refused(module, name, _drawn(module.__name__)))
-        before = states()
+        before = comparable_states()
         yield
-        after = states()
+        after = comparable_states()
     for name in ("random", "numpy.random"):
         if before[name] != after[name]:
             raise CaptureError(_drawn(name))
