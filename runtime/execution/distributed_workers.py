@@ -60,7 +60,7 @@ class DistributedWorkers(Workers):
             k: max(PATIENCE_S, HANGS * stages[k].compute_s) for k in places if stages[k].compute_s
         }
         if group.heartbeat is not None:
-            group.heartbeat.call(_names(stages, rank_of))
+            group.heartbeat.name(_names(stages, rank_of))
         ways = [way for k in places for way in ((k, k - 1), (k, k + 1))]
         self._senders = {
             way: ThreadPoolExecutor(1, thread_name_prefix=f"skyfx-send-{way[0]}-to-{way[1]}")
@@ -113,17 +113,17 @@ class DistributedWorkers(Workers):
     @contextmanager
     def _watching(self, step: Step) -> Iterator[None]:
         """Within it, others hear of it when a stage of ours fails or hangs."""
-        pulse = self._group.heartbeat
-        if pulse is not None:
-            pulse.overdue = lambda: step.overdue(self._patience_s, pulse.active_s)
+        heartbeat = self._group.heartbeat
+        if heartbeat is not None:
+            heartbeat.overdue = lambda: step.overdue(self._patience_s, heartbeat.active_s)
         try:
             yield
         except StageError as error:
             self._group.report_failure(error)
             raise
         finally:
-            if pulse is not None:
-                pulse.overdue = lambda: None
+            if heartbeat is not None:
+                heartbeat.overdue = lambda: None
 
     def agreed(self, state: Tensor) -> Tensor:
         """The first process's state: the others may have another seed, or none."""
