@@ -225,7 +225,7 @@ class Runner:
         advances = [split.advances for split in splits]
         if all(one is not None and not one for one in advances):
             return None
-        return step_streams.begun(advances, self.workers.agreed)
+        return step_streams.begin_step_streams(advances, self.workers.agreed)
 
 
 def _stages(splits: Sequence[StagedModel]) -> dict[int, list[Stage]]:

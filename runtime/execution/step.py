@@ -211,10 +211,10 @@ class Step:
             for kind, dtype in self.autocast:
                 around.enter_context(torch.autocast(kind, dtype))
             if stage.is_random and self.draws is not None:
-                around.enter_context(generator_lending.drawing(self.draws.source(k, m)))
+                around.enter_context(generator_lending.use_source(self.draws.source(k, m)))
             sent = stage.forward(m, values, training=self.training)
             if self._is_last(k) and self.head is not None:
-                around.enter_context(self._alone())
+                around.enter_context(self._exclusive_loss())
                 self._head_gradients[m] = self.head(m, self.splits[m].outputs, sent)
         if not self._is_last(k):
             self.boundaries.after[k].send_values(sent)
@@ -222,12 +222,12 @@ class Step:
             self.outputs[m] = sent
 
     @contextmanager
-    def _alone(self) -> Iterator[None]:
-        """For a loss that draws, as its first call shows, no generator is lent meanwhile."""
+    def _exclusive_loss(self) -> Iterator[None]:
+        """Lend no generator during a loss that draws; its first call shows whether it does."""
         if self.draws is None or not self._loss_draws:
             yield
             return
-        with generator_lending.unlent():
+        with generator_lending.lend_none():
             before = torch.get_rng_state()
             yield
             self._loss_draws = not torch.equal(before, torch.get_rng_state())
