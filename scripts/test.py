@@ -1,8 +1,24 @@
-"""The tests. Options go to pytest."""
+"""The tests.
 
+    python3 scripts/test.py [--fast | --long] [options of pytest]
+
+By default all tests run, and each property is tried on the same cases in each run. `--fast` is
+the inner loop: no test that starts a process, no benchmark, no slow test, a tenth of the cases.
+`--long` tries more cases, others in each run.
+"""
+
+import os
 import sys
 
 import environment
 
+FAST = "not (process or multiprocess or benchmark or slow)"
+OPTIONS = {
+    "--fast": ["--hypothesis-profile=dev", "-m", FAST],
+    "--long": ["--hypothesis-profile=long", "--timeout=3000"],
+}
+
 environment.ready()
-environment.run("-m", "pytest", "--numprocesses=2", *sys.argv[1:])
+chosen = [option for word in sys.argv[1:] for option in OPTIONS.get(word, [word])]
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # each of two workers has a core
+environment.run("-m", "pytest", "--numprocesses=2", *chosen)

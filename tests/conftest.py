@@ -1,17 +1,24 @@
-"""hypothesis without deadlines, as the machine may be busy; with CI it keeps its own profile."""
+"""Profiles of hypothesis, and the marks that a test gets by what it uses.
 
-import os
+Nobody has to remember a mark: `tests.support.tiers` reads it off the test.
+"""
+
 from importlib import metadata
 
-from hypothesis import settings
+import pytest
 
-from tests.support.cli_runner import folder, skyfx
+from tests.support import tiers
+from tests.support.cli_runner import folder, skyfx, skyfx_process
 
-__all__ = ["folder", "skyfx"]
+__all__ = ["folder", "skyfx", "skyfx_process"]
 
-if "CI" not in os.environ:
-    settings.register_profile("default", deadline=None)
-    settings.load_profile("default")
+tiers.register_profiles()
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    for item in items:
+        if isinstance(item, pytest.Function):
+            tiers.mark(item)
 
 
 def pytest_report_header() -> str:

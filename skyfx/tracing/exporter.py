@@ -8,9 +8,8 @@ further). What torch.export cannot follow stays whole (see `whole`).
 
 import inspect
 import itertools
-import logging
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager, nullcontext, suppress
+from collections.abc import Callable, Mapping
+from contextlib import nullcontext, suppress
 from functools import partial
 from types import MappingProxyType
 
@@ -23,10 +22,10 @@ from skyfx.runtime.rng.generator_state import preserve_model
 from skyfx.solver.errors import CaptureError
 from skyfx.tracing import side_effects
 from skyfx.tracing.data_dependence import NoDataDependence
-from skyfx.tracing.export_flags import export_flags
 from skyfx.tracing.leaf_calls import put_leaves
 from skyfx.tracing.leaf_selection import CalledOtherwiseError, LeafSelection
 from skyfx.tracing.node_names import ADAPTED, graphs_in
+from skyfx.tracing.torch_internals import any_attribute_name, export_flags, interceptable_lists
 
 __all__: list[str] = ["has_cache", "trace"]
 
@@ -110,7 +109,7 @@ def _export(
     """
     once, again = adapter(), adapter()
     with (
-        _untold(),
+        any_attribute_name(),
         side_effects.refuse_foreign_rng(),
         side_effects.refuse_vmap(),
         side_effects.refuse_custom_autograd() if training else nullcontext(),
@@ -124,22 +123,11 @@ def _export(
             with suppress(Exception), whole.standing_in():
                 torch.export.export(again, again.tensors, strict=False)
             side_effects.check_numbers(changed, again.returned.changed)
-    module = program.module(check_guards=False)
-    assert isinstance(module, fx.GraphModule)
-    put_leaves(module, whole.seen)
-    _drop_assertions(module)
+        module = program.module(check_guards=False)
+        assert isinstance(module, fx.GraphModule)
+        put_leaves(module, whole.seen)
+        _drop_assertions(module)
     return module, once.returned.form
-
-
-@contextmanager
-def _untold() -> Iterator[None]:
-    """Within it, torch does not log what it fails to trace: another attempt follows."""
-    log = logging.getLogger("torch._subclasses.fake_tensor")
-    before, log.disabled = log.disabled, True
-    try:
-        yield
-    finally:
-        log.disabled = before
 
 
 class _Returned:
@@ -201,7 +189,7 @@ class _TensorsOnly(nn.Module):
             kwargs = {"use_cache": False} | kwargs
         buffers, numbers = dict(model.named_buffers()), side_effects.numbers(model)
         try:
-            with NoDataDependence(), export_flags(exported=self._exported):
+            with interceptable_lists(), NoDataDependence(), export_flags(exported=self._exported):
                 self.returned.form, found = OutputSpec.of(model(*args, **kwargs))
         except Exception as error:
             raise _ForwardFailedError from error

@@ -24,9 +24,9 @@ from skyfx.runtime.rng.generator_state import comparable_states
 from skyfx.solver.errors import CaptureError
 from skyfx.tracing.call_sites import CallSite, like, spots_in
 from skyfx.tracing.data_dependence import DependsOnValuesError, OpSite, OpSiteOverride
-from skyfx.tracing.export_flags import export_flags
 from skyfx.tracing.leaf_calls import BoundCode, RecordedCall, buffers_kept, stand_in
 from skyfx.tracing.tensor_binding import bare, named_tensors
+from skyfx.tracing.torch_internals import export_flags, num_writes
 
 __all__: list[str] = ["CalledOtherwiseError", "LeafSelection"]
 
@@ -141,7 +141,7 @@ class LeafSelection:
         module = self._module(place)
         named = {} if module is None else named_tensors(module)
         given = [x for x in leaves if isinstance(x, Tensor)]
-        versions = {id(x): x._version for x in (*given, *named.values())}
+        versions = {id(x): num_writes(x) for x in (*given, *named.values())}
         generators = comparable_states()
         kept = nullcontext() if module is None else buffers_kept(module)
         with _Used(named) as used, export_flags(exported=False), kept:
@@ -165,7 +165,7 @@ class LeafSelection:
             writes=frozenset(
                 i
                 for i, x in enumerate(tensors)
-                if x._version != versions[id(x)] or _may_write(module, x)
+                if num_writes(x) != versions[id(x)] or _may_write(module, x)
             ),
             is_random=generators != comparable_states(),
         )

@@ -11,8 +11,8 @@ from torch.utils.data import DataLoader
 
 import skyfx
 from skyfx.training.trainer import Trainer
-from tests.skyfx.training.test_trainer import FEATURES, Losses, model, rows
 from tests.support.models import BATCH
+from tests.support.training import FEATURES, Losses, model, rows
 
 
 class Puts(skyfx.Callback):

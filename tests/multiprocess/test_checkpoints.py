@@ -12,7 +12,8 @@ from safetensors import safe_open
 
 import skyfx
 from tests.jobs.checkpoint_job import END, SAVED, alone, case_of
-from tests.multiprocess.test_ranks import ROOT, launch
+from tests.support import ROOT
+from tests.support.launcher import launch
 from tests.support.models import CASES
 from tests.support.plans import SIZE
 from tests.support.unsplit_reference import train_step

@@ -13,7 +13,7 @@ import torch
 from safetensors.torch import save_file
 
 from tests.jobs.memory_limited_job import LAYERS, batch, model
-from tests.multiprocess.test_ranks import launch
+from tests.support.launcher import launch
 
 MEMORY = Path("/sys/fs/cgroup/memory")
 LIMIT_BYTES = 384 * 2**20

@@ -1,7 +1,6 @@
 """Pipelines over several processes, as a launcher starts them, equal to the unsplit model."""
 
 import json
-import os
 import subprocess
 import sys
 from pathlib import Path
@@ -12,21 +11,9 @@ import pytest
 from skyfx.solver.core.cluster import Cluster
 from skyfx.solver.core.files import read
 from tests.support import ROOT
+from tests.support.launcher import launch
 from tests.support.models import BATCH, CASES
 from tests.support.plans import SIZE
-
-
-def launch(num_processes: int, *arguments: str) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
-    return subprocess.run(
-        [*command, f"--nproc-per-node={num_processes}", *arguments],
-        cwd=ROOT,
-        env=os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"},
-        capture_output=True,
-        text=True,
-        timeout=240,
-        check=False,
-    )
 
 
 def reports(name: str, folder: Path, num_processes: int, how: str) -> list[dict[str, Any]]:

@@ -8,7 +8,8 @@ from typing import Any
 
 import pytest
 
-from tests.multiprocess.test_ranks import ROOT, launch
+from tests.support import ROOT
+from tests.support.launcher import launch
 
 SCRIPT = ("-m", "tests.jobs.trainer_job")
 

@@ -12,7 +12,7 @@ from benchmarks.hosts.clusters import CORES, clusters
 from benchmarks.hosts.manual_splits import Weights, balanced, rules
 from benchmarks.hosts.models import SUBJECTS, Chain
 from benchmarks.hosts.table import text
-from tests.multiprocess.test_ranks import launch
+from tests.support.launcher import launch
 
 QUOTA_MS, PERIOD_MS = 1, 1000
 """The kernel allows no smaller quota and no longer period."""

@@ -16,10 +16,10 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 import skyfx
-from tests.runtime.test_pipeline import assert_equal_gradients
 from tests.support import unsplit_reference
 from tests.support.models import BATCH, Case
 from tests.support.plans import SIZE, split_evenly
+from tests.support.unsplit_reference import assert_equal_gradients
 
 WIDTH = 4
 

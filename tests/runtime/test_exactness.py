@@ -4,31 +4,12 @@ from collections.abc import Callable
 
 import pytest
 import torch
-import transformers
 
 from tests.support import models, unsplit_reference
-from tests.support.models import BATCH, Case, token_loss
+from tests.support.models import Case, mixture
 from tests.support.plans import SIZE, split_evenly
 
 STEPS = 50
-
-
-def mixture() -> Case:
-    """Four experts a layer, of which each token takes two."""
-    config = transformers.MixtralConfig(
-        hidden_size=32,
-        intermediate_size=64,
-        num_hidden_layers=2,
-        num_attention_heads=4,
-        num_key_value_heads=2,
-        vocab_size=100,
-        num_local_experts=4,
-        num_experts_per_tok=2,
-        use_cache=False,
-    )
-    ids = torch.randint(0, 100, (BATCH, 12))
-    batch = {"input_ids": ids, "attention_mask": models.padding(12)}
-    return Case(transformers.MixtralForCausalLM(config), batch, ids, token_loss)
 
 
 def frozen() -> Case:

@@ -7,32 +7,18 @@ from collections.abc import Callable
 import pytest
 import torch
 from torch import Tensor, nn
-from torch.nn import functional
 
 import skyfx
 from skyfx.solver.errors import StageError
 from tests.support import models, unsplit_reference
-from tests.support.models import BATCH, CASES, Case
+from tests.support.models import BATCH, CASES, Case, failing
 from tests.support.plans import SIZE, split_evenly
-
-CLOSE = 1e-6
+from tests.support.unsplit_reference import CLOSE, assert_equal_gradients, relative
 
 
 @pytest.fixture(params=CASES)
 def case(request: pytest.FixtureRequest) -> Case:
     return CASES[request.param]()
-
-
-def relative(found: Tensor, expected: Tensor) -> float:
-    return float((found - expected).norm() / expected.norm().clamp_min(1e-30))
-
-
-def assert_equal_gradients(pipeline: skyfx.Pipeline, model: nn.Module) -> None:
-    expected = {name: parameter.grad for name, parameter in model.named_parameters()}
-    for name, parameter in pipeline.named_parameters():
-        assert (parameter.grad is None) == (expected[name] is None), name
-        if parameter.grad is not None:
-            assert relative(parameter.grad, expected[name]) <= CLOSE, name
 
 
 def test_outputs_equal_the_unsplit_model_bit_for_bit(case: Case) -> None:
@@ -190,24 +176,6 @@ def test_the_parameters_are_the_models_own_objects(case: Case) -> None:
     before = list(case.model.parameters())
     with split_evenly(case) as pipeline:
         assert all(a is b for a, b in zip(before, pipeline.parameters(), strict=True))
-
-
-class Failing(nn.Module):
-    """Looks a word up that is not there if the batch says so."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.words = nn.Embedding(10, 8)
-        self.layers = nn.Sequential(*(nn.Linear(8, 8) for _ in range(4)))
-        self.late = nn.Embedding(10, 8)
-
-    def forward(self, ids: Tensor) -> Tensor:
-        return self.layers(self.words(ids)) + self.late(ids + 4)
-
-
-def failing() -> Case:
-    ids = torch.zeros(BATCH, 3, dtype=torch.long)
-    return Case(Failing(), ids, torch.zeros(BATCH, 3, 8), functional.mse_loss)
 
 
 @pytest.mark.parametrize(("bad_id", "stage"), [(11, 0), (7, 2)])

@@ -7,9 +7,8 @@ import pytest
 import torch
 
 from skyfx.solver.errors import StageError
-from tests.runtime.test_pipeline import failing
 from tests.support import models, unsplit_reference
-from tests.support.models import BATCH
+from tests.support.models import BATCH, failing
 from tests.support.plans import SIZE, split_evenly
 
 

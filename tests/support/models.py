@@ -174,3 +174,45 @@ CASES: dict[str, Callable[[], Case]] = {
     "unet": unet,
     "resnet": resnet,
 }
+
+
+class Failing(nn.Module):
+    """Looks a word up that is not there if the batch says so."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.words = nn.Embedding(10, 8)
+        self.layers = nn.Sequential(*(nn.Linear(8, 8) for _ in range(4)))
+        self.late = nn.Embedding(10, 8)
+
+    def forward(self, ids: Tensor) -> Tensor:
+        return self.layers(self.words(ids)) + self.late(ids + 4)
+
+
+def failing() -> Case:
+    """Its tables have ten words: an id above ends a lookup."""
+    ids = torch.zeros(BATCH, 3, dtype=torch.long)
+    return Case(Failing(), ids, torch.zeros(BATCH, 3, 8), functional.mse_loss)
+
+
+def small() -> nn.Module:
+    torch.manual_seed(0)
+    return nn.Sequential(nn.Linear(4, 8), nn.BatchNorm1d(8), nn.Dropout(0.5), nn.Linear(8, 1))
+
+
+def mixture() -> Case:
+    """Four experts a layer, of which each token takes two."""
+    config = transformers.MixtralConfig(
+        hidden_size=32,
+        intermediate_size=64,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        vocab_size=100,
+        num_local_experts=4,
+        num_experts_per_tok=2,
+        use_cache=False,
+    )
+    ids = torch.randint(0, 100, (BATCH, 12))
+    batch = {"input_ids": ids, "attention_mask": padding(12)}
+    return Case(transformers.MixtralForCausalLM(config), batch, ids, token_loss)

@@ -1,13 +1,11 @@
 """Small random planning problems, and the answer by trying everything."""
 
 import itertools
-import os
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from random import Random
 from typing import Any
 
-from hypothesis import settings
 from hypothesis import strategies as st
 
 from skyfx.solver import (
@@ -28,11 +26,6 @@ from skyfx.solver.core.plan import Alternatives, Reference, SolverInfo, relative
 TYPES = ("fast", "slow")
 SECONDS = st.integers(0, 20).map(float)
 BYTES = st.integers(0, 10).map(float)
-
-
-def cases(usual: int) -> settings:
-    """How many cases a property is tried on; the variable `SKYFX_CASES` asks for more."""
-    return settings(max_examples=int(os.environ.get("SKYFX_CASES", usual)))
 
 
 def node(name: str, inputs: tuple[str, ...] = (), **fields: Any) -> Node:
@@ -206,10 +199,14 @@ def _assignments(g: Graph, types: list[str], training: bool) -> Iterator[dict[st
 
 
 def plan_of(
-    g: Graph, c: Cluster, a: Assumptions, placement: Sequence[tuple[str, Sequence[str]]]
+    g: Graph,
+    c: Cluster,
+    a: Assumptions,
+    placement: Sequence[tuple[str, Sequence[str]]],
+    live: Sequence[int] = (),
 ) -> Plan:
     """The plan of a placement, with true figures and a bound of half its value."""
-    cost = evaluate(g, c, placement, a)
+    cost = evaluate(g, c, placement, a, live)
     return Plan(
         graph=Reference(name=g.name, sha256="0" * 64, structure=g.structure()),
         cluster=Reference(name="test.cluster.toml", sha256="1" * 64),
@@ -224,6 +221,7 @@ def plan_of(
                 time_s=cost.time_s[k],
                 memory_bytes=cost.memory_bytes[k],
                 flops=cost.flops[k],
+                live=live[k] if live else 0,
             )
             for k, (name, ids) in enumerate(placement)
         ),

@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+import skyfx
 from skyfx.runtime import pytree
 from tests.support.models import Case
 
@@ -52,3 +53,18 @@ def infer(case: Case, size: int) -> list[Tensor]:
 
 def tensors(outputs: Any) -> list[Tensor]:
     return [leaf for leaf in pytree.tree_leaves(outputs) if isinstance(leaf, Tensor)]
+
+
+CLOSE = 1e-6
+
+
+def relative(found: Tensor, expected: Tensor) -> float:
+    return float((found - expected).norm() / expected.norm().clamp_min(1e-30))
+
+
+def assert_equal_gradients(pipeline: skyfx.Pipeline, model: nn.Module) -> None:
+    expected = {name: parameter.grad for name, parameter in model.named_parameters()}
+    for name, parameter in pipeline.named_parameters():
+        assert (parameter.grad is None) == (expected[name] is None), name
+        if parameter.grad is not None:
+            assert relative(parameter.grad, expected[name]) <= CLOSE, name

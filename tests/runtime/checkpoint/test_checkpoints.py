@@ -16,9 +16,8 @@ from torch.optim import lr_scheduler
 
 import skyfx
 from skyfx.solver.errors import CheckpointError
-from tests.runtime.checkpoint.test_restore import small
 from tests.support import ROOT, models
-from tests.support.models import Case
+from tests.support.models import Case, small
 from tests.support.plans import split_evenly
 
 CASES: dict[str, Callable[[], Case]] = {

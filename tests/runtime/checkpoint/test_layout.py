@@ -11,7 +11,7 @@ from torch import Tensor
 
 import skyfx
 from skyfx.solver.errors import CheckpointError
-from tests.runtime.checkpoint.test_restore import small
+from tests.support.models import small
 
 MODEL = "model-00000.safetensors"
 

@@ -13,11 +13,7 @@ from torch.optim import lr_scheduler
 
 import skyfx
 from skyfx.solver.errors import CheckpointError
-
-
-def small() -> nn.Module:
-    torch.manual_seed(0)
-    return nn.Sequential(nn.Linear(4, 8), nn.BatchNorm1d(8), nn.Dropout(0.5), nn.Linear(8, 1))
+from tests.support.models import small
 
 
 def grouped(model: nn.Module) -> list[dict[str, Any]]:

@@ -18,8 +18,8 @@ import skyfx
 from skyfx.devices.host_resources import cores
 from skyfx.runtime.execution.workers import with_torch_threads
 from skyfx.runtime.rng.generator_state import comparable_states
-from tests.multiprocess.test_ranks import launch
 from tests.support import models, unsplit_reference
+from tests.support.launcher import launch
 from tests.support.models import BATCH, Case
 from tests.support.plans import SIZE, split_evenly
 from tests.support.random_models import BY_VALUE, CASES, OPERATORS, SEED, drawing, trained

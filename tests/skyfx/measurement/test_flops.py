@@ -15,9 +15,8 @@ from skyfx.runtime.execution.microbatch import Batch, OutputSpec
 from skyfx.solver import Graph
 from skyfx.solver.core.graph import DeviceCalibration
 from skyfx.tracing.capture import Capture, capture
-from tests.runtime.test_exactness import mixture
 from tests.support import models
-from tests.support.models import BATCH, Case
+from tests.support.models import BATCH, Case, mixture
 
 (PLACE,) = resolve(["cpu"])[1].values()
 

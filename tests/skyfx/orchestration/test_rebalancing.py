@@ -7,8 +7,8 @@ import pytest
 
 import skyfx
 from tests.jobs.rebalancing_job import MICROBATCHES, nodes_on, slow_down, trained
-from tests.multiprocess.test_ranks import launch
 from tests.support import models, unsplit_reference
+from tests.support.launcher import launch
 
 
 def test_a_device_that_became_slower_gets_less() -> None:

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from skyfx.solver import unlike_cluster
 from skyfx.solver.core.cluster import Wire
-from tests.support.planning_instances import cases
+from tests.support.tiers import cases
 
 THREE: dict[str, Any] = {
     "seed": 32,

@@ -12,7 +12,6 @@ from skyfx.solver.methods.bounds.simple_bounds import simple_bound
 from skyfx.solver.problem.problem import Problem
 from tests.support.planning_instances import (
     assumptions,
-    cases,
     clusters,
     cpus,
     graph,
@@ -20,6 +19,7 @@ from tests.support.planning_instances import (
     hard_problem,
     node,
 )
+from tests.support.tiers import cases
 
 
 @cases(150)

@@ -11,7 +11,6 @@ from tests.support.independent_validator import referee_faults
 from tests.support.planning_instances import (
     all_plans,
     assumptions,
-    cases,
     cluster,
     clusters,
     cpus,
@@ -20,6 +19,7 @@ from tests.support.planning_instances import (
     node,
     plan_of,
 )
+from tests.support.tiers import cases
 
 MODEL = graph(
     [

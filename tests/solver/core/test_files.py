@@ -15,7 +15,6 @@ from skyfx.solver.errors import FormatError
 from tests.support import ROOT
 from tests.support.planning_instances import (
     assumptions,
-    cases,
     clusters,
     cpus,
     graph,
@@ -23,6 +22,7 @@ from tests.support.planning_instances import (
     node,
     plan_of,
 )
+from tests.support.tiers import cases
 
 TOML = """
 format = "skyfx.cluster/1"

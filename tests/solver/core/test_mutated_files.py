@@ -1,7 +1,6 @@
 """A file with one change is refused in one line that says where, or accepted rightly."""
 
 import json
-import os
 import re
 from random import Random
 
@@ -13,6 +12,7 @@ from skyfx.solver.errors import FormatError, InfeasibleError, NoPlanError
 from tests.support.file_mutations import mutated
 from tests.support.independent_validator import referee_faults
 from tests.support.planning_instances import cluster, graph, node
+from tests.support.tiers import num_cases
 
 from skyfx.solver import Device, Link  # isort: skip
 
@@ -83,5 +83,5 @@ good_ones = good()
 @pytest.mark.parametrize("seed", range(10))
 def test_one_change_is_refused_in_one_line_or_accepted_rightly(seed: int) -> None:
     random = Random(seed)
-    ends = [try_once(random) for _ in range(int(os.environ.get("SKYFX_CASES", 1000)) // 10)]
+    ends = [try_once(random) for _ in range(num_cases(1000) // 10)]
     assert {"refused", "planned"} <= set(ends)

@@ -13,13 +13,13 @@ from tests.support.independent_validator import referee_faults
 from tests.support.planning_instances import (
     all_plans,
     assumptions,
-    cases,
     clusters,
     cpus,
     graph,
     graphs,
     node,
 )
+from tests.support.tiers import cases
 
 
 @st.composite

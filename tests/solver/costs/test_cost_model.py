@@ -12,7 +12,6 @@ from tests.support.independent_validator import referee_faults
 from tests.support.planning_instances import (
     all_plans,
     assumptions,
-    cases,
     cluster,
     clusters,
     cpus,
@@ -21,6 +20,7 @@ from tests.support.planning_instances import (
     node,
 )
 from tests.support.planning_instances import plan_of as plan
+from tests.support.tiers import cases
 
 INFERENCE = Assumptions(mode="inference", microbatches=1)
 TRAINING = Assumptions(microbatches=4)

@@ -14,13 +14,13 @@ from skyfx.solver.planning.peak_repair import solve_within
 from tests.support.planning_instances import (
     all_plans,
     assumptions,
-    cases,
     clusters,
     cpus,
     graph,
     graphs,
     node,
 )
+from tests.support.tiers import cases
 
 ALONE = Assumptions(microbatches=1, optimizer_state_ratio=2.0)
 VALUE = {"output_bytes": 100.0, "gradient_bytes": 100.0, "backward_s": {"cpu": 1.0}}

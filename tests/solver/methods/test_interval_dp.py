@@ -9,7 +9,6 @@ from skyfx.solver.problem.problem import Problem
 from tests.support.planning_instances import (
     all_plans,
     assumptions,
-    cases,
     chains,
     cluster,
     clusters,
@@ -18,6 +17,7 @@ from tests.support.planning_instances import (
     graphs,
     node,
 )
+from tests.support.tiers import cases
 
 CLOSE = 1.0001
 """The DP bisects to a relative distance of 1e-5."""

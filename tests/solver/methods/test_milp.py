@@ -16,7 +16,6 @@ from skyfx.solver.problem.problem import Problem
 from tests.support.planning_instances import (
     all_plans,
     assumptions,
-    cases,
     cluster,
     clusters,
     cpus,
@@ -24,6 +23,7 @@ from tests.support.planning_instances import (
     graphs,
     node,
 )
+from tests.support.tiers import cases
 
 CLOSE = 1e-6
 

@@ -27,7 +27,7 @@ from skyfx.solver.methods.milp import formulation
 from skyfx.solver.methods.milp.milp_method import integer_program
 from skyfx.solver.problem.problem import Problem, UnitPlacement
 from skyfx.tracing.capture import capture
-from tests.multiprocess.test_ranks import launch
+from tests.support.launcher import launch
 from tests.support.models import BATCH, Case, resnet
 from tests.support.planning_instances import cluster, cpus, graph, hard_problem, node
 from tests.support.plans import split_evenly

@@ -9,7 +9,8 @@ from hypothesis import strategies as st
 from skyfx.solver import Assumptions, Cluster, Graph, solve, validate
 from skyfx.solver.errors import InfeasibleError
 from tests.support.independent_validator import referee_faults
-from tests.support.planning_instances import all_plans, assumptions, cases, clusters, graphs
+from tests.support.planning_instances import all_plans, assumptions, clusters, graphs
+from tests.support.tiers import cases
 
 SCALE = st.integers(-9, 3).map(lambda exponent: 10.0**exponent)
 

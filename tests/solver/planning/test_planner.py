@@ -17,7 +17,6 @@ from tests.support.independent_validator import referee_faults
 from tests.support.planning_instances import (
     all_plans,
     assumptions,
-    cases,
     clusters,
     cpus,
     graph,
@@ -25,6 +24,7 @@ from tests.support.planning_instances import (
     hard_problem,
     node,
 )
+from tests.support.tiers import cases
 
 CLOSE = 1e-6
 

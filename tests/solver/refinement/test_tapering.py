@@ -18,13 +18,13 @@ from tests.support.independent_validator import referee_faults
 from tests.support.planning_instances import (
     all_plans,
     assumptions,
-    cases,
     clusters,
     cpus,
     graph,
     graphs,
     node,
 )
+from tests.support.tiers import cases
 
 ASKED = Assumptions(microbatches=8, overlap="full", schedule="tapered")
 

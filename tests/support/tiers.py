@@ -1,0 +1,104 @@
+"""Which tests are expensive, and how many cases a property is tried on."""
+
+import os
+from collections.abc import Callable, Iterator
+from types import CodeType, FunctionType, ModuleType
+from typing import Any
+
+import pytest
+from hypothesis import is_hypothesis_test, settings
+
+DEV_SHARE = 10
+"""The profile `dev` tries a property on a tenth of its cases."""
+
+
+def register_profiles() -> None:
+    """Register `dev`, `ci` and `long`, and load `ci`; `--hypothesis-profile` loads another.
+
+    There are no deadlines, as the machine may be busy. The profile `ci` tries the same cases in
+    each run, `dev` and `long` others.
+    """
+    settings.register_profile("dev", deadline=None, max_examples=100 // DEV_SHARE)
+    settings.register_profile("ci", deadline=None, derandomize=True)
+    settings.register_profile("long", deadline=None)
+    settings.load_profile("ci")
+
+
+def num_cases(long: int, ci: int | None = None) -> int:
+    """Cases by profile: `long`, fewer in `ci` where that is given, a tenth in `dev`.
+
+    The environment variable `SKYFX_CASES` sets another number for all properties.
+    """
+    if "SKYFX_CASES" in os.environ:
+        return int(os.environ["SKYFX_CASES"])
+    profile = settings.get_current_profile_name()
+    return {"dev": max(1, long // DEV_SHARE), "ci": ci or long}.get(profile, long)
+
+
+def cases(long: int, ci: int | None = None) -> settings:
+    """The settings of a property: see `num_cases`."""
+    return settings(max_examples=num_cases(long, ci))
+
+
+def mark(test: pytest.Function) -> None:
+    """Add the marks that `pyproject.toml` registers, but for `slow`, which a test says itself.
+
+    Tests that share a fixture of their module form a group: one worker runs them all, so the
+    fixture is made once.
+    """
+    room = test.path.parent.name
+    used = set(_used(_functions(test)))
+    if is_hypothesis_test(test.obj):
+        test.add_marker("property")
+    if room == "multiprocess" or "tests.support.launcher" in used:
+        test.add_marker("multiprocess")
+    elif "subprocess" in used:
+        test.add_marker("process")
+    if room == "gpu":
+        test.add_marker("gpu")
+    if test.path.name.startswith("test_benchmark"):
+        test.add_marker("benchmark")
+    if any(fixture.scope == "module" for fixture in _fixtures(test)):
+        test.add_marker(pytest.mark.xdist_group(test.path.stem))
+
+
+def _fixtures(test: pytest.Function) -> list[Any]:
+    """The definitions of the fixtures that a test uses, itself or by others."""
+    found = test._fixtureinfo.name2fixturedefs.values()
+    return [definition for definitions in found for definition in definitions]
+
+
+def _functions(test: pytest.Function) -> Iterator[Callable[..., Any]]:
+    inner = getattr(test.obj, "hypothesis", None)  # what hypothesis has wrapped
+    yield inner.inner_test if inner else test.obj
+    for fixture in _fixtures(test):
+        yield fixture.func
+
+
+def _used(functions: Iterator[Callable[..., Any]]) -> Iterator[str]:
+    """The modules that functions name, and those of the functions of the tests that they name."""
+    pending, seen = list[Any](functions), set[int]()
+    while pending:
+        function = pending.pop()
+        if id(function) in seen:
+            continue
+        seen.add(id(function))
+        if isinstance(function, type):
+            pending += vars(function).values()
+        if not isinstance(function, FunctionType):
+            continue
+        yield function.__module__
+        for name in _names(function.__code__):
+            value = function.__globals__.get(name)
+            if isinstance(value, ModuleType):
+                yield value.__name__
+            elif str(getattr(value, "__module__", "")).startswith("tests."):
+                pending.append(getattr(value, "__wrapped__", value))  # of a context manager
+
+
+def _names(code: CodeType) -> Iterator[str]:
+    """The names that code uses, with those of the functions within it."""
+    yield from code.co_names
+    for constant in code.co_consts:
+        if isinstance(constant, CodeType):
+            yield from _names(constant)
