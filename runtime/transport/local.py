@@ -1,4 +1,4 @@
-"""What stands between two stages of one process: two bounded queues, fast or slowed down."""
+"""Links between two stages of one process: two bounded queues, at full or at emulated speed."""
 
 import threading
 import time
@@ -30,42 +30,42 @@ Tensors = TypeVar("Tensors", bound=Sequence[Tensor | None])
 
 
 class ChannelClosed(Exception):  # noqa: N818 (no error: the step was stopped for another reason)
-    """The step was stopped; there is nothing more to send or to wait for."""
+    """The step was stopped; nothing more can be sent or received."""
 
 
 class Closing(Protocol):
-    """What a boundary does when a step ends."""
+    """The end of a link's use in a step."""
 
     def finish(self) -> None:
-        """All has been handed over: wait until it has gone out."""
+        """Wait until all that was sent has gone out."""
 
     def close(self) -> None:
-        """The step was stopped: let whoever waits here go."""
+        """The step was stopped: release the stage that waits here."""
 
 
 class OutboundLink(Closing, Protocol):
-    """The boundary behind a stage, as that stage sees it."""
+    """The link after a stage, as that stage sees it."""
 
     def send_values(self, values: Values) -> None:
-        """Hand a micro-batch's values on."""
+        """Send a micro-batch's values to the next stage."""
 
     def receive_gradients(self) -> Gradients:
-        """Take their gradients, waiting for them."""
+        """Wait for their gradients."""
 
 
 class InboundLink(Closing, Protocol):
-    """The boundary before a stage, as that stage sees it."""
+    """The link before a stage, as that stage sees it."""
 
     def receive_values(self) -> Values:
-        """Take the next micro-batch's values, waiting for them."""
+        """Wait for the next micro-batch's values."""
 
     def send_gradients(self, gradients: Gradients) -> None:
-        """Hand their gradients back."""
+        """Send their gradients back."""
 
 
 @dataclass(frozen=True, slots=True)
 class Boundaries:
-    """Those at the stages of this process, by the numbers of these stages."""
+    """The links of the stages of this process, by the numbers of these stages."""
 
     before: Mapping[int, InboundLink]
     after: Mapping[int, OutboundLink]
@@ -76,7 +76,7 @@ class Boundaries:
             boundary.finish()
 
     def close(self) -> None:
-        """Let every stage that waits for another one go."""
+        """Release every stage that waits for another one."""
         for boundary in (*self.before.values(), *self.after.values()):
             boundary.close()
 
@@ -94,7 +94,7 @@ class BoundedQueue(Generic[T]):
         self._closed = False
 
     def put(self, item: T) -> None:
-        """Hand an item over, waiting for room."""
+        """Add an item; waits while the queue is full."""
         with self._changed:
             self._changed.wait_for(lambda: self._closed or len(self._items) < self._capacity)
             self._raise_if_closed()
@@ -102,7 +102,7 @@ class BoundedQueue(Generic[T]):
             self._changed.notify_all()
 
     def get(self) -> T:
-        """Take the next item, waiting for one."""
+        """Remove the next item; waits while the queue is empty."""
         with self._changed:
             self._changed.wait_for(lambda: self._closed or bool(self._items))
             self._raise_if_closed()
@@ -111,7 +111,7 @@ class BoundedQueue(Generic[T]):
             return item
 
     def close(self) -> None:
-        """Wake whoever waits; from now on `put` and `get` raise `ChannelClosed`."""
+        """Release all who wait; from now on `put` and `get` raise `ChannelClosed`."""
         with self._changed:
             self._closed = True
             self._items.clear()
@@ -123,7 +123,7 @@ class BoundedQueue(Generic[T]):
 
 
 class SlowChannel(Generic[Tensors]):
-    """A queue of tensors, which arrive as by a link that carries one item after the other."""
+    """A queue of tensors that emulates a link: it carries one item after the other."""
 
     def __init__(self, capacity: int, wire: Wire | Link) -> None:
         self._channel = BoundedQueue[tuple[float, Tensors]](capacity)
@@ -132,14 +132,14 @@ class SlowChannel(Generic[Tensors]):
         self._closed = threading.Event()
 
     def put(self, item: Tensors) -> None:
-        """Send tensors, waiting for room, but not for their arrival."""
+        """Send tensors; waits while the queue is full, but not for their arrival."""
         wire, size_bytes = self._wire, sum(x.nbytes for x in item if x is not None)
         begins_s = max(time.perf_counter(), self._busy_until_s)
         self._busy_until_s = begins_s + size_bytes / wire.bandwidth_bytes_per_s
         self._channel.put((self._busy_until_s + wire.latency_s, item))
 
     def get(self) -> Tensors:
-        """Take the next tensors when they have arrived."""
+        """Wait until the next tensors have arrived."""
         arrives_s, item = self._channel.get()
         if self._closed.wait(max(0.0, arrives_s - time.perf_counter())):
             raise ChannelClosed
@@ -152,7 +152,7 @@ class SlowChannel(Generic[Tensors]):
 
 
 class LocalLink:
-    """A boundary within this process; both stages hold the same one."""
+    """A link within this process; both stages hold the same object."""
 
     def __init__(
         self,
@@ -161,7 +161,7 @@ class LocalLink:
         there: Wire | Link | None = None,
         back: Wire | Link | None = None,
     ) -> None:
-        """Room for so many items, which go over these links if they are to be emulated."""
+        """A link with these capacities, in items; `there` and `back` are emulated, if given."""
         self._values: BoundedQueue[Values] | SlowChannel[Values] = (
             BoundedQueue(values_capacity) if there is None else SlowChannel(values_capacity, there)
         )
@@ -177,6 +177,6 @@ class LocalLink:
         """Nothing to wait for."""
 
     def close(self) -> None:
-        """Let both stages go."""
+        """Release both stages."""
         self._values.close()
         self._gradients.close()
