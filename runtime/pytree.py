@@ -7,27 +7,16 @@ import dataclasses
 from typing import Any
 
 from torch import Tensor
-from torch.utils._pytree import (
-    MappingKey,
-    TreeSpec,
-    register_pytree_node,
-    tree_flatten,
-    tree_flatten_with_path,
-    tree_leaves,
-    tree_map,
-    tree_unflatten,
-)
+from torch.utils import _pytree
 
 __all__: list[str] = [
-    "TreeSpec",
-    "flatten",
-    "flatten_with_names",
-    "tree_flatten",
-    "tree_leaves",
-    "tree_map",
-    "tree_unflatten",
-    "unflatten",
+    *("TreeSpec", "tree_flatten", "tree_leaves", "tree_map", "tree_unflatten"),
+    *("flatten", "flatten_with_names", "unflatten"),
 ]
+
+TreeSpec = _pytree.TreeSpec
+tree_flatten, tree_unflatten = _pytree.tree_flatten, _pytree.tree_unflatten
+tree_leaves, tree_map = _pytree.tree_leaves, _pytree.tree_map
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -38,12 +27,12 @@ class _Opened:
     fields: dict[str, Any]
 
 
-register_pytree_node(
+_pytree.register_pytree_node(
     _Opened,
     lambda opened: (list(opened.fields.values()), (opened.of, tuple(opened.fields))),
     lambda values, context: _Opened(context[0], dict(zip(context[1], values, strict=True))),
     flatten_with_keys_fn=lambda opened: (
-        [(MappingKey(name), value) for name, value in opened.fields.items()],
+        [(_pytree.MappingKey(name), value) for name, value in opened.fields.items()],
         (opened.of, tuple(opened.fields)),
     ),
 )
@@ -58,7 +47,7 @@ def flatten_with_names(value: Any) -> list[tuple[list[str], Any]]:
     """Each leaf with the keys, indices and fields that lead to it."""
     return [
         ([str(getattr(key, "idx", getattr(key, "key", key))) for key in path], leaf)
-        for path, leaf in tree_flatten_with_path(_open(value))[0]
+        for path, leaf in _pytree.tree_flatten_with_path(_open(value))[0]
     ]
 
 

@@ -115,7 +115,7 @@ class DistributedWorkers(Workers):
         """Tell the other processes when a stage of this one fails or hangs."""
         heartbeat = self._group.heartbeat
         if heartbeat is not None:
-            heartbeat.overdue = lambda: step.overdue(self._patience_s, heartbeat.active_s)
+            heartbeat.overdue = lambda: step.overdue(self._patience_s, heartbeat.clock.active_s)
         try:
             yield
         except StageError as error:

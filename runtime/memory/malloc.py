@@ -86,7 +86,7 @@ class _Mallinfo(ctypes.Structure):
 
     _fields_ = tuple(
         (name, ctypes.c_size_t)
-        for name in (
+        for name in [
             "arena",
             "ordblks",
             "smblks",
@@ -97,7 +97,7 @@ class _Mallinfo(ctypes.Structure):
             "uordblks",
             "free_bytes",
             "keepcost",
-        )
+        ]
     )
 
 
