@@ -5,7 +5,7 @@ import time
 from collections import deque
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Generic, Protocol, TypeVar
+from typing import Any, Generic, Protocol, TypeVar
 
 from torch import Tensor
 
@@ -26,7 +26,6 @@ T = TypeVar("T")
 
 Values = Sequence[Tensor]
 Gradients = Sequence[Tensor | None]
-Tensors = TypeVar("Tensors", bound=Sequence[Tensor | None])
 
 
 class ChannelClosed(Exception):  # noqa: N818 (no error: the step was stopped for another reason)
@@ -84,30 +83,35 @@ class Boundaries:
 class BoundedQueue(Generic[T]):
     """A queue of one sender and one receiver.
 
+    With a `wire` its items are tensors, which arrive as over a link that carries them one by one.
     `queue.Queue.shutdown` would serve, but only from Python 3.13 on.
     """
 
-    def __init__(self, capacity: int) -> None:
-        self._capacity = capacity
-        self._items: deque[T] = deque()
+    def __init__(self, capacity: int, wire: Wire | Link | None = None) -> None:
+        self._capacity, self._wire = capacity, wire
+        self._items: deque[tuple[float, T]] = deque()
         self._changed = threading.Condition()
-        self._closed = False
+        self._closed, self._busy_until_s = False, 0.0
 
     def put(self, item: T) -> None:
-        """Add an item; waits while the queue is full."""
+        """Add an item; waits while the queue is full, but not for its arrival."""
+        arrives_s = self._arrival_s(item)
         with self._changed:
             self._changed.wait_for(lambda: self._closed or len(self._items) < self._capacity)
             self._raise_if_closed()
-            self._items.append(item)
+            self._items.append((arrives_s, item))
             self._changed.notify_all()
 
     def get(self) -> T:
-        """Remove the next item; waits while the queue is empty."""
+        """Remove the next item; waits until it has arrived."""
         with self._changed:
             self._changed.wait_for(lambda: self._closed or bool(self._items))
             self._raise_if_closed()
-            item = self._items.popleft()
+            arrives_s, item = self._items.popleft()
             self._changed.notify_all()
+            if (late_s := arrives_s - time.perf_counter()) > 0:
+                self._changed.wait_for(lambda: self._closed, late_s)
+                self._raise_if_closed()
             return item
 
     def close(self) -> None:
@@ -117,38 +121,17 @@ class BoundedQueue(Generic[T]):
             self._items.clear()
             self._changed.notify_all()
 
+    def _arrival_s(self, item: Any) -> float:
+        if self._wire is None:
+            return 0.0
+        size_bytes = sum(x.nbytes for x in item if x is not None)
+        begins_s = max(time.perf_counter(), self._busy_until_s)
+        self._busy_until_s = begins_s + size_bytes / self._wire.bandwidth_bytes_per_s
+        return self._busy_until_s + self._wire.latency_s
+
     def _raise_if_closed(self) -> None:
         if self._closed:
             raise ChannelClosed
-
-
-class SlowChannel(Generic[Tensors]):
-    """A queue of tensors that emulates a link: it carries one item after the other."""
-
-    def __init__(self, capacity: int, wire: Wire | Link) -> None:
-        self._channel = BoundedQueue[tuple[float, Tensors]](capacity)
-        self._wire = wire
-        self._busy_until_s = 0.0
-        self._closed = threading.Event()
-
-    def put(self, item: Tensors) -> None:
-        """Send tensors; waits while the queue is full, but not for their arrival."""
-        wire, size_bytes = self._wire, sum(x.nbytes for x in item if x is not None)
-        begins_s = max(time.perf_counter(), self._busy_until_s)
-        self._busy_until_s = begins_s + size_bytes / wire.bandwidth_bytes_per_s
-        self._channel.put((self._busy_until_s + wire.latency_s, item))
-
-    def get(self) -> Tensors:
-        """Wait until the next tensors have arrived."""
-        arrives_s, item = self._channel.get()
-        if self._closed.wait(max(0.0, arrives_s - time.perf_counter())):
-            raise ChannelClosed
-        return item
-
-    def close(self) -> None:
-        """As `BoundedQueue.close`."""
-        self._closed.set()
-        self._channel.close()
 
 
 class LocalLink:
@@ -162,14 +145,8 @@ class LocalLink:
         back: Wire | Link | None = None,
     ) -> None:
         """A link with these capacities, in items; `there` and `back` are emulated, if given."""
-        self._values: BoundedQueue[Values] | SlowChannel[Values] = (
-            BoundedQueue(values_capacity) if there is None else SlowChannel(values_capacity, there)
-        )
-        self._gradients: BoundedQueue[Gradients] | SlowChannel[Gradients] = (
-            BoundedQueue(gradients_capacity)
-            if back is None
-            else SlowChannel(gradients_capacity, back)
-        )
+        self._values = BoundedQueue[Values](values_capacity, there)
+        self._gradients = BoundedQueue[Gradients](gradients_capacity, back)
         self.send_values, self.receive_values = self._values.put, self._values.get
         self.send_gradients, self.receive_gradients = self._gradients.put, self._gradients.get
 
