@@ -7,7 +7,7 @@ from typing import Protocol
 from skyfx.devices.inventory import DeviceInventory, is_cpu
 from skyfx.devices.local_links import with_links
 from skyfx.devices.resolve import DeviceList, given_cluster, resolve
-from skyfx.measurement.distributed import measured_together
+from skyfx.measurement.distributed import measure_distributed
 from skyfx.measurement.measure import Progress, measure
 from skyfx.runtime.device import LocalDevice
 from skyfx.runtime.distributed.process_group import ProcessGroup
@@ -133,7 +133,7 @@ class DistributedEnvironment:
         }
 
     def measure(self, captured: Capture, progress: Progress | None) -> tuple[Graph, Cluster]:
-        return measured_together(captured, self.inventory, self.cluster, progress=progress)
+        return measure_distributed(captured, self.inventory, self.cluster, progress=progress)
 
     def plan_together(self, make: Callable[[], Plan]) -> Plan:
         text = self.group.broadcast_from_first(lambda: files.encode(make()).decode())
