@@ -11,10 +11,8 @@ from skyfx.runtime.checkpoint.checkpoints import Checkpoints
 from skyfx.runtime.checkpoint.snapshot import Scheduler
 from skyfx.runtime.distributed.process_group import ProcessGroup
 from skyfx.runtime.execution.microbatch import Batch
-from skyfx.runtime.execution.runner import Rebalance, Runner, StepTimes
-from skyfx.runtime.execution.split_cache import Splitter
+from skyfx.runtime.execution.runner import Deployment, Rebalancer, Runner, StepTimes
 from skyfx.runtime.execution.step import LossHead, returned_loss
-from skyfx.runtime.execution.workers import Workers
 from skyfx.runtime.profile import Profile, measured
 from skyfx.solver.core.plan import Plan
 from skyfx.solver.errors import SkyfxError
@@ -32,18 +30,22 @@ class Pipeline:
     def __init__(
         self,
         model: nn.Module,
-        plan: Plan,
-        workers: Workers,
-        splitter: Splitter,
-        microbatch: Batch,
-        rebalance: Rebalance | None = None,
+        deployment: Deployment,
+        rebalancer: Rebalancer | None = None,
         closing: Callable[[], None] | None = None,
     ) -> None:
-        """Split the model for `microbatch`, which it was planned for; `close` calls `closing`."""
+        """Run a model that has been split.
+
+        Args:
+            model: its parameters are where the plan has them.
+            deployment: the plan, its workers and stages.
+            rebalancer: finds another plan when devices become slower.
+            closing: called by `close`.
+        """
         self._model = model
-        self._runner = Runner(model, plan, workers, splitter, microbatch)
-        self._microbatch_size = microbatch.batch_size
-        self._rebalance = rebalance
+        self._runner = Runner(model, deployment)
+        self._microbatch_size = deployment.microbatch.batch_size
+        self._rebalancer = rebalancer
         self._closing = [] if closing is None else [closing]
 
     @property
@@ -262,15 +264,14 @@ class Pipeline:
             ValueError: the pipeline was made from a plan, so that nothing was measured here, or a
                 parameter has a gradient.
         """
-        if self._rebalance is None:
+        if self._rebalancer is None:
             raise ValueError(
                 "this pipeline was made from a plan: without what it was planned from it cannot be "
                 "planned anew. Partition without plan="
             )
         if any(x.grad is not None for x in self._model.parameters()):
             raise ValueError("parameters have gradients: rebalance after optimizer.zero_grad()")
-        ask = self._rebalance
-        return self._runner.change(lambda plan, took: ask(plan, took, optimizers, above, steps))
+        return self._runner.rebalance(self._rebalancer, optimizers, above, steps)
 
     def close(self) -> None:
         """End the workers. The model keeps its parameters, on the devices where they are."""

@@ -1,18 +1,18 @@
-"""What runs a plan: workers, and the model split for whatever comes."""
+"""Runs one step after another by a plan, which may be replaced between two steps."""
 
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
-import torch
 from torch import Tensor, nn
+from torch.optim import Optimizer
 
 from skyfx.runtime.execution.microbatch import Batch
-from skyfx.runtime.execution.split_cache import SplitCache, Splitter
+from skyfx.runtime.execution.split_cache import SplitCache, SplitFn
 from skyfx.runtime.execution.stage import Stage
 from skyfx.runtime.execution.step import LossHead, StagedModel, Step, autocast_here
 from skyfx.runtime.execution.workers import RunningStep, StepResult, Workers
@@ -21,7 +21,7 @@ from skyfx.solver.core.plan import Plan
 from skyfx.solver.core.timeline import CompletedAction
 from skyfx.solver.errors import StageError, WorkerLostError
 
-__all__: list[str] = ["Rebalance", "Replan", "Runner", "StepTimes"]
+__all__: list[str] = ["Deployment", "Rebalancer", "Runner", "StepTimes"]
 
 UNDER_WAY = 2
 """Batches of a stream that are in the pipeline at once."""
@@ -44,40 +44,54 @@ class StepTimes:
         return tuple(map(sum, zip(self.forward_s, self.backward_s, strict=True)))
 
 
-class Replan(NamedTuple):
-    """What a pipeline goes on with under another plan; `settle` is called when it has moved."""
-
-    plan: Plan
-    workers: Workers
-    splitter: Splitter
-    microbatch: Batch
-    settle: Callable[[], None]
-
-
-Rebalance = Callable[[Plan, StepTimes, Sequence[torch.optim.Optimizer], float, int], Replan | None]
-"""Another plan, if the present one does not fit any more; see `skyfx.orchestration.rebalancing`."""
-
-
-class Runner:
-    """Runs one step after another by a plan, which may be changed in between.
+class Deployment(NamedTuple):
+    """A plan, and all that is needed to run it.
 
     Attributes:
         plan: stages, predicted times, bound and gap.
-        workers: who runs its stages.
-        measured: what the last step took, None before the first one.
+        workers: run the stages.
+        split: splits the model for other micro-batches and modes.
+        microbatch: a micro-batch as the plan is for.
+        staged: the model split for it.
     """
 
-    def __init__(
-        self, model: nn.Module, plan: Plan, workers: Workers, splitter: Splitter, microbatch: Batch
-    ) -> None:
-        """Split the model for `microbatch`, which it was planned for."""
-        self.plan, self.workers = plan, workers
-        self.measured: StepTimes | None = None
+    plan: Plan
+    workers: Workers
+    split: SplitFn
+    microbatch: Batch
+    staged: StagedModel
+
+
+class Rebalancer(Protocol):
+    """Finds another plan when the present one no longer fits, and moves the model to it."""
+
+    def replan(self, plan: Plan, measured: StepTimes, above: float, steps: int) -> Plan | None:
+        """Another plan, or None to stay with the present one; see `Pipeline.rebalance`."""
+
+    def migrate(self, plan: Plan, optimizers: Sequence[Optimizer]) -> Deployment:
+        """Move parameters and optimizer state to where this plan has them."""
+
+
+class Runner:
+    """Runs one step after another by a plan.
+
+    Attributes:
+        plan: stages, predicted times, bound and gap.
+        workers: run its stages.
+        measured: the times of the last step, None before the first one.
+    """
+
+    plan: Plan
+    workers: Workers
+    measured: StepTimes | None
+    _ran: Sequence[StagedModel]
+
+    def __init__(self, model: nn.Module, deployment: Deployment) -> None:
+        """Run this model."""
         self._model = model
         self._calling = threading.Lock()
-        self._ran: Sequence[StagedModel] = ()
         self._is_closed, self._is_streaming = False, False
-        self._split(splitter, microbatch)
+        self._deploy(deployment)
 
     def infer(self, parts: list[Batch]) -> Any:
         """What the model returns for the whole batch, from its micro-batches; raises as `train`."""
@@ -178,16 +192,18 @@ class Runner:
         )
         return tuple(sorted(moved, key=lambda done: done.ended_s))
 
-    def change(self, ask: Callable[[Plan, StepTimes], Replan | None]) -> bool:
-        """Go on with another plan, if this gives one; whether it did."""
+    def rebalance(
+        self, rebalancer: Rebalancer, optimizers: Sequence[Optimizer], above: float, steps: int
+    ) -> bool:
+        """Go on with another plan if there is a better one; returns whether there was."""
         with self._turn():
-            made = None if self.measured is None else ask(self.plan, self.measured)
-            if made is None:
+            if self.measured is None:
+                return False
+            plan = rebalancer.replan(self.plan, self.measured, above, steps)
+            if plan is None:
                 return False
             self.workers.close()
-            self.plan, self.workers, self.measured = made.plan, made.workers, None
-            self._split(made.splitter, made.microbatch)
-            made.settle()
+            self._deploy(rebalancer.migrate(plan, optimizers))
             return True
 
     def close(self) -> None:
@@ -197,10 +213,12 @@ class Runner:
             self._is_closed = True
             self.workers.close()
 
-    def _split(self, splitter: Splitter, microbatch: Batch) -> None:
-        self._splits = SplitCache(self._model, splitter)
+    def _deploy(self, deployment: Deployment) -> None:
+        self.plan, self.workers, self.measured = deployment.plan, deployment.workers, None
         self._ran = ()
-        self._splits.of([microbatch], training=self.plan.assumptions.training)
+        self._splits = SplitCache(self._model, deployment.split)
+        training = self.plan.assumptions.training
+        self._splits.put(deployment.microbatch, deployment.staged, training=training)
 
     def _draws(self, splits: Sequence[StagedModel]) -> step_streams.Draws | None:
         """Where the random nodes of a step start to draw, if there are any in the whole model."""
