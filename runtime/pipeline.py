@@ -231,7 +231,7 @@ class Pipeline:
         Returns:
             What saves and loads; closing the pipeline waits for what is being saved.
         """
-        self._runner.workers.refuse_own()
+        self._runner.workers.refuse_reentry()
         made = Checkpoints(
             self._model,
             folder,

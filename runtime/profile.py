@@ -8,7 +8,7 @@ from statistics import median
 from torch import nn
 
 from skyfx.runtime.execution.runner import StepTimes
-from skyfx.runtime.execution.state_guard import undisturbed
+from skyfx.runtime.rng.generator_state import preserve_model
 from skyfx.solver.core import files
 from skyfx.solver.core.chrome_trace import chrome_trace
 from skyfx.solver.core.plan import Plan
@@ -99,7 +99,7 @@ def measured(model: nn.Module, step: Callable[[], StepTimes | None], steps: int)
     """What so many steps take, after one to warm up; leaves the model as it was."""
     gradients = [(parameter, parameter.grad) for parameter in model.parameters()]
     took = []
-    with undisturbed(model):
+    with preserve_model(model):
         try:
             for _ in range(1 + steps):
                 for parameter, _ in gradients:

@@ -16,7 +16,7 @@ from torch import Tensor
 from skyfx.runtime.checkpoint.layout import Entry, form_of
 from skyfx.runtime.checkpoint.snapshot import Training
 from skyfx.runtime.checkpoint.state_codec import decode
-from skyfx.runtime.rng.generator_state import set_generators
+from skyfx.runtime.rng.generator_state import set_generator_states
 from skyfx.solver.errors import CheckpointError
 
 __all__: list[str] = ["Restoring"]
@@ -95,7 +95,7 @@ class Restoring:
             optimizer.state.update(self._state)
         if scheduler is not None:
             scheduler.load_state_dict(scheduler.state_dict() | self._scheduler)
-        set_generators(self._generators)
+        set_generator_states(self._generators)
 
     def _check_model(self) -> None:
         """Refuse another model's."""

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from skyfx.runtime.checkpoint.state_codec import encode
-from skyfx.runtime.rng.generator_state import generators
+from skyfx.runtime.rng.generator_state import generator_states
 from skyfx.solver.errors import CheckpointError
 
 __all__: list[str] = ["Scheduler", "Snapshot", "Training", "merged"]
@@ -113,7 +113,7 @@ class Snapshot:
             "tied": tied,
             "optimizer": made._optimizer(training, common),
             "scheduler": _scheduler(training.scheduler, common),
-            "random": encode(generators(), f"random/{rank}", made.state),
+            "random": encode(generator_states(), f"random/{rank}", made.state),
             "extra": encode(dict(extra), "extra", common),
         }
         made.model = _on_cpu(made.model, copied=copied)

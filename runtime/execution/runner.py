@@ -24,7 +24,7 @@ from skyfx.solver.errors import StageError, WorkerLostError
 __all__: list[str] = ["Deployment", "Rebalancer", "Runner", "StepTimes"]
 
 UNDER_WAY = 2
-"""Batches of a stream that are in the pipeline at once."""
+"""Batches of a stream that are in the pipeline at the same time."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,8 +94,8 @@ class Runner:
         self._deploy(deployment)
 
     def infer(self, parts: list[Batch]) -> Any:
-        """What the model returns for the whole batch, from its micro-batches; raises as `train`."""
-        return _gathered(*self._run(parts, None))
+        """The return value for the whole batch, from its micro-batches; raises as `train`."""
+        return _gather(*self._run(parts, None))
 
     def train(self, parts: list[Batch], head: LossHead) -> Tensor:
         """The loss of the whole batch, after forward and backward of all its micro-batches.
@@ -104,14 +104,14 @@ class Runner:
             StageError: a stage failed.
             WorkerLostError: another process is gone.
         """
-        _, outcome = self._run(parts, head)
-        assert outcome.loss is not None
-        return outcome.loss
+        _, result = self._run(parts, head)
+        assert result.loss is not None
+        return result.loss
 
     def stream(self, batches: Iterable[list[Batch]]) -> Iterator[Any]:
-        """Infer one batch after another, of which the next has begun when one ends.
+        """Infer one batch after another; the next one begins before one ends.
 
-        Between two batches the stages do not run empty; `UNDER_WAY` of them are in memory.
+        So the stages do not idle between two batches. `UNDER_WAY` batches are in memory.
         """
         under_way: deque[tuple[Step, RunningStep]] = deque()
         with self._turn():
@@ -126,7 +126,9 @@ class Runner:
                     yield self._ended(under_way)
             finally:
                 self._is_streaming = False
-                with suppress(StageError, WorkerLostError):  # known, or of what nobody asks for
+                with suppress(
+                    StageError, WorkerLostError
+                ):  # raised already, or of a batch that nobody asks for
                     while under_way:
                         step, started = under_way.popleft()
                         self.workers.finish(step, started)
@@ -137,25 +139,23 @@ class Runner:
             self._ran = step.splits
             began = time.perf_counter()
             self.workers.finish(step, self.workers.start(step))
-            outcome = self.workers.outcome(step)
-            busy = [outcome.busy_s[k] for k in sorted(outcome.busy_s)]
+            result = self.workers.result(step)
+            busy = [result.busy_s[k] for k in sorted(result.busy_s)]
             forward_s, backward_s = zip(*busy, strict=True)
             self.measured = StepTimes(time.perf_counter() - began, forward_s, backward_s)
-        return step, outcome
+        return step, result
 
     def _ended(self, under_way: deque[tuple[Step, RunningStep]]) -> Any:
         step, started = under_way.popleft()
         self.workers.finish(step, started)
-        return _gathered(step, self.workers.outcome(step))
+        return _gather(step, self.workers.result(step))
 
     @contextmanager
     def _turn(self) -> Iterator[None]:
-        """Calls from several threads take turns; a stream has its turn until it ends."""
-        self.workers.refuse_own()
+        """Let calls from several threads take turns; a stream keeps its turn until it ends."""
+        self.workers.refuse_reentry()
         if self._is_streaming:
-            raise RuntimeError(
-                "a stream of this pipeline is under way: take all that it gives, or close() it"
-            )
+            raise RuntimeError("a stream of this pipeline is under way: exhaust it, or close() it")
         with self._calling:
             if self._is_closed:
                 raise RuntimeError("this pipeline is closed; partition the model again")
@@ -178,7 +178,7 @@ class Runner:
     def timeline(self) -> tuple[CompletedAction, ...]:
         """The actions of the last step, in seconds since its first; all processes call it.
 
-        On several hosts clocks are set to each other as well as a message to all can.
+        On several hosts the clocks agree within the time of a message to all.
         """
         with self._turn():
             spans = {
@@ -208,7 +208,7 @@ class Runner:
 
     def close(self) -> None:
         """End the workers."""
-        self.workers.refuse_own()
+        self.workers.refuse_reentry()
         with self._calling:
             self._is_closed = True
             self.workers.close()
@@ -221,21 +221,21 @@ class Runner:
         self._splits.put(deployment.microbatch, deployment.staged, training=training)
 
     def _draws(self, splits: Sequence[StagedModel]) -> step_streams.Draws | None:
-        """Where the random nodes of a step start to draw, if there are any in the whole model."""
+        """The states at which the random nodes of a step start; None if the model has none."""
         advances = [split.advances for split in splits]
         if all(one is not None and not one for one in advances):
             return None
-        return step_streams.begun(advances, self.workers.agreed)
+        return step_streams.begin_step_streams(advances, self.workers.agree)
 
 
 def _stages(splits: Sequence[StagedModel]) -> dict[int, list[Stage]]:
-    """The stages that run here, by their numbers, of each distinct split."""
+    """The stages of this process in each distinct split, by their numbers."""
     distinct = {id(split): split for split in splits}.values()
     numbers = sorted({k for split in distinct for k in split.stages})
     return {k: [split.stages[k] for split in distinct] for k in numbers}
 
 
-def _gathered(step: Step, outcome: StepResult) -> Any:
-    """What the model returns, from what it returned for each micro-batch."""
-    pieces = [outcome.outputs[m] for m in range(len(step.microbatches))]
+def _gather(step: Step, result: StepResult) -> Any:
+    """The return value of the whole batch, from those of its micro-batches."""
+    pieces = [result.outputs[m] for m in range(len(step.microbatches))]
     return step.splits[0].outputs.gather(pieces, [part.batch_size for part in step.microbatches])

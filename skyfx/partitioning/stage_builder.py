@@ -88,7 +88,7 @@ def stage(
 ) -> Stage:
     """Some nodes as a stage; its arguments are those of `subgraph`."""
     return Stage(
-        place=place,
+        local_device=place,
         module=subgraph(
             captured,
             part,

@@ -8,7 +8,7 @@ The files are safetensors, with the model's own names: one file, or a folder of 
 unpickled.
 """
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from os import PathLike
 from pathlib import Path
@@ -22,6 +22,7 @@ from torch.overrides import TorchFunctionMode
 from skyfx.runtime.device import LocalDevice
 from skyfx.solver.errors import PlanError
 from skyfx.tracing.tensor_binding import bare, named_tensors, rebind
+from skyfx.tracing.torch_internals import registered_as
 
 __all__: list[str] = ["Weights", "empty_weights", "place_tensors"]
 
@@ -48,19 +49,13 @@ def empty_weights() -> Iterator[None]:
     Unlike on torch's meta device, what a model computes for its buffers, such as the frequencies of
     rotary embeddings, is there: no file has it.
     """
-    register: Callable[..., None] = nn.Module.register_parameter
 
-    def register_empty(module: nn.Module, name: str, parameter: nn.Parameter | None) -> None:
-        if parameter is not None and not parameter.is_meta:
-            parameter = nn.Parameter(parameter.detach().to("meta"), parameter.requires_grad)
-        register(module, name, parameter)
+    def without_values(parameter: nn.Parameter) -> nn.Parameter:
+        values = parameter.detach().to("meta")
+        return parameter if parameter.is_meta else nn.Parameter(values, parameter.requires_grad)
 
-    nn.Module.register_parameter = register_empty  # type: ignore[method-assign, assignment]
-    try:
-        with _Empty():
-            yield
-    finally:
-        nn.Module.register_parameter = register  # type: ignore[method-assign]
+    with registered_as(without_values), _Empty():
+        yield
 
 
 class Weights:

@@ -23,6 +23,7 @@ from torch import Tensor, fx
 
 from skyfx.runtime import pytree
 from skyfx.tracing.leaf_calls import leaf_of
+from skyfx.tracing.torch_internals import schema_of, storage_id
 
 __all__: list[str] = ["colocation", "regions", "written_by"]
 
@@ -62,7 +63,7 @@ def _storages(node: fx.Node) -> Iterator[Hashable]:
     """The storages of the node's value, as torch.export's fake tensors share them."""
     for leaf in pytree.tree_leaves(node.meta.get("val")):
         if isinstance(leaf, Tensor):
-            yield leaf.untyped_storage()._cdata
+            yield storage_id(leaf)
 
 
 def _written(node: fx.Node) -> Iterator[fx.Node]:
@@ -71,7 +72,7 @@ def _written(node: fx.Node) -> Iterator[fx.Node]:
         yield from (node.args[i] for i in leaf.writes)  # type: ignore[misc]
     if node.op != "call_function":
         return
-    schema = getattr(node.target, "_schema", None)
+    schema = schema_of(node)
     if schema is None:  # a region of the model's code, such as `with torch.no_grad()`
         if any(_is_writer(inner) for region in regions(node) for inner in region.graph.nodes):
             yield from node.all_input_nodes

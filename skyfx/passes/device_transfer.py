@@ -9,6 +9,7 @@ from torch import fx
 
 from skyfx.runtime import pytree
 from skyfx.tracing.node_names import graphs_in
+from skyfx.tracing.torch_internals import any_attribute_name
 
 __all__: list[str] = ["copy_to", "with_device"]
 
@@ -18,12 +19,13 @@ def copy_to(module: fx.GraphModule, device: torch.device) -> fx.GraphModule:
     tensors = (*module.parameters(), *module.buffers())
     if {x.device for x in tensors} | set(_devices_in(module)) <= {device}:
         return module
-    moved = copy.deepcopy(module).to(device)
-    for region in graphs_in(moved):
-        for node in region.graph.nodes:
-            node.args = with_device(node.args, device)
-            node.kwargs = with_device(node.kwargs, device)
-        region.recompile()
+    with any_attribute_name():
+        moved = copy.deepcopy(module).to(device)
+        for part in graphs_in(moved):
+            for node in part.graph.nodes:
+                node.args = with_device(node.args, device)
+                node.kwargs = with_device(node.kwargs, device)
+            part.recompile()
     return moved
 
 
@@ -36,8 +38,8 @@ def with_device(arguments: Any, device: torch.device) -> Any:
 
 def _devices_in(module: fx.GraphModule) -> Iterator[torch.device]:
     """The devices that its operators name."""
-    for region in graphs_in(module):
-        for node in region.graph.nodes:
+    for part in graphs_in(module):
+        for node in part.graph.nodes:
             for leaf in pytree.tree_leaves((node.args, node.kwargs)):
                 if isinstance(leaf, torch.device):
                     yield leaf

@@ -27,6 +27,7 @@ from skyfx.runtime.rng.mt19937 import advance, distance
 from skyfx.runtime.rng.step_streams import Advance, Advances
 from skyfx.tracing.capture import Capture
 from skyfx.tracing.leaf_calls import leaf_of
+from skyfx.tracing.torch_internals import schema_of
 
 __all__: list[str] = ["advances", "is_random"]
 
@@ -47,7 +48,7 @@ def is_random(node: fx.Node) -> bool:
         return leaf.is_random
     if node.op != "call_function":
         return False
-    schema = getattr(node.target, "_schema", None)
+    schema = schema_of(node)
     if schema is None:
         return any(is_random(inner) for region in regions(node) for inner in region.graph.nodes)
     if torch.Tag.nondeterministic_seeded not in getattr(node.target, "tags", ()):
@@ -95,7 +96,7 @@ def _goes_by_shapes(node: fx.Node) -> bool:
     """Whether shapes, dtypes and constants tell how far the node takes the generator."""
     if leaf_of(node):
         return False
-    schema = getattr(node.target, "_schema", None)
+    schema = schema_of(node)
     if schema is None:  # a region that is run once, such as the body of a `with torch.no_grad()`
         inner = [x for region in regions(node) for x in region.graph.nodes if is_random(x)]
         return str(node.target).startswith("wrap_with_") and all(map(_goes_by_shapes, inner))

@@ -9,6 +9,7 @@ from torch import Tensor, fx
 from skyfx.passes.device_transfer import copy_to, with_device
 from skyfx.tracing.capture import Capture
 from skyfx.tracing.tensor_binding import moved
+from skyfx.tracing.torch_internals import any_attribute_name
 
 __all__: list[str] = ["subgraph"]
 
@@ -66,4 +67,5 @@ def subgraph(
         else:
             copied(node)
     graph.output(tuple(env[node] for node in sent))
-    return fx.GraphModule(attributes, graph, class_name=f"{captured.name}Stage")
+    with any_attribute_name():
+        return fx.GraphModule(attributes, graph, class_name=f"{captured.name}Stage")

@@ -18,6 +18,7 @@ from skyfx.tracing.exporter import trace
 from skyfx.tracing.model_code import is_library_file
 from skyfx.tracing.node_names import input_names, is_tensor_attribute, node_ids
 from skyfx.tracing.tensor_binding import moved, rebind
+from skyfx.tracing.torch_internals import quiet_tracing
 
 __all__: list[str] = ["Capture", "capture", "dummy_inputs"]
 
@@ -86,6 +87,7 @@ def capture(model: nn.Module, inputs: Any = None, *, training: bool = True) -> C
     # Gradients are on in eval mode too: without them some modules take another, fused path.
     with (
         _capturing,
+        quiet_tracing(),
         _mode(model, training=training),
         _on_one_device(model) as real,
         torch.inference_mode(False),

@@ -16,31 +16,16 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch._subclasses.fake_tensor import (
-    DataDependentOutputException,
-    DynamicOutputShapeException,
-    FakeTensor,
-)
-from torch.fx.experimental.symbolic_shapes import GuardOnDataDependentSymNode
-from torch.overrides import TorchFunctionMode, handle_torch_function
+from torch.overrides import TorchFunctionMode
 
 from skyfx.runtime import pytree
 from skyfx.solver.errors import CaptureError
 from skyfx.tracing.model_code import is_library_file
+from skyfx.tracing.torch_internals import UNKNOWN_VALUE_ERRORS
 
 __all__: list[str] = ["DependsOnValuesError", "NoDataDependence", "OpSite", "OpSiteOverride"]
 
 _SYMBOLIC = (torch.SymInt, torch.SymFloat, torch.SymBool)
-
-_UNKNOWN = (
-    GuardOnDataDependentSymNode,
-    DataDependentOutputException,
-    DynamicOutputShapeException,
-)
-"""What torch raises where it would have to know a value."""
-
-_fake: Any = FakeTensor
-_own_tolist = FakeTensor.tolist
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,19 +68,10 @@ class NoDataDependence(TorchFunctionMode):
         DependsOnValuesError: one has.
     """
 
-    def __enter__(self) -> Any:
-        # Fake tensors make their lists without asking a mode, number by number.
-        _fake.tolist = _tolist
-        return super().__enter__()  # type: ignore[no-untyped-call]
-
-    def __exit__(self, *error: object) -> None:
-        super().__exit__(*error)  # type: ignore[no-untyped-call]
-        _fake.tolist = _own_tolist
-
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         try:
             returned = func(*args, **(kwargs or {}))
-        except _UNKNOWN as error:
+        except UNKNOWN_VALUE_ERRORS as error:
             raise DependsOnValuesError(OpSite.calling(func)) from error
         except RuntimeError as error:
             if func is not Tensor.tolist:
@@ -106,10 +82,6 @@ class NoDataDependence(TorchFunctionMode):
             if any(isinstance(size, _SYMBOLIC) for size in sizes):
                 raise DependsOnValuesError(OpSite.calling(func))
         return returned
-
-
-def _tolist(tensor: Tensor) -> Any:
-    return handle_torch_function(Tensor.tolist, (tensor,), tensor)
 
 
 class OpSiteOverride(TorchFunctionMode):

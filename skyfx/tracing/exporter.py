@@ -8,9 +8,8 @@ further). What torch.export cannot follow stays whole (see `whole`).
 
 import inspect
 import itertools
-import logging
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager, nullcontext, suppress
+from collections.abc import Callable, Mapping
+from contextlib import nullcontext, suppress
 from functools import partial
 from types import MappingProxyType
 
@@ -18,15 +17,15 @@ import torch
 from torch import Tensor, fx, nn
 
 from skyfx.runtime.execution.microbatch import Batch, OutputSpec
-from skyfx.runtime.execution.state_guard import undisturbed
 from skyfx.runtime.pytree import unflatten
+from skyfx.runtime.rng.generator_state import preserve_model
 from skyfx.solver.errors import CaptureError
 from skyfx.tracing import side_effects
 from skyfx.tracing.data_dependence import NoDataDependence
-from skyfx.tracing.export_flags import export_flags
 from skyfx.tracing.leaf_calls import put_leaves
 from skyfx.tracing.leaf_selection import CalledOtherwiseError, LeafSelection
 from skyfx.tracing.node_names import ADAPTED, graphs_in
+from skyfx.tracing.torch_internals import any_attribute_name, export_flags, interceptable_lists
 
 __all__: list[str] = ["has_cache", "trace"]
 
@@ -76,7 +75,7 @@ def _check_runs(model: nn.Module, adapter: "_TensorsOnly") -> None:
         Exception: its own, if it does not run on these inputs at all.
     """
     try:
-        with undisturbed(model), side_effects.numbers_kept(model):
+        with preserve_model(model), side_effects.numbers_kept(model):
             adapter(*adapter.tensors)
     except _ForwardFailedError as failed:
         if not isinstance(failed.__cause__, CaptureError):
@@ -89,7 +88,7 @@ def _keep_whole(model: nn.Module, adapter: Adapter, whole: LeafSelection, error:
     """Keep one more place whole, because of this error; False where that cannot be."""
     while whole.add(error):
         try:
-            with undisturbed(model), side_effects.numbers_kept(model):
+            with preserve_model(model), side_effects.numbers_kept(model):
                 whole.see(partial(adapter(), *adapter().tensors))
         except _ForwardFailedError as failed:
             error = _cause(failed)
@@ -110,7 +109,7 @@ def _export(
     """
     once, again = adapter(), adapter()
     with (
-        _untold(),
+        any_attribute_name(),
         side_effects.refuse_foreign_rng(),
         side_effects.refuse_vmap(),
         side_effects.refuse_custom_autograd() if training else nullcontext(),
@@ -124,22 +123,11 @@ def _export(
             with suppress(Exception), whole.standing_in():
                 torch.export.export(again, again.tensors, strict=False)
             side_effects.check_numbers(changed, again.returned.changed)
-    module = program.module(check_guards=False)
-    assert isinstance(module, fx.GraphModule)
-    put_leaves(module, whole.seen)
-    _drop_assertions(module)
+        module = program.module(check_guards=False)
+        assert isinstance(module, fx.GraphModule)
+        put_leaves(module, whole.seen)
+        _drop_assertions(module)
     return module, once.returned.form
-
-
-@contextmanager
-def _untold() -> Iterator[None]:
-    """Within it, torch does not log what it fails to trace: another attempt follows."""
-    log = logging.getLogger("torch._subclasses.fake_tensor")
-    before, log.disabled = log.disabled, True
-    try:
-        yield
-    finally:
-        log.disabled = before
 
 
 class _Returned:
@@ -201,7 +189,7 @@ class _TensorsOnly(nn.Module):
             kwargs = {"use_cache": False} | kwargs
         buffers, numbers = dict(model.named_buffers()), side_effects.numbers(model)
         try:
-            with NoDataDependence(), export_flags(exported=self._exported):
+            with interceptable_lists(), NoDataDependence(), export_flags(exported=self._exported):
                 self.returned.form, found = OutputSpec.of(model(*args, **kwargs))
         except Exception as error:
             raise _ForwardFailedError from error

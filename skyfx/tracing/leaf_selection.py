@@ -20,13 +20,13 @@ from torch.overrides import TorchFunctionMode
 
 from skyfx.runtime.execution.microbatch import CONSTANTS, OutputSpec
 from skyfx.runtime.pytree import flatten
-from skyfx.runtime.rng import generator_lending
+from skyfx.runtime.rng.generator_state import comparable_states
 from skyfx.solver.errors import CaptureError
 from skyfx.tracing.call_sites import CallSite, like, spots_in
 from skyfx.tracing.data_dependence import DependsOnValuesError, OpSite, OpSiteOverride
-from skyfx.tracing.export_flags import export_flags
 from skyfx.tracing.leaf_calls import BoundCode, RecordedCall, buffers_kept, stand_in
 from skyfx.tracing.tensor_binding import bare, named_tensors
+from skyfx.tracing.torch_internals import export_flags, num_writes
 
 __all__: list[str] = ["CalledOtherwiseError", "LeafSelection"]
 
@@ -141,8 +141,8 @@ class LeafSelection:
         module = self._module(place)
         named = {} if module is None else named_tensors(module)
         given = [x for x in leaves if isinstance(x, Tensor)]
-        versions = {id(x): x._version for x in (*given, *named.values())}
-        generators = generator_lending.states()
+        versions = {id(x): num_writes(x) for x in (*given, *named.values())}
+        generators = comparable_states()
         kept = nullcontext() if module is None else buffers_kept(module)
         with _Used(named) as used, export_flags(exported=False), kept:
             returned = own(*args, **kwargs)
@@ -165,9 +165,9 @@ class LeafSelection:
             writes=frozenset(
                 i
                 for i, x in enumerate(tensors)
-                if x._version != versions[id(x)] or _may_write(module, x)
+                if num_writes(x) != versions[id(x)] or _may_write(module, x)
             ),
-            is_random=generators != generator_lending.states(),
+            is_random=generators != comparable_states(),
         )
 
     def _module(self, place: LocalDevice) -> nn.Module | None:

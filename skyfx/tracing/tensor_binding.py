@@ -5,16 +5,17 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor, nn
 
+from skyfx.tracing.torch_internals import own_tensors
+
 __all__: list[str] = ["bare", "moved", "named_tensors", "rebind"]
 
 
 def rebind(module: nn.Module, others: Mapping[int, Tensor]) -> None:
     """Put other tensors in place of those with these `id`s, wherever the module holds them."""
-    for part in module.modules():
-        for held in (part._parameters, part._buffers):
-            for name, tensor in held.items():
-                if id(tensor) in others:
-                    held[name] = others[id(tensor)]  # type: ignore[assignment]
+    for held in own_tensors(module):
+        for name, tensor in held.items():
+            if id(tensor) in others:
+                held[name] = others[id(tensor)]
 
 
 def named_tensors(module: nn.Module, *, tied: bool = False) -> dict[str, Tensor]:

@@ -108,7 +108,7 @@ def solve_command(
 
     For example: skyfx solve bert.graph.json two.cluster.json -o bert.plan.json
     """
-    with exit_codes(verbose=verbose):
+    with exit_codes(verbose=verbose, quiet=quiet):
         _check_output(output, json=json, force=force)
         assumptions = Assumptions(
             mode=mode,
@@ -158,7 +158,7 @@ def check(
 
     For example: skyfx check bert.graph.json two.cluster.json bert.plan.json --bound
     """
-    with exit_codes(verbose=verbose):
+    with exit_codes(verbose=verbose, quiet=quiet):
         model, graph_sha256 = files.load(graph, Graph)
         devices, cluster_sha256 = files.load(cluster, Cluster)
         checked = files.read(plan, Plan)

@@ -10,14 +10,14 @@ import typer
 from rich.table import Table
 
 from skyfx.solver.analysis.cluster_changes import Change
-from skyfx.solver.analysis.plan_sources import sources
+from skyfx.solver.analysis.plan_sources import find_inputs
 from skyfx.solver.analysis.scenarios import (
     COLUMNS,
     Replan,
     Scenario,
     busy_s,
-    followed,
     scenarios,
+    simulate_plan,
     spread,
 )
 from skyfx.solver.cli.options import (
@@ -41,7 +41,7 @@ from skyfx.solver.core.plan import Plan, Schedule
 from skyfx.solver.core.timeline import Timeline
 from skyfx.solver.core.units import seconds
 
-__all__: list[str] = ["replanning", "simulate_command"]
+__all__: list[str] = ["make_replan", "simulate_command"]
 
 GAP = 0.01
 """What is planned anew is this near to the best."""
@@ -96,15 +96,15 @@ def simulate_command(
 
     For example: skyfx simulate bert.plan.json --what-if 'add gpu' --what-if 'drop b' --replan
     """
-    with exit_codes(verbose=verbose):
+    with exit_codes(verbose=verbose, quiet=quiet):
         if trace is not None:
             files.refuse_overwrite(trace, force=force)
         planned = files.read(plan, Plan)
         asked = _asked(planned, schedule, num_microbatches)
-        model, devices = sources(plan, asked, graph, cluster)
+        model, devices = find_inputs(plan, asked, graph, cluster)
         changes = [Change.of(text, model) for text in [*(what_if or ()), *_slowed(slow or ())]]
-        timeline = followed(model, devices, asked, shared=not own_links)
-        search = replanning(asked, time_limit) if replan else None
+        timeline = simulate_plan(model, devices, asked, shared=not own_links)
+        search = make_replan(asked, time_limit) if replan else None
         found = scenarios(model, devices, asked, changes, search)
         answer = _Answer(asked, timeline, list(found), as_planned=asked == planned)
         if jitter:
@@ -202,7 +202,7 @@ def _slowed(said: Sequence[str]) -> list[str]:
     return ["slow {} x{}".format(*text.partition("=")[::2]) for text in said]
 
 
-def replanning(plan: Plan, time_limit_s: float) -> Replan:
+def make_replan(plan: Plan, time_limit_s: float) -> Replan:
     """What makes the best plan for another cluster, under the assumptions of this one."""
     from skyfx.solver.planning.planner import solve  # numba, HiGHS and PuLP take half a second
 

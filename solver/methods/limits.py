@@ -13,7 +13,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from types import FrameType
 
 from numba.core import event
@@ -117,6 +117,13 @@ class Limits:
     def left_s(self) -> float:
         """Seconds until the deadline, not below zero; none are left once Ctrl-C has come."""
         return 0.0 if self.interrupt.came else max(0.0, self.deadline - time.monotonic())
+
+    def share(self, part: float) -> "Limits":
+        """The same limits with a part of the time that is left."""
+        if math.isinf(self.time_limit_s):
+            return self
+        gone_s = self.time_limit_s - self.left_s
+        return replace(self, time_limit_s=gone_s + part * self.left_s)
 
     def check(self) -> None:
         """Raise `TimeUpError` where no time is left."""

@@ -1,7 +1,7 @@
-"""What every method of search is given, and what it hands back: one shape for all of them.
+"""The input and the output of every method of search.
 
-A method is a generator. It yields an `MethodUpdate` whenever it knows more, so the time limit and
-Ctrl-C cost nothing that it has found, and the search can end it as soon as the gap is closed.
+A method is a generator. It yields a `MethodUpdate` whenever it knows more, so the time limit and
+Ctrl-C lose nothing that it has found, and the search can end it as soon as the gap is closed.
 """
 
 import math
@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 from skyfx.solver.costs.cost_model import Cost
+from skyfx.solver.methods.features import ProblemFeatures
 from skyfx.solver.methods.limits import Limits
 from skyfx.solver.problem.problem import Problem, UnitPlacement
 from skyfx.solver.problem.tolerances import OPTIMALITY_TOLERANCE
@@ -42,7 +43,7 @@ class Candidate:
 
 @dataclass(frozen=True, slots=True)
 class Bound:
-    """A proven lower bound in seconds, and the name of what proves it."""
+    """A proven lower bound in seconds, and the name of its proof."""
 
     value: float
     binding: str
@@ -50,12 +51,17 @@ class Bound:
 
 @dataclass(frozen=True, slots=True)
 class SearchState:
-    """A problem, the best plan and bound that are known, and the limits."""
+    """A problem with its properties, the best plan and bound that are known, and the limits."""
 
-    problem: Problem
+    features: ProblemFeatures
     incumbent: Candidate | None
     bound: Bound
     limits: Limits
+
+    @property
+    def problem(self) -> Problem:
+        """The problem."""
+        return self.features.problem
 
     @property
     def bottleneck_s(self) -> float:
@@ -74,7 +80,7 @@ class SearchState:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class MethodUpdate:
-    """What a method adds to what is known. Each field may say nothing."""
+    """New knowledge of a method. Each field may be empty."""
 
     stages: UnitPlacement | None = None
     bound: Bound | None = None
@@ -84,7 +90,7 @@ class MethodUpdate:
     interrupted: bool = False
     """Ctrl-C came while the method was running, and the method has ended in order."""
     remark: str = ""
-    """What the method did, or why it has nothing to add; it stands in the plan."""
+    """The work of the method, or why it has nothing to add; it stands in the plan under `says`."""
 
 
 Method = Callable[[SearchState], Iterator[MethodUpdate]]

@@ -1,12 +1,15 @@
 """The search for the best plan: one method after the other, until the gap is closed.
 
-Each starts from the best plan and bound so far: what has been found is never lost, to the
-time limit as little as to Ctrl-C.
+Each method starts from the best plan and bound so far. What has been found is never lost, neither
+to the time limit nor to Ctrl-C.
+
+`METHODS` is the one table that says which method applies to which problem. No method decides that
+for itself, and none asks another one.
 """
 
 import logging
 import math
-from collections.abc import Callable
+from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 
@@ -21,52 +24,45 @@ from skyfx.solver.methods.exact.interval_dp import interval_dp
 from skyfx.solver.methods.exact.label_dp import interval_label_dp, label_dp
 from skyfx.solver.methods.exact.level_dp import large_level_dp, level_dp
 from skyfx.solver.methods.exact.step_label_dp import interval_step_label_dp, step_label_dp
+from skyfx.solver.methods.features import ProblemFeatures
 from skyfx.solver.methods.heuristics.baselines import dynamic
 from skyfx.solver.methods.heuristics.beam_search import beam_search
 from skyfx.solver.methods.heuristics.local_search import local_search, restarted_local_search
 from skyfx.solver.methods.heuristics.order_split import order_split
-from skyfx.solver.methods.ideals.device_states import MAX_STATES, States
+from skyfx.solver.methods.ideals.device_states import MAX_STATES
 from skyfx.solver.methods.limits import Limits, TimeUpError
-from skyfx.solver.methods.method import Bound, Candidate, Method, MethodUpdate, SearchState
+from skyfx.solver.methods.method import Bound, Candidate, MethodUpdate, SearchState
 from skyfx.solver.methods.milp.milp_method import integer_program
-from skyfx.solver.problem.coarsening import coarsen, refine
-from skyfx.solver.problem.problem import Problem, UnitPlacement
+from skyfx.solver.methods.requirements import (
+    CHAIN,
+    ENOUGH_MEMORY,
+    FEW_COUNTS,
+    FEW_LEVEL_STATES,
+    FEW_STATES,
+    FREE_MOVES,
+    HOST,
+    INCUMBENT,
+    LATENCY,
+    LONG,
+    MANY_STATES,
+    MEMORY_BINDS,
+    ORDERED_DEVICES,
+    RELAY,
+    RUNS_EVERYWHERE,
+    SEVERAL_DEVICES,
+    SEVERAL_STAGES,
+    SHIFTABLE,
+    STEP,
+    THROUGHPUT,
+    UNLISTED_IDEALS,
+    Entry,
+)
+from skyfx.solver.problem import coarsening
+from skyfx.solver.problem.problem import Problem
 
-__all__: list[str] = ["Portfolio", "SearchResult"]
+__all__: list[str] = ["METHODS", "Portfolio", "SearchResult"]
 
 logger = logging.getLogger(__name__)
-
-METHODS: dict[str, Method] = {
-    "block-phase milp": block_phase_milp,
-    "interval dp": interval_dp,
-    "interval label dp": interval_label_dp,
-    "memory dual bound": memory_dual_bound,
-    "order-split": order_split,
-    "local search": local_search,
-    "level dp": level_dp,
-    "restarted local search": restarted_local_search,
-    "label dp": label_dp,
-    "level dp (large)": large_level_dp,
-    "host window dp": host_window_dp,
-    "host pair dp": host_pair_dp,
-    "interval dual bound": interval_dual_bound,
-    "beam search": beam_search,
-    "integer program": integer_program,
-}
-"""In the order in which they are tried: quick plans first, then quick proofs, then the ILP."""
-
-STEP_METHODS: dict[str, tuple[Method, float]] = {
-    "interval step dp": (interval_step_label_dp, 0.3),
-    "step label dp": (step_label_dp, 0.7),
-}
-"""What comes before them where a step is to be short, and of the time that is left how much."""
-
-THROUGHPUT, MOSTLY_THROUGHPUT = 0.4, 0.8
-"""The search for throughput that then comes gets so much of it; more where they have too many
-states of devices to look at."""
-
-COARSE = 0.4
-"""Of the time, for a long model in slices."""
 
 WORTH_SAYING_S = 1.0
 """Compiling for less than this is not worth a line."""
@@ -74,7 +70,7 @@ WORTH_SAYING_S = 1.0
 
 @dataclass(frozen=True, slots=True)
 class SearchResult:
-    """The best plan, the best bound, what each method said, and whether Ctrl-C ended the search."""
+    """The best plan, the best bound, each method's remark, and whether Ctrl-C ended the search."""
 
     incumbent: Candidate
     bound: Bound
@@ -84,23 +80,24 @@ class SearchResult:
 
 @dataclass(slots=True)
 class Portfolio:
-    """A search under way: the best plan and bound so far.
-
-    Attributes:
-        on_plan: told of each plan found.
-        coarsely: whether slices of a long model are looked at first.
-    """
+    """A search under way: the best plan and bound so far."""
 
     problem: Problem
     limits: Limits
     incumbent: Candidate | None = None
-    on_plan: Callable[[UnitPlacement], None] | None = None
-    coarsely: bool = True
+    methods: Sequence[Entry] = field(default_factory=lambda: METHODS)
     bound: Bound = field(init=False)
+    features: ProblemFeatures = field(init=False)
     remarks: dict[str, str] = field(init=False, default_factory=dict)
 
     def __post_init__(self) -> None:
         self.bound = simple_bound(self.problem)
+        self.features = ProblemFeatures(self.problem)
+
+    @property
+    def state(self) -> SearchState:
+        """What the next method is given."""
+        return SearchState(self.features, self.incumbent, self.bound, self.limits)
 
     def run(self) -> SearchResult:
         """Find the best plan.
@@ -110,114 +107,129 @@ class Portfolio:
             NoPlanError: none was found in time.
             KeyboardInterrupt: none was found before Ctrl-C.
         """
-        interrupted = False
+        interrupt = self.limits.interrupt
         try:
-            self._look_coarsely()
-            if self.problem.assumptions.objective == "step":
-                interrupted = self._look_for_steps()
-            for name, method in METHODS.items():
-                if interrupted or self._task.done or self.limits.left_s <= 0:
-                    break
-                interrupted = self._try(name, method)
+            for _ in self.updates():
+                pass
         except KeyboardInterrupt:
-            interrupted = True
-        interrupted = interrupted or self.limits.interrupt.came
+            interrupt.came = True
         if self.incumbent is None:
-            raise KeyboardInterrupt if interrupted else self._none_in_time()
-        return SearchResult(self.incumbent, self.bound, self._all_remarks(), interrupted)
+            raise KeyboardInterrupt if interrupt.came else self._none_in_time()
+        return SearchResult(self.incumbent, self.bound, self._all_remarks(), interrupt.came)
+
+    def updates(self) -> Iterator[MethodUpdate]:
+        """Run the methods of the table in turn; each update is learned, then handed on.
+
+        Raises:
+            InfeasibleError: it is proven that there is no plan.
+        """
+        for entry in self.methods:
+            if self.state.done or self.limits.left_s <= 0:
+                return
+            limits = self.limits.share(entry.budget)
+            with suppress(TimeUpError):
+                for update in entry(replace(self.state, limits=limits)):
+                    self._learn(entry.name, update)
+                    yield update
+                    if self.state.done or limits.left_s <= 0:
+                        break
+
+    def _learn(self, name: str, update: MethodUpdate) -> None:
+        if update.remark:
+            self.remarks[name] = update.remark
+            logger.info("%s: %s", name, update.remark)
+        if update.infeasible and self.incumbent is None:
+            raise InfeasibleError(update.infeasible)
+        found = Candidate.of(self.problem, update.stages, name)
+        if found is not None and (self.incumbent is None or found.value < self.incumbent.value):
+            self.incumbent = found
+        if update.bound is not None and update.bound.value > self.bound.value:
+            self.bound = update.bound
+        if update.interrupted:
+            self.limits.interrupt.came = True  # then no time is left
+        if self.limits.progress is not None:
+            value = math.inf if self.incumbent is None else self.incumbent.value
+            self.limits.progress(value, self.bound.value)
 
     def _all_remarks(self) -> tuple[str, ...]:
         if self.limits.compiled_s > WORTH_SAYING_S:
             took = f"{self.limits.compiled_s:.0f} s, once for an installation and beside the limit"
             self.remarks["compiling"] = took
-        return tuple(f"{name}: {said}" for name, said in self.remarks.items())
-
-    @property
-    def _task(self) -> SearchState:
-        return SearchState(self.problem, self.incumbent, self.bound, self.limits)
-
-    def _try(self, name: str, method: Method, part: float = 1.0) -> bool:
-        """Run one method in a part of the time; returns whether Ctrl-C ended it."""
-        limits = self._part(part)
-        with suppress(TimeUpError):
-            for answer in method(replace(self._task, limits=limits)):
-                self._learn(name, answer)
-                if answer.interrupted:
-                    return True
-                if self._task.done or limits.left_s <= 0:
-                    break
-        return False
-
-    def _part(self, part: float) -> Limits:
-        """The limits with a part of the time that is left."""
-        gone_s = self.limits.time_limit_s - self.limits.left_s
-        return replace(self.limits, time_limit_s=gone_s + part * self.limits.left_s)
-
-    def _look_coarsely(self) -> None:
-        """Hear all plans of the slices of a long model, in a part of the time."""
-        coarse = coarsen(self.problem) if self.coarsely and not self._task.done else None
-        if coarse is None:
-            return
-
-        def on_plan(stages: UnitPlacement) -> None:
-            self._learn("slices", MethodUpdate(stages=refine(self.problem, coarse, stages)))
-
-        limits = replace(self._part(COARSE), progress=None)
-        known = Candidate.of(coarse, dynamic(coarse))
-        with suppress(InfeasibleError, NoPlanError):
-            Portfolio(coarse, limits, known, on_plan=on_plan).run()
-
-    def _look_for_steps(self) -> bool:
-        """What is for steps alone; returns whether Ctrl-C ended it."""
-        for name, (method, part) in STEP_METHODS.items():
-            if self._try(name, method, part):
-                return True
-        if not self._task.done:
-            self._learn_from_throughput()
-        return False
-
-    def _learn_from_throughput(self) -> None:
-        """Hear all plans of a search for throughput, in a part of the time.
-
-        A step is mostly its bottleneck, M - 1 times, and most methods know that alone. Plans that
-        are not the best for it may have the shorter latency.
-        """
-        asked = self.problem.assumptions
-        problem = replace(self.problem, assumptions=replace(asked, objective="throughput"))
-        few = States.number(problem) <= MAX_STATES
-        limits = replace(self._part(THROUGHPUT if few else MOSTLY_THROUGHPUT), progress=None)
-        known = None if self.incumbent is None else Candidate.of(problem, self.incumbent.stages)
-
-        def on_plan(stages: UnitPlacement) -> None:
-            self._learn("throughput", MethodUpdate(stages=stages))
-
-        search = Portfolio(problem, limits, known, on_plan=on_plan, coarsely=False)
-        with suppress(NoPlanError):
-            search.run()
-        said = f"throughput of at least {search.bound.value:.4g} s a micro-batch"
-        self._learn(
-            "throughput", MethodUpdate(bound=step_bound(self.problem, search.bound), remark=said)
-        )
-
-    def _learn(self, name: str, answer: MethodUpdate) -> None:
-        if self.on_plan is not None and answer.stages is not None:
-            self.on_plan(answer.stages)
-        if answer.remark:
-            self.remarks[name] = answer.remark
-            logger.info("%s: %s", name, answer.remark)
-        if answer.infeasible and self.incumbent is None:
-            raise InfeasibleError(answer.infeasible)
-        found = Candidate.of(self.problem, answer.stages, name)
-        if found is not None and (self.incumbent is None or found.value < self.incumbent.value):
-            self.incumbent = found
-        if answer.bound is not None and answer.bound.value > self.bound.value:
-            self.bound = answer.bound
-        if self.limits.progress is not None:
-            value = math.inf if self.incumbent is None else self.incumbent.value
-            self.limits.progress(value, self.bound.value)
+        return tuple(f"{name}: {remark}" for name, remark in self.remarks.items())
 
     def _none_in_time(self) -> NoPlanError:
         return NoPlanError(
             f"no plan was found in {self.limits.time_limit_s:g} s, though one may exist; "
             "raise the time limit"
         )
+
+
+def coarse_search(search: SearchState) -> Iterator[MethodUpdate]:
+    """Find plans of a long model in slices."""
+    coarse = coarsening.coarsen(search.problem)
+    limits, known = replace(search.limits, progress=None), Candidate.of(coarse, dynamic(coarse))
+    with suppress(InfeasibleError):  # of the slices alone
+        for update in Portfolio(coarse, limits, known).updates():
+            if update.stages is not None:
+                stages = coarsening.refine(search.problem, coarse, update.stages)
+                yield MethodUpdate(stages=stages)
+
+
+def throughput_search(search: SearchState) -> Iterator[MethodUpdate]:
+    """Find plans for throughput, and bound the step by their bottleneck.
+
+    A step is mostly its bottleneck, M - 1 times, and most methods know that alone. Plans that are
+    not the best for it may have the shorter latency.
+    """
+    asked = search.problem.assumptions
+    problem = replace(search.problem, assumptions=replace(asked, objective="throughput"))
+    # More time where no method for steps could be tried; some is left to learn the bound.
+    part = 0.4 if search.features.num_states <= MAX_STATES else 0.8
+    limits = replace(search.limits.share(part), progress=None)
+    known = search.incumbent and Candidate.of(problem, search.incumbent.stages)
+    methods = [entry for entry in METHODS if entry.run is not coarse_search]
+    nested = Portfolio(problem, limits, known, methods)
+    for update in nested.updates():
+        if update.stages is not None:
+            yield MethodUpdate(stages=update.stages)
+    yield MethodUpdate(
+        bound=step_bound(search.problem, nested.bound),
+        remark=f"throughput of at least {nested.bound.value:.4g} s a micro-batch",
+    )
+
+
+METHODS: tuple[Entry, ...] = (
+    Entry("slices", coarse_search, (LONG,), budget=0.4),
+    Entry(
+        "interval step dp",
+        interval_step_label_dp,
+        (STEP, RELAY, FEW_STATES, INCUMBENT),
+        budget=0.3,
+    ),
+    Entry("step label dp", step_label_dp, (STEP, RELAY, FEW_STATES, INCUMBENT), budget=0.7),
+    Entry("throughput", throughput_search, (STEP,)),
+    Entry(
+        "block-phase milp",
+        block_phase_milp,
+        (THROUGHPUT, ENOUGH_MEMORY, FREE_MOVES, CHAIN, RUNS_EVERYWHERE),
+    ),
+    Entry("interval dp", interval_dp, (ORDERED_DEVICES,)),
+    Entry("interval label dp", interval_label_dp, (RELAY, FEW_STATES)),
+    Entry("memory dual bound", memory_dual_bound, (LATENCY, MEMORY_BINDS)),
+    Entry("order-split", order_split, (RELAY, MANY_STATES)),
+    Entry("local search", local_search, (RELAY, THROUGHPUT, SEVERAL_STAGES, SHIFTABLE)),
+    Entry("level dp", level_dp, (RELAY, THROUGHPUT, FEW_LEVEL_STATES, INCUMBENT)),
+    Entry(
+        "restarted local search",
+        restarted_local_search,
+        (RELAY, THROUGHPUT, SEVERAL_STAGES, SHIFTABLE, UNLISTED_IDEALS),
+    ),
+    Entry("label dp", label_dp, (RELAY, FEW_STATES)),
+    Entry("level dp (large)", large_level_dp, (RELAY, THROUGHPUT, FEW_LEVEL_STATES, INCUMBENT)),
+    Entry("host window dp", host_window_dp, (HOST, THROUGHPUT, FEW_COUNTS)),
+    Entry("host pair dp", host_pair_dp, (HOST, FEW_STATES)),
+    Entry("interval dual bound", interval_dual_bound, (RELAY, THROUGHPUT, CHAIN)),
+    Entry("beam search", beam_search, (RELAY, SEVERAL_DEVICES)),
+    Entry("integer program", integer_program),
+)
+"""In the order in which they are tried: quick plans first, then quick proofs, then the ILP."""

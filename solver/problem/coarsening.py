@@ -22,10 +22,8 @@ MAX_UNITS = 1000
 SLICES = 640
 
 
-def coarsen(problem: Problem) -> Problem | None:
-    """The problem with slices for units; None where there are few enough units."""
-    if problem.num_units <= MAX_UNITS:
-        return None
+def coarsen(problem: Problem) -> Problem:
+    """The problem with slices for units."""
     order = depth_first_extension(problem)
     label: dict[int, str] = {}
     for begin, end in pairwise(thin_cuts(problem, order, SLICES)):

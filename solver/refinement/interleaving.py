@@ -16,7 +16,7 @@ import numpy as np
 
 from skyfx.solver.core.schedule import in_flight_counts, orders
 from skyfx.solver.costs.action_times import ActionTimes
-from skyfx.solver.costs.simulator import follow
+from skyfx.solver.costs.simulator import run_schedule
 from skyfx.solver.methods.heuristics.annealing import Cooling, anneal
 from skyfx.solver.problem.problem import Problem, UnitPlacement
 from skyfx.solver.refinement.cut_moves import Cuts, all_have_units, moved, stages_of
@@ -100,7 +100,7 @@ class _Search:
         room = MemoryHeadroom(problem, placement, self._usual_peaks)
         m = problem.assumptions.microbatches
         for live in (in_flight_counts("1f1b", len(stages), m), (1,) * len(stages)):
-            timeline = follow(pace, orders(live, m, pace.devices))
+            timeline = run_schedule(pace, orders(live, m, pace.devices))
             if room.fits(live, timeline):
                 if timeline.step_s < self._best_s:
                     self._best_s, self.best = timeline.step_s, (stages, live)

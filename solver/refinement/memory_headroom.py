@@ -55,7 +55,7 @@ class MemoryHeadroom:
                 self._limits[name] - self._lasting[k],
                 self._peak_limits[name] - peak.bytes(1, (1, 0)),
             )
-            each = self._saved[k], peak.live_bytes + peak.gradient_bytes
+            each = self._saved[k], peak.in_flight_bytes + peak.gradient_bytes
             room = min(
                 math.inf if not size else space / size + more
                 for space, size, more in zip(left, each, (0, 1), strict=True)
@@ -70,8 +70,8 @@ class MemoryHeadroom:
             for fixed, saved, count in zip(self._lasting, self._saved, live, strict=True)
         ]
         most = [
-            peak.bytes(count, waiting)
-            for peak, count, waiting in zip(self._peaks, live, timeline.waiting, strict=True)
+            peak.bytes(count, queued)
+            for peak, count, queued in zip(self._peaks, live, timeline.max_queued, strict=True)
         ]
         return all(
             total <= limits[name]

@@ -15,7 +15,7 @@ import numpy as np
 
 from skyfx.solver.core.schedule import in_flight_counts, orders
 from skyfx.solver.costs.action_times import ActionTimes
-from skyfx.solver.costs.simulator import follow
+from skyfx.solver.costs.simulator import run_schedule
 from skyfx.solver.methods.heuristics.annealing import Cooling, anneal
 from skyfx.solver.problem.problem import Problem, UnitPlacement
 from skyfx.solver.refinement.cut_moves import IntervalTables, line_of, near, stages_of
@@ -81,7 +81,9 @@ class _Search:
         room = MemoryHeadroom(problem, placement, self._usual_peaks)
         step_s = math.inf
         for live in self._wanted(room.most()):
-            timeline = follow(pace, orders(live, problem.assumptions.microbatches, pace.devices))
+            timeline = run_schedule(
+                pace, orders(live, problem.assumptions.microbatches, pace.devices)
+            )
             if timeline.step_s < step_s and room.fits(live, timeline):
                 step_s = timeline.step_s
                 if step_s < self._best_s:

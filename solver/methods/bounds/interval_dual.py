@@ -42,7 +42,7 @@ from skyfx.solver.problem.interval_tables import (
     prefix_sums,
     work_shares,
 )
-from skyfx.solver.problem.problem import Floats, Problem
+from skyfx.solver.problem.problem import Floats
 from skyfx.solver.problem.tolerances import BOUND_SAFETY
 
 __all__: list[str] = ["interval_dual_bound"]
@@ -63,9 +63,6 @@ NEAR = 2e-5
 def interval_dual_bound(task: SearchState) -> Iterator[MethodUpdate]:
     """Bound the bottleneck of a chain."""
     problem = task.problem
-    if fault := _fault(problem):
-        yield MethodUpdate(remark=fault)
-        return
     of, prices = line(problem, range(problem.num_units)), work_shares(problem)
     if problem.assumptions.overlap == "full":  # moving takes no time of its own
         of = of._replace(receive=np.zeros_like(of.receive), send=np.zeros_like(of.send))
@@ -93,17 +90,6 @@ def interval_dual_bound(task: SearchState) -> Iterator[MethodUpdate]:
             if ruled_out > best:
                 best = ruled_out
                 yield told(best, f"prices of {kind_of.max() + 1} kinds of units")
-
-
-def _fault(problem: Problem) -> str:
-    """Why the method has nothing to say; empty where it has."""
-    assumptions = problem.assumptions
-    if assumptions.objective != "throughput" or assumptions.communication != "relay":
-        return "only for throughput in relay"
-    read = set(problem.edges)
-    if not all((i - 1, i) in read for i in range(1, problem.num_units)):
-        return "only for chains"
-    return ""
 
 
 def _earned(prices: Floats, bottleneck: float, of: IntervalTables) -> tuple[float, Any]:

@@ -28,9 +28,6 @@ MAX_ROWS = 50_000
 def memory_dual_bound(task: SearchState) -> Iterator[MethodUpdate]:
     """Bound the latency where memory binds."""
     problem = task.problem
-    if problem.assumptions.objective != "latency" or not problem.memory_binds:
-        yield MethodUpdate(remark="only for latency where memory binds")
-        return
     need, limited = problem.need_bytes(1), np.isfinite(problem.memory_limit)
     unit = float(need.sum()) or 1.0
     kinds, numbers = np.unique(np.vstack([problem.time_s, need / unit]), axis=1, return_counts=True)

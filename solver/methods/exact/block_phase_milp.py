@@ -40,9 +40,6 @@ MAX_BLOCK = 64
 def block_phase_milp(task: SearchState) -> Iterator[MethodUpdate]:
     """Find and prove the best plan of a chain of repeated blocks where moving is free."""
     problem = task.problem
-    if fault := _fault(problem):
-        yield MethodUpdate(remark=fault)
-        return
     blocks = Blocks.of(problem)
     if blocks is None:
         yield MethodUpdate(remark="no repeated blocks")
@@ -71,19 +68,6 @@ def block_phase_milp(task: SearchState) -> Iterator[MethodUpdate]:
 
 NEAR = 1e-4
 """Distance of plan and bound from which on to look just below the plan."""
-
-
-def _fault(problem: Problem) -> str:
-    """Why the method has nothing to say; empty where it has."""
-    cluster = problem.cluster
-    if problem.assumptions.objective != "throughput" or problem.memory_binds:
-        return "only for throughput, where memory does not bind"
-    if cluster.default_link is not None or cluster.links:
-        return "only where moving is free"
-    read = set(problem.edges)
-    if not all((i - 1, i) in read for i in range(1, problem.num_units)):
-        return "only for chains"
-    return "" if np.isfinite(problem.time_s).all() else "only where all devices run all units"
 
 
 @dataclass(frozen=True)

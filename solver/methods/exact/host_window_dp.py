@@ -24,9 +24,9 @@ from skyfx.solver.problem.infeasibility import nothing_fits
 from skyfx.solver.problem.problem import Floats, Problem, UnitPlacement, Value
 from skyfx.solver.problem.tolerances import BOUND_SAFETY, OPTIMALITY_TOLERANCE
 
-__all__: list[str] = ["host_window_dp"]
+__all__: list[str] = ["MAX_COUNTS", "host_window_dp"]
 
-MAX_STATES = 1024
+MAX_COUNTS = 1024
 """Counts of devices used."""
 
 MAX_IDEALS = 2_000_000
@@ -42,16 +42,13 @@ RISE = 0.01
 
 def host_window_dp(task: SearchState) -> Iterator[MethodUpdate]:
     """Find and prove the best bottleneck where values go through the host's memory."""
-    problem, assumptions = task.problem, task.problem.assumptions
-    states = math.prod(len(group) + 1 for group in problem.identical_devices)
-    asked = (assumptions.communication, assumptions.objective) == ("host", "throughput")
-    if not asked or states > MAX_STATES:
-        yield MethodUpdate(remark="only for throughput in host and few kinds of devices")
-        return
-    tables = WindowTables(problem, task.limits)
-    if tables.members is None:
+    problem, states = task.problem, task.features.num_counts
+    levels = task.features.levels(MAX_IDEALS, task.limits)
+    if levels is None:
         yield MethodUpdate(remark="too many ideals")
         return
+    members = np.concatenate([ideals for ideals, _ in levels])
+    tables = WindowTables(problem, task.limits, task.features.lattice, members)
     if len(tables.members) == 1:
         yield MethodUpdate(stages=[(0, range(problem.num_units))], remark="nothing costs anything")
         return
@@ -82,13 +79,10 @@ class WindowTables:
 
     problem: Problem
     limits: Limits
+    ideals: BitIdeals
+    members: Any
+    """All ideals as bits, `(N, words)`, by growing size."""
     num_alive: int = 0
-
-    @cached_property
-    def members(self) -> Any:
-        """All ideals as bits, `(N, words)`, by growing size; None for too many."""
-        levels = self._ideals.levels(MAX_IDEALS, self.limits)
-        return None if levels is None else np.concatenate([ideals for ideals, _ in levels])
 
     @cached_property
     def endless_s(self) -> float:
@@ -126,17 +120,16 @@ class WindowTables:
 
     def _trace(self, bounds: Boundaries, behind: Any, group: Any, state: int) -> UnitPlacement:
         """The plan that begins with the empty ideal and a state."""
-        line, groups, x, counts = [bounds.members[0]], [], 0, list(self._counts[state])
+        chain, groups, x, counts = [bounds.members[0]], [], 0, list(self._counts[state])
         while sum(counts):
             state = self._counts.index(tuple(counts))
             groups.append(int(group[x, state]))
             x = int(behind[x, state])
             counts[groups[-1]] -= 1
-            line.append(bounds.members[x])
+            chain.append(bounds.members[x])
         free = [iter(group) for group in self._states.groups]
         devices = [next(free[g]) for g in groups]
-        moving = [0.0] * len(devices)
-        return self._ideals.placement(devices, line, moving_s=moving, bottleneck=math.inf)
+        return self.ideals.placement(devices, chain, [0.0] * len(devices), math.inf)
 
     def _boundaries(self, devices: Devices) -> tuple[Boundaries, Floats]:
         """The ideals in the window of any state, by growing work, and their windows, `(N, C)`.
@@ -175,15 +168,15 @@ class WindowTables:
     def _held(self, members: Any) -> Floats:
         """Weighted work, seconds and units barred by group, parameters, activations in ideals."""
         of_bytes = members.view(np.uint8)
-        held = np.unpackbits(of_bytes, axis=1, bitorder="little")[:, : len(self._ideals.units)]
+        held = np.unpackbits(of_bytes, axis=1, bitorder="little")[:, : len(self.ideals.units)]
         time = self._time_s
         finite = np.isfinite(time)
         parts = (
             self._weight[None],
             np.where(finite, time, 0.0),
             ~finite,
-            self.problem.parameter_bytes[self._ideals.units][None],
-            self.problem.saved_bytes[self._ideals.units][None],
+            self.problem.parameter_bytes[self.ideals.units][None],
+            self.problem.saved_bytes[self.ideals.units][None],
         )
         sums: Floats = held.astype(float) @ np.concatenate(parts).T
         return sums
@@ -211,13 +204,13 @@ class WindowTables:
         writing = self._price[:, None] * self._wires[:, :2]
         write = [writing[left > 0].min(axis=0) if any(left) else (0.0, 0.0) for left in free]
         live = [live_microbatches(problem.assumptions, p) for p in range(problem.num_devices + 1)]
-        place = self._ideals.place
+        place = self.ideals.place
         return Devices(
             np.array([place[v.producer] for v, _ in self._values], dtype=np.int64),
-            self._ideals.words(readers for _, readers in self._values),
+            self.ideals.words(readers for _, readers in self._values),
             np.array([float(v.count) for v, _ in self._values]),
             np.array([v.output_bytes for v, _ in self._values]),
-            problem.peak_bytes[self._ideals.units],
+            problem.peak_bytes[self.ideals.units],
             self._wires,
             problem.memory_limit[[group[0] for group in groups]] / BOUND_SAFETY,
             np.array(live, dtype=float),
@@ -239,12 +232,8 @@ class WindowTables:
         return [tuple(map(int, index)) for index in np.ndindex(*sizes)]
 
     @cached_property
-    def _ideals(self) -> BitIdeals:
-        return BitIdeals(self.problem)
-
-    @cached_property
     def _time_s(self) -> Floats:
-        return self._states.time_s[:, self._ideals.units]
+        return self._states.time_s[:, self.ideals.units]
 
     @cached_property
     def _price(self) -> Floats:
@@ -266,7 +255,7 @@ class WindowTables:
     @cached_property
     def _values(self) -> list[tuple[Value, list[int]]]:
         """What units in the lattice make, and the others there that read it."""
-        place = self._ideals.place
+        place = self.ideals.place
         return [
-            (v, readers) for v, readers in self._ideals.values if readers and v.producer in place
+            (v, readers) for v, readers in self.ideals.values if readers and v.producer in place
         ]

@@ -28,7 +28,7 @@ from skyfx.solver.problem.coarsening import thin_cuts
 from skyfx.solver.problem.interval_tables import live_values
 from skyfx.solver.problem.problem import Floats, Problem, Value
 
-__all__: list[str] = ["interval_dp", "interval_plan"]
+__all__: list[str] = ["MAX_ORDERED_DEVICES", "interval_dp", "interval_plan"]
 
 MAX_EXACT_DEVICES = 5
 MAX_ORDERED_DEVICES = 24
@@ -79,10 +79,6 @@ def interval_plan(problem: Problem, at_most: float, deadline: float = math.inf) 
 
 def interval_dp(task: SearchState) -> Iterator[MethodUpdate]:
     """Find the plan with the least bottleneck whose stages are intervals of the units' order."""
-    relay = task.problem.assumptions.communication == "relay"
-    if relay and task.incumbent is not None and task.problem.num_devices > MAX_ORDERED_DEVICES:
-        yield MethodUpdate(remark=f"only for up to {MAX_ORDERED_DEVICES} devices")
-        return
     stages = interval_plan(task.problem, task.bottleneck_s, task.limits.deadline)
     yield MethodUpdate(stages=stages)
 

@@ -8,20 +8,24 @@ is proven without it holds as well, and a plan may happen to fit. Bisection on T
 
 import math
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
 import numpy as np
 
+from skyfx.solver.costs.moves import Crossing, move_s
 from skyfx.solver.methods.exact.level_kernel import (
     BEGINS,
     CLOSES,
     Costs,
-    Crossing,
+    Level,
+    Rules,
+    Values,
     crossing_sums,
     descend,
 )
+from skyfx.solver.methods.features import MAX_CELLS, MAX_LEVEL
 from skyfx.solver.methods.ideals.bitset_ideals import BitIdeals
 from skyfx.solver.methods.ideals.bitset_kernels import covers
 from skyfx.solver.methods.ideals.device_states import States, prices
@@ -30,14 +34,10 @@ from skyfx.solver.methods.method import Bound, Candidate, MethodUpdate, SearchSt
 from skyfx.solver.problem.problem import Floats, Problem, UnitPlacement
 from skyfx.solver.problem.tolerances import BOUND_SAFETY, OPTIMALITY_TOLERANCE
 
-__all__: list[str] = ["large_level_dp", "level_dp", "lists_all_ideals"]
+__all__: list[str] = ["large_level_dp", "level_dp"]
 
-MAX_STATES = 5000
-QUICK_CELLS, MAX_CELLS = 120_000_000, 600_000_000
-"""States times ideals; a cell takes a byte."""
-
-MAX_LEVEL = 40_000_000
-"""States times ideals of one size; such a cell takes 16 bytes."""
+QUICK_CELLS = 120_000_000
+"""States times ideals that take a short time."""
 
 PART = 1_000_000
 """Cells between two looks at the clock."""
@@ -59,39 +59,21 @@ def large_level_dp(task: SearchState) -> Iterator[MethodUpdate]:
     yield from _within(task, MAX_CELLS)
 
 
-def lists_all_ideals(problem: Problem, limits: Limits) -> bool:
-    """Whether `large_level_dp` can list all ideals of a problem."""
-    states = States.number(problem)
-    if problem.assumptions.objective != "throughput" or states > MAX_STATES:
-        return False
-    return _remark(LevelTables(problem, States(problem), limits, MAX_CELLS))[0]
-
-
 def _within(task: SearchState, most_cells: int) -> Iterator[MethodUpdate]:
-    problem = task.problem
-    asked = (problem.assumptions.communication, problem.assumptions.objective)
-    few = States.number(problem) <= MAX_STATES
-    if asked != ("relay", "throughput") or not few or task.incumbent is None:
-        yield MethodUpdate(
-            remark="only for throughput in relay and few kinds of devices, from a plan"
-        )
+    num_states = task.features.num_states
+    levels = task.features.levels(most_cells // num_states, task.limits)
+    if levels is None:
+        yield MethodUpdate(remark=f"more than {most_cells // num_states} ideals")
         return
-    tables = LevelTables(problem, States(problem), task.limits, most_cells)
-    few, remark = _remark(tables)
-    if few:
-        yield from _halve(task, tables, remark)
-    else:
+    sizes = [len(ideals) for ideals, _ in levels]
+    remark = f"{sum(sizes)} ideals x {num_states} states of devices"
+    if max(sizes) * num_states > MAX_LEVEL:
         yield MethodUpdate(remark=remark)
-
-
-def _remark(tables: "LevelTables") -> tuple[bool, str]:
-    """Whether a program has few enough cells, and what there is to say of it."""
-    states = len(tables.states.all)
-    if tables.levels is None:
-        return False, f"more than {tables.most_cells // states} ideals"
-    sizes = [len(ideals) for ideals, _ in tables.levels]
-    remark = f"{sum(sizes)} ideals x {states} states of devices"
-    return max(sizes) * states <= MAX_LEVEL, remark
+        return
+    tables = LevelTables(
+        task.problem, States(task.problem), task.limits, task.features.lattice, levels
+    )
+    yield from _halve(task, tables, remark)
 
 
 def _halve(task: SearchState, tables: "LevelTables", remark: str) -> Iterator[MethodUpdate]:
@@ -125,35 +107,26 @@ class LevelTables:
     problem: Problem
     states: States
     limits: Limits
-    most_cells: int
-    ideals: BitIdeals = field(init=False)
-
-    def __post_init__(self) -> None:
-        self.ideals = BitIdeals(self.problem)
-
-    @cached_property
-    def levels(self) -> list[tuple[Any, Any]] | None:
-        """All ideals by size, and what they can take next, as bits; None for too many."""
-        return self.ideals.levels(self.most_cells // len(self.states.all), self.limits)
+    ideals: BitIdeals
+    levels: list[tuple[Any, Any]]
+    """All ideals by size, and what they can take next, as bits."""
 
     def plan(self, bottleneck: float) -> UnitPlacement | None:
         """A plan with no stage above `bottleneck`, or None: then there is none."""
-        costs, full = self._costs(bottleneck / BOUND_SAFETY), self._full
+        costs = self._costs(bottleneck / BOUND_SAFETY)
         levels, num = self._levels, len(self.states.all)
         how: list[Any] = []
         above = np.full((1, num), np.inf)
         for depth in range(len(levels) - 1, -1, -1):
-            size = len(levels[depth][3])
+            size = len(levels[depth].inside)
             least = np.empty((size, num))
             how.append(np.zeros((size, num), dtype=np.uint8))
-            rules, step = (
-                (bottleneck / BOUND_SAFETY, full, depth == len(levels) - 1),
-                1 + PART // num,
-            )
+            rules = Rules(bottleneck / BOUND_SAFETY, self._full, depth == len(levels) - 1)
+            step = 1 + PART // num
             for begin in range(0, size, step):
                 self.limits.check()
-                part = (begin, min(begin + step, size))
-                descend(part, rules, levels[depth], costs, above, least, how[-1])
+                end = min(begin + step, size)
+                descend(begin, end, rules, levels[depth], costs, above, least, how[-1])
             above = least
         state = int(above[0].argmin())
         if not math.isfinite(above[0, state]):
@@ -162,44 +135,39 @@ class LevelTables:
 
     def _trace(self, s: int, how: list[Any], bottleneck: float) -> UnitPlacement:
         """The plan that begins with a state and the empty ideal."""
-        first, following = self.states.following
-        depth, x, states, line = 0, 0, [s], [(0, 0)]
+        depth, x, states, chain = 0, 0, [s], [(0, 0)]
         while (way := int(how[depth][x, s])) != BEGINS:
             if way >= CLOSES:
-                s = int(following[first[s] + way - CLOSES])
+                s = int(self.states.successors(s)[way - CLOSES])
                 states.append(s)
-                line.append((depth, x))
+                chain.append((depth, x))
             else:
-                covered = self._levels[depth]
-                x = int(covered[1][covered[0][x] + way])
+                larger = self._levels[depth].covers
+                x = int(larger.target[larger.first[x] + way])
                 depth += 1
-        line.append((depth, x))
-        assert self.levels is not None
+        chain.append((depth, x))
         groups = [self.states.all[state][1] for state in states]
-        pairs = zip(groups[:-1], groups[1:], line[1:-1], strict=True)
-        moves = [self._move_s(g, h, *there) for g, h, there in pairs]
+        pairs = zip(groups[:-1], groups[1:], chain[1:-1], strict=True)
+        moves = [self._move_s(g, h, *at) for g, h, at in pairs]
         moving = [a + b for a, b in zip([0.0, *moves], [*moves, 0.0], strict=True)]
         return self.ideals.placement(
             list(self.states.devices(states)),
-            [self.levels[level][0][number] for level, number in line],
-            moving_s=[0.0] * len(moving) if self._full else moving,
-            bottleneck=bottleneck,
+            [self.levels[level][0][number] for level, number in chain],
+            [0.0] * len(moving) if self._full else moving,
+            bottleneck,
         )
 
     def _move_s(self, g: int, h: int, depth: int, x: int) -> float:
-        forward, backward, some, some_back = self._levels[depth][3][x]
-        latency, per_byte, back_latency, back_per_byte = self.states.wires[:, g, h]
-        there = latency * some + per_byte * forward
-        return float(there + back_latency * some_back + back_per_byte * backward)
+        wires, crossing = self.states.wires, self._levels[depth].crossing
+        return float(move_s(wires[:, g, h], wires[:, h, g], Crossing(*(at[x] for at in crossing))))
 
     @property
     def _full(self) -> bool:
         return self.problem.assumptions.overlap == "full"
 
     @cached_property
-    def _levels(self) -> list[tuple[Any, ...]]:
-        """Covers, what crosses, and the weighted work inside and outside, of each level."""
-        assert self.levels is not None
+    def _levels(self) -> list[Level]:
+        """The ideals of each size."""
         found, weight = [], self._weight
         following = [*self.levels[1:], self.levels[0]]
         for (level, ready), (larger, _) in zip(self.levels, following, strict=True):
@@ -207,9 +175,9 @@ class LevelTables:
             of_bytes = level.view(np.uint8)
             held = np.unpackbits(of_bytes, axis=1, bitorder="little")[:, : len(weight)]
             inside = held @ weight
-            sums = crossing_sums(level, self._crossing)
-            lists_all_ideals = covers(level, ready, larger)
-            found.append((*lists_all_ideals, sums, inside, weight.sum() - inside))
+            crossing = crossing_sums(level, self._values)
+            outside = weight.sum() - inside
+            found.append(Level(covers(level, ready, larger), crossing, inside, outside))
         return found
 
     @cached_property
@@ -219,9 +187,9 @@ class LevelTables:
         return np.where(np.isfinite(weight), weight, 0.0)  # one that runs nowhere is found to
 
     @cached_property
-    def _crossing(self) -> Crossing:
+    def _values(self) -> Values:
         place, values = self.ideals.place, self.ideals.values
-        return Crossing(
+        return Values(
             np.array([-1 if v.is_input else place.get(v.producer, -2) for v, _ in values]),
             self.ideals.words(
                 {*readers, *([place[v.producer]] if v.is_input and v.producer in place else [])}
@@ -241,8 +209,7 @@ class LevelTables:
             left = (whole - used + price[states.group]) * (bottleneck / BOUND_SAFETY)
             used = used * (bottleneck / BOUND_SAFETY)
         return Costs(
-            states.group,
-            *states.following,
+            states.arrays,
             states.time_s[:, self.ideals.units],
             states.wires,
             left,

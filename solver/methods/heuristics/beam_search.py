@@ -50,9 +50,6 @@ MAX_CHILDREN = 1 << 21
 def beam_search(task: SearchState) -> Iterator[MethodUpdate]:
     """Find plans of many devices, in relay, better and better until the beam is at its widest."""
     problem = task.problem
-    if problem.assumptions.communication != "relay" or problem.num_devices < 2:
-        yield MethodUpdate(remark="only for relay and several devices")
-        return
     search = _Search(problem, task.limits)
     if not search.of.prefix_time[:, -1].min() > 0:
         yield MethodUpdate(remark="nothing takes any time")

@@ -15,12 +15,11 @@ from typing import Any
 
 import numpy as np
 
-from skyfx.solver.methods.exact.level_dp import lists_all_ideals
 from skyfx.solver.methods.heuristics.local_search_kernel import Tables, shift
 from skyfx.solver.methods.method import Candidate, MethodUpdate, SearchState
 from skyfx.solver.problem.problem import Problem, UnitPlacement
 
-__all__: list[str] = ["local_search", "restarted_local_search"]
+__all__: list[str] = ["MAX_STAGES", "MAX_UNITS", "local_search", "restarted_local_search"]
 
 HOT, COLD = 3e-3, 3e-5
 """Temperatures, in parts of the bottleneck."""
@@ -46,9 +45,6 @@ MAX_UNITS, MAX_STAGES = 8000, 256
 
 def local_search(task: SearchState) -> Iterator[MethodUpdate]:
     """Improve the best plan so far, near to it."""
-    if fault := _fault(task):
-        yield MethodUpdate(remark=fault)
-        return
     search = _Search(task)
     for _ in range(COOLINGS):
         before = search.best.value
@@ -64,12 +60,6 @@ def restarted_local_search(task: SearchState) -> Iterator[MethodUpdate]:
     That device has nothing to do at first; what it had goes to the stage beside it. The slowest
     come first: masks and position biases are work for them, before all that reads these.
     """
-    if fault := _fault(task):
-        yield MethodUpdate(remark=fault)
-        return
-    if lists_all_ideals(task.problem, task.limits):
-        yield MethodUpdate(remark="all ideals can be listed")
-        return
     search = _Search(task)
     until_s = task.limits.left_s * (1 - PART)
     slowest = np.argsort(-search.tables.time_s.sum(axis=1), kind="stable")
@@ -80,18 +70,6 @@ def restarted_local_search(task: SearchState) -> Iterator[MethodUpdate]:
         yield from search.cool(devices, stage_of, HOTTER)
         remark = f"{search.moves} moves from {tour + 1} other orders"
         yield MethodUpdate(remark=remark)
-
-
-def _fault(task: SearchState) -> str:
-    """Why the methods have nothing to say; empty where they have."""
-    problem, assumptions = task.problem, task.problem.assumptions
-    if assumptions.communication != "relay" or assumptions.objective != "throughput":
-        return "only for throughput in relay"
-    if task.incumbent is None or len(task.incumbent.stages) < 2:
-        return "only where a plan of several stages is known"
-    if problem.num_units > MAX_UNITS or len(task.incumbent.stages) > MAX_STAGES:
-        return f"only for up to {MAX_UNITS} units in {MAX_STAGES} stages"
-    return ""
 
 
 class _Search:

@@ -23,7 +23,6 @@ from numba import njit
 
 from skyfx.solver.methods.bounds.simple_bounds import bottleneck_bound
 from skyfx.solver.methods.heuristics.annealing import Cooling, anneal
-from skyfx.solver.methods.ideals.device_states import MAX_STATES, States
 from skyfx.solver.methods.limits import TimeUpError
 from skyfx.solver.methods.method import Candidate, MethodUpdate, SearchState
 from skyfx.solver.problem.coarsening import MAX_UNITS
@@ -81,9 +80,6 @@ class OrderSplitter:
 def order_split(task: SearchState) -> Iterator[MethodUpdate]:
     """Find better cuts for the best plan's order of many devices, and for orders near it."""
     problem = task.problem
-    if problem.assumptions.communication != "relay" or States.number(problem) <= MAX_STATES:
-        yield MethodUpdate(remark="only for relay and many kinds of devices")
-        return
     search = _Search(task)
     for devices in search.orders():
         with suppress(TimeUpError):

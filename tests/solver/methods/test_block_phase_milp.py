@@ -9,6 +9,7 @@ from benchmarks.planner.instances import sky_computing
 from skyfx.solver import Assumptions, Graph, solve
 from skyfx.solver.methods.bounds.simple_bounds import simple_bound
 from skyfx.solver.methods.exact.block_phase_milp import block_phase_milp
+from skyfx.solver.methods.features import ProblemFeatures
 from skyfx.solver.methods.limits import Limits
 from skyfx.solver.methods.method import Candidate, SearchState
 from skyfx.solver.problem.problem import Problem
@@ -43,7 +44,7 @@ def test_it_finds_and_proves_the_best_plan(g: Graph, slowdowns: list[float]) -> 
     best = min(cost.objective_value for _, cost in all_plans(g, problem.cluster, Assumptions()))
     bound = simple_bound(problem)
     found = float("inf")
-    for answer in block_phase_milp(SearchState(problem, None, bound, Limits())):
+    for answer in block_phase_milp(SearchState(ProblemFeatures(problem), None, bound, Limits())):
         assert not answer.infeasible
         candidate = Candidate.of(problem, answer.stages)
         found = min(found, candidate.value if candidate else found)

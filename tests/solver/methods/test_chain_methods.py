@@ -11,14 +11,11 @@ from hypothesis import strategies as st
 
 from benchmarks.planner.instances import layered, unlike_chain
 from skyfx.solver import Assumptions, Cluster, Graph, solve, validate
-from skyfx.solver.methods.bounds.interval_dual import interval_dual_bound
-from skyfx.solver.methods.bounds.simple_bounds import simple_bound
-from skyfx.solver.methods.heuristics.beam_search import beam_search
-from skyfx.solver.methods.limits import Limits
-from skyfx.solver.methods.method import Candidate, SearchState
+from skyfx.solver.methods.method import Candidate
 from skyfx.solver.problem.interval_tables import assign_roles
 from skyfx.solver.problem.problem import Problem
 from tests.support.independent_validator import referee_faults
+from tests.support.method_runs import updates
 from tests.support.planning_instances import all_plans, assumptions, clusters, graphs
 from tests.support.tiers import cases
 
@@ -43,7 +40,7 @@ def test_no_plan_of_a_chain_beats_the_prices(g: Graph, c: Cluster, a: Assumption
     if best is None:
         return
     problem = Problem(g, c, a)
-    for answer in interval_dual_bound(SearchState(problem, None, simple_bound(problem), Limits())):
+    for answer in updates("interval dual bound", problem):
         if answer.bound is not None:
             assert answer.bound.value <= best * (1 + 1e-6)
 
@@ -77,9 +74,7 @@ def test_a_beam_never_beats_the_best_plan(g: Graph, c: Cluster, a: Assumptions) 
     a = replace(a, communication="relay")
     best = min((cost.objective_value for _, cost in all_plans(g, c, a)), default=None)
     problem = Problem(g, c, a)
-    limits = Limits()
-    answers = beam_search(SearchState(problem, None, simple_bound(problem), limits))
-    for answer in answers:
+    for answer in updates("beam search", problem):
         found = Candidate.of(problem, answer.stages)
         if found is not None:
             assert best is not None

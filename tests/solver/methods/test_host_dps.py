@@ -9,6 +9,7 @@ from skyfx.solver import Assumptions, Cluster, Graph
 from skyfx.solver.methods.bounds.simple_bounds import simple_bound
 from skyfx.solver.methods.exact.host_pair_dp import host_pair_dp
 from skyfx.solver.methods.exact.host_window_dp import host_window_dp
+from skyfx.solver.methods.features import ProblemFeatures
 from skyfx.solver.methods.limits import Limits
 from skyfx.solver.methods.method import Candidate, Method, SearchState
 from skyfx.solver.problem.problem import Problem
@@ -22,7 +23,7 @@ def proves_the_best(method: Method, g: Graph, c: Cluster, a: Assumptions) -> Non
     best = min((cost.objective_value for _, cost in all_plans(g, c, a)), default=None)
     problem = Problem(g, c, a)
     found, bound = None, simple_bound(problem)
-    for answer in method(SearchState(problem, None, bound, Limits())):
+    for answer in method(SearchState(ProblemFeatures(problem), None, bound, Limits())):
         if answer.infeasible:
             assert best is None
             return

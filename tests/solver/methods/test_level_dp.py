@@ -8,6 +8,7 @@ from hypothesis import given
 from skyfx.solver import Assumptions, Cluster, Graph
 from skyfx.solver.methods.bounds.simple_bounds import simple_bound
 from skyfx.solver.methods.exact.level_dp import level_dp
+from skyfx.solver.methods.features import ProblemFeatures
 from skyfx.solver.methods.limits import Limits
 from skyfx.solver.methods.method import Candidate, SearchState
 from skyfx.solver.problem.problem import Problem
@@ -32,7 +33,7 @@ def run(g: Graph, c: Cluster, a: Assumptions) -> tuple[float, float, float] | No
     assert worst is not None
     known, found = simple_bound(problem), worst.value
     bound = known.value
-    for answer in level_dp(SearchState(problem, worst, known, Limits())):
+    for answer in level_dp(SearchState(ProblemFeatures(problem), worst, known, Limits())):
         better = Candidate.of(problem, answer.stages)
         found = found if better is None else min(found, better.value)
         bound = bound if answer.bound is None else max(bound, answer.bound.value)

@@ -12,20 +12,16 @@ from hypothesis import given
 from benchmarks.planner.branching_graphs import inception, on_eight
 from benchmarks.planner.instances import layered
 from skyfx.solver import Assumptions, Cluster, Graph, read
-from skyfx.solver.methods.bounds.simple_bounds import simple_bound
-from skyfx.solver.methods.exact.label_dp import interval_label_dp
 from skyfx.solver.methods.heuristics import baselines
 from skyfx.solver.methods.heuristics.local_search import (
     _plan,
     _tables,
-    local_search,
-    restarted_local_search,
 )
 from skyfx.solver.methods.heuristics.local_search_kernel import shift, totals
-from skyfx.solver.methods.limits import Limits
-from skyfx.solver.methods.method import Candidate, SearchState
+from skyfx.solver.methods.method import Candidate
 from skyfx.solver.problem.problem import Problem
 from tests.support import ROOT
+from tests.support.method_runs import updates
 from tests.support.planning_instances import all_plans, assumptions, clusters, graphs
 from tests.support.tiers import cases
 
@@ -41,7 +37,7 @@ def test_it_never_beats_the_best_plan(g: Graph, c: Cluster, a: Assumptions) -> N
     if known is None:
         return
     best = min(cost.objective_value for _, cost in all_plans(g, c, a))
-    for answer in local_search(SearchState(problem, known, simple_bound(problem), Limits())):
+    for answer in updates("local search", problem, known):
         found = Candidate.of(problem, answer.stages)
         if found is not None:
             assert best * (1 - 1e-9) <= found.value < known.value
@@ -76,7 +72,7 @@ def test_what_stands_beside_the_main_line_is_placed_better() -> None:
     problem = Problem(g, c, Assumptions())
     known = Candidate.of(problem, baselines.dynamic(problem))
     assert known is not None
-    answers = list(local_search(SearchState(problem, known, simple_bound(problem), Limits())))
+    answers = list(updates("local search", problem, known))
     best = min(problem.cost(a.stages).objective_value for a in answers if a.stages)
     assert best < 0.95 * known.value
 
@@ -86,11 +82,11 @@ def test_other_orders_of_devices_are_tried(tmp_path: Path) -> None:
     swin.write_bytes(gzip.decompress((CAPTURED / "swin.inference.graph.json.gz").read_bytes()))
     g, c = read(swin, Graph), read(CAPTURED / "eight.cluster.json", Cluster)
     problem = Problem(g, c, Assumptions(mode="inference"))
-    for answer in interval_label_dp(SearchState(problem, None, simple_bound(problem), Limits())):
+    for answer in updates("interval label dp", problem):
         known = Candidate.of(problem, answer.stages)
     assert known is not None
-    task = SearchState(problem, known, simple_bound(problem), Limits())
-    found = [Candidate.of(problem, a.stages) for a in restarted_local_search(task)]
+    answers = updates("restarted local search", problem, known)
+    found = [Candidate.of(problem, a.stages) for a in answers]
     best = min((f for f in found if f is not None), key=lambda f: f.value)
     assert best.value < 0.98 * known.value
     assert problem.cluster.devices[best.stages[0][0]].type == "cpu"  # masks, before all else

@@ -11,15 +11,13 @@ from hypothesis import strategies as st
 
 from benchmarks.planner.instances import unlike_chain
 from skyfx.solver import Assumptions, Cluster, Device, Graph, solve, validate
-from skyfx.solver.methods.bounds.memory_dual import memory_dual_bound
-from skyfx.solver.methods.bounds.simple_bounds import simple_bound
-from skyfx.solver.methods.heuristics.order_split import OrderSplitter, order_split
-from skyfx.solver.methods.limits import Limits
-from skyfx.solver.methods.method import Candidate, SearchState
+from skyfx.solver.methods.heuristics.order_split import OrderSplitter
+from skyfx.solver.methods.method import Candidate
 from skyfx.solver.problem.coarsening import coarsen, refine, thin_cuts
 from skyfx.solver.problem.linear_extensions import depth_first_extension
 from skyfx.solver.problem.problem import Problem
 from tests.support.independent_validator import referee_faults
+from tests.support.method_runs import updates
 from tests.support.planning_instances import (
     all_plans,
     assumptions,
@@ -61,7 +59,7 @@ def test_no_plan_beats_the_prices_of_memory(g: Graph, c: Cluster, a: Assumptions
     if best is None:
         return
     problem = Problem(g, c, a)
-    for answer in memory_dual_bound(SearchState(problem, None, simple_bound(problem), Limits())):
+    for answer in updates("memory dual bound", problem):
         if answer.bound is not None:
             assert answer.bound.value <= best * (1 + 1e-9)
 
@@ -76,7 +74,7 @@ def test_what_does_not_fit_the_fastest_device_bounds_the_latency() -> None:
     )
     asked = Assumptions(mode="inference", objective="latency", microbatches=1)
     problem = Problem(graph(units), Cluster(devices=devices), asked)
-    (answer,) = memory_dual_bound(SearchState(problem, None, simple_bound(problem), Limits()))
+    (answer,) = updates("memory dual bound", problem)
     assert answer.bound is not None
     assert answer.bound.value == pytest.approx(5.5 + 2.5 * 3)
 
@@ -146,5 +144,5 @@ def test_a_long_model_on_many_unlike_devices_gets_more_than_the_heuristic(object
 def test_few_devices_are_left_to_the_exact_methods() -> None:
     g, c = unlike_chain(0, layers=2, num_devices=4)
     problem = Problem(g, c, Assumptions())
-    answers = list(order_split(SearchState(problem, None, simple_bound(problem), Limits())))
-    assert [answer.remark for answer in answers] == ["only for relay and many kinds of devices"]
+    answers = list(updates("order-split", problem))
+    assert [answer.remark for answer in answers] == ["only for more than 20000 states of devices"]

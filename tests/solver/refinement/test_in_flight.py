@@ -15,7 +15,7 @@ from skyfx.solver.core.timeline import Timeline
 from skyfx.solver.costs.action_times import ActionTimes, Message
 from skyfx.solver.costs.cost_model import by_device, evaluate
 from skyfx.solver.costs.peak_memory import peak_bytes
-from skyfx.solver.costs.simulator import follow, simulate
+from skyfx.solver.costs.simulator import run_schedule, simulate
 from skyfx.solver.errors import InfeasibleError, NoPlanError
 from skyfx.solver.planning.peak_repair import solve_within
 from skyfx.solver.refinement.in_flight import generate
@@ -98,12 +98,12 @@ def test_no_generated_step_is_longer_than_1f1bs(
 ) -> None:
     given_ = pace(*seconds, latency_s=latency_s)
     search_assumptions = in_flight_counts("1f1b", len(seconds), m)
-    longest = follow(given_, orders(search_assumptions, m, given_.devices)).step_s
+    longest = run_schedule(given_, orders(search_assumptions, m, given_.devices)).step_s
     found = generate(given_, m, lambda live, _: sum(live) <= at_most)
     assert found.first_step_s == longest
     assert found.step_s <= longest
     assert found.live == search_assumptions or sum(found.live) <= at_most
-    assert found.step_s == follow(given_, orders(found.live, m, given_.devices)).step_s
+    assert found.step_s == run_schedule(given_, orders(found.live, m, given_.devices)).step_s
 
 
 @cases(60)
