@@ -44,11 +44,6 @@ class _Beat:
     lost: str = ""
     has_left: bool = False
 
-    @property
-    def is_ending(self) -> bool:
-        """Whether that process needs no more news."""
-        return bool(self.failed or self.lost or self.has_left)
-
 
 class _ActiveClock:
     """Measures time without the pauses in which this process was stopped.
@@ -84,6 +79,7 @@ class Heartbeat:
     Attributes:
         overdue: returns which stage of this process hangs, or None.
         closing: functions that close the connections to the others.
+        clock: stands while this process is stopped.
     """
 
     def __init__(
@@ -104,7 +100,7 @@ class Heartbeat:
         self._store, self._rank = store, rank
         self._store.set_timeout(timedelta(seconds=SILENT_S))
         self._names = {i: f"rank {i}" for i in range(size)}
-        self._clock = _ActiveClock()
+        self.clock = _ActiveClock()
         self._answered_s = 0.0
         self._last_seen: dict[int, tuple[bytes, float]] = {}
         self._beats, self._failed, self._has_left = 0, "", False
@@ -126,7 +122,7 @@ class Heartbeat:
         excluded from it.
         """
         gc.freeze()
-        self._answered_s = self._clock.tick()
+        self._answered_s = self.clock.tick()
         for thread in self._threads:
             thread.start()
 
@@ -159,10 +155,6 @@ class Heartbeat:
         self._is_known.wait(wait_s)
         return self._lost
 
-    def active_s(self, since_s: float) -> float:
-        """Seconds since a time of `time.perf_counter` for which this process was not stopped."""
-        return self._clock.active_s(since_s)
-
     def _beat(self) -> None:
         """Write and read beats until the program ends; the last beat says that it does."""
         is_last = False
@@ -173,7 +165,7 @@ class Heartbeat:
             with suppress(RuntimeError):  # the store did not answer
                 self._write()
                 self._read()
-                self._answered_s = self._clock.tick()
+                self._answered_s = self.clock.tick()
 
     def _write(self) -> None:
         self._beats += 1
@@ -184,7 +176,7 @@ class Heartbeat:
     def _read(self) -> None:
         others = [i for i in self._names if i != self._rank]
         texts = self._store.multi_get([str(i) for i in others])
-        now_s = self._clock.tick()
+        now_s = self.clock.tick()
         for i, text in zip(others, texts, strict=True):
             if i not in self._last_seen or text != self._last_seen[i][0]:
                 self._last_seen[i] = text, now_s
@@ -202,7 +194,7 @@ class Heartbeat:
 
     def _loss(self) -> SkyfxError | None:
         """A failure or a loss of another process, if there is one."""
-        if (silent_s := self._clock.active_s(self._answered_s)) > SILENT_S:
+        if (silent_s := self.clock.active_s(self._answered_s)) > SILENT_S:
             return WorkerLostError(
                 f"{self._names[0]}, whose host keeps the job's store, has not answered for "
                 f"{silent_s:.0f} s: it was stopped or cut off, or this host was. Start the job "
@@ -232,11 +224,11 @@ class Heartbeat:
 
     def _silent_s(self, rank: int) -> float:
         """Until the store last answered: if it does not, its keeper alone is to blame."""
-        return self._clock.active_s(self._last_seen[rank][1], self._answered_s)
+        return self.clock.active_s(self._last_seen[rank][1], self._answered_s)
 
     def _is_awaited(self) -> bool:
         """Whether another live process does not know yet why this process ends."""
         return any(
-            not beat.is_ending and self._silent_s(i) <= SILENT_S
+            not (beat.failed or beat.lost or beat.has_left) and self._silent_s(i) <= SILENT_S
             for i, beat in self._others().items()
         )

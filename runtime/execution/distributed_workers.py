@@ -115,7 +115,7 @@ class DistributedWorkers(Workers):
         """Tell the other processes when a stage of this one fails or hangs."""
         heartbeat = self._group.heartbeat
         if heartbeat is not None:
-            heartbeat.overdue = lambda: step.overdue(self._patience_s, heartbeat.active_s)
+            heartbeat.overdue = lambda: step.overdue(self._patience_s, heartbeat.clock.active_s)
         try:
             yield
         except StageError as error:
@@ -205,7 +205,7 @@ class DistributedWorkers(Workers):
     def _outputs(self, step: Step, m: int) -> list[torch.Tensor]:
         """The outputs of a micro-batch, from the process that runs the last stage."""
         layout = MessageLayout(step.splits[m].returned)
-        message = layout.pack(step.outputs[m]) if m in step.outputs else layout.room()
+        message = layout.pack(step.outputs[m]) if m in step.outputs else layout.buffer()
         found = layout.unpack(self._group.broadcast(self._rank_of[-1], message))
         return [x.detach() for x in found if x is not None]
 

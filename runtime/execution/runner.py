@@ -45,15 +45,7 @@ class StepTimes:
 
 
 class Deployment(NamedTuple):
-    """A plan, and all that is needed to run it.
-
-    Attributes:
-        plan: stages, predicted times, bound and gap.
-        workers: run the stages.
-        split: splits the model for other micro-batches and modes.
-        microbatch: a micro-batch as the plan is for.
-        staged: the model split for it.
-    """
+    """A plan, its workers, and the model as `split` for it; `staged` is that of `microbatch`."""
 
     plan: Plan
     workers: Workers

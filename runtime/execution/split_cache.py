@@ -32,14 +32,12 @@ class SplitCache:
     def of(self, parts: Sequence[Batch], *, training: bool) -> list[StagedModel]:
         """The split of each micro-batch."""
         self._forget_other_tensors()
-        setting, found = self._setting(training), []
-        for part in parts:
-            key = setting, part.signature
+        setting = self._setting(training)
+        keys = [(setting, part.signature) for part in parts]
+        for key, part in zip(keys, parts, strict=True):
             if key not in self._made:
-                self._made[key] = self._split(part, training)
-                self._tensors_then = self._tensors()
-            found.append(self._made[key])
-        return found
+                self.put(part, self._split(part, training), training=training)
+        return [self._made[key] for key in keys]
 
     def _setting(self, training: bool) -> Any:
         """The part of a key that is the same for all micro-batches: looked up once per batch."""

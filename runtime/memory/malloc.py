@@ -81,24 +81,15 @@ _fillings: list[int] = []
 """Addresses of the blocks that fill the free parts of the heap."""
 
 
+MALLINFO_FIELDS = (
+    "arena ordblks smblks mapped_blocks hblkhd usmblks fsmblks uordblks free_bytes keepcost"
+)
+
+
 class _Mallinfo(ctypes.Structure):
     """`struct mallinfo2`; the fields that are read here have plain names."""
 
-    _fields_ = tuple(
-        (name, ctypes.c_size_t)
-        for name in (
-            "arena",
-            "ordblks",
-            "smblks",
-            "mapped_blocks",
-            "hblkhd",
-            "usmblks",
-            "fsmblks",
-            "uordblks",
-            "free_bytes",
-            "keepcost",
-        )
-    )
+    _fields_ = tuple((name, ctypes.c_size_t) for name in MALLINFO_FIELDS.split())
 
 
 def _usage() -> Any:

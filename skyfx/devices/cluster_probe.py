@@ -171,7 +171,7 @@ def _message_s(
 ) -> float:
     """Seconds of a message there and one back, the median; both ends learn the same figure."""
     mine, others = (there, back) if leads else (back, there)
-    values = mine.unpack(mine.room().fill_(1))
+    values = mine.unpack(mine.buffer().fill_(1))
     figure = MessageLayout([TensorSpec((1,), torch.float64)])
     with ThreadPoolExecutor(1) as sender:
         out = SendQueue(peer, TAG, hosts.group, sender, 1)

@@ -1,18 +1,14 @@
 """The devices of a pipeline: those of this process alone, or those of all processes of a job."""
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Protocol
-
-from torch import Tensor, nn
-from torch.optim import Optimizer
 
 from skyfx.devices.inventory import DeviceInventory, is_cpu
 from skyfx.devices.local_links import with_links
 from skyfx.devices.resolve import DeviceList, given_cluster, resolve
-from skyfx.measurement.distributed import measured_together
+from skyfx.measurement.distributed import measure_distributed
 from skyfx.measurement.measure import Progress, measure
-from skyfx.partitioning.migration import move
 from skyfx.runtime.device import LocalDevice
 from skyfx.runtime.distributed.process_group import ProcessGroup
 from skyfx.runtime.execution.distributed_workers import DistributedWorkers
@@ -39,6 +35,10 @@ class Environment(Protocol):
         """The devices of this process, by name."""
 
     @property
+    def group(self) -> ProcessGroup:
+        """The processes that plan and move together."""
+
+    @property
     def overlap(self) -> Overlap:
         """Whether values move while the stages compute."""
 
@@ -54,24 +54,8 @@ class Environment(Protocol):
     def start_workers(self, plan: Plan) -> Workers:
         """Start the workers for the stages of this process."""
 
-    def move(
-        self,
-        model: nn.Module,
-        optimizers: Sequence[Optimizer],
-        owners: Mapping[str, int],
-        plan: Plan,
-    ) -> Mapping[int, Tensor]:
-        """Move tensors to the processes of another plan.
-
-        Args:
-            model: it has these tensors.
-            optimizers: keep state for them.
-            owners: the stage of each tensor, by its name.
-            plan: says in which process each stage runs.
-
-        Returns:
-            The new tensors, by the `id` of the tensor that each replaces.
-        """
+    def ranks(self, plan: Plan) -> Sequence[int]:
+        """The rank that runs each stage, `(num_stages,)`."""
 
 
 def environment_of(devices: DeviceList) -> Environment:
@@ -101,6 +85,7 @@ class LocalEnvironment:
 
     cluster: Cluster
     local: Mapping[str, LocalDevice]
+    group: ProcessGroup = field(default_factory=ProcessGroup.alone)
 
     @property
     def overlap(self) -> Overlap:
@@ -122,14 +107,8 @@ class LocalEnvironment:
             Workers(used, self.cluster.wiring()) if self.cluster.emulated_links else Workers(used)
         )
 
-    def move(
-        self,
-        model: nn.Module,
-        optimizers: Sequence[Optimizer],
-        owners: Mapping[str, int],
-        plan: Plan,
-    ) -> Mapping[int, Tensor]:
-        return {}  # the same tensors move to other devices
+    def ranks(self, plan: Plan) -> Sequence[int]:
+        return [0] * len(plan.stages)
 
 
 @dataclass(frozen=True, slots=True)
@@ -141,6 +120,10 @@ class DistributedEnvironment:
     overlap: Overlap = "full"
 
     @property
+    def group(self) -> ProcessGroup:
+        return self.inventory.group
+
+    @property
     def local(self) -> Mapping[str, LocalDevice]:
         ours = self.inventory.local
         return {
@@ -150,33 +133,20 @@ class DistributedEnvironment:
         }
 
     def measure(self, captured: Capture, progress: Progress | None) -> tuple[Graph, Cluster]:
-        return measured_together(captured, self.inventory, self.cluster, progress=progress)
+        return measure_distributed(captured, self.inventory, self.cluster, progress=progress)
 
     def plan_together(self, make: Callable[[], Plan]) -> Plan:
-        group = self.inventory.group
-        text = group.broadcast_from_first(lambda: files.encode(make()).decode())
+        text = self.group.broadcast_from_first(lambda: files.encode(make()).decode())
         return files.decode(text.encode(), Plan, "the plan of rank 0")
 
     def on_cpu(self, plan: Plan) -> Sequence[bool]:
         return [is_cpu(stage.device) for stage in plan.stages]
 
     def start_workers(self, plan: Plan) -> Workers:
-        ours, ranks = local_stages(self, plan), self._ranks(plan)
-        return DistributedWorkers(ours, plan.stages, ranks, self.inventory.group)
+        ours = local_stages(self, plan)
+        return DistributedWorkers(ours, plan.stages, self.ranks(plan), self.group)
 
-    def move(
-        self,
-        model: nn.Module,
-        optimizers: Sequence[Optimizer],
-        owners: Mapping[str, int],
-        plan: Plan,
-    ) -> Mapping[int, Tensor]:
-        ranks = self._ranks(plan)
-        rank_of = {name: ranks[k] for name, k in owners.items()}
-        return move(model, optimizers, rank_of, self.inventory.group)
-
-    def _ranks(self, plan: Plan) -> Sequence[int]:
-        """The rank that runs each stage, `(num_stages,)`."""
+    def ranks(self, plan: Plan) -> Sequence[int]:
         return [self.inventory.owner_rank[stage.device] for stage in plan.stages]
 
 

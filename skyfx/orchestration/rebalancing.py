@@ -20,7 +20,7 @@ from torch.optim import Optimizer
 from skyfx.orchestration.assembly import deploy, splitter_for
 from skyfx.orchestration.environment import Environment
 from skyfx.orchestration.plan_resolution import PlanSource
-from skyfx.partitioning.migration import follow
+from skyfx.partitioning.migration import follow, move
 from skyfx.passes.planner_graph import to_planner_graph
 from skyfx.runtime.execution.runner import Deployment, StepTimes
 from skyfx.solver.core.cluster import Cluster
@@ -80,8 +80,9 @@ class Rebalancing:
         environment, captured = self.environment, self.captured
         splitter = splitter_for(environment, self.model, plan)
         splitter.assign(captured, to_planner_graph(captured))
-        replaced = environment.move(self.model, optimizers, splitter.owners, plan)
-        rebind(captured.module, replaced)
+        ranks = environment.ranks(plan)
+        rank_of = {name: ranks[k] for name, k in splitter.owners.items()}
+        rebind(captured.module, move(self.model, optimizers, rank_of, environment.group))
         deployment = deploy(environment, splitter, captured)
         follow(optimizers)
         return deployment

@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 
 from skyfx.solver.costs.moves import Crossing, move_s
+from skyfx.solver.methods.bisection import LEVELS, Bisection
 from skyfx.solver.methods.exact.level_kernel import (
     BEGINS,
     CLOSES,
@@ -32,7 +33,7 @@ from skyfx.solver.methods.ideals.device_states import States, prices
 from skyfx.solver.methods.limits import Limits
 from skyfx.solver.methods.method import Bound, Candidate, MethodUpdate, SearchState
 from skyfx.solver.problem.problem import Floats, Problem, UnitPlacement
-from skyfx.solver.problem.tolerances import BOUND_SAFETY, OPTIMALITY_TOLERANCE
+from skyfx.solver.problem.tolerances import BOUND_SAFETY
 
 __all__: list[str] = ["large_level_dp", "level_dp"]
 
@@ -41,12 +42,6 @@ QUICK_CELLS = 120_000_000
 
 PART = 1_000_000
 """Cells between two looks at the clock."""
-
-NEAR = 0.003
-"""Distance of plan and bound from which on to look just below the plan."""
-
-RISE = 0.1
-"""How far T may rise above what is proven: the larger T, the less falls out of the windows."""
 
 
 def level_dp(task: SearchState) -> Iterator[MethodUpdate]:
@@ -78,26 +73,18 @@ def _within(task: SearchState, most_cells: int) -> Iterator[MethodUpdate]:
 
 def _halve(task: SearchState, tables: "LevelTables", remark: str) -> Iterator[MethodUpdate]:
     """Halve the interval between what is proven impossible and what is possible."""
-    low, high, reached = task.bound.value, task.bottleneck_s, True
-    zero = low == 0  # whether T = 0 is still to be tried, as no multiple of it leads further
-    while high > low * (1 + OPTIMALITY_TOLERANCE):
-        if reached and high < low * (1 + NEAR):
-            # Just below the best plan there may be none: then all is proven at once.
-            middle = high * (1 - OPTIMALITY_TOLERANCE / 2)
-        else:
-            middle = 0.0 if zero else min((low + high) / 2, low * (1 + RISE) or math.inf)
-        zero = False
-        stages = tables.plan(middle)
+    search = Bisection(task.bound.value, task.bottleneck_s, LEVELS)
+    for bottleneck in search:
+        stages = tables.plan(bottleneck)
         if stages is None:
-            low = middle * BOUND_SAFETY
-            yield MethodUpdate(bound=Bound(low, "level dp"), remark=remark)
+            search.low = bottleneck * BOUND_SAFETY
+            yield MethodUpdate(bound=Bound(search.low, "level dp"), remark=remark)
             continue
         yield MethodUpdate(stages=stages, remark=remark)
         found = Candidate.of(task.problem, stages)
         if found is None:
             return  # it does not fit: more cannot be proven without memory
-        reached = found.cost.bottleneck_s <= middle
-        high = min(middle, found.cost.bottleneck_s)
+        search.keep(bottleneck, found.cost.bottleneck_s)
 
 
 @dataclass
