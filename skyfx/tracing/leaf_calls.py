@@ -166,8 +166,8 @@ class RecordedCall:
         if form.spec != self.form.spec or found != expected:
             raise RuntimeError(
                 f"{self.name!r} has returned {found}, but {expected} when the model was captured: "
-                "the result depends on values, and later stages are made for the captured one. Give "
-                "batches that take the same branches, or run the model on one device without skyfx"
+                "the result depends on values, and later stages are made for that one. Give batches "
+                "that take the same branches, or run the model on one device without skyfx"
             )
 
     def described(self) -> str:
