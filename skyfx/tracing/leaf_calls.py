@@ -166,7 +166,7 @@ class RecordedCall:
         if form.spec != self.form.spec or found != expected:
             raise RuntimeError(
                 f"{self.name!r} has returned {found}, but {expected} when the model was captured: "
-                "the result depends on values, and later stages are made for that one. Give batches "
+                "the result depends on values, and later stages are made for that. Give batches "
                 "that take the same branches, or run the model on one device without skyfx"
             )
 
