@@ -237,7 +237,7 @@ def test_faults_of_live_counts_and_devices_are_found() -> None:
         stages=(search_assumptions.stages[0], twice, *search_assumptions.stages[2:]),
         assumptions=replace(search_assumptions.assumptions, schedule="interleaved"),
     )
-    assert "already holds stage 0 beside it" in "\n".join(validate(g, c, beside))
+    assert "already holds its neighbour, stage 0" in "\n".join(validate(g, c, beside))
 
 
 @pytest.mark.parametrize("schedule", SCHEDULES)
