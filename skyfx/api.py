@@ -19,12 +19,11 @@ from skyfx.orchestration.plan_resolution import (
 )
 from skyfx.orchestration.rebalancing import Rebalancing
 from skyfx.runtime.device import LocalDevice
-from skyfx.runtime.execution.microbatch import Batch
 from skyfx.runtime.pipeline import Pipeline
 from skyfx.solver.core.field_checks import one_of
 from skyfx.solver.core.graph import Graph
 from skyfx.solver.core.plan import Assumptions, Mode, Objective, Plan, Schedule, Strategy
-from skyfx.tracing.capture import dummy_inputs
+from skyfx.tracing.capture import example_batch
 
 __all__: list[str] = ["capture_and_measure", "partition"]
 
@@ -82,7 +81,7 @@ def partition(
         InfeasibleError: the model does not fit the devices (`NoPlanError`: none found in time).
     """
     environment = site_of(devices)
-    batch = Batch.of(dummy_inputs(model, example_inputs))
+    batch = example_batch(model, example_inputs)
     if plan is not None:
         found, captured = given_plan(plan, model, batch, environment.cluster)
         return assemble(model, found, captured, environment, weights)
@@ -123,7 +122,7 @@ def capture_and_measure(
     progress: Progress | None = None,
 ) -> Graph:
     """The first half of `partition`, for planning offline: the measured graph."""
-    batch = Batch.of(dummy_inputs(model, example_inputs))
+    batch = example_batch(model, example_inputs)
     return measure(
         capture_microbatch(model, batch, mode, num_microbatches), places, progress=progress
     )

@@ -1,7 +1,7 @@
 """One host of a cluster: measures, plans and runs with the others; the first writes what came out.
 
 What prepares a run (imports, captures, prices of single operators, from a cache) has whole cores;
-what is measured (links, stretches of the model, steps) has the host's share of one.
+what is measured (links, calibration segments, steps) has the host's share of one.
 """
 
 import copy
@@ -24,7 +24,7 @@ from benchmarks.fidelity.heap_usage import measured_peak
 from benchmarks.fidelity.models import CASES, Case
 from skyfx.devices.cluster_probe import probed
 from skyfx.devices.inventory import DeviceInventory
-from skyfx.measurement.distributed import measured_together
+from skyfx.measurement.distributed import measure_distributed
 from skyfx.measurement.measure import price
 from skyfx.runtime.execution.microbatch import Batch
 from skyfx.solver import Assumptions, Cluster, Graph, Plan, evaluate, solve
@@ -89,7 +89,7 @@ def measured_in_quotas(
         price(captured, next(iter(hosts.places.values())), lambda *_: None)
     hosts.group.sum(torch.zeros(1))
     enter_quota()
-    found = measured_together(captured, hosts, cluster)
+    found = measure_distributed(captured, hosts, cluster)
     leave_quota()
     return found
 

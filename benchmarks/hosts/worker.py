@@ -1,7 +1,7 @@
 """One host of the comparison: measures, plans and trains with the others, cluster after cluster.
 
 What prepares a run (imports, captures, prices of single operators, plans) has whole cores; what is
-measured (links, stretches of the model, steps) has the host's share of one.
+measured (links, calibration segments, steps) has the host's share of one.
 """
 
 import gc

@@ -1,7 +1,7 @@
 """Measuring a model on several hosts: each operator once on each type, speeds on every device.
 
 The first process that has a device of a type prices the model's operators there. Every process then
-times stretches of the model on its own devices, which says how much slower each is than the first.
+times calibration segments on its own devices, which says how much slower each is than the first.
 """
 
 from dataclasses import replace
@@ -15,10 +15,10 @@ from skyfx.solver.core.cluster import Cluster
 from skyfx.solver.core.graph import DeviceCalibration, Graph
 from skyfx.tracing.capture import Capture
 
-__all__: list[str] = ["measured_together"]
+__all__: list[str] = ["measure_distributed"]
 
 
-def measured_together(
+def measure_distributed(
     captured: Capture, hosts: DeviceInventory, cluster: Cluster, *, progress: Progress | None = None
 ) -> tuple[Graph, Cluster]:
     """Measure a captured model on all devices of a job; every process calls it.
@@ -40,7 +40,7 @@ def measured_together(
         prices = known[place.type]
         return run_on(
             place,
-            lambda tell: calibrate(captured, place, prices, tell("stretches")),
+            lambda tell: calibrate(captured, place, prices, tell("calibration segments")),
             alone,
             progress,
         )

@@ -1,7 +1,7 @@
 """From a captured model to the planner's graph: what each node takes on each device type.
 
 Each operator is priced alone, equal ones once; what it takes in its neighbourhood follows from a
-fit to stretches of the graph. Neither depends on how many equal layers the model has.
+fit to calibration segments. Neither depends on how many equal layers the model has.
 """
 
 import threading
@@ -12,7 +12,8 @@ from typing import TypeVar
 
 from torch import fx
 
-from skyfx.measurement.calibration import fit, timed_regions
+from skyfx.measurement.calibration import timed_segments
+from skyfx.measurement.calibration_fit import fit
 from skyfx.measurement.cost_cache import CostCache
 from skyfx.measurement.operator_costs import OperatorCosts, priced
 from skyfx.measurement.saved_tensors import saved_tensor_bytes
@@ -69,7 +70,9 @@ def measure(
 
         def measured(tell: Tell, place: LocalDevice = place) -> TypeMeasurement:
             prices = price(captured, place, tell("operators"))
-            return TypeMeasurement(prices, calibrate(captured, place, prices, tell("stretches")))
+            return TypeMeasurement(
+                prices, calibrate(captured, place, prices, tell("calibration segments"))
+            )
 
         found[place.type] = run_on(place, measured, len(several) == 1, progress)
     return assembled(captured, found)
@@ -100,12 +103,12 @@ def calibrate(
 ) -> DeviceCalibration:
     """What becomes of these prices in a neighbourhood, on this device."""
     with undisturbed(captured.module):
-        regions = list(timed_regions(captured, prices, place, told))
+        segments = list(timed_segments(captured, prices, place, told))
     return DeviceCalibration(
         type=place.type,
         spread=median([cost.spread for cost in prices.costs.values()] or [0.0]),
-        forward=fit([forward for forward, _ in regions]),
-        backward=fit([back for _, back in regions if back is not None]),
+        forward=fit([forward for forward, _ in segments]),
+        backward=fit([back for _, back in segments if back is not None]),
     )
 
 

@@ -10,7 +10,7 @@ from torch.optim import Optimizer
 from skyfx.devices.inventory import DeviceInventory, is_cpu
 from skyfx.devices.local_links import with_links
 from skyfx.devices.resolve import DeviceList, given_cluster, resolve
-from skyfx.measurement.distributed import measured_together
+from skyfx.measurement.distributed import measure_distributed
 from skyfx.measurement.measure import Progress, measure
 from skyfx.partitioning.migration import move
 from skyfx.runtime.device import LocalDevice
@@ -143,7 +143,7 @@ class DistributedEnvironment:
     overlap: Overlap = "full"
 
     def measured(self, captured: Capture, progress: Progress | None) -> tuple[Graph, Cluster]:
-        return measured_together(captured, self.hosts, self.cluster, progress=progress)
+        return measure_distributed(captured, self.hosts, self.cluster, progress=progress)
 
     def agreed(self, make: Callable[[], Plan]) -> Plan:
         text = self.hosts.group.broadcast_from_first(lambda: files.encode(make()).decode())

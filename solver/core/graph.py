@@ -66,7 +66,7 @@ class LinearFit:
     """How times in a neighbourhood follow from times alone: `factor * alone + overhead_s` a node.
 
     `error` and `error_p90` are the median and the 90th percentile of the relative error on
-    stretches of the model that the fit did not know.
+    calibration segments that the fit did not know.
     """
 
     factor: float
