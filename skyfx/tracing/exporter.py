@@ -30,7 +30,7 @@ from skyfx.tracing.torch_internals import any_attribute_name, export_flags, inte
 __all__: list[str] = ["has_cache", "trace"]
 
 Adapter = Callable[[], "_TensorsOnly"]
-"""Makes an adapter, of which torch.export wants a fresh one each time."""
+"""Makes an adapter: torch.export needs a fresh one each time."""
 
 
 def trace(
