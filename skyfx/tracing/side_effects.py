@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from skyfx.runtime.rng.generator_lending import others_kept, states
+from skyfx.runtime.rng.generator_state import comparable_states, preserve_generators
 from skyfx.solver.errors import CaptureError
 from skyfx.tracing.torch_internals import checked_draws, checked_gradients, checked_vmap
 
@@ -85,11 +85,11 @@ def refuse_foreign_rng() -> Iterator[None]:
             "mask). Draw with torch, or turn that off while training"
         )
 
-    with others_kept():
-        before = states()
+    with preserve_generators(with_torch=False):
+        before = comparable_states()
         with checked_draws(refuse):
             yield
-        after = states()
+        after = comparable_states()
     for name in ("random", "numpy.random"):
         if before[name] != after[name]:
             refuse(name)
