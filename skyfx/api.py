@@ -21,12 +21,11 @@ from skyfx.orchestration.plan_resolution import (
 )
 from skyfx.orchestration.rebalancing import Rebalancing
 from skyfx.runtime.device import LocalDevice
-from skyfx.runtime.execution.microbatch import Batch
 from skyfx.runtime.pipeline import Pipeline
 from skyfx.solver.core.field_checks import one_of, text_sequence, whole_number
 from skyfx.solver.core.graph import Graph
 from skyfx.solver.core.plan import Assumptions, Mode, Objective, Plan, Schedule, Strategy
-from skyfx.tracing.capture import dummy_inputs
+from skyfx.tracing.capture import example_batch
 
 __all__: list[str] = ["capture_and_measure", "partition"]
 
@@ -88,7 +87,7 @@ def partition(
     """
     environment = site_of(devices)
     check_files(weights, keep)
-    batch = Batch.of(dummy_inputs(model, example_inputs))
+    batch = example_batch(model, example_inputs)
     if plan is not None:
         found, captured = given_plan(plan, model, batch, environment.cluster)
         return assemble(model, found, captured, environment, weights)
@@ -140,7 +139,7 @@ def capture_and_measure(
     one_of("mode", mode, get_args(Mode))
     whole_number("num_microbatches", num_microbatches, least=1)
     check_cache_folder()
-    batch = Batch.of(dummy_inputs(model, example_inputs))
+    batch = example_batch(model, example_inputs)
     return measure(
         capture_microbatch(model, batch, mode, num_microbatches), places, progress=progress
     )

@@ -2,6 +2,7 @@
 
 import importlib
 import importlib.util
+import inspect
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -21,6 +22,8 @@ if TYPE_CHECKING:
     from skyfx.measurement.measure import Progress
 
 __all__: list[str] = ["main"]
+
+EXPECTED = "a function without arguments that returns the model and one batch of inputs"
 
 Model = Annotated[
     str,
@@ -67,7 +70,7 @@ def capture_command(
     For example: skyfx capture train.py:build -d cpu -d cpu -o bert.graph.json
     --cluster two.cluster.json
     """
-    with exit_codes(verbose=verbose):
+    with exit_codes(verbose=verbose, quiet=quiet):
         for path in filter(None, (output, cluster)):
             files.refuse_overwrite(path, force=force)
         build = _load(model)
@@ -120,10 +123,10 @@ def probe_command(
 
 
 def _load(reference: str) -> Any:
-    """The function that `FILE.py:NAME` or `MODULE:NAME` names.
+    """Import the function that `FILE.py:NAME` or `MODULE:NAME` names.
 
     Raises:
-        ValueError: there is none.
+        ValueError: there is none, or it cannot be called without arguments.
     """
     place, _, name = reference.rpartition(":")
     if not place:
@@ -137,6 +140,13 @@ def _load(reference: str) -> Any:
     function = getattr(module, name, None)
     if not callable(function):
         raise ValueError(f"{place} has no function {name!r}")
+    torch = sys.modules.get("torch")  # a file with a model has imported it
+    if torch is not None and isinstance(function, torch.nn.Module):
+        raise ValueError(f"{reference} is a model; expected {EXPECTED}")
+    try:
+        inspect.signature(function).bind()
+    except TypeError as error:
+        raise ValueError(f"{reference}: {error}; expected {EXPECTED}") from None
     return function
 
 

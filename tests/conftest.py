@@ -8,9 +8,9 @@ from importlib import metadata
 import pytest
 
 from tests.support import tiers
-from tests.support.cli_runner import folder, skyfx
+from tests.support.cli_runner import folder, skyfx, skyfx_process
 
-__all__ = ["folder", "skyfx"]
+__all__ = ["folder", "skyfx", "skyfx_process"]
 
 tiers.register_profiles()
 

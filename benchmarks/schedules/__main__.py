@@ -19,7 +19,7 @@ from skyfx.solver import Assumptions, solve
 from skyfx.solver.core.schedule import live_counts, orders
 from skyfx.solver.costs.action_times import Pace
 from skyfx.solver.costs.peak_memory import peak_bytes
-from skyfx.solver.costs.simulator import follow
+from skyfx.solver.costs.simulator import run_schedule
 from skyfx.solver.problem.problem import Problem
 from skyfx.solver.refinement.in_flight import Fits, Generated, generate
 from skyfx.solver.refinement.memory_headroom import Room
@@ -58,7 +58,7 @@ def gpipe(case: Case) -> Generated:
     pace = Pace.of(case.graph, case.cluster, case.placement, case.assumptions)
     m, num = case.assumptions.microbatches, len(pace.devices)
     found = [
-        follow(pace, orders(live_counts(schedule, num, m), m, pace.devices)).step_s
+        run_schedule(pace, orders(live_counts(schedule, num, m), m, pace.devices)).step_s
         for schedule in ("gpipe", "1f1b")
     ]
     return Generated(live_counts("gpipe", num, m), *found)

@@ -37,7 +37,7 @@ class Batch:
         Raises:
             TypeError: it is none of these, or holds no tensor with a batch dimension.
         """
-        if isinstance(inputs, Mapping):
+        if isinstance(inputs, Mapping) and all(isinstance(name, str) for name in inputs):
             return cls.of_call(**inputs)
         if isinstance(inputs, Tensor) or is_dataclass(inputs):
             return cls.of_call(inputs)

@@ -81,6 +81,8 @@ def _parts(
     """Runs of operators, from short to long, their beginnings spread over the graph."""
     nodes = [node for node in captured.ids if is_operator(node)]
     time_s = np.array([prices.costs[node.name].forward_s for node in nodes])
+    if not time_s.any():
+        return  # no operators
     longest = min(LONGEST_S, float(time_s.sum()))
     lengths = np.geomspace(longest / RANGE, longest, SEGMENTS)
     # The golden section spreads the beginnings evenly, however many there are.

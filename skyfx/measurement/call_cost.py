@@ -11,6 +11,7 @@ from skyfx.measurement.flops import counted
 from skyfx.measurement.timing import Timing, backward_of, entry_s, gradients_of, timed
 from skyfx.measurement.workspace import workspace_bytes
 from skyfx.runtime import pytree
+from skyfx.tracing.torch_internals import storage_id
 
 __all__: list[str] = ["CallCost", "measure_call"]
 
@@ -133,10 +134,10 @@ def _with_backward(
     if gradients is not None:
         back = timed(backward_of(gradients, leaves), num_threads)
         back = replace(back, median_s=max(0.0, back.median_s - entry_s(device, num_threads)))
-    storages = {_address(x): x for x in kept}
-    saves_inputs = tuple(i for i, x in enumerate(call.tensors) if _address(x) in storages)
-    saves_outputs = tuple(i for i, x in enumerate(found) if _address(x) in storages)
-    known = {_address(x) for x in (*call.tensors, *found)}
+    storages = {storage_id(x): x for x in kept}
+    saves_inputs = tuple(i for i, x in enumerate(call.tensors) if storage_id(x) in storages)
+    saves_outputs = tuple(i for i, x in enumerate(found) if storage_id(x) in storages)
+    known = {storage_id(x) for x in (*call.tensors, *found)}
     return CallCost(
         forward_s=forward.median_s,
         backward_s=None if gradients is None else back.median_s,
@@ -166,7 +167,3 @@ def _copy(tensor: Tensor, needs: bool) -> Tensor:
 
 def _device(outputs: Sequence[Tensor]) -> torch.device:
     return outputs[0].device if outputs else torch.device("cpu")
-
-
-def _address(tensor: Tensor) -> int:
-    return tensor.untyped_storage().data_ptr()

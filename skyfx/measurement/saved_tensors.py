@@ -9,6 +9,7 @@ from skyfx.passes.call_signature import of_tensors
 from skyfx.passes.planner_graph import num_bytes
 from skyfx.runtime import pytree
 from skyfx.tracing.capture import Capture
+from skyfx.tracing.torch_internals import storage_id
 
 __all__: list[str] = ["saved_tensor_bytes"]
 
@@ -39,7 +40,7 @@ def _storages(node: fx.Node) -> list[tuple[Hashable, int]]:
     """The storages of the node's value, as torch.export's fake tensors share them, and bytes."""
     leaves = pytree.tree_leaves(node.meta.get("val"))
     tensors = [leaf for leaf in leaves if isinstance(leaf, Tensor)]
-    return [(x.untyped_storage()._cdata, _nbytes(x)) for x in tensors]
+    return [(storage_id(x), _nbytes(x)) for x in tensors]
 
 
 def _nbytes(tensor: Tensor) -> int:

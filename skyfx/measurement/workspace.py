@@ -8,7 +8,8 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-from torch.autograd import profiler_legacy
+
+from skyfx.tracing.torch_internals import allocations_of
 
 __all__: list[str] = ["workspace_bytes"]
 
@@ -24,18 +25,10 @@ def workspace_bytes(call: Callable[[], Any], device: torch.device) -> float:
         left = torch.accelerator.memory_allocated(device)
         del returned
         return float(most - left)
-    # Of torch's profilers the one that tells of each allocation in its turn, and prints nothing.
-    engine: Any = torch.autograd
-    profiles: Any = profiler_legacy.profile
-    engine._enable_profiler_legacy(profiles(profile_memory=True).config())
-    try:
-        returned = call()
-    finally:
-        records = engine._disable_profiler_legacy()
+    returned, sizes = allocations_of(call)
     del returned
     in_use = most = 0
-    for record in (record for of_thread in records for record in of_thread):
-        if record.kind() == "memory_alloc":
-            in_use += record.cpu_memory_usage()
-            most = max(most, in_use)
+    for size in sizes:
+        in_use += size
+        most = max(most, in_use)
     return float(most - in_use)

@@ -5,9 +5,10 @@ from dataclasses import dataclass, field
 
 from torch import Tensor, nn
 
+from skyfx.partitioning.parameter_placement import place_tensors
 from skyfx.partitioning.plan_matching import match, owned
 from skyfx.partitioning.stage_builder import split
-from skyfx.partitioning.weights import Weights, place_tensors
+from skyfx.partitioning.weights import Weights
 from skyfx.passes.planner_graph import to_planner_graph
 from skyfx.runtime.device import LocalDevice
 from skyfx.runtime.execution.microbatch import Batch

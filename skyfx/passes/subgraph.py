@@ -9,6 +9,7 @@ from torch import Tensor, fx
 from skyfx.passes.device_transfer import copy_to, with_device
 from skyfx.tracing.capture import Capture
 from skyfx.tracing.tensor_binding import moved
+from skyfx.tracing.torch_internals import any_attribute_name
 
 __all__: list[str] = ["subgraph"]
 
@@ -29,15 +30,15 @@ def subgraph(
     ),
     tensors: Mapping[fx.Node, Tensor] | None = None,
 ) -> fx.GraphModule:
-    """Copies of some nodes, with the very tensors of the model.
+    """Copies of some nodes, with the tensors of the model themselves.
 
     Args:
         captured: the model.
         part: the nodes, in their order.
-        received: what it takes, in this order.
-        sent: what it returns, in this order.
-        device: where it is to run.
-        called: another function to call in place of a node's own, and its arguments.
+        received: its inputs, in this order.
+        sent: its outputs, in this order.
+        device: where it runs.
+        called: gives another function to call instead of a node's own, and its arguments.
         tensors: other tensors in place of the model's, by the nodes that read those.
     """
     graph, attributes = fx.Graph(), dict[str, Any]()
@@ -47,7 +48,7 @@ def subgraph(
         if node not in env:  # a parameter that lives with its reader
             value = (tensors or {}).get(node, captured.attribute(node))
             if isinstance(value, Tensor) and value.device != device:
-                value = moved(value, device)  # of a pipeline's stages, only the capture's constants
+                value = moved(value, device)  # in a stage: a constant of the capture
             if isinstance(value, fx.GraphModule):
                 value = copy_to(value, device)
             attributes[str(node.target)] = value
@@ -66,4 +67,5 @@ def subgraph(
         else:
             copied(node)
     graph.output(tuple(env[node] for node in sent))
-    return fx.GraphModule(attributes, graph, class_name=f"{captured.name}Stage")
+    with any_attribute_name():
+        return fx.GraphModule(attributes, graph, class_name=f"{captured.name}Stage")

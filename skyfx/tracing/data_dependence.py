@@ -1,8 +1,8 @@
 """Lines of a model's code where a number or a shape depends on values.
 
-Where no place around such a line can stay whole, because it stands in the model's own forward, the
-line's operator is fixed to what it returned when the model was captured, and held against that in
-every later call:
+Such a line may stand in the model's own forward, so that no call around it can become a leaf. Then
+its operator keeps the result that it had when the model was captured, and every later call is
+checked against that result:
 
     if mask.any():          a node that checks: still true
     y = x[mask]             a node that checks: still 7 rows
@@ -16,31 +16,16 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch._subclasses.fake_tensor import (
-    DataDependentOutputException,
-    DynamicOutputShapeException,
-    FakeTensor,
-)
-from torch.fx.experimental.symbolic_shapes import GuardOnDataDependentSymNode
-from torch.overrides import TorchFunctionMode, handle_torch_function
+from torch.overrides import TorchFunctionMode
 
 from skyfx.runtime import pytree
 from skyfx.solver.errors import CaptureError
 from skyfx.tracing.model_code import is_library_file
+from skyfx.tracing.torch_internals import UNKNOWN_VALUE_ERRORS
 
 __all__: list[str] = ["DependsOnValuesError", "NoDataDependence", "OpSite", "OpSiteOverride"]
 
 _SYMBOLIC = (torch.SymInt, torch.SymFloat, torch.SymBool)
-
-_UNKNOWN = (
-    GuardOnDataDependentSymNode,
-    DataDependentOutputException,
-    DynamicOutputShapeException,
-)
-"""What torch raises where it would have to know a value."""
-
-_fake: Any = FakeTensor
-_own_tolist = FakeTensor.tolist
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,15 +33,15 @@ class OpSite:
     """A call of one of torch's functions in a line of the model's code."""
 
     file: str
-    number: int
+    line: int
     function: str
 
     def __str__(self) -> str:
-        return f"{self.function} at {Path(self.file).name}:{self.number}"
+        return f"{self.function} at {Path(self.file).name}:{self.line}"
 
     @classmethod
     def calling(cls, function: Any) -> "OpSite":
-        """The innermost line that is neither torch's nor ours."""
+        """The innermost line that belongs neither to torch nor to skyfx."""
         frame = sys._getframe(1)
         while frame.f_back and is_library_file(frame.f_code.co_filename):
             frame = frame.f_back
@@ -66,36 +51,27 @@ class OpSite:
 class DependsOnValuesError(CaptureError):
     """A number or a shape depends on values, at this line."""
 
-    def __init__(self, line: OpSite) -> None:
+    def __init__(self, site: OpSite) -> None:
         super().__init__(
-            f"{line.function} returns what depends on the values of its arguments, and a captured "
-            "graph has fixed numbers and shapes"
+            f"the result of {site.function} depends on the values of its arguments, but numbers "
+            "and shapes of a captured graph are fixed"
         )
-        self.line = line
+        self.site = site
 
 
 class NoDataDependence(TorchFunctionMode):
-    """Within it, no function of torch may return what only values tell: a number, a shape.
+    """Within it, no function of torch may return a number or shape that depends on values.
 
     torch.export goes on with a symbol for it, which has no size to plan with.
 
     Raises:
-        DependsOnValuesError: one has.
+        DependsOnValuesError: a function has returned one.
     """
-
-    def __enter__(self) -> Any:
-        # Fake tensors make their lists without asking a mode, number by number.
-        _fake.tolist = _tolist
-        return super().__enter__()  # type: ignore[no-untyped-call]
-
-    def __exit__(self, *error: object) -> None:
-        super().__exit__(*error)  # type: ignore[no-untyped-call]
-        _fake.tolist = _own_tolist
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         try:
             returned = func(*args, **(kwargs or {}))
-        except _UNKNOWN as error:
+        except UNKNOWN_VALUE_ERRORS as error:
             raise DependsOnValuesError(OpSite.calling(func)) from error
         except RuntimeError as error:
             if func is not Tensor.tolist:
@@ -108,17 +84,13 @@ class NoDataDependence(TorchFunctionMode):
         return returned
 
 
-def _tolist(tensor: Tensor) -> Any:
-    return handle_torch_function(Tensor.tolist, (tensor,), tensor)
-
-
 class OpSiteOverride(TorchFunctionMode):
-    """Within it, other functions are called at these lines; each is given the line's own first."""
+    """Within it, other functions are called at these sites, with the own function first."""
 
     def __init__(self, instead: Mapping[OpSite, Callable[..., Any]]) -> None:
         super().__init__()
         self._instead = instead
-        self._functions = {line.function for line in instead}
+        self._functions = {site.function for site in instead}
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         if _name(func) in self._functions:

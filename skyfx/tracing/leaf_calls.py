@@ -24,6 +24,7 @@ from skyfx.runtime.rng import generator_lending
 from skyfx.solver.errors import CaptureError
 from skyfx.tracing.node_names import graphs_in
 from skyfx.tracing.tensor_binding import named_tensors
+from skyfx.tracing.torch_internals import own_tensors, storage_id
 
 __all__: list[str] = [
     "BoundCode",
@@ -67,10 +68,9 @@ class BoundCode:
 def _holders(owner: nn.Module) -> dict[str, list[tuple[dict[str, Any], str]]]:
     """Where the module holds each parameter and buffer; a tied one in several places."""
     places: dict[int, list[tuple[dict[str, Any], str]]] = {}
-    for part in owner.modules():
-        for held in (part._parameters, part._buffers):
-            for key, tensor in held.items():
-                places.setdefault(id(tensor), []).append((held, key))
+    for held in own_tensors(owner):
+        for key, tensor in held.items():
+            places.setdefault(id(tensor), []).append((held, key))
     return {name: places[id(tensor)] for name, tensor in named_tensors(owner).items()}
 
 
@@ -156,9 +156,9 @@ class RecordedCall:
         returned = self.run(dict(zip(self.state, following, strict=True)), args, kwargs)
         form, outputs = OutputSpec.of(returned)
         self._check(form, outputs)
-        given = {_storage(x) for x in tensors}
+        given = {storage_id(x) for x in tensors}
         # A node's outputs share no storage with its inputs: what is written behind it stays there.
-        return [x.clone() if _storage(x) in given else x for x in outputs]
+        return [x.clone() if storage_id(x) in given else x for x in outputs]
 
     def _check(self, form: OutputSpec, outputs: Sequence[Tensor]) -> None:
         found, expected = _in_short(form, outputs), _in_short(self.form, self.outputs)
@@ -233,19 +233,18 @@ def stand_in(seen: RecordedCall, tensors: Sequence[Tensor]) -> Any:
 
 def put_leaves(module: fx.GraphModule, seen: Sequence[RecordedCall]) -> None:
     """Put leaves into a captured graph where operators stand for them."""
-    by_name = {call.name: call for call in seen}
-    for region in graphs_in(module):
+    leaves = {call.name: (f"leaf_{i}", Leaf(call)) for i, call in enumerate(seen)}
+    for part in graphs_in(module):
         operator = torch.ops.skyfx.leaf.default
-        for node in region.graph.find_nodes(op="call_function", target=operator):
+        for node in part.graph.find_nodes(op="call_function", target=operator):
             name, _, tensors = node.args
-            target = "leaf_" + "".join(c if c.isalnum() else "_" for c in name)
-            region.add_submodule(target, Leaf(by_name[name]))
-            with region.graph.inserting_before(node):
-                leaf = region.graph.call_module(target, tuple(tensors))
+            part.add_submodule(*leaves[name])
+            with part.graph.inserting_before(node):
+                leaf = part.graph.call_module(leaves[name][0], tuple(tensors))
             leaf.meta = node.meta
             node.replace_all_uses_with(leaf)
-            region.graph.erase_node(node)
-        region.recompile()
+            part.graph.erase_node(node)
+        part.recompile()
 
 
 def leaf_of(node: fx.Node) -> Leaf | None:
@@ -265,7 +264,3 @@ def _in_short(form: OutputSpec, outputs: Sequence[Tensor]) -> str:
 
 def _numbers(of: Sequence[int]) -> str:
     return ",".join(map(str, of))
-
-
-def _storage(tensor: Tensor) -> int:
-    return tensor.untyped_storage().data_ptr()

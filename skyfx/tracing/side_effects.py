@@ -9,20 +9,16 @@ The graph holds operators. It has no place for
 and would go on with what stood there when the model was captured.
 """
 
-import random
-import threading
-from collections.abc import Iterator, Mapping
-from contextlib import ExitStack, contextmanager
-from types import ModuleType
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any
 
-import numpy
 import torch
 from torch import Tensor, nn
-from torch._functorch import apis
 
 from skyfx.runtime.rng.generator_lending import others_kept, states
 from skyfx.solver.errors import CaptureError
+from skyfx.tracing.torch_internals import checked_draws, checked_gradients, checked_vmap
 
 __all__: list[str] = [
     "check_buffers",
@@ -42,63 +38,35 @@ def refuse_custom_autograd() -> Iterator[None]:
 
     torch.export looks into an autograd function's forward and forgets its backward.
     """
-    here = threading.get_ident()
-    apply: Any = vars(torch.autograd.Function)["apply"]
-    register_hook: Any = Tensor.register_hook
 
-    def checked_apply(cls: Any, *args: Any, **kwargs: Any) -> Any:
-        # What torch uses inside, as for `torch.library.custom_op`, is part of an operator.
-        if threading.get_ident() == here and not cls.__module__.startswith("torch._"):
-            _refuse_gradient(f"{cls.__name__}.backward", args)
-        return apply.__func__(cls, *args, **kwargs)
+    def check(what: str, args: Sequence[Any]) -> None:
+        differentiable = any(isinstance(x, Tensor) and x.requires_grad for x in args)
+        if differentiable and torch.is_grad_enabled():
+            raise CaptureError(
+                f"{what} would be lost, because a captured graph has the gradients of torch's "
+                "operators only. Write it with torch's operators, or make it one by "
+                "torch.library.custom_op and register_autograd; remove backward hooks; checkpoint "
+                "with use_reentrant=False"
+            )
 
-    def checked_hook(tensor: Tensor, hook: Any) -> Any:
-        if threading.get_ident() == here:
-            _refuse_gradient("a tensor's hook", (tensor,))
-        return register_hook(tensor, hook)
-
-    with (
-        _replaced(torch.autograd.Function, "apply", classmethod(checked_apply)),
-        _replaced(Tensor, "register_hook", checked_hook),
-    ):
+    with checked_gradients(check):
         yield
-
-
-@contextmanager
-def _replaced(owner: type, name: str, value: Any) -> Iterator[None]:
-    """Within it, the class has this attribute: its own, even where it inherits one."""
-    own = vars(owner).get(name)
-    setattr(owner, name, value)
-    try:
-        yield
-    finally:
-        if own is None:
-            delattr(owner, name)
-        else:
-            setattr(owner, name, own)
-
-
-def _refuse_gradient(what: str, args: Any) -> None:
-    differentiable = any(isinstance(x, Tensor) and x.requires_grad for x in args)
-    if differentiable and torch.is_grad_enabled():
-        raise CaptureError(
-            f"{what} would be lost, as a captured graph has the gradients of torch's operators "
-            "only. Write it with torch's operators, or make it one by torch.library.custom_op and "
-            "register_autograd; remove backward hooks; checkpoint with use_reentrant=False"
-        )
 
 
 @contextmanager
 def refuse_vmap() -> Iterator[None]:
     """Within it, torch.vmap is refused, in this thread.
 
-    It changes how the operators after it compute, as they must not be cut apart.
+    It changes what the operators inside compute, and they must not be cut apart.
     """
-    why = (
-        "forward uses torch.vmap, which a captured graph cannot be cut inside: write the batch "
-        "dimension out"
-    )
-    with _refused(apis, "vmap_impl", why):
+
+    def refuse(*args: Any) -> None:
+        raise CaptureError(
+            "forward uses torch.vmap, and a captured graph cannot be cut inside it: write the "
+            "batch dimension out"
+        )
+
+    with checked_vmap(refuse):
         yield
 
 
@@ -107,45 +75,24 @@ def refuse_foreign_rng() -> Iterator[None]:
     """Within it, random numbers that are not torch's own are refused, in this thread.
 
     Raises:
-        CaptureError: where Python's or numpy's global generator is drawn from; at the end, where it
-            was by a function that had been imported by its name.
+        CaptureError: forward draws from Python's or numpy's global generator. Draws by functions
+            that were imported by their names are noticed at the end.
     """
-    with ExitStack() as stack:
-        stack.enter_context(others_kept())
-        for module, owner in ((random, random._inst), (numpy.random, numpy.random.mtrand._rand)):
-            for name, value in vars(module).items():
-                if getattr(value, "__self__", None) is owner and "state" not in name:
-                    stack.enter_context(_refused(module, name, _drawn(module.__name__)))
+
+    def refuse(name: str) -> None:
+        raise CaptureError(
+            f"forward draws from {name}, so every step would repeat one draw (a skipped layer, a "
+            "mask). Draw with torch, or turn that off while training"
+        )
+
+    with others_kept():
         before = states()
-        yield
+        with checked_draws(refuse):
+            yield
         after = states()
     for name in ("random", "numpy.random"):
         if before[name] != after[name]:
-            raise CaptureError(_drawn(name))
-
-
-@contextmanager
-def _refused(module: ModuleType, name: str, why: str) -> Iterator[None]:
-    """Within it, a function is refused, in this thread."""
-    here, function = threading.get_ident(), getattr(module, name)
-
-    def refused(*args: Any, **kwargs: Any) -> Any:
-        if threading.get_ident() == here:
-            raise CaptureError(why)
-        return function(*args, **kwargs)
-
-    setattr(module, name, refused)
-    try:
-        yield
-    finally:
-        setattr(module, name, function)
-
-
-def _drawn(name: str) -> str:
-    return (
-        f"forward draws from {name}, so every step would repeat one draw (a skipped layer, a "
-        "mask). Draw with torch, or turn that off while training"
-    )
+            refuse(name)
 
 
 def numbers(model: nn.Module) -> dict[str, float]:

@@ -11,7 +11,7 @@ from typing import Any
 from skyfx.solver.core.cluster import Cluster, Device, Link
 from skyfx.solver.core.graph import Graph
 
-__all__: list[str] = ["Change", "changed"]
+__all__: list[str] = ["Change", "apply_changes"]
 
 FORMS = {
     "add": "add TYPE",
@@ -61,7 +61,7 @@ class Change:
         return cls(text, lambda cluster: _slower(cluster, names[0], by))
 
 
-def changed(cluster: Cluster, changes: Sequence[Change]) -> Cluster:
+def apply_changes(cluster: Cluster, changes: Sequence[Change]) -> Cluster:
     """The cluster after all changes, one after the other.
 
     Raises:

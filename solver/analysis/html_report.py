@@ -1,6 +1,6 @@
-"""A plan as one HTML page that needs nothing else: timeline, stages, memory, modules, reasons.
+"""A plan as one self-contained HTML page: timeline, stages, memory, modules, sentences.
 
-What is drawn is computed here, in pixels; how it looks is the template's matter
+Positions and sizes are computed here, in pixels; the template sets the style
 (`html_report.html.j2`).
 """
 
@@ -8,7 +8,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from skyfx.solver.analysis.scenarios import COLUMNS, Scenario
+from skyfx.solver.analysis.scenarios import COLUMNS, Scenario, predict_step_s
 from skyfx.solver.core.cluster import Cluster
 from skyfx.solver.core.graph import Graph, Node
 from skyfx.solver.core.plan import Plan, Stage
@@ -17,7 +17,7 @@ from skyfx.solver.core.timeline import CompletedAction
 from skyfx.solver.core.units import operations, seconds, size
 from skyfx.solver.costs.cost_model import crossings
 
-__all__: list[str] = ["Run", "page"]
+__all__: list[str] = ["DrawnStep", "page"]
 
 TEMPLATE = Path(__file__).with_name("html_report.html.j2")
 
@@ -31,20 +31,23 @@ COLOURS = {
     "#f0e442": "#000",
     "#999999": "#000",
 }
-"""Okabe and Ito's, which the colour-blind can tell apart (2008), and what is legible on each."""
+"""The colours of Okabe and Ito (2008), distinct for the colour-blind, and a text colour on each."""
 
 WIDTH = 960
 ROW = 26
 LETTERS = 20
-"""Pixels that an action needs to have its name written in it."""
+"""Width in pixels from which an action shows its name."""
+
+SHORTEST_S = 1e-12
+"""A plan of free operators takes no time; its bars have no width."""
 
 TICKS = 8
 MODULES = 48
-"""Rows that the model's modules are shown in, at most."""
+"""At most so many rows of modules."""
 
 
 @dataclass(frozen=True, slots=True)
-class Run:
+class DrawnStep:
     """A step, simulated or measured.
 
     Attributes:
@@ -57,7 +60,7 @@ class Run:
 
     @property
     def step_s(self) -> float:
-        """What it takes."""
+        """Its duration."""
         return max(done.ended_s for done in self.done)
 
 
@@ -65,7 +68,7 @@ def page(
     graph: Graph,
     cluster: Cluster,
     plan: Plan,
-    runs: Sequence[Run],
+    runs: Sequence[DrawnStep],
     sentences: Sequence[str],
     found: Sequence[Scenario] = (),
 ) -> str:
@@ -75,37 +78,38 @@ def page(
         graph: the model.
         cluster: devices and links.
         plan: the plan.
-        runs: steps by it, to be drawn above each other on one scale; the first one is predicted.
-        sentences: what there is to say of it.
-        found: what changes of the cluster would bring.
+        runs: steps of the plan, drawn below each other on one scale.
+        sentences: the explanation.
+        found: the scenarios.
     """
-    import jinja2  # no other command has to wait for it
+    import jinja2  # takes a while to load, and only this command needs it
 
     environment = jinja2.Environment(
         autoescape=True, trim_blocks=True, lstrip_blocks=True, undefined=jinja2.StrictUndefined
     )
     environment.filters |= {"operations": operations, "seconds": seconds, "size": size}
-    longest_s = max(run.step_s for run in runs)
+    longest_s = max((run.step_s for run in runs), default=0.0)
+    step_s = predict_step_s(graph, cluster, plan)
     return environment.from_string(TEMPLATE.read_text()).render(
         plan=plan,
         width=WIDTH,
         row=ROW,
         colours=list(COLOURS),
         runs=[{"name": run.name, "rows": list(_rows(plan, run, longest_s))} for run in runs],
-        steps={run.name: run.step_s for run in runs},
+        steps={"predicted": step_s} | {run.name: run.step_s for run in runs},
         ticks=[(WIDTH * i / TICKS, longest_s * i / TICKS) for i in range(TICKS + 1)],
         stages=list(_stages(plan)),
         memory=list(_memory(plan, cluster)),
         parts=list(_parts(graph, plan)),
         values=list(_values(plan)),
         sentences=sentences,
-        what_ifs=(COLUMNS, *(one.row(runs[0].step_s) for one in found)) if found else (),
+        what_ifs=(COLUMNS, *(one.row(step_s) for one in found)) if found else (),
     )
 
 
-def _rows(plan: Plan, run: Run, longest_s: float) -> Iterator[dict[str, object]]:
+def _rows(plan: Plan, run: DrawnStep, longest_s: float) -> Iterator[dict[str, object]]:
     """A row for each device; an action is coloured by its micro-batch."""
-    scale, palette = WIDTH / longest_s, list(COLOURS.items())
+    scale, palette = WIDTH / max(longest_s, SHORTEST_S), list(COLOURS.items())
     for device in dict.fromkeys(stage.device for stage in plan.stages):
         slices = []
         for done in run.done:
@@ -131,8 +135,8 @@ def _rows(plan: Plan, run: Run, longest_s: float) -> Iterator[dict[str, object]]
 
 
 def _stages(plan: Plan) -> Iterator[dict[str, object]]:
-    """Seconds of a micro-batch; one after another, or beside each other where they overlap."""
-    scale = WIDTH / max(plan.bottleneck_s, 1e-12)
+    """Seconds per micro-batch: compute, receive and send, in one row or, with overlap, in three."""
+    scale = WIDTH / max(plan.bottleneck_s, SHORTEST_S)
     overlaps = plan.assumptions.overlap == "full"
     for k, stage in enumerate(plan.stages):
         bars, begin = [], 0.0
@@ -156,18 +160,18 @@ def _times(stage: Stage) -> Mapping[str, float]:
 
 
 def _memory(plan: Plan, cluster: Cluster) -> Iterator[dict[str, object]]:
-    """Of each device, what its stages take of what it has."""
+    """The memory of each device: steady, peak and limit."""
     limits = {device.name: device.memory_bytes for device in cluster.devices}
     taken = dict[str, tuple[float, float]]()
     for stage in plan.stages:
-        lasting, peak = taken.get(stage.device, (0.0, 0.0))
+        steady, peak = taken.get(stage.device, (0.0, 0.0))
         most = max(stage.memory_bytes, stage.peak_bytes)
-        taken[stage.device] = lasting + stage.memory_bytes, peak + most
+        taken[stage.device] = steady + stage.memory_bytes, peak + most
     largest = max((*(peak for _, peak in taken.values()), *filter(None, limits.values())))
-    for device, (lasting, peak) in taken.items():
+    for device, (steady, peak) in taken.items():
         yield {
             "device": device,
-            "lasting": lasting,
+            "steady": steady,
             "peak": peak,
             "limit": limits.get(device),
             "scale": WIDTH / max(largest, 1.0),
@@ -175,7 +179,7 @@ def _memory(plan: Plan, cluster: Cluster) -> Iterator[dict[str, object]]:
 
 
 def _parts(graph: Graph, plan: Plan) -> Iterator[dict[str, object]]:
-    """The model's modules in the order of the stages, and what crosses the cuts between them."""
+    """The model's modules by stage, and the values that cross each cut."""
     stage_of = plan.stage_of()
     between = crossings(graph, stage_of, len(plan.stages))
     depth = _depth(graph.nodes)
@@ -201,7 +205,7 @@ def _cut(crossing: Sequence[Node]) -> dict[str, object]:
 
 
 def _depth(nodes: Sequence[Node]) -> int:
-    """How deep modules can be told apart without making too many rows."""
+    """The depth of module names that gives at most `MODULES` rows."""
     for depth in range(8, 1, -1):
         if len({_module(node, depth) for node in nodes}) <= MODULES:
             return depth
@@ -215,10 +219,10 @@ def _module(node: Node, depth: int) -> str:
 
 
 def _values(plan: Plan) -> Iterator[dict[str, object]]:
-    """The objective's value of the plan, of what one would do by hand, and what none is below."""
+    """The objective of the plan and of the baselines, and the lower bound."""
     others = plan.alternatives
     known = {
-        "no plan is below": plan.lower_bound,
+        "lower bound": plan.lower_bound,
         "this plan": plan.objective_value,
         "even split": others.even,
         "dynamic": others.dynamic,
@@ -226,5 +230,5 @@ def _values(plan: Plan) -> Iterator[dict[str, object]]:
     }
     largest = max(value for value in known.values() if value is not None)
     for name, value in known.items():
-        width = None if value is None else WIDTH * value / max(largest, 1e-12)
+        width = None if value is None else WIDTH * value / max(largest, SHORTEST_S)
         yield {"name": name, "value": value, "width": width}

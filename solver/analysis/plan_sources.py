@@ -9,14 +9,14 @@ from skyfx.solver.core.cluster import Cluster
 from skyfx.solver.core.graph import Graph
 from skyfx.solver.core.plan import Plan, Reference
 
-__all__: list[str] = ["sources"]
+__all__: list[str] = ["find_inputs"]
 
 T = TypeVar("T", Graph, Cluster)
 
 PATTERNS = {Graph: ("*.graph.json",), Cluster: ("*.cluster.toml", "*.cluster.json")}
 
 
-def sources(
+def find_inputs(
     path: Path, plan: Plan, graph: Path | None = None, cluster: Path | None = None
 ) -> tuple[Graph, Cluster]:
     """What the plan of this file was made from.

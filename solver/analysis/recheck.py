@@ -127,22 +127,21 @@ class _Stages:
         size = held.sum(axis=0)
         self.problem, self.states, self.held = problem, states, held
         self.within = held.T @ held == size[:, None]
-        latency, per_byte, back_latency, back_per_byte = states.wires[..., None]
-        forward, backward, some, some_back = ideals.crossing
-        self.move = latency * some + per_byte * forward
-        self.move += back_latency * some_back + back_per_byte * backward
+        (latency, per_byte), crossing = states.wires[..., None], ideals.crossing
+        self.move = latency * crossing.forward + per_byte * crossing.forward_bytes
+        back_latency, back_per_byte = latency.swapaxes(0, 1), per_byte.swapaxes(0, 1)
+        self.move += back_latency * crossing.backward + back_per_byte * crossing.backward_bytes
 
     def possible(self, bottleneck: float, deadline: float) -> bool | None:
         """Whether a plan has no stage above `bottleneck`; None where the time was up."""
         states, full = self.states, self.problem.assumptions.overlap == "full"
-        first, following = states.following
         num = self.held.shape[1]
         least = np.full((len(states.all), num), np.inf)
         for s, (_, g) in enumerate(states.all):
             if time.monotonic() > deadline:
                 return None
             sent = np.full(num, np.inf)
-            after = following[first[s] : first[s + 1]]
+            after = states.successors(s)
             if not len(after):
                 sent[-1] = 0.0
             for r in after:

@@ -1,4 +1,4 @@
-"""A plan's step when it is followed, as things are and as they might be."""
+"""The simulated step of a plan, on its cluster and on changed ones."""
 
 import math
 import random
@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from statistics import quantiles
 
-from skyfx.solver.analysis.cluster_changes import Change, changed
+from skyfx.solver.analysis.cluster_changes import Change, apply_changes
 from skyfx.solver.core.cluster import Cluster
 from skyfx.solver.core.graph import Graph
 from skyfx.solver.core.plan import Plan
@@ -14,27 +14,31 @@ from skyfx.solver.core.schedule import Orders
 from skyfx.solver.core.timeline import Timeline
 from skyfx.solver.core.units import seconds, size
 from skyfx.solver.costs.action_times import ActionTimes
-from skyfx.solver.costs.simulator import follow
+from skyfx.solver.costs.cost_model import evaluate
+from skyfx.solver.costs.simulator import run_schedule
 from skyfx.solver.errors import InfeasibleError, NoPlanError
 
-__all__: list[str] = ["COLUMNS", "Replan", "Scenario", "busy_s", "followed", "scenarios", "spread"]
+__all__: list[str] = [
+    *("COLUMNS", "Replan", "Scenario", "busy_s"),
+    *("predict_step_s", "scenarios", "simulate_plan", "spread"),
+]
 
 COLUMNS = ("what if", "this plan", "another plan", "its stages")
-"""Of a table of outlooks; `Scenario.row` is one of its rows."""
+"""Of the table of scenarios; `Scenario.row` is a row."""
 
 Replan = Callable[[Graph, Cluster], Plan]
 
 
 @dataclass(frozen=True, slots=True)
 class Scenario:
-    """What a change of the cluster brings.
+    """The effect of one change of the cluster.
 
     Attributes:
-        change: as it was asked for.
-        planned_s: a step by the same plan; None where that cannot run any more.
+        change: its text.
+        planned_s: a step of the same plan; None where the plan cannot run any more.
         why_not: the reason then.
-        replanned: the best plan for the changed cluster; None where none was asked for, or is.
-        replanned_s: a step by it.
+        replanned: the best plan for the changed cluster; None where none was wanted or exists.
+        replanned_s: a step of that plan.
     """
 
     change: str
@@ -44,10 +48,13 @@ class Scenario:
     replanned_s: float | None = None
 
     def row(self, step_s: float) -> tuple[str, str, str, str]:
-        """For people, beside a step as things are."""
+        """The row of the table; `step_s` is a step on the unchanged cluster."""
 
         def against(other_s: float | None) -> str:
-            return "" if other_s is None else f"{seconds(other_s)} ({other_s / step_s - 1:+.1%})"
+            if other_s is None:
+                return ""
+            change = f" ({other_s / step_s - 1:+.1%})" if step_s else ""
+            return f"{seconds(other_s)}{change}"
 
         stages = () if self.replanned is None else self.replanned.stages
         return (
@@ -58,35 +65,43 @@ class Scenario:
         )
 
 
-def followed(graph: Graph, cluster: Cluster, plan: Plan, *, shared: bool = True) -> Timeline:
-    """The step of a plan.
+def simulate_plan(graph: Graph, cluster: Cluster, plan: Plan, *, shared: bool = True) -> Timeline:
+    """Simulate a step of a plan.
 
     Args:
         graph: the model.
         cluster: devices and links.
-        plan: the plan to follow.
+        plan: the plan.
         shared: whether a device's messages share its port to the network.
 
     Raises:
-        ValueError: the plan is for communication through the host, which no pipeline follows.
+        ValueError: the plan is for communication through the host, which has no schedule.
     """
-    return follow(*_course(graph, cluster, plan), shared=shared)
+    return run_schedule(*_times_and_orders(graph, cluster, plan), shared=shared)
 
 
-def _course(graph: Graph, cluster: Cluster, plan: Plan) -> tuple[ActionTimes, Orders]:
+def _times_and_orders(graph: Graph, cluster: Cluster, plan: Plan) -> tuple[ActionTimes, Orders]:
     asked = plan.assumptions
     if asked.communication != "relay":
         raise ValueError(
             f"the plan's communication is {asked.communication!r}: only a pipeline of stages "
-            "(relay) has a schedule that can be followed"
+            "(relay) has a schedule that can be simulated"
         )
     placement = [(stage.device, stage.nodes) for stage in plan.stages]
     actions = plan.orders(asked.microbatches, training=asked.training)
     return ActionTimes.of(graph, cluster, placement, asked), actions
 
 
+def predict_step_s(graph: Graph, cluster: Cluster, plan: Plan) -> float:
+    """Seconds of a step: simulated, or by the formula where there is no schedule to simulate."""
+    if plan.assumptions.communication == "relay":
+        return simulate_plan(graph, cluster, plan).step_s
+    placement = [(stage.device, stage.nodes) for stage in plan.stages]
+    return evaluate(graph, cluster, placement, plan.assumptions).step_s
+
+
 def busy_s(plan: Plan, timeline: Timeline) -> dict[str, float]:
-    """Seconds of the step in which each device takes an action, in the order of the stages."""
+    """Seconds of the step in which each device is busy, in the order of the stages."""
     found = dict.fromkeys((stage.device for stage in plan.stages), 0.0)
     for done in timeline.done:
         found[plan.stages[done.action.stage].device] += done.ended_s - done.began_s
@@ -96,22 +111,23 @@ def busy_s(plan: Plan, timeline: Timeline) -> dict[str, float]:
 def spread(
     graph: Graph, cluster: Cluster, plan: Plan, jitter: float, runs: int, seed: int
 ) -> tuple[float, float]:
-    """Median and 95th percentile of a step whose actions take now more and now less.
+    """Median and 95th percentile of a step whose actions take random times.
 
     Args:
         graph: the model.
         cluster: devices and links.
-        plan: the plan to follow.
-        jitter: standard deviation of the logarithm of how many times as long an action takes.
-        runs: how many steps.
-        seed: of what is drawn.
+        plan: the plan.
+        jitter: standard deviation of the logarithm of the factor on an action's seconds.
+        runs: number of steps.
+        seed: of the random factors.
     """
-    drawn = random.Random(seed)  # noqa: S311 - no secrets
-    pace, actions = _course(graph, cluster, plan)
-    steps = [
-        follow(pace, actions, drawn=lambda: math.exp(drawn.gauss(0.0, jitter))).step_s
-        for _ in range(runs)
-    ]
+    draws = random.Random(seed)  # noqa: S311 - no secrets
+    times, actions = _times_and_orders(graph, cluster, plan)
+
+    def factor() -> float:
+        return math.exp(draws.gauss(0.0, jitter))
+
+    steps = [run_schedule(times, actions, draw_factor=factor).step_s for _ in range(runs)]
     cuts = quantiles(steps, n=20, method="inclusive")
     return cuts[9], cuts[18]
 
@@ -123,23 +139,23 @@ def scenarios(
     changes: Sequence[Change],
     replan: Replan | None = None,
 ) -> Iterator[Scenario]:
-    """What each change brings by itself, by the same plan and, if asked, by the best one then."""
+    """The effect of each change alone, with the same plan and, if asked for, with the best one."""
     for change in changes:
-        other = changed(cluster, [change])
+        other = apply_changes(cluster, [change])
         why_not = _why_not(plan, other)
-        planned_s = None if why_not else followed(graph, other, plan).step_s
+        planned_s = None if why_not else predict_step_s(graph, other, plan)
         best = None
         if replan is not None:
             try:
                 best = replan(graph, other)
             except (InfeasibleError, NoPlanError) as error:
                 why_not = why_not or str(error)
-        best_s = None if best is None else followed(graph, other, best).step_s
+        best_s = None if best is None else predict_step_s(graph, other, best)
         yield Scenario(change.text, planned_s, why_not, best, best_s)
 
 
 def _why_not(plan: Plan, cluster: Cluster) -> str:
-    """Why a plan does not run on these devices; empty where it does."""
+    """Why a plan does not run on this cluster; empty where it does."""
     devices = {device.name: device for device in cluster.devices}
     needed = dict[str, float]()
     for k, stage in enumerate(plan.stages):
@@ -149,5 +165,5 @@ def _why_not(plan: Plan, cluster: Cluster) -> str:
     for name, needs in needed.items():
         limit = devices[name].memory_bytes
         if limit is not None and needs > limit:
-            return f"{name} has {size(limit)}, and needs {size(needs)}"
+            return f"{name} has {size(limit)} and needs {size(needs)}"
     return ""

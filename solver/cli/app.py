@@ -24,6 +24,7 @@ from skyfx.solver.cli.options import (
     Force,
     Gap,
     GraphFile,
+    IgnorePeaks,
     Json,
     LpFile,
     Microbatches,
@@ -98,6 +99,7 @@ def solve_command(
     seed: Seed = 0,
     solver: SolverName = "HiGHS",
     pin: Pins = None,
+    ignore_peaks: IgnorePeaks = False,
     write_lp: LpFile = None,
     json: Json = False,
     force: Force = False,
@@ -108,7 +110,7 @@ def solve_command(
 
     For example: skyfx solve bert.graph.json two.cluster.json -o bert.plan.json
     """
-    with exit_codes(verbose=verbose):
+    with exit_codes(verbose=verbose, quiet=quiet):
         _check_output(output, json=json, force=force)
         assumptions = Assumptions(
             mode=mode,
@@ -135,6 +137,7 @@ def solve_command(
                 gap=gap,
                 seed=seed,
                 solver=solver,
+                enforce_peaks=not ignore_peaks,
                 graph_sha256=graph_sha256,
                 cluster_sha256=cluster_sha256,
                 cluster_name=cluster.name,
@@ -158,7 +161,7 @@ def check(
 
     For example: skyfx check bert.graph.json two.cluster.json bert.plan.json --bound
     """
-    with exit_codes(verbose=verbose):
+    with exit_codes(verbose=verbose, quiet=quiet):
         model, graph_sha256 = files.load(graph, Graph)
         devices, cluster_sha256 = files.load(cluster, Cluster)
         checked = files.read(plan, Plan)

@@ -9,7 +9,7 @@ import typer
 from rich.table import Table
 from rich.text import Text
 
-from skyfx.solver.analysis.cluster_changes import Change, changed
+from skyfx.solver.analysis.cluster_changes import Change, apply_changes
 from skyfx.solver.cli.options import ClusterFile, Force, Json, Quiet
 from skyfx.solver.cli.terminal import console, exit_codes, say
 from skyfx.solver.core import files
@@ -93,7 +93,7 @@ def generate_command(
     For example: skyfx cluster generate -n 63 --seed 32 --memory 2GiB:8GiB --bandwidth 20Mbit:1Gbit
     --latency 1ms:50ms -o sky.cluster.json
     """
-    with exit_codes():
+    with exit_codes(quiet=quiet):
         _check_output(output, json=json, force=force)
         from skyfx.solver.analysis.random_clusters import unlike_cluster
 
@@ -129,10 +129,10 @@ def change_command(
     For example: skyfx cluster change lab.cluster.json 'add a100' 'drop c' 'slow b x2'
     'link a b x3' -o new.cluster.json
     """
-    with exit_codes():
+    with exit_codes(quiet=quiet):
         _check_output(output, json=json, force=force)
         changes = [Change.of(text) for text in change]
-        made = changed(files.read(cluster, Cluster), changes)
+        made = apply_changes(files.read(cluster, Cluster), changes)
         _hand_over(made, output, json=json, force=force, quiet=quiet)
 
 

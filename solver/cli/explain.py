@@ -3,10 +3,18 @@
 import msgspec
 import typer
 
-from skyfx.solver.analysis.explain import explained
-from skyfx.solver.analysis.plan_sources import sources
-from skyfx.solver.cli.options import ClusterOption, EachLimit, GraphOption, Json, PlanFile, Verbose
-from skyfx.solver.cli.simulate import replanning
+from skyfx.solver.analysis.explain import explain_plan
+from skyfx.solver.analysis.plan_sources import find_inputs
+from skyfx.solver.cli.options import (
+    ClusterOption,
+    EachLimit,
+    GraphOption,
+    IgnorePeaks,
+    Json,
+    PlanFile,
+    Verbose,
+)
+from skyfx.solver.cli.simulate import make_replan
 from skyfx.solver.cli.terminal import exit_codes
 from skyfx.solver.core import files
 from skyfx.solver.core.plan import Plan
@@ -18,6 +26,7 @@ def explain_command(
     plan: PlanFile,
     graph: GraphOption = None,
     cluster: ClusterOption = None,
+    ignore_peaks: IgnorePeaks = False,
     time_limit: EachLimit = 5.0,
     json: Json = False,
     verbose: Verbose = False,
@@ -28,8 +37,9 @@ def explain_command(
     """
     with exit_codes(verbose=verbose):
         asked = files.read(plan, Plan)
-        model, devices = sources(plan, asked, graph, cluster)
-        said = explained(model, devices, asked, replanning(asked, time_limit))
+        model, devices = find_inputs(plan, asked, graph, cluster)
+        replan = make_replan(asked, time_limit, ignore_peaks=ignore_peaks)
+        said = explain_plan(model, devices, asked, replan)
         if json:
             typer.echo(msgspec.json.encode(list(said)).decode())
             return

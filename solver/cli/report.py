@@ -6,10 +6,10 @@ from typing import Annotated
 import typer
 
 from skyfx.solver.analysis.cluster_changes import Change
-from skyfx.solver.analysis.explain import explained
-from skyfx.solver.analysis.html_report import Run, page
-from skyfx.solver.analysis.plan_sources import sources
-from skyfx.solver.analysis.scenarios import followed, scenarios
+from skyfx.solver.analysis.explain import explain_plan
+from skyfx.solver.analysis.html_report import DrawnStep, page
+from skyfx.solver.analysis.plan_sources import find_inputs
+from skyfx.solver.analysis.scenarios import scenarios, simulate_plan
 from skyfx.solver.cli.options import (
     ClusterOption,
     EachLimit,
@@ -20,7 +20,7 @@ from skyfx.solver.cli.options import (
     Verbose,
     WhatIf,
 )
-from skyfx.solver.cli.simulate import replanning
+from skyfx.solver.cli.simulate import make_replan
 from skyfx.solver.cli.terminal import exit_codes, say
 from skyfx.solver.core import files
 from skyfx.solver.core.chrome_trace import read_trace
@@ -58,15 +58,17 @@ def report_command(
 
     For example: skyfx report bert.plan.json -o bert.html
     """
-    with exit_codes(verbose=verbose):
+    with exit_codes(verbose=verbose, quiet=quiet):
         files.refuse_overwrite(output, force=force)
         asked = files.read(plan, Plan)
-        model, devices = sources(plan, asked, graph, cluster)
-        runs = [Run("predicted", followed(model, devices, asked).done)]
+        model, devices = find_inputs(plan, asked, graph, cluster)
+        runs = []
+        if asked.assumptions.communication == "relay":
+            runs.append(DrawnStep("predicted", simulate_plan(model, devices, asked).done))
         if run is not None:
-            runs.append(Run("measured", read_trace(run, asked)))
-        search = replanning(asked, time_limit)
-        said = list(explained(model, devices, asked, search))
+            runs.append(DrawnStep("measured", read_trace(run, asked)))
+        search = make_replan(asked, time_limit)
+        said = list(explain_plan(model, devices, asked, search))
         changes = [Change.of(text, model) for text in what_if or _drops(asked, devices)]
         found = list(scenarios(model, devices, asked, changes, search))
         with files.replacing(output, force=force) as written:

@@ -10,20 +10,21 @@ import typer
 from rich.table import Table
 
 from skyfx.solver.analysis.cluster_changes import Change
-from skyfx.solver.analysis.plan_sources import sources
+from skyfx.solver.analysis.plan_sources import find_inputs
 from skyfx.solver.analysis.scenarios import (
     COLUMNS,
     Replan,
     Scenario,
     busy_s,
-    followed,
     scenarios,
+    simulate_plan,
     spread,
 )
 from skyfx.solver.cli.options import (
     ClusterOption,
     Force,
     GraphOption,
+    IgnorePeaks,
     Json,
     PlanFile,
     Quiet,
@@ -41,7 +42,7 @@ from skyfx.solver.core.plan import Plan, Schedule
 from skyfx.solver.core.timeline import Timeline
 from skyfx.solver.core.units import seconds
 
-__all__: list[str] = ["replanning", "simulate_command"]
+__all__: list[str] = ["make_replan", "simulate_command"]
 
 GAP = 0.01
 """What is planned anew is this near to the best."""
@@ -79,6 +80,7 @@ def simulate_command(
     what_if: WhatIf = None,
     slow: Slow = None,
     replan: Anew = False,
+    ignore_peaks: IgnorePeaks = False,
     schedule: OtherSchedule = None,
     num_microbatches: OtherMicrobatches = None,
     own_links: OwnLinks = False,
@@ -96,15 +98,15 @@ def simulate_command(
 
     For example: skyfx simulate bert.plan.json --what-if 'add gpu' --what-if 'drop b' --replan
     """
-    with exit_codes(verbose=verbose):
+    with exit_codes(verbose=verbose, quiet=quiet):
         if trace is not None:
             files.refuse_overwrite(trace, force=force)
         planned = files.read(plan, Plan)
         asked = _asked(planned, schedule, num_microbatches)
-        model, devices = sources(plan, asked, graph, cluster)
+        model, devices = find_inputs(plan, asked, graph, cluster)
         changes = [Change.of(text, model) for text in [*(what_if or ()), *_slowed(slow or ())]]
-        timeline = followed(model, devices, asked, shared=not own_links)
-        search = replanning(asked, time_limit) if replan else None
+        timeline = simulate_plan(model, devices, asked, shared=not own_links)
+        search = make_replan(asked, time_limit, ignore_peaks=ignore_peaks) if replan else None
         found = scenarios(model, devices, asked, changes, search)
         answer = _Answer(asked, timeline, list(found), as_planned=asked == planned)
         if jitter:
@@ -202,11 +204,18 @@ def _slowed(said: Sequence[str]) -> list[str]:
     return ["slow {} x{}".format(*text.partition("=")[::2]) for text in said]
 
 
-def replanning(plan: Plan, time_limit_s: float) -> Replan:
-    """What makes the best plan for another cluster, under the assumptions of this one."""
+def make_replan(plan: Plan, time_limit_s: float, *, ignore_peaks: bool = False) -> Replan:
+    """The planner for another cluster, under the assumptions of this plan."""
     from skyfx.solver.planning.planner import solve  # numba, HiGHS and PuLP take half a second
 
     def planned(graph: Graph, cluster: Cluster) -> Plan:
-        return solve(graph, cluster, plan.assumptions, gap=GAP, time_limit_s=time_limit_s).plan
+        return solve(
+            graph,
+            cluster,
+            plan.assumptions,
+            gap=GAP,
+            time_limit_s=time_limit_s,
+            enforce_peaks=not ignore_peaks,
+        ).plan
 
     return planned

@@ -1,4 +1,4 @@
-"""What commands say and how they end: exit codes, lines on standard error, the live line."""
+"""Exit codes, lines on standard error and the progress line of the commands."""
 
 import enum
 import logging
@@ -32,14 +32,16 @@ class ExitCode(enum.IntEnum):
 
 
 @contextmanager
-def exit_codes(*, verbose: bool = False) -> Iterator[None]:
-    """End the command with a line on standard error and the exit code of what was raised.
+def exit_codes(*, verbose: bool = False, quiet: bool = False) -> Iterator[None]:
+    """Run a command; an error ends it with one line on standard error and its exit code.
 
-    If asked to be `verbose`, say what skyfx logs: a command is a program, and may set handlers.
+    A command is a program, so it may set a handler: skyfx's warnings go to standard error, with
+    `verbose` all that is logged, with `quiet` nothing.
     """
+    log, lines = logging.getLogger("skyfx"), _LogLines(logging.ERROR if quiet else logging.NOTSET)
+    log.addHandler(lines)
     if verbose:
-        logging.getLogger("skyfx").setLevel(logging.INFO)
-        logging.getLogger("skyfx").addHandler(_Talk())
+        log.setLevel(logging.INFO)
     try:
         yield
     except KeyboardInterrupt:
@@ -48,12 +50,14 @@ def exit_codes(*, verbose: bool = False) -> Iterator[None]:
         fault, code = str(error), ExitCode.INFEASIBLE
     except NoPlanError as error:
         fault, code = str(error), ExitCode.NO_PLAN
-    except BrokenPipeError:  # the reader has gone, as in `skyfx show PLAN | head`: typer's matter
+    except BrokenPipeError:  # the reader is gone, as in `skyfx show PLAN | head`: typer handles it
         raise
     except (SkyfxError, ValueError, OSError) as error:
         fault, code = str(error), ExitCode.UNUSABLE
     else:
         return
+    finally:
+        log.removeHandler(lines)
     say(f"skyfx: error: {fault}")
     raise typer.Exit(code)
 
@@ -63,23 +67,24 @@ def say(line: str) -> None:
     console(stderr=True).print(line, markup=False, highlight=False, soft_wrap=True)
 
 
-class _Talk(logging.Handler):
-    """Says on standard error what a module logs."""
+class _LogLines(logging.Handler):
+    """Prints log records on standard error."""
 
     def emit(self, record: logging.LogRecord) -> None:
-        """Print it."""
-        say(f"{record.name}: {self.format(record)}")
+        """Print a record."""
+        warns = record.levelno >= logging.WARNING
+        say(f"{'skyfx: warning' if warns else record.name}: {self.format(record)}")
 
 
 def console(*, stderr: bool) -> Console:
-    """As wide as the terminal; where there is none, wide enough for a plan."""
+    """As wide as the terminal; without one, wide enough for a plan."""
     found = Console(stderr=stderr)
     return found if found.is_terminal else Console(stderr=stderr, width=plan_table.WIDTH)
 
 
 @contextmanager
 def live_line(*, quiet: bool) -> "Iterator[Progress | None]":
-    """One line with incumbent, bound and gap while the block runs; on a terminal only."""
+    """Show a line with value, bound and gap while the block runs; on a terminal only."""
     talk = console(stderr=True)
     if quiet or not talk.is_terminal:
         yield None

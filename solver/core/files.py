@@ -1,7 +1,9 @@
-"""Reading and writing graph, cluster and plan files. The only place where JSON and TOML are met."""
+"""Reading and writing graph, cluster and plan files. Only this module handles JSON and TOML."""
 
+import codecs
 import dataclasses
 import hashlib
+import logging
 import os
 import tempfile
 import tomllib
@@ -12,7 +14,7 @@ from typing import Any, Protocol, TypeVar
 
 import msgspec
 
-from skyfx.solver.core.decode_errors import located
+from skyfx.solver.core.decode_errors import locate_error, unknown_fields
 from skyfx.solver.errors import FormatError
 
 __all__: list[str] = [
@@ -34,6 +36,8 @@ class Document(Protocol):
 
 
 T = TypeVar("T", bound=Document)
+
+logger = logging.getLogger(__name__)
 
 
 def read(path: str | os.PathLike[str], kind: type[T]) -> T:
@@ -60,15 +64,21 @@ def load(path: str | os.PathLike[str], kind: type[T]) -> tuple[T, str]:
 
 
 def decode(raw: bytes, kind: type[T], name: str) -> T:
-    """Decode the bytes of the file `name`; raises as `read` does."""
+    """Decode the bytes of the file `name`; raises as `read` does.
+
+    A field that the format does not have is ignored, with a warning to the log.
+    """
+    raw = raw.removeprefix(codecs.BOM_UTF8)
     try:
         value = tomllib.loads(raw.decode()) if name.endswith(".toml") else msgspec.json.decode(raw)
         _check_format(value, kind)
         document = _convert(value, kind)
         document.check()
     except (ValueError, OverflowError, RecursionError) as error:
-        # ValueErrors are also what msgspec, tomllib and the decoding of unicode raise.
+        # msgspec, tomllib and the decoding of unicode raise ValueErrors, too.
         raise FormatError(f"{name}: {' '.join(str(error).split())}") from None
+    for line in unknown_fields(value, kind):
+        logger.warning("%s: %s", name, line)
     return document
 
 
@@ -76,7 +86,7 @@ def _convert(value: object, kind: type[T]) -> T:
     try:
         return msgspec.convert(value, kind)
     except msgspec.ValidationError as error:
-        raise ValueError(located(error, value, kind)) from None
+        raise ValueError(locate_error(error, value, kind)) from None
 
 
 def _check_format(value: object, kind: type[T]) -> None:
@@ -96,7 +106,7 @@ def encode(document: Document) -> bytes:
 
 
 def _plain(value: Any) -> Any:
-    """Dataclasses as dicts, without the fields that a file leaves out where there is nothing."""
+    """Dataclasses as dicts, without the optional fields that are None."""
     if isinstance(value, tuple):
         return [_plain(item) for item in value]
     if not dataclasses.is_dataclass(value):
@@ -110,12 +120,12 @@ def _plain(value: Any) -> Any:
 
 
 def digest(raw: bytes) -> str:
-    """The sha256 by which a plan names the files it was made from."""
+    """The sha256 by which a plan names its graph and cluster files."""
     return hashlib.sha256(raw).hexdigest()
 
 
 def write(document: Document, path: str | os.PathLike[str], *, force: bool = False) -> None:
-    """Write a document as JSON: whole or not at all.
+    """Write a document as JSON, completely or not at all.
 
     Raises:
         FileExistsError: the file exists and `force` is false.
@@ -129,7 +139,7 @@ def write(document: Document, path: str | os.PathLike[str], *, force: bool = Fal
 
 @contextmanager
 def replacing(path: str | os.PathLike[str], *, force: bool = False) -> Iterator[Path]:
-    """A file beside `path` to write to; it becomes `path` if the block ends well, else it goes.
+    """A temporary file beside `path`; it becomes `path` if the block succeeds, else it is deleted.
 
     Raises:
         FileExistsError: the file exists and `force` is false.
@@ -150,12 +160,12 @@ def replacing(path: str | os.PathLike[str], *, force: bool = False) -> Iterator[
 
 
 def refuse_overwrite(path: str | os.PathLike[str], *, force: bool = False) -> None:
-    """Refuse a file that `write` would refuse, before the work that makes its contents.
+    """Refuse a path that `write` would refuse, before the work that makes the contents.
 
     Raises:
         FileExistsError: the file exists and `force` is false.
         OSError: its folder does not exist.
-        ValueError: its name ends in `.toml`, by which `read` would take JSON for TOML.
+        ValueError: its name ends in `.toml`, so `read` would expect TOML.
     """
     if str(path).endswith(".toml"):
         raise ValueError(f"{path}: TOML is read but not written, expected a name such as x.json")
@@ -187,6 +197,6 @@ def require_folder(what: str, path: str | os.PathLike[str]) -> Path:
 
 
 def _umask() -> int:
-    mask = os.umask(0)  # there is no way to read it but to set it
+    mask = os.umask(0)  # it can only be read by setting it
     os.umask(mask)
     return mask

@@ -1,4 +1,4 @@
-"""A plan for people: the table that `print(plan)`, `skyfx show` and notebooks draw."""
+"""A plan as a table, for `print(plan)`, `skyfx show` and notebooks."""
 
 import html as escape
 import io
@@ -78,22 +78,22 @@ def _rows(plan: "Plan") -> list[tuple[str, ...]]:
 
 
 def _memory(stage: "Stage") -> str:
-    """What it takes, of what its device has if that is known."""
+    """The stage's memory, and the limit of its device where that is known."""
     limit = "" if stage.limit_bytes is None else f" of {size(stage.limit_bytes)}"
     return size(stage.memory_bytes) + limit
 
 
 def _modules(nodes: Sequence[str]) -> str:
-    """From which module to which: `layer.0 .. layer.3`."""
+    """The first and the last module: `layer.0 .. layer.3`; nothing for an empty stage."""
     modules = [node.split(".")[:-1] for node in nodes]
-    # Blocks say most, where there are any; inputs belong to no module.
+    # Numbered blocks say most, where there are any; inputs belong to no module.
     blocks = [module for module in modules if any(part.isdigit() for part in module)]
     named = blocks or [module for module in modules if module] or [[node] for node in nodes]
-    return " .. ".join(dict.fromkeys(map(_block, (named[0], named[-1]))))
+    return " .. ".join(dict.fromkeys(map(_block, (*named[:1], *named[-1:]))))
 
 
 def _block(module: Sequence[str]) -> str:
-    """Its first number and what stands before that, or else its end: `layer.3`, `bert.pooler`."""
+    """The first number with the name before it, else the last two names: `layer.3`."""
     last = next((i for i, part in enumerate(module) if part.isdigit()), len(module) - 1)
     return ".".join(module[max(0, last - 1) : last + 1])
 
@@ -111,7 +111,7 @@ def _summary(plan: "Plan") -> list[str]:
             f"{seconds(plan.alternatives.simulated_1f1b_s)}"
         ]
     return [
-        f"bottleneck {seconds(plan.bottleneck_s)} a micro-batch, step {seconds(plan.step_s)}",
+        f"bottleneck {seconds(plan.bottleneck_s)} per micro-batch, step {seconds(plan.step_s)}",
         *simulated,
         f"{plan.assumptions.objective} {seconds(plan.objective_value)}; no plan is below "
         f"{seconds(plan.lower_bound)} ({plan.solver.binding}): "

@@ -1,4 +1,4 @@
-"""What happened when in a step, simulated or measured."""
+"""When each action of a step ran, simulated or measured."""
 
 from dataclasses import dataclass
 
@@ -9,7 +9,7 @@ __all__: list[str] = ["CompletedAction", "Timeline"]
 
 @dataclass(frozen=True, slots=True)
 class CompletedAction:
-    """An action, from when to when, in seconds from the beginning of the step."""
+    """An action with its begin and end, in seconds since the begin of the step."""
 
     action: Action
     began_s: float
@@ -22,11 +22,11 @@ class Timeline:
 
     Attributes:
         done: its actions, in the order in which they end.
-        step_s: what it takes.
-        waiting: of each stage, `(num_stages,)`: the most messages with values that have not gone
-            out when it ends a forward, and when it begins a backward.
+        step_s: its duration.
+        max_queued: per stage, `(num_stages,)`: the most messages with values that are not sent yet
+            at the end of a forward, and at the begin of a backward.
     """
 
     done: tuple[CompletedAction, ...]
     step_s: float
-    waiting: tuple[tuple[int, int], ...]
+    max_queued: tuple[tuple[int, int], ...]

@@ -1,6 +1,6 @@
-"""What the actions and messages of a placement take: all that a simulated step depends on.
+"""Seconds of the actions and messages of a placement, from which a step is simulated.
 
-An order of the actions is no part of it, so many orders can be followed on one pace.
+The order of the actions is no part of them, so many orders are tried with the same times.
 """
 
 import math
@@ -18,13 +18,13 @@ __all__: list[str] = ["ActionTimes", "Message"]
 
 @dataclass(frozen=True, slots=True)
 class Message:
-    """What crosses a boundary in one direction for a micro-batch, and over which wire.
+    """The message of a micro-batch across a boundary, in one direction, and its wire.
 
     Attributes:
         sender: the device that sends it.
         receiver: the device that receives it.
         wire: None where moving takes no time.
-        size_bytes: of all its values; a message without any is none.
+        size_bytes: of all its values; 0 where there is no message.
         overlaps: whether both devices compute meanwhile.
     """
 
@@ -36,7 +36,7 @@ class Message:
 
     @property
     def waits_s(self) -> float:
-        """What it keeps each of its two ends from computing."""
+        """Seconds for which neither of its two devices computes."""
         waits = self.size_bytes and not self.overlaps
         return transfer_s(self.wire, self.size_bytes) if waits else 0.0
 
@@ -51,7 +51,7 @@ class ActionTimes:
         forward: the messages with values, `(num_stages - 1,)`.
         backward: those with their gradients, `(num_stages - 1,)`.
         sending: bytes per second of the port through which a device sends, by its name.
-        receiving: likewise for receiving.
+        receiving: bytes per second of the port through which it receives, by its name.
     """
 
     devices: tuple[str, ...]
@@ -65,7 +65,7 @@ class ActionTimes:
     def of(
         cls, graph: Graph, cluster: Cluster, placement: Placement, assumptions: Assumptions
     ) -> "ActionTimes":
-        """The pace of a placement; communication is `relay`."""
+        """The times of a placement; communication is `relay`."""
         names = tuple(name for name, _ in placement)
         wires = cluster.wiring()
         forward, backward = _messages(graph, cluster, placement, assumptions)
@@ -111,7 +111,7 @@ def _messages(
 
 
 def _fastest(wires: Iterable[Wire | Link | None]) -> float:
-    """Of a device's links, the highest rate: what its port can do at least."""
+    """The highest rate of a device's links: its port is at least as fast."""
     return max(
         (math.inf if w is None else w.bandwidth_bytes_per_s for w in wires), default=math.inf
     )

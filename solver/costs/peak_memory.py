@@ -1,13 +1,13 @@
-"""The most memory that a stage takes in a step, closer than the plan's `memory_bytes`.
+"""The peak memory of a stage in a step, closer than the plan's `memory_bytes`.
 
-That figure counts what lasts: parameters with their gradients and optimizer state, and what the
-live micro-batches keep. While a backward runs, gradients of values come and go as well:
+`memory_bytes` counts steady memory: parameters with their gradients and optimizer state, and the
+saved tensors of the micro-batches in flight. During a backward, gradients of values come and go:
 
-    saved  ################           the last micro-batch's, given up node by node
-    grads     ####  ##  ####          each there from its first reader's backward to its maker's own
+    saved  ################           of the last micro-batch, freed node by node
+    grads     ####  ##  ####          each from its first reader's backward to its maker's own
            <- backward runs
 
-and with them messages that wait for their turn, and what an operator takes for itself meanwhile.
+Queued messages and the workspace of an operator come on top.
 """
 
 from collections.abc import Sequence
@@ -23,42 +23,42 @@ from skyfx.solver.costs.simulator import simulate
 __all__: list[str] = ["PeakTerms", "peak_bytes", "peaks"]
 
 PASSING = ("add", "view", "reshape", "transpose", "permute", "t", "expand", "squeeze", "unsqueeze")
-"""Operators whose backward hands the gradient on as it came, or a view of it."""
+"""Operators whose backward passes the gradient on unchanged, or a view of it."""
 
 LOSS_COPIES = 3
-"""Of the model's outputs, what a loss outside of it takes: what it keeps, and two gradients."""
+"""Copies of the model's outputs that a loss outside takes: one saved, and two gradients."""
 
 POSTED = 2
-"""Messages in each direction that have a buffer to be received in."""
+"""Receive buffers per direction."""
 
 
 @dataclass(frozen=True, slots=True)
 class PeakTerms:
-    """The peak of a stage, but for how many micro-batches are live and how many messages wait.
+    """The terms of a stage's peak, which grows with micro-batches in flight and queued messages.
 
     Attributes:
-        lasting_bytes: whatever its schedule is.
-        live_bytes: for each live micro-batch.
-        gradient_bytes: of a message with gradients that is received.
-        message_bytes: of one with values that is sent.
-        forward_bytes: what comes and goes in a forward, but for messages that wait.
-        backward_bytes: likewise in a backward.
+        steady_bytes: independent of the schedule.
+        in_flight_bytes: per micro-batch in flight.
+        gradient_bytes: of a received message with gradients.
+        message_bytes: of a sent message with values.
+        forward_bytes: temporary memory of a forward, without queued messages.
+        backward_bytes: temporary memory of a backward, without queued messages.
     """
 
-    lasting_bytes: float
-    live_bytes: float
+    steady_bytes: float
+    in_flight_bytes: float
     gradient_bytes: float
     message_bytes: float
     forward_bytes: float
     backward_bytes: float
 
-    def bytes(self, live: int, waiting: tuple[int, int]) -> float:
-        """The peak; messages wait in a forward and in a backward."""
-        in_forward, in_backward = waiting
+    def bytes(self, in_flight: int, queued: tuple[int, int]) -> float:
+        """The peak; `queued` counts messages in a forward and in a backward."""
+        in_forward, in_backward = queued
         return (
-            self.lasting_bytes
-            + live * self.live_bytes
-            + min(POSTED, live - 1) * self.gradient_bytes
+            self.steady_bytes
+            + in_flight * self.in_flight_bytes
+            + min(POSTED, in_flight - 1) * self.gradient_bytes
             + max(
                 self.forward_bytes + in_forward * self.message_bytes,
                 self.backward_bytes + in_backward * self.message_bytes,
@@ -73,19 +73,19 @@ def peak_bytes(
     assumptions: Assumptions,
     live: Sequence[int] | None = None,
 ) -> tuple[float, ...]:
-    """The peak of each stage, `(num_stages,)`, on a device that moves values by messages.
+    """The peak of each stage, `(num_stages,)`, in a pipeline that sends messages.
 
-    How many of them wait to be sent at a time is what the simulated step says. A device with
-    several stages takes no more than the sum of their peaks.
+    The simulated step says how many messages are queued. A device with several stages takes at
+    most the sum of their peaks.
     """
-    waiting = simulate(graph, cluster, placement, assumptions, live).waiting
+    max_queued = simulate(graph, cluster, placement, assumptions, live).max_queued
     live = live or in_flight_counts(assumptions.schedule, len(placement), assumptions.microbatches)
-    each = zip(peaks(graph, placement, assumptions), live, waiting, strict=True)
-    return tuple(peak.bytes(count, messages) for peak, count, messages in each)
+    each = zip(peaks(graph, placement, assumptions), live, max_queued, strict=True)
+    return tuple(peak.bytes(count, queued) for peak, count, queued in each)
 
 
 def peaks(graph: Graph, placement: Placement, assumptions: Assumptions) -> tuple[PeakTerms, ...]:
-    """The peaks of the stages, `(num_stages,)`, whatever their schedule is."""
+    """The terms of the stages' peaks, `(num_stages,)`, for any schedule."""
     nodes = {node.id: node for node in graph.nodes}
     stage_of = {v: k for k, (_, ids) in enumerate(placement) for v in ids}
     between = crossings(graph, stage_of, len(placement))
@@ -113,14 +113,15 @@ def _in_training(
     made: float,
     assumptions: Assumptions,
 ) -> PeakTerms:
-    """`after` is what leaves the stage, `sent` what goes on to another, `made` their own bytes."""
+    """`after` are values that leave the stage, `sent` those to a next one, `made` their bytes."""
     message = sum(node.output_bytes for node in sent)
     loss = 0.0 if sent else LOSS_COPIES * sum(node.output_bytes for node in after)
     return PeakTerms(
-        lasting_bytes=memory_bytes(members, assumptions, live=0)
+        steady_bytes=memory_bytes(members, assumptions, live=0)
         + POSTED * sum(node.output_bytes for node in before)
         + sum(node.gradient_bytes for node in before),
-        live_bytes=sum(node.saved_bytes for node in members) + _kept_with_others(before, members),
+        in_flight_bytes=sum(node.saved_bytes for node in members)
+        + _kept_with_others(before, members),
         gradient_bytes=sum(node.gradient_bytes for node in sent),
         message_bytes=message,
         forward_bytes=made + message,
@@ -138,9 +139,9 @@ def _in_inference(
     message = sum(node.output_bytes for node in sent)
     workspace = max((node.workspace_bytes for node in members), default=0.0)
     return PeakTerms(
-        lasting_bytes=memory_bytes(members, assumptions, live=0)
+        steady_bytes=memory_bytes(members, assumptions, live=0)
         + POSTED * sum(node.output_bytes for node in before),
-        live_bytes=0.0,
+        in_flight_bytes=0.0,
         gradient_bytes=0.0,
         message_bytes=message,
         forward_bytes=made + message + workspace,
@@ -149,22 +150,22 @@ def _in_inference(
 
 
 def _kept_with_others(before: Sequence[Node], members: Sequence[Node]) -> float:
-    """Bytes of a message that nobody here reads: they are kept as long as the rest of it."""
+    """Bytes of a message that no node here reads: they are kept as long as the rest of it."""
     read = {name for node in members for name in node.inputs}
     return sum(node.output_bytes for node in before if node.id not in read)
 
 
 def _passing_bytes(members: Sequence[Node], after: Sequence[Node]) -> float:
-    """The most that gradients take while backward runs, less what was saved and is given up."""
-    given_up = 0.0
-    # Which storage holds the gradient of each value; those that are handed on share one.
+    """The most memory of gradients while backward runs, less the saved tensors already freed."""
+    freed = 0.0
+    # Which storage holds the gradient of each value; those that are passed on share one.
     held: dict[str, str] = {node.id: node.id for node in after if node.gradient_bytes}
     size = {node.id: node.gradient_bytes for node in after}
     known = {node.id: node for node in (*after, *members)}
     most = _total(held, size)
     for node in reversed(members):
         if node.id not in held:
-            given_up += node.saved_bytes
+            freed += node.saved_bytes
             continue
         passing = _is_passing(node)
         for name in node.inputs:
@@ -173,11 +174,9 @@ def _passing_bytes(members: Sequence[Node], after: Sequence[Node]) -> float:
                 continue
             held[name] = held[node.id] if passing else name
             size.setdefault(name, reads.gradient_bytes if reads else 0.0)
-        most = max(
-            most, _total(held, size) + node.parameter_bytes + node.workspace_bytes - given_up
-        )
+        most = max(most, _total(held, size) + node.parameter_bytes + node.workspace_bytes - freed)
         del held[node.id]
-        given_up += node.saved_bytes
+        freed += node.saved_bytes
     return most
 
 

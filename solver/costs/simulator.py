@@ -1,13 +1,13 @@
-r"""What a step takes when every action of the schedule is followed, on the cost model's times.
+r"""A discrete-event simulation of one step, on the cost model's times.
 
-A device does one action after another, in the order of its schedule, whichever of its stages they
-belong to, and each waits for what it reads. In each direction of a boundary one message follows the
-other. A device has one port to the network to send and one to receive, as fast as its fastest link,
-which messages to or from its neighbours share evenly. With `overlap = full` it computes meanwhile;
-with `none` both ends of a transfer wait for it.
+A device takes the actions of all its stages one after another, in the order of its schedule. Each
+action waits for its inputs. Messages in one direction of a boundary follow each other. A device has
+one port to send and one to receive, each as fast as the device's fastest link; messages share a
+port evenly. With `overlap = full` the device computes meanwhile; with `none` both ends of a
+transfer wait for it.
 
     stage 0   F0 F1 F2          B0    B1
-                \  \  \        /     /          \, /: what a transfer takes, one after another
+                \  \  \        /     /          \, /: transfers, one after another
     stage 1        F0 B0 F1 B1 F2 B2
 """
 
@@ -27,7 +27,7 @@ from skyfx.solver.core.timeline import CompletedAction, Timeline
 from skyfx.solver.costs.action_times import ActionTimes, Message
 from skyfx.solver.costs.cost_model import Placement
 
-__all__: list[str] = ["follow", "simulate"]
+__all__: list[str] = ["run_schedule", "simulate"]
 
 
 def simulate(
@@ -37,7 +37,7 @@ def simulate(
     assumptions: Assumptions,
     live: Sequence[int] | None = None,
 ) -> Timeline:
-    """Follow the schedule of a plan.
+    """Simulate a step of a placement under its schedule.
 
     Args:
         graph: the model.
@@ -47,41 +47,41 @@ def simulate(
         live: micro-batches that may be live on each stage, `(num_stages,)`, where the schedule
             does not say.
     """
-    pace, m = ActionTimes.of(graph, cluster, placement, assumptions), assumptions.microbatches
+    times, m = ActionTimes.of(graph, cluster, placement, assumptions), assumptions.microbatches
     if not assumptions.training:
-        return follow(pace, forwards(m, pace.devices))
+        return run_schedule(times, forwards(m, times.devices))
     live = live or in_flight_counts(assumptions.schedule, len(placement), m)
-    return follow(pace, orders(live, m, pace.devices))
+    return run_schedule(times, orders(live, m, times.devices))
 
 
-def follow(
-    pace: ActionTimes,
+def run_schedule(
+    times: ActionTimes,
     actions: Orders,
     *,
     shared: bool = True,
-    drawn: Callable[[], float] = lambda: 1.0,
+    draw_factor: Callable[[], float] = lambda: 1.0,
 ) -> Timeline:
-    """Take these actions at this pace.
+    """Simulate these actions.
 
     Args:
-        pace: what they and their messages take.
-        actions: of each device.
-        shared: whether messages of one device share its port; else each has its link for itself.
-        drawn: how many times as long the next action takes.
+        times: seconds of the actions and their messages.
+        actions: of each device, in order.
+        shared: whether the messages of a device share its port; else each has its link to itself.
+        draw_factor: called per action; the action takes so many times as long.
     """
-    return _Run(pace, actions, shared=shared, drawn=drawn).to_the_end()
+    return _StepSimulation(times, actions, shared=shared, draw_factor=draw_factor).run()
 
 
 @dataclass(slots=True, eq=False)
-class _Way:
-    """One direction of a boundary: its message, and those that are under way.
+class _Channel:
+    """One direction of a boundary, and the actions that wait for its messages.
 
-    The first of `waiting` is being moved: `left_bytes` of it were left at `since_s`, at `rate`.
+    The first message of the `queue` moves: at `since_s` it had `left_bytes` left, at `rate`.
     """
 
     message: Message
     ports: tuple["_Port", "_Port"]
-    waiting: deque[Action] = field(default_factory=deque)
+    queue: deque[Action] = field(default_factory=deque)
     left_bytes: float = 0.0
     since_s: float = 0.0
     rate: float = 0.0
@@ -89,15 +89,15 @@ class _Way:
 
 @dataclass(slots=True, eq=False)
 class _Port:
-    """Where a device sends, or receives: its fastest link's rate, and the ways that share it."""
+    """Where a device sends, or receives: the rate of its fastest link, and who shares it."""
 
     rate: float
-    ways: dict[_Way, None] = field(default_factory=dict)
+    channels: dict[_Channel, None] = field(default_factory=dict)
 
 
 @dataclass(slots=True)
 class _Device:
-    """A device: what it has yet to do, and what is there for it."""
+    """A device: its actions, the next one, and those whose inputs have arrived."""
 
     actions: Sequence[Action]
     arrived: set[Action] = field(default_factory=set)
@@ -107,35 +107,35 @@ class _Device:
 
 @dataclass(slots=True)
 class _Stage:
-    """A stage: what its actions take, and the ways that it sends on."""
+    """A stage: seconds of its actions, the channels it sends on, its longest queues."""
 
     device: _Device
     takes_s: dict[Kind, float]
-    sends: dict[Kind, _Way | None]
-    waiting: dict[Kind, int] = field(default_factory=lambda: dict.fromkeys(Kind, 0))
+    sends: dict[Kind, _Channel | None]
+    max_queued: dict[Kind, int] = field(default_factory=lambda: dict.fromkeys(Kind, 0))
 
-    def note_waiting(self, now: Kind) -> None:
-        """Note how many messages with values have not gone out, in an action of this kind."""
-        if (way := self.sends[Kind.FORWARD]) is not None:
-            self.waiting[now] = max(self.waiting[now], len(way.waiting))
+    def note_queue(self, now: Kind) -> None:
+        """Note how many messages with values are not sent yet, in an action of this kind."""
+        if (channel := self.sends[Kind.FORWARD]) is not None:
+            self.max_queued[now] = max(self.max_queued[now], len(channel.queue))
 
 
-class _Run:
-    """A step while it goes on: what happens next, in the order of time."""
+class _StepSimulation:
+    """The state of a running simulation, and its events in the order of time."""
 
     def __init__(
-        self, pace: ActionTimes, actions: Orders, *, shared: bool, drawn: Callable[[], float]
+        self, times: ActionTimes, actions: Orders, *, shared: bool, draw_factor: Callable[[], float]
     ) -> None:
         self._devices = {name: _Device(of_device) for name, of_device in actions.items()}
-        self._stages = _stages(pace, self._devices, shared=shared)
-        self._drawn = drawn
+        self._stages = _stages(times, self._devices, shared=shared)
+        self._drawn = draw_factor
         self._now_s = 0.0
         self._next: list[tuple[float, int, Callable[[], None]]] = []
         self._count = itertools.count()
         self._done: list[CompletedAction] = []
 
-    def to_the_end(self) -> Timeline:
-        """Until all actions have been taken."""
+    def run(self) -> Timeline:
+        """Run until all actions are done."""
         for device in self._devices.values():  # the batch is there
             inputs = (a for a in device.actions if a.stage == 0 and a.kind is Kind.FORWARD)
             device.arrived.update(inputs)
@@ -148,13 +148,13 @@ class _Run:
         return Timeline(
             done=tuple(self._done),
             step_s=max(done.ended_s for done in self._done),
-            waiting=tuple(
-                (s.waiting[Kind.FORWARD], s.waiting[Kind.BACKWARD]) for s in self._stages
+            max_queued=tuple(
+                (s.max_queued[Kind.FORWARD], s.max_queued[Kind.BACKWARD]) for s in self._stages
             ),
         )
 
     def _arrive(self, action: Action) -> None:
-        """What the action reads is there."""
+        """Note that the action's input has arrived."""
         device = self._stages[action.stage].device
         device.arrived.add(action)
         self._start(device)
@@ -163,7 +163,7 @@ class _Run:
         heapq.heappush(self._next, (self._now_s + seconds, next(self._count), happen))
 
     def _start(self, device: _Device) -> None:
-        """Begin the next action of the device, if it can be."""
+        """Begin the next action of the device, if it is free and the input is there."""
         if device.is_busy or device.next == len(device.actions):
             return
         action = device.actions[device.next]
@@ -173,89 +173,95 @@ class _Run:
         device.is_busy = True
         stage = self._stages[action.stage]
         if action.kind is Kind.BACKWARD:
-            stage.note_waiting(Kind.BACKWARD)
+            stage.note_queue(Kind.BACKWARD)
         takes_s = stage.takes_s[action.kind] * self._drawn()
         self._after(takes_s, partial(self._end, action, self._now_s))
 
     def _end(self, action: Action, began_s: float) -> None:
-        """Note an action, and send what it made."""
+        """End an action and send its output."""
         stage, kind = self._stages[action.stage], action.kind
         stage.device.is_busy = False
         self._done.append(CompletedAction(action, began_s, self._now_s))
         if kind is Kind.FORWARD:
-            stage.note_waiting(Kind.FORWARD)
-        way = stage.sends[kind]
-        if way is not None:
+            stage.note_queue(Kind.FORWARD)
+        channel = stage.sends[kind]
+        if channel is not None:
             to = action.stage + (1 if kind is Kind.FORWARD else -1)
-            self._send(way, Action(to, kind, action.microbatch))
+            self._send(channel, Action(to, kind, action.microbatch))
         elif kind is Kind.FORWARD:  # of the last stage
             self._arrive(Action(action.stage, Kind.BACKWARD, action.microbatch))
         self._start(stage.device)
 
-    def _send(self, way: _Way, enables: Action) -> None:
-        message = way.message
+    def _send(self, channel: _Channel, enables: Action) -> None:
+        message = channel.message
         if message.size_bytes and message.wire is not None and message.overlaps:
-            way.waiting.append(enables)
-            if len(way.waiting) == 1:
-                self._begin_to_move(way)
+            channel.queue.append(enables)
+            if len(channel.queue) == 1:
+                self._begin_transfer(channel)
         else:  # without overlap both ends have waited for it
             self._arrive(enables)
 
-    def _begin_to_move(self, way: _Way) -> None:
-        way.left_bytes, way.since_s = way.message.size_bytes, self._now_s
-        for port in way.ports:
-            port.ways[way] = None
-        self._share(way)
+    def _begin_transfer(self, channel: _Channel) -> None:
+        channel.left_bytes, channel.since_s = channel.message.size_bytes, self._now_s
+        for port in channel.ports:
+            port.channels[channel] = None
+        self._share(channel)
 
-    def _share(self, changed: _Way) -> None:
-        """Divide the two ports of a way anew among those that use them."""
-        for way in dict.fromkeys((changed, *changed.ports[0].ways, *changed.ports[1].ways)):
-            way.left_bytes -= way.rate * (self._now_s - way.since_s)
-            way.since_s = self._now_s
-            if way not in way.ports[0].ways:
-                way.rate = 0.0
+    def _share(self, changed: _Channel) -> None:
+        """Divide the two ports of a channel again among the channels that use them."""
+        for channel in dict.fromkeys(
+            (changed, *changed.ports[0].channels, *changed.ports[1].channels)
+        ):
+            channel.left_bytes -= channel.rate * (self._now_s - channel.since_s)
+            channel.since_s = self._now_s
+            if channel not in channel.ports[0].channels:
+                channel.rate = 0.0
                 continue
-            assert way.message.wire is not None
-            shares = [port.rate / len(port.ways) for port in way.ports]
-            way.rate = min(way.message.wire.bandwidth_bytes_per_s, *shares)
+            assert channel.message.wire is not None
+            shares = [port.rate / len(port.channels) for port in channel.ports]
+            channel.rate = min(channel.message.wire.bandwidth_bytes_per_s, *shares)
             self._after(
-                max(0.0, way.left_bytes) / way.rate,
-                partial(self._moved, way, way.rate, self._now_s),
+                max(0.0, channel.left_bytes) / channel.rate,
+                partial(self._moved, channel, channel.rate, self._now_s),
             )
 
-    def _moved(self, way: _Way, rate: float, since_s: float) -> None:
-        """The message is there, unless the ports have been divided anew in the meantime."""
-        if (rate, since_s) != (way.rate, way.since_s):
+    def _moved(self, channel: _Channel, rate: float, since_s: float) -> None:
+        """Deliver the message, unless the ports were divided again in the meantime."""
+        if (rate, since_s) != (channel.rate, channel.since_s):
             return
-        enables = way.waiting.popleft()
-        for port in way.ports:
-            del port.ways[way]
-        assert way.message.wire is not None
-        self._after(way.message.wire.latency_s, partial(self._arrive, enables))
-        self._share(way)
-        if way.waiting:
-            self._begin_to_move(way)
+        enables = channel.queue.popleft()
+        for port in channel.ports:
+            del port.channels[channel]
+        assert channel.message.wire is not None
+        self._after(channel.message.wire.latency_s, partial(self._arrive, enables))
+        self._share(channel)
+        if channel.queue:
+            self._begin_transfer(channel)
 
 
-def _stages(pace: ActionTimes, devices: dict[str, _Device], *, shared: bool) -> list[_Stage]:
-    sending = {name: _Port(rate) for name, rate in pace.sending.items()}
-    receiving = {name: _Port(rate) for name, rate in pace.receiving.items()}
+def _stages(times: ActionTimes, devices: dict[str, _Device], *, shared: bool) -> list[_Stage]:
+    sending = {name: _Port(rate) for name, rate in times.sending.items()}
+    receiving = {name: _Port(rate) for name, rate in times.receiving.items()}
 
-    def way(message: Message) -> _Way:
+    def channel(message: Message) -> _Channel:
         if not shared:
-            return _Way(message, (_Port(math.inf), _Port(math.inf)))
-        return _Way(message, (sending[message.sender], receiving[message.receiver]))
+            return _Channel(message, (_Port(math.inf), _Port(math.inf)))
+        return _Channel(message, (sending[message.sender], receiving[message.receiver]))
 
-    def ways(messages: Sequence[Message]) -> list[_Way]:
-        return [way(one) for one in messages]
+    def channels(messages: Sequence[Message]) -> list[_Channel]:
+        return [channel(one) for one in messages]
 
     # Of the boundaries (num_stages + 1): nothing crosses the first and the last one.
-    forward, backward = [None, *ways(pace.forward), None], [None, *ways(pace.backward), None]
+    forward, backward = (
+        [None, *channels(times.forward), None],
+        [None, *channels(times.backward), None],
+    )
     return [
         _Stage(
             device=devices[name],
             takes_s={
-                kind: seconds[kind] + sum(way.message.waits_s for way in both if way is not None)
+                kind: seconds[kind]
+                + sum(channel.message.waits_s for channel in both if channel is not None)
                 for kind, both in (
                     (Kind.FORWARD, forward[k : k + 2]),
                     (Kind.BACKWARD, backward[k : k + 2]),
@@ -263,5 +269,5 @@ def _stages(pace: ActionTimes, devices: dict[str, _Device], *, shared: bool) -> 
             },
             sends={Kind.FORWARD: forward[k + 1], Kind.BACKWARD: backward[k]},
         )
-        for k, (name, seconds) in enumerate(zip(pace.devices, pace.seconds, strict=True))
+        for k, (name, seconds) in enumerate(zip(times.devices, times.seconds, strict=True))
     ]

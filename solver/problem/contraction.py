@@ -1,4 +1,4 @@
-"""From a graph to units: what no valid plan can separate becomes one unit. Nothing is lost.
+"""From a graph to units: nodes that no valid plan can separate become one unit. No plan is lost.
 
 Nodes of one colocation label share a stage. As no edge may lead back, everything on a path between
 two of them shares it too: tie the nodes of a label into a ring, and the strongly connected
@@ -9,10 +9,10 @@ from collections.abc import Sequence
 
 from skyfx.solver.core.graph import Graph
 
-__all__: list[str] = ["units"]
+__all__: list[str] = ["contract"]
 
 
-def units(graph: Graph) -> list[list[int]]:
+def contract(graph: Graph) -> list[list[int]]:
     """Group the nodes that every valid plan keeps together.
 
     Returns:

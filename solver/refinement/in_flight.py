@@ -21,7 +21,7 @@ from dataclasses import dataclass
 from skyfx.solver.core.schedule import deadlock_reason, in_flight_counts, orders
 from skyfx.solver.core.timeline import Timeline
 from skyfx.solver.costs.action_times import ActionTimes
-from skyfx.solver.costs.simulator import follow
+from skyfx.solver.costs.simulator import run_schedule
 
 __all__: list[str] = ["Fits", "Generated", "Live", "generate"]
 
@@ -111,7 +111,7 @@ class _Search:
         return step_s < SHORTER * best_s or (step_s <= best_s and extra < best_extra)
 
     def _followed(self, live: Live) -> Timeline:
-        return follow(self._pace, orders(live, self._m, self._pace.devices))
+        return run_schedule(self._pace, orders(live, self._m, self._pace.devices))
 
     def _extra(self, live: Live) -> int:
         """Live micro-batches beyond 1F1B's: between equal steps, the one with fewer is better."""

@@ -1,4 +1,4 @@
-"""From a model to a running plan, by the command line alone."""
+"""From a model to a running plan, by the command line alone: each step is a real process."""
 
 import json
 import subprocess
@@ -9,6 +9,7 @@ import pytest
 
 from skyfx.solver import Cluster, Graph, Plan
 from skyfx.solver.core import files
+from tests.support.cli_runner import run_command
 from tests.support.independent_validator import referee_faults
 
 MODEL = """
@@ -22,6 +23,10 @@ def build():
 def bare():
     return nn.Linear(2, 2)
 
+def sized(width):
+    return nn.Linear(width, 2)
+
+net = nn.Linear(2, 2)
 number = 3
 """
 RUN = """
@@ -75,6 +80,14 @@ def test_capture_solve_check_show(folder: Path) -> None:
     [
         ("model.py:nothing -o new.json", "model.py has no function 'nothing'"),
         ("model.py:number -o new.json", "model.py has no function 'number'"),
+        (
+            "model.py:net -o new.json",
+            "model.py:net is a model; expected a function without arguments that returns the model",
+        ),
+        (
+            "model.py:sized -o new.json",
+            "model.py:sized: missing a required argument: 'width'; expected a function without",
+        ),
         ("model.py -o new.json", "names no function, expected FILE.py:NAME"),
         ("nowhere.py:build -o new.json", "nowhere.py"),
         ("no.such.module:build -o new.json", "No module named 'no'"),
@@ -86,7 +99,7 @@ def test_capture_solve_check_show(folder: Path) -> None:
 def test_what_cannot_be_captured_is_refused_in_one_line(
     folder: Path, arguments: str, message: str
 ) -> None:
-    refused = skyfx("capture", *arguments.split(), folder=folder)
+    refused = run_command("capture", *arguments.split(), folder=folder)
     assert refused.returncode == 2
     assert refused.stdout == ""
     assert message in refused.stderr

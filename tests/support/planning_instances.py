@@ -199,10 +199,14 @@ def _assignments(g: Graph, types: list[str], training: bool) -> Iterator[dict[st
 
 
 def plan_of(
-    g: Graph, c: Cluster, a: Assumptions, placement: Sequence[tuple[str, Sequence[str]]]
+    g: Graph,
+    c: Cluster,
+    a: Assumptions,
+    placement: Sequence[tuple[str, Sequence[str]]],
+    live: Sequence[int] = (),
 ) -> Plan:
     """The plan of a placement, with true figures and a bound of half its value."""
-    cost = evaluate(g, c, placement, a)
+    cost = evaluate(g, c, placement, a, live)
     return Plan(
         graph=Reference(name=g.name, sha256="0" * 64, structure=g.structure()),
         cluster=Reference(name="test.cluster.toml", sha256="1" * 64),
@@ -217,6 +221,7 @@ def plan_of(
                 time_s=cost.time_s[k],
                 memory_bytes=cost.memory_bytes[k],
                 flops=cost.flops[k],
+                live=live[k] if live else 0,
             )
             for k, (name, ids) in enumerate(placement)
         ),

@@ -31,6 +31,7 @@ import numpy as np
 import pulp
 
 from skyfx.solver.methods import mip_backend
+from skyfx.solver.methods.bisection import INTERVAL_DUAL, Bisection
 from skyfx.solver.methods.limits import Limits
 from skyfx.solver.methods.method import Bound, MethodUpdate, SearchState
 from skyfx.solver.problem.interval_tables import (
@@ -105,13 +106,13 @@ def _ruled_out(prices: Floats, low: float, high: float, of: IntervalTables) -> f
     """The largest T between two that these prices rule out; `low`, if they rule out none."""
     if _earned(prices, low * (1 + 1e-5), of)[0] >= BOUND_SAFETY:
         return low
-    while high > low * (1 + 1e-5):
-        middle = (low + high) / 2
-        if _earned(prices, middle, of)[0] < BOUND_SAFETY:
-            low = middle
+    search = Bisection(low, high, INTERVAL_DUAL)
+    for bottleneck in search:
+        if _earned(prices, bottleneck, of)[0] < BOUND_SAFETY:
+            search.low = bottleneck
         else:
-            high = middle
-    return low
+            search.keep(bottleneck)
+    return search.low
 
 
 def _improved(

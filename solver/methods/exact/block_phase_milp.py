@@ -28,6 +28,7 @@ import pulp
 from numpy.typing import NDArray
 
 from skyfx.solver.methods import mip_backend
+from skyfx.solver.methods.bisection import BLOCK_PHASES, Bisection
 from skyfx.solver.methods.method import Bound, MethodUpdate, SearchState
 from skyfx.solver.problem.problem import Floats, Problem, UnitPlacement
 from skyfx.solver.problem.tolerances import BOUND_SAFETY, OPTIMALITY_TOLERANCE
@@ -45,29 +46,24 @@ def block_phase_milp(task: SearchState) -> Iterator[MethodUpdate]:
         yield MethodUpdate(remark="no repeated blocks")
         return
     remark = f"{blocks.begin}..{blocks.end} of {problem.num_units} units in blocks of {blocks.size}"
-    low, high = task.bound.value, task.bottleneck_s
+    high = task.bottleneck_s
     if not math.isfinite(high):
         high = float(blocks.time_s.sum(axis=1).min())
-    while high > low * (1 + max(OPTIMALITY_TOLERANCE, task.limits.gap)):
-        middle = (
-            high * (1 - OPTIMALITY_TOLERANCE / 2) if high < low * (1 + NEAR) else (low + high) / 2
-        )
-        model = PhaseModel(blocks, middle)
+    policy = BLOCK_PHASES._replace(tolerance=max(OPTIMALITY_TOLERANCE, task.limits.gap))
+    search = Bisection(task.bound.value, high, policy)
+    for bottleneck in search:
+        model = PhaseModel(blocks, bottleneck)
         answer = mip_backend.minimise(model.lp, {}, time_limit_s=task.limits.left_s, gap=0.0)
         if answer.infeasible:
-            low = middle * BOUND_SAFETY
-            yield MethodUpdate(bound=Bound(low, "phases of repeated blocks"), remark=remark)
+            search.low = bottleneck * BOUND_SAFETY
+            yield MethodUpdate(bound=Bound(search.low, "phases of repeated blocks"), remark=remark)
         elif answer.values is None:
             return
         else:
             stages = model.plan(answer.values)
             reached = math.inf if stages is None else problem.cost(stages).bottleneck_s
-            high = min(middle, reached)
+            search.keep(min(bottleneck, reached))
             yield MethodUpdate(stages=stages, interrupted=answer.interrupted, remark=remark)
-
-
-NEAR = 1e-4
-"""Distance of plan and bound from which on to look just below the plan."""
 
 
 @dataclass(frozen=True)

@@ -207,12 +207,11 @@ class PairTables:
     ) -> tuple[float, UnitPlacement | None]:
         """The least bottleneck or latency of a plan with no stage above `at_most`, and the plan."""
         states, stages = self.stages.states, self.stages
-        first, following = states.following
         best = np.full((len(states.all), len(stages.ideals)), np.inf)
         for s, (_, group) in enumerate(states.all):
             self.limits.check()
             cost = self._stage_cost(s, group, latency, at_most)
-            onward = self._onward(best, following[first[s] : first[s + 1]])
+            onward = self._onward(best, states.successors(s))
             joined = self._join(cost, onward[stages.behind], latency)
             best[s] = np.minimum.reduceat(joined, stages.first)
         start = int(best[:, 0].argmin())
@@ -226,10 +225,10 @@ class PairTables:
         fits = self.stages.fit(group, int(self.stages.states.position[s])) & (busy <= at_most)
         return np.where(fits, total if latency else busy, np.inf)
 
-    def _onward(self, best: Floats, following: NDArray[np.int32]) -> Floats:
+    def _onward(self, best: Floats, successors: NDArray[np.int32]) -> Floats:
         """What is still to come behind each ideal; nothing behind the last stage."""
-        if len(following):
-            least: Floats = best[following].min(axis=0)
+        if len(successors):
+            least: Floats = best[successors].min(axis=0)
             return least
         end = np.full(best.shape[1], np.inf)
         end[-1] = 0.0
@@ -241,11 +240,10 @@ class PairTables:
 
     def _trace(self, best: Floats, s: int, latency: bool, at_most: float) -> UnitPlacement:
         states, stages = self.stages.states, self.stages
-        first, following = states.following
         ends = np.append(stages.first, len(stages.before))
         path, here = [], 0
         while s >= 0:
-            after = following[first[s] : first[s + 1]]
+            after = states.successors(s)
             part = slice(ends[here], ends[here + 1])
             cost = self._stage_cost(s, states.all[s][1], latency, at_most)
             onward = self._onward(best, after)[stages.behind[part]]

@@ -120,17 +120,16 @@ class WindowTables:
 
     def _trace(self, bounds: Boundaries, behind: Any, group: Any, state: int) -> UnitPlacement:
         """The plan that begins with the empty ideal and a state."""
-        line, groups, x, counts = [bounds.members[0]], [], 0, list(self._counts[state])
+        chain, groups, x, counts = [bounds.members[0]], [], 0, list(self._counts[state])
         while sum(counts):
             state = self._counts.index(tuple(counts))
             groups.append(int(group[x, state]))
             x = int(behind[x, state])
             counts[groups[-1]] -= 1
-            line.append(bounds.members[x])
+            chain.append(bounds.members[x])
         free = [iter(group) for group in self._states.groups]
         devices = [next(free[g]) for g in groups]
-        moving = [0.0] * len(devices)
-        return self.ideals.placement(devices, line, moving_s=moving, bottleneck=math.inf)
+        return self.ideals.placement(devices, chain, [0.0] * len(devices), math.inf)
 
     def _boundaries(self, devices: Devices) -> tuple[Boundaries, Floats]:
         """The ideals in the window of any state, by growing work, and their windows, `(N, C)`.

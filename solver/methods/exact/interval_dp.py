@@ -23,6 +23,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from skyfx.solver.methods.bisection import INTERVALS, Bisection
 from skyfx.solver.methods.method import MethodUpdate, SearchState
 from skyfx.solver.problem.coarsening import thin_cuts
 from skyfx.solver.problem.interval_tables import live_values
@@ -33,7 +34,6 @@ __all__: list[str] = ["MAX_ORDERED_DEVICES", "interval_dp", "interval_plan"]
 MAX_EXACT_DEVICES = 5
 MAX_ORDERED_DEVICES = 24
 MAX_CUTS = 257
-TOLERANCE = 1e-5
 
 Intervals = list[tuple[int, range]]
 
@@ -63,17 +63,18 @@ def interval_plan(problem: Problem, at_most: float, deadline: float = math.inf) 
     """
     table = _Table(problem)
     states = list(_states(problem))
-    low, high = table.least_bottleneck(), at_most
-    if not np.isfinite(high):
-        high = table.most_bottleneck()
+    high = at_most if math.isfinite(at_most) else table.most_bottleneck()
     best = table.plan(states, high)
-    while best is not None and high - low > TOLERANCE * high and time.monotonic() < deadline:
-        middle = (low + high) / 2
-        better = table.plan(states, middle)
+    search = Bisection(table.least_bottleneck(), high, INTERVALS)
+    for bottleneck in search if best is not None else ():
+        if time.monotonic() >= deadline:
+            break
+        better = table.plan(states, bottleneck)
         if better is None:
-            low = middle
+            search.low = bottleneck
         else:
-            best, high = better, middle
+            best = better
+            search.keep(bottleneck)
     return best
 
 

@@ -13,22 +13,22 @@ anywhere, which can only lower the bound, and a plan gives each a place afterwar
 import math
 from collections.abc import Iterator
 
+from skyfx.solver.methods.bisection import INTERVAL_LABELS, LABELS, Bisection
+from skyfx.solver.methods.bounds.simple_bounds import largest_unit
+from skyfx.solver.methods.exact.label_lattice import LabelLattice
 from skyfx.solver.methods.exact.label_tables import LabelTables
 from skyfx.solver.methods.ideals.device_states import States
 from skyfx.solver.methods.ideals.order_ideals import Ideals
-from skyfx.solver.methods.ideals.relaxed_units import narrowed, work_of
+from skyfx.solver.methods.ideals.relaxed_units import relax_until, work_share
 from skyfx.solver.methods.method import Bound, MethodUpdate, SearchState
 from skyfx.solver.problem.infeasibility import nothing_fits
 from skyfx.solver.problem.linear_extensions import depth_first_extension, graph_order
-from skyfx.solver.problem.tolerances import BOUND_SAFETY, OPTIMALITY_TOLERANCE
+from skyfx.solver.problem.tolerances import BOUND_SAFETY
 
 __all__: list[str] = ["interval_label_dp", "label_dp"]
 
 MAX_CELLS = 6_000_000
 """States times ideals."""
-
-RISE = 0.3
-"""How far T may rise above what is proven: the larger T, the less total work prunes."""
 
 FAR = 0.85
 """Where T begins, in parts of the best plan, if no better plan is looked for."""
@@ -40,14 +40,8 @@ MUCH = 0.03
 """Share of all work that is put aside only where the ideals cannot all be listed."""
 
 MAX_IDEALS = 100_000
-LINE_GAP = 1e-4
-"""How near to its best a plan along a line is brought; the ideals may have better ones."""
-
 CLOSE = 2e-3
 """Distance of what is proven and what might be at which to stop, where no plan comes near."""
-
-NEAR = 0.003
-"""Distance of plan and bound from which on to look just below the plan."""
 
 
 def interval_label_dp(task: SearchState) -> Iterator[MethodUpdate]:
@@ -55,81 +49,79 @@ def interval_label_dp(task: SearchState) -> Iterator[MethodUpdate]:
     problem, states = task.problem, task.features.num_states
     high = task.bottleneck_s
     for order in (depth_first_extension(problem), graph_order(problem)):
-        tables = LabelTables(
-            problem, Ideals.line(problem, order), States(problem), limits=task.limits
-        )
-        remark = f"{len(tables.ideals)} cuts x {states} states of devices"
-        low = tables.low_s(task)
-        if not math.isfinite(high):
-            shortest = tables.shortest()
-            yield MethodUpdate(stages=shortest and shortest[1], remark=remark)
-            high = tables.high_s
-        while high > low * (1 + LINE_GAP):
-            middle = (low + high) / 2
-            stages = tables.plan(middle)
+        ideals = Ideals.line(problem, order)
+        lattice = LabelLattice(problem, ideals, States(problem), limits=task.limits)
+        tables = LabelTables(lattice)
+        remark = f"{len(ideals)} cuts x {states} states of devices"
+        if not math.isfinite(high) and (shortest := lattice.shortest()):
+            yield MethodUpdate(stages=shortest[1], remark=remark)
+            high = problem.cost(shortest[1]).bottleneck_s
+        search = Bisection(_lowest_s(task), high, INTERVAL_LABELS)
+        for bottleneck in search:
+            stages = tables.plan(bottleneck)
             if stages is None:
-                low = middle
+                search.low = bottleneck
             else:
-                high = min(middle, problem.cost(stages).bottleneck_s)
+                search.keep(bottleneck, problem.cost(stages).bottleneck_s)
                 yield MethodUpdate(stages=stages, remark=remark)
+        high = search.high
 
 
 def label_dp(task: SearchState) -> Iterator[MethodUpdate]:
     """Find the best plan of all, as far as units need not be put aside."""
     problem, states = task.problem, task.features.num_states
     cells = int(min(MAX_CELLS, CELLS_PER_S * task.limits.left_s))
-    found = narrowed(problem, min(MAX_IDEALS, cells // states))
+    found = relax_until(problem, min(MAX_IDEALS, cells // states))
     if found is None:
         yield MethodUpdate(remark=f"too many ideals, with {states} states of devices")
         return
-    ideals, aside = found
-    remark = f"{len(ideals)} ideals x {states} states of devices, {len(aside)} units put aside"
-    much = work_of(problem, aside) > MUCH
+    ideals, relaxed = found
+    remark = f"{len(ideals)} ideals x {states} states of devices, {len(relaxed)} relaxed units"
+    much = work_share(problem, relaxed) > MUCH
     if much and task.features.lists_all_ideals(task.limits):
         yield MethodUpdate(remark=f"{remark}: too much work, as all ideals can be listed")
         return
-    tables = LabelTables(problem, ideals, States(problem), tuple(aside), task.limits)
-    yield from _halve(task, tables, remark, hopeful=not much)
+    lattice = LabelLattice(problem, ideals, States(problem), tuple(relaxed), task.limits)
+    yield from _halve(task, lattice, remark, hopeful=not much)
+
+
+def _lowest_s(task: SearchState) -> float:
+    """A lower bound of the bottleneck of every plan."""
+    throughput = task.problem.assumptions.objective == "throughput"
+    return (task.bound if throughput else largest_unit(task.problem)).value
 
 
 def _halve(
-    task: SearchState, tables: LabelTables, remark: str, *, hopeful: bool
+    task: SearchState, lattice: LabelLattice, remark: str, *, hopeful: bool
 ) -> Iterator[MethodUpdate]:
     """Halve the interval between what is proven impossible and what may be possible.
 
     Plans are looked for where they are `hopeful`: hardly one holds if much work was put aside.
     """
     assumptions, problem = task.problem.assumptions, task.problem
-    latency_s, rounds = 0.0, 1
+    latency_s, rounds, high = 0.0, 1, task.bottleneck_s
     if assumptions.objective != "throughput" or task.incumbent is None:
-        shortest = tables.shortest()
+        shortest = lattice.shortest()
         if shortest is None:
             yield MethodUpdate(infeasible=nothing_fits(problem), remark=remark)
             return
         yield MethodUpdate(stages=shortest[1], remark=remark)
+        high = min(high, problem.cost(shortest[1]).bottleneck_s)
         if assumptions.objective != "throughput":
             latency_s, rounds = shortest[0] * BOUND_SAFETY, assumptions.microbatches - 1
         if assumptions.objective == "latency":
             yield MethodUpdate(bound=Bound(latency_s, "label dp"), remark=remark)
             return
-    low, high = tables.low_s(task), min(tables.high_s, task.bottleneck_s)
-    reached = True  # whether a plan is known that keeps `high`
-    nothing = low == 0  # whether T = 0 is still to be tried, as no multiple of it leads further
-    while high > low * (1 + OPTIMALITY_TOLERANCE):
-        # Just below the best plan there may be none: then all is proven at once.
-        below = reached and high < low * (1 + NEAR)
-        risen = low * (1 + RISE) if low > 0 else 0.0 if nothing else math.inf
-        risen = risen if hopeful else max(risen, FAR * task.bottleneck_s)
-        middle = high * (1 - OPTIMALITY_TOLERANCE / 2) if below else min((low + high) / 2, risen)
-        nothing = False
+    tables, floor = LabelTables(lattice), 0.0 if hopeful else FAR * task.bottleneck_s
+    search = Bisection(_lowest_s(task), high, LABELS, floor)
+    for middle in search:
         if not tables.possible(middle):
-            low = middle * BOUND_SAFETY
-            yield MethodUpdate(bound=Bound(latency_s + rounds * low, "label dp"), remark=remark)
+            search.low = middle * BOUND_SAFETY
+            bound = Bound(latency_s + rounds * search.low, "label dp")
+            yield MethodUpdate(bound=bound, remark=remark)
             continue
         stages = tables.plan(middle) if hopeful else None
-        bottleneck = math.inf if stages is None else problem.cost(stages).bottleneck_s
-        reached = bottleneck <= middle
-        high = min(middle, bottleneck)
+        search.keep(middle, math.inf if stages is None else problem.cost(stages).bottleneck_s)
         yield MethodUpdate(stages=stages, remark=remark)
-        if not reached and tables.aside and high < low * (1 + CLOSE):
-            return  # what was put aside hides more than is between the two
+        if not search.reached and lattice.relaxed and search.high < search.low * (1 + CLOSE):
+            return  # the relaxed units hide more than the distance of the two

@@ -3,36 +3,44 @@
 A label at (state s, ideal I) stands for plans of everything outside I whose first stage, of state
 s, is still open. It holds three sums:
 
-    t   seconds of the open stage so far: what it sends, and its units outside I
+    t   seconds of the open stage so far: its sends, and its units outside I
     a   weighted time of the closed stages beyond T, sum_k y[d_k] (time_s(k) - T); mostly negative
     m   bytes of the open stage at its position
 
-A label that is no better than another in all three is dropped. More than `width` labels of one cell
-are thinned, in one of two ways. For a proof two become the least of both, a plan that need not
-exist and is better than each: where none is left, there is none. For a plan one of two is dropped:
-what is left exists.
+A label that is no better than another in all three sums is dropped. A cell with more than `width`
+labels is reduced. When proving, two labels are merged into their component-wise minimum, a
+relaxation; if no label survives, T is infeasible. When searching for a plan, one of the two is
+dropped, so every label that is left has a plan.
 
-With a `mode` other than BUSY latency is summed: with SHORTEST in `t`, which goes on adding up over
-stages where T is endless; with STEP in `a`, where every stage keeps T as well.
+With a `mode` other than BUSY the latency is summed: with SHORTEST in `t`, which goes on adding up
+over stages and where T is infinite; with STEP in `a`, where every stage keeps T as well.
 
-Work that was put aside has to fit into what the stages leave of T: `a` of a whole plan and the work
-aside may not exceed 0. Before that, `room[s]` is what is still to come: T for each device that is
-not in s and for the open stage; the units in I will take at least `rest[I]` of it. Of the work
-aside the closed stages behind I have to do at least `least[I]`, what reads something outside I; and
-they can do no more than `most[I]`, what nothing in I reads: what they leave of T beyond is no use.
+The work of relaxed units has to fit into the time that the stages leave of T: `a` of a whole plan
+and the relaxed work may not exceed 0. Before that, `room[s]` is the time still to come: T for each
+device that is not in s and for the open stage. The units in I take at least `rest[I]` of it. The
+closed stages after I have to do at least `least[I]` of the relaxed work, which reads something
+outside I. They can do at most `most[I]` of it, which nothing in I reads; more time is of no use.
 """
 
 import math
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from numba import njit
+
+from skyfx.solver.methods.ideals.device_states import StateArrays
+from skyfx.solver.methods.ideals.order_ideals import Covers
 
 __all__: list[str] = [
     "BUSY",
     "OVERFLOW",
     "SHORTEST",
     "STEP",
+    "Cells",
+    "Costs",
+    "Labels",
+    "Rules",
+    "Tables",
     "backtrack",
     "complete_labels",
     "propagate",
@@ -41,58 +49,93 @@ __all__: list[str] = [
 BUSY, SHORTEST, STEP = 0, 1, 2
 """What labels sum: weighted time beyond T, latency alone, or latency within T."""
 
-OVERFLOW = -1
-NONE = -1
+OVERFLOW = NONE = -1
+MOST_OPEN = 4096  # labels of one cell before it is reduced
+
+
+class Rules(NamedTuple):
+    """What a plan has to keep, and how labels are reduced.
+
+    `relaxed` is the weighted relaxed work; with STEP it is the relaxed latency less the latency
+    that a plan may have.
+    """
+
+    bottleneck: float
+    relaxed: float
+    overlaps: bool  # moves with computing
+    mode: int
+    width: int
+    proof: bool
+
+
+class Costs(NamedTuple):
+    """Costs at one T: of `G` groups, `n` units, `N` ideals, `S` states, `P` positions."""
+
+    time: Any  # (G, n)
+    move: Any  # (G, G, N)
+    need: Any  # (P, n)
+    limit: Any  # (G,)
+    price: Any  # (G,), y in the legend
+    rest: Any  # (N,)
+    room: Any  # (S,)
+    most: Any  # (N,)
+    least: Any  # (N,)
+
+
+class Labels(NamedTuple):
+    """The sums of labels in arrays of one length."""
+
+    t: Any
+    a: Any
+    m: Any
+    back: Any  # the label that each came from
+
+
+class Cells(NamedTuple):
+    """Where the labels of each cell are in the pool, `(S, N)` each."""
+
+    start: Any
+    count: Any
+
+
+class Tables(NamedTuple):
+    """All that labels are made from, and where they are kept."""
+
+    states: StateArrays
+    covers: Covers
+    costs: Costs
+    pool: Labels
+    cells: Cells
 
 
 @njit(cache=True)
-def propagate(
-    part: Any, rules: Any, states: Any, covers: Any, costs: Any, pool: Any, cells: Any
-) -> int:
-    """Make the labels of some states for one T.
-
-    Args:
-        part: the first of these states, the one behind the last, and the number of labels so far.
-        rules: T, weighted work put aside (with STEP, latency aside less what a plan may have),
-            whether moves overlap, the mode, labels a cell, and whether this is for a proof.
-        states: group of each, devices from each on, `first` and `following` of what comes next.
-        covers: `first`, `above`, `added` of the ideals.
-        costs: `time[G, n]`, `move[G, G, N]`, `need[positions, n]`, `limit[G]`, `y[G]`, `rest[N]`,
-            `room[S]`, `most[N]`, `least[N]`.
-        pool: `t`, `a`, `m` and `back` of the labels.
-        cells: start and count of the labels, `(S, N)` each.
-
-    Returns:
-        How many labels there are now, or `OVERFLOW` where the pool is too small.
-    """
-    width = rules[4]
-    t, a, m, back = pool
+def propagate(begin: int, end: int, used: int, rules: Any, tables: Any) -> int:
+    """Add the labels of states `begin` to `end` after `used` labels; how many now, or OVERFLOW."""
+    states, covers, costs, pool, cells = tables
     start, count = cells
-    group, position, _, _ = states
-    first, above, added = covers
-    time, _, need, limit, _, rest, room, _, _ = costs
-    open_ = (np.empty(4096), np.empty(4096), np.empty(4096), np.empty(4096, dtype=np.int32))
-    begin, end, used = part
-    spare = -rules[1] if rules[3] == STEP else 0.0
+    sums = np.empty((3, MOST_OPEN))
+    opened = Labels(sums[0], sums[1], sums[2], np.empty(MOST_OPEN, dtype=np.int32))
+    spare = -rules.relaxed if rules.mode == STEP else 0.0
     for s in range(begin, end):
-        g, p = group[s], position[s]
+        g, p = states.group[s], states.position[s]
         for i in range(start.shape[1] - 1, -1, -1):
             start[s, i], count[s, i] = used, 0
-            if rest[i] > room[s] + spare or not _reached(states, covers, count, s, i):
+            if costs.rest[i] > costs.room[s] + spare or not _reached(states, covers, count, s, i):
                 continue
-            num = _close(rules, states, costs, pool, cells, s, i, open_)
-            for x in range(first[i], first[i + 1]):
-                unit, j = added[x], above[x]
+            num = _close(rules, tables, s, i, opened)
+            for x in range(covers.first[i], covers.first[i + 1]):
+                unit, j = covers.unit[x], covers.target[x]
                 for label in range(start[s, j], start[s, j] + count[s, j]):
-                    longer, larger = t[label] + time[g, unit], m[label] + need[p, unit]
-                    if longer <= rules[0] and larger <= limit[g]:
-                        num = _add(open_, num, longer, a[label], larger, label)
-            num = _reduce(open_, _prune(rules, costs, open_, num, g, s, i), width, rules)
-            if used + num > len(t):
+                    longer = pool.t[label] + costs.time[g, unit]
+                    larger = pool.m[label] + costs.need[p, unit]
+                    if longer <= rules.bottleneck and larger <= costs.limit[g]:
+                        num = _add(opened, num, longer, pool.a[label], larger, label)
+            num = _reduce(opened, _prune(rules, costs, opened, num, g, s, i), rules)
+            if used + num > len(pool.t):
                 return OVERFLOW
             for x in range(num):
-                t[used], a[used], m[used] = open_[0][x], open_[1][x], open_[2][x]
-                back[used] = open_[3][x]
+                pool.t[used], pool.a[used] = opened.t[x], opened.a[x]
+                pool.m[used], pool.back[used] = opened.m[x], opened.back[x]
                 used += 1
             count[s, i] = num
     return int(used)
@@ -101,58 +144,51 @@ def propagate(
 @njit(cache=True, inline="always")
 def _reached(states: Any, covers: Any, count: Any, s: int, i: int) -> bool:
     """Whether any label can come to a cell; most have none, and this is the quick way out."""
-    first, above, _ = covers
-    for x in range(first[i], first[i + 1]):
-        if count[s, above[x]]:
+    for x in range(covers.first[i], covers.first[i + 1]):
+        if count[s, covers.target[x]]:
             return True
-    _, _, first_after, following = states
-    for x in range(first_after[s], first_after[s + 1]):
-        if count[following[x], i]:
+    for x in range(states.first[s], states.first[s + 1]):
+        if count[states.successor[x], i]:
             return True
-    return bool(first_after[s] == first_after[s + 1])
+    return bool(states.first[s] == states.first[s + 1])
 
 
 @njit(cache=True)
-def _close(
-    rules: Any, states: Any, costs: Any, pool: Any, cells: Any, s: int, i: int, open_: Any
-) -> int:
+def _close(rules: Any, tables: Any, s: int, i: int, opened: Any) -> int:
     """Open a stage of state s that ends at ideal i: a label closes, or the pipeline ends."""
-    bottleneck, _, full, mode, _, _ = rules
-    most, least = costs[7][i], costs[8][i]
-    t, a, _, _ = pool
-    start, count = cells
-    group, _, first, following = states
-    move_s, weight = costs[1], costs[4]
-    num = 0
-    if first[s] == first[s + 1]:
-        return _add(open_, 0, 0.0, 0.0, 0.0, NONE) if i == start.shape[1] - 1 else 0
-    for x in range(first[s], first[s + 1]):
-        r = following[x]
-        move = move_s[group[s], group[r], i]
+    states, _, costs, pool, cells = tables
+    bottleneck, mode = rules.bottleneck, rules.mode
+    most, least = costs.most[i], costs.least[i]
+    (start, count), t, a, num = cells, pool.t, pool.a, 0
+    if states.first[s] == states.first[s + 1]:
+        return _add(opened, 0, 0.0, 0.0, 0.0, NONE) if i == start.shape[1] - 1 else 0
+    for x in range(states.first[s], states.first[s + 1]):
+        r = states.successor[x]
+        move, price = costs.move[states.group[s], states.group[r], i], costs.price[states.group[r]]
         for label in range(start[r, i], start[r, i] + count[r, i]):
             if mode == SHORTEST:
-                num = _add(open_, num, t[label] + move, 0.0, 0.0, label)
-            elif mode == STEP and full:
+                num = _add(opened, num, t[label] + move, 0.0, 0.0, label)
+            elif mode == STEP and rules.overlaps:
                 if move <= bottleneck:
-                    num = _add(open_, num, 0.0, a[label] + t[label] + move, 0.0, label)
+                    num = _add(opened, num, 0.0, a[label] + t[label] + move, 0.0, label)
             elif mode == STEP:
                 if t[label] + move <= bottleneck:
-                    num = _add(open_, num, move, a[label] + t[label], 0.0, label)
-            elif full:
-                busy = a[label] + weight[group[r]] * (t[label] - bottleneck)
+                    num = _add(opened, num, move, a[label] + t[label], 0.0, label)
+            elif rules.overlaps:
+                busy = a[label] + price * (t[label] - bottleneck)
                 if move <= bottleneck and busy <= -least:
-                    num = _add(open_, num, 0.0, max(busy, -most), 0.0, label)
+                    num = _add(opened, num, 0.0, max(busy, -most), 0.0, label)
             elif t[label] + move <= bottleneck:
-                busy = a[label] + weight[group[r]] * (t[label] + move - bottleneck)
+                busy = a[label] + price * (t[label] + move - bottleneck)
                 if busy <= -least:
-                    num = _add(open_, num, move, max(busy, -most), 0.0, label)
+                    num = _add(opened, num, move, max(busy, -most), 0.0, label)
     return num
 
 
 @njit(cache=True)
-def _add(open_: Any, num: int, t: float, a: float, m: float, back: int) -> int:
+def _add(opened: Any, num: int, t: float, a: float, m: float, back: int) -> int:
     """Add a label unless another is as good; drop those that it makes useless."""
-    ts, as_, ms, backs = open_
+    ts, as_, ms, backs = opened
     kept = 0
     for x in range(num):
         if ts[x] <= t and as_[x] <= a and ms[x] <= m:
@@ -161,7 +197,7 @@ def _add(open_: Any, num: int, t: float, a: float, m: float, back: int) -> int:
         if not (t <= ts[x] and a <= as_[x] and m <= ms[x]):
             ts[kept], as_[kept], ms[kept], backs[kept] = ts[x], as_[x], ms[x], backs[x]
             kept += 1
-    if kept == len(ts):  # full: the least of both is better than each
+    if kept == len(ts):  # full: the minimum of two is no worse than each
         kept -= 1
         t, a, m = min(t, ts[kept]), min(a, as_[kept]), min(m, ms[kept])
     ts[kept], as_[kept], ms[kept], backs[kept] = t, a, m, back
@@ -169,42 +205,41 @@ def _add(open_: Any, num: int, t: float, a: float, m: float, back: int) -> int:
 
 
 @njit(cache=True)
-def _prune(rules: Any, costs: Any, open_: Any, num: int, g: int, s: int, i: int) -> int:
+def _prune(rules: Any, costs: Any, opened: Any, num: int, g: int, s: int, i: int) -> int:
     """Keep the labels that leave enough weighted time for the units in ideal i."""
-    ts, as_, ms, backs = open_
-    if rules[3] == SHORTEST:
+    ts, as_, ms, backs = opened
+    if rules.mode == SHORTEST:
         return num
-    weight, left = costs[4], costs[6][s] - costs[5][i] - rules[1]
+    price, left = costs.price[g], costs.room[s] - costs.rest[i] - rules.relaxed
     kept = 0
     for x in range(num):
-        if as_[x] + weight[g] * ts[x] <= left:
+        if as_[x] + price * ts[x] <= left:
             ts[kept], as_[kept], ms[kept], backs[kept] = ts[x], as_[x], ms[x], backs[x]
             kept += 1
     return kept
 
 
 @njit(cache=True)
-def _reduce(open_: Any, num: int, width: int, rules: Any) -> int:
-    """At most `width` labels: of the two nearest one is left, or the least of both.
+def _reduce(opened: Any, num: int, rules: Any) -> int:
+    """At most `width` labels: the two nearest become one of them, or their minimum for a proof.
 
-    What is near is by t; with STEP by both sums, which are seconds of latency alike.
+    Distance is by t; with STEP by both sums, since both are seconds of latency.
     """
-    ts, as_, ms, backs = open_
-    both, proof = rules[3] == STEP, rules[5]
-    if num <= width:
+    ts, as_, ms, backs = opened
+    if num <= rules.width:
         return num
     order = np.argsort(ts[:num])
     ts[:num], as_[:num], ms[:num] = ts[:num][order], as_[:num][order], ms[:num][order]
     backs[:num] = backs[:num][order]
-    while num > width:
+    while num > rules.width:
         x, gap = 0, math.inf
         for y in range(num - 1):
             apart = ts[y + 1] - ts[y]
-            if both:
+            if rules.mode == STEP:
                 apart += abs(as_[y + 1] - as_[y])
             if apart < gap:
                 x, gap = y, apart
-        if proof:
+        if rules.proof:
             as_[x], ms[x] = min(as_[x], as_[x + 1]), min(ms[x], ms[x + 1])
         elif as_[x + 1] < as_[x] and x > 0:
             ts[x], as_[x], ms[x], backs[x] = ts[x + 1], as_[x + 1], ms[x + 1], backs[x + 1]
@@ -215,49 +250,49 @@ def _reduce(open_: Any, num: int, width: int, rules: Any) -> int:
 
 
 @njit(cache=True)
-def complete_labels(rules: Any, states: Any, costs: Any, pool: Any, cells: Any, labels: Any) -> int:
-    """List whole plans in `labels`, those with the least of the mode's sum first; how many."""
-    t, a, _, _ = pool
+def complete_labels(rules: Any, tables: Any, labels: Any) -> int:
+    """Write the best whole plans' labels to `labels`, least sum first; returns how many."""
+    states, _, costs, pool, cells = tables
     start, count = cells
-    busy = np.full(len(labels), math.inf)
+    sums = np.full(len(labels), math.inf)
     num = 0
     for s in range(start.shape[0]):
         for label in range(start[s, 0], start[s, 0] + count[s, 0]):
-            value = a[label] + t[label]
-            if rules[3] == BUSY:
-                value = a[label] + costs[4][states[0][s]] * (t[label] - rules[0])
-            if value > -rules[1]:
+            value = pool.a[label] + pool.t[label]
+            if rules.mode == BUSY:
+                beyond = pool.t[label] - rules.bottleneck
+                value = pool.a[label] + costs.price[states.group[s]] * beyond
+            if value > -rules.relaxed:
                 continue
-            x = num if num < len(labels) else int(busy.argmax())
-            if value < busy[x]:
-                busy[x], labels[x] = value, label
+            x = num if num < len(labels) else int(sums.argmax())
+            if value < sums[x]:
+                sums[x], labels[x] = value, label
                 num = max(num, x + 1)
-    labels[:num] = labels[:num][np.argsort(busy[:num])]
+    labels[:num] = labels[:num][np.argsort(sums[:num])]
     return num
 
 
 @njit(cache=True)
-def backtrack(label: int, states: Any, covers: Any, pool: Any, cells: Any, path: Any) -> int:
+def backtrack(label: int, tables: Any, path: Any) -> int:
     """Write the cells `(state, ideal)` of a plan to `path`, first stage first; returns how many."""
+    states, covers, _, pool, cells = tables
     start, count = cells
-    first, above, _ = covers
-    _, _, first_after, following = states
-    back = pool[3]
     s, i, num = 0, 0, 0
     while not start[s, 0] <= label < start[s, 0] + count[s, 0]:
         s += 1
     while label != NONE:
         path[num, 0], path[num, 1] = s, i
         num += 1
-        label = back[label]
+        label = pool.back[label]
         here = (s, i)
-        for x in range(first[i], first[i + 1]):
-            if start[s, above[x]] <= label < start[s, above[x]] + count[s, above[x]]:
-                i = above[x]
+        for x in range(covers.first[i], covers.first[i + 1]):
+            larger = covers.target[x]
+            if start[s, larger] <= label < start[s, larger] + count[s, larger]:
+                i = larger
                 break
         if (s, i) == here:
-            for x in range(first_after[s], first_after[s + 1]):
-                r = following[x]
+            for x in range(states.first[s], states.first[s + 1]):
+                r = states.successor[x]
                 if start[r, i] <= label < start[r, i] + count[r, i]:
                     s = r
                     break

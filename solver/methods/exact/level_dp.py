@@ -14,11 +14,15 @@ from typing import Any
 
 import numpy as np
 
+from skyfx.solver.costs.moves import Crossing, move_s
+from skyfx.solver.methods.bisection import LEVELS, Bisection
 from skyfx.solver.methods.exact.level_kernel import (
     BEGINS,
     CLOSES,
     Costs,
-    Crossing,
+    Level,
+    Rules,
+    Values,
     crossing_sums,
     descend,
 )
@@ -29,7 +33,7 @@ from skyfx.solver.methods.ideals.device_states import States, prices
 from skyfx.solver.methods.limits import Limits
 from skyfx.solver.methods.method import Bound, Candidate, MethodUpdate, SearchState
 from skyfx.solver.problem.problem import Floats, Problem, UnitPlacement
-from skyfx.solver.problem.tolerances import BOUND_SAFETY, OPTIMALITY_TOLERANCE
+from skyfx.solver.problem.tolerances import BOUND_SAFETY
 
 __all__: list[str] = ["large_level_dp", "level_dp"]
 
@@ -38,12 +42,6 @@ QUICK_CELLS = 120_000_000
 
 PART = 1_000_000
 """Cells between two looks at the clock."""
-
-NEAR = 0.003
-"""Distance of plan and bound from which on to look just below the plan."""
-
-RISE = 0.1
-"""How far T may rise above what is proven: the larger T, the less falls out of the windows."""
 
 
 def level_dp(task: SearchState) -> Iterator[MethodUpdate]:
@@ -75,26 +73,18 @@ def _within(task: SearchState, most_cells: int) -> Iterator[MethodUpdate]:
 
 def _halve(task: SearchState, tables: "LevelTables", remark: str) -> Iterator[MethodUpdate]:
     """Halve the interval between what is proven impossible and what is possible."""
-    low, high, reached = task.bound.value, task.bottleneck_s, True
-    zero = low == 0  # whether T = 0 is still to be tried, as no multiple of it leads further
-    while high > low * (1 + OPTIMALITY_TOLERANCE):
-        if reached and high < low * (1 + NEAR):
-            # Just below the best plan there may be none: then all is proven at once.
-            middle = high * (1 - OPTIMALITY_TOLERANCE / 2)
-        else:
-            middle = 0.0 if zero else min((low + high) / 2, low * (1 + RISE) or math.inf)
-        zero = False
-        stages = tables.plan(middle)
+    search = Bisection(task.bound.value, task.bottleneck_s, LEVELS)
+    for bottleneck in search:
+        stages = tables.plan(bottleneck)
         if stages is None:
-            low = middle * BOUND_SAFETY
-            yield MethodUpdate(bound=Bound(low, "level dp"), remark=remark)
+            search.low = bottleneck * BOUND_SAFETY
+            yield MethodUpdate(bound=Bound(search.low, "level dp"), remark=remark)
             continue
         yield MethodUpdate(stages=stages, remark=remark)
         found = Candidate.of(task.problem, stages)
         if found is None:
             return  # it does not fit: more cannot be proven without memory
-        reached = found.cost.bottleneck_s <= middle
-        high = min(middle, found.cost.bottleneck_s)
+        search.keep(bottleneck, found.cost.bottleneck_s)
 
 
 @dataclass
@@ -110,22 +100,20 @@ class LevelTables:
 
     def plan(self, bottleneck: float) -> UnitPlacement | None:
         """A plan with no stage above `bottleneck`, or None: then there is none."""
-        costs, full = self._costs(bottleneck / BOUND_SAFETY), self._full
+        costs = self._costs(bottleneck / BOUND_SAFETY)
         levels, num = self._levels, len(self.states.all)
         how: list[Any] = []
         above = np.full((1, num), np.inf)
         for depth in range(len(levels) - 1, -1, -1):
-            size = len(levels[depth][3])
+            size = len(levels[depth].inside)
             least = np.empty((size, num))
             how.append(np.zeros((size, num), dtype=np.uint8))
-            rules, step = (
-                (bottleneck / BOUND_SAFETY, full, depth == len(levels) - 1),
-                1 + PART // num,
-            )
+            rules = Rules(bottleneck / BOUND_SAFETY, self._full, depth == len(levels) - 1)
+            step = 1 + PART // num
             for begin in range(0, size, step):
                 self.limits.check()
-                part = (begin, min(begin + step, size))
-                descend(part, rules, levels[depth], costs, above, least, how[-1])
+                end = min(begin + step, size)
+                descend(begin, end, rules, levels[depth], costs, above, least, how[-1])
             above = least
         state = int(above[0].argmin())
         if not math.isfinite(above[0, state]):
@@ -134,42 +122,39 @@ class LevelTables:
 
     def _trace(self, s: int, how: list[Any], bottleneck: float) -> UnitPlacement:
         """The plan that begins with a state and the empty ideal."""
-        first, following = self.states.following
-        depth, x, states, line = 0, 0, [s], [(0, 0)]
+        depth, x, states, chain = 0, 0, [s], [(0, 0)]
         while (way := int(how[depth][x, s])) != BEGINS:
             if way >= CLOSES:
-                s = int(following[first[s] + way - CLOSES])
+                s = int(self.states.successors(s)[way - CLOSES])
                 states.append(s)
-                line.append((depth, x))
+                chain.append((depth, x))
             else:
-                covered = self._levels[depth]
-                x = int(covered[1][covered[0][x] + way])
+                larger = self._levels[depth].covers
+                x = int(larger.target[larger.first[x] + way])
                 depth += 1
-        line.append((depth, x))
+        chain.append((depth, x))
         groups = [self.states.all[state][1] for state in states]
-        pairs = zip(groups[:-1], groups[1:], line[1:-1], strict=True)
-        moves = [self._move_s(g, h, *there) for g, h, there in pairs]
+        pairs = zip(groups[:-1], groups[1:], chain[1:-1], strict=True)
+        moves = [self._move_s(g, h, *at) for g, h, at in pairs]
         moving = [a + b for a, b in zip([0.0, *moves], [*moves, 0.0], strict=True)]
         return self.ideals.placement(
             list(self.states.devices(states)),
-            [self.levels[level][0][number] for level, number in line],
-            moving_s=[0.0] * len(moving) if self._full else moving,
-            bottleneck=bottleneck,
+            [self.levels[level][0][number] for level, number in chain],
+            [0.0] * len(moving) if self._full else moving,
+            bottleneck,
         )
 
     def _move_s(self, g: int, h: int, depth: int, x: int) -> float:
-        forward, backward, some, some_back = self._levels[depth][3][x]
-        latency, per_byte, back_latency, back_per_byte = self.states.wires[:, g, h]
-        there = latency * some + per_byte * forward
-        return float(there + back_latency * some_back + back_per_byte * backward)
+        wires, crossing = self.states.wires, self._levels[depth].crossing
+        return float(move_s(wires[:, g, h], wires[:, h, g], Crossing(*(at[x] for at in crossing))))
 
     @property
     def _full(self) -> bool:
         return self.problem.assumptions.overlap == "full"
 
     @cached_property
-    def _levels(self) -> list[tuple[Any, ...]]:
-        """Covers, what crosses, and the weighted work inside and outside, of each level."""
+    def _levels(self) -> list[Level]:
+        """The ideals of each size."""
         found, weight = [], self._weight
         following = [*self.levels[1:], self.levels[0]]
         for (level, ready), (larger, _) in zip(self.levels, following, strict=True):
@@ -177,9 +162,9 @@ class LevelTables:
             of_bytes = level.view(np.uint8)
             held = np.unpackbits(of_bytes, axis=1, bitorder="little")[:, : len(weight)]
             inside = held @ weight
-            sums = crossing_sums(level, self._crossing)
-            lists_all_ideals = covers(level, ready, larger)
-            found.append((*lists_all_ideals, sums, inside, weight.sum() - inside))
+            crossing = crossing_sums(level, self._values)
+            outside = weight.sum() - inside
+            found.append(Level(covers(level, ready, larger), crossing, inside, outside))
         return found
 
     @cached_property
@@ -189,9 +174,9 @@ class LevelTables:
         return np.where(np.isfinite(weight), weight, 0.0)  # one that runs nowhere is found to
 
     @cached_property
-    def _crossing(self) -> Crossing:
+    def _values(self) -> Values:
         place, values = self.ideals.place, self.ideals.values
-        return Crossing(
+        return Values(
             np.array([-1 if v.is_input else place.get(v.producer, -2) for v, _ in values]),
             self.ideals.words(
                 {*readers, *([place[v.producer]] if v.is_input and v.producer in place else [])}
@@ -211,8 +196,7 @@ class LevelTables:
             left = (whole - used + price[states.group]) * (bottleneck / BOUND_SAFETY)
             used = used * (bottleneck / BOUND_SAFETY)
         return Costs(
-            states.group,
-            *states.following,
+            states.arrays,
             states.time_s[:, self.ideals.units],
             states.wires,
             left,

@@ -1,12 +1,12 @@
 """The kernel of the DP over all ideals in `relay`, level by level, in compiled loops.
 
 `least[x, s]` is the least time that an open stage of state s has taken by the ideal x: its sends,
-and its units outside x. It comes from an ideal with one unit more, or from closing the stage behind
-it and beginning a new one at x. No label is needed but this one number where memory does not bind
-and no unit is put aside. Only states in whose *window* an ideal lies are looked at: the work in it
-fits the devices that are left, and the work outside it those that are used, by weight and within T.
+and its units outside x. It comes from an ideal with one unit more, or from closing the stage after
+it and beginning a new one at x. This one number per cell is enough where memory does not bind and
+no unit is relaxed. Only states in whose *window* an ideal lies are visited: within T and by weight,
+the work in the ideal fits the devices that are left, and the work outside it fits those in use.
 
-Legend: `x`, `y` ideals, `s`, `r` states, r behind s; `g`, `h` groups of identical devices.
+Legend: `x` ideal, `s`, `r` states, r a successor of s; `g`, `h` groups of identical devices.
 """
 
 from typing import Any, NamedTuple
@@ -14,40 +14,66 @@ from typing import Any, NamedTuple
 import numpy as np
 from numba import njit
 
+from skyfx.solver.costs.moves import Crossing, compiled_move_s
 from skyfx.solver.methods.ideals.bitset_kernels import has, within
+from skyfx.solver.methods.ideals.device_states import StateArrays
+from skyfx.solver.methods.ideals.order_ideals import Covers
 
-__all__: list[str] = ["BEGINS", "CLOSES", "Costs", "Crossing", "crossing_sums", "descend"]
+__all__: list[str] = [
+    "BEGINS",
+    "CLOSES",
+    "Costs",
+    "Level",
+    "Rules",
+    "Values",
+    "crossing_sums",
+    "descend",
+]
 
 BEGINS = 255
-"""How a label came about: the last stage begins; from this on, by which state behind; else by
-which unit."""
+"""How a label came about: the last stage begins."""
 
 CLOSES = 200
+"""How a label came about: from this number on, by which successor; below, by which cover."""
 
 
-class Crossing(NamedTuple):
-    """The values that can cross a boundary."""
+class Rules(NamedTuple):
+    """What is asked of one level."""
+
+    bottleneck: float
+    overlaps: bool  # moves with computing
+    last: bool  # whether this is the last level
+
+
+class Values(NamedTuple):
+    """The values that can cross a boundary, `(V,)` each."""
 
     producer: Any
     """Its unit; -1 for an input, which crosses from the first stage on; -2 for one that floats."""
     readers: Any
     """As bits, `(V, words)`."""
     is_output: Any
-    forward: Any
-    backward: Any
+    forward_bytes: Any
+    backward_bytes: Any
+
+
+class Level(NamedTuple):
+    """The ideals of one size; weighted work in each and outside it, `(N,)`."""
+
+    covers: Covers
+    crossing: Crossing
+    inside: Any
+    outside: Any
 
 
 class Costs(NamedTuple):
     """What states cost."""
 
-    group: Any
-    first: Any
-    """States that can follow: `following[first[s]:first[s + 1]]`."""
-    following: Any
+    states: StateArrays
     time: Any
     """`(G, n)`"""
     wires: Any
-    """Latency and seconds per byte there, and back, `(4, G, G)`."""
+    """Latency and seconds per byte, `(2, G, G)`."""
     left: Any
     """Weighted work that an open stage and the devices that are left can do in T, `(S,)`."""
     used: Any
@@ -56,8 +82,9 @@ class Costs(NamedTuple):
 
 @njit(cache=True)
 def crossing_sums(members: Any, values: Any) -> Any:
-    """Bytes forward and back behind each ideal, and whether anything crosses, `(N, 4)`."""
-    sums = np.zeros((len(members), 4))
+    """What crosses the boundary after each ideal, `(N,)` each."""
+    sums = np.zeros((4, len(members)))
+    crossing = Crossing(sums[0], sums[1], sums[2], sums[3])
     for x in range(len(members)):
         for v in range(len(values.producer)):
             producer = values.producer[v]
@@ -70,58 +97,68 @@ def crossing_sums(members: Any, values: Any) -> Any:
                 if not read:
                     continue
             if values.is_output[v] or not within(values.readers[v], members[x]):
-                sums[x, 0] += values.forward[v]
-                sums[x, 1] += values.backward[v]
-                sums[x, 2] = 1.0
-                if values.backward[v] > 0:
-                    sums[x, 3] = 1.0
-    return sums
+                crossing.forward_bytes[x] += values.forward_bytes[v]
+                crossing.backward_bytes[x] += values.backward_bytes[v]
+                crossing.forward[x] = 1.0
+                if values.backward_bytes[v] > 0:
+                    crossing.backward[x] = 1.0
+    return crossing
 
 
 @njit(cache=True)
 def descend(
-    part: Any, rules: Any, level: Any, costs: Any, above: Any, least: Any, how: Any
+    begin: int,
+    end: int,
+    rules: Any,
+    level: Any,
+    costs: Any,
+    above: Any,
+    least: Any,
+    how: Any,
 ) -> None:
-    """Work out the labels of some ideals of a level from those of the next one.
+    """Work out the labels of the ideals from `begin` to `end` of a level from those of the next.
 
     Args:
-        part: the first ideal, and the one behind the last.
-        rules: T, whether moves overlap with computing, whether this is the last level.
-        level: covers of its ideals (`first`, `above`, `added`), what crosses behind them, and the
-            weighted work in them and outside them.
+        begin: the first of these ideals.
+        end: the ideal after the last of them.
+        rules: `Rules`.
+        level: `Level`.
         costs: `Costs`.
         above: `least` of the next level, `(M, S)`.
         least: of this level, `(N, S)`; to be filled.
         how: how each label came about, `(N, S)`; to be filled.
     """
-    bottleneck, full, last = rules
-    first, larger, added, sums, inside, outside = level
-    group, begin, following = costs.group, costs.first, costs.following
-    time, left, used = costs.time, costs.left, costs.used
-    groups = time.shape[0]
+    states, covers, wires = costs.states, level.covers, costs.wires
+    groups, bottleneck = costs.time.shape[0], rules.bottleneck
     move = np.empty((groups, groups))
-    for x in range(part[0], part[1]):
+    for x in range(begin, end):
         least[x] = np.inf
+        crossing = Crossing(
+            level.crossing.forward_bytes[x],
+            level.crossing.backward_bytes[x],
+            level.crossing.forward[x],
+            level.crossing.backward[x],
+        )
         for g in range(groups):
             for h in range(groups):
-                there = costs.wires[0, g, h] * sums[x, 2] + costs.wires[1, g, h] * sums[x, 0]
-                back = costs.wires[2, g, h] * sums[x, 3] + costs.wires[3, g, h] * sums[x, 1]
-                move[g, h] = there + back
-        for s in range(len(group)):
-            if inside[x] > left[s] or outside[x] > used[s]:
+                there, back = (wires[0, g, h], wires[1, g, h]), (wires[0, h, g], wires[1, h, g])
+                move[g, h] = compiled_move_s(there, back, crossing)
+        for s in range(len(states.group)):
+            if level.inside[x] > costs.left[s] or level.outside[x] > costs.used[s]:
                 continue
-            g, best, way = group[s], np.inf, 0
-            if last and begin[s] == begin[s + 1]:
+            g, best, way = states.group[s], np.inf, 0
+            if rules.last and states.first[s] == states.first[s + 1]:
                 best, way = 0.0, BEGINS
-            for k in range(first[x], first[x + 1]):
-                longer = above[larger[k], s] + time[g, added[k]]
+            for k in range(covers.first[x], covers.first[x + 1]):
+                longer = above[covers.target[k], s] + costs.time[g, covers.unit[k]]
                 if longer < best:
-                    best, way = longer, k - first[x]
-            for k in range(begin[s], begin[s + 1]):
-                moved, closed = move[g, group[following[k]]], least[x, following[k]]
-                busy = max(closed, moved) if full else closed + moved
-                opened = 0.0 if full else moved
+                    best, way = longer, k - covers.first[x]
+            for k in range(states.first[s], states.first[s + 1]):
+                r = states.successor[k]
+                moved, closed = move[g, states.group[r]], least[x, r]
+                busy = max(closed, moved) if rules.overlaps else closed + moved
+                opened = 0.0 if rules.overlaps else moved
                 if busy <= bottleneck and opened < best:
-                    best, way = opened, CLOSES + k - begin[s]
+                    best, way = opened, CLOSES + k - states.first[s]
             if best <= bottleneck:
                 least[x, s], how[x, s] = best, way

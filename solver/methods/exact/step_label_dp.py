@@ -15,16 +15,15 @@ import heapq
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any
 
 import numpy as np
 
 from skyfx.solver.methods.bounds.simple_bounds import bottleneck_bound, least_weighted, levels
-from skyfx.solver.methods.exact.label_kernel import STEP
-from skyfx.solver.methods.exact.label_tables import LabelTables
+from skyfx.solver.methods.exact.label_kernel import STEP, Costs, Rules
+from skyfx.solver.methods.exact.label_lattice import LabelLattice
 from skyfx.solver.methods.ideals.device_states import States
 from skyfx.solver.methods.ideals.order_ideals import Ideals
-from skyfx.solver.methods.ideals.relaxed_units import narrowed
+from skyfx.solver.methods.ideals.relaxed_units import relax_until
 from skyfx.solver.methods.method import Bound, Candidate, MethodUpdate, SearchState
 from skyfx.solver.problem.linear_extensions import depth_first_extension, graph_order
 from skyfx.solver.problem.problem import Floats, UnitPlacement
@@ -53,7 +52,7 @@ def interval_step_label_dp(task: SearchState) -> Iterator[MethodUpdate]:
     problem, states = task.problem, task.features.num_states
     for order in (depth_first_extension(problem), graph_order(problem)):
         ideals = Ideals.line(problem, order)
-        tables = StepLabelTables(problem, ideals, States(problem), limits=task.limits)
+        tables = StepLabelTables(LabelLattice(problem, ideals, States(problem), limits=task.limits))
         remark = f"{len(ideals)} cuts x {states} states of devices"
         for answer in _Halving(task, tables, remark).run():
             yield MethodUpdate(stages=answer.stages, remark=remark)
@@ -63,60 +62,63 @@ def step_label_dp(task: SearchState) -> Iterator[MethodUpdate]:
     """Find and prove the best step of all, as far as units need not be put aside."""
     problem, states = task.problem, task.features.num_states
     cells = int(min(MAX_CELLS, CELLS_PER_S * task.limits.left_s))
-    found = narrowed(problem, max(cells // states, problem.num_units))
+    found = relax_until(problem, max(cells // states, problem.num_units))
     if found is None:
         yield MethodUpdate(remark=f"too many ideals, with {states} states of devices")
         return
-    ideals, aside = found
-    remark = f"{len(ideals)} ideals x {states} states of devices, {len(aside)} units put aside"
-    tables = StepLabelTables(problem, ideals, States(problem), tuple(aside), task.limits, POOL)
-    yield from _Halving(task, tables, remark).run()
+    ideals, relaxed = found
+    remark = f"{len(ideals)} ideals x {states} states of devices, {len(relaxed)} relaxed units"
+    lattice = LabelLattice(problem, ideals, States(problem), tuple(relaxed), task.limits, POOL)
+    yield from _Halving(task, StepLabelTables(lattice), remark).run()
 
 
-class StepLabelTables(LabelTables):
-    """The dynamic program for the latency within T."""
+@dataclass
+class StepLabelTables:
+    """The tables of the dynamic program for the latency within T."""
+
+    lattice: LabelLattice
 
     def within(self, bottleneck: float, most_s: float) -> tuple[float, UnitPlacement] | None:
-        """A latency that no plan with no stage above `bottleneck` undercuts, and about such a plan.
+        """A lower bound of the latency where no stage exceeds `bottleneck`, and about such a plan.
 
-        None: none of them has a latency below `most_s`.
+        None: no such plan has a latency below `most_s`.
         """
-        full = self.problem.assumptions.overlap == "full"
-        rules = (bottleneck / BOUND_SAFETY, self._aside_s - most_s / BOUND_SAFETY, full, STEP)
-        self._most_labels = WIDTH  # what was too wide for another T may not be for this one
-        labels = self._labels(rules, WIDTH, proof=True)
-        stages = self._best(labels, bottleneck)
+        lattice = self.lattice
+        overlaps = lattice.problem.assumptions.overlap == "full"
+        spent_s = lattice.relaxed_s - most_s / BOUND_SAFETY
+        rules = Rules(bottleneck / BOUND_SAFETY, spent_s, overlaps, STEP, WIDTH, True)
+        costs = self._costs(rules.bottleneck)
+        lattice.most_labels = WIDTH  # the pool may suffice for this T if not for another
+        labels = lattice.labels(rules, costs)
+        stages = lattice.best(labels, costs, bottleneck)
         if stages is None:
             return None
-        t, a, _, _ = self._pool
-        return float((t[labels] + a[labels]).min()) * BOUND_SAFETY + self._aside_s, stages
+        return lattice.latency_s(labels) * BOUND_SAFETY + lattice.relaxed_s, stages
 
-    def _costs(self, rules: tuple[float, float, bool, int]) -> tuple[Any, ...]:
-        bottleneck, mode = rules[0], rules[3]
-        if mode != STEP:
-            return super()._costs(rules)
-        need, limit = self._memory
-        extra = max(self._prices, key=lambda y: self._least_s(y, bottleneck))
-        rest = self._weighted(extra) @ self.ideals.holds * BOUND_SAFETY
-        nothing = np.zeros(len(self.ideals))
-        room = self._room(extra) * bottleneck / BOUND_SAFETY
-        costs = self.states.time_s, self._move_s, need, limit, 1 + extra, rest, room
-        return *costs, nothing, nothing
+    def _costs(self, bottleneck: float) -> Costs:
+        lattice = self.lattice
+        need, limit = lattice.memory
+        extra = max(self._extras, key=lambda y: self._least_s(y, bottleneck))
+        rest = self._weighted(extra) @ lattice.ideals.holds * BOUND_SAFETY
+        nothing = np.zeros(len(lattice.ideals))
+        room = lattice.room(extra) * bottleneck / BOUND_SAFETY
+        times = lattice.states.time_s, lattice.move_s
+        return Costs(*times, need, limit, 1 + extra, rest, room, nothing, nothing)
 
     @cached_property
-    def _prices(self) -> list[Floats]:
-        """What a device's time may cost beside itself, `(G,)` each."""
-        first = [group[0] for group in self.states.groups]
-        return [y[first] for y in levels(self.problem)]
+    def _extras(self) -> list[Floats]:
+        """Prices of a device's time on top of the latency, `(G,)` each."""
+        first = [group[0] for group in self.lattice.states.groups]
+        return [y[first] for y in levels(self.lattice.problem)]
 
     def _weighted(self, extra: Floats) -> Floats:
-        """The least time of each unit where time costs so much more, `(n,)`."""
-        least = least_weighted(self.states.time_s, 1 + extra)
+        """The least weighted time of each unit, `(n,)`; 0 for a unit that runs nowhere."""
+        least = least_weighted(self.lattice.states.time_s, 1 + extra)
         return np.where(np.isfinite(least), least, 0.0)
 
     def _least_s(self, extra: Floats, bottleneck: float) -> float:
-        """What the latency is at the least if no device takes more than the bottleneck."""
-        sizes = np.array([len(group) for group in self.states.groups])
+        """A lower bound of the latency if no device takes more than the bottleneck."""
+        sizes = np.array([len(group) for group in self.lattice.states.groups])
         return float(self._weighted(extra).sum() - bottleneck * (extra @ sizes))
 
 
@@ -143,7 +145,7 @@ class _Halving:
 
     def run(self) -> Iterator[MethodUpdate]:
         """Until no interval can have a plan that is better by more than the gap."""
-        shortest = self._tables.shortest()
+        shortest = self._tables.lattice.shortest()
         if shortest is None:
             return
         yield self._heard(shortest[1])

@@ -21,8 +21,9 @@ from typing import Any
 import numpy as np
 from numba import njit
 
+from skyfx.solver.methods.bisection import ORDER_SPLIT, Bisection
 from skyfx.solver.methods.bounds.simple_bounds import bottleneck_bound
-from skyfx.solver.methods.heuristics.annealing import Cooling, anneal
+from skyfx.solver.methods.heuristics.annealing import Assessed, Cooling, anneal
 from skyfx.solver.methods.limits import TimeUpError
 from skyfx.solver.methods.method import Candidate, MethodUpdate, SearchState
 from skyfx.solver.problem.coarsening import MAX_UNITS
@@ -41,9 +42,6 @@ PART = 0.6
 
 OTHER_T, SPREAD = 0.3, 0.05
 """How often T changes, and by about what part."""
-
-FINE = 1e-4
-"""How near to the least T an order of the devices is brought."""
 
 Order = tuple[int, ...]
 
@@ -146,16 +144,16 @@ class _Search:
         assert self.best is not None
         unit, limits = self.best.value or 1.0, self.task.limits
 
-        def scored(state: tuple[Order, float]) -> float:
-            found = self.heard(*state)
-            return math.inf if found is None else found.value / unit
+        def assess(state: tuple[Order, float]) -> Assessed[None]:
+            found = self.heard(*state)  # which keeps the best
+            return Assessed(math.inf if found is None else found.value / unit)
 
         *_, devices = self.orders()
         latency = self.task.problem.assumptions.objective == "latency"
         within = math.inf if latency else self.best.cost.bottleneck_s
         deadline = limits.deadline - (1 - PART) * limits.left_s
         cooling = Cooling(MOVES, HOT, COLD, deadline)
-        anneal((devices, within), self._near, scored, cooling, self.random)
+        anneal((devices, within), self._near, assess, cooling, self.random)
 
     def _near(self, state: tuple[Order, float]) -> tuple[Order, float]:
         """Two devices change places, one goes elsewhere, or T changes."""
@@ -185,17 +183,17 @@ class _Search:
         first = self.heard(devices, math.inf)
         if first is None:
             return math.inf
-        low, high = bottleneck_bound(self.task.problem).value, first.cost.bottleneck_s
+        high = first.cost.bottleneck_s
         if self.task.problem.assumptions.objective == "throughput":
             high = min(high, self.task.bottleneck_s)
-        while high > low * (1 + FINE):
-            middle = (low + high) / 2
-            found = self.heard(devices, middle)
+        search = Bisection(bottleneck_bound(self.task.problem).value, high, ORDER_SPLIT)
+        for bottleneck in search:
+            found = self.heard(devices, bottleneck)
             if found is None:
-                low = middle
+                search.low = bottleneck
             else:
-                high = min(middle, found.cost.bottleneck_s)
-        return high
+                search.keep(bottleneck, found.cost.bottleneck_s)
+        return search.high
 
 
 @njit(cache=True)

@@ -1,6 +1,6 @@
-"""All ideals of a problem as bit sets in arrays: what the compiled exact methods work on."""
+"""All ideals of a problem as bit sets in arrays, for the compiled exact methods."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -23,18 +23,18 @@ class BitIdeals:
 
     @cached_property
     def units(self) -> list[int]:
-        """The problem's index of each unit."""
+        """The index in the problem of each unit."""
         outside = set(floating(self.problem))
         return [i for i in range(self.problem.num_units) if i not in outside]
 
     @cached_property
     def place(self) -> dict[int, int]:
-        """The index here of each of the problem's units that is here."""
+        """The index here of each unit of the problem that does not float."""
         return {i: x for x, i in enumerate(self.units)}
 
     @cached_property
     def values(self) -> list[tuple[Value, list[int]]]:
-        """Each value with the units, counted here, that read it, without its own maker."""
+        """Each value with the units, counted here, that read it, without its producer."""
         return [
             (v, sorted(self.place[i] for i in {*v.consumers} - {v.producer} if i in self.place))
             for v in self.problem.values
@@ -42,13 +42,13 @@ class BitIdeals:
 
     @cached_property
     def _neighbours(self) -> tuple[list[list[int]], list[int]]:
-        """Readers of each of the problem's units, and what it reads as a bit set."""
+        """Per unit of the problem, its readers as a list and its inputs as a bit set."""
         outside = frozenset(range(self.problem.num_units)) - set(self.units)
         return neighbours(self.problem, outside)
 
     @cached_property
     def reads(self) -> Any:
-        """What each unit reads, also through those that float, `(n, words)`."""
+        """The inputs of each unit, also through units that float, `(n, words)`."""
         reads = self._neighbours[1]
         return self.words([self.place[a] for a in bits(reads[i])] for i in self.units)
 
@@ -60,16 +60,16 @@ class BitIdeals:
 
     @cached_property
     def readers(self) -> tuple[Any, Any]:
-        """Where the list of each unit's readers begins, `(n + 1,)`, and all lists."""
+        """Where each unit's list of readers begins, `(n + 1,)`, and all lists."""
         lists = self._neighbours[0]
         readers = [[self.place[b] for b in lists[i]] for i in self.units]
         first = np.cumsum([0, *map(len, readers)])
         return first.astype(np.int64), np.array([b for part in readers for b in part], dtype=int)
 
     def levels(self, at_most: int, limits: Limits) -> list[tuple[Any, Any]] | None:
-        """All ideals by size, from the empty one; None for too many.
+        """All ideals by size, from the empty one; None if more than `at_most`.
 
-        Of each size, the ideals and the units that each can take next, `(N, words)` both.
+        Per size, the ideals and the units that each can take next, `(N, words)` both.
         """
         empty, total = np.zeros((1, self.reads.shape[1]), dtype=np.uint64), 1
         sources = (x for x, reads in enumerate(self.reads) if not reads.any())
@@ -82,14 +82,16 @@ class BitIdeals:
                 return None
         return levels
 
-    def placement(self, devices: list[int], line: list[Any], **keeping: Any) -> UnitPlacement:
-        """The plan whose stages, on these devices, lie between the ideals of a line.
+    def placement(
+        self, devices: list[int], chain: list[Any], moving_s: Sequence[float], bottleneck: float
+    ) -> UnitPlacement:
+        """The plan whose stages, on these devices, lie between the ideals of a chain.
 
-        `keeping` says what units that float may add, as `Ideals.placement` does.
+        `moving_s` and `bottleneck` are those of `Ideals.placement`.
         """
         members = [
             sum(1 << self.units[x] for x in bits(int.from_bytes(words.tobytes(), "little")))
-            for words in line
+            for words in chain
         ]
         stages = [(d, k, k + 1) for k, d in enumerate(devices)]
-        return Ideals.chain(self.problem, members).placement(stages, **keeping)
+        return Ideals.chain(self.problem, members).placement(stages, moving_s, bottleneck)

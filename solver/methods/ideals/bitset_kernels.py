@@ -1,9 +1,11 @@
-"""Sets of units as bits in words, and a graph's ideals enumerated as such, in compiled loops."""
+"""Sets of units as bits in words, and a graph's ideals enumerated as such sets, compiled."""
 
 from typing import Any
 
 import numpy as np
 from numba import njit
+
+from skyfx.solver.methods.ideals.order_ideals import Covers
 
 __all__: list[str] = ["ascend", "covers", "has", "within"]
 
@@ -27,7 +29,7 @@ def _hash(bits: Any) -> Any:
 
 @njit(cache=True)
 def _slot(bits: Any, rows: Any, table: Any) -> int:
-    """Where a set stands in the hash table, or would."""
+    """The slot of a set in the hash table, or the free slot for it."""
     num = len(table)
     k: Any = np.int64(_hash(bits) % np.uint64(num))
     while table[k] >= 0:
@@ -50,11 +52,11 @@ def ascend(ideals: Any, ready: Any, reads: Any, readers: Any, at_most: int) -> A
         ideals: of one size, as bits, `(N, words)`.
         ready: the units that each can take next, as bits, `(N, words)`.
         reads: what each unit reads, as bits, `(n, words)`.
-        readers: where the list of each unit's readers begins, `(n + 1,)`, and all lists.
-        at_most: where to stop.
+        readers: where each unit's list of readers begins, `(n + 1,)`, and all lists.
+        at_most: the number of ideals after which to stop.
 
     Returns:
-        The larger ideals, `(M, words)`, and what they can take next.
+        The larger ideals, `(M, words)`, and the units that each can take next.
     """
     width, num = ideals.shape[1], 0
     rows = np.empty((max(64, 2 * len(ideals)), width), dtype=np.uint64)
@@ -99,7 +101,7 @@ def _twice(rows: Any) -> Any:
 
 @njit(cache=True, inline="always")
 def lowest(word: Any) -> int:
-    """The place of the lowest bit."""
+    """The index of the lowest bit."""
     power, x = word & (~word + ONE), 0
     for step in (32, 16, 8, 4, 2, 1):
         if power >> np.uint64(step):
@@ -110,7 +112,7 @@ def lowest(word: Any) -> int:
 
 @njit(cache=True)
 def covers(ideals: Any, ready: Any, larger: Any) -> Any:
-    """Which of the next level's ideals have one unit more, and which unit.
+    """The covers of each ideal: the ideals of the next level with one unit more.
 
     Args:
         ideals: of one size, as bits, `(N, words)`.
@@ -118,21 +120,20 @@ def covers(ideals: Any, ready: Any, larger: Any) -> Any:
         larger: all that have one unit more, `(M, words)`.
 
     Returns:
-        Lists one behind the other: where each ideal's begins, `(N + 1,)`, the larger ideal, the
-        unit.
+        `Covers` of the ideals of this size; `target` counts the ideals of the next.
     """
     width, num = ideals.shape[1], 0
     table = np.full(4 * len(larger), -1, dtype=np.int64)
     for y in range(len(larger)):
         table[_slot(larger[y], larger, table)] = y
     first = np.zeros(len(ideals) + 1, dtype=np.int64)
-    above = np.empty(4 * len(ideals) + 64 * width, dtype=np.int32)
-    added = np.empty_like(above)
+    target = np.empty(4 * len(ideals) + 64 * width, dtype=np.int32)
+    unit = np.empty_like(target)
     bits = np.empty(width, dtype=np.uint64)
     for x in range(len(ideals)):
-        if num + 64 * width > len(above):
-            above = np.concatenate((above, np.empty_like(above)))
-            added = np.concatenate((added, np.empty_like(added)))
+        if num + 64 * width > len(target):
+            target = np.concatenate((target, np.empty_like(target)))
+            unit = np.concatenate((unit, np.empty_like(unit)))
         for word in range(width):
             left = ready[x, word]
             while left:
@@ -140,10 +141,10 @@ def covers(ideals: Any, ready: Any, larger: Any) -> Any:
                 left &= left - ONE
                 bits[:] = ideals[x]
                 bits[word] |= ONE << np.uint64(i & 63)
-                above[num], added[num] = table[_slot(bits, larger, table)], i
+                target[num], unit[num] = table[_slot(bits, larger, table)], i
                 num += 1
         first[x + 1] = num
-    return first, above[:num], added[:num]
+    return Covers(first, target[:num], unit[:num])
 
 
 @njit(cache=True, inline="always")

@@ -1,38 +1,51 @@
-"""The states of a dynamic program over devices: which are used from a stage on, which comes first.
+"""The states of a DP over devices: the devices used from a stage on, and the device of that stage.
 
-Devices that can be swapped without changing any cost form a group `g`; what matters is how many of
-each group are used. With all devices unlike these are the subsets; with few kinds they are few.
+Devices that can be swapped without changing any cost form a group `g`; only the number of devices
+used per group counts. With all devices unlike, these are all subsets; with few kinds they are few.
 """
 
 import itertools
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from skyfx.solver.problem.problem import Floats, Problem
 
-__all__: list[str] = ["MAX_STATES", "States", "prices"]
+__all__: list[str] = ["MAX_STATES", "StateArrays", "States", "prices"]
 
 MAX_STATES = 20_000
-"""So many can be told apart by a program that looks at all; eleven unlike devices have 11,264."""
+"""The most states for a DP that visits each one; eleven unlike devices have 11,264."""
 
 Counts = tuple[int, ...]
+
+
+class StateArrays(NamedTuple):
+    """Of `S` states, the group and position of each, `(S,)`, and their successors.
+
+    Those of state s are `successor[first[s]:first[s + 1]]`.
+    """
+
+    group: Any
+    position: Any
+    first: Any
+    successor: Any
 
 
 @dataclass(frozen=True)
 class States:
     """States `(counts, g)`: the stage on group g, and `counts` devices of each group from it on.
 
-    They stand by growing number of devices, so what can follow a state stands before it.
+    They are ordered by number of devices, so the successors of a state come before it.
     """
 
     problem: Problem
 
     @classmethod
     def number(cls, problem: Problem) -> int:
-        """How many there are."""
+        """The number of states, without listing them."""
         sizes = [len(group) + 1 for group in problem.identical_devices]
         total = 1
         for size in sizes:
@@ -58,31 +71,35 @@ class States:
 
     @cached_property
     def position(self) -> np.ndarray:
-        """How many stages there are from each state's on, `(S,)`."""
+        """The number of stages from each state's stage on, `(S,)`."""
         return np.array([sum(counts) for counts, _ in self.all], dtype=np.int32)
 
     @cached_property
-    def following(self) -> tuple[np.ndarray, np.ndarray]:
-        """What can come next: `states[first[s]:first[s + 1]]`."""
+    def arrays(self) -> StateArrays:
+        """All states, for compiled loops."""
         index = {state: s for s, state in enumerate(self.all)}
-        first, following = [0], []
+        first, successor = [0], []
         for counts, g in self.all:
             rest = tuple(c - (h == g) for h, c in enumerate(counts))
-            following += [index[rest, h] for h, c in enumerate(rest) if c]
-            first.append(len(following))
-        return np.array(first, dtype=np.int32), np.array(following, dtype=np.int32)
+            successor += [index[rest, h] for h, c in enumerate(rest) if c]
+            first.append(len(successor))
+        lists = (np.array(x, dtype=np.int32) for x in (first, successor))
+        return StateArrays(self.group, self.position, *lists)
+
+    def successors(self, s: int) -> np.ndarray:
+        """The states that can come after a state."""
+        first, successor = self.arrays[2:]
+        part: np.ndarray = successor[first[s] : first[s + 1]]
+        return part
 
     @cached_property
     def wires(self) -> Floats:
-        """Latency and seconds per byte from group to group and back, `(4, G, G)`."""
+        """Latency and seconds per byte from group to group, `(2, G, G)`."""
         size = len(self.groups)
-        wires = np.zeros((4, size, size))
+        wires = np.zeros((2, size, size))
         for g, h in itertools.product(range(size), repeat=2):
-            if g == h and len(self.groups[g]) == 1:
-                continue
-            source, target = self.groups[g][0], self.groups[h][-1]
-            wires[:2, g, h] = self.problem.wire(source, target)
-            wires[2:, g, h] = self.problem.wire(target, source)
+            if g != h or len(self.groups[g]) > 1:
+                wires[:, g, h] = self.problem.wire(self.groups[g][0], self.groups[h][-1])
         return wires
 
     @cached_property
@@ -91,7 +108,7 @@ class States:
         return self.problem.time_s[[group[0] for group in self.groups]]
 
     def devices(self, states: Sequence[int]) -> Iterator[int]:
-        """A device for each state of a plan, every one once."""
+        """A device for each state of a plan, no device twice."""
         free = [iter(group) for group in self.groups]
         return (next(free[self.all[s][1]]) for s in states)
 

@@ -1,22 +1,22 @@
-"""The ideals of a problem: every set of units that a pipeline can have finished at a boundary.
+"""The order ideals of a problem: every set of units that can be finished at a boundary.
 
-An ideal (a downward-closed set) holds with each unit all that the unit reads. Stages between two
-ideals `I <= J` hold the units `J - I`; so plans are chains of ideals, on any graph. Ideals are few
-where a model is mostly one line, and as many as `2^n` where it is not.
+An ideal is a downward-closed set: with each unit it holds all units that the unit reads. The stage
+between two ideals `I <= J` holds the units `J - I`, so plans are chains of ideals, on any graph.
+A model that is mostly one line has few ideals; a wide one has up to `2^n`.
 
 Units that cost nothing wherever they are *float*: the lattice is built without them.
 
-- In `relay` an input is fed at stage 1, whatever stage holds its node: the first one does.
+- In `relay` an input is fed at stage 1, whatever stage holds its node. The first stage holds it.
 - A source that takes no time, such as a parameter read by several layers, only travels further
-  when it is made earlier: the stage of its first reader holds it. In `host` it has to have one
-  reader, or nothing to send.
-- In `host` what takes no time and nobody reads goes where the one value that it reads is made.
+  when it is made earlier. The stage of its first reader holds it. In `host` it needs one reader,
+  or nothing to send.
+- In `host` a unit that takes no time and has no reader goes where its one input is made.
 
-Where memory binds only units without memory float. So nothing is lost.
+Where memory binds, only units without memory float. So no plan is lost.
 
-Units can also be put *aside*: a caller that does so counts their time by other means. What is left
-keeps the order that they imposed. A value that they make or read crosses at least where its other
-readers ask for it.
+Units can also be *relaxed*: a caller that does so counts their time by other means. The other
+units keep the order that the relaxed units imposed. A value that a relaxed unit makes or reads
+crosses at least where its other readers need it.
 """
 
 import itertools
@@ -24,41 +24,49 @@ import operator
 from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
-from skyfx.solver.problem.problem import Floats, Problem, UnitPlacement, Value
+from skyfx.solver.costs.moves import Crossing
+from skyfx.solver.problem.problem import Problem, UnitPlacement, Value
 
-__all__: list[str] = ["Ideals", "bits", "floating", "neighbours"]
+__all__: list[str] = ["Covers", "Ideals", "bits", "floating", "neighbours"]
 
-Ints = NDArray[np.int32]
+
+class Covers(NamedTuple):
+    """The ideals that have one unit more than each ideal: the covers in the lattice.
+
+    Those of ideal i are `target[first[i]:first[i + 1]]`, each larger by a `unit`.
+    """
+
+    first: Any
+    target: Any
+    unit: Any
 
 
 @dataclass(frozen=True)
 class Ideals:
     """All ideals, `N` of them, by growing size: the first is empty, the last is everything.
 
-    `members` are bit sets of units, without those of `outside`, which float or are put aside. The
-    ideals that add one unit to ideal I are `above[first[I]:first[I + 1]]`; `added` says which unit.
+    `members` are bit sets of units, without those of `outside`, which float or are relaxed.
     """
 
     problem: Problem
     outside: frozenset[int]
     members: list[int]
-    first: Ints
-    above: Ints
-    added: Ints
+    covers: Covers
 
     @classmethod
-    def of(cls, problem: Problem, at_most: int, aside: Collection[int] = ()) -> "Ideals | None":
-        """Enumerate the ideals; None where there are more than `at_most`."""
-        outside = frozenset([*floating(problem), *aside])
+    def of(cls, problem: Problem, at_most: int, relaxed: Collection[int] = ()) -> "Ideals | None":
+        """Enumerate the ideals without the relaxed units; None if more than `at_most`."""
+        outside = frozenset([*floating(problem), *relaxed])
         readers, reads = neighbours(problem, outside)
         start = [i for i in range(problem.num_units) if i not in outside and not reads[i]]
         free = {0: sum(1 << i for i in start)}  # of each ideal, the units that can come next
         members: list[int] = []
-        first, above, added = [0], [], []
+        covers = Covers([0], [], [])
         while free:
             following: dict[int, int] = {}
             place: dict[int, int] = {}
@@ -71,42 +79,37 @@ class Ideals:
                         now = (j for j in readers[i] if not reads[j] & ~larger)
                         following[larger] = ready & ~(1 << i) | sum(1 << j for j in now)
                         place[larger] = base + len(place)
-                    above.append(place[larger])
-                    added.append(i)
-                first.append(len(above))
+                    covers.target.append(place[larger])
+                    covers.unit.append(i)
+                covers.first.append(len(covers.unit))
             if len(members) + len(following) > at_most:
                 return None
             free = following
-        arrays = (np.array(a, dtype=np.int32) for a in (first, above, added))
-        return cls(problem, outside, members, *arrays)
+        arrays = Covers(*(np.array(column, dtype=np.int32) for column in covers))
+        return cls(problem, outside, members, arrays)
 
     @classmethod
     def line(cls, problem: Problem, order: Sequence[int]) -> "Ideals":
         """Only the ideals along one topological order of the units."""
         outside = frozenset(floating(problem))
-        added = [i for i in order if i not in outside]
-        members = list(itertools.accumulate((1 << i for i in added), operator.or_, initial=0))
-        first = np.minimum(np.arange(len(members) + 1), len(added)).astype(np.int32)
-        above = np.arange(1, len(members), dtype=np.int32)
-        return cls(problem, outside, members, first, above, np.array(added, dtype=np.int32))
+        units = [i for i in order if i not in outside]
+        members = list(itertools.accumulate((1 << i for i in units), operator.or_, initial=0))
+        first = np.minimum(np.arange(len(members) + 1), len(units))
+        columns = (first, np.arange(1, len(members)), np.array(units))
+        covers = Covers(*(column.astype(np.int32) for column in columns))
+        return cls(problem, outside, members, covers)
 
     @classmethod
     def chain(cls, problem: Problem, members: list[int]) -> "Ideals":
         """Only these ideals, each in the next: enough to place a plan of them."""
-        none = np.zeros(0, dtype=np.int32)
-        return cls(problem, frozenset(floating(problem)), members, none, none, none)
-
-    @property
-    def covers(self) -> tuple[Ints, Ints, Ints]:
-        """`first`, `above` and `added`."""
-        return self.first, self.above, self.added
+        return cls(problem, frozenset(floating(problem)), members, Covers((), (), ()))
 
     def __len__(self) -> int:
         return len(self.members)
 
     @cached_property
     def holds(self) -> NDArray[np.bool_]:
-        """Which unit is in which ideal, `(n, N)`; those outside are in none."""
+        """Whether a unit is in an ideal, `(n, N)`; units outside are in none."""
         n = self.problem.num_units
         width = (n + 7) // 8
         raw = b"".join(ideal.to_bytes(width, "little") for ideal in self.members)
@@ -115,29 +118,26 @@ class Ideals:
         return np.ascontiguousarray(bits.T).astype(bool)
 
     @cached_property
-    def crossing(self) -> Floats:
-        """What crosses a boundary behind each ideal, `(4, N)`.
-
-        Bytes forward, bytes backward, 1 where any value crosses, 1 where any gradient does.
-        """
-        total = np.zeros((4, len(self)))
+    def crossing(self) -> Crossing:
+        """What crosses a boundary after each ideal, `(N,)` each."""
+        crossing = Crossing(*np.zeros((4, len(self))))
         for value in self.problem.values:
-            alive = self._alive(value)
-            total[0, alive] += value.output_bytes
-            total[1, alive] += value.gradient_bytes
-            total[2, alive] = 1.0
-            total[3, alive] += value.gradient_bytes > 0
-        np.minimum(total[3], 1.0, out=total[3])
-        return total
+            live = self._is_live(value)
+            crossing.forward_bytes[live] += value.output_bytes
+            crossing.backward_bytes[live] += value.gradient_bytes
+            crossing.forward[live] = 1.0
+            if value.gradient_bytes > 0:
+                crossing.backward[live] = 1.0
+        return crossing
 
     def placement(
         self, stages: Iterable[tuple[int, int, int]], moving_s: Sequence[float], bottleneck: float
     ) -> UnitPlacement:
-        """The plan of `(device, ideal before, ideal behind)` a stage, with the units outside.
+        """The plan of `(device, ideal before, ideal after)` per stage, with the units outside.
 
-        Each of those goes as near to its readers as it may and keeps `bottleneck`, in seconds; one
-        without readers goes near to what it reads, or if that is nothing to the model's caller.
-        `moving_s` is each stage's sends and receives.
+        Each unit outside goes as near to its readers as `bottleneck` allows, in seconds. One
+        without readers goes near to its inputs, or near to the model's caller if it has none.
+        `moving_s` is the time that each stage sends and receives.
         """
         taken = [
             (d, list(bits(self.members[after] & ~self.members[before])))
@@ -163,12 +163,12 @@ class Ideals:
         return [(d, sorted(part)) for d, part in taken]
 
     def around(self, unit: int) -> tuple[list[int], list[int]]:
-        """The units in the lattice that a unit outside reads, and those that read it."""
+        """The units in the lattice that a unit outside reads, and the units that read it."""
         return self._before[unit], self._after[unit]
 
     @cached_property
     def _after(self) -> list[list[int]]:
-        """Of each unit, the units in the lattice that read it, also through those outside."""
+        """Per unit, the units in the lattice that read it, also through units outside."""
         after = [0] * self.problem.num_units
         for a, b in sorted(self.problem.edges, reverse=True):
             after[a] |= after[b] if b in self.outside else 1 << b
@@ -176,28 +176,27 @@ class Ideals:
 
     @cached_property
     def _before(self) -> list[list[int]]:
-        """Of each unit, the units in the lattice that it reads, also through those outside."""
+        """Per unit, the units in the lattice that it reads, also through units outside."""
         return [list(bits(reads)) for reads in neighbours(self.problem, self.outside)[1]]
 
-    def _alive(self, value: Value) -> NDArray[np.bool_]:
-        """At which ideals the value crosses the boundary."""
+    def _is_live(self, value: Value) -> NDArray[np.bool_]:
+        """Whether the value crosses the boundary after each ideal, `(N,)`."""
         readers = [i for i in value.consumers if i not in self.outside]
-        behind = np.logical_not(self.holds[readers].all(axis=0)) | value.is_output
+        live: NDArray[np.bool_] = np.logical_not(self.holds[readers].all(axis=0)) | value.is_output
         if value.is_input:
-            return behind
+            return live
         if value.producer in self.outside:
-            behind &= self.holds[readers].any(axis=0)
+            live &= self.holds[readers].any(axis=0)
         else:
-            behind &= self.holds[value.producer]
-        alive: NDArray[np.bool_] = behind
-        return alive
+            live &= self.holds[value.producer]
+        return live
 
     def _is_input(self, unit: int) -> bool:
         return self.problem.graph.nodes[self.problem.members[unit][0]].is_input
 
 
 def floating(problem: Problem) -> list[int]:
-    """The units that cost nothing wherever they are, and so need no place in the lattice."""
+    """The units that cost nothing wherever they are, so the lattice is built without them."""
     memory = problem.need_bytes(problem.num_devices) + problem.peak_bytes
     costs = (problem.time_s != 0).any(axis=0) | (problem.memory_binds & (memory > 0))
     free = {i for i, unit in enumerate(problem.members) if not costs[i] and len(unit) == 1}
@@ -226,7 +225,7 @@ def _floating_by_host(problem: Problem, free: set[int]) -> list[int]:
 
 
 def neighbours(problem: Problem, outside: frozenset[int]) -> tuple[list[list[int]], list[int]]:
-    """Of each unit, its readers as a list and what it reads as a bit set; through those outside."""
+    """Per unit, its readers as a list and its inputs as a bit set, also through units outside."""
     reads = [0] * problem.num_units
     for a, b in sorted(problem.edges, key=lambda edge: edge[1]):
         reads[b] |= reads[a] if a in outside else 1 << a

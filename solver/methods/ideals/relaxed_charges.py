@@ -1,14 +1,14 @@
-"""What units that were put aside cost at least where they are read.
+"""The least cost of relaxed units, charged to the units that read them.
 
-What is put aside could be made anywhere and moves for nothing in the bound. But a unit with one
-reader is either in its reader's stage, and then it takes its time there, or that stage receives
-what it makes. Strands of such units hang on a unit of the lattice like trees: of all ways to cut a
-tree in a part inside the stage and a part before it, the cheapest is charged to the reader,
+In the bound a relaxed unit could be anywhere, and its outputs move for free. But a unit with one
+reader is either in the stage of its reader, and then takes its time there, or that stage receives
+its output. Such units form trees that end in a unit of the lattice. Of all ways to cut a tree into
+a part inside the stage and a part before it, the cheapest is charged to the reader:
 
-    charge[d] = min over parts X inside:  time_d(X) + receive_d(what X reads of the rest)
+    charge[d] = min over parts X inside:  time_d(X) + receive_d(inputs of X from the rest)
 
-What is left of the strand's work is still anywhere. With the devices' prices y and the least
-weighted time of each unit, `least(u) = min_e y[e] time_e(u)`, it is by the same argument
+The rest of the tree's work is still anywhere. With the devices' prices y and the least weighted
+time of each unit, `least(u) = min_e y[e] time_e(u)`, the same argument gives
 
     rest = sum_u least(u) + min over d of (cut[d] - y[d] charge[d])
     cut[d] = min over X:  sum over X of (y[d] time_d(u) - least(u)) + y[d] receive_d(...)
@@ -22,44 +22,46 @@ import numpy as np
 from skyfx.solver.methods.ideals.device_states import States
 from skyfx.solver.problem.problem import Floats, Problem
 
-__all__: list[str] = ["Charges", "RelaxedTree"]
+__all__: list[str] = ["RelaxedCharges", "RelaxedTree"]
 
 
 @dataclass(frozen=True, slots=True)
 class RelaxedTree:
-    """Units put aside that stay together in the accounts, and the weighted work left of them."""
+    """Relaxed units that are charged together, and the rest of their weighted work."""
 
     units: tuple[int, ...]
     weight: float
 
 
 @dataclass(frozen=True, slots=True)
-class Charges:
-    """Seconds charged to each unit on each group's devices, `(G, n)`, and what is left."""
+class RelaxedCharges:
+    """Seconds charged to each unit on each group's devices, `(G, n)`, and all trees."""
 
     time_s: Floats
-    strands: tuple[RelaxedTree, ...]
+    trees: tuple[RelaxedTree, ...]
 
     @classmethod
-    def of(cls, problem: Problem, states: States, aside: Sequence[int], price: Floats) -> "Charges":
-        """Charge what can be charged; what has several readers is a strand of its own."""
-        tree = _Tree(problem, states, price)
-        for unit in sorted(aside):
-            tree.add(unit)
+    def of(
+        cls, problem: Problem, states: States, relaxed: Sequence[int], price: Floats
+    ) -> "RelaxedCharges":
+        """Charge each tree to its reader; a unit with several readers is a tree of its own."""
+        growing = _Trees(problem, states, price)
+        for unit in sorted(relaxed):
+            growing.add(unit)
         charged = np.zeros_like(states.time_s)
-        strands, inside = [], set(aside)
-        for unit in sorted(aside, reverse=True):
-            reader = tree.reader[unit]
-            if reader is None or (reader in inside and not tree.whole[reader]):
-                strands.append(RelaxedTree((unit,), float(tree.least[unit])))
-                tree.whole[unit] = False
+        trees, inside = [], set(relaxed)
+        for unit in sorted(relaxed, reverse=True):
+            reader = growing.reader[unit]
+            if reader is None or (reader in inside and not growing.whole[reader]):
+                trees.append(RelaxedTree((unit,), float(growing.least[unit])))
+                growing.whole[unit] = False
             elif reader not in inside:
-                charged[:, reader] += tree.charge[unit]
-                strands.append(RelaxedTree(tuple(tree.units[unit]), tree.rest(unit)))
-        return cls(charged, tuple(strands))
+                charged[:, reader] += growing.charge[unit]
+                trees.append(RelaxedTree(tuple(growing.units[unit]), growing.rest(unit)))
+        return cls(charged, tuple(trees))
 
 
-class _Tree:
+class _Trees:
     """The trees of units with one reader, built from their leaves on."""
 
     def __init__(self, problem: Problem, states: States, price: Floats) -> None:
@@ -74,7 +76,7 @@ class _Tree:
         self.cut = np.zeros((n, len(price)))
 
     def add(self, unit: int) -> None:
-        """Add a unit after all that it reads."""
+        """Add a unit after all its inputs."""
         time, receive, price = self.time_s[:, unit], self.receive_s[:, unit], self.price
         self.units[unit].append(unit)
         self.charge[unit] = np.minimum(receive, time + self.charge[unit])
@@ -88,13 +90,13 @@ class _Tree:
             self.cut[reader] += self.cut[unit]
 
     def rest(self, unit: int) -> float:
-        """The weighted work left of the strand that ends in a unit."""
+        """The rest of the weighted work of the tree that ends in a unit."""
         work = float(self.least[self.units[unit]].sum())
         return max(0.0, work + float((self.cut[unit] - self.price * self.charge[unit]).min()))
 
 
 def _receive_s(problem: Problem, states: States) -> Floats:
-    """The least seconds to receive what a unit makes, and to send its gradient back, `(G, n)`."""
+    """The least seconds to receive a unit's outputs and send their gradients back, `(G, n)`."""
     groups = states.groups
     if problem.assumptions.overlap == "full":  # receiving takes no time of its own
         return np.zeros_like(states.time_s)

@@ -1,9 +1,12 @@
-"""Which units to put aside, so that the rest of a graph has few ideals.
+"""Which units to relax, so that the rest of a graph has few ideals.
 
-What multiplies ideals are units that stand beside a long stretch of the graph: a mask that all
-layers read, a counter that nothing reads, a projection of the encoder's output for a late layer.
-A unit's *width* is how many units it is unordered with. Wide units with little work and small
-values go first.
+A relaxed unit is left out of the lattice of ideals; its work may then be anywhere. This can only
+lower a bound, and a plan gives each relaxed unit a place afterwards.
+
+Units that are parallel to a long part of the graph multiply the ideals: a mask that all layers
+read, a counter that nothing reads, a projection of the encoder's output for a late layer. The
+*width* of a unit is the number of units that it is unordered with. Wide units with little work and
+small values are relaxed first.
 """
 
 import numpy as np
@@ -11,24 +14,24 @@ import numpy as np
 from skyfx.solver.methods.ideals.order_ideals import Ideals, floating
 from skyfx.solver.problem.problem import Problem
 
-__all__: list[str] = ["narrowed", "work_of"]
+__all__: list[str] = ["relax_until", "work_share"]
 
 LIGHT = 0.002
-"""Share of all work from which on a unit counts as heavy, and is put aside late."""
+"""Share of all work from which on a unit counts as heavy, and is relaxed late."""
 
 CHARGED = 0.2
-"""So much of its work counts where a unit has one reader, which is charged for it (`charges`)."""
+"""The part of its work that counts if a unit has one reader, which `relaxed_charges` charges."""
 
 
-def narrowed(problem: Problem, at_most: int) -> tuple[Ideals, list[int]] | None:
-    """The ideals of as much of the graph as leaves few enough, and the units put aside.
+def relax_until(problem: Problem, at_most: int) -> tuple[Ideals, list[int]] | None:
+    """Relax units until there are few ideals.
 
     Args:
-        problem: what is to be planned.
-        at_most: how many ideals there may be.
+        problem: the problem to plan.
+        at_most: the most ideals.
 
     Returns:
-        None where even half of the work put aside leaves too many.
+        The ideals and the relaxed units; None if relaxing half of the work leaves too many ideals.
     """
     ideals = Ideals.of(problem, at_most)
     if ideals is not None:
@@ -46,13 +49,13 @@ def narrowed(problem: Problem, at_most: int) -> tuple[Ideals, list[int]] | None:
     return found
 
 
-def work_of(problem: Problem, units: list[int]) -> float:
-    """These units' part of all work."""
+def work_share(problem: Problem, units: list[int]) -> float:
+    """The share of these units in all work."""
     return float(_share(problem)[units].sum())
 
 
 def _share(problem: Problem) -> np.ndarray:
-    """Each unit's part of all work, `(n,)`, on the devices' average."""
+    """The share of each unit in all work, `(n,)`, as an average over the devices."""
     time = np.where(np.isfinite(problem.time_s), problem.time_s, 0.0)
     of_device = time / np.maximum(time.sum(axis=1, keepdims=True), 1e-300)
     share: np.ndarray = of_device.mean(axis=0)
@@ -60,11 +63,9 @@ def _share(problem: Problem) -> np.ndarray:
 
 
 def _moving(problem: Problem) -> np.ndarray:
-    """What moving a unit's values once takes, `(n,)`, as a part of a device's work on average.
+    """Time to move a unit's outputs and inputs once, `(n,)`, as a share of a device's work.
 
-    These are the values that it makes and those that it reads.
-
-    What is put aside moves for nothing in the bound, so large values should not be.
+    Values of relaxed units move for free in the bound, so units with large values are relaxed late.
     """
     devices = range(problem.num_devices)
     wires = [problem.wire(d, e)[1] for d in devices for e in devices if d != e]
@@ -79,7 +80,7 @@ def _moving(problem: Problem) -> np.ndarray:
 
 
 def _order(problem: Problem) -> list[int]:
-    """The units, those to be put aside first first."""
+    """The units in the order in which to relax them."""
     n, outside = problem.num_units, set(floating(problem))
     before, after = [0] * n, [0] * n
     for a, b in sorted(problem.edges, key=lambda edge: edge[1]):

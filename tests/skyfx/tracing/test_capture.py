@@ -126,7 +126,7 @@ class Nothing(nn.Module):
 
 def test_a_model_that_cannot_be_captured_is_refused_with_its_line() -> None:
     line = Leaving.forward.__code__.co_firstlineno + 1
-    with pytest.raises(CaptureError, match=rf"Leaving cannot .*test_captures.py:{line}: "):
+    with pytest.raises(CaptureError, match=rf"Leaving cannot .*test_capture.py:{line}: "):
         capture(Leaving(), torch.ones(2))
 
 

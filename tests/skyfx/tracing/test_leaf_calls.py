@@ -320,7 +320,9 @@ def test_in_the_models_own_forward_lines_are_fixed_and_held_against_that() -> No
         assert torch.equal(found, expected)
         assert_equal_gradients(pipeline, alone.model)
         lengths[-2:] = torch.tensor([3, 1])
-        with pytest.raises(StageError, match=r"'tolist at test_whole.py:\d+' has returned 3, 1, "):
+        with pytest.raises(
+            StageError, match=r"'tolist at test_leaf_calls.py:\d+' has returned 3, 1, "
+        ):
             pipeline.train_step(made.batch, made.targets, made.loss_fn)
 
 

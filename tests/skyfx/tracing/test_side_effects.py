@@ -99,8 +99,8 @@ class Batched(Layers):
 @pytest.mark.parametrize(
     ("kind", "message"),
     [
-        (OwnGradient, r"at .*test_hazards.py:\d+: Tripled.backward would be lost.*custom_op"),
-        (HookOnTensor, r"at .*test_hazards.py:\d+: a tensor's hook would be lost"),
+        (OwnGradient, r"at .*test_side_effects.py:\d+: Tripled.backward would be lost.*custom_op"),
+        (HookOnTensor, r"at .*test_side_effects.py:\d+: a tensor's hook would be lost"),
         (HookOnModule, r"BackwardHookFunction.backward would be lost.* remove backward hooks"),
         (Reentrant, r"CheckpointFunction.backward would be lost.* use_reentrant=False"),
         (PythonDraws, r"forward draws from random, so every step would repeat one draw"),

@@ -3,7 +3,7 @@
 import pytest
 
 from skyfx.solver import Cluster, Device, Link
-from skyfx.solver.analysis.cluster_changes import Change, changed
+from skyfx.solver.analysis.cluster_changes import Change, apply_changes
 from skyfx.solver.core.cluster import Wire
 from tests.support.planning_instances import cluster, graph, node
 
@@ -23,7 +23,7 @@ PAIR = cluster(
 
 
 def after(*texts: str, of: Cluster = PAIR) -> Cluster:
-    return changed(of, [Change.of(text, MODEL) for text in texts])
+    return apply_changes(of, [Change.of(text, MODEL) for text in texts])
 
 
 def test_a_device_is_slowed_down() -> None:

@@ -4,8 +4,8 @@ import json
 from dataclasses import replace
 
 from skyfx.solver import Assumptions, Cluster, Device, Graph, Link, solve
-from skyfx.solver.analysis.explain import explained
-from skyfx.solver.cli.simulate import replanning
+from skyfx.solver.analysis.explain import explain_plan
+from skyfx.solver.cli.simulate import make_replan
 from tests.support.cli_runner import SOLVE, Run
 from tests.support.planning_instances import cluster, graph, node
 
@@ -35,23 +35,23 @@ def pair(memory: float | None = None) -> Cluster:
 
 def said(model: Graph, devices: Cluster) -> list[str]:
     plan = solve(model, devices, ASKED).plan
-    return list(explained(model, devices, plan, replanning(plan, 5.0)))
+    return list(explain_plan(model, devices, plan, make_replan(plan, 5.0)))
 
 
 def test_a_plan_is_told_in_sentences() -> None:
     """Of 15 s, a link a tenth faster saves 5/11 s, a device 2/11 s where it sends or ends."""
     assert said(MODEL, pair()) == [
-        "Stage 0 on one binds: 3 s a micro-batch, 2 s computing, 1 s sending.",
-        "A step takes 15 s when it is followed; its devices are busy for 80% to 80% of it.",
-        "The plan's throughput is 3 s, and no plan for these files is below 3 s, as 'level dp' "
-        "proves: it is within 0.00% of the best.",
-        "An even split would have 4 s, 1.33 times as much.",
-        "The dynamic rule would have 3 s, 1.00 times as much.",
-        "The best single device would have 4 s, 1.33 times as much.",
-        "A tenth more of the link one - two would bring 3.0% of the step (14.5 s), the same plan "
-        "would do.",
-        "A tenth more of one would bring 1.2% of the step (14.8 s), the same plan would do.",
-        "A tenth more of two would bring 1.2% of the step (14.8 s), the same plan would do.",
+        "Stage 0 on one is the bottleneck: 3 s per micro-batch, 2 s computing, 1 s sending.",
+        "A simulated step takes 15 s; the devices are busy for 80% to 80% of it.",
+        "The plan's throughput is 3 s. No plan for these files is below 3 s (proven by "
+        "'level dp'): gap 0.00%.",
+        "An even split would take 4 s, 1.33 times as long.",
+        "The dynamic rule would take 3 s, 1.00 times as long.",
+        "The best single device would take 4 s, 1.33 times as long.",
+        "A tenth more of the link one - two would save 3.0% of the step (14.5 s), with the "
+        "same plan.",
+        "A tenth more of one would save 1.2% of the step (14.8 s), with the same plan.",
+        "A tenth more of two would save 1.2% of the step (14.8 s), with the same plan.",
     ]
 
 
@@ -61,7 +61,7 @@ def test_operations_are_told_where_the_graph_has_them() -> None:
     counts = [replace(n, flops=flops, backward_flops=1e12) for n, flops in amounts]
     assert said(replace(MODEL, nodes=tuple(counts)), pair())[2] == (
         "A micro-batch takes 11.0 GFLOP (matrix products, convolutions, attention): "
-        "one does 1.5 GFLOP/s and two does 4.0 GFLOP/s."
+        "one runs 1.5 GFLOP/s and two runs 4.0 GFLOP/s."
     )
 
 
@@ -70,9 +70,9 @@ def test_memory_that_binds_is_told() -> None:
     narrow = [replace(link, bandwidth_bytes_per_s=1.0) for link in pair().links]
     found = said(MODEL, replace(pair(120.0), links=tuple(narrow)))
     assert "The best single device does not fit into memory." in found
-    assert "Stage 0 takes 70 B of the 120 B that one has (58%)." in found
+    assert "Stage 0 needs 70 B of the 120 B of one (58%)." in found
     assert (
-        "A tenth more of one's memory would bring 73.3% of the step (16 s), with another plan; "
+        "A tenth more of one's memory would save 73.3% of the step (16 s), with another plan; "
         "with this one nothing."
     ) in found
 
@@ -80,5 +80,5 @@ def test_memory_that_binds_is_told() -> None:
 def test_the_command_prints_the_same(skyfx: Run) -> None:
     assert skyfx(*SOLVE, "-o", "p.plan.json", "-q").returncode == 0
     lines = skyfx("explain", "p.plan.json").stdout.splitlines()
-    assert lines[0] == "Stage 0 on one binds: 1 s a micro-batch, 1 s computing."
+    assert lines[0] == "Stage 0 on one is the bottleneck: 1 s per micro-batch, 1 s computing."
     assert json.loads(skyfx("explain", "p.plan.json", "--json").stdout) == lines

@@ -1,55 +1,18 @@
 """A plan as a page: complete, whole by itself, and true to the plan."""
 
 from dataclasses import replace
-from html.parser import HTMLParser
 from pathlib import Path
 
 import pytest
 
 from skyfx.solver import Assumptions, Device, Plan, solve
 from skyfx.solver.analysis.cluster_changes import Change
-from skyfx.solver.analysis.html_report import Run, page
-from skyfx.solver.analysis.scenarios import followed, scenarios
+from skyfx.solver.analysis.html_report import DrawnStep, page
+from skyfx.solver.analysis.scenarios import scenarios, simulate_plan
 from tests.support.cli_runner import SOLVE
 from tests.support.cli_runner import Run as Command
+from tests.support.html_reader import HtmlReader
 from tests.support.planning_instances import cluster, graph, node
-
-VOID = {"meta", "br", "img", "hr", "link", "input"}
-
-
-class RecordedCall(HTMLParser):
-    """Tags with their attributes, and the text; fails where tags do not match."""
-
-    def __init__(self, text: str) -> None:
-        super().__init__()
-        self.tags: list[tuple[str, dict[str, str | None]]] = []
-        self.texts: list[str] = []
-        self._open: list[str] = []
-        self.feed(text)
-        self.close()
-        assert self._open == []
-
-    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        self.tags.append((tag, dict(attrs)))
-        if tag not in VOID:
-            self._open.append(tag)
-
-    def handle_startendtag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        self.tags.append((tag, dict(attrs)))
-
-    def handle_endtag(self, tag: str) -> None:
-        assert self._open.pop() == tag
-
-    def handle_data(self, data: str) -> None:
-        if data.strip():
-            self.texts.append(" ".join(data.split()))
-
-    def count(self, tag: str, **attributes: str) -> int:
-        return sum(
-            name == tag and all(found.get(k) == v for k, v in attributes.items())
-            for name, found in self.tags
-        )
-
 
 MODEL = graph(
     [
@@ -68,9 +31,9 @@ def planned(**fields: object) -> Plan:
     return solve(MODEL, PAIR, asked).plan
 
 
-def drawn(plan: Plan, sentences: tuple[str, ...] = ()) -> RecordedCall:
-    done = followed(MODEL, PAIR, plan).done
-    return RecordedCall(page(MODEL, PAIR, plan, [Run("predicted", done)], sentences))
+def drawn(plan: Plan, sentences: tuple[str, ...] = ()) -> HtmlReader:
+    done = simulate_plan(MODEL, PAIR, plan).done
+    return HtmlReader(page(MODEL, PAIR, plan, [DrawnStep("predicted", done)], sentences))
 
 
 @pytest.mark.parametrize("overlap", ["none", "full"])
@@ -89,10 +52,10 @@ def test_every_action_is_drawn_and_backwards_are_hatched(overlap: str) -> None:
 def test_a_measured_step_is_drawn_on_the_same_scale() -> None:
     """Twice as long as predicted, so that the predicted one has half of the width."""
     plan = planned()
-    done = followed(MODEL, PAIR, plan).done
+    done = simulate_plan(MODEL, PAIR, plan).done
     slower = [replace(x, began_s=2 * x.began_s, ended_s=2 * x.ended_s) for x in done]
-    runs = [Run("predicted", done), Run("measured", slower)]
-    seen = RecordedCall(page(MODEL, PAIR, plan, runs, ()))
+    runs = [DrawnStep("predicted", done), DrawnStep("measured", slower)]
+    seen = HtmlReader(page(MODEL, PAIR, plan, runs, ()))
     hatched = [found["width"] for tag, found in seen.tags if found.get("fill") == "url(#hatch)"]
     assert len(hatched) == 2 * 2 * 4
     predicted, measured = (sorted(map(float, map(str, x))) for x in (hatched[:8], hatched[8:]))
@@ -130,7 +93,7 @@ def test_operations_stand_in_the_table_of_stages_where_they_are_known() -> None:
     known = [replace(s, flops=f) for s, f in zip(plan.stages, (6e9, 1.5e12), strict=True)]
     texts = drawn(replace(plan, stages=tuple(known))).texts
     begin = texts.index("operations")
-    assert texts[begin + 1] == "a second"
+    assert texts[begin + 1] == "per second"
     rows = texts[begin + 2 :]
     assert rows[rows.index("6.0 GFLOP") + 1] == "2.0 GFLOP/s"
     assert rows[rows.index("1.5 TFLOP") + 1] == "500.0 GFLOP/s"
@@ -147,8 +110,8 @@ def test_what_might_be_stands_in_a_table() -> None:
     plan = planned()
     changes = [Change.of("drop two", MODEL), Change.of("slow two x2", MODEL)]
     found = list(scenarios(MODEL, PAIR, plan, changes))
-    done = followed(MODEL, PAIR, plan).done
-    texts = RecordedCall(page(MODEL, PAIR, plan, [Run("predicted", done)], (), found)).texts
+    done = simulate_plan(MODEL, PAIR, plan).done
+    texts = HtmlReader(page(MODEL, PAIR, plan, [DrawnStep("predicted", done)], (), found)).texts
     begin = texts.index("What if")
     assert texts[begin + 1 : begin + 7] == [
         *("what if", "this plan", "another plan", "its stages", "drop two", "stage 1 is on two"),
@@ -160,8 +123,8 @@ def test_the_command_writes_it_and_not_over_another(skyfx: Command, folder: Path
     assert skyfx(*SOLVE, "-o", "p.plan.json", "-q").returncode == 0
     done = skyfx("report", "p.plan.json", "-o", "p.html")
     assert (done.returncode, done.stdout, done.stderr) == (0, "", "skyfx: wrote p.html\n")
-    seen = RecordedCall((folder / "p.html").read_text())
-    assert "Stage 0 on one binds: 1 s a micro-batch, 1 s computing." in seen.texts
+    seen = HtmlReader((folder / "p.html").read_text())
+    assert "Stage 0 on one is the bottleneck: 1 s per micro-batch, 1 s computing." in seen.texts
     assert {"drop one", "drop two"} <= set(seen.texts)
     again = skyfx("report", "p.plan.json", "-o", "p.html")
     assert again.returncode == 2

@@ -1,4 +1,4 @@
-"""The commands that make, change and show clusters, as a user runs them."""
+"""The commands that make, change and show clusters."""
 
 import json
 from pathlib import Path
@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from skyfx.solver import Cluster, read, unlike_cluster
-from skyfx.solver.analysis.cluster_changes import Change, changed
+from skyfx.solver.analysis.cluster_changes import Change, apply_changes
 from skyfx.solver.core.files import encode
 from tests.support.cli_runner import Run
 
@@ -30,15 +30,15 @@ def sky() -> Cluster:
     )
 
 
-def test_every_process_generates_the_same_bytes(skyfx: Run, folder: Path) -> None:
-    done = skyfx(*SKY, "-o", "sky.cluster.json")
+def test_every_process_generates_the_same_bytes(skyfx_process: Run, folder: Path) -> None:
+    done = skyfx_process(*SKY, "-o", "sky.cluster.json")
     assert (done.returncode, done.stdout) == (0, "")
     assert done.stderr == (
         "skyfx: wrote sky.cluster.json: 3 devices; 6 links: 36.3 Mbit/s to 712 Mbit/s, "
         "latency 2.99 ms to 30.8 ms; all others: free\n"
     )
     assert (folder / "sky.cluster.json").read_bytes() == encode(sky())
-    assert skyfx(*SKY, "--json").stdout.encode() == encode(sky())
+    assert skyfx_process(*SKY, "--json").stdout.encode() == encode(sky())
 
 
 def test_options_reach_the_devices_and_the_links(skyfx: Run) -> None:
@@ -101,7 +101,7 @@ def test_changes_are_made_in_turn_as_those_of_what_if(skyfx: Run, folder: Path) 
     done = skyfx("cluster", "change", "sky.cluster.json", *texts, "-o", "new.cluster.json")
     assert done.returncode == 0
     made = read(folder / "new.cluster.json", Cluster)
-    assert made == changed(sky(), [Change.of(text) for text in texts])
+    assert made == apply_changes(sky(), [Change.of(text) for text in texts])
     assert [(d.name, d.type, d.slowdown) for d in made.devices] == [
         ("d0", "a100", sky().devices[0].slowdown),
         ("d1", "cpu", 2 * sky().devices[1].slowdown),

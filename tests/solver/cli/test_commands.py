@@ -1,10 +1,11 @@
-"""The planner's commands as a user runs them: real processes, real files."""
+"""The planner's commands: real files, and a real process per exit code."""
 
 import json
 import os
 import pty
 import signal
 import subprocess
+import sys
 import time
 from contextlib import suppress
 from dataclasses import replace
@@ -23,7 +24,7 @@ from tests.support.planning_instances import cluster, cpus, graph, hard_problem,
 def test_solve_writes_a_plan_and_shows_it_on_standard_error(skyfx: Run, folder: Path) -> None:
     done = skyfx(*SOLVE, "-o", "p.plan.json")
     assert (done.returncode, done.stdout) == (0, "")
-    assert "bottleneck 1 s a micro-batch" in done.stderr
+    assert "bottleneck 1 s per micro-batch" in done.stderr
     plan = read(folder / "p.plan.json", Plan)
     assert [s.device for s in plan.stages] == ["one", "two"]
     assert plan.cluster.name == "c.cluster.toml"
@@ -31,8 +32,8 @@ def test_solve_writes_a_plan_and_shows_it_on_standard_error(skyfx: Run, folder: 
     assert plan.cluster.sha256 == digest((folder / "c.cluster.toml").read_bytes())
 
 
-def test_json_is_the_plan_file_and_nothing_else(skyfx: Run, folder: Path) -> None:
-    done = skyfx(*SOLVE, "-o", "p.plan.json", "--json")
+def test_json_is_the_plan_file_and_nothing_else(skyfx_process: Run, folder: Path) -> None:
+    done = skyfx_process(*SOLVE, "-o", "p.plan.json", "--json")
     assert done.returncode == 0
     assert done.stdout == (folder / "p.plan.json").read_text()
     assert done.stderr == ""
@@ -59,8 +60,8 @@ def test_verbose_says_what_each_method_did(skyfx: Run) -> None:
     } <= {*said}
 
 
-def test_a_plan_without_a_place_is_refused(skyfx: Run) -> None:
-    done = skyfx(*SOLVE)
+def test_a_plan_without_a_place_is_refused(skyfx_process: Run) -> None:
+    done = skyfx_process(*SOLVE)
     assert done.returncode == 2
     assert done.stderr.startswith("skyfx: error: nowhere to put the plan: give -o PLAN, or --json")
 
@@ -149,22 +150,24 @@ def test_unknown_arguments_are_exit_2(skyfx: Run, arguments: tuple[str, ...]) ->
     assert "Usage:" in done.stderr
 
 
-def test_no_possible_plan_is_exit_3(skyfx: Run, folder: Path) -> None:
+def test_no_possible_plan_is_exit_3(skyfx_process: Run, folder: Path) -> None:
     write(cpus(1.0, 1.0, memory=1.0), folder / "tiny.cluster.json")
     write(graph([node("a", parameter_bytes=1.0)]), folder / "big.graph.json")
-    done = skyfx("solve", "big.graph.json", "tiny.cluster.json", "-o", "p.plan.json")
+    done = skyfx_process("solve", "big.graph.json", "tiny.cluster.json", "-o", "p.plan.json")
     assert done.returncode == 3
     assert done.stderr.startswith("skyfx: error: 'a' needs 4 B, the largest device has 1 B.")
     assert not (folder / "p.plan.json").exists()
 
 
-def test_no_plan_in_time_is_exit_4(skyfx: Run, folder: Path) -> None:
+def test_no_plan_in_time_is_exit_4(skyfx_process: Run, folder: Path) -> None:
     # a b a b by the types that run them: no intervals of this order fit two devices
     nodes = [node(f"n{i}", forward_s={"ab"[i % 2]: 1.0}) for i in range(4)]
     write(graph(nodes), folder / "mixed.graph.json")
     devices = cluster(*(Device(name=kind, type=kind) for kind in "ab"))
     write(devices, folder / "mixed.cluster.json")
-    done = skyfx("solve", "mixed.graph.json", "mixed.cluster.json", "--json", "--time-limit", "0")
+    done = skyfx_process(
+        "solve", "mixed.graph.json", "mixed.cluster.json", "--json", "--time-limit", "0"
+    )
     assert (done.returncode, done.stdout) == (4, "")
     assert "no plan was found in 0 s" in done.stderr
 
@@ -246,15 +249,15 @@ def test_check_says_valid(skyfx: Run) -> None:
     assert json.loads(skyfx(*CHECK, "--json").stdout) == {"valid": True, "faults": []}
 
 
-def test_check_prints_each_fault_and_is_exit_1(skyfx: Run, folder: Path) -> None:
-    skyfx(*SOLVE, "-o", "p.plan.json")
+def test_check_prints_each_fault_and_is_exit_1(skyfx_process: Run, folder: Path) -> None:
+    skyfx_process(*SOLVE, "-o", "p.plan.json")
     plan = read(folder / "p.plan.json", Plan)
     wrong = replace(plan, step_s=1.0, bottleneck_s=3.0)
     write(wrong, folder / "p.plan.json", force=True)
-    done = skyfx(*CHECK)
+    done = skyfx_process(*CHECK)
     assert done.returncode == 1
     assert [line.split(":")[0] for line in done.stdout.splitlines()] == ["bottleneck_s", "step_s"]
-    answer = skyfx(*CHECK, "--json")
+    answer = skyfx_process(*CHECK, "--json")
     assert answer.returncode == 1
     assert json.loads(answer.stdout) == {"valid": False, "faults": done.stdout.splitlines()}
 
@@ -279,7 +282,25 @@ def test_show_prints_the_table_or_the_file(skyfx: Run, folder: Path) -> None:
     assert skyfx("show", "p.plan.json", "--json").stdout == (folder / "p.plan.json").read_text()
 
 
-def test_version_is_data(skyfx: Run) -> None:
-    done = skyfx("--version")
-    assert done.returncode == 0
+@pytest.mark.parametrize(
+    "program",
+    [PROGRAM, [sys.executable, "-m", "skyfx"], [str(Path(sys.executable).parent / "skyfx")]],
+    ids=["solver", "skyfx", "script"],
+)
+def test_version_is_data(program: list[str]) -> None:
+    """Of each way to start the program."""
+    done = subprocess.run([*program, "--version"], capture_output=True, text=True, check=True)
     assert done.stdout.split()[0] == "skyfx"
+    assert done.stderr == ""
+
+
+def test_a_misspelled_field_is_a_warning_unless_quiet(skyfx: Run, folder: Path) -> None:
+    text = (folder / "c.cluster.toml").read_text().replace("type =", "slowdwon = 4\ntype =", 1)
+    (folder / "c.cluster.toml").write_text(text)
+    done = skyfx(*SOLVE, "--json")
+    assert done.returncode == 0
+    assert done.stderr == (
+        "skyfx: warning: c.cluster.toml: devices[0].slowdwon: no such field, it is ignored; the "
+        "nearest one is 'slowdown'\n"
+    )
+    assert skyfx(*SOLVE, "--json", "-q").stderr == ""

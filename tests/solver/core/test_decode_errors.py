@@ -152,3 +152,56 @@ def test_a_plan_is_refused(path: tuple[str | int, ...], value: object, message: 
 def test_fields_may_be_added_and_are_not_refused() -> None:
     document = changed(Graph, ("nodes", 0, "colour"), "red")
     assert decode(json.dumps(document).encode(), Graph, "x.json") == a_graph()
+
+
+UNKNOWN = [
+    (Cluster, ("devices", 0, "slowdwon"), "devices[0].slowdwon", "slowdown"),
+    (Cluster, ("default_link", "bandwidth"), "default_link.bandwidth", "bandwidth_bytes_per_s"),
+    (Cluster, ("links", 1, "latency"), "links[1].latency", "latency_s"),
+    (Cluster, ("default_links",), "default_links", "default_link"),
+    (Graph, ("nodes", 2, "worskpace_bytes"), "nodes[2].worskpace_bytes", "workspace_bytes"),
+    (Plan, ("assumptions", "pin"), "assumptions.pin", "pins"),
+    (Plan, ("stages", 1, "Live"), "stages[1].Live", "live"),
+]
+
+
+@pytest.mark.parametrize(("kind", "path", "where", "near"), UNKNOWN)
+def test_an_unknown_field_is_ignored_and_named_with_the_nearest_known_one(
+    caplog: pytest.LogCaptureFixture, kind: type, path: tuple[str | int, ...], where: str, near: str
+) -> None:
+    raw = json.dumps(changed(kind, path, 1.0)).encode()
+    assert decode(raw, kind, "some.json") == decode(encode_plain(kind), kind, "some.json")
+    said = f"some.json: {where}: no such field, it is ignored; the nearest one is {near!r}"
+    assert [record.getMessage() for record in caplog.records] == [said]
+
+
+def test_a_field_that_many_objects_have_is_named_once(caplog: pytest.LogCaptureFixture) -> None:
+    document = documents()[Graph]
+    for each in document["nodes"]:
+        each["note"] = {"id": "x"}
+    decode(json.dumps(document).encode(), Graph, "some.json")
+    assert len(caplog.records) == 1
+    assert "nodes[0].note: " in caplog.text
+
+
+@pytest.mark.parametrize("kind", [Graph, Cluster, Plan])
+def test_known_fields_are_read_without_a_word(kind: type, caplog: pytest.LogCaptureFixture) -> None:
+    decode(encode_plain(kind), kind, "some.json")
+    assert caplog.records == []
+
+
+def encode_plain(kind: type) -> bytes:
+    return json.dumps(documents()[kind]).encode()
+
+
+@pytest.mark.parametrize("kind", [Graph, Cluster, Plan])
+def test_a_byte_order_mark_is_no_fault(kind: type) -> None:
+    """Editors on Windows begin a file with one."""
+    raw = encode_plain(kind)
+    assert decode(b"\xef\xbb\xbf" + raw, kind, "some.json") == decode(raw, kind, "some.json")
+
+
+def test_a_byte_order_mark_is_no_fault_of_toml() -> None:
+    text = 'format = "skyfx.cluster/1"\n[[devices]]\nname = "a"\ntype = "cpu"\n'
+    read_back = decode(b"\xef\xbb\xbf" + text.encode(), Cluster, "some.cluster.toml")
+    assert [device.name for device in read_back.devices] == ["a"]

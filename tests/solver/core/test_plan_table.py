@@ -66,7 +66,7 @@ def test_the_table_has_a_row_for_each_stage_and_marks_the_bottleneck() -> None:
     assert second.split()[:7] == ["1", "d1", "2", "b", "..", "c", "2"]
     assert second.rstrip().endswith("<- bottleneck")
     assert summary == [
-        "bottleneck 2 s a micro-batch, step 17 s",
+        "bottleneck 2 s per micro-batch, step 17 s",
         "throughput 2 s; no plan is below 1 s (half): gap 100.00%, feasible",
         "instead: even split does not fit, dynamic 2.5 s, best single device 3 s",
     ]
@@ -100,4 +100,4 @@ def test_names_are_not_markup() -> None:
 def test_notebooks_show_the_same_figures() -> None:
     drawn = a_plan()._repr_html_()
     assert drawn.count("<tr>") == 3
-    assert "bottleneck 2 s a micro-batch, step 17 s" in drawn
+    assert "bottleneck 2 s per micro-batch, step 17 s" in drawn

@@ -9,10 +9,11 @@ from hypothesis import strategies as st
 from skyfx.solver import Assumptions, Cluster, Graph
 from skyfx.solver.methods.bounds.simple_bounds import simple_bound
 from skyfx.solver.methods.exact.label_dp import label_dp
+from skyfx.solver.methods.exact.label_lattice import LabelLattice
 from skyfx.solver.methods.exact.label_tables import LabelTables
 from skyfx.solver.methods.features import ProblemFeatures
 from skyfx.solver.methods.ideals.device_states import States
-from skyfx.solver.methods.ideals.relaxed_units import narrowed
+from skyfx.solver.methods.ideals.relaxed_units import relax_until
 from skyfx.solver.methods.limits import Limits
 from skyfx.solver.methods.method import Candidate, SearchState
 from skyfx.solver.problem.problem import Problem
@@ -65,17 +66,18 @@ def test_without_memory_limits_it_finds_and_proves_the_best(
 
 @cases(300)
 @given(graphs(), clusters(), assumptions(), st.integers(2, 6))
-def test_what_is_put_aside_only_lowers_the_bound(
+def test_relaxed_units_only_lower_the_bound(
     g: Graph, c: Cluster, a: Assumptions, at_most: int
 ) -> None:
     a = replace(a, communication="relay")
     costs = [cost for _, cost in all_plans(g, c, a)]
     problem = Problem(g, c, a)
-    found = narrowed(problem, at_most)
+    found = relax_until(problem, at_most)
     if found is None or not costs:
         return
-    tables = LabelTables(problem, found[0], States(problem), tuple(found[1]))
-    assert tables.possible(min(cost.bottleneck_s for cost in costs) * (1 + CLOSE))
-    shortest = tables.shortest()
+    lattice = LabelLattice(problem, found[0], States(problem), tuple(found[1]))
+    best = min(cost.bottleneck_s for cost in costs)
+    assert LabelTables(lattice).possible(best * (1 + CLOSE))
+    shortest = lattice.shortest()
     assert shortest is not None
     assert shortest[0] <= min(cost.latency_s for cost in costs) * (1 + CLOSE) + 1e-9

@@ -8,11 +8,12 @@ from hypothesis import strategies as st
 from skyfx.solver import Assumptions, Cluster, Graph
 from skyfx.solver.costs.cost_model import evaluate
 from skyfx.solver.methods.bounds.simple_bounds import simple_bound
+from skyfx.solver.methods.exact.label_lattice import LabelLattice
 from skyfx.solver.methods.exact.step_label_dp import FINE, StepLabelTables, step_label_dp
 from skyfx.solver.methods.features import ProblemFeatures
 from skyfx.solver.methods.heuristics import baselines
 from skyfx.solver.methods.ideals.device_states import States
-from skyfx.solver.methods.ideals.relaxed_units import narrowed
+from skyfx.solver.methods.ideals.relaxed_units import relax_until
 from skyfx.solver.methods.limits import Limits
 from skyfx.solver.methods.method import Candidate, SearchState
 from skyfx.solver.methods.portfolio import Portfolio
@@ -80,10 +81,12 @@ def test_the_latency_within_a_bottleneck_is_below_that_of_every_plan(
     a = asked(a)
     costs = [cost for _, cost in all_plans(g, c, a)]
     problem = Problem(g, c, a)
-    aside = narrowed(problem, at_most)
-    if aside is None or not costs:
+    relaxed = relax_until(problem, at_most)
+    if relaxed is None or not costs:
         return
-    tables = StepLabelTables(problem, aside[0], States(problem), tuple(aside[1]), pool=10_000)
+    tables = StepLabelTables(
+        LabelLattice(problem, relaxed[0], States(problem), tuple(relaxed[1]), pool_size=10_000)
+    )
     bottleneck = times * min(cost.bottleneck_s for cost in costs)
     least = min(x.latency_s for x in costs if x.bottleneck_s <= bottleneck * (1 + CLOSE))
     found = tables.within(bottleneck * (1 + CLOSE), least * (1 + CLOSE) + CLOSE)

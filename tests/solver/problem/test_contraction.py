@@ -7,13 +7,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from skyfx.solver import Assumptions, Graph
-from skyfx.solver.problem.contraction import components, units
+from skyfx.solver.problem.contraction import components, contract
 from tests.support.planning_instances import all_plans, cpus, graph, graphs, node
 from tests.support.tiers import cases
 
 
 def ids(g: Graph) -> list[list[str]]:
-    return [[g.nodes[j].id for j in unit] for unit in units(g)]
+    return [[g.nodes[j].id for j in unit] for unit in contract(g)]
 
 
 def test_nodes_without_labels_stay_alone() -> None:

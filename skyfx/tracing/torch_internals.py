@@ -1,0 +1,274 @@
+"""The private parts of torch that skyfx uses, each under its meaning here.
+
+A new release of torch may change any of them, so all stand in this file, and
+`tests/skyfx/tracing/test_torch_internals.py` tests each.
+"""
+
+import logging
+import random
+import threading
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from types import ModuleType
+from typing import Any
+
+import numpy
+import torch
+from torch import Tensor, compiler, fx, nn
+from torch._functorch import apis as functorch
+from torch._subclasses.fake_tensor import (
+    DataDependentOutputException,
+    DynamicOutputShapeException,
+    FakeTensor,
+)
+from torch.autograd import profiler_legacy
+from torch.fx.experimental.symbolic_shapes import GuardOnDataDependentSymNode
+from torch.overrides import handle_torch_function
+
+__all__: list[str] = [
+    "UNKNOWN_VALUE_ERRORS",
+    "allocations_of",
+    "any_attribute_name",
+    "checked_calls",
+    "checked_draws",
+    "checked_gradients",
+    "checked_vmap",
+    "export_flags",
+    "interceptable_lists",
+    "num_writes",
+    "own_tensors",
+    "quiet_tracing",
+    "registered_as",
+    "replaced",
+    "schema_of",
+    "storage_id",
+]
+
+UNKNOWN_VALUE_ERRORS = (
+    GuardOnDataDependentSymNode,
+    DataDependentOutputException,
+    DynamicOutputShapeException,
+)
+"""The errors of torch.export where it would have to know a value."""
+
+_writing_code = threading.RLock()
+"""Held by the thread for which torch.fx writes code for any attribute name."""
+
+_OWN_WARNINGS = [
+    # Of every LSTM and GRU, which set `_flat_weights` in their forward.
+    r"The tensor attributes? (self\.[^,]*_flat_weights\[\d+\](, )?)+ (was|were) assigned during",
+]
+"""Warnings that a model's author can do nothing about."""
+
+_OWN_LOGS = {
+    "torch._subclasses.fake_tensor": ("failed while attempting", "fake tensor raised TypeError"),
+    "torch.fx.experimental.symbolic_shapes": ("Unable to find user code",),
+}
+"""Log messages about an attempt to trace that another attempt follows, by logger."""
+
+
+@contextmanager
+def replaced(owner: Any, name: str, value: Any) -> Iterator[None]:
+    """Within it, a class, a module of Python or an object has this attribute instead of its own.
+
+    An inherited attribute is inherited again afterwards.
+    """
+    is_own, own = name in vars(owner), vars(owner).get(name)
+    setattr(owner, name, value)
+    try:
+        yield
+    finally:
+        if is_own:
+            setattr(owner, name, own)
+        else:
+            delattr(owner, name)
+
+
+@contextmanager
+def checked_calls(owner: Any, name: str, check: Callable[..., None]) -> Iterator[None]:
+    """Within it, `check` gets the arguments of each call of a function in this thread first."""
+    here, function = threading.get_ident(), getattr(owner, name)
+
+    def checked(*args: Any, **kwargs: Any) -> Any:
+        if threading.get_ident() == here:
+            check(*args)
+        return function(*args, **kwargs)
+
+    with replaced(owner, name, checked):
+        yield
+
+
+@contextmanager
+def checked_gradients(check: Callable[[str, Sequence[Any]], None]) -> Iterator[None]:
+    """Within it, `check` gets each custom gradient of this thread first: its name and arguments.
+
+    Custom gradients are autograd functions and hooks of tensors.
+    """
+    here = threading.get_ident()
+    apply = vars(torch.autograd.Function)["apply"].__func__
+
+    def checked_apply(cls: Any, *args: Any, **kwargs: Any) -> Any:
+        # What torch uses inside, as for `torch.library.custom_op`, is part of an operator.
+        if threading.get_ident() == here and not cls.__module__.startswith("torch._"):
+            check(f"{cls.__name__}.backward", args)
+        return apply(cls, *args, **kwargs)
+
+    with (
+        replaced(torch.autograd.Function, "apply", classmethod(checked_apply)),
+        checked_calls(
+            Tensor, "register_hook", lambda tensor, hook: check("a tensor's hook", (tensor,))
+        ),
+    ):
+        yield
+
+
+@contextmanager
+def checked_vmap(check: Callable[..., None]) -> Iterator[None]:
+    """Within it, `check` is called before each torch.vmap of this thread."""
+    with checked_calls(functorch, "vmap_impl", check):
+        yield
+
+
+@contextmanager
+def checked_draws(check: Callable[[str], None]) -> Iterator[None]:
+    """Within it, `check` gets the name of each Python module whose global generator is used.
+
+    The modules are `random` and `numpy.random`; it sees the calls by this thread.
+    """
+    owners: list[tuple[ModuleType, Any]] = [
+        (random, random._inst),
+        (numpy.random, numpy.random.mtrand._rand),
+    ]
+    with ExitStack() as stack:
+        for module, generator in owners:
+            for name, value in list(vars(module).items()):
+                if getattr(value, "__self__", None) is generator and "state" not in name:
+                    refuse = _called_with(check, module.__name__)
+                    stack.enter_context(checked_calls(module, name, refuse))
+        yield
+
+
+def _called_with(check: Callable[[str], None], name: str) -> Callable[..., None]:
+    return lambda *args: check(name)
+
+
+@contextmanager
+def export_flags(*, exported: bool) -> Iterator[None]:
+    """Within it, torch says that it is exporting, or that it is not.
+
+    Many models ask, and go another way then: they keep a mask that hides nothing, or turn a solver
+    into a loop. Where torch says no, they compute as they do eagerly, which is better captured.
+    """
+    with (
+        replaced(compiler, "_is_compiling_flag", exported),
+        replaced(compiler, "_is_exporting_flag", exported),
+    ):
+        yield
+
+
+@contextmanager
+def interceptable_lists() -> Iterator[None]:
+    """Within it, a `TorchFunctionMode` sees `Tensor.tolist` of fake tensors.
+
+    Those make their lists number by number otherwise, without asking a mode.
+    """
+
+    def tolist(tensor: Tensor) -> Any:
+        return handle_torch_function(Tensor.tolist, (tensor,), tensor)
+
+    with replaced(FakeTensor, "tolist", tolist):
+        yield
+
+
+@contextmanager
+def quiet_tracing() -> Iterator[None]:
+    """Within it, torch.export keeps to itself what concerns skyfx alone.
+
+    Warnings and log messages about the model's own code go through.
+    """
+
+    def concerns_the_model(record: logging.LogRecord) -> bool:
+        return not str(record.msg).startswith(_OWN_LOGS[record.name])
+
+    loggers = [logging.getLogger(name) for name in _OWN_LOGS]
+    for logger in loggers:
+        logger.addFilter(concerns_the_model)
+    try:
+        with warnings.catch_warnings():
+            for message in _OWN_WARNINGS:
+                warnings.filterwarnings("ignore", message)
+            yield
+    finally:
+        for logger in loggers:
+            logger.removeFilter(concerns_the_model)
+
+
+@contextmanager
+def any_attribute_name() -> Iterator[None]:
+    """Within it, torch.fx writes code for attributes of any name: `class`, `None`, `a"b`.
+
+    Keys of `nn.ModuleDict` may be such names. torch.fx would write `self.class`.
+    """
+
+    def format_target(base: str, target: str) -> str:
+        for name in target.split("."):
+            base = f"getattr({base}, {name!r})"
+        return base
+
+    with _writing_code, replaced(fx.graph, "_format_target", format_target):
+        yield
+
+
+@contextmanager
+def registered_as(change: Callable[[nn.Parameter], nn.Parameter]) -> Iterator[None]:
+    """Within it, modules register the changed parameter instead of each new one."""
+    register = nn.Module.register_parameter
+
+    def register_changed(module: nn.Module, name: str, parameter: nn.Parameter | None) -> None:
+        register(module, name, None if parameter is None else change(parameter))
+
+    with replaced(nn.Module, "register_parameter", register_changed):
+        yield
+
+
+def own_tensors(module: nn.Module) -> Iterator[dict[str, Any]]:
+    """The dicts in which a module and its submodules hold parameters and buffers."""
+    for part in module.modules():
+        yield part._parameters
+        yield part._buffers
+
+
+def storage_id(tensor: Tensor) -> int:
+    """The same number for tensors that share memory, fake and meta tensors among them."""
+    storage = tensor.untyped_storage()
+    address = 0 if isinstance(tensor, FakeTensor) else storage.data_ptr()
+    return address or storage._cdata
+
+
+def num_writes(tensor: Tensor) -> int:
+    """How many times the tensor has been written to in place."""
+    return tensor._version
+
+
+def schema_of(node: fx.Node) -> Any:
+    """The schema of the operator that a node calls; None for other functions."""
+    return getattr(node.target, "_schema", None)
+
+
+def allocations_of(call: Callable[[], Any]) -> tuple[Any, list[int]]:
+    """The result of a call, and the bytes of each allocation (negative: release) on the CPU."""
+    # Of torch's profilers the one that tells of each allocation in its turn, and prints nothing.
+    engine: Any = torch.autograd
+    profiles: Any = profiler_legacy.profile
+    engine._enable_profiler_legacy(profiles(profile_memory=True).config())
+    try:
+        returned = call()
+    finally:
+        records = engine._disable_profiler_legacy()
+    return returned, [
+        record.cpu_memory_usage()
+        for of_thread in records
+        for record in of_thread
+        if record.kind() == "memory_alloc"
+    ]

@@ -1,0 +1,267 @@
+"""Each private part of torch does what skyfx takes it for."""
+
+import logging
+import random
+import threading
+import warnings
+from collections.abc import Callable
+from typing import Any
+
+import numpy
+import pytest
+import torch
+from torch import Tensor, fx, nn
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.overrides import TorchFunctionMode
+
+from skyfx.tracing import torch_internals
+
+
+class Doubled(torch.autograd.Function):
+    """A custom gradient."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        return 2 * x
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> Tensor:
+        return 2 * gradient
+
+
+class Seen(TorchFunctionMode):
+    """Notes the functions of torch that are called within it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.functions: list[Any] = []
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        self.functions.append(func)
+        return func(*args, **(kwargs or {}))
+
+
+def in_another_thread(call: Callable[[], Any]) -> None:
+    thread = threading.Thread(target=call)
+    thread.start()
+    thread.join()
+
+
+def test_an_inherited_attribute_is_inherited_again() -> None:
+    class Child(nn.Module):
+        pass
+
+    with torch_internals.replaced(Child, "forward", len):
+        assert Child.forward is len
+    assert "forward" not in vars(Child)
+
+
+def test_autograd_functions_are_noticed_in_this_thread() -> None:
+    seen, x = list[str](), torch.ones(2, requires_grad=True)
+    with torch_internals.checked_gradients(lambda name, args: seen.append(f"{name} {len(args)}")):
+        y = Doubled.apply(x)
+        in_another_thread(lambda: Doubled.apply(x))
+    Doubled.apply(x)
+    assert seen == ["Doubled.backward 1"]
+    assert torch.equal(torch.autograd.grad(y.sum(), x)[0], 2 * torch.ones(2))
+
+
+def test_operators_of_the_users_own_are_no_custom_gradients() -> None:
+    operator = torch.library.custom_op("skyfx_tests::negative", mutates_args=())(negative)
+    operator.register_autograd(lambda ctx, gradient: -gradient)
+    seen = list[str]()
+    with torch_internals.checked_gradients(lambda name, args: seen.append(name)):
+        operator(torch.ones(2, requires_grad=True))
+    assert seen == []
+
+
+def negative(x: Tensor) -> Tensor:
+    return -x
+
+
+def test_hooks_of_tensors_are_noticed() -> None:
+    seen, x = list[str](), torch.ones(2, requires_grad=True)
+    with torch_internals.checked_gradients(lambda name, args: seen.append(name)):
+        x.register_hook(lambda gradient: 3 * gradient)
+    (2 * x).sum().backward()
+    assert seen == ["a tensor's hook"]
+    assert torch.equal(x.grad, torch.full((2,), 6.0))
+
+
+def test_vmap_is_noticed() -> None:
+    seen = list[str]()
+    with torch_internals.checked_vmap(lambda *args: seen.append("vmap")):
+        torch.vmap(torch.sin)(torch.ones(2, 2))
+        in_another_thread(lambda: torch.vmap(torch.sin)(torch.ones(2, 2)))
+    torch.vmap(torch.sin)(torch.ones(2, 2))
+    assert seen == ["vmap"]
+
+
+@pytest.mark.parametrize(
+    ("draw", "name"),
+    [
+        (lambda: random.random(), "random"),
+        (lambda: random.shuffle([1, 2]), "random"),
+        (lambda: numpy.random.rand(), "numpy.random"),
+        (lambda: numpy.random.permutation(3), "numpy.random"),
+    ],
+)
+def test_draws_of_global_generators_are_noticed(draw: Callable[[], Any], name: str) -> None:
+    seen = list[str]()
+    with torch_internals.checked_draws(seen.append):
+        draw()
+        random.setstate(random.getstate())
+        numpy.random.set_state(numpy.random.get_state())
+        random.Random(0).random()
+    draw()
+    assert seen == [name]
+
+
+@pytest.mark.parametrize("exported", [True, False])
+def test_torch_says_whether_it_exports(exported: bool) -> None:
+    before = torch.compiler.is_exporting(), torch.compiler.is_compiling()
+    with torch_internals.export_flags(exported=exported):
+        assert torch.compiler.is_exporting() is exported
+        assert torch.compiler.is_compiling() is exported
+    assert (torch.compiler.is_exporting(), torch.compiler.is_compiling()) == before
+
+
+def test_a_mode_sees_the_lists_of_fake_tensors() -> None:
+    fake = FakeTensorMode().from_tensor(torch.ones(2))
+    with torch_internals.interceptable_lists(), Seen() as seen, pytest.raises(RuntimeError):
+        fake.tolist()
+    assert Tensor.tolist in seen.functions
+
+
+@pytest.mark.parametrize(
+    "unknown",
+    [
+        lambda x: bool(x.sum() > 0),
+        lambda x: x.sum().item() > 0 and None,
+        lambda x: x.nonzero(),
+    ],
+)
+def test_torch_raises_where_a_value_is_unknown(unknown: Callable[[Tensor], Any]) -> None:
+    with (
+        FakeTensorMode(allow_non_fake_inputs=True) as mode,
+        pytest.raises(torch_internals.UNKNOWN_VALUE_ERRORS),
+    ):
+        unknown(mode.from_tensor(torch.ones(2)))
+
+
+def test_any_attribute_name_can_be_read() -> None:
+    graph, root = fx.Graph(), nn.Module()
+    names = ["class", "None", 'a"b', "a\nb", "a\\nb", "0", "plain"]
+    for name in names:
+        root.register_buffer(name, torch.ones(()))
+    graph.output([graph.get_attr(name) for name in names])
+    with torch_internals.any_attribute_name():
+        module = fx.GraphModule(root, graph)
+    assert module() == [1] * len(names)
+
+
+def test_modules_register_the_changed_parameter() -> None:
+    with torch_internals.registered_as(lambda x: nn.Parameter(x.detach().to("meta"))):
+        made = nn.Linear(2, 2, bias=False)
+    assert made.weight.is_meta
+    assert made.bias is None
+    assert not nn.Linear(2, 2).weight.is_meta
+
+
+def test_tensors_can_be_exchanged_where_modules_hold_them() -> None:
+    model = nn.Sequential(nn.Linear(2, 2), nn.BatchNorm1d(2))
+    held = [tensor for tensors in torch_internals.own_tensors(model) for tensor in tensors.values()]
+    assert [*map(id, held)] == [
+        id(getattr(part, name)) for part in model for name in (*part._parameters, *part._buffers)
+    ]
+    new = nn.Parameter(torch.zeros(2))
+    for tensors in torch_internals.own_tensors(model[1]):
+        if "weight" in tensors:
+            tensors["weight"] = new
+    assert model[1].weight is new
+    assert dict(model.named_parameters())["1.weight"] is new
+
+
+@pytest.mark.parametrize("device", ["cpu", "meta"])
+def test_views_share_a_storage_and_copies_do_not(device: str) -> None:
+    x = torch.ones(4, 4, device=device)
+    assert torch_internals.storage_id(x) == torch_internals.storage_id(x[1:].t().detach())
+    assert torch_internals.storage_id(x) != torch_internals.storage_id(x.clone())
+
+
+def test_fake_tensors_share_storages_as_real_ones_do() -> None:
+    with FakeTensorMode():
+        x = torch.ones(4)
+        assert torch_internals.storage_id(x) == torch_internals.storage_id(x.view(2, 2))
+        assert torch_internals.storage_id(x) != torch_internals.storage_id(x + 1)
+
+
+def test_an_array_of_numpy_shares_the_storage_of_its_tensor() -> None:
+    x = torch.ones(4)
+    assert torch_internals.storage_id(torch.from_numpy(x.numpy())) == torch_internals.storage_id(x)
+
+
+def test_writes_in_place_are_counted() -> None:
+    x = torch.ones(4)
+    x.add_(1)
+    x[0] = 3
+    assert torch_internals.num_writes(x) == 2
+
+
+def test_operators_have_schemas_that_say_what_they_write() -> None:
+    graph = fx.Graph()
+    x = graph.placeholder("x")
+    node = graph.call_function(torch.ops.aten.add_.Tensor, (x, 1))
+    schema = torch_internals.schema_of(node)
+    assert schema.name == "aten::add_"
+    assert [a.name for a in schema.arguments if a.alias_info and a.alias_info.is_write] == ["self"]
+    assert torch_internals.schema_of(graph.call_function(len, (x,))) is None
+
+
+def test_each_allocation_is_told_in_its_turn() -> None:
+    returned, sizes = torch_internals.allocations_of(lambda: (torch.ones(1000) + 1) * 2)
+    assert torch.equal(returned, torch.full((1000,), 4.0))
+    assert [size for size in sizes if abs(size) == 4000] == [4000, 4000, -4000, 4000, -4000]
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("torch._subclasses.fake_tensor", "failed while attempting to run meta for add"),
+        ("torch.fx.experimental.symbolic_shapes", "Unable to find user code corresponding to {u0}"),
+    ],
+)
+def test_only_known_log_messages_are_silenced(
+    name: str, message: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    kept = list[str]()
+    logger = logging.getLogger(name)
+    handler = logging.Handler()
+    monkeypatch.setattr(handler, "emit", lambda record: kept.append(record.getMessage()))
+    logger.addHandler(handler)
+    try:
+        with torch_internals.quiet_tracing():
+            logger.warning(message)
+            logger.warning("another message")
+        logger.warning(message)
+    finally:
+        logger.removeHandler(handler)
+    assert kept == ["another message", message]
+
+
+def test_only_known_warnings_are_silenced() -> None:
+    known = (
+        "The tensor attributes self.model.rnn._flat_weights[0], self.model.rnn._flat_weights[12] "
+        "were assigned during export. Such attributes must be registered as buffers"
+    )
+    others = [
+        known.replace("self.model.rnn._flat_weights[12]", "self.model.memory"),
+        "The tensor attribute self.model.memory was assigned during export. Such",
+        "my own warning",
+    ]
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        with torch_internals.quiet_tracing():
+            for message in (known, *others):
+                warnings.warn(message, stacklevel=1)
+    assert [str(warning.message) for warning in caught] == others
