@@ -7,14 +7,14 @@ from pathlib import Path
 
 import torch
 
-from skyfx.devices.host_resources import cores, free_bytes
+from skyfx.devices.host_resources import cores, device_type, free_bytes
 from skyfx.runtime.device import LocalDevice
 from skyfx.runtime.memory.malloc import keep_freed
 from skyfx.solver.core import cluster, files
 from skyfx.solver.core.field_checks import memory_size
 from skyfx.solver.errors import PlanError
 
-__all__: list[str] = ["Device", "DeviceList", "given_cluster", "gpu_type", "resolve"]
+__all__: list[str] = ["Device", "DeviceList", "given_cluster", "resolve"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,7 +100,7 @@ def _cluster(wanted: Sequence[Device], found: Sequence[torch.device]) -> cluster
         devices=tuple(
             cluster.Device(
                 name=name,
-                type="cpu" if here.type == "cpu" else gpu_type(here),
+                type=device_type(here),
                 memory_bytes=_memory(i, device, here),
                 slowdown=device.slowdown,
             )
@@ -109,13 +109,6 @@ def _cluster(wanted: Sequence[Device], found: Sequence[torch.device]) -> cluster
     )
     resolved.check()
     return resolved
-
-
-def gpu_type(device: torch.device) -> str:
-    """What times on a GPU are keyed by: its model, since unlike GPUs take unlike times."""
-    if device.type == "cuda":
-        return torch.cuda.get_device_name(device).lower().replace(" ", "-")
-    return device.type
 
 
 def _names(found: Sequence[torch.device]) -> list[str]:

@@ -14,8 +14,7 @@ from pathlib import Path
 import msgspec
 import torch
 
-from skyfx.devices.host_resources import processor
-from skyfx.devices.resolve import gpu_type
+from skyfx.devices.host_resources import hardware_model
 from skyfx.measurement.call_cost import CallCost
 from skyfx.runtime.device import LocalDevice
 from skyfx.solver.core.files import replacing, require_folder
@@ -37,7 +36,7 @@ class CostCache:
         self._costs: dict[str, CallCost] = {}
         self._lasting: dict[str, CallCost] = {}
         self._what = (
-            processor() if place.device.type == "cpu" else gpu_type(place.device),
+            hardware_model(place.device),
             str(place.num_threads),
             torch.__version__,
             "training" if training else "inference",
