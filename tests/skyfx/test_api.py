@@ -18,7 +18,7 @@ from skyfx.devices.resolve import resolve
 from skyfx.orchestration.assembly import is_tight
 from skyfx.runtime.execution.microbatch import Batch
 from skyfx.solver import Assumptions, Cluster, Device, solve
-from skyfx.solver.analysis.plan_sources import sources
+from skyfx.solver.analysis.plan_sources import read_with_inputs
 from skyfx.solver.analysis.validation import validate
 from skyfx.solver.core import files
 from skyfx.solver.core.plan import Plan
@@ -264,6 +264,6 @@ def test_what_a_plan_was_made_from_can_be_kept(tmp_path: Path) -> None:
         f"{plan.graph.name}.{kind}.json" for kind in ("cluster", "graph", "plan")
     ]
     path = tmp_path / "kept" / f"{plan.graph.name}.plan.json"
-    assert files.read(path, Plan) == plan
-    graph, cluster = sources(path, plan)
+    kept, graph, cluster = read_with_inputs(path)
+    assert kept == plan
     assert validate(graph, cluster, plan) == ()

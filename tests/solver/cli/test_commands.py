@@ -63,7 +63,7 @@ def test_verbose_says_what_each_method_did(skyfx: Run) -> None:
 def test_a_plan_without_a_place_is_refused(skyfx_process: Run) -> None:
     done = skyfx_process(*SOLVE)
     assert done.returncode == 2
-    assert done.stderr.startswith("skyfx: error: nowhere to put the plan: give -o PLAN, or --json")
+    assert done.stderr.startswith("skyfx: error: no output for the plan: give -o PLAN, or --json")
 
 
 def test_an_existing_file_is_refused_before_solving(skyfx: Run, folder: Path) -> None:
