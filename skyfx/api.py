@@ -12,7 +12,7 @@ from skyfx.measurement.cost_cache import check_cache_folder
 from skyfx.measurement.measure import Progress, measure
 from skyfx.orchestration.argument_checks import check_files, check_patterns, check_search
 from skyfx.orchestration.assembly import assemble
-from skyfx.orchestration.environment import site_of
+from skyfx.orchestration.environment import environment_of
 from skyfx.orchestration.plan_resolution import (
     PlanSource,
     capture_microbatch,
@@ -85,7 +85,7 @@ def partition(
             one for this model.
         InfeasibleError: the model does not fit the devices (`NoPlanError`: none found in time).
     """
-    environment = site_of(devices)
+    environment = environment_of(devices)
     check_files(weights, keep)
     batch = example_batch(model, example_inputs)
     if plan is not None:
@@ -106,7 +106,7 @@ def partition(
     check_search(assumptions, names, strategy=strategy, gap=gap, time_limit_s=time_limit_s)
     captured = capture_microbatch(model, batch, mode, num_microbatches)
     check_patterns(assumptions.pins, captured)
-    graph, cluster = environment.measured(captured, progress)
+    graph, cluster = environment.measure(captured, progress)
     source = PlanSource.of(
         graph, batch, assumptions, strategy=strategy, gap=gap, time_limit_s=time_limit_s
     )
@@ -117,8 +117,10 @@ def partition(
             keep_documents(graph, cluster, found, Path(keep))
         return found
 
-    rebalance = Rebalancing(model, environment, captured, graph, cluster, source.replan)
-    return assemble(model, environment.agreed(planned), captured, environment, weights, rebalance)
+    rebalancer = Rebalancing(model, environment, captured, source, cluster)
+    return assemble(
+        model, environment.plan_together(planned), captured, environment, weights, rebalancer
+    )
 
 
 def capture_and_measure(

@@ -27,7 +27,7 @@ from skyfx.solver.methods.heuristics.annealing import Assessed, Cooling, anneal
 from skyfx.solver.methods.limits import TimeUpError
 from skyfx.solver.methods.method import Candidate, MethodUpdate, SearchState
 from skyfx.solver.problem.coarsening import MAX_UNITS
-from skyfx.solver.problem.interval_tables import line, move
+from skyfx.solver.problem.interval_tables import interval_tables, move
 from skyfx.solver.problem.linear_extensions import depth_first_extension
 from skyfx.solver.problem.problem import Problem, UnitPlacement
 from skyfx.solver.problem.tolerances import BOUND_SAFETY
@@ -51,7 +51,7 @@ class OrderSplitter:
 
     def __init__(self, problem: Problem) -> None:
         self.problem, self.order = problem, depth_first_extension(problem)
-        of = line(problem, self.order)
+        of = interval_tables(problem, self.order)
         self.of = of._replace(limit=of.limit - problem.peak_bytes.max())
         self._full = problem.assumptions.overlap == "full"
 
