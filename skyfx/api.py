@@ -78,7 +78,8 @@ def partition(
     Raises:
         CaptureError: the model cannot be captured.
         PlanError: a device is not on this machine, or the plan is not one for this model.
-        InfeasibleError: the model does not fit the devices (`NoPlanError`: none found in time).
+        InfeasibleError: the model does not fit the devices (`NoPlanError`: no plan was found
+            in time, or none within its memory peaks).
     """
     environment = environment_of(devices)
     batch = example_batch(model, example_inputs)
@@ -98,9 +99,7 @@ def partition(
     assumptions.check()
     captured = capture_microbatch(model, batch, mode, num_microbatches)
     graph, cluster = environment.measure(captured, progress)
-    source = PlanSource.of(
-        graph, batch, assumptions, strategy=strategy, gap=gap, time_limit_s=time_limit_s
-    )
+    source = PlanSource(graph, batch, assumptions, strategy, gap, time_limit_s)
 
     def planned() -> Plan:
         found = source.replan(cluster)
