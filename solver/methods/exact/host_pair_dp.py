@@ -23,6 +23,7 @@ from functools import cached_property
 import numpy as np
 from numpy.typing import NDArray
 
+from skyfx.solver.costs.moves import send_s
 from skyfx.solver.methods.ideals.device_states import States
 from skyfx.solver.methods.ideals.order_ideals import Ideals
 from skyfx.solver.methods.limits import Limits
@@ -136,13 +137,8 @@ class Stages:
     def moving_s(self, group: int) -> tuple[Floats, Floats]:
         """Seconds of sending and of receiving."""
         device = self.states.groups[group][0]
-        out_latency, out_per_byte = self.problem.host_wire(device, to_host=True)
-        in_latency, in_per_byte = self.problem.host_wire(device, to_host=False)
-        writes, written, reads, read = self.moves
-        return (
-            out_latency * writes + out_per_byte * written,
-            in_latency * reads + in_per_byte * read,
-        )
+        to_host, from_host = (self.problem.host_wire(device, to_host=way) for way in (True, False))
+        return send_s(to_host, *self.moves[:2]), send_s(from_host, *self.moves[2:])
 
     def fit(self, group: int, position: int) -> NDArray[np.bool_]:
         """Whether each stage fits the memory of a group's device at a position from the end."""

@@ -15,6 +15,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numba import njit
 
+from skyfx.solver.costs.moves import send_s
 from skyfx.solver.methods.ideals.bitset_kernels import has, within
 
 __all__: list[str] = ["Boundaries", "Devices", "crossing", "reach"]
@@ -183,8 +184,8 @@ def _stage(x: int, y: int, rules: Any, bounds: Any, devices: Any, tables: Any) -
 @njit(cache=True, inline="always")
 def _busy(compute: float, moved: Any, wire: Any, full: bool) -> float:
     """Seconds of a stage that writes and reads so much."""
-    write = wire[0] * moved[0] + wire[1] * moved[1]
-    read = wire[2] * moved[2] + wire[3] * moved[3]
+    write = send_s((wire[0], wire[1]), moved[0], moved[1])
+    read = send_s((wire[2], wire[3]), moved[2], moved[3])
     return float(max(compute, write, read) if full else compute + write + read)
 
 

@@ -23,6 +23,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from skyfx.solver.costs.moves import move_s, send_s
 from skyfx.solver.methods.bisection import INTERVALS, Bisection
 from skyfx.solver.methods.method import MethodUpdate, SearchState
 from skyfx.solver.problem.coarsening import thin_cuts
@@ -129,7 +130,7 @@ class _Table:
     def __init__(self, problem: Problem) -> None:
         self._problem = problem
         self._full = problem.assumptions.overlap == "full"
-        self._forward, self._backward, self._any, self._any_back = live_values(problem)
+        self._crossing = live_values(problem)
         self._cuts = thin_cuts(problem, range(problem.num_units), MAX_CUTS - 1)
         self._later = np.tri(len(self._cuts), dtype=bool).T  # j >= i; an empty stage only relays
         self._relay = problem.assumptions.communication == "relay"
@@ -203,12 +204,10 @@ class _Table:
         compute[self._sums(~runs) > 0] = np.inf
         if host is None:
             return compute
-        writes, written, reads, read = host
-        out_latency, out_per_byte = self._problem.host_wire(device, to_host=True)
-        in_latency, in_per_byte = self._problem.host_wire(device, to_host=False)
-        send = out_latency * writes + out_per_byte * written
-        receive = in_latency * reads + in_per_byte * read
-        return self._add(self._add(compute, send), receive)
+        for way, moved in ((True, host[:2]), (False, host[2:])):
+            wire = self._problem.host_wire(device, to_host=way)
+            compute = self._add(compute, send_s(wire, *moved))
+        return compute
 
     def _stage_memory(self, position: int) -> Floats:
         problem = self._problem
@@ -229,11 +228,8 @@ class _Table:
         """Seconds `(num_cuts,)` to move what is alive at each cut, and its gradients back."""
         if not self._relay:
             return np.zeros(len(self._cuts))
-        latency, per_byte = self._problem.wire(source, target)
-        back_latency, back_per_byte = self._problem.wire(target, source)
-        move = latency * self._any + per_byte * self._forward
-        move += back_latency * self._any_back + back_per_byte * self._backward
-        return np.asarray(move[self._cuts])
+        there, back = self._problem.wire(source, target), self._problem.wire(target, source)
+        return np.asarray(move_s(there, back, self._crossing)[self._cuts])
 
 
 def _host_counts(problem: Problem, cuts: list[int]) -> tuple[Floats, ...]:
