@@ -1,9 +1,9 @@
 """The exact method in `relay` for graphs of many ideals, for throughput: all ideals, in levels.
 
-`lattice.py` keeps several labels a cell, for units put aside and for memory. Where all ideals can
-be listed and memory does not bind one number a cell is enough (`levels.py`), so that a branching
-graph keeps its hundred thousands of ideals and nothing is put aside. Where memory does bind, what
-is proven without it holds as well, and a plan may happen to fit. Bisection on T.
+`label_dp` keeps several labels per cell, for relaxed units and for memory. Where all ideals can be
+listed and memory does not bind, one number per cell is enough (`level_kernel`). So a branching
+graph keeps its hundred thousands of ideals, and no unit is relaxed. Where memory does bind, a bound
+proven without memory holds as well, and a plan may happen to fit. Bisection on T.
 """
 
 import math
@@ -50,7 +50,7 @@ def level_dp(task: SearchState) -> Iterator[MethodUpdate]:
 
 
 def large_level_dp(task: SearchState) -> Iterator[MethodUpdate]:
-    """The same with many ideals; `lattice` is quicker where little has to be put aside."""
+    """As `level_dp`, with many ideals; `label_dp` is faster where few units have to be relaxed."""
     yield from _within(task, MAX_CELLS)
 
 
@@ -72,7 +72,7 @@ def _within(task: SearchState, most_cells: int) -> Iterator[MethodUpdate]:
 
 
 def _halve(task: SearchState, tables: "LevelTables", remark: str) -> Iterator[MethodUpdate]:
-    """Halve the interval between what is proven impossible and what is possible."""
+    """Bisect on T between the proven bound and the best plan."""
     search = Bisection(task.bound.value, task.bottleneck_s, LEVELS)
     for bottleneck in search:
         stages = tables.plan(bottleneck)
@@ -96,7 +96,7 @@ class LevelTables:
     limits: Limits
     ideals: BitIdeals
     levels: list[tuple[Any, Any]]
-    """All ideals by size, and what they can take next, as bits."""
+    """All ideals by size, and the units that each can take next, as bits."""
 
     def plan(self, bottleneck: float) -> UnitPlacement | None:
         """A plan with no stage above `bottleneck`, or None: then there is none."""
