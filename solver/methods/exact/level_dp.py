@@ -101,7 +101,7 @@ class LevelTables:
     def plan(self, bottleneck: float) -> UnitPlacement | None:
         """A plan with no stage above `bottleneck`, or None: then there is none."""
         costs = self._costs(bottleneck / BOUND_SAFETY)
-        levels, num = self._levels, len(self.states.all)
+        levels, num = self.by_size, len(self.states.all)
         how: list[Any] = []
         above = np.full((1, num), np.inf)
         for depth in range(len(levels) - 1, -1, -1):
@@ -129,7 +129,7 @@ class LevelTables:
                 states.append(s)
                 chain.append((depth, x))
             else:
-                larger = self._levels[depth].covers
+                larger = self.by_size[depth].covers
                 x = int(larger.target[larger.first[x] + way])
                 depth += 1
         chain.append((depth, x))
@@ -145,7 +145,7 @@ class LevelTables:
         )
 
     def _move_s(self, g: int, h: int, depth: int, x: int) -> float:
-        wires, crossing = self.states.wires, self._levels[depth].crossing
+        wires, crossing = self.states.wires, self.by_size[depth].crossing
         return float(move_s(wires[:, g, h], wires[:, h, g], Crossing(*(at[x] for at in crossing))))
 
     @property
@@ -153,7 +153,7 @@ class LevelTables:
         return self.problem.assumptions.overlap == "full"
 
     @cached_property
-    def _levels(self) -> list[Level]:
+    def by_size(self) -> list[Level]:
         """The ideals of each size."""
         found, weight = [], self._weight
         following = [*self.levels[1:], self.levels[0]]
