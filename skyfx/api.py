@@ -10,7 +10,7 @@ from torch import nn
 from skyfx.devices.resolve import DeviceList
 from skyfx.measurement.measure import Progress, measure
 from skyfx.orchestration.assembly import assemble
-from skyfx.orchestration.environment import site_of
+from skyfx.orchestration.environment import environment_of
 from skyfx.orchestration.plan_resolution import (
     PlanSource,
     capture_microbatch,
@@ -19,12 +19,11 @@ from skyfx.orchestration.plan_resolution import (
 )
 from skyfx.orchestration.rebalancing import Rebalancing
 from skyfx.runtime.device import LocalDevice
-from skyfx.runtime.execution.microbatch import Batch
 from skyfx.runtime.pipeline import Pipeline
 from skyfx.solver.core.field_checks import one_of
 from skyfx.solver.core.graph import Graph
 from skyfx.solver.core.plan import Assumptions, Mode, Objective, Plan, Schedule, Strategy
-from skyfx.tracing.capture import dummy_inputs
+from skyfx.tracing.capture import example_batch
 
 __all__: list[str] = ["capture_and_measure", "partition"]
 
@@ -81,8 +80,8 @@ def partition(
         PlanError: a device is not on this machine, or the plan is not one for this model.
         InfeasibleError: the model does not fit the devices (`NoPlanError`: none found in time).
     """
-    environment = site_of(devices)
-    batch = Batch.of(dummy_inputs(model, example_inputs))
+    environment = environment_of(devices)
+    batch = example_batch(model, example_inputs)
     if plan is not None:
         found, captured = given_plan(plan, model, batch, environment.cluster)
         return assemble(model, found, captured, environment, weights)
@@ -98,7 +97,7 @@ def partition(
     )
     assumptions.check()
     captured = capture_microbatch(model, batch, mode, num_microbatches)
-    graph, cluster = environment.measured(captured, progress)
+    graph, cluster = environment.measure(captured, progress)
     source = PlanSource.of(
         graph, batch, assumptions, strategy=strategy, gap=gap, time_limit_s=time_limit_s
     )
@@ -109,8 +108,10 @@ def partition(
             keep_documents(graph, cluster, found, Path(keep))
         return found
 
-    rebalance = Rebalancing(model, environment, captured, graph, cluster, source.replan)
-    return assemble(model, environment.agreed(planned), captured, environment, weights, rebalance)
+    rebalancer = Rebalancing(model, environment, captured, source, cluster)
+    return assemble(
+        model, environment.plan_together(planned), captured, environment, weights, rebalancer
+    )
 
 
 def capture_and_measure(
@@ -123,7 +124,7 @@ def capture_and_measure(
     progress: Progress | None = None,
 ) -> Graph:
     """The first half of `partition`, for planning offline: the measured graph."""
-    batch = Batch.of(dummy_inputs(model, example_inputs))
+    batch = example_batch(model, example_inputs)
     return measure(
         capture_microbatch(model, batch, mode, num_microbatches), places, progress=progress
     )

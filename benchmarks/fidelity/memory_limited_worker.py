@@ -23,7 +23,6 @@ from skyfx.runtime.pipeline import Pipeline
 from skyfx.solver import Cluster, Graph, Plan, solve
 from skyfx.solver.core import files
 from skyfx.solver.errors import InfeasibleError, NoPlanError
-from skyfx.solver.planning.peak_repair import solve_within
 from skyfx.solver.refinement.peak_annealing import RESERVE
 
 STEPS = 3
@@ -69,9 +68,8 @@ def _planned(setting: Setting, share: float) -> dict[str, Any]:
     search = partial(solve, gap=0.01, time_limit_s=15)
     limit = share * _peak(search(setting.graph, setting.cluster, setting.assumptions).plan)
     try:
-        plan = solve_within(
-            setting.graph, _limited(setting.cluster, limit), setting.assumptions, search
-        ).plan
+        limited = _limited(setting.cluster, limit)
+        plan = search(setting.graph, limited, setting.assumptions).plan
     except (InfeasibleError, NoPlanError):
         return {"plan": None, "limit": limit}
     found = {

@@ -16,7 +16,7 @@ HEAD = (
 
 TEXT = """# What is predicted, and what comes true
 
-Predicted from measured operators, stretches of the model and links; run as a pipeline over four
+Predicted from measured operators, calibration segments and links; run as a pipeline over four
 processes on unlike hosts, emulated on one machine: network namespaces with shaped links, shares of
 a core by the kernel's bandwidth control (`benchmarks/common/emulated_hosts.py`). 6 micro-batches of
 16 samples, 1F1B, transfers overlapping computation, AdamW. The step is simulated action by action,

@@ -1,7 +1,7 @@
 """One host of a cluster: measures, plans and runs with the others; the first writes what came out.
 
 What prepares a run (imports, captures, prices of single operators, from a cache) has whole cores;
-what is measured (links, stretches of the model, steps) has the host's share of one.
+what is measured (links, calibration segments, steps) has the host's share of one.
 """
 
 import copy
@@ -24,12 +24,12 @@ from benchmarks.fidelity.heap_usage import measured_peak
 from benchmarks.fidelity.models import CASES, Case
 from skyfx.devices.cluster_probe import probed
 from skyfx.devices.inventory import DeviceInventory
-from skyfx.measurement.distributed import measured_together
+from skyfx.measurement.distributed import measure_distributed
 from skyfx.measurement.measure import price
 from skyfx.runtime.execution.microbatch import Batch
 from skyfx.solver import Assumptions, Cluster, Graph, Plan, evaluate, solve
 from skyfx.solver.core import files
-from skyfx.solver.costs.cost_model import live_microbatches
+from skyfx.solver.costs.cost_model import in_flight_at
 from skyfx.solver.costs.peak_memory import peak_bytes
 from skyfx.solver.costs.simulator import simulate
 from skyfx.tracing.capture import Capture, capture
@@ -86,10 +86,10 @@ def measured_in_quotas(
 ) -> tuple[Graph, Cluster]:
     """The graph, and the cluster with this model's slowdowns; single operators on whole cores."""
     if hosts.group.rank == 0:  # into the cache
-        price(captured, next(iter(hosts.places.values())), lambda *_: None)
+        price(captured, next(iter(hosts.local.values())), lambda *_: None)
     hosts.group.sum(torch.zeros(1))
     enter_quota()
-    found = measured_together(captured, hosts, cluster)
+    found = measure_distributed(captured, hosts, cluster)
     leave_quota()
     return found
 
@@ -177,7 +177,7 @@ def run(setting: Setting, plan: Plan, case: Case) -> dict[str, Any]:
         for device, before, *found in zip(setting.hosts.devices, setting.pace, *paces, strict=True)
     }
     told = setting.hosts.group.all_gather(json.dumps(memory).encode())
-    ranks = [setting.hosts.rank_of[stage.device] for stage in plan.stages]
+    ranks = [setting.hosts.owner_rank[stage.device] for stage in plan.stages]
     peaks: list[float] = [json.loads(told[rank]) for rank in ranks]
     peaks[0] += _kept_inputs_bytes(setting, len(ranks))
     return {
@@ -202,7 +202,7 @@ def run(setting: Setting, plan: Plan, case: Case) -> dict[str, Any]:
 
 def _kept_inputs_bytes(setting: Setting, num_stages: int) -> float:
     """What the first stage keeps of the batch, which was there before the step."""
-    live = live_microbatches(setting.assumptions, num_stages)
+    live = in_flight_at(setting.assumptions, num_stages)
     return live * sum(node.output_bytes for node in setting.graph.nodes if node.is_input)
 
 

@@ -1,7 +1,7 @@
 """One host of the comparison: measures, plans and trains with the others, cluster after cluster.
 
 What prepares a run (imports, captures, prices of single operators, plans) has whole cores; what is
-measured (links, stretches of the model, steps) has the host's share of one.
+measured (links, calibration segments, steps) has the host's share of one.
 """
 
 import gc
@@ -11,7 +11,6 @@ import sys
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -35,7 +34,6 @@ from skyfx.solver.core.plan import Schedule
 from skyfx.solver.costs.cost_model import evaluate
 from skyfx.solver.costs.peak_memory import peak_bytes
 from skyfx.solver.costs.simulator import simulate
-from skyfx.solver.planning.peak_repair import solve_within
 from skyfx.tracing.capture import Capture, capture
 
 __all__: list[str] = ["Phases", "cores"]
@@ -192,9 +190,8 @@ def _plans(hosts: DeviceInventory, graph: Graph, free: Cluster, limited: Cluster
     """The same in all processes; the plans that one would make by hand know of no limits."""
 
     def make() -> dict[str, Any]:
-        search = partial(solve, gap=GAP, time_limit_s=PLANNING_S)
         asked = replace(ASSUMED, schedule=SCHEDULE)
-        best = solve_within(graph, limited, asked, search).plan
+        best = solve(graph, limited, asked, gap=GAP, time_limit_s=PLANNING_S).plan
         even = solve(graph, free, ASSUMED, strategy="even").plan
         placement = [(stage.device, stage.nodes) for stage in best.stages]
         return {

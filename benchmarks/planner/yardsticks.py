@@ -177,6 +177,7 @@ def compare(problem: Problem) -> tuple[float, Row, Row]:
         problem.assumptions,
         gap=GAP,
         time_limit_s=TIME_LIMIT_S,
+        enforce_peaks=False,
     ).plan
     parts = [_first(problem, count) for count in range(1, problem.num_devices + 1)]
     everywhere: Row = []

@@ -16,13 +16,13 @@ from benchmarks.common.documents import when_and_where
 from benchmarks.schedules.cases import Case, captured, four, unequal
 from benchmarks.schedules.makespan_bound import lowest_s
 from skyfx.solver import Assumptions, solve
-from skyfx.solver.core.schedule import live_counts, orders
-from skyfx.solver.costs.action_times import Pace
+from skyfx.solver.core.schedule import in_flight_counts, orders
+from skyfx.solver.costs.action_times import ActionTimes
 from skyfx.solver.costs.peak_memory import peak_bytes
 from skyfx.solver.costs.simulator import run_schedule
 from skyfx.solver.problem.problem import Problem
 from skyfx.solver.refinement.in_flight import Fits, Generated, generate
-from skyfx.solver.refinement.memory_headroom import Room
+from skyfx.solver.refinement.memory_headroom import MemoryHeadroom
 
 RESULT = Path(__file__).parents[2] / "docs" / "schedules.md"
 CASES = 60
@@ -35,7 +35,7 @@ PLANNED = ("model", "links", "stages", "unequal", "1f1b s", "generated", "interl
 
 def made(case: Case, fits: Fits) -> Generated:
     """The schedule of a case."""
-    pace = Pace.of(case.graph, case.cluster, case.placement, case.assumptions)
+    pace = ActionTimes.of(case.graph, case.cluster, case.placement, case.assumptions)
     return generate(pace, case.assumptions.microbatches, fits)
 
 
@@ -44,29 +44,29 @@ def within_limits(case: Case) -> Fits:
     problem = Problem(case.graph, case.cluster, case.assumptions)
     peaks = peak_bytes(case.graph, case.cluster, case.placement, case.assumptions)
     names = [device.name for device in case.cluster.devices]
-    return Room(problem, case.placement, dict(zip(names, peaks, strict=True))).fits
+    return MemoryHeadroom(problem, case.placement, dict(zip(names, peaks, strict=True))).fits
 
 
 def no_more_in_all(case: Case) -> Fits:
     """Whether no more micro-batches are live on all stages together than under 1F1B."""
-    usual = sum(live_counts("1f1b", len(case.graph.nodes), case.assumptions.microbatches))
+    usual = sum(in_flight_counts("1f1b", len(case.graph.nodes), case.assumptions.microbatches))
     return lambda live, _: sum(live) <= usual
 
 
 def gpipe(case: Case) -> Generated:
     """What GPipe takes beside 1F1B, as if it were made."""
-    pace = Pace.of(case.graph, case.cluster, case.placement, case.assumptions)
+    pace = ActionTimes.of(case.graph, case.cluster, case.placement, case.assumptions)
     m, num = case.assumptions.microbatches, len(pace.devices)
     found = [
-        run_schedule(pace, orders(live_counts(schedule, num, m), m, pace.devices)).step_s
+        run_schedule(pace, orders(in_flight_counts(schedule, num, m), m, pace.devices)).step_s
         for schedule in ("gpipe", "1f1b")
     ]
-    return Generated(live_counts("gpipe", num, m), *found)
+    return Generated(in_flight_counts("gpipe", num, m), *found)
 
 
 def lowest(case: Case) -> Generated:
     """What no order is faster than, with memory to spare, as if it were one."""
-    pace = Pace.of(case.graph, case.cluster, case.placement, case.assumptions)
+    pace = ActionTimes.of(case.graph, case.cluster, case.placement, case.assumptions)
     return replace(gpipe(case), step_s=lowest_s(pace, case.assumptions.microbatches))
 
 

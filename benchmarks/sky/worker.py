@@ -30,12 +30,10 @@ from skyfx.devices.inventory import DeviceInventory
 from skyfx.runtime.execution.microbatch import Batch
 from skyfx.solver import Assumptions, Cluster, Graph, Plan, evaluate, solve
 from skyfx.solver.core import files
-from skyfx.solver.costs.peak_memory import peak_bytes
-from skyfx.solver.planning.schedule_adaptation import (
-    adapt_schedule,
-    search_assumptions,
-    stages_with,
-)
+from skyfx.solver.methods.bounds.simple_bounds import simple_bound
+from skyfx.solver.methods.method import Candidate
+from skyfx.solver.planning.plan_builder import Provenance, build
+from skyfx.solver.planning.schedule_adaptation import adapt_schedule, search_assumptions
 from skyfx.solver.problem.problem import Problem
 from skyfx.tracing.capture import capture
 
@@ -93,19 +91,22 @@ class WithAdamW:
 
 def even_plan(graph: Graph, cluster: Cluster) -> Plan:
     """As many parts for each worker, as the original allocates."""
-    apart, asked = thirds(graph), search_assumptions(ASKED)
-    placement = even(graph, cluster)
-    cost = evaluate(apart, cluster, placement, asked)
-    peaks = peak_bytes(apart, cluster, placement, asked)
-    plan = solve(apart, cluster, asked, strategy="even").plan
-    plan = replace(
-        plan,
-        stages=stages_with(cluster, placement, cost, peaks, [0] * len(placement)),
-        bottleneck_s=cost.bottleneck_s,
-        step_s=cost.step_s,
-        objective_value=cost.objective_value,
+    apart = thirds(graph)
+    problem = Problem(apart, cluster, ASKED)
+    unit_of, placement = problem.unit_of, even(graph, cluster)
+    numbers = {device.name: d for d, device in enumerate(cluster.devices)}
+    stages = [(numbers[name], sorted({unit_of[v] for v in ids})) for name, ids in placement]
+    usual = search_assumptions(ASKED)
+    candidate = Candidate(stages, evaluate(apart, cluster, placement, usual), "even")
+    solved = solve(apart, cluster, usual, strategy="even").plan
+    provenance = Provenance(
+        graph=solved.graph,
+        cluster=solved.cluster,
+        alternatives=solved.alternatives,
+        strategy="even",
     )
-    return adapt_schedule(plan, Problem(apart, cluster, ASKED))
+    scheduled = adapt_schedule(problem, candidate, "even", enforce_peaks=False)
+    return build(problem, scheduled, simple_bound(problem), provenance)
 
 
 def plans(graph: Graph, cluster: Cluster) -> tuple[dict[str, Plan], dict[str, float]]:

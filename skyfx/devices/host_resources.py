@@ -10,7 +10,7 @@ from pathlib import Path
 import psutil
 import torch
 
-__all__: list[str] = ["available_bytes", "cores", "free_bytes", "processor"]
+__all__: list[str] = ["available_bytes", "cores", "free_bytes", "has_quota", "processor"]
 
 CGROUPS = Path("/sys/fs/cgroup")
 OWN = Path("/proc/self/cgroup")
@@ -27,6 +27,11 @@ def cores() -> float:
         if len(words) == 2 and words[0].isdigit():
             quotas.append(int(words[0]) / int(words[1]))
     return min(quotas)
+
+
+def has_quota() -> bool:
+    """Whether a quota gives this process less time than the cores that it may run on."""
+    return cores() < len(os.sched_getaffinity(0))
 
 
 def available_bytes() -> float:

@@ -1,13 +1,8 @@
-"""From what operators take alone to what they take in their neighbourhood.
+"""Calibration segments: runs of neighbouring operators, timed together as a stage would run them.
 
-Next to each other they share caches, allocator and dispatch. So some stretches of the graph are
-run as stages, short ones and long ones, and three numbers are fitted to what they take:
-
-    factor * (what their operators take alone) + overhead * (how many they are) + (what a call does)
-
-The planner knows no costs of a call: operators bear it in proportion, as they would in the longest
-stretch, which is the most like a stage. Each stretch is also predicted from the fit to all others,
-which is how good the prediction is.
+Operators next to each other share caches, allocator and dispatch, so their times alone do not add
+up to the time of a stage. Short and long segments of the graph are timed, and `calibration_fit`
+derives from them what an operator takes among its neighbours.
 """
 
 import itertools
@@ -15,17 +10,17 @@ import logging
 import math
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, replace
-from statistics import median
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor, fx, nn
 
-from skyfx.devices.host_resources import free_bytes
+from skyfx.devices.host_resources import free_bytes, has_quota
+from skyfx.measurement.calibration_fit import Segment
 from skyfx.measurement.operator_costs import OperatorCosts, has_values, tensors_read
+from skyfx.measurement.timing import LONG_RUNS, MIN_RUNS, repeat
 from skyfx.partitioning.stage_builder import stage
 from skyfx.passes.planner_graph import num_bytes
 from skyfx.passes.synthetic_inputs import sample
@@ -33,119 +28,63 @@ from skyfx.runtime.device import LocalDevice
 from skyfx.runtime.execution.stage import Stage
 from skyfx.runtime.rng import generator_lending
 from skyfx.runtime.transport.local import Gradients
-from skyfx.solver.core.graph import LinearFit
 from skyfx.tracing.capture import Capture
 from skyfx.tracing.leaf_calls import leaf_of
 from skyfx.tracing.node_names import is_operator
 
-__all__: list[str] = ["Timed", "fit", "timed_regions"]
+__all__: list[str] = ["timed_segments"]
 
-REGIONS = 12
+SEGMENTS = 12
 LONGEST_S, RANGE = 0.1, 8
-"""Forward seconds of the longest stretch, as far as the graph has them; how much shorter the
-shortest is."""
+"""Forward seconds of the longest segment, if the graph has them; it is RANGE times as long as the
+shortest."""
 
 MOST_BYTES, SHARE = 2**28, 8
-"""Parameters that a stretch may have where they have to be made up, and of the device's memory."""
+"""Bytes of parameters that are made up for a segment: at most MOST_BYTES, and one SHARE-th of the
+device's free memory."""
 
-LONG_RUN_S, LONG_RUNS, TINY_S = 0.1, 3, 1e-6
+BLOCK_S, QUOTA_S, MOST_S = 0.01, 0.1, 0.3
+"""Seconds of a block of micro-batches, QUOTA_S under a quota of CPU time; of all blocks at most
+MOST_S, if their median is not settled before. A container with a quota runs at full speed for some
+milliseconds of each 0.1 s and then not at all: only a block of that length shows its speed."""
 
-LIVE = 3
-"""Micro-batches of which a stretch keeps something when a backward begins."""
-
-DISPATCH_S = 5e-5
-"""The most that dispatch and cold caches can add to an operator, where the factor is 1. Stretches
-of few and large operators would else have it pay for what they are slower for another reason."""
-
-ROUNDS, TINY = 30, 1e-4
+IN_FLIGHT, TINY_S = 3, 1e-6
+"""Micro-batches whose saved tensors a segment keeps when a backward begins."""
 
 logger = logging.getLogger(__name__)
 
 
-@dataclass(frozen=True, slots=True)
-class Timed:
-    """One stretch in one direction: seconds, those of its operators alone, and their number."""
-
-    seconds: float
-    alone_s: float
-    nodes: int
-
-
-def timed_regions(
+def timed_segments(
     captured: Capture, prices: OperatorCosts, place: LocalDevice, told: Callable[[int, int], None]
-) -> Iterator[tuple[Timed, Timed | None]]:
-    """Time stretches of the graph, forward and, in training, backward."""
+) -> Iterator[tuple[Segment, Segment | None]]:
+    """Time segments of the graph, forward and, in training, backward."""
     made_up = not has_values(captured)
     read = dict(tensors_read(captured))
     most_bytes = min(MOST_BYTES, free_bytes(place.device) / SHARE)
-    parts = list(_stretches(captured, prices, read if made_up else {}, most_bytes))
+    parts = list(_parts(captured, prices, read if made_up else {}, most_bytes))
+    known: dict[tuple[fx.Node, ...], tuple[Segment, Segment | None]] = {}
     for i, part in enumerate(parts):
         told(i, len(parts))
+        key = tuple(part)  # a small graph gives the same segment several times
         try:
-            yield _timed(captured, prices, place, part, made_up=made_up)
+            if key not in known:
+                known[key] = _timed(captured, prices, place, part, made_up=made_up)
+            yield known[key]
         except (RuntimeError, IndexError, ValueError) as error:
-            # Such as one that writes in place to what lies outside of it, or reads other values.
-            logger.info("a stretch from %s cannot be run alone: %s", captured.ids[part[0]], error)
+            # For example: it writes in place to a tensor from outside, or reads other values.
+            logger.info("a segment from %s cannot be run alone: %s", captured.ids[part[0]], error)
 
 
-def fit(regions: Sequence[Timed]) -> LinearFit | None:
-    """Fit the three numbers; None where too few stretches were timed to tell."""
-    regions = [region for region in regions if region.seconds > 0]
-    if len(regions) < 4:
-        return None
-    # In these columns "not below zero" means as well: no more overhead than DISPATCH_S allows.
-    rows = np.array([[r.alone_s, r.alone_s + DISPATCH_S * r.nodes, 1.0] for r in regions])
-    seconds = np.array([r.seconds for r in regions])
-    errors = []
-    for k in range(len(regions)):
-        others = np.arange(len(regions)) != k
-        predicted = rows[k] @ _solved(rows[others], seconds[others])
-        errors.append(abs(predicted / seconds[k] - 1))
-    bare, with_dispatch, call_s = _solved(rows, seconds)
-    borne = call_s / max(region.alone_s for region in regions)
-    return LinearFit(
-        factor=float(bare + with_dispatch + borne),
-        overhead_s=float(DISPATCH_S * with_dispatch),
-        regions=len(regions),
-        error=float(np.median(errors)),
-        error_p90=float(np.percentile(errors, 90)),
-    )
-
-
-def _solved(rows: NDArray[Any], seconds: NDArray[Any]) -> NDArray[Any]:
-    """The three numbers, not below zero, of the least sum of relative errors.
-
-    Of the errors themselves and not of their squares: a stretch during which the machine was busy
-    with something else is then not followed. By least squares, weighted anew in each round.
-    """
-    relative, weights = rows / seconds[:, None], np.ones(len(rows))
-    found = np.array([1.0, 0.0, 0.0])
-    for _ in range(ROUNDS):
-        found = _least_squares(relative * weights[:, None], weights)
-        weights = 1 / np.sqrt(np.maximum(np.abs(relative @ found - 1), TINY))
-    return found
-
-
-def _least_squares(a: NDArray[Any], b: NDArray[Any]) -> NDArray[Any]:
-    """The x, not below zero, of the least |a x - b|: with any of its few numbers left out."""
-    columns = range(a.shape[1])
-    tried = [np.zeros(a.shape[1])]
-    for size in range(1, a.shape[1] + 1):
-        for some in map(list, itertools.combinations(columns, size)):
-            x = np.zeros(a.shape[1])
-            x[some] = np.linalg.lstsq(a[:, some], b, rcond=None)[0]
-            tried += [x] * bool((x >= 0).all())
-    return min(tried, key=lambda x: float(np.linalg.norm(a @ x - b)))
-
-
-def _stretches(
+def _parts(
     captured: Capture, prices: OperatorCosts, made_up: dict[fx.Node, Any], most_bytes: float
 ) -> Iterator[list[fx.Node]]:
-    """Stretches of operators, from short to long, their beginnings all over the graph."""
+    """Runs of operators, from short to long, their beginnings spread over the graph."""
     nodes = [node for node in captured.ids if is_operator(node)]
     time_s = np.array([prices.costs[node.name].forward_s for node in nodes])
+    if not time_s.any():
+        return  # no operators
     longest = min(LONGEST_S, float(time_s.sum()))
-    lengths = np.geomspace(longest / RANGE, longest, REGIONS)
+    lengths = np.geomspace(longest / RANGE, longest, SEGMENTS)
     # The golden section spreads the beginnings evenly, however many there are.
     for k, length in enumerate(lengths):
         start = int((k * 0.6180339887498949 % 1) * max(1, len(nodes) - 4))
@@ -166,8 +105,8 @@ def _timed(
     part: list[fx.Node],
     *,
     made_up: bool,
-) -> tuple[Timed, Timed | None]:
-    """Run a stretch as a stage, one micro-batch after the other."""
+) -> tuple[Segment, Segment | None]:
+    """Run a segment as a stage, one micro-batch after the other."""
     inside = set(part)
     read = dict.fromkeys(x for node in part for x in node.all_input_nodes if x not in inside)
     tensors = {
@@ -187,8 +126,8 @@ def _timed(
     forward_s, backward_s = _seconds(alone, values, training=captured.training)
     costs = [prices.costs[node.name] for node in part]
     back = [c.backward_s for c in costs if c.backward_s is not None]
-    forward = Timed(forward_s, sum(c.forward_s for c in costs), len(part))
-    return forward, Timed(backward_s, sum(back), len(back)) if back and backward_s else None
+    forward = Segment(forward_s, sum(c.forward_s for c in costs), len(part))
+    return forward, Segment(backward_s, sum(back), len(back)) if back and backward_s else None
 
 
 def _of_its_own(value: Any, made_on: torch.device | None) -> Any:
@@ -203,31 +142,32 @@ def _of_its_own(value: Any, made_on: torch.device | None) -> Any:
 
 
 def _seconds(alone: Stage, values: Sequence[Tensor], *, training: bool) -> tuple[float, float]:
-    """What a stage takes for a micro-batch, forward and backward, in turns as it would.
+    """Seconds of a stage for a micro-batch, forward and backward.
 
-    Between a forward and its backward come others, whose numbers are in the caches then. After each
-    the stream is waited for, as it is where the next values come from the CPU. Runs take a tenth of
-    a second at least: a container that gets part of a core runs at full speed for some milliseconds
-    and then not at all; only what takes longer than that shows its speed.
+    As in a pipeline, the forwards of other micro-batches run between a forward and its backward,
+    and their numbers are in the caches then. The stream is waited for after each, as it is where
+    the next values come from the CPU.
     """
-    live: deque[tuple[int, Gradients]] = deque()
+    in_flight: deque[tuple[int, Gradients]] = deque()
     numbers = itertools.count()
 
     def turn() -> tuple[float, float]:
         m, began_s = next(numbers), alone.busy_s
-        with generator_lending.drawing(generator_lending.SeededStream(0, m)):
+        with generator_lending.use_source(generator_lending.SeededStream(0, m)):
             sent = alone.forward(m, values, training=training)
         forward_s = alone.busy_s - began_s
         if training:
-            live.append((m, [torch.ones_like(x) if x.requires_grad else None for x in sent]))
-            if len(live) == LIVE:
-                alone.backward(*live.popleft())
+            in_flight.append((m, [torch.ones_like(x) if x.requires_grad else None for x in sent]))
+            if len(in_flight) == IN_FLIGHT:
+                alone.backward(*in_flight.popleft())
         return forward_s, alone.busy_s - began_s - forward_s
 
     def run(turns: int) -> tuple[float, float]:
         forward_s, backward_s = zip(*(turn() for _ in range(turns)), strict=True)
         return sum(forward_s) / turns, sum(backward_s) / turns
 
-    times = math.ceil(LONG_RUN_S / max(sum(run(LIVE)), TINY_S))
-    forward, backward = zip(*(run(times) for _ in range(LONG_RUNS)), strict=True)
-    return median(forward), median(backward)
+    block_s = QUOTA_S if has_quota() else BLOCK_S
+    turn_s = max(sum(run(IN_FLIGHT)), TINY_S)
+    min_runs = MIN_RUNS if max(turn_s, block_s) < MOST_S / MIN_RUNS else LONG_RUNS
+    forward, backward = repeat(lambda: run(math.ceil(block_s / turn_s)), min_runs, MOST_S)
+    return forward.median_s, backward.median_s

@@ -1,7 +1,7 @@
 """Measuring a model on several hosts: each operator once on each type, speeds on every device.
 
 The first process that has a device of a type prices the model's operators there. Every process then
-times stretches of the model on its own devices, which says how much slower each is than the first.
+times calibration segments on its own devices, which says how much slower each is than the first.
 """
 
 from dataclasses import replace
@@ -15,10 +15,10 @@ from skyfx.solver.core.cluster import Cluster
 from skyfx.solver.core.graph import DeviceCalibration, Graph
 from skyfx.tracing.capture import Capture
 
-__all__: list[str] = ["measured_together"]
+__all__: list[str] = ["measure_distributed"]
 
 
-def measured_together(
+def measure_distributed(
     captured: Capture, hosts: DeviceInventory, cluster: Cluster, *, progress: Progress | None = None
 ) -> tuple[Graph, Cluster]:
     """Measure a captured model on all devices of a job; every process calls it.
@@ -29,7 +29,7 @@ def measured_together(
     leaders: dict[str, str] = {}
     for device in hosts.devices:
         leaders.setdefault(device.type, device.name)
-    alone = len(hosts.places) == 1
+    alone = len(hosts.local) == 1
 
     def priced(place: LocalDevice) -> OperatorCosts:
         return run_on(
@@ -40,18 +40,18 @@ def measured_together(
         prices = known[place.type]
         return run_on(
             place,
-            lambda tell: calibrate(captured, place, prices, tell("stretches")),
+            lambda tell: calibrate(captured, place, prices, tell("calibration segments")),
             alone,
             progress,
         )
 
     prices = {
         place.type: priced(place)
-        for place in hosts.places.values()
+        for place in hosts.local.values()
         if leaders[place.type] == place.name
     }
     known = hosts.group.all_gather_dict(prices, dict[str, OperatorCosts])
-    fits = {name: calibrated(place) for name, place in hosts.places.items()}
+    fits = {name: calibrated(place) for name, place in hosts.local.items()}
     fits = hosts.group.all_gather_dict(fits, dict[str, DeviceCalibration])
     found = {kind: TypeMeasurement(known[kind], fits[name]) for kind, name in leaders.items()}
     slower = {

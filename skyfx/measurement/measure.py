@@ -1,7 +1,7 @@
 """From a captured model to the planner's graph: what each node takes on each device type.
 
 Each operator is priced alone, equal ones once; what it takes in its neighbourhood follows from a
-fit to stretches of the graph. Neither depends on how many equal layers the model has.
+fit to calibration segments. Neither depends on how many equal layers the model has.
 """
 
 import threading
@@ -12,14 +12,15 @@ from typing import TypeVar
 
 from torch import fx
 
-from skyfx.measurement.calibration import fit, timed_regions
+from skyfx.measurement.calibration import timed_segments
+from skyfx.measurement.calibration_fit import fit
 from skyfx.measurement.cost_cache import CostCache
 from skyfx.measurement.operator_costs import OperatorCosts, priced
 from skyfx.measurement.saved_tensors import saved_tensor_bytes
 from skyfx.passes.planner_graph import num_bytes, to_planner_graph
 from skyfx.runtime.device import LocalDevice
-from skyfx.runtime.execution.state_guard import undisturbed
 from skyfx.runtime.execution.workers import worker
+from skyfx.runtime.rng.generator_state import preserve_model
 from skyfx.solver.core.graph import DeviceCalibration, Graph, LinearFit, Node
 from skyfx.tracing.capture import Capture
 
@@ -69,7 +70,9 @@ def measure(
 
         def measured(tell: Tell, place: LocalDevice = place) -> TypeMeasurement:
             prices = price(captured, place, tell("operators"))
-            return TypeMeasurement(prices, calibrate(captured, place, prices, tell("stretches")))
+            return TypeMeasurement(
+                prices, calibrate(captured, place, prices, tell("calibration segments"))
+            )
 
         found[place.type] = run_on(place, measured, len(several) == 1, progress)
     return assembled(captured, found)
@@ -89,7 +92,7 @@ def assembled(captured: Capture, found: Mapping[str, TypeMeasurement]) -> Graph:
 def price(captured: Capture, place: LocalDevice, told: Told) -> OperatorCosts:
     """What each node takes alone."""
     with (
-        undisturbed(captured.module),
+        preserve_model(captured.module),
         CostCache.opened(place, training=captured.training) as store,
     ):
         return priced(captured, place, store, told)
@@ -99,13 +102,13 @@ def calibrate(
     captured: Capture, place: LocalDevice, prices: OperatorCosts, told: Told
 ) -> DeviceCalibration:
     """What becomes of these prices in a neighbourhood, on this device."""
-    with undisturbed(captured.module):
-        regions = list(timed_regions(captured, prices, place, told))
+    with preserve_model(captured.module):
+        segments = list(timed_segments(captured, prices, place, told))
     return DeviceCalibration(
         type=place.type,
         spread=median([cost.spread for cost in prices.costs.values()] or [0.0]),
-        forward=fit([forward for forward, _ in regions]),
-        backward=fit([back for _, back in regions if back is not None]),
+        forward=fit([forward for forward, _ in segments]),
+        backward=fit([back for _, back in segments if back is not None]),
     )
 
 

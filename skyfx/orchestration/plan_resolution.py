@@ -3,7 +3,6 @@
 import math
 import os
 from dataclasses import dataclass, replace
-from functools import partial
 from pathlib import Path
 
 from torch import nn
@@ -15,7 +14,6 @@ from skyfx.solver.core.cluster import Cluster
 from skyfx.solver.core.field_checks import positive
 from skyfx.solver.core.graph import Graph
 from skyfx.solver.core.plan import Assumptions, Mode, Plan, Strategy
-from skyfx.solver.planning.peak_repair import solve_within
 from skyfx.solver.planning.planner import solve
 from skyfx.tracing.capture import Capture, capture
 
@@ -57,10 +55,14 @@ class PlanSource:
 
     def replan(self, cluster: Cluster) -> Plan:
         """The plan for these devices."""
-        search = partial(
-            solve, strategy=self.strategy, gap=self.gap, time_limit_s=self.time_limit_s
+        solution = solve(
+            self.graph,
+            cluster,
+            self.assumptions,
+            strategy=self.strategy,
+            gap=self.gap,
+            time_limit_s=self.time_limit_s,
         )
-        solution = solve_within(self.graph, cluster, self.assumptions, search)
         if solution.interrupted:  # Ctrl-C in a script means to stop, not to go on with less
             raise KeyboardInterrupt
         return solution.plan

@@ -73,7 +73,7 @@ def check_plan(plan: Plan, captured: Capture, devices: Sequence[str]) -> None:
                 f"{', '.join(devices)}: give the devices that it was made for, or plan anew"
             )
     if plan.live is not None and (fault := deadlock_reason(plan.live)):
-        raise PlanError(f"the plan's stages would wait for each other: {fault}. Plan anew")
+        raise PlanError(f"the plan's schedule would deadlock: {fault}. Make a new plan")
     graph = to_planner_graph(captured)
     ids, planned = {node.id for node in graph.nodes}, set(plan.stage_of())
     if ids != planned:

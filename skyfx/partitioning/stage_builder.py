@@ -1,13 +1,13 @@
 """From a plan and a capture to the stages of a pipeline.
 
-Each stage gets copies of its nodes, in their order, with the very tensors of the model. What is
-alive at a boundary is relayed through it:
+Each stage gets copies of its nodes, in their order, with the tensors of the model themselves. Every
+value that is alive at a boundary is relayed through it:
 
     receives            stage k                          sends
     x, mask   -->   y = f(x, w)    z = g(y, mask)   -->  z, mask      w: a parameter of the stage
 
-`torch.fx.passes.split_module` would name submodules and parameters anew and pass on only what the
-next stage reads; a plan prices relaying, so the stages relay.
+`torch.fx.passes.split_module` would rename submodules and parameters, and would send values past
+stages that do not read them. A plan prices relaying, so the stages relay.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -44,10 +44,10 @@ def split(
 
     Args:
         captured: the model for the mode and shapes to run.
-        graph: its outline.
+        graph: the planner's graph of it.
         stage_of: the stage of each placed node, from `match`.
-        places: where each stage runs, `(num_stages,)`; None in another process.
-        on_cpu: whether that is on a CPU.
+        places: the device of each stage, `(num_stages,)`; None in another process.
+        on_cpu: whether each stage runs on a CPU, `(num_stages,)`.
     """
     boundaries = _boundaries(captured, graph, stage_of, len(places))
     stages = {}
@@ -68,7 +68,7 @@ def _boundaries(
 ) -> list[list[fx.Node]]:
     """The values at each boundary, `(num_stages + 1,)`: from the model's inputs to its outputs.
 
-    Those in between are the ones that the cost model prices.
+    The values between stages are those that the cost model prices.
     """
     node_of = {name: node for node, name in captured.ids.items()}
     stage_of_id = {captured.ids[node]: stage for node, stage in stage_of.items()}
@@ -86,16 +86,16 @@ def stage(
     sent: Sequence[fx.Node],
     tensors: Mapping[fx.Node, Any] | None = None,
 ) -> Stage:
-    """Some nodes as a stage; its arguments are those of `subgraph`."""
+    """A stage of some nodes; the arguments are those of `subgraph`."""
     return Stage(
-        place=place,
+        local_device=place,
         module=subgraph(
             captured,
             part,
             received,
             sent,
             place.device,
-            called=_drawing(captured),
+            called=_draw_in(captured),
             tensors=tensors,
         ),
         is_random=any(map(is_random, part)),
@@ -109,8 +109,8 @@ def _forms(nodes: Sequence[fx.Node]) -> tuple[TensorSpec, ...]:
     return tuple(TensorSpec.of(value) for value in values if isinstance(value, Tensor))
 
 
-def _drawing(captured: Capture) -> Callable[[fx.Node, tuple[Any, ...]], tuple[Any, Any]]:
-    """What a stage calls for a node: a random operator draws from a stream of its own."""
+def _draw_in(captured: Capture) -> Callable[[fx.Node, tuple[Any, ...]], tuple[Any, Any]]:
+    """Gives the function that a stage calls for a node: random ones draw from their own stream."""
 
     def called(node: fx.Node, args: tuple[Any, ...]) -> tuple[Any, tuple[Any, ...]]:
         if is_random(node):

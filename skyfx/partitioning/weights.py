@@ -8,7 +8,7 @@ The files are safetensors, with the model's own names: one file, or a folder of 
 unpickled.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from os import PathLike
 from pathlib import Path
@@ -16,22 +16,20 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
-from torch import Tensor, fx, nn
+from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
-from skyfx.runtime.device import LocalDevice
 from skyfx.solver.errors import PlanError
-from skyfx.tracing.tensor_binding import bare, named_tensors, rebind
 from skyfx.tracing.torch_internals import registered_as
 
-__all__: list[str] = ["Weights", "empty_weights", "place_tensors"]
+__all__: list[str] = ["Weights", "empty_weights"]
 
 SMALL = 2**20
-"""Elements of an uninitialised tensor that is made all the same: it may be a buffer."""
+"""Uninitialised tensors of at most so many elements are made anyway: they may be buffers."""
 
 
 class _Empty(TorchFunctionMode):
-    """Within it, large tensors that nobody has filled are not allocated."""
+    """Within it, large uninitialised tensors are not allocated."""
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
@@ -44,10 +42,10 @@ class _Empty(TorchFunctionMode):
 
 @contextmanager
 def empty_weights() -> Iterator[None]:
-    """Within it, modules are made without values for their parameters, but with their buffers.
+    """Within it, modules are made with their buffers, but without values of their parameters.
 
-    Unlike on torch's meta device, what a model computes for its buffers, such as the frequencies of
-    rotary embeddings, is there: no file has it.
+    On torch's meta device buffers would have no values either. Files do not have those that a model
+    computes, such as the frequencies of rotary embeddings.
     """
 
     def without_values(parameter: nn.Parameter) -> nn.Parameter:
@@ -59,13 +57,13 @@ def empty_weights() -> Iterator[None]:
 
 
 class Weights:
-    """Tensors by name, in one or several safetensors files; read when they are asked for."""
+    """Tensors by name, in one or several safetensors files, read one by one on request."""
 
     def __init__(self, path: str | PathLike[str]) -> None:
-        """Find what there is.
+        """Open the file, or all files of the folder.
 
         Raises:
-            PlanError: there is no such file, or it is none.
+            PlanError: there is no such file, or it is not a safetensors file.
         """
         self._path, self._open = Path(path), ExitStack()
         files = sorted(self._path.glob("*.safetensors")) if self._path.is_dir() else [self._path]
@@ -80,16 +78,16 @@ class Weights:
             self._file_of |= dict.fromkeys(opened.keys(), opened)
 
     def read(self, names: Sequence[str], like: Tensor, device: torch.device) -> Tensor:
-        """The tensor of the first of these names that there is, with the dtype of `like`.
+        """The tensor under the first of these names that the files have, with the dtype of `like`.
 
         Raises:
-            PlanError: there is none, or it has another shape.
+            PlanError: the files have none of the names, or the tensor has another shape.
         """
         name = next((name for name in names if name in self._file_of), None)
         if name is None:
             raise PlanError(
                 f"{self._path} has no tensor {names[0]!r}; it has {len(self._file_of)}, such as "
-                f"{min(self._file_of, default='none')!r}. Their names have to be the model's own"
+                f"{min(self._file_of, default='none')!r}: use the names of model.state_dict()"
             )
         found: Tensor = self._file_of[name].get_tensor(name)
         if found.shape != like.shape:
@@ -102,71 +100,3 @@ class Weights:
     def close(self) -> None:
         """Close the files."""
         self._open.close()
-
-
-def place_tensors(
-    model: nn.Module,
-    module: fx.GraphModule,
-    owners: Mapping[str, int],
-    places: Sequence[LocalDevice | None],
-    weights: Weights | None = None,
-) -> None:
-    """Put each parameter and buffer on its stage's device.
-
-    They stay the same objects, but for those without values, which become others, and for those of
-    stages in other processes, which keep none.
-
-    Args:
-        model: the model.
-        module: its captured graph, which holds the same tensors.
-        owners: the stage of each of them, by its name.
-        places: where each stage runs, `(num_stages,)`; None in another process.
-        weights: where to read what has no values.
-
-    Raises:
-        PlanError: one has no values, and there are no weights that have it.
-    """
-    named = named_tensors(model, tied=True)
-    aliases: dict[int, list[str]] = {}
-    for name, tensor in named.items():
-        aliases.setdefault(id(tensor), []).append(name)
-    lasting = model.state_dict(keep_vars=True).keys()
-    filled: dict[int, Tensor] = {}
-    for name, stage in owners.items():
-        if name not in named:
-            continue
-        tensor, place = named[name], places[stage]
-        if place is None:
-            if not tensor.is_meta:
-                filled[id(tensor)] = bare(tensor)
-        elif tensor.is_meta:
-            names, has_lasting = [name, *aliases[id(tensor)]], name in lasting
-            filled[id(tensor)] = _filled(tensor, names, place.device, weights, lasting=has_lasting)
-        elif tensor.device != place.device:
-            tensor.data = tensor.data.to(place.device)
-    rebind(model, filled)
-    rebind(module, filled)
-
-
-def _filled(
-    tensor: Tensor,
-    names: Sequence[str],
-    device: torch.device,
-    weights: Weights | None,
-    *,
-    lasting: bool,
-) -> Tensor:
-    """A tensor with values in place of one without."""
-    if not lasting:
-        raise PlanError(
-            f"buffer {names[0]!r} has no values and is in no file: make the model within "
-            "skyfx.empty_weights() instead of on the meta device"
-        )
-    if weights is None:
-        raise PlanError(
-            f"{names[0]!r} has no values, the model is on the meta device: pass weights=, a "
-            "safetensors file or a folder of such files"
-        )
-    values = weights.read(names, tensor, device)
-    is_parameter = isinstance(tensor, nn.Parameter)
-    return nn.Parameter(values, tensor.requires_grad) if is_parameter else values

@@ -1,18 +1,18 @@
-"""Which nodes have to share a stage because of what they write in place.
+"""Which nodes have to share a stage because of in-place writes.
 
-Between stages a value is handed over once. If it were written afterwards, or if it is a view of
-what is written, the two stages would see different numbers. So nothing may be cut between the
-creation of a storage and its last in-place write:
+A value is sent between stages once. If it is written afterwards, or is a view of written memory,
+the two stages see different numbers. So no cut is allowed between the creation of a storage and
+its last in-place write:
 
     x = conv(...)    ]
-    y = x.view(-1)   ]  one stage: all that makes, views, reads or writes the storage
+    y = x.view(-1)   ]  one stage: the nodes that make, view, read or write the storage,
     r = y + 1        ]             up to its last write
     relu_(x)         ]
-    z = x * 2           free: reads what is written no more
+    z = x * 2           free: the storage is written no more
 
-A parameter or buffer that is written outlives the micro-batch, so there all readers share the
-stage, before the write or after it. And a value that is no tensor does not cross a boundary: its
-readers share its stage.
+A written parameter or buffer outlives the micro-batch, so all its readers share a stage, before the
+write and after it. A value that is not a tensor cannot cross a boundary: its readers share its
+stage.
 """
 
 from collections.abc import Hashable, Iterable, Iterator, Mapping, Sequence
@@ -25,7 +25,7 @@ from skyfx.runtime import pytree
 from skyfx.tracing.leaf_calls import leaf_of
 from skyfx.tracing.torch_internals import schema_of, storage_id
 
-__all__: list[str] = ["colocation", "regions", "written_by"]
+__all__: list[str] = ["colocation", "subgraphs_of", "written_by"]
 
 _NORMS = {torch.ops.aten.batch_norm.default: 5, torch.ops.aten.instance_norm.default: 5}
 """Operators that update their running statistics (arguments 3 and 4) where this argument is true;
@@ -37,16 +37,16 @@ def colocation(graph: fx.Graph, ids: Mapping[fx.Node, str]) -> dict[fx.Node, str
     position = {node: i for i, node in enumerate(graph.nodes)}
     last_write: dict[Hashable, int] = {}
     for node in graph.nodes:
-        for written in _written(node):
-            for storage in _storages(written):
+        for written in _written_inputs(node):
+            for storage in _storages_of(written):
                 last_write[storage] = position[node]
-    persistent = {s for node in graph.find_nodes(op="get_attr") for s in _storages(node)}
+    persistent = {s for node in graph.find_nodes(op="get_attr") for s in _storages_of(node)}
     groups = _Groups()
     for node in ids:
         if not isinstance(node.meta.get("val"), Tensor):  # several tensors, or a number
             for reader in node.users:
                 groups.join(node, reader)
-        for storage in {s for n in (node, *node.all_input_nodes) for s in _storages(n)}:
+        for storage in {s for n in (node, *node.all_input_nodes) for s in _storages_of(n)}:
             written_at = last_write.get(storage)
             if written_at is not None and (position[node] <= written_at or storage in persistent):
                 groups.join(node, storage)
@@ -55,26 +55,26 @@ def colocation(graph: fx.Graph, ids: Mapping[fx.Node, str]) -> dict[fx.Node, str
 
 def written_by(nodes: Iterable[fx.Node], values: Sequence[fx.Node]) -> frozenset[int]:
     """The indices of the values whose storages these nodes write to."""
-    written = {s for node in nodes for value in _written(node) for s in _storages(value)}
-    return frozenset(i for i, value in enumerate(values) if written & set(_storages(value)))
+    written = {s for node in nodes for value in _written_inputs(node) for s in _storages_of(value)}
+    return frozenset(i for i, value in enumerate(values) if written & set(_storages_of(value)))
 
 
-def _storages(node: fx.Node) -> Iterator[Hashable]:
-    """The storages of the node's value, as torch.export's fake tensors share them."""
+def _storages_of(node: fx.Node) -> Iterator[Hashable]:
+    """The storages of the node's value, shared as torch.export's fake tensors share them."""
     for leaf in pytree.tree_leaves(node.meta.get("val")):
         if isinstance(leaf, Tensor):
             yield storage_id(leaf)
 
 
-def _written(node: fx.Node) -> Iterator[fx.Node]:
+def _written_inputs(node: fx.Node) -> Iterator[fx.Node]:
     """The inputs that the node writes to."""
     if leaf := leaf_of(node):
         yield from (node.args[i] for i in leaf.writes)  # type: ignore[misc]
     if node.op != "call_function":
         return
     schema = schema_of(node)
-    if schema is None:  # a region of the model's code, such as `with torch.no_grad()`
-        if any(_is_writer(inner) for region in regions(node) for inner in region.graph.nodes):
+    if schema is None:  # a subgraph, such as the body of a `with torch.no_grad()`
+        if any(_is_writer(inner) for part in subgraphs_of(node) for inner in part.graph.nodes):
             yield from node.all_input_nodes
         return
     if node.target in _NORMS and node.args[_NORMS[node.target]]:
@@ -85,17 +85,17 @@ def _written(node: fx.Node) -> Iterator[fx.Node]:
             yield from (leaf for leaf in pytree.tree_leaves(value) if isinstance(leaf, fx.Node))
 
 
-def regions(node: fx.Node) -> Iterator[fx.GraphModule]:
-    """The parts of the model's code, such as the body of a `with torch.no_grad()`, that it runs."""
+def subgraphs_of(node: fx.Node) -> Iterator[fx.GraphModule]:
+    """The subgraphs that the node runs, such as the body of a `with torch.no_grad()`."""
     for arg in node.all_input_nodes:
         if arg.op == "get_attr" and arg.graph.owning_module is not None:
-            region = getattr(arg.graph.owning_module, str(arg.target), None)
-            if isinstance(region, fx.GraphModule):
-                yield region
+            value = getattr(arg.graph.owning_module, str(arg.target), None)
+            if isinstance(value, fx.GraphModule):
+                yield value
 
 
 def _is_writer(node: fx.Node) -> bool:
-    return any(True for _ in _written(node))
+    return any(True for _ in _written_inputs(node))
 
 
 class _Groups:

@@ -1,4 +1,4 @@
-"""What the cost of an operator's call depends on."""
+"""The properties of an operator's call that its cost depends on."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -15,9 +15,9 @@ T = TypeVar("T")
 
 
 def signature(target: Any, args: Any, kwargs: Any, needs: Sequence[bool]) -> tuple[str, ...]:
-    """What a call's cost depends on: the operator, shapes, strides, dtypes and constants.
+    """The properties that a call's cost depends on: operator, shapes, strides, dtypes, constants.
 
-    `needs` says of each tensor whether it requires a gradient.
+    `needs` is whether each tensor requires a gradient.
     """
     following = iter(needs)
 
@@ -39,9 +39,9 @@ def _of_a_module(module: nn.Module) -> str:
 
 
 def of_tensors(node: fx.Node, of: Callable[[fx.Node], Sequence[T]]) -> list[T]:
-    """What `of` says of the tensors of each value, for those among a node's arguments.
+    """The results of `of` for the tensors among a node's arguments.
 
-    In the order of `needs` and `CallCost.saves_inputs`.
+    They are in the order of `needs` and `CallCost.saves_inputs`.
     """
     mapped: Any = fx.map_arg((node.args, node.kwargs), lambda read: _Of(of(read)))  # type: ignore[arg-type, return-value]
     leaves = pytree.tree_leaves(mapped, is_leaf=lambda leaf: isinstance(leaf, _Of))

@@ -1,4 +1,4 @@
-"""Putting a captured graph on a device: its tensors, and the devices that its operators name."""
+"""Moves a captured graph to a device: its tensors, and the devices in its operators' arguments."""
 
 import copy
 from collections.abc import Iterator
@@ -15,7 +15,7 @@ __all__: list[str] = ["copy_to", "with_device"]
 
 
 def copy_to(module: fx.GraphModule, device: torch.device) -> fx.GraphModule:
-    """The graph with its tensors on the device: itself where all is there already."""
+    """The graph with its tensors on the device; itself if all of them are there."""
     tensors = (*module.parameters(), *module.buffers())
     if {x.device for x in tensors} | set(_devices_in(module)) <= {device}:
         return module
@@ -30,14 +30,14 @@ def copy_to(module: fx.GraphModule, device: torch.device) -> fx.GraphModule:
 
 
 def with_device(arguments: Any, device: torch.device) -> Any:
-    """The arguments of a node, with this device in place of the one it was captured on."""
+    """The arguments of a node, with this device instead of the one of the capture."""
     return pytree.tree_map(
         lambda leaf: device if isinstance(leaf, torch.device) else leaf, arguments
     )
 
 
 def _devices_in(module: fx.GraphModule) -> Iterator[torch.device]:
-    """The devices that its operators name."""
+    """The devices in its operators' arguments."""
     for part in graphs_in(module):
         for node in part.graph.nodes:
             for leaf in pytree.tree_leaves((node.args, node.kwargs)):

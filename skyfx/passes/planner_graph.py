@@ -1,4 +1,4 @@
-"""A captured model as the planner's graph, before anything is measured: nodes, edges and sizes."""
+"""A captured model as the planner's graph, before it is measured: nodes, edges and sizes."""
 
 from typing import Any
 
@@ -14,7 +14,7 @@ __all__: list[str] = ["num_bytes", "to_planner_graph"]
 
 
 def to_planner_graph(captured: Capture) -> Graph:
-    """The graph with no times and nothing saved: what a plan for this model has to place."""
+    """The nodes that a plan for this model places, without times and saved bytes."""
     labels = colocation(captured.module.graph, captured.ids)
     nodes = [
         Node(

@@ -1,12 +1,12 @@
-"""How far each random node of a captured model takes torch's generator.
+"""How far each random node of a captured model advances torch's generator.
 
-It is run twice, on made-up values of the shapes that it gets, from two states of the generator:
+The node runs twice, on synthetic values of its shapes, from two states of the generator:
 
     fresh       s ---- dropout ----> s + 4000      the next 4000 numbers of 32 bits
-    used        t ---- dropout ----> t + 4000      likewise where a normal number was left
+    used        t ---- dropout ----> t + 4000      the same, where a normal number was left
 
-Of most operators a number of 32-bit numbers says it all. Those that make normal numbers in pairs,
-and keep one in the generator, are run again where the others are skipped.
+For most operators a count of 32-bit numbers is enough. Operators that make normal numbers in pairs,
+and leave one in the generator, run again where others are skipped.
 """
 
 import logging
@@ -18,7 +18,7 @@ from typing import Any
 import torch
 from torch import fx
 
-from skyfx.passes.aliasing import regions
+from skyfx.passes.aliasing import subgraphs_of
 from skyfx.passes.call_signature import signature
 from skyfx.passes.synthetic_inputs import arguments
 from skyfx.runtime import pytree
@@ -37,7 +37,7 @@ _BY_VALUE = {
     *("rrelu", "rrelu_", "rrelu_with_noise", "rrelu_with_noise_", "rrelu_with_noise_functional"),
     *("poisson", "binomial", "_standard_gamma", "_sample_dirichlet"),
 }
-"""torch's operators that draw for some values more than for others."""
+"""torch's operators whose number of draws depends on values."""
 
 logger = logging.getLogger(__name__)
 
@@ -50,82 +50,82 @@ def is_random(node: fx.Node) -> bool:
         return False
     schema = schema_of(node)
     if schema is None:
-        return any(is_random(inner) for region in regions(node) for inner in region.graph.nodes)
+        return any(is_random(inner) for part in subgraphs_of(node) for inner in part.graph.nodes)
     if torch.Tag.nondeterministic_seeded not in getattr(node.target, "tags", ()):
         return False
     given = {a.name: v for a, v in zip(schema.arguments, node.args, strict=False)} | node.kwargs
     switch = ("train", "training", "p", "dropout", "dropout_p")
     defaults = {a.name: a.default_value for a in schema.arguments if a.name in switch}
-    if given.get("generator") is not None:  # of the model's own
+    if given.get("generator") is not None:  # the model's own generator
         return False
     # A dropout that is off, by its flag or its probability, draws nothing.
     return not any((defaults | given).get(name, True) in (False, 0) for name in switch)
 
 
 def advances(captured: Capture, on_cpu: Callable[[fx.Node], bool]) -> Advances:
-    """How far each random node takes the generator of a CPU.
+    """How far each random node advances the generator of a CPU.
 
     Args:
         captured: the model for the mode and shapes to run.
         on_cpu: whether a node runs on a CPU, in whatever process.
 
     Returns:
-        None where no state of that generator would do: a node is on an accelerator, is the model's
-        own Python, or takes it how far only values tell.
+        None where a state of that generator is not enough: a node is on an accelerator, is a leaf,
+        or draws a number of times that depends on values.
     """
     nodes = [node for node in captured.ids if is_random(node)]
-    others = (node for node in nodes if not (on_cpu(node) and _goes_by_shapes(node)))
+    others = (node for node in nodes if not (on_cpu(node) and _depends_on_shapes(node)))
     if (other := next(others, None)) is not None:
-        logger.info("%s draws from another generator, or by its values", captured.ids[other])
+        logger.info("%s draws from another generator, or as its values say", captured.ids[other])
         return None
     read = {x: captured.attribute(x) for x in captured.module.graph.find_nodes(op="get_attr")}
-    learnt, found = dict[Any, Advance](), list[Advance]()
+    known, found = dict[Any, Advance](), list[Advance]()
     for node in nodes:
-        name, key = captured.ids[node], _key(node, read)
+        name, key = captured.ids[node], _key_of(node, read)
         try:
-            like = learnt.get(key) or _learnt(name, node, read)
+            advance = known.get(key) or _measure_advance(name, node, read)
         except (RuntimeError, IndexError, ValueError) as error:
             logger.info("%s cannot be run alone: %s", name, error)
             return None
-        learnt[key] = like
-        found.append(replace(like, node=name))
+        known[key] = advance
+        found.append(replace(advance, node=name))
     return tuple(found)
 
 
-def _goes_by_shapes(node: fx.Node) -> bool:
-    """Whether shapes, dtypes and constants tell how far the node takes the generator."""
+def _depends_on_shapes(node: fx.Node) -> bool:
+    """Whether its advance depends on shapes, dtypes and constants alone."""
     if leaf_of(node):
         return False
     schema = schema_of(node)
-    if schema is None:  # a region that is run once, such as the body of a `with torch.no_grad()`
-        inner = [x for region in regions(node) for x in region.graph.nodes if is_random(x)]
-        return str(node.target).startswith("wrap_with_") and all(map(_goes_by_shapes, inner))
+    if schema is None:  # a subgraph that runs once, such as the body of a `with torch.no_grad()`
+        inner = [x for part in subgraphs_of(node) for x in part.graph.nodes if is_random(x)]
+        return str(node.target).startswith("wrap_with_") and all(map(_depends_on_shapes, inner))
     space, name = schema.name.split("::")
     return space == "aten" and name not in _BY_VALUE
 
 
-def _key(node: fx.Node, read: Mapping[fx.Node, Any]) -> Any:
-    """The same for nodes that take the generator equally far."""
+def _key_of(node: fx.Node, read: Mapping[fx.Node, Any]) -> Any:
+    """The same for nodes of equal advance."""
     args, kwargs = fx.map_arg((node.args, node.kwargs), lambda x: read.get(x, x.meta.get("val")))
     return signature(node.target, args, kwargs, [False] * len(pytree.tree_leaves((args, kwargs))))
 
 
-def _learnt(name: str, node: fx.Node, read: Mapping[fx.Node, Any]) -> Advance:
-    """How far a node takes the generator: it is run on made-up values."""
+def _measure_advance(name: str, node: fx.Node, read: Mapping[fx.Node, Any]) -> Advance:
+    """How far a node advances the generator when it runs on synthetic values."""
     generator = torch.default_generator
     with borrow_generator(generator), torch.no_grad():
         args, kwargs = arguments(node, read, _CPU)
         assert callable(node.target)
         run = partial(node.target, *args, **kwargs)
         generator.manual_seed(0)
-        fresh = _numbers(run, generator)
+        fresh = _count_numbers(run, generator)
         torch.randn(1)  # leaves another normal number in the generator
-        used = _numbers(run, generator)
+        used = _count_numbers(run, generator)
     return Advance(name, fresh, run if fresh is None or used != fresh else None)
 
 
-def _numbers(run: Callable[[], Any], generator: torch.Generator) -> int | None:
-    """How many numbers it draws, if that is all that it does to the generator."""
+def _count_numbers(run: Callable[[], Any], generator: torch.Generator) -> int | None:
+    """How many numbers it draws; None if it changes the generator in another way as well."""
     before = generator.get_state()
     run()
     after = generator.get_state()

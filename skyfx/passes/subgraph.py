@@ -30,15 +30,15 @@ def subgraph(
     ),
     tensors: Mapping[fx.Node, Tensor] | None = None,
 ) -> fx.GraphModule:
-    """Copies of some nodes, with the very tensors of the model.
+    """Copies of some nodes, with the tensors of the model themselves.
 
     Args:
         captured: the model.
         part: the nodes, in their order.
-        received: what it takes, in this order.
-        sent: what it returns, in this order.
-        device: where it is to run.
-        called: another function to call in place of a node's own, and its arguments.
+        received: its inputs, in this order.
+        sent: its outputs, in this order.
+        device: where it runs.
+        called: gives another function to call instead of a node's own, and its arguments.
         tensors: other tensors in place of the model's, by the nodes that read those.
     """
     graph, attributes = fx.Graph(), dict[str, Any]()
@@ -48,7 +48,7 @@ def subgraph(
         if node not in env:  # a parameter that lives with its reader
             value = (tensors or {}).get(node, captured.attribute(node))
             if isinstance(value, Tensor) and value.device != device:
-                value = moved(value, device)  # of a pipeline's stages, only the capture's constants
+                value = moved(value, device)  # in a stage: a constant of the capture
             if isinstance(value, fx.GraphModule):
                 value = copy_to(value, device)
             attributes[str(node.target)] = value

@@ -1,7 +1,7 @@
-"""Made-up values for a graph whose model has none, or that are needed out of their turn.
+"""Synthetic values, for a model that has none or for nodes that run alone.
 
-Floats lie between 0 and 1, where every operator is defined; integers are 0, which every table has;
-booleans are true, so that a mask hides nothing.
+Floats lie between 0 and 1, where every operator is defined. Integers are 0, an index that every
+table has. Booleans are true, so that a mask hides nothing.
 """
 
 from collections.abc import Mapping
@@ -16,13 +16,13 @@ from skyfx.runtime import pytree
 __all__: list[str] = ["arguments", "parts", "sample"]
 
 MOST_BYTES = 2**28
-"""Of one tensor that is made up."""
+"""The most bytes of one synthetic tensor."""
 
 _ROWS: dict[Any, tuple[int, int]] = {
     torch.ops.aten.linear.default: (1, 3),
     torch.ops.aten.embedding.default: (0, 1),
 }
-"""Operators that take equal time for each row of these of their arguments."""
+"""Operators that take equal time per row of their arguments in this range."""
 
 
 def sample(like: Tensor, device: torch.device) -> Tensor:
@@ -44,13 +44,13 @@ def sample(like: Tensor, device: torch.device) -> Tensor:
 
 
 def parts(node: fx.Node, tensors: Mapping[fx.Node, Any]) -> float:
-    """How many times as many rows a node's table has as the one that is made up for it."""
+    """Rows of a node's table per row of the synthetic one."""
     share, tables = _share(node, tensors), map(tensors.get, _tables(node))
     return max([1.0, *(len(x) / _rows(x, share) for x in tables if isinstance(x, Tensor))])
 
 
 def _share(node: fx.Node, tensors: Mapping[fx.Node, Any]) -> int:
-    """How many times too large a node's table is to be made up."""
+    """How many times larger than MOST_BYTES a node's table is, at least 1."""
     tables = [x for x in map(tensors.get, _tables(node)) if isinstance(x, Tensor)]
     return max([1, *(-(-x.numel() * x.element_size() // MOST_BYTES) for x in tables)])
 
@@ -60,7 +60,7 @@ def _rows(table: Tensor, share: int) -> int:
 
 
 def _tables(node: fx.Node) -> list[fx.Node]:
-    """The weight, and the bias, of which each row makes numbers of its own."""
+    """The weight and the bias, whose rows give separate outputs."""
     first, last = _ROWS.get(node.target, (0, 0))
     return [x for x in node.args[first:last] if isinstance(x, fx.Node)]
 
@@ -70,12 +70,12 @@ def arguments(
 ) -> tuple[Any, Any]:
     """Positional and keyword arguments for a node.
 
-    Of a table that is too large, such as a language model's head, there are the first rows.
+    A table that is too large, such as a language model's head, has its first rows only.
 
     Args:
         node: the operator.
-        tensors: what the graph's `get_attr` nodes read: parameters, buffers, regions.
-        device: where the tensors are to be.
+        tensors: what the graph's `get_attr` nodes read: parameters, buffers, subgraphs.
+        device: the device of the tensors.
     """
     tables, share = _tables(node), _share(node, tensors)
 

@@ -1,13 +1,14 @@
-"""The places in a model's code that can stay whole: methods of its modules, and functions.
+"""The calls in a model's code that can become leaves: of methods of its modules, and of functions.
 
-Each is found in the traceback of what went wrong, and is called by a name that can be given another
-meaning for a while:
+Each is found in the traceback of an error. Its function can be replaced for a while, under the name
+by which it is called:
 
     submodule(x)              forward of a submodule          submodule.forward = ...
     self.get_rope_index(x)    another method of any module    module.get_rope_index = ...
     lengths_of(mask)          a function                      its name in the caller's file
 """
 
+import copy
 import inspect
 import itertools
 import sys
@@ -15,12 +16,16 @@ import traceback
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from types import FrameType, FunctionType
 from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
 
-__all__: list[str] = ["CallSite", "like", "spots_in"]
+from skyfx.tracing.tensor_binding import bare, named_tensors
+from skyfx.tracing.torch_internals import replaced
+
+__all__: list[str] = ["CallSite", "call_sites_in", "copy_of", "similar_sites"]
 
 _CALLS = {"_call_impl", "_wrapped_call_impl", "__call__"}
 """Methods by which torch calls a module's forward."""
@@ -28,13 +33,13 @@ _CALLS = {"_call_impl", "_wrapped_call_impl", "__call__"}
 
 @dataclass(frozen=True, slots=True)
 class CallSite:
-    """A method of a module, or a function as a file of Python calls it.
+    """A method of a module, or a function under its name in a Python file.
 
     Attributes:
-        owner: the path of the module in the model; for a function the name of the file's module.
-        name: of the method or function.
-        is_function: which of both it is.
-        kind: what its like have in common: the class and the method, or itself.
+        owner: the path of the module in the model; for a function the name of the Python module.
+        name: the name of the method or function.
+        is_function: whether it is a function.
+        kind: the same for similar sites: the class and the method, or the function itself.
     """
 
     owner: str
@@ -46,56 +51,78 @@ class CallSite:
         return self.owner if self.name == "forward" else f"{self.owner}.{self.name}".lstrip(".")
 
     def module(self, model: nn.Module) -> nn.Module | None:
-        """The module whose method it is."""
+        """The module whose method it is; None for a function."""
         return None if self.is_function else model.get_submodule(self.owner)
 
     @contextmanager
-    def replaced(self, model: nn.Module, by: Callable[..., Any]) -> Iterator[Callable[..., Any]]:
-        """Within it, `by` is called in its place; what it was itself is given."""
+    def replaced(self, model: nn.Module, by: Callable[..., Any]) -> Iterator[None]:
+        """Within it, `by` is called instead, with the own function as its first argument."""
         module = self.module(model)
-        place = vars(sys.modules[self.owner]) if module is None else module.__dict__
-        own = place[self.name] if module is None else getattr(module, self.name)
-        before = place.get(self.name)
-        place[self.name] = by
-        try:
-            yield own
-        finally:
-            if before is None:
-                del place[self.name]
-            else:
-                place[self.name] = before
+        owner = sys.modules[self.owner] if module is None else module
+        with replaced(owner, self.name, _Replacement(partial(by, getattr(owner, self.name)))):
+            yield
 
 
-def spots_in(error: BaseException, model: nn.Module) -> list[CallSite]:
-    """The places whose code was running when an error was raised, innermost first.
+_REPLACED = object()
+"""Stands for a replacement in a copy."""
 
-    Not among them is the model's own forward.
+
+class _Replacement:
+    """Called in place of a method or function. Copies of a module do not have it."""
+
+    def __init__(self, call: Callable[..., Any]) -> None:
+        self._call = call
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        return self._call(*args, **kwargs)
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> object:
+        return _REPLACED
+
+
+def copy_of(module: nn.Module) -> nn.Module:
+    """A copy in which nothing is replaced, and whose parameters and buffers have no values."""
+    memo: dict[int, Any] = {id(x): bare(x) for x in named_tensors(module).values()}
+    for part in module.modules():  # computed tensors that are no parameters cannot be copied
+        computed = [x for x in vars(part).values() if isinstance(x, Tensor) and not x.is_leaf]
+        memo |= {id(x): x.detach() for x in computed}
+    copied = copy.deepcopy(module, memo)
+    for part in copied.modules():
+        for name in [n for n, value in vars(part).items() if value is _REPLACED]:
+            del vars(part)[name]
+    return copied
+
+
+def call_sites_in(error: BaseException, model: nn.Module) -> list[CallSite]:
+    """The sites whose code was running when an error was raised, innermost first.
+
+    The model's own forward is not among them.
     """
     frames = [frame for frame, _ in traceback.walk_tb(error.__traceback__)]
     paths = {id(module): name for name, module in model.named_modules()}
     found = [
-        _method(frame, paths) or _function(frame, caller)
+        _method_of(frame, paths) or _function_of(frame, caller)
         for caller, frame in itertools.pairwise(frames)
     ]
-    spots = [spot for spot in reversed(found) if spot and (spot.owner or spot.name != "forward")]
-    if not spots and error.__cause__ is not None:
-        return spots_in(error.__cause__, model)
-    return list(dict.fromkeys(spots))
+    sites = [site for site in reversed(found) if site and (site.owner or site.name != "forward")]
+    if not sites and error.__cause__ is not None:
+        return call_sites_in(error.__cause__, model)
+    return list(dict.fromkeys(sites))
 
 
-def like(spot: CallSite, model: nn.Module) -> list[CallSite]:
-    """The same method of all modules of its class, unless that class is one of torch's."""
-    module = spot.module(model)
+def similar_sites(site: CallSite, model: nn.Module) -> list[CallSite]:
+    """The same method of all modules of its class, unless the class is one of torch's."""
+    module = site.module(model)
     if module is None or type(module).__module__.startswith("torch."):
-        return [spot]
+        return [site]
     return [
-        CallSite(path, spot.name, False, spot.kind)
+        CallSite(path, site.name, False, site.kind)
         for path, other in model.named_modules()
-        if type(other) is type(module) and (path or spot.name != "forward")
+        if type(other) is type(module) and (path or site.name != "forward")
     ]
 
 
-def _method(frame: FrameType, paths: dict[int, str]) -> CallSite | None:
+def _method_of(frame: FrameType, paths: dict[int, str]) -> CallSite | None:
     """The method of a module of the model that the frame runs."""
     this = frame.f_locals.get("self")
     name = "forward" if frame.f_code.co_name in _CALLS else frame.f_code.co_name
@@ -106,12 +133,12 @@ def _method(frame: FrameType, paths: dict[int, str]) -> CallSite | None:
     return CallSite(paths[id(this)], name, False, (type(this), name))
 
 
-def _function(frame: FrameType, caller: FrameType) -> CallSite | None:
-    """The function that the frame runs, if its caller knows it by its name."""
+def _function_of(frame: FrameType, caller: FrameType) -> CallSite | None:
+    """The function that the frame runs, if its caller's file has it under its name."""
     name, file = frame.f_code.co_name, str(caller.f_globals.get("__name__"))
     found = caller.f_globals.get(name)
-    ours = file.partition(".")[0] in ("torch", "skyfx")
-    if ours or file not in sys.modules or not isinstance(found, FunctionType):
+    is_library = file.partition(".")[0] in ("torch", "skyfx")
+    if is_library or file not in sys.modules or not isinstance(found, FunctionType):
         return None
     if getattr(inspect.unwrap(found), "__code__", None) is not frame.f_code:
         return None

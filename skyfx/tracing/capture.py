@@ -7,12 +7,14 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from types import FunctionType
 from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
 
 from skyfx.runtime.execution.microbatch import Batch, OutputSpec
+from skyfx.runtime.pipeline import Pipeline
 from skyfx.solver.errors import CaptureError
 from skyfx.tracing.exporter import trace
 from skyfx.tracing.model_code import is_library_file
@@ -20,10 +22,18 @@ from skyfx.tracing.node_names import input_names, is_tensor_attribute, node_ids
 from skyfx.tracing.tensor_binding import moved, rebind
 from skyfx.tracing.torch_internals import quiet_tracing
 
-__all__: list[str] = ["Capture", "capture", "dummy_inputs"]
+__all__: list[str] = ["Capture", "capture", "example_batch"]
 
 _capturing = threading.RLock()
-"""torch.export keeps what it is doing in globals: one capture at a time in all threads."""
+"""torch.export keeps its state in globals: one capture at a time in all threads."""
+
+_CURES: dict[type, str] = {
+    type: "pass an instance of the class",
+    Pipeline: "a pipeline is split already, so pass the model that it was made from",
+    FunctionType: "call it in the `forward` of a module, and pass that",
+    object: "pass the model itself",
+}
+"""The cure for each type that is passed instead of a module."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,8 +45,8 @@ class Capture:
         module: the captured graph; parameters and buffers are the model's own tensors.
         ids: the nodes that a plan places, in order, with their ids. Equal operators of equal
             modules have equal ids in every capture of the model, whatever the mode and shapes.
-        outputs: the form of what the model returns.
-        microbatch: the inputs that it was captured with.
+        outputs: the form of the model's outputs.
+        microbatch: the inputs of the capture.
         training: whether it was captured for training.
     """
 
@@ -59,7 +69,7 @@ class Capture:
         return [node] if is_tensor_attribute(node) else reads
 
     def attribute(self, node: fx.Node) -> Any:
-        """What a `get_attr` node reads: a parameter, a buffer, a constant, or a region's graph."""
+        """The value that a `get_attr` node reads: a parameter, buffer, constant or subgraph."""
         value: Any = self.module
         for name in str(node.target).split("."):
             value = getattr(value, name)
@@ -78,8 +88,9 @@ def capture(model: nn.Module, inputs: Any = None, *, training: bool = True) -> C
 
     Raises:
         CaptureError: the model cannot be captured; the message names the line of its code.
+        TypeError: the model is no module, or the inputs are of a wrong type.
     """
-    microbatch = inputs if isinstance(inputs, Batch) else Batch.of(dummy_inputs(model, inputs))
+    microbatch = example_batch(model, inputs)
     if any(x.is_meta for x in model.parameters()):
         microbatch = microbatch.to(torch.device("meta"))
     elif not any(x.is_meta for x in microbatch.tensors):
@@ -110,12 +121,18 @@ def capture(model: nn.Module, inputs: Any = None, *, training: bool = True) -> C
     )
 
 
-def dummy_inputs(model: nn.Module, inputs: Any) -> Any:
-    """The inputs, or where there are none those that a transformers model brings along.
+def example_batch(model: nn.Module, inputs: Any) -> Batch:
+    """The example inputs as a batch; a transformers model that gets None has its own.
 
     Raises:
-        CaptureError: there are none, and the model brings none along.
+        CaptureError: there are no inputs, and the model has none of its own.
+        TypeError: the model is no module, or the inputs are of a wrong type.
     """
+    if not isinstance(model, nn.Module):
+        is_class = isinstance(model, type)
+        kind = f"the class {model.__name__}" if is_class else f"a {type(model).__name__}"
+        cure = next(text for types, text in _CURES.items() if isinstance(model, types))
+        raise TypeError(f"model is {kind}, expected a torch.nn.Module: {cure}")
     if inputs is None:
         inputs = getattr(model, "dummy_inputs", None)
     if inputs is None:
@@ -123,7 +140,7 @@ def dummy_inputs(model: nn.Module, inputs: Any) -> Any:
             f"{type(model).__name__} brings no example inputs of its own: pass example_inputs, a "
             "tensor, a tuple of positional or a dict of keyword arguments of one batch"
         )
-    return inputs
+    return inputs if isinstance(inputs, Batch) else Batch.of(inputs)
 
 
 @contextmanager
@@ -143,11 +160,10 @@ def _mode(model: nn.Module, *, training: bool) -> Iterator[None]:
 
 @contextmanager
 def _on_one_device(model: nn.Module) -> Iterator[Mapping[int, Tensor]]:
-    """All of a model on the CPU, or on the meta device if any of it has no values.
+    """Within it, a model is on the CPU, or on the meta device if any tensor has no values.
 
-    A model that has been split is on the devices of its stages, and one without weights may have
-    its buffers already. Within it such tensors have stand-ins; given are the real ones by the `id`s
-    of those.
+    A split model is on the devices of its stages, and a model without weights may have its buffers.
+    Tensors on other devices have stand-ins within it; yields the real ones by the stand-ins' `id`s.
     """
     tensors = [*model.parameters(), *model.buffers()]
     device = torch.device("meta" if any(x.is_meta for x in tensors) else "cpu")
@@ -171,7 +187,7 @@ def _why(model: nn.Module, microbatch: Batch, error: Exception) -> str:
 
 
 def _model_line(error: Exception) -> str:
-    """The innermost line of code that is neither torch's, Python's nor ours."""
+    """The innermost line of code that belongs neither to torch, Python nor skyfx."""
     python = Path(sysconfig.get_path("stdlib"))
     frames = [
         frame

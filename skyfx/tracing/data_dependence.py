@@ -1,8 +1,8 @@
 """Lines of a model's code where a number or a shape depends on values.
 
-Where no place around such a line can stay whole, because it stands in the model's own forward, the
-line's operator is fixed to what it returned when the model was captured, and held against that in
-every later call:
+Such a line may stand in the model's own forward, so that no call around it can become a leaf. Then
+its operator keeps the result that it had when the model was captured, and every later call is
+checked against that result:
 
     if mask.any():          a node that checks: still true
     y = x[mask]             a node that checks: still 7 rows
@@ -33,15 +33,15 @@ class OpSite:
     """A call of one of torch's functions in a line of the model's code."""
 
     file: str
-    number: int
+    line: int
     function: str
 
     def __str__(self) -> str:
-        return f"{self.function} at {Path(self.file).name}:{self.number}"
+        return f"{self.function} at {Path(self.file).name}:{self.line}"
 
     @classmethod
     def calling(cls, function: Any) -> "OpSite":
-        """The innermost line that is neither torch's nor ours."""
+        """The innermost line that belongs neither to torch nor to skyfx."""
         frame = sys._getframe(1)
         while frame.f_back and is_library_file(frame.f_code.co_filename):
             frame = frame.f_back
@@ -51,21 +51,21 @@ class OpSite:
 class DependsOnValuesError(CaptureError):
     """A number or a shape depends on values, at this line."""
 
-    def __init__(self, line: OpSite) -> None:
+    def __init__(self, site: OpSite) -> None:
         super().__init__(
-            f"{line.function} returns what depends on the values of its arguments, and a captured "
-            "graph has fixed numbers and shapes"
+            f"the result of {site.function} depends on the values of its arguments, but numbers "
+            "and shapes of a captured graph are fixed"
         )
-        self.line = line
+        self.site = site
 
 
 class NoDataDependence(TorchFunctionMode):
-    """Within it, no function of torch may return what only values tell: a number, a shape.
+    """Within it, no function of torch may return a number or shape that depends on values.
 
     torch.export goes on with a symbol for it, which has no size to plan with.
 
     Raises:
-        DependsOnValuesError: one has.
+        DependsOnValuesError: a function has returned one.
     """
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
@@ -85,12 +85,12 @@ class NoDataDependence(TorchFunctionMode):
 
 
 class OpSiteOverride(TorchFunctionMode):
-    """Within it, other functions are called at these lines; each is given the line's own first."""
+    """Within it, other functions are called at these sites, with the own function first."""
 
     def __init__(self, instead: Mapping[OpSite, Callable[..., Any]]) -> None:
         super().__init__()
         self._instead = instead
-        self._functions = {line.function for line in instead}
+        self._functions = {site.function for site in instead}
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         if _name(func) in self._functions:

@@ -3,7 +3,7 @@
 torch.export takes a model that returns tensors, from arguments that are tensors. One thin
 adapter makes both true of any model: constants and nesting of the arguments stay with it, and of
 what the model returns it passes on the tensors (transformers' caches and dataclasses go no
-further). What torch.export cannot follow stays whole (see `whole`).
+further). Calls that torch.export cannot follow become leaves (see `leaf_selection`).
 """
 
 import inspect
@@ -17,8 +17,8 @@ import torch
 from torch import Tensor, fx, nn
 
 from skyfx.runtime.execution.microbatch import Batch, OutputSpec
-from skyfx.runtime.execution.state_guard import undisturbed
 from skyfx.runtime.pytree import unflatten
+from skyfx.runtime.rng.generator_state import preserve_model
 from skyfx.solver.errors import CaptureError
 from skyfx.tracing import side_effects
 from skyfx.tracing.data_dependence import NoDataDependence
@@ -30,7 +30,7 @@ from skyfx.tracing.torch_internals import any_attribute_name, export_flags, inte
 __all__: list[str] = ["has_cache", "trace"]
 
 Adapter = Callable[[], "_TensorsOnly"]
-"""Makes an adapter, of which torch.export wants a fresh one each time."""
+"""Makes an adapter: torch.export needs a fresh one each time."""
 
 
 def trace(
@@ -38,32 +38,32 @@ def trace(
 ) -> tuple[fx.GraphModule, OutputSpec]:
     """The captured graph, and the form of the outputs.
 
-    At first without anything whole in it, and not telling the model that it is exported.
+    The first attempts have no leaves, and do not tell the model that it is exported.
 
     Raises:
         CaptureError: the graph would leave something out.
-        Exception: the model's own, or torch.export's, where nothing can stay whole instead.
+        Exception: the model's own, or torch.export's where no call can become a leaf instead.
     """
     errors: list[Exception] = []
     ways = list(itertools.product((False, True), (False, True)))
     while ways:
-        keep_whole, exported = ways.pop(0)
+        with_leaves, exported = ways.pop(0)
         adapter = partial(_TensorsOnly, model, microbatch, exported=exported)
-        whole = LeafSelection(model)
+        selection = LeafSelection(model)
         while True:
             try:
-                return _export(model, adapter, whole, training=training)
+                return _export(model, adapter, selection, training=training)
             except Exception as failed:
                 errors.append(_cause(failed))
             if len(errors) == 1:
                 _check_runs(model, adapter())
                 if type(errors[0]) is RuntimeError:
-                    # An operator that runs, but not on what torch traces with: better it stays
-                    # whole than that the model, told so, takes another one.
+                    # An operator that runs, but not on the tensors that torch traces with: it
+                    # becomes a leaf before the model, which sees the export, may avoid it.
                     ways.sort(key=lambda way: way[1])
             if isinstance(errors[-1], CalledOtherwiseError):
                 break
-            if not (keep_whole and _keep_whole(model, adapter, whole, errors[-1])):
+            if not (with_leaves and _add_leaf(model, adapter, selection, errors[-1])):
                 break
     raise errors[0] from None
 
@@ -75,21 +75,23 @@ def _check_runs(model: nn.Module, adapter: "_TensorsOnly") -> None:
         Exception: its own, if it does not run on these inputs at all.
     """
     try:
-        with undisturbed(model), side_effects.numbers_kept(model):
+        with preserve_model(model), side_effects.numbers_kept(model):
             adapter(*adapter.tensors)
     except _ForwardFailedError as failed:
         if not isinstance(failed.__cause__, CaptureError):
             raise _cause(failed) from None
     except CaptureError:
-        pass  # a hazard, which the first error speaks of
+        pass  # a refused side effect, which the first error names
 
 
-def _keep_whole(model: nn.Module, adapter: Adapter, whole: LeafSelection, error: Exception) -> bool:
-    """Keep one more place whole, because of this error; False where that cannot be."""
-    while whole.add(error):
+def _add_leaf(
+    model: nn.Module, adapter: Adapter, selection: LeafSelection, error: Exception
+) -> bool:
+    """Make one more call a leaf, because of this error; False where that is impossible."""
+    while selection.add(error):
         try:
-            with undisturbed(model), side_effects.numbers_kept(model):
-                whole.see(partial(adapter(), *adapter().tensors))
+            with preserve_model(model), side_effects.numbers_kept(model):
+                selection.record(partial(adapter(), *adapter().tensors))
         except _ForwardFailedError as failed:
             error = _cause(failed)
             if not isinstance(error, CaptureError):
@@ -100,12 +102,12 @@ def _keep_whole(model: nn.Module, adapter: Adapter, whole: LeafSelection, error:
 
 
 def _export(
-    model: nn.Module, adapter: Adapter, whole: LeafSelection, *, training: bool
+    model: nn.Module, adapter: Adapter, selection: LeafSelection, *, training: bool
 ) -> tuple[fx.GraphModule, OutputSpec]:
     """The model as torch.export traces it, and the form of the outputs.
 
     Raises:
-        CaptureError: forward counts something, or another hazard.
+        CaptureError: forward counts something, or has another refused side effect.
     """
     once, again = adapter(), adapter()
     with (
@@ -115,23 +117,23 @@ def _export(
         side_effects.refuse_custom_autograd() if training else nullcontext(),
         side_effects.numbers_kept(model),
     ):
-        with whole.standing_in():
+        with selection.stand_ins():
             program = torch.export.export(once, once.tensors, strict=False)
         if changed := once.returned.changed:
-            # Either a counter, or the note of a cache, which is filled once.
+            # Either a counter, or a cache that is filled once.
             side_effects.set_numbers(model, changed)
-            with suppress(Exception), whole.standing_in():
+            with suppress(Exception), selection.stand_ins():
                 torch.export.export(again, again.tensors, strict=False)
             side_effects.check_numbers(changed, again.returned.changed)
         module = program.module(check_guards=False)
         assert isinstance(module, fx.GraphModule)
-        put_leaves(module, whole.seen)
+        put_leaves(module, selection.calls)
         _drop_assertions(module)
     return module, once.returned.form
 
 
 class _Returned:
-    """Where the adapter notes the outputs' form, and the numbers of the model that have changed.
+    """The form of the outputs, and the numbers of the model that have changed.
 
     torch.export undoes what is set on the adapter and the model.
     """
@@ -156,7 +158,7 @@ class _ForwardFailedError(Exception):
 
 
 def _cause(failed: Exception) -> Exception:
-    """What has really failed."""
+    """The error of the model, where the adapter has wrapped it."""
     cause = failed.__cause__ if isinstance(failed, _ForwardFailedError) else failed
     assert isinstance(cause, Exception)
     return cause
@@ -207,9 +209,9 @@ def has_cache(model: nn.Module) -> bool:
 
 def _drop_assertions(module: fx.GraphModule) -> None:
     """Remove checks that tie the graph to the device it was captured on."""
-    for region in graphs_in(module):
-        for node in region.graph.find_nodes(
+    for part in graphs_in(module):
+        for node in part.graph.find_nodes(
             op="call_function", target=torch.ops.aten._assert_tensor_metadata.default
         ):
-            region.graph.erase_node(node)
-        region.recompile()
+            part.graph.erase_node(node)
+        part.recompile()

@@ -1,12 +1,11 @@
-"""What stays whole in one capture, because torch.export cannot follow its code.
+"""The selection of a model's calls that become leaves, because torch.export cannot follow them.
 
-No branch on a value is followed, no shape that depends on one, and no gradient of the model's own
-making. The innermost place whose code needs one of these is kept whole, and the model is traced
-anew; if its arguments or what it returns cannot cross the edge of a node, the next one around it.
-In the end, in the model's own forward, single lines are fixed to what they return (see `lines`).
+torch.export follows no branch on a value, no shape that depends on one, and no custom gradient. The
+innermost call whose code needs one of these becomes a leaf, and the model is traced again. If its
+arguments or its result cannot cross the edge of a node, the next call around it is tried. At last,
+in the model's own forward, single operators are fixed to their results (see `data_dependence`).
 """
 
-import copy
 import logging
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager, nullcontext
@@ -20,142 +19,137 @@ from torch.overrides import TorchFunctionMode
 
 from skyfx.runtime.execution.microbatch import CONSTANTS, OutputSpec
 from skyfx.runtime.pytree import flatten
-from skyfx.runtime.rng import generator_lending
+from skyfx.runtime.rng.generator_state import comparable_states
 from skyfx.solver.errors import CaptureError
-from skyfx.tracing.call_sites import CallSite, like, spots_in
+from skyfx.tracing.call_sites import CallSite, call_sites_in, copy_of, similar_sites
 from skyfx.tracing.data_dependence import DependsOnValuesError, OpSite, OpSiteOverride
 from skyfx.tracing.leaf_calls import BoundCode, RecordedCall, buffers_kept, stand_in
-from skyfx.tracing.tensor_binding import bare, named_tensors
+from skyfx.tracing.tensor_binding import named_tensors
 from skyfx.tracing.torch_internals import export_flags, num_writes
 
 __all__: list[str] = ["CalledOtherwiseError", "LeafSelection"]
 
-SeededStream = Callable[..., Any]
-LocalDevice = CallSite | OpSite
+Function = Callable[..., Any]
+Site = CallSite | OpSite
 
 logger = logging.getLogger(__name__)
 
-_GIVEN = (*CONSTANTS, slice, EllipsisType)
-"""What may be given beside tensors; and configs and functions, see `_check_constants`."""
-
-_REPLACED = object()
-"""Stands in a copy for what was replaced at the time."""
+_ARGUMENTS = (*CONSTANTS, slice, EllipsisType)
+"""Allowed arguments beside tensors; configs and functions as well, see `_check_constants`."""
 
 
 class CalledOtherwiseError(CaptureError):
-    """What stays whole is called otherwise when it is traced than when the model ran.
+    """A leaf gets other arguments when the model is traced than when it ran.
 
     Many models ask whether a tensor has values, and leave out a mask that hides nothing.
     """
 
 
 class LeafSelection:
-    """The places of a model that stay whole, and what was seen of them."""
+    """The sites of a model whose calls become leaves, and the calls that were recorded there."""
 
     def __init__(self, model: nn.Module) -> None:
         self._model = model
-        self._spots: list[CallSite] = []
-        self._refused: set[tuple[Any, ...]] = set()
-        self._lines: list[OpSite] = []
-        self._line: OpSite | None = None
-        self._seen: dict[LocalDevice, list[RecordedCall]] = {}
-        self._next: dict[LocalDevice, int] = {}
-        self._inside = False
-        self._instead: list[_Replacement] = []
+        self._call_sites: list[CallSite] = []
+        self._op_sites: list[OpSite] = []
+        self._refused_kinds: set[tuple[Any, ...]] = set()
+        self._last_op_site: OpSite | None = None
+        self._recorded: dict[Site, list[RecordedCall]] = {}
+        self._untraced: dict[Site, Iterator[RecordedCall]] = {}
+        self._is_recording = False
 
     @property
-    def seen(self) -> list[RecordedCall]:
-        """All calls that were seen, in no order."""
-        return [call for calls in self._seen.values() for call in calls]
+    def calls(self) -> list[RecordedCall]:
+        """All recorded calls, grouped by their sites."""
+        return [call for calls in self._recorded.values() for call in calls]
 
     def add(self, error: BaseException) -> bool:
-        """Keep the innermost place whole whose code has failed; False where none is left."""
+        """Select the innermost call whose code has failed; False where none is left."""
         if isinstance(error, DependsOnValuesError):
-            self._line = error.line
-        for spot in spots_in(error, self._model):
-            if spot not in self._spots and spot.kind not in self._refused:
-                self._spots += like(spot, self._model)
+            self._last_op_site = error.site
+        for site in call_sites_in(error, self._model):
+            if site not in self._call_sites and site.kind not in self._refused_kinds:
+                self._call_sites += similar_sites(site, self._model)
                 return True
-        if self._line is not None and self._line not in self._lines:
-            logger.warning("%s is fixed: later batches have to go the same way", self._line)
-            self._lines.append(self._line)
+        if self._last_op_site is not None and self._last_op_site not in self._op_sites:
+            logger.warning(
+                "the result of %s is fixed: later batches have to give the same", self._last_op_site
+            )
+            self._op_sites.append(self._last_op_site)
             return True
         return False
 
-    def see(self, call: Callable[[], Any]) -> Any:
-        """Call the model, and note each call of what stays whole.
+    def record(self, call: Callable[[], Any]) -> Any:
+        """Call the model, and record each call at a selected site.
 
         Raises:
-            CaptureError: one of them cannot; it is none any more.
+            CaptureError: one of the calls cannot become a leaf; its site is selected no longer.
         """
-        places: list[LocalDevice] = [*self._spots, *self._lines]
-        self._seen = {place: [] for place in places}
-        with self._replaced(self._note):
+        sites: list[Site] = [*self._call_sites, *self._op_sites]
+        self._recorded = {site: [] for site in sites}
+        with self._replaced(self._record_call):
             return call()
 
     @contextmanager
-    def standing_in(self) -> Iterator[None]:
-        """Within it, each call is one operator, for torch.export to trace."""
-        self._next = dict.fromkeys(self._seen, 0)
+    def stand_ins(self) -> Iterator[None]:
+        """Within it, each recorded call is one operator, for torch.export to trace."""
+        self._untraced = {site: iter(calls) for site, calls in self._recorded.items()}
         with self._replaced(self._stand_in):
             yield
 
     @contextmanager
-    def _replaced(self, instead: Callable[..., Any]) -> Iterator[None]:
-        """Within it, `instead(spot, own, ...)` is called for each place."""
-        self._instead.clear()
+    def _replaced(self, instead: Function) -> Iterator[None]:
+        """Within it, `instead(site, own function, ...)` is called at each selected site."""
         with ExitStack() as stack:
-            for spot in self._spots:
-                by = _Replacement(partial(instead, spot))
-                self._instead.append(by)
-                by.own = stack.enter_context(spot.replaced(self._model, by))
+            for site in self._call_sites:
+                stack.enter_context(site.replaced(self._model, partial(instead, site)))
             stack.enter_context(
-                OpSiteOverride({line: partial(instead, line) for line in self._lines})
+                OpSiteOverride({site: partial(instead, site) for site in self._op_sites})
             )
             yield
 
-    def _note(self, place: LocalDevice, own: SeededStream, *args: Any, **kwargs: Any) -> Any:
-        if self._inside:
+    def _record_call(self, site: Site, own: Function, *args: Any, **kwargs: Any) -> Any:
+        if self._is_recording:  # a call inside another leaf
             return own(*args, **kwargs)
-        self._inside = True
+        self._is_recording = True
         try:
-            returned, seen = self._watched(place, own, args, kwargs)
+            returned, call = self._run_recorded(site, own, args, kwargs)
         except Exception as error:
-            if isinstance(place, CallSite):
-                self._refused.add(place.kind)
-                self._spots = [other for other in self._spots if other.kind != place.kind]
-            raise CaptureError(f"{place}: {error}") from error
+            if isinstance(site, CallSite):
+                self._refused_kinds.add(site.kind)
+                self._call_sites = [other for other in self._call_sites if other.kind != site.kind]
+            raise CaptureError(f"{site}: {error}") from error
         finally:
-            self._inside = False
-        self._seen[place].append(seen)
+            self._is_recording = False
+        self._recorded[site].append(call)
         return returned
 
-    def _watched(
-        self, place: LocalDevice, own: SeededStream, args: Any, kwargs: Any
+    def _run_recorded(
+        self, site: Site, own: Function, args: Any, kwargs: Any
     ) -> tuple[Any, RecordedCall]:
-        """Call it, and see what it does."""
+        """Run a call; returns its result and its record."""
         leaves, spec = flatten((args, kwargs))
-        number = len(self._seen[place])
-        name = f"{place}/{number}" if number else str(place)
-        _check_constants(name, "is given", leaves, _GIVEN)
-        module = self._module(place)
+        number = len(self._recorded[site])
+        name = f"{site}/{number}" if number else str(site)
+        _check_constants(name, "gets", leaves, _ARGUMENTS)
+        module = self._module_of(site)
         named = {} if module is None else named_tensors(module)
         given = [x for x in leaves if isinstance(x, Tensor)]
-        versions = {id(x): num_writes(x) for x in (*given, *named.values())}
-        generators = generator_lending.states()
+        writes = {id(x): num_writes(x) for x in (*given, *named.values())}
+        generators = comparable_states()
         kept = nullcontext() if module is None else buffers_kept(module)
-        with _Used(named) as used, export_flags(exported=False), kept:
+        with _UsedTensors(named) as used, export_flags(exported=False), kept:
             returned = own(*args, **kwargs)
-        # A number that was computed may be another one next time, and the graph has it fixed.
-        constants = CONSTANTS if isinstance(place, OpSite) else (str, type(None))
+        # A computed number may be another one next time, but the graph has it fixed.
+        constants = CONSTANTS if isinstance(site, OpSite) else (str, type(None))
         _check_constants(name, "returns", flatten(returned)[0], constants)
-        is_forward = isinstance(place, CallSite) and place.name == "forward"
+        is_forward = isinstance(site, CallSite) and site.name == "forward"
         state = [n for n in named if n in used.names or is_forward]
         tensors = [*given, *(named[n] for n in state)]
         form, outputs = OutputSpec.of(returned)
         return returned, RecordedCall(
             name=name,
-            run=self._run(place, own, module, named),
+            run=_bound_code(site, own, module),
             leaves=tuple(None if isinstance(x, Tensor) else x for x in leaves),
             is_tensor=tuple(isinstance(x, Tensor) for x in leaves),
             spec=spec,
@@ -165,65 +159,28 @@ class LeafSelection:
             writes=frozenset(
                 i
                 for i, x in enumerate(tensors)
-                if num_writes(x) != versions[id(x)] or _may_write(module, x)
+                if num_writes(x) != writes[id(x)] or _may_write(module, x)
             ),
-            is_random=generators != generator_lending.states(),
+            is_random=generators != comparable_states(),
         )
 
-    def _module(self, place: LocalDevice) -> nn.Module | None:
-        """The module whose method it is."""
-        return place.module(self._model) if isinstance(place, CallSite) else None
+    def _module_of(self, site: Site) -> nn.Module | None:
+        """The module whose method is called at the site."""
+        return site.module(self._model) if isinstance(site, CallSite) else None
 
-    def _run(
-        self,
-        place: LocalDevice,
-        own: SeededStream,
-        module: nn.Module | None,
-        named: dict[str, Tensor],
-    ) -> BoundCode:
-        """Its code, to be called again."""
-        if module is None or isinstance(place, OpSite):
-            return BoundCode(None, own)
-        return BoundCode(self._bare(module, named), place.name)
-
-    def _bare(self, module: nn.Module, named: dict[str, Tensor]) -> nn.Module:
-        """A copy whose parameters and buffers have no values, and in which nothing is replaced."""
-        memo: dict[int, Any] = {id(by): _REPLACED for by in self._instead}
-        memo |= {id(x): bare(x) for x in named.values()}
-        for part in module.modules():  # what is no parameter and was computed cannot be copied
-            computed = [x for x in vars(part).values() if isinstance(x, Tensor) and not x.is_leaf]
-            memo |= {id(x): x.detach() for x in computed}
-        copied = copy.deepcopy(module, memo)
-        for part in copied.modules():
-            for name in [n for n, value in vars(part).items() if value is _REPLACED]:
-                del vars(part)[name]
-        return copied
-
-    def _stand_in(self, place: LocalDevice, _: SeededStream, *args: Any, **kwargs: Any) -> Any:
-        calls, number = self._seen[place], self._next[place]
-        self._next[place] += 1
+    def _stand_in(self, site: Site, _: Function, *args: Any, **kwargs: Any) -> Any:
         leaves, spec = flatten((args, kwargs))
-        if number >= len(calls) or not calls[number].is_given(leaves, spec):
-            raise CalledOtherwiseError(f"{place} is called otherwise when it is traced")
-        seen, module = calls[number], self._module(place)
+        call = next(self._untraced[site], None)
+        if call is None or not call.is_given(leaves, spec):
+            raise CalledOtherwiseError(f"{site} gets other arguments in the trace than in the run")
+        module = self._module_of(site)
         named = {} if module is None else named_tensors(module, tied=True)
         given = [x for x in leaves if isinstance(x, Tensor)]
-        return stand_in(seen, [*given, *(named[name] for name in seen.state)])
+        return stand_in(call, [*given, *(named[name] for name in call.state)])
 
 
-class _Replacement:
-    """Called in place of a method or function, which it is given once it is known."""
-
-    def __init__(self, instead: Callable[..., Any]) -> None:
-        self._instead = instead
-        self.own: SeededStream = instead
-
-    def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        return self._instead(self.own, *args, **kwargs)
-
-
-class _Used(TorchFunctionMode):
-    """Within it, notes which of these tensors are arguments of torch's functions."""
+class _UsedTensors(TorchFunctionMode):
+    """Within it, notes which of these tensors functions of torch get as arguments."""
 
     def __init__(self, named: dict[str, Tensor]) -> None:
         super().__init__()
@@ -237,21 +194,30 @@ class _Used(TorchFunctionMode):
         return func(*args, **(kwargs or {}))
 
 
+def _bound_code(site: Site, own: Function, module: nn.Module | None) -> BoundCode:
+    """The code of a call, to be called again."""
+    if module is None or isinstance(site, OpSite):
+        return BoundCode(None, own)
+    return BoundCode(copy_of(module), site.name)
+
+
 def _may_write(module: nn.Module | None, x: Tensor) -> bool:
     """Whether it is a buffer that another branch may write to, as batch norm does in training."""
     return module is not None and module.training and any(x is b for b in module.buffers())
 
 
-def _check_constants(name: str, does: str, leaves: Sequence[Any], kept: tuple[type, ...]) -> None:
-    """Refuse what cannot cross the edge of a node."""
+def _check_constants(
+    name: str, verb: str, leaves: Sequence[Any], allowed: tuple[type, ...]
+) -> None:
+    """Refuse values that cannot cross the edge of a node."""
     for leaf in leaves:
-        constant = kept is _GIVEN and (is_dataclass(leaf) or _is_constant_function(leaf))
+        constant = allowed is _ARGUMENTS and (is_dataclass(leaf) or _is_constant_function(leaf))
         if isinstance(leaf, slice) and any(
             isinstance(x, Tensor) for x in (leaf.start, leaf.stop, leaf.step)
         ):
-            raise CaptureError(f"{name!r} {does} a slice whose ends only values tell")
-        if not isinstance(leaf, (Tensor, *kept)) and not constant:
-            raise CaptureError(f"{name!r} {does} an object of {type(leaf).__name__}")
+            raise CaptureError(f"{name!r} {verb} a slice whose ends depend on values")
+        if not isinstance(leaf, (Tensor, *allowed)) and not constant:
+            raise CaptureError(f"{name!r} {verb} an object of {type(leaf).__name__}")
 
 
 def _is_constant_function(value: Any) -> bool:

@@ -1,4 +1,4 @@
-"""Which lines of code are the model's own: neither torch's nor ours."""
+"""Tells a model's own code from that of torch and skyfx."""
 
 from functools import cache
 from pathlib import Path

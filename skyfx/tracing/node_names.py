@@ -1,4 +1,4 @@
-"""Names for the nodes of a captured graph, the same in plan files and other captures.
+"""Names of the nodes of a captured graph, the same in plan files and in other captures.
 
 bert.encoder.layer.3.output.dense.linear      operator `linear` of that module
 bert.encoder.layer.3.attention.self.view_2    the third `view` of that module
@@ -16,8 +16,8 @@ from torch import Tensor, fx, nn
 from skyfx.runtime.execution.microbatch import Batch
 from skyfx.runtime.pytree import flatten_with_names
 
-WHOLE = "submodule"
-"""The namespace, in place of `aten`, of submodules that stay whole."""
+LEAF_NAMESPACE = "submodule"
+"""The namespace of leaves in names of operators, where torch's have `aten`."""
 
 ADAPTED = "model"
 """The attribute under which capture's adapter holds the user's model."""
@@ -37,9 +37,9 @@ __all__: list[str] = [
 def node_ids(graph: fx.Graph, inputs: Sequence[str]) -> dict[fx.Node, str]:
     """The nodes that a plan places, in order, with their ids.
 
-    A parameter or buffer that one node alone reads belongs to that node. One that several nodes
-    read, tied weights among them, is a node of its own: it lives on one stage, and its value is
-    relayed to the readers further on like any other.
+    A parameter or buffer with one reader belongs to that node. One with several readers, such as a
+    tied weight, is a node of its own: it lives on one stage, and its value is relayed to later
+    readers like any other.
     """
     names, ids = iter(inputs), {}
     taken: set[str] = set()
@@ -65,12 +65,12 @@ def _short(op: str) -> str:
 
 
 def graphs_in(module: fx.GraphModule) -> list[fx.GraphModule]:
-    """The graph and the regions in it, such as the body of a `with torch.no_grad()`."""
+    """The graph and its subgraphs, such as the body of a `with torch.no_grad()`."""
     return [part for part in module.modules() if isinstance(part, fx.GraphModule)]
 
 
 def is_operator(node: fx.Node) -> bool:
-    """Whether the node computes: an operator, or a submodule that stays whole."""
+    """Whether the node computes: an operator or a leaf."""
     return node.op in ("call_function", "call_module")
 
 
@@ -100,7 +100,7 @@ def op_name(node: fx.Node) -> str:
     if node.target is operator.getitem:
         return "getitem"
     if node.op == "call_module":
-        return f"{WHOLE}.forward"
+        return f"{LEAF_NAMESPACE}.forward"
     return str(node.target)
 
 

@@ -1,4 +1,4 @@
-"""Other tensors in the place of a module's parameters and buffers."""
+"""Replaces the tensors that a module holds as parameters and buffers."""
 
 from collections.abc import Mapping
 
@@ -11,7 +11,7 @@ __all__: list[str] = ["bare", "moved", "named_tensors", "rebind"]
 
 
 def rebind(module: nn.Module, others: Mapping[int, Tensor]) -> None:
-    """Put other tensors in place of those with these `id`s, wherever the module holds them."""
+    """Replace the tensors with these `id`s by others, wherever the module holds them."""
     for held in own_tensors(module):
         for name, tensor in held.items():
             if id(tensor) in others:
@@ -19,18 +19,18 @@ def rebind(module: nn.Module, others: Mapping[int, Tensor]) -> None:
 
 
 def named_tensors(module: nn.Module, *, tied: bool = False) -> dict[str, Tensor]:
-    """Its parameters and buffers by name: each once, or under each of its names."""
+    """Its parameters and buffers by name: each once, or, `tied`, under each of its names."""
     named: dict[str, Tensor] = dict(module.named_parameters(remove_duplicate=not tied))
     return named | dict(module.named_buffers(remove_duplicate=not tied))
 
 
 def moved(tensor: Tensor, device: torch.device) -> Tensor:
-    """A copy on another device; a parameter, with a gradient of its own, if it was one."""
+    """A copy on another device; a copy of a parameter is a parameter with its own gradient."""
     copy = tensor.detach().to(device)
     is_parameter = isinstance(tensor, nn.Parameter)
     return nn.Parameter(copy, tensor.requires_grad) if is_parameter else copy
 
 
 def bare(tensor: Tensor) -> Tensor:
-    """The same without values, on torch's meta device."""
+    """A copy without values, on torch's meta device."""
     return moved(tensor, torch.device("meta"))

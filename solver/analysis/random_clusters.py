@@ -1,29 +1,30 @@
-"""Clusters of unlike devices, drawn: the same for the same seed and options, on every machine.
+"""Random clusters of unlike devices: equal seeds and options make equal ones, on every machine.
 
 The draws are numbers in [0, 1) from `numpy.random.PCG64(seed)`, whose raw output numpy promises to
-keep: each is its upper 53 bits times 2^-53, which is what `numpy.random.default_rng(seed).random()`
-gives. They are used in this order, and all but those of the links are drawn whether they are
-needed or not, so that one option does not change what another one makes:
+keep: each is its upper 53 bits times 2^-53, as in `numpy.random.default_rng(seed).random()`. They
+are used in this order. All but those of the links are drawn whether they are needed or not, so one
+option does not change the result of another:
 
     1. the slowdown of each device
     2. the type of each device
     3. the memory of each device
-    4. for each source in turn, for each other device: the bandwidth, then the latency
+    4. for each source, for each other device: the bandwidth, then the latency
 
-A draw u makes low + (high - low) * u, but of bandwidths low * (high / low)^u, as they span orders
-of magnitude. Bytes and bytes per second are whole numbers, latencies whole nanoseconds.
+A draw u gives low + (high - low) * u. For bandwidths it gives low * (high / low)^u, as they span
+orders of magnitude. Bytes and bytes per second are whole numbers, latencies whole nanoseconds.
 """
 
 import itertools
 from collections.abc import Callable, Iterator, Mapping, Sequence
 
 from skyfx.solver.core.cluster import Cluster, Device, Link, Wire
-from skyfx.solver.core.field_checks import non_negative, positive
+from skyfx.solver.core.field_checks import non_negative, positive, whole_number
+from skyfx.solver.core.units import PLAIN, RATE, SIZE, TIME, Units, read_span
 
 __all__: list[str] = ["Range", "unlike_cluster"]
 
-Range = float | tuple[float, float]
-"""One value, or the lowest and the highest."""
+Range = float | str | tuple[float, float]
+"""One value, or the lowest and the highest; or both as text, such as `2GiB:8GiB`."""
 
 NANOSECONDS = 9
 """Digits of a latency."""
@@ -46,27 +47,27 @@ def unlike_cluster(
     """Draw a cluster; the same arguments make the same one, on every machine.
 
     Args:
-        num_devices: how many devices.
+        num_devices: number of devices.
         seed: of the draws.
-        types: of devices; if several, each is as likely, or they are by these weights.
+        types: of the devices; several are equally likely, or have these weights.
         slowdown: of a device.
-        memory_bytes: of a device; None: unlimited.
-        bandwidth_bytes_per_s: of each direction between two devices; None: moving is free.
+        memory_bytes: of a device; None is unlimited.
+        bandwidth_bytes_per_s: of each direction between two devices; None makes transfers free.
         latency_s: of each direction.
-        symmetric: both directions between two devices are alike.
-        name: what devices are called, before their number.
+        symmetric: both directions between two devices are equal.
+        name: of the devices, before their number.
 
     Raises:
-        ValueError: an argument cannot be used: what it was, and what was expected.
+        ValueError: an argument is wrong; the message has its name, its value and what is expected.
     """
-    if num_devices < 1:
-        raise ValueError(f"num_devices is {num_devices}, expected at least 1")
-    if seed < 0:
-        raise ValueError(f"seed is {seed}, expected a whole number >= 0")
+    whole_number("num_devices", num_devices, least=1)
+    whole_number("seed", seed, least=0)
     if name.split() != [name]:
-        raise ValueError(f"name is {name!r}, expected one word")
-    slowdowns = _span("slowdown", slowdown, positive)
-    memories = None if memory_bytes is None else _span("memory_bytes", memory_bytes, non_negative)
+        raise ValueError(f"name: found {name!r}, expected one word")
+    slowdowns = _read("slowdown", slowdown, positive, PLAIN)
+    memories = None
+    if memory_bytes is not None:
+        memories = _read("memory_bytes", memory_bytes, non_negative, SIZE)
     weights = _weights(types)
 
     draws = _draws(seed, 3 * num_devices)
@@ -79,10 +80,12 @@ def unlike_cluster(
     )
     if bandwidth_bytes_per_s is None:
         if latency_s != 0:
-            raise ValueError(f"latency_s is {latency_s} without links, expected a bandwidth, too")
+            raise ValueError(
+                f"latency_s: found {latency_s} without links, expected a bandwidth, too"
+            )
         return Cluster(devices=devices)
-    rates = _span("bandwidth_bytes_per_s", bandwidth_bytes_per_s, positive)
-    delays = _span("latency_s", latency_s, non_negative)
+    rates = _read("bandwidth_bytes_per_s", bandwidth_bytes_per_s, positive, RATE)
+    delays = _read("latency_s", latency_s, non_negative, TIME)
     if rates[0] == rates[1] and delays[0] == delays[1]:
         wire = Wire(bandwidth_bytes_per_s=rates[0], latency_s=delays[0])
         return Cluster(devices=devices, default_link=wire)
@@ -98,7 +101,7 @@ def _links(
     *,
     symmetric: bool,
 ) -> tuple[Link, ...]:
-    """A link for each direction; with `symmetric` it is that of the earlier source."""
+    """A link per direction; with `symmetric` both are that of the earlier source."""
     pairs = list(itertools.permutations(names, 2))
     draws = itertools.islice(_draws(seed, 3 * len(names) + 2 * len(pairs)), 3 * len(names), None)
     wires = {pair: (_rate(rates, next(draws)), _delay(delays, next(draws))) for pair in pairs}
@@ -119,7 +122,9 @@ def _draws(seed: int, num: int) -> Iterator[float]:
     return ((int(raw) >> 11) * 2.0**-53 for raw in PCG64(seed).random_raw(num))
 
 
-def _span(path: str, asked: Range, check: _Check) -> tuple[float, float]:
+def _read(path: str, asked: Range, check: _Check, units: Units) -> tuple[float, float]:
+    if isinstance(asked, str):
+        asked = read_span(asked, units, path)
     low, high = asked if isinstance(asked, tuple) else (asked, asked)
     check(path, low)
     check(path, high)
@@ -139,7 +144,7 @@ def _weights(types: str | Sequence[str] | Mapping[str, float]) -> dict[str, floa
 
 
 def _dealt(weights: Mapping[str, float], draw: float) -> str:
-    """The first type up to which the weights come to more than their share."""
+    """The first type at which the sum of the weights exceeds the draw's share."""
     kinds, sums = list(weights), list(itertools.accumulate(weights.values()))
     share = draw * sums[-1]
     return next((kind for kind, upto in zip(kinds, sums, strict=True) if share < upto), kinds[-1])
@@ -162,5 +167,5 @@ def _delay(of: tuple[float, float], draw: float) -> float:
 
 
 def _inside(of: tuple[float, float], rounded: float) -> float:
-    """What has been rounded, not out of its range."""
+    """A rounded value, kept inside its range."""
     return float(min(max(rounded, of[0]), of[1]))

@@ -10,7 +10,6 @@ from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
-import msgspec
 import typer
 
 from skyfx.solver.analysis.plan_diff import Difference
@@ -24,6 +23,7 @@ from skyfx.solver.cli.options import (
     Force,
     Gap,
     GraphFile,
+    IgnorePeaks,
     Json,
     LpFile,
     Microbatches,
@@ -44,7 +44,17 @@ from skyfx.solver.cli.options import (
 )
 from skyfx.solver.cli.report import report_command
 from skyfx.solver.cli.simulate import simulate_command
-from skyfx.solver.cli.terminal import ExitCode, console, exit_codes, live_line, say
+from skyfx.solver.cli.terminal import (
+    ExitCode,
+    check_output,
+    console,
+    exit_codes,
+    live_line,
+    print_document,
+    print_json,
+    say,
+    write_output,
+)
 from skyfx.solver.core import files, plan_table, units
 from skyfx.solver.core.cluster import Cluster
 from skyfx.solver.core.graph import Graph
@@ -98,6 +108,7 @@ def solve_command(
     seed: Seed = 0,
     solver: SolverName = "HiGHS",
     pin: Pins = None,
+    ignore_peaks: IgnorePeaks = False,
     write_lp: LpFile = None,
     json: Json = False,
     force: Force = False,
@@ -109,7 +120,7 @@ def solve_command(
     For example: skyfx solve bert.graph.json two.cluster.json -o bert.plan.json
     """
     with exit_codes(verbose=verbose, quiet=quiet):
-        _check_output(output, json=json, force=force)
+        check_output(output, "plan", json=json, force=force)
         assumptions = Assumptions(
             mode=mode,
             objective=objective,
@@ -135,6 +146,7 @@ def solve_command(
                 gap=gap,
                 seed=seed,
                 solver=solver,
+                enforce_peaks=not ignore_peaks,
                 graph_sha256=graph_sha256,
                 cluster_sha256=cluster_sha256,
                 cluster_name=cluster.name,
@@ -170,7 +182,7 @@ def check(
             say(f"skyfx: warning: {plan} was made from other bytes than those of {path}")
     if json:
         answer = {"valid": not faults, "faults": faults} | ({"bound": again} if again else {})
-        typer.echo(msgspec.json.encode(answer).decode())
+        print_json(answer)
     else:
         typer.echo("\n".join(faults) or f"valid: {_in_short(checked)}")
         if again is not None:
@@ -192,7 +204,7 @@ def diff(
     with exit_codes():
         found = Difference.of(files.read(a, Plan), files.read(b, Plan))
     if json:
-        typer.echo(msgspec.json.encode(found.as_json()).decode())
+        print_json(found.as_json())
     else:
         typer.echo("\n".join(found.lines()))
     if found.differ:
@@ -208,7 +220,7 @@ def show(plan: PlanFile, json: Json = False) -> None:
     with exit_codes():
         shown = files.read(plan, Plan)
     if json:
-        typer.echo(files.encode(shown).decode(), nl=False)
+        print_document(shown)
     else:
         plan_table.render(shown, console(stderr=False))
 
@@ -245,21 +257,11 @@ def _verdict(again: "Recheck", plan: Plan) -> str:
     }[again.verdict]
 
 
-def _check_output(output: Path | None, *, json: bool, force: bool) -> None:
-    if output is not None:
-        files.refuse_overwrite(output, force=force)
-    elif not json:
-        raise ValueError("nowhere to put the plan: give -o PLAN, or --json to print it")
-
-
 def _hand_over(
     solution: "Solution", output: Path | None, *, json: bool, force: bool, quiet: bool
 ) -> None:
-    if output is not None:
-        files.write(solution.plan, output, force=force)
-    if json:
-        typer.echo(files.encode(solution.plan).decode(), nl=False)
-    elif not quiet:
+    write_output(solution.plan, output, json=json, force=force)
+    if not json and not quiet:
         plan_table.render(solution.plan, console(stderr=True))
     if solution.interrupted:
         say(f"skyfx: interrupted; the best plan so far: {_in_short(solution.plan)}")

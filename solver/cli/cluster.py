@@ -1,4 +1,4 @@
-"""The commands `cluster generate`, `cluster change` and `cluster show`: a pool kept by hand."""
+"""The commands `cluster generate`, `cluster change` and `cluster show`."""
 
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
@@ -11,10 +11,17 @@ from rich.text import Text
 
 from skyfx.solver.analysis.cluster_changes import Change, apply_changes
 from skyfx.solver.cli.options import ClusterFile, Force, Json, Quiet
-from skyfx.solver.cli.terminal import console, exit_codes, say
+from skyfx.solver.cli.terminal import (
+    check_output,
+    console,
+    exit_codes,
+    print_document,
+    say,
+    write_output,
+)
 from skyfx.solver.core import files
 from skyfx.solver.core.cluster import Cluster, Link, Wire
-from skyfx.solver.core.units import PLAIN, RATE, SIZE, TIME, Units, rate, read_span, seconds, size
+from skyfx.solver.core.units import PLAIN, RATE, SIZE, TIME, rate, read_span, seconds, size
 
 __all__: list[str] = ["cluster_app"]
 
@@ -94,7 +101,7 @@ def generate_command(
     --latency 1ms:50ms -o sky.cluster.json
     """
     with exit_codes(quiet=quiet):
-        _check_output(output, json=json, force=force)
+        check_output(output, "cluster", json=json, force=force)
         from skyfx.solver.analysis.random_clusters import unlike_cluster
 
         if bandwidth is None and latency != "0":
@@ -103,12 +110,12 @@ def generate_command(
             num_devices,
             seed=seed,
             types=_weights(kind or ["cpu"]),
-            slowdown=_read("--slowdown", slowdown, PLAIN),
-            memory_bytes=None if memory is None else _read("--memory", memory, SIZE),
+            slowdown=read_span(slowdown, PLAIN, "--slowdown"),
+            memory_bytes=None if memory is None else read_span(memory, SIZE, "--memory"),
             bandwidth_bytes_per_s=None
             if bandwidth is None
-            else _read("--bandwidth", bandwidth, RATE),
-            latency_s=_read("--latency", latency, TIME) if bandwidth is not None else 0.0,
+            else read_span(bandwidth, RATE, "--bandwidth"),
+            latency_s=read_span(latency, TIME, "--latency") if bandwidth is not None else 0.0,
             symmetric=symmetric,
             name=name,
         )
@@ -130,7 +137,7 @@ def change_command(
     'link a b x3' -o new.cluster.json
     """
     with exit_codes(quiet=quiet):
-        _check_output(output, json=json, force=force)
+        check_output(output, "cluster", json=json, force=force)
         changes = [Change.of(text) for text in change]
         made = apply_changes(files.read(cluster, Cluster), changes)
         _hand_over(made, output, json=json, force=force, quiet=quiet)
@@ -145,50 +152,33 @@ def show_command(cluster: ClusterFile, json: Json = False) -> None:
     with exit_codes():
         shown = files.read(cluster, Cluster)
     if json:
-        typer.echo(files.encode(shown).decode(), nl=False)
+        print_document(shown)
         return
     out = console(stderr=False)
     out.print(_table(shown))
     out.print(Text(_links(shown)), highlight=False)
 
 
-def _check_output(output: Path | None, *, json: bool, force: bool) -> None:
-    if output is not None:
-        files.refuse_overwrite(output, force=force)
-    elif not json:
-        raise ValueError("nowhere to put the cluster: give -o CLUSTER, or --json to print it")
-
-
 def _hand_over(made: Cluster, output: Path | None, *, json: bool, force: bool, quiet: bool) -> None:
     made.check()
-    if output is not None:
-        files.write(made, output, force=force)
-    if json:
-        typer.echo(files.encode(made).decode(), nl=False)
-    elif not quiet:
+    write_output(made, output, json=json, force=force)
+    if not json and not quiet:
         say(f"skyfx: wrote {output}: {len(made.devices)} devices; {_links(made)}")
 
 
-def _read(option: str, text: str, units: Units) -> tuple[float, float]:
-    try:
-        return read_span(text, units)
-    except ValueError as error:
-        raise ValueError(f"{option}: {error}") from None
-
-
 def _weights(said: Sequence[str]) -> Mapping[str, float]:
-    """The types and how often each is dealt, compared with the others."""
+    """The types and their weights."""
     weights: dict[str, float] = {}
     for text in said:
         kind, equals, weight = text.partition("=")
         if not kind or kind in weights:
             raise ValueError(f"--type: found {text!r}, expected one more type, such as a100=2")
-        weights[kind] = _read("--type", weight, PLAIN)[0] if equals else 1.0
+        weights[kind] = read_span(weight, PLAIN, "--type")[0] if equals else 1.0
     return weights
 
 
 def _table(cluster: Cluster) -> Table:
-    """A row for each device; its links by their slowest and their fastest."""
+    """A row per device, with the slowest and the fastest of its links."""
     table = Table("device", "type", "slowdown", "memory", "sends", "receives", box=None)
     sends, receives = defaultdict[str, list[float]](list), defaultdict[str, list[float]](list)
     for link in cluster.links:
@@ -203,7 +193,7 @@ def _table(cluster: Cluster) -> Table:
 
 
 def _links(cluster: Cluster) -> str:
-    """How many links are listed, from the slowest to the fastest, and what all others are."""
+    """The number of listed links, the slowest and the fastest, and the default link."""
     wire, links = cluster.default_link, cluster.links
     default = "free" if wire is None else _in_short([wire])
     if not links:
@@ -218,6 +208,6 @@ def _in_short(wires: Sequence[Link | Wire]) -> str:
 
 
 def _rates(bytes_per_s: Sequence[float]) -> str:
-    """From the slowest to the fastest, once if they are alike; nothing if there are none."""
+    """The slowest and the fastest, once if they are equal; empty if there are none."""
     ends = (min(bytes_per_s), max(bytes_per_s)) if bytes_per_s else ()
     return " to ".join(dict.fromkeys(map(rate, ends)))

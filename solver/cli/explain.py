@@ -1,15 +1,20 @@
 """The command `explain`: a plan in sentences with numbers."""
 
-import msgspec
 import typer
 
 from skyfx.solver.analysis.explain import explain_plan
-from skyfx.solver.analysis.plan_sources import find_inputs
-from skyfx.solver.cli.options import ClusterOption, EachLimit, GraphOption, Json, PlanFile, Verbose
+from skyfx.solver.analysis.plan_sources import read_with_inputs
+from skyfx.solver.cli.options import (
+    ClusterOption,
+    EachLimit,
+    GraphOption,
+    IgnorePeaks,
+    Json,
+    PlanFile,
+    Verbose,
+)
 from skyfx.solver.cli.simulate import make_replan
-from skyfx.solver.cli.terminal import exit_codes
-from skyfx.solver.core import files
-from skyfx.solver.core.plan import Plan
+from skyfx.solver.cli.terminal import exit_codes, print_json
 
 __all__: list[str] = ["explain_command"]
 
@@ -18,6 +23,7 @@ def explain_command(
     plan: PlanFile,
     graph: GraphOption = None,
     cluster: ClusterOption = None,
+    ignore_peaks: IgnorePeaks = False,
     time_limit: EachLimit = 5.0,
     json: Json = False,
     verbose: Verbose = False,
@@ -27,11 +33,11 @@ def explain_command(
     For example: skyfx explain bert.plan.json
     """
     with exit_codes(verbose=verbose):
-        asked = files.read(plan, Plan)
-        model, devices = find_inputs(plan, asked, graph, cluster)
-        said = explain_plan(model, devices, asked, make_replan(asked, time_limit))
+        asked, model, devices = read_with_inputs(plan, graph, cluster)
+        replan = make_replan(asked, time_limit, ignore_peaks=ignore_peaks)
+        said = explain_plan(model, devices, asked, replan)
         if json:
-            typer.echo(msgspec.json.encode(list(said)).decode())
+            print_json(list(said))
             return
         for sentence in said:
             typer.echo(sentence)

@@ -34,6 +34,13 @@ StateRatio = Annotated[
     float, typer.Option(metavar="R", help="Bytes of optimizer state for a byte of parameters.")
 ]
 StrategyOption = Annotated[Strategy, typer.Option(help="The best plan, or a baseline.")]
+IgnorePeaks = Annotated[
+    bool,
+    typer.Option(
+        "--ignore-peaks",
+        help="Only memory_bytes has to fit the devices, not the predicted peaks of the stages.",
+    ),
+]
 TimeLimit = Annotated[float, typer.Option(metavar="SECONDS", help="Then the best plan so far.")]
 Gap = Annotated[float, typer.Option(metavar="G", help="Relative gap at which to stop.")]
 SolverName = Annotated[

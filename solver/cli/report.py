@@ -8,7 +8,7 @@ import typer
 from skyfx.solver.analysis.cluster_changes import Change
 from skyfx.solver.analysis.explain import explain_plan
 from skyfx.solver.analysis.html_report import DrawnStep, page
-from skyfx.solver.analysis.plan_sources import find_inputs
+from skyfx.solver.analysis.plan_sources import read_with_inputs
 from skyfx.solver.analysis.scenarios import scenarios, simulate_plan
 from skyfx.solver.cli.options import (
     ClusterOption,
@@ -60,8 +60,7 @@ def report_command(
     """
     with exit_codes(verbose=verbose, quiet=quiet):
         files.refuse_overwrite(output, force=force)
-        asked = files.read(plan, Plan)
-        model, devices = find_inputs(plan, asked, graph, cluster)
+        asked, model, devices = read_with_inputs(plan, graph, cluster)
         runs = []
         if asked.assumptions.communication == "relay":
             runs.append(DrawnStep("predicted", simulate_plan(model, devices, asked).done))

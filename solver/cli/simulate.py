@@ -5,12 +5,11 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-import msgspec
 import typer
 from rich.table import Table
 
 from skyfx.solver.analysis.cluster_changes import Change
-from skyfx.solver.analysis.plan_sources import find_inputs
+from skyfx.solver.analysis.plan_sources import read_with_inputs
 from skyfx.solver.analysis.scenarios import (
     COLUMNS,
     Replan,
@@ -24,6 +23,7 @@ from skyfx.solver.cli.options import (
     ClusterOption,
     Force,
     GraphOption,
+    IgnorePeaks,
     Json,
     PlanFile,
     Quiet,
@@ -32,7 +32,7 @@ from skyfx.solver.cli.options import (
     Verbose,
     WhatIf,
 )
-from skyfx.solver.cli.terminal import console, exit_codes, say
+from skyfx.solver.cli.terminal import console, exit_codes, print_json, say
 from skyfx.solver.core import files
 from skyfx.solver.core.chrome_trace import chrome_trace
 from skyfx.solver.core.cluster import Cluster
@@ -79,6 +79,7 @@ def simulate_command(
     what_if: WhatIf = None,
     slow: Slow = None,
     replan: Anew = False,
+    ignore_peaks: IgnorePeaks = False,
     schedule: OtherSchedule = None,
     num_microbatches: OtherMicrobatches = None,
     own_links: OwnLinks = False,
@@ -99,12 +100,11 @@ def simulate_command(
     with exit_codes(verbose=verbose, quiet=quiet):
         if trace is not None:
             files.refuse_overwrite(trace, force=force)
-        planned = files.read(plan, Plan)
+        planned, model, devices = read_with_inputs(plan, graph, cluster)
         asked = _asked(planned, schedule, num_microbatches)
-        model, devices = find_inputs(plan, asked, graph, cluster)
         changes = [Change.of(text, model) for text in [*(what_if or ()), *_slowed(slow or ())]]
         timeline = simulate_plan(model, devices, asked, shared=not own_links)
-        search = make_replan(asked, time_limit) if replan else None
+        search = make_replan(asked, time_limit, ignore_peaks=ignore_peaks) if replan else None
         found = scenarios(model, devices, asked, changes, search)
         answer = _Answer(asked, timeline, list(found), as_planned=asked == planned)
         if jitter:
@@ -128,7 +128,7 @@ class _Answer:
     def tell(self, *, json: bool) -> None:
         """Print it."""
         if json:
-            typer.echo(msgspec.json.encode(self._as_json()).decode())
+            print_json(self._as_json())
             return
         out, step_s = console(stderr=False), self._timeline.step_s
         table = Table("device", "stages", "busy", "of the step", box=None)
@@ -202,11 +202,18 @@ def _slowed(said: Sequence[str]) -> list[str]:
     return ["slow {} x{}".format(*text.partition("=")[::2]) for text in said]
 
 
-def make_replan(plan: Plan, time_limit_s: float) -> Replan:
-    """What makes the best plan for another cluster, under the assumptions of this one."""
+def make_replan(plan: Plan, time_limit_s: float, *, ignore_peaks: bool = False) -> Replan:
+    """The planner for another cluster, under the assumptions of this plan."""
     from skyfx.solver.planning.planner import solve  # numba, HiGHS and PuLP take half a second
 
     def planned(graph: Graph, cluster: Cluster) -> Plan:
-        return solve(graph, cluster, plan.assumptions, gap=GAP, time_limit_s=time_limit_s).plan
+        return solve(
+            graph,
+            cluster,
+            plan.assumptions,
+            gap=GAP,
+            time_limit_s=time_limit_s,
+            enforce_peaks=not ignore_peaks,
+        ).plan
 
     return planned

@@ -5,19 +5,24 @@ import logging
 import math
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import TYPE_CHECKING
 
+import msgspec
 import typer
 from rich.console import Console
 
-from skyfx.solver.core import plan_table, units
+from skyfx.solver.core import files, plan_table, units
 from skyfx.solver.core.plan import relative_gap
 from skyfx.solver.errors import InfeasibleError, NoPlanError, SkyfxError
 
 if TYPE_CHECKING:
     from skyfx.solver.methods.limits import Progress
 
-__all__: list[str] = ["ExitCode", "console", "exit_codes", "live_line", "say"]
+__all__: list[str] = [
+    *("ExitCode", "exit_codes", "check_output", "write_output", "print_document", "print_json"),
+    *("console", "live_line", "say"),
+]
 
 
 class ExitCode(enum.IntEnum):
@@ -60,6 +65,32 @@ def exit_codes(*, verbose: bool = False, quiet: bool = False) -> Iterator[None]:
         log.removeHandler(lines)
     say(f"skyfx: error: {fault}")
     raise typer.Exit(code)
+
+
+def check_output(output: Path | None, name: str, *, json: bool, force: bool) -> None:
+    """Refuse an output that cannot be written, before any work; `name` is such as `plan`."""
+    if output is not None:
+        files.refuse_overwrite(output, force=force)
+    elif not json:
+        raise ValueError(f"no output for the {name}: give -o {name.upper()}, or --json to print it")
+
+
+def write_output(document: files.Document, output: Path | None, *, json: bool, force: bool) -> None:
+    """Write a document to its file, and with `json` print it."""
+    if output is not None:
+        files.write(document, output, force=force)
+    if json:
+        print_document(document)
+
+
+def print_document(document: files.Document) -> None:
+    """Print a document as it is in its file."""
+    typer.echo(files.encode(document).decode(), nl=False)
+
+
+def print_json(value: object) -> None:
+    """Print a value as one line of JSON."""
+    typer.echo(msgspec.json.encode(value).decode())
 
 
 def say(line: str) -> None:

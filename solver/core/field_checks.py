@@ -43,10 +43,7 @@ def whole_number(path: str, value: Any, least: int) -> None:
 def memory_size(path: str, value: Any) -> float | None:
     """Bytes from a number or from text such as `4GiB`; None stays None."""
     if isinstance(value, str):
-        try:
-            low, high = read_span(value, SIZE)
-        except ValueError as error:
-            raise ValueError(f"{path}: {error}") from None
+        low, high = read_span(value, SIZE, path)
         if low != high:
             raise ValueError(f"{path}: found {value!r}, expected one size such as 4GiB")
         value = high

@@ -66,7 +66,7 @@ class LinearFit:
     """How times in a neighbourhood follow from times alone: `factor * alone + overhead_s` a node.
 
     `error` and `error_p90` are the median and the 90th percentile of the relative error on
-    stretches of the model that the fit did not know.
+    calibration segments that the fit did not know.
     """
 
     factor: float
@@ -106,7 +106,7 @@ class Graph:
         """Refuse what the format refuses.
 
         Raises:
-            ValueError: the field's path, what stood there and what was expected.
+            ValueError: the field's path, its value and what was expected.
         """
         if not self.nodes:
             raise ValueError("nodes: found an empty list, expected at least one node")

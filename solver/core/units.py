@@ -43,31 +43,32 @@ TIME = Units("50ms or 200us", {"s": 1.0, "ms": 1e-3, "us": 1e-6, "µs": 1e-6, "n
 """In seconds."""
 
 
-def read_span(text: str, units: Units) -> tuple[float, float]:
+def read_span(text: str, units: Units, path: str) -> tuple[float, float]:
     """Read `LOW:HIGH`, or one value for both.
 
     Args:
         text: such as `2GiB:8GiB`, `2:8GiB` or `8GiB`; the unit of the last value counts for both.
         units: one of them follows each number; 0 needs none.
+        path: the field or option, for the message.
 
     Raises:
         ValueError: the text and what was expected.
     """
     first, colon, last = text.partition(":")
-    high, unit = _value(last if colon else first, units)
-    low = _value(first, units, unit)[0] if colon else high
+    high, unit = _value(last if colon else first, units, path)
+    low = _value(first, units, path, unit)[0] if colon else high
     if low > high:
-        raise ValueError(f"found {text!r}, expected the lower end first")
+        raise ValueError(f"{path}: found {text!r}, expected the lower end first")
     return low, high
 
 
-def _value(text: str, units: Units, default: str = "") -> tuple[float, str]:
+def _value(text: str, units: Units, path: str, default: str = "") -> tuple[float, str]:
     """The value and the unit in the text."""
     found = NUMBER.fullmatch(text)
     unit = (found[2] or default) if found else ""
     zero = found is not None and float(found[1]) == 0 and not unit
     if found is None or not (zero or unit in units.factors):
-        raise ValueError(f"found {text!r}, expected a value such as {units.examples}")
+        raise ValueError(f"{path}: found {text!r}, expected a value such as {units.examples}")
     return float(found[1]) * units.factors.get(unit, 1.0), unit
 
 

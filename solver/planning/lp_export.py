@@ -8,7 +8,7 @@ from skyfx.solver.core.graph import Graph
 from skyfx.solver.core.plan import Assumptions
 from skyfx.solver.methods.bounds.simple_bounds import simple_bound
 from skyfx.solver.methods.milp import formulation
-from skyfx.solver.planning.planner import checked
+from skyfx.solver.planning.search import compile_problem
 
 __all__: list[str] = ["export"]
 
@@ -24,7 +24,7 @@ def export(
         FileExistsError: the file exists and `force` is false.
         ValueError: it would be too large to be of use.
     """
-    problem = checked(graph, cluster, assumptions)
+    problem = compile_problem(graph, cluster, assumptions)
     rows = problem.num_units * problem.num_devices**2
     if rows > MAX_ROWS:
         raise ValueError(

@@ -1,93 +1,124 @@
-"""Plans whose peaks fit, where the cost model's `memory_bytes` alone would not say so."""
+"""The third step of planning: a plan whose peaks fit its devices.
+
+The search knows the memory that lasts (`memory_bytes`). A peak is higher, for moments. Where one
+does not fit, the plan is changed until all of them do: first the best plan, then the best plan for
+devices with less memory. The bound of the search holds for these plans too.
+"""
 
 import time
-from collections.abc import Callable
 from dataclasses import replace
 
-from skyfx.solver.core.cluster import Cluster
-from skyfx.solver.core.graph import Graph
-from skyfx.solver.core.plan import Assumptions, Plan
+from skyfx.solver.core.plan import Strategy
+from skyfx.solver.core.units import size
+from skyfx.solver.costs.peak_memory import peak_bytes
 from skyfx.solver.errors import InfeasibleError, NoPlanError
+from skyfx.solver.methods.limits import Limits
 from skyfx.solver.methods.method import Candidate
-from skyfx.solver.planning.planner import Solution, replanned
-from skyfx.solver.planning.schedule_adaptation import (
-    adapt_schedule,
-    as_schedule_error,
-    search_assumptions,
-)
+from skyfx.solver.methods.portfolio import SearchResult
+from skyfx.solver.planning.search import Baselines, compile_problem, search
 from skyfx.solver.problem.problem import Problem
 from skyfx.solver.refinement.peak_annealing import RESERVE, Excess, excesses, fitting
 
-__all__: list[str] = ["solve_within"]
-
-Portfolio = Callable[[Graph, Cluster, Assumptions], Solution]
+__all__: list[str] = ["knows_peaks", "repair_peaks"]
 
 FITTING_S = 10.0
 """Seconds in which a plan is changed until it fits."""
+
+SOON_S = 2.0
+"""The same once Ctrl-C has come."""
 
 NEAR = 0.02
 """A plan that fits and is this near the bound is good enough not to search again."""
 
 
-def solve_within(
-    graph: Graph,
-    cluster: Cluster,
-    assumptions: Assumptions,
-    search: Portfolio,
-) -> Solution:
-    """Search; where a peak of the plan does not fit, change it until all of them do.
+def knows_peaks(problem: Problem) -> bool:
+    """Whether the graph says enough to predict peaks, and a device has a limit to hold them to.
 
-    Plans are changed from the best one, and from the best one with less memory on all devices. The
-    bound is that of the search, which knows what lasts alone: it holds for these plans too.
+    A graph from `skyfx capture` does. So does any that gives sizes of saved values, gradients or
+    workspace. Communication through the host has no prediction.
+    """
+    graph = problem.graph
+    return (
+        problem.assumptions.communication == "relay"
+        and any(device.memory_bytes is not None for device in problem.cluster.devices)
+        and (
+            graph.measured is not None
+            or any(n.saved_bytes or n.gradient_bytes or n.workspace_bytes for n in graph.nodes)
+        )
+    )
+
+
+def repair_peaks(
+    problem: Problem, found: SearchResult, limits: Limits, strategy: Strategy
+) -> SearchResult:
+    """The search's plan where its peaks fit, else one near it of which they do.
+
+    Args:
+        problem: with the true limits of the devices.
+        found: the result of the search.
+        limits: those of the search; a second search has as long again.
+        strategy: a baseline is not changed.
 
     Raises:
-        NoPlanError: no such plan was found.
-        InfeasibleError: none exists even by what lasts alone.
+        NoPlanError: no plan whose peaks fit was found.
+        KeyboardInterrupt: Ctrl-C came before such a plan.
     """
-    asked = Problem(graph, cluster, assumptions)
-    with as_schedule_error(asked):
-        found = _within(Problem(graph, cluster, search_assumptions(assumptions)), search)
-    return replace(found, plan=adapt_schedule(found.plan, asked))
-
-
-def _within(problem: Problem, search: Portfolio) -> Solution:
-    solution = search(problem.graph, problem.cluster, problem.assumptions)
-    plan = solution.plan
-    over = excesses(problem, problem.stages(plan))
-    if solution.interrupted or not over:
-        return solution
-    best = None
-    if plan.solver.strategy == "optimal":
-        best = _fitted(problem, plan)
-        if best is None or best.value > (1 + NEAR) * plan.lower_bound:
-            best = _better(best, _fitted_from_less(problem, plan, search))
+    plan = found.incumbent
+    over = excesses(problem, plan.stages)
+    if not over:
+        return found
+    if strategy != "optimal":
+        raise _does_not_fit(over, f"the {strategy} split is not changed, use strategy 'optimal'")
+    best, interrupted = None, found.interrupted
+    try:
+        best = _fitted(problem, plan, SOON_S if interrupted else FITTING_S)
+        is_near = best is not None and best.value <= (1 + NEAR) * found.bound.value
+        if not is_near and not interrupted:
+            best = _better(best, _fitted_from_less(problem, plan, limits))
+    except KeyboardInterrupt:
+        interrupted = True
+    if best is None and interrupted:
+        raise KeyboardInterrupt
     if best is None:
-        worst = max(over, key=lambda one: one.peak_bytes / one.limit_bytes)
-        raise _none(worst, problem.assumptions)
-    return replace(solution, plan=replanned(plan, problem, best))
+        raise _does_not_fit(
+            over,
+            "give it more memory_bytes, or make micro-batches smaller "
+            f"(num_microbatches, now {problem.assumptions.microbatches})",
+        )
+    return replace(found, incumbent=best, interrupted=interrupted)
 
 
-def _fitted(problem: Problem, plan: Plan) -> Candidate | None:
-    return fitting(problem, problem.stages(plan), time.monotonic() + FITTING_S)
+def _fitted(problem: Problem, plan: Candidate, seconds: float) -> Candidate | None:
+    busy = [(device, units) for device, units in plan.stages if units]  # only these are changed
+    return fitting(problem, busy, time.monotonic() + seconds)
 
 
-def _fitted_from_less(problem: Problem, plan: Plan, search: Portfolio) -> Candidate | None:
-    """From the best plan with as much less memory as this one's peaks are above what lasts."""
+def _fitted_from_less(problem: Problem, plan: Candidate, limits: Limits) -> Candidate | None:
+    """Starts from the best plan for devices with less memory.
+
+    By as much less as the given plan's peaks are above the memory that lasts.
+    """
+    placement = problem.placement(plan.stages)
+    peaks = peak_bytes(problem.graph, problem.cluster, placement, problem.assumptions)
+    lasting = plan.cost.memory_bytes
     part = min(
-        stage.memory_bytes / ((1 + RESERVE) * stage.peak_bytes)
-        for stage in plan.stages
-        if stage.peak_bytes
+        low / ((1 + RESERVE) * peak) for low, peak in zip(lasting, peaks, strict=True) if peak
     )
     devices = tuple(
         replace(d, memory_bytes=None if d.memory_bytes is None else part * d.memory_bytes)
         for d in problem.cluster.devices
     )
-    cluster = replace(problem.cluster, devices=devices)
     try:
-        found = search(problem.graph, cluster, problem.assumptions)
+        less = compile_problem(
+            problem.graph, replace(problem.cluster, devices=devices), problem.assumptions
+        )
+        again = replace(limits, began=time.monotonic(), progress=None)
+        found = search(less, again, Baselines.of(less))
     except (InfeasibleError, NoPlanError):
         return None
-    return _fitted(problem, found.plan)
+    if found.interrupted:
+        raise KeyboardInterrupt
+    return _fitted(problem, found.incumbent, FITTING_S)
 
 
 def _better(one: Candidate | None, other: Candidate | None) -> Candidate | None:
@@ -95,10 +126,10 @@ def _better(one: Candidate | None, other: Candidate | None) -> Candidate | None:
     return min(found, key=lambda candidate: candidate.value, default=None)
 
 
-def _none(worst: Excess, assumptions: Assumptions) -> NoPlanError:
+def _does_not_fit(over: list[Excess], cure: str) -> NoPlanError:
+    worst = max(over, key=lambda one: one.peak_bytes / max(one.limit_bytes, 1.0))
     return NoPlanError(
-        f"no plan was found that fits at its peak: the stage on {worst.device!r} would take "
-        f"{worst.peak_bytes / 2**20:.1f} MiB for moments (and a tenth in reserve), its limit is "
-        f"{worst.limit_bytes / 2**20:.1f} MiB. Raise its memory_bytes, or make micro-batches "
-        f"smaller (num_microbatches, now {assumptions.microbatches})"
+        f"no plan was found that fits at its peak: the stage on {worst.device!r} needs "
+        f"{size(worst.peak_bytes)} for moments (a tenth of it in reserve), its limit is "
+        f"{size(worst.limit_bytes)}; {cure}"
     )

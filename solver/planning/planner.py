@@ -1,48 +1,39 @@
-"""From a graph and a cluster to a plan with its certificate."""
+"""The front door of the planner: from a graph and a cluster to a plan with its certificate.
+
+compile    graph, cluster, assumptions -> units, values and devices as arrays    search.py
+search     the best plan by the memory that lasts, and a lower bound             search.py
+repair     peaks that do not fit                                                 peak_repair.py
+remove     stages that the objective does not need                               stage_removal.py
+adapt      to a schedule with counts of its own                           schedule_adaptation.py
+certify    the bound that holds under that schedule                       schedule_adaptation.py
+build      the plan                                                              plan_builder.py
+"""
 
 import time
-from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import get_args
 
 from skyfx.solver.core.cluster import Cluster
-from skyfx.solver.core.field_checks import non_negative, one_of
+from skyfx.solver.core.field_checks import non_negative, one_of, whole_number
 from skyfx.solver.core.files import digest, encode
 from skyfx.solver.core.graph import Graph
-from skyfx.solver.core.pins import Pin
-from skyfx.solver.core.plan import (
-    Alternatives,
-    Assumptions,
-    Plan,
-    Reference,
-    SolverInfo,
-    Stage,
-    Strategy,
-    relative_gap,
-)
-from skyfx.solver.costs.peak_memory import peak_bytes
-from skyfx.solver.errors import InfeasibleError, NoPlanError
+from skyfx.solver.core.plan import Assumptions, Plan, Reference, Strategy
 from skyfx.solver.methods import mip_backend
-from skyfx.solver.methods.bounds.simple_bounds import simple_bound
-from skyfx.solver.methods.heuristics import baselines
-from skyfx.solver.methods.limits import Limits, Progress, interrupt
-from skyfx.solver.methods.method import Candidate
-from skyfx.solver.methods.portfolio import Portfolio, SearchResult
+from skyfx.solver.methods.limits import Limits, Progress
+from skyfx.solver.planning.peak_repair import knows_peaks, repair_peaks
+from skyfx.solver.planning.plan_builder import Provenance, build
 from skyfx.solver.planning.schedule_adaptation import (
     adapt_schedule,
     as_schedule_error,
+    certify,
     search_assumptions,
-    stages_with,
 )
-from skyfx.solver.problem.infeasibility import advised, explain
+from skyfx.solver.planning.search import Baselines, compile_problem, search
+from skyfx.solver.planning.stage_removal import without_needless_stages
 from skyfx.solver.problem.problem import Problem
-from skyfx.solver.problem.tolerances import OPTIMALITY_TOLERANCE
+from skyfx.solver.refinement.peak_annealing import excesses
 
-__all__: list[str] = ["Progress", "Solution", "checked", "replanned", "solve"]
-
-
-AT_ONCE_S = 0.5
-"""Seconds for each change that may make an impossible problem possible."""
+__all__: list[str] = ["Progress", "Solution", "solve"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,39 +42,6 @@ class Solution:
 
     plan: Plan
     interrupted: bool
-
-
-@dataclass(frozen=True, slots=True)
-class _Known:
-    """The baselines; None where one does not fit."""
-
-    even: Candidate | None
-    dynamic: Candidate | None
-    best_single_device: Candidate | None
-
-    @classmethod
-    def of(cls, problem: Problem) -> "_Known":
-        return cls(
-            even=Candidate.of(problem, baselines.even(problem), "even"),
-            dynamic=Candidate.of(problem, baselines.dynamic(problem), "dynamic"),
-            best_single_device=Candidate.of(
-                problem, baselines.best_single_device(problem), "best single device"
-            ),
-        )
-
-    def best(self) -> Candidate | None:
-        found = [c for c in (self.even, self.dynamic, self.best_single_device) if c is not None]
-        return min(found, key=lambda candidate: candidate.value, default=None)
-
-    def alternatives(self) -> Alternatives:
-        def value(candidate: Candidate | None) -> float | None:
-            return None if candidate is None else candidate.value
-
-        return Alternatives(
-            even=value(self.even),
-            dynamic=value(self.dynamic),
-            best_single_device=value(self.best_single_device),
-        )
 
 
 def solve(
@@ -96,6 +54,7 @@ def solve(
     gap: float = 0.0,
     seed: int = 0,
     solver: str = "HiGHS",
+    enforce_peaks: bool = True,
     graph_sha256: str | None = None,
     cluster_sha256: str | None = None,
     cluster_name: str = "cluster",
@@ -112,22 +71,28 @@ def solve(
         gap: relative gap at which the search may end.
         seed: the solver's random seed.
         solver: any solver that `pulp.getSolver` knows.
+        enforce_peaks: whether the predicted peak of each stage, with a tenth in reserve, has to
+            fit its device, where the graph gives the sizes that predict it. Without it only
+            `memory_bytes` has to fit, as in plans of other planners.
         graph_sha256: digest of the file that the graph was read from; by default of its encoding.
         cluster_sha256: likewise for the cluster.
         cluster_name: what the plan calls the cluster, such as its file's name.
         progress: told of the best plan and the bound while the search runs.
 
     Returns:
-        A plan with a proven lower bound, never worse than the best single device or the even split.
+        A plan with a proven lower bound, never worse than the best single device or the even split
+        where these fit.
 
     Raises:
         InfeasibleError: no plan can exist.
-        NoPlanError: none was found in time, or the asked-for baseline does not fit.
+        NoPlanError: none was found in time or within its peaks, or the asked-for baseline does not
+            fit.
         KeyboardInterrupt: Ctrl-C came before the first plan.
     """
     began = time.monotonic()
     non_negative("time_limit_s", time_limit_s)
     non_negative("gap", gap)
+    whole_number("seed", seed, least=0)
     one_of("strategy", strategy, get_args(Strategy))
     one_of("solver", solver, mip_backend.names())
     asked = Problem(graph, cluster, assumptions or Assumptions())
@@ -140,143 +105,33 @@ def solve(
         progress=progress,
     )
     with as_schedule_error(asked):
-        problem = checked(graph, cluster, search_assumptions(asked.assumptions))
-        known = _Known.of(problem)
-        found = _found(problem, strategy, limits, known)
-    plan = _plan(
-        problem,
-        found,
-        graph=_graph_reference(graph, graph_sha256),
-        cluster=Reference(name=cluster_name, sha256=cluster_sha256 or digest(encode(cluster))),
-        solver=_solver_info(found, strategy, solver, time.monotonic() - began),
-        alternatives=known.alternatives(),
-    )
-    return Solution(adapt_schedule(plan, asked), found.interrupted)
-
-
-def _found(problem: Problem, strategy: Strategy, limits: Limits, known: _Known) -> SearchResult:
-    if strategy != "optimal":
-        return _baseline(problem, strategy, known)
-    with interrupt() as ctrl_c:
-        return _search(problem, replace(limits, interrupt=ctrl_c), known)
-
-
-def _search(problem: Problem, limits: Limits, known: _Known) -> SearchResult:
-    try:
-        return Portfolio(problem, limits, known.best()).run()
-    except InfeasibleError as error:
-        raise InfeasibleError(advised(problem, str(error), _plan_soon)) from None
-
-
-def _plan_soon(problem: Problem) -> bool:
-    """Whether any plan is found at once."""
-    if explain(problem) is not None:
-        return False
-    limits = Limits(began=time.monotonic(), time_limit_s=AT_ONCE_S, gap=1e9)
-    try:
-        Portfolio(problem, limits, _Known.of(problem).best()).run()
-    except (InfeasibleError, NoPlanError):
-        return False
-    return True
-
-
-def checked(graph: Graph, cluster: Cluster, assumptions: Assumptions) -> Problem:
-    """The problem, if its parts are right and nothing simple rules out every plan.
-
-    Raises:
-        ValueError: a field, a pin or a reference is wrong.
-        InfeasibleError: no plan can exist.
-    """
-    graph.check()
-    cluster.check()
-    assumptions.check()
-    for pin in map(Pin.of, assumptions.pins):
-        pin.check(graph.nodes, [device.name for device in cluster.devices])
-    problem = Problem(graph, cluster, assumptions)
-    if fault := explain(problem):
-        raise InfeasibleError(advised(problem, fault, lambda changed: explain(changed) is None))
-    return problem
-
-
-def _baseline(problem: Problem, strategy: Strategy, known: _Known) -> SearchResult:
-    candidate = known.even if strategy == "even" else known.dynamic
-    if candidate is None:
-        raise NoPlanError(
-            f"the {strategy} split does not fit these devices; "
-            "strategy 'optimal' finds a plan if one exists"
+        problem = compile_problem(graph, cluster, search_assumptions(asked.assumptions))
+        known = Baselines.of(problem)
+        found = search(problem, limits, known, strategy)
+    searched_s = time.monotonic() - began
+    enforce_peaks = enforce_peaks and knows_peaks(problem)
+    if enforce_peaks:
+        found = repair_peaks(problem, found, limits, strategy)
+    if strategy == "optimal":
+        best = without_needless_stages(
+            problem,
+            found.incumbent,
+            lambda stages: not (enforce_peaks and excesses(problem, stages)),
         )
-    return SearchResult(candidate, simple_bound(problem))
-
-
-def _graph_reference(graph: Graph, sha256: str | None) -> Reference:
-    return Reference(
-        name=graph.name,
-        sha256=sha256 or digest(encode(graph)),
-        structure=graph.structure(),
-    )
-
-
-def _lower_bound(found: SearchResult) -> float:
-    value, bound = found.incumbent.value, found.bound.value
-    return value if value <= bound * (1 + OPTIMALITY_TOLERANCE) else bound
-
-
-def _solver_info(found: SearchResult, strategy: Strategy, solver: str, wall_s: float) -> SolverInfo:
-    return SolverInfo(
-        name=solver,
-        version=mip_backend.version() if solver == "HiGHS" else "",
-        status="optimal" if _lower_bound(found) == found.incumbent.value else "feasible",
-        wall_s=wall_s,
+        found = replace(found, incumbent=best)
+    scheduled = adapt_schedule(asked, found.incumbent, strategy, enforce_peaks=enforce_peaks)
+    bound = certify(asked, scheduled, found.bound, searched_s)
+    provenance = Provenance(
+        graph=Reference(
+            name=graph.name,
+            sha256=graph_sha256 or digest(encode(graph)),
+            structure=graph.structure(),
+        ),
+        cluster=Reference(name=cluster_name, sha256=cluster_sha256 or digest(encode(cluster))),
+        alternatives=known.alternatives(),
         strategy=strategy,
-        binding=found.bound.binding,
-        method=found.incumbent.method,
-        says=found.remarks,
-    )
-
-
-def _plan(
-    problem: Problem,
-    found: SearchResult,
-    *,
-    graph: Reference,
-    cluster: Reference,
-    solver: SolverInfo,
-    alternatives: Alternatives,
-) -> Plan:
-    cost, lower_bound = found.incumbent.cost, _lower_bound(found)
-    return Plan(
-        graph=graph,
-        cluster=cluster,
-        assumptions=problem.assumptions,
-        stages=_stages(problem, found.incumbent),
-        bottleneck_s=cost.bottleneck_s,
-        step_s=cost.step_s,
-        objective_value=cost.objective_value,
-        lower_bound=lower_bound,
-        gap=relative_gap(cost.objective_value, lower_bound),
         solver=solver,
-        alternatives=alternatives,
+        wall_s=searched_s,
+        remarks=found.remarks,
     )
-
-
-def replanned(plan: Plan, problem: Problem, candidate: Candidate) -> Plan:
-    """The plan with other stages, found after the search; bound and alternatives stay."""
-    cost = candidate.cost
-    gap = relative_gap(cost.objective_value, plan.lower_bound)
-    return replace(
-        plan,
-        stages=_stages(problem, candidate),
-        bottleneck_s=cost.bottleneck_s,
-        step_s=cost.step_s,
-        objective_value=cost.objective_value,
-        gap=gap,
-        solver=replace(plan.solver, status="feasible", method=candidate.method),
-    )
-
-
-def _stages(problem: Problem, best: Candidate) -> tuple[Stage, ...]:
-    cost, placement = best.cost, problem.placement(best.stages)
-    peaks: Sequence[float] = [0.0] * len(placement)
-    if problem.assumptions.communication == "relay":
-        peaks = peak_bytes(problem.graph, problem.cluster, placement, problem.assumptions)
-    return stages_with(problem.cluster, placement, cost, peaks, [0] * len(placement))
+    return Solution(build(asked, scheduled, bound, provenance), found.interrupted)

@@ -5,40 +5,34 @@ ends                       3         7       10
 """
 
 import itertools
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from typing import TypeVar
 
 import numpy as np
 
-from skyfx.solver.problem.problem import UnitPlacement
+from skyfx.solver.methods.heuristics.annealing import Assessed, Cooling, anneal
+from skyfx.solver.problem.problem import Problem, UnitPlacement
 
-__all__: list[str] = [
-    *(
-        "Cuts",
-        "IntervalTables",
-        "all_have_units",
-        "line_of",
-        "moved",
-        "near",
-        "some_units",
-        "stages_of",
-    ),
-]
+__all__: list[str] = ["Cuts", "Segments", "all_have_units", "anneal_cuts", "moved", "segments_of"]
+__all__ += ["stages_of"]
+
+Result = TypeVar("Result")
 
 Cuts = tuple[int, ...]
 """Where in the order each stage ends, `(num_stages,)`."""
 
-IntervalTables = tuple[tuple[int, ...], Cuts]
+Segments = tuple[tuple[int, ...], Cuts]
 """The device of each stage, `(num_stages,)`, and the cuts."""
 
 OTHER_DEVICES = 0.2
 """How often a device changes."""
 
 SPAN = 0.7
-"""As which power of their number units move, at the most."""
+"""The largest power of their number of which units move at once."""
 
 
-def line_of(stages: UnitPlacement) -> tuple[list[int], IntervalTables]:
-    """The order of the units that these stages have one after another, and where they stand."""
+def segments_of(stages: UnitPlacement) -> tuple[list[int], Segments]:
+    """The order of the units in these stages, one stage after the other, and the segments of it."""
     order = [unit for _, part in stages for unit in sorted(part)]
     ends = tuple(itertools.accumulate(len(part) for _, part in stages))
     return order, (tuple(d for d, _ in stages), ends)
@@ -55,22 +49,40 @@ def all_have_units(ends: Sequence[int]) -> bool:
     return all(begin < end for begin, end in itertools.pairwise((0, *ends)))
 
 
-def near(
-    line: IntervalTables, num_devices: int, random: np.random.Generator
-) -> IntervalTables | None:
-    """A line near this one; None where a stage would have nothing to do."""
+def anneal_cuts(
+    problem: Problem,
+    segments: Segments,
+    assess: Callable[[Segments], Assessed[Result]],
+    cooling: Cooling,
+    seed: int = 0,
+) -> Result | None:
+    """Anneal the cuts and devices of segments, as `anneal`."""
+    random = np.random.default_rng(seed)
+    return anneal(
+        segments,
+        lambda segments: _neighbour(segments, problem.num_devices, random),
+        assess,
+        cooling,
+        random,
+    )
+
+
+def _neighbour(
+    segments: Segments, num_devices: int, random: np.random.Generator
+) -> Segments | None:
+    """Segments near these; None where a stage would have nothing to do."""
     if random.random() < OTHER_DEVICES:
-        devices, ends = _other_devices(line, num_devices, random)
+        devices, ends = _other_devices(segments, num_devices, random)
     else:
-        devices, ends = list(line[0]), moved(line[1], random)
+        devices, ends = list(segments[0]), moved(segments[1], random)
     return (tuple(devices), tuple(ends)) if all_have_units(ends) else None
 
 
 def _other_devices(
-    line: IntervalTables, num_devices: int, random: np.random.Generator
+    segments: Segments, num_devices: int, random: np.random.Generator
 ) -> tuple[list[int], list[int]]:
-    """Two stages swap theirs, or an idle device takes a stage or one end of it."""
-    devices, ends = list(line[0]), list(line[1])
+    """Two stages swap their devices, or an idle device takes a stage or one end of it."""
+    devices, ends = list(segments[0]), list(segments[1])
     idle = [d for d in range(num_devices) if d not in devices]
     j, k = (int(x) for x in random.integers(len(devices), size=2))
     kind = int(random.integers(4)) if idle else 0
@@ -81,24 +93,24 @@ def _other_devices(
     if kind == 1:
         devices[k] = d
     elif kind == 2:  # its last units
-        ends.insert(k, ends[k] - some_units(ends[-1], random))
+        ends.insert(k, ends[k] - _some_units(ends[-1], random))
         devices.insert(k + 1, d)
     else:
-        ends.insert(k, (0, *ends)[k] + some_units(ends[-1], random))
+        ends.insert(k, (0, *ends)[k] + _some_units(ends[-1], random))
         devices.insert(k, d)
     return devices, ends
 
 
 def moved(ends: Sequence[int], random: np.random.Generator) -> list[int]:
-    """Some cuts that stand beside each other move by as many units; the last end stays."""
+    """Neighbouring cuts, moved by the same number of units; the last end stays."""
     first = int(random.integers(len(ends)))
     last = int(random.integers(first, len(ends)))
-    by = int(random.choice((-1, 1))) * some_units(ends[-1], random)
+    by = int(random.choice((-1, 1))) * _some_units(ends[-1], random)
     found = [end + by if first <= k <= last else end for k, end in enumerate(ends)]
     found[-1] = ends[-1]
     return found
 
 
-def some_units(num_units: int, random: np.random.Generator) -> int:
-    """A number of units to be moved: mostly few, at times many."""
+def _some_units(num_units: int, random: np.random.Generator) -> int:
+    """A number of units to move: mostly few, at times many."""
     return int(num_units ** (random.random() * SPAN))

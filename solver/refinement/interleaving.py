@@ -11,13 +11,14 @@ long as the simulated step becomes shorter (`annealing.py`).
 
 import math
 import time
+from collections.abc import Sequence
 
 import numpy as np
 
 from skyfx.solver.core.schedule import in_flight_counts, orders
 from skyfx.solver.costs.action_times import ActionTimes
 from skyfx.solver.costs.simulator import run_schedule
-from skyfx.solver.methods.heuristics.annealing import Cooling, anneal
+from skyfx.solver.methods.heuristics.annealing import Assessed, Cooling, anneal
 from skyfx.solver.problem.problem import Problem, UnitPlacement
 from skyfx.solver.refinement.cut_moves import Cuts, all_have_units, moved, stages_of
 from skyfx.solver.refinement.in_flight import Live
@@ -50,59 +51,45 @@ def interleaved(
     """
     if len(stages) == 1 or problem.num_units < TURNS * len(stages):
         return None
-    search = _Search(problem, stages, usual_peaks)
+    order = [unit for _, part in stages for unit in sorted(part)]
+    devices = tuple(d for d, _ in stages) * TURNS
+    unit_s, m = problem.cost(stages).step_s or 1.0, problem.assumptions.microbatches
     random = np.random.default_rng(0)
 
-    def near(ends: Cuts) -> Cuts | None:
+    def neighbour(ends: Cuts) -> Cuts | None:
         other = tuple(moved(ends, random))
         return other if all_have_units(other) else None
 
-    cooling = Cooling(MOVES, HOT, COLD, time.monotonic() + SEARCH_S)
-    anneal(search.first, near, search.followed, cooling, random)
-    return search.best
-
-
-class _Search:
-    """The best stages that fit."""
-
-    def __init__(
-        self, problem: Problem, stages: UnitPlacement, usual_peaks: dict[str, float]
-    ) -> None:
-        self._problem, self._usual_peaks = problem, usual_peaks
-        self._order = [unit for _, part in stages for unit in sorted(part)]
-        self._devices = tuple(d for d, _ in stages) * TURNS
-        self._best_s = math.inf
-        self._unit_s = problem.cost(stages).step_s or 1.0
-        self.best: tuple[UnitPlacement, Live] | None = None
-        self.first = self._first(stages)
-
-    def _first(self, stages: UnitPlacement) -> Cuts:
-        """Each device has as much to do in each turn as in half of its stage."""
-        shares = [float(self._problem.time_s[d, list(part)].sum()) / TURNS for d, part in stages]
-        ends: list[int] = []
-        begin, last = 0, len(self._order)
-        for k, d in enumerate(self._devices):
-            times = self._problem.time_s[d, self._order[begin:]]
-            full = int(np.searchsorted(np.cumsum(times), shares[k % len(shares)], side="right"))
-            left = len(self._devices) - k - 1
-            begin = min(max(begin + 1, begin + full), last - left)
-            ends.append(begin if left else last)
-        return tuple(ends)
-
-    def followed(self, ends: Cuts) -> float:
-        """A step in parts of the plan's, with as many micro-batches live as there is room for."""
-        problem = self._problem
-        stages = stages_of(self._order, self._devices, ends)
+    def assess(ends: Cuts) -> Assessed[tuple[UnitPlacement, Live]]:
+        """By the step in parts of the plan's, with as many micro-batches in flight as fit."""
+        stages = stages_of(order, devices, ends)
         if not all(np.isfinite(problem.time_s[d, list(part)]).all() for d, part in stages):
-            return math.inf
+            return Assessed(math.inf)
         placement = problem.placement(stages)
-        pace = ActionTimes.of(problem.graph, problem.cluster, placement, problem.assumptions)
-        room = MemoryHeadroom(problem, placement, self._usual_peaks)
-        m = problem.assumptions.microbatches
+        times = ActionTimes.of(problem.graph, problem.cluster, placement, problem.assumptions)
+        headroom = MemoryHeadroom(problem, placement, usual_peaks)
         for live in (in_flight_counts("1f1b", len(stages), m), (1,) * len(stages)):
-            timeline = run_schedule(pace, orders(live, m, pace.devices))
-            if room.fits(live, timeline):
-                if timeline.step_s < self._best_s:
-                    self._best_s, self.best = timeline.step_s, (stages, live)
-                return timeline.step_s / self._unit_s
-        return math.inf
+            timeline = run_schedule(times, orders(live, m, times.devices))
+            if headroom.fits(live, timeline):
+                return Assessed(timeline.step_s / unit_s, timeline.step_s, (stages, live))
+        return Assessed(math.inf)
+
+    first = _first_cuts(problem, stages, order, devices)
+    cooling = Cooling(MOVES, HOT, COLD, time.monotonic() + SEARCH_S)
+    return anneal(first, neighbour, assess, cooling, random)
+
+
+def _first_cuts(
+    problem: Problem, stages: UnitPlacement, order: list[int], devices: Sequence[int]
+) -> Cuts:
+    """Each device has as much to do in each turn as in half of its stage."""
+    shares = [float(problem.time_s[d, list(part)].sum()) / TURNS for d, part in stages]
+    ends: list[int] = []
+    begin, last = 0, len(order)
+    for k, d in enumerate(devices):
+        times = problem.time_s[d, order[begin:]]
+        full = int(np.searchsorted(np.cumsum(times), shares[k % len(shares)], side="right"))
+        left = len(devices) - k - 1
+        begin = min(max(begin + 1, begin + full), last - left)
+        ends.append(begin if left else last)
+    return tuple(ends)

@@ -1,4 +1,4 @@
-"""What the devices' memory has room for: how many micro-batches may be live on their stages."""
+"""How many micro-batches may be in flight on the stages within the devices' memory."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -12,27 +12,27 @@ from skyfx.solver.refinement.peak_annealing import RESERVE
 __all__: list[str] = ["MemoryHeadroom"]
 
 MANY = 10**6
-"""Micro-batches for which there is always room."""
+"""More micro-batches than this are never asked for."""
 
 
 class MemoryHeadroom:
-    """The limits of the devices of a placement, held against what lasts and against the peaks."""
+    """The memory limits of a placement's devices, held against steady state and peaks."""
 
     def __init__(
         self, problem: Problem, placement: Placement, usual_peaks: Mapping[str, float]
     ) -> None:
-        """What there is.
+        """Prepare the limits.
 
         Args:
             problem: with the limits of the devices.
             placement: the stages, of which a device may have several.
-            usual_peaks: bytes that the devices take at their peaks under 1f1b. Where that is above
-                a limit already, as much is allowed.
+            usual_peaks: bytes of the devices at their peaks under 1f1b. Where that is above a limit
+                already, it is the limit.
         """
         nodes = {node.id: node for node in problem.graph.nodes}
         each = [[nodes[v] for v in ids] for _, ids in placement]
         self._names = [name for name, _ in placement]
-        self._lasting = [memory_bytes(part, problem.assumptions, live=0) for part in each]
+        self._steady = [memory_bytes(part, problem.assumptions, live=0) for part in each]
         self._saved = [sum(node.saved_bytes for node in part) for part in each]
         self._peaks = peaks(problem.graph, placement, problem.assumptions)
         self._limits = {
@@ -44,30 +44,30 @@ class MemoryHeadroom:
             for name, limit in self._limits.items()
         }
 
-    def most(self) -> list[int]:
-        """How many micro-batches there is room for on each stage alone, `(num_stages,)`.
+    def max_in_flight(self) -> list[int]:
+        """How many micro-batches each stage alone has memory for, `(num_stages,)`.
 
         One message waits in a forward, none in a backward; `fits` knows better.
         """
         found = []
         for k, (name, peak) in enumerate(zip(self._names, self._peaks, strict=True)):
             left = (
-                self._limits[name] - self._lasting[k],
+                self._limits[name] - self._steady[k],
                 self._peak_limits[name] - peak.bytes(1, (1, 0)),
             )
             each = self._saved[k], peak.in_flight_bytes + peak.gradient_bytes
-            room = min(
+            count = min(
                 math.inf if not size else space / size + more
                 for space, size, more in zip(left, each, (0, 1), strict=True)
             )
-            found.append(int(min(room, MANY)))
+            found.append(int(min(count, MANY)))
         return found
 
     def fits(self, live: Sequence[int], timeline: Timeline) -> bool:
         """Whether as many micro-batches may be live, `(num_stages,)`, in the step they make."""
-        lasting = [
+        steady = [
             fixed + saved * count
-            for fixed, saved, count in zip(self._lasting, self._saved, live, strict=True)
+            for fixed, saved, count in zip(self._steady, self._saved, live, strict=True)
         ]
         most = [
             peak.bytes(count, queued)
@@ -75,6 +75,6 @@ class MemoryHeadroom:
         ]
         return all(
             total <= limits[name]
-            for needs, limits in ((lasting, self._limits), (most, self._peak_limits))
+            for needs, limits in ((steady, self._limits), (most, self._peak_limits))
             for name, total in by_device(self._names, needs).items()
         )

@@ -1,4 +1,4 @@
-"""Plans that fit at their peaks, near one that fits by what lasts alone.
+"""Repairs excesses of peak memory by annealing around a plan that fits in steady state.
 
 How much comes and goes in a stage depends on where exactly it begins and ends, and on how many
 messages wait there, so no sum over its nodes tells it. Here the stages stand one after another,
@@ -6,40 +6,37 @@ messages wait there, so no sum over its nodes tells it. Here the stages stand on
     order of the units   a b c | d e f g | h i j
     devices                p   |    q    |   r
 
-and cuts move by some units, two devices change places, or one that has nothing to do takes a part
-of a stage. It is annealing (`annealing.py`) on the objective and what the peaks are above their
-limits; the best plan that fits is kept.
+and cuts move by some units, two devices change places, or an idle one takes a part of a stage. The
+score is the objective and the excesses of the peaks; the best plan without excess is the result.
 """
 
 import math
 from dataclasses import dataclass
 
-import numpy as np
-
 from skyfx.solver.costs.peak_memory import peak_bytes
-from skyfx.solver.methods.heuristics.annealing import Cooling, anneal
+from skyfx.solver.methods.heuristics.annealing import Assessed, Cooling
 from skyfx.solver.methods.method import Candidate
 from skyfx.solver.problem.problem import Problem, UnitPlacement
-from skyfx.solver.refinement.cut_moves import IntervalTables, line_of, near, stages_of
+from skyfx.solver.refinement.cut_moves import Segments, anneal_cuts, segments_of, stages_of
 
 __all__: list[str] = ["RESERVE", "Excess", "excesses", "fitting"]
 
 RESERVE = 0.1
-"""Of a predicted peak, what a device must have free beside it: what predictions were too low by."""
+"""Share of a predicted peak that a device must have free beside it: predictions were too low."""
 
 HOT, COLD = 0.1, 1e-3
 """Temperatures, in parts of the objective."""
 
 MOVES, MOVES_EACH = 3000, 100
-"""At the most, and for each unit."""
+"""At most, and per unit."""
 
-DEAR = 5.0
-"""What a peak above its limit counts, in parts of the limit, beside the objective."""
+EXCESS_WEIGHT = 5.0
+"""The weight of an excess, in parts of the limit, against the objective."""
 
 
 @dataclass(frozen=True, slots=True)
 class Excess:
-    """A stage that does not fit at its peak: bytes it takes with the reserve, and its limit."""
+    """A stage that does not fit at its peak: its bytes with the reserve, and its limit."""
 
     device: str
     peak_bytes: float
@@ -62,39 +59,23 @@ def fitting(problem: Problem, stages: UnitPlacement, deadline: float) -> Candida
 
     Args:
         problem: with the true limits of the devices.
-        stages: a plan that fits by what lasts.
-        deadline: by `time.monotonic`, when to take what has been found.
+        stages: a plan that fits in steady state.
+        deadline: by `time.monotonic`, when to end.
     """
-    search = _Search(problem, stages)
-    random = np.random.default_rng(0)
-    anneal(
-        search.line,
-        lambda line: near(line, problem.num_devices, random),
-        search.scored,
-        Cooling(min(MOVES, MOVES_EACH * len(search.order)), HOT, COLD, deadline),
-        random,
-    )
-    return search.best
+    order, segments = segments_of(stages)
+    unit = problem.cost(stages).objective_value or 1.0
 
-
-class _Search:
-    """The best line of stages that fits."""
-
-    def __init__(self, problem: Problem, stages: UnitPlacement) -> None:
-        self.problem = problem
-        self.order, self.line = line_of(stages)
-        self.best: Candidate | None = None
-        self.unit = problem.cost(stages).objective_value or 1.0
-
-    def scored(self, line: IntervalTables) -> float:
-        """The objective in parts of the first one, and, dear, what peaks are above their limits."""
-        stages = stages_of(self.order, *line)
-        found = Candidate.of(self.problem, stages, "fitting")
+    def assess(segments: Segments) -> Assessed[Candidate]:
+        """By the objective in parts of the first one and, with a higher weight, by the excesses."""
+        stages = stages_of(order, *segments)
+        found = Candidate.of(problem, stages, "fitting")
         if found is None:
-            return math.inf
+            return Assessed(math.inf)
         over = sum(
-            one.peak_bytes / max(one.limit_bytes, 1.0) - 1 for one in excesses(self.problem, stages)
+            one.peak_bytes / max(one.limit_bytes, 1.0) - 1 for one in excesses(problem, stages)
         )
-        if over == 0 and (self.best is None or found.value < self.best.value):
-            self.best = found
-        return found.value / self.unit + DEAR * over
+        score = found.value / unit + EXCESS_WEIGHT * over
+        return Assessed(score, found.value if over == 0 else math.inf, found)
+
+    cooling = Cooling(min(MOVES, MOVES_EACH * len(order)), HOT, COLD, deadline)
+    return anneal_cuts(problem, segments, assess, cooling)

@@ -12,7 +12,7 @@ What any schedule needs, with f[k], b[k] seconds of stage k and t[j] of the move
     step >= sum_{j<k} (f[j] + b[j] + t[j]) + M (f[k] + b[k])     no stage begins before its inputs
     step >= sum_k (f[k] + b[k]) + sum_j t[j] + (M - 1) b[k]      none ends before its backwards
 
-So the later a stage, the less it should have to do. Here cuts and devices change (`cuts.near`) by
+So the later a stage, the less it should have to do. Here cuts and devices change (`cut_moves`) by
 annealing on the larger of the two. Steps that are simulated come within a tenth of it.
 """
 
@@ -24,13 +24,13 @@ import numpy as np
 
 from skyfx.solver.costs.action_times import ActionTimes
 from skyfx.solver.costs.moves import send_s
-from skyfx.solver.methods.heuristics.annealing import Cooling, anneal
+from skyfx.solver.methods.heuristics.annealing import Assessed, Cooling
 from skyfx.solver.problem.interval_tables import live_values, prefix_sums
 from skyfx.solver.problem.problem import Floats, Problem, UnitPlacement
-from skyfx.solver.refinement.cut_moves import IntervalTables, line_of, near, stages_of
+from skyfx.solver.refinement.cut_moves import Segments, anneal_cuts, segments_of, stages_of
 from skyfx.solver.refinement.in_flight import generate
 
-__all__: list[str] = ["tapered"]
+__all__: list[str] = ["StepBound", "tapered"]
 
 HOT, COLD = 0.2, 1e-3
 """Temperatures in parts of the step."""
@@ -46,9 +46,19 @@ def tapered(problem: Problem, stages: UnitPlacement) -> UnitPlacement:
         problem: what is planned, in training and `relay`; memory does not bind.
         stages: the best plan's under 1f1b.
     """
-    order, line = line_of(stages)
-    search = _Search(problem, order)
-    found = [stages, *(search.from_line(line, seed) for seed in range(SEEDS))]
+    order, segments = segments_of(stages)
+    bound = StepBound(problem, order)
+    unit_s, moves = bound.step_s(segments) or 1.0, min(MOVES, MOVES_EACH * len(order))
+
+    def assess(other: Segments) -> Assessed[Segments]:
+        step_s = bound.step_s(other)
+        return Assessed(step_s / unit_s, step_s, other)
+
+    found = [stages]
+    for seed in range(SEEDS):
+        cooling = Cooling(moves, HOT, COLD, time.monotonic() + SEARCH_S)
+        best = anneal_cuts(problem, segments, assess, cooling, seed) or segments
+        found.append(stages_of(order, *best))
     return min(found, key=lambda one: _step_s(problem, one))
 
 
@@ -59,8 +69,8 @@ def _step_s(problem: Problem, stages: UnitPlacement) -> float:
     return generate(pace, asked.microbatches, lambda live, timeline: True).step_s
 
 
-class _Search:
-    """What the stages of a line take."""
+class StepBound:
+    """A lower bound on the step of stages under any schedule."""
 
     def __init__(self, problem: Problem, order: Sequence[int]) -> None:
         self._problem, self._order = problem, order
@@ -72,26 +82,9 @@ class _Search:
         self._barred = prefix_sums((~problem.allowed[:, order]).astype(float))
         self._live_bytes = np.array(live_values(problem, order)[:2])
 
-    def from_line(self, line: IntervalTables, seed: int) -> UnitPlacement:
-        """The best stages that annealing finds from here."""
-        random = np.random.default_rng(seed)
-        best, unit = [(self.step_s(line), line)], self.step_s(line) or 1.0
-
-        def scored(other: IntervalTables) -> float:
-            step_s = self.step_s(other)
-            if step_s < best[0][0]:
-                best[0] = step_s, other
-            return step_s / unit
-
-        moves = min(MOVES, MOVES_EACH * len(self._order))
-        cooling = Cooling(moves, HOT, COLD, time.monotonic() + SEARCH_S)
-        num = self._problem.num_devices
-        anneal(line, lambda other: near(other, num, random), scored, cooling, random)
-        return stages_of(self._order, *best[0][1])
-
-    def step_s(self, line: IntervalTables) -> float:
-        """What no schedule of these stages undercuts; infinite where a device may not run one."""
-        d, ends = np.array(line[0]), np.array((0, *line[1]))
+    def step_s(self, segments: Segments) -> float:
+        """The bound in seconds; infinite where a device may not run one of its units."""
+        d, ends = np.array(segments[0]), np.array((0, *segments[1]))
         begin, end, cut = ends[:-1], ends[1:], ends[1:-1]
         if (self._barred[d, end] > self._barred[d, begin]).any():
             return float("inf")

@@ -1,9 +1,10 @@
-"""Trains and infers as every process of a job, and writes what it saw: run by `test_ranks`."""
+"""Trains and infers as every process of a job, and writes a report per model: see `test_ranks`."""
 
 import json
 import sys
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -31,13 +32,19 @@ def plan_for(case: models.Case, names: list[str], how: str = "given") -> Plan:
     return replace(plan, stages=tuple(stages))
 
 
-def main(name: str, folder: str, how: str) -> None:
+def main(folder: str, *runs: str) -> None:
+    """Do one run after the other; each is a model and how it is planned: `bert-interleaved`."""
     torch.set_num_threads(1)
+    cluster, group = skyfx.Cluster.from_environment(), ProcessGroup.join()
+    for run in runs:
+        report = json.dumps(report_of(*run.rsplit("-", 1), cluster))
+        Path(folder, f"{run}.{group.rank}.json").write_text(report)
+
+
+def report_of(name: str, how: str, cluster: skyfx.Cluster) -> dict[str, Any]:
     torch.manual_seed(0)
     case = models.CASES[name]()
     alone = unsplit_reference.unsplit(case)
-    cluster = skyfx.Cluster.from_environment()
-    group = ProcessGroup.join()
     names = [device.name for device in cluster.devices]
     options = {"strategy": "even", "num_microbatches": BATCH // SIZE}
     if how != "measured":
@@ -68,7 +75,7 @@ def main(name: str, folder: str, how: str) -> None:
         streamed = list(pipeline.stream([case.batch] * 4))
         profile = pipeline.profile(case.batch, case.targets, case.loss_fn, steps=1)
     expected = unsplit_reference.infer(alone, SIZE)
-    said = {
+    return {
         "stages": [s.device for s in pipeline.plan.stages],
         "plan": encode(pipeline.plan).decode(),
         "equal": found,
@@ -83,7 +90,6 @@ def main(name: str, folder: str, how: str) -> None:
             for outputs in (inferred, *streamed)
         ],
     }
-    Path(folder, f"{group.rank}.json").write_text(json.dumps(said))
 
 
 if __name__ == "__main__":

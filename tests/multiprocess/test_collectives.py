@@ -8,7 +8,7 @@ import pytest
 from skyfx.runtime.distributed.failure import describe, restore
 from skyfx.solver.errors import InfeasibleError, SkyfxError
 from tests.jobs.collectives_job import BUILTIN, OWN
-from tests.multiprocess.test_ranks import launch
+from tests.support.launcher import launch
 
 
 @pytest.fixture(scope="module")

@@ -15,18 +15,33 @@ from tests.support.launcher import launch
 from tests.support.models import BATCH, CASES
 from tests.support.plans import SIZE
 
+# One launch for all: starting and importing takes longer than any of the runs.
+GIVEN = [f"{name}-given" for name in CASES]
+MADE = ["t5-interleaved", "unet-interleaved", "bert-generated"]
+MEASURED = "bert-measured"
+Reports = dict[str, list[dict[str, Any]]]
 
-def reports(name: str, folder: Path, num_processes: int, how: str) -> list[dict[str, Any]]:
-    done = launch(num_processes, "tests/jobs/ranks_job.py", name, str(folder), how)
+pytestmark = pytest.mark.timeout(600)
+
+
+@pytest.fixture(scope="module")
+def reports(tmp_path_factory: pytest.TempPathFactory) -> Reports:
+    """What each of two processes has seen, by run."""
+    folder = tmp_path_factory.mktemp("ranks")
+    runs = [*GIVEN, *MADE, MEASURED]
+    done = launch(2, "tests/jobs/ranks_job.py", str(folder), *runs, timeout_s=540)
     assert done.returncode == 0, done.stderr[-3000:]
-    return [json.loads((folder / f"{rank}.json").read_text()) for rank in range(num_processes)]
+    return {
+        run: [json.loads((folder / f"{run}.{rank}.json").read_text()) for rank in range(2)]
+        for run in runs
+    }
 
 
-@pytest.mark.parametrize("name", CASES)
+@pytest.mark.parametrize("run", GIVEN)
 def test_each_rank_has_its_stage_and_all_see_the_unsplit_models_losses(
-    name: str, tmp_path: Path
+    run: str, reports: Reports
 ) -> None:
-    found = reports(name, tmp_path, 2, "given")
+    found = reports[run]
     for said in found:
         assert said["equal"] == [True] * 7  # losses and norms of gradients, tensors in the end
         assert said["inferred"] == [True] * 5  # alone, and in a stream of four
@@ -41,23 +56,21 @@ def test_each_rank_has_its_stage_and_all_see_the_unsplit_models_losses(
     assert all(begun[0, "forward", m] < begun[1, "backward", m] for m in parts)
 
 
-@pytest.mark.parametrize(
-    ("name", "schedule"), [("t5", "interleaved"), ("unet", "interleaved"), ("bert", "generated")]
-)
+@pytest.mark.parametrize("run", MADE)
 def test_schedules_made_for_a_plan_see_the_unsplit_models_losses(
-    name: str, schedule: str, tmp_path: Path
+    run: str, reports: Reports
 ) -> None:
     """Two stages of a rank that do not stand beside each other, and others in flight."""
-    for said in reports(name, tmp_path, 2, schedule):
-        assert len(said["stages"]) == (4 if schedule == "interleaved" else 2)
+    for said in reports[run]:
+        assert len(said["stages"]) == (4 if run.endswith("interleaved") else 2)
         assert len(set(said["stages"])) == 2
         assert said["equal"] == [True] * 7
         assert said["inferred"] == [True] * 5  # alone, and in a stream of four
 
 
-def test_hosts_measure_and_plan_together(tmp_path: Path) -> None:
+def test_hosts_measure_and_plan_together(reports: Reports) -> None:
     """Without a plan: prices from one process, speeds from each, one plan for all."""
-    found = reports("bert", tmp_path, 2, "measured")
+    found = reports[MEASURED]
     assert found[0]["plan"] == found[1]["plan"]
     plan = json.loads(found[0]["plan"])
     assert {device for said in found for device in said["stages"]} == {

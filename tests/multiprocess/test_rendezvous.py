@@ -14,10 +14,10 @@ from tests.support import ROOT
 
 JOIN = """
 import sys
-from skyfx.runtime import joining
-from skyfx.runtime.distributed.process_group import Group
-joining.COMING_S, joining.MEETING_S = map(float, sys.argv[1:])
-Group.joined()
+from skyfx.runtime.distributed import rendezvous
+from skyfx.runtime.distributed.process_group import ProcessGroup
+rendezvous.COMING_S, rendezvous.MEETING_S = map(float, sys.argv[1:])
+ProcessGroup.join()
 """
 
 

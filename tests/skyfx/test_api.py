@@ -18,7 +18,7 @@ from skyfx.devices.resolve import resolve
 from skyfx.orchestration.assembly import is_tight
 from skyfx.runtime.execution.microbatch import Batch
 from skyfx.solver import Assumptions, Cluster, Device, solve
-from skyfx.solver.analysis.plan_sources import sources
+from skyfx.solver.analysis.plan_sources import read_with_inputs
 from skyfx.solver.analysis.validation import validate
 from skyfx.solver.core import files
 from skyfx.solver.core.plan import Plan
@@ -93,7 +93,7 @@ def test_a_schedule_is_made_for_the_plan_and_run(schedule: str) -> None:
 def test_a_plan_whose_stages_would_wait_for_each_other_is_refused() -> None:
     case = models.resnet()
     plan = generated_plan(capture(case.model, case.batch), (2, 3))
-    with pytest.raises(PlanError, match="wait for each other: stage 1: 3 micro-batches may be"):
+    with pytest.raises(PlanError, match="would deadlock: stage 1: 3 micro-batches may be"):
         planned(case, ["cpu", "cpu"], plan=plan)
 
 
@@ -275,6 +275,6 @@ def test_what_a_plan_was_made_from_can_be_kept(tmp_path: Path) -> None:
         f"{plan.graph.name}.{kind}.json" for kind in ("cluster", "graph", "plan")
     ]
     path = tmp_path / "kept" / f"{plan.graph.name}.plan.json"
-    assert files.read(path, Plan) == plan
-    graph, cluster = sources(path, plan)
+    kept, graph, cluster = read_with_inputs(path)
+    assert kept == plan
     assert validate(graph, cluster, plan) == ()

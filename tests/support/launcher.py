@@ -9,7 +9,10 @@ from tests.support import ROOT
 __all__: list[str] = ["launch"]
 
 
-def launch(num_processes: int, *arguments: str) -> subprocess.CompletedProcess[str]:
+def launch(
+    num_processes: int, *arguments: str, timeout_s: float = 240
+) -> subprocess.CompletedProcess[str]:
+    """Run a program as each of so many processes."""
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
     return subprocess.run(
         [*command, f"--nproc-per-node={num_processes}", *arguments],
@@ -17,6 +20,6 @@ def launch(num_processes: int, *arguments: str) -> subprocess.CompletedProcess[s
         env=os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"},
         capture_output=True,
         text=True,
-        timeout=240,
+        timeout=timeout_s,
         check=False,
     )

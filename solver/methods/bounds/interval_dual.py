@@ -3,18 +3,18 @@
 Let prices `p[i] >= 0` add up to 1 over the units of a chain. In a plan with bottleneck T each
 device runs an interval that takes it no longer than T, and all intervals together earn 1. So if
 
-    sum over d of worth[d] < 1,     worth[d] = the most that device d can earn within T,
+    sum over d of value[d] < 1,     value[d] = the most that device d can earn within T,
 
 there is no such plan, whatever the prices: T is a lower bound. It is the dual of choosing intervals
-by column generation. A device is granted the fastest wires that it has, and roles (`line`) are
+by column generation. A device is granted the fastest wires that it has, and roles (`pricing`) are
 granted once each, to different devices.
 
 The first prices are each unit's part of all work. Better ones have one price for each *kind* of
 unit (of the same times on all devices) and come from a linear program over them,
 
-    minimise   sum over d of worth[d] + sum over roles r of extra[r]
-               worth[d]            >= what interval c earns     of each interval c that was chosen
-               worth[d] + extra[r] >= what interval c earns     by d in role r
+    minimise   sum over d of value[d] + sum over roles r of extra[r]
+               value[d]            >= value of interval c     of each interval c that was chosen
+               value[d] + extra[r] >= value of interval c     by d in role r
                sum of the prices of all units = 1
 
 to which each round adds the intervals that earn most by the prices of the last (Kelley 1960). The
@@ -32,17 +32,17 @@ import pulp
 
 from skyfx.solver.methods import mip_backend
 from skyfx.solver.methods.bisection import INTERVAL_DUAL, Bisection
-from skyfx.solver.methods.limits import Limits
-from skyfx.solver.methods.method import Bound, MethodUpdate, SearchState
-from skyfx.solver.problem.interval_tables import (
+from skyfx.solver.methods.bounds.pricing import (
+    ANY,
     BEGIN,
-    IntervalTables,
+    Columns,
     assign_roles,
     best_columns,
-    line,
-    prefix_sums,
     work_shares,
 )
+from skyfx.solver.methods.limits import Limits
+from skyfx.solver.methods.method import Bound, MethodUpdate, SearchState
+from skyfx.solver.problem.interval_tables import IntervalTables, interval_tables, prefix_sums
 from skyfx.solver.problem.problem import Floats
 from skyfx.solver.problem.tolerances import BOUND_SAFETY
 
@@ -64,7 +64,7 @@ NEAR = 2e-5
 def interval_dual_bound(task: SearchState) -> Iterator[MethodUpdate]:
     """Bound the bottleneck of a chain."""
     problem = task.problem
-    of, prices = line(problem, range(problem.num_units)), work_shares(problem)
+    of, prices = interval_tables(problem, range(problem.num_units)), work_shares(problem)
     if problem.assumptions.overlap == "full":  # moving takes no time of its own
         of = of._replace(receive=np.zeros_like(of.receive), send=np.zeros_like(of.send))
     high = task.bottleneck_s
@@ -93,13 +93,14 @@ def interval_dual_bound(task: SearchState) -> Iterator[MethodUpdate]:
                 yield told(best, f"prices of {kind_of.max() + 1} kinds of units")
 
 
-def _earned(prices: Floats, bottleneck: float, of: IntervalTables) -> tuple[float, Any]:
-    """What all devices can earn within T, infinite if one can do all; and the intervals."""
-    worth, start, end = best_columns(prefix_sums(prices), bottleneck, of)
-    if end[BEGIN].max() == len(prices):
-        return math.inf, (worth, start, end)
-    gain, _ = assign_roles(np.maximum(worth[1:] - worth[0], 0.0))
-    return float(worth[0].sum()) + gain, (worth, start, end)
+def _earned(prices: Floats, bottleneck: float, of: IntervalTables) -> tuple[float, Columns]:
+    """The value of all devices' best intervals within T, infinite if one can do all; and these."""
+    columns = best_columns(prefix_sums(prices), bottleneck, of)
+    if columns.end[BEGIN].max() == len(prices):
+        return math.inf, columns
+    value = columns.value
+    gain, _ = assign_roles(np.maximum(value[BEGIN:] - value[ANY], 0.0))
+    return float(value[ANY].sum()) + gain, columns
 
 
 def _ruled_out(prices: Floats, low: float, high: float, of: IntervalTables) -> float:
@@ -133,7 +134,7 @@ def _improved(
             yield better
         else:
             step = min(1.0, 1.5 * step)
-        program.add(*chosen)
+        program.add(chosen)
         least, answer = program.solve(limits)
         if answer is None or least >= min(1.0, best - NEAR):
             return
@@ -150,24 +151,25 @@ class _Program:
         """Units of each kind before each cut, `(K, n + 1)`."""
         self.lp = pulp.LpProblem("prices", pulp.LpMinimize)
         self.prices = [self.lp.add_variable(f"p_{k}", 0) for k in range(len(self.before))]
-        self.worth: dict[int, Any] = {}
+        self.values: dict[int, Any] = {}
         self.extra: dict[int, Any] = {}
         self.lp += pulp.lpSum(self._earned(self.before[:, -1])) == 1
 
-    def add(self, worth: Floats, start: Any, end: Any) -> None:
-        """Add the best intervals of all devices and roles; a role only where it is worth more."""
-        for d in range(worth.shape[1]):
-            for role in range(len(worth)):
-                if role > 0 and worth[role, d] <= worth[0, d]:
+    def add(self, columns: Columns) -> None:
+        """Add the best intervals of all devices and roles; a role only where it gains."""
+        value, start, end = columns
+        for d in range(value.shape[1]):
+            for role in range(len(value)):
+                if role != ANY and value[role, d] <= value[ANY, d]:
                     continue
-                granted = [self._variable(self.worth, "w", d)]
-                granted += [self._variable(self.extra, "x", role)] if role > 0 else []
+                granted = [self._variable(self.values, "w", d)]
+                granted += [self._variable(self.extra, "x", role)] if role != ANY else []
                 counts = self.before[:, end[role, d]] - self.before[:, start[role, d]]
                 self.lp += pulp.lpSum(granted) >= pulp.lpSum(self._earned(counts))
 
     def solve(self, limits: Limits) -> tuple[float, Floats | None]:
         """The least that devices earn by the intervals so far, and the units' prices for it."""
-        granted = [*self.worth.values(), *self.extra.values()]
+        granted = [*self.values.values(), *self.extra.values()]
         self.lp.setObjective(pulp.lpSum(granted))
         values = mip_backend.minimise(self.lp, {}, time_limit_s=limits.left_s, gap=0.0).values
         if values is None:

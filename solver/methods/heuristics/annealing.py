@@ -1,23 +1,26 @@
-"""Simulated annealing: a search that can leave what is best only among its neighbours.
+"""Simulated annealing: a search that can leave the best state among its neighbours.
 
-What is worse stands at times, the less the colder it grows (Kirkpatrick, Gelatt and Vecchi 1983).
+A worse state is accepted at times, the less often the colder it is (Kirkpatrick, Gelatt and Vecchi
+1983).
 """
 
+import math
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TypeVar
+from typing import Generic, TypeVar
 
 import numpy as np
 
-__all__: list[str] = ["Cooling", "anneal"]
+__all__: list[str] = ["Assessed", "Cooling", "anneal"]
 
 State = TypeVar("State")
+Result = TypeVar("Result")
 
 
 @dataclass(frozen=True, slots=True)
 class Cooling:
-    """How long, and how warm in the beginning and in the end, in the unit of the scores."""
+    """How many moves, and the first and the last temperature, in the unit of the scores."""
 
     moves: int
     hot: float
@@ -26,30 +29,52 @@ class Cooling:
     """By `time.monotonic`."""
 
 
+@dataclass(frozen=True, slots=True)
+class Assessed(Generic[Result]):
+    """How good a state is.
+
+    Attributes:
+        score: what annealing lowers, infinite for a state that is not allowed.
+        value: what the best result has least of, infinite where the state gives no result.
+        result: what the search is for.
+    """
+
+    score: float
+    value: float = math.inf
+    result: Result | None = None
+
+
 def anneal(
     state: State,
-    near: Callable[[State], State | None],
-    scored: Callable[[State], float],
+    neighbour: Callable[[State], State | None],
+    assess: Callable[[State], Assessed[Result]],
     cooling: Cooling,
     random: np.random.Generator,
-) -> None:
-    """Go from state to state; what is worth keeping `scored` keeps.
+) -> Result | None:
+    """Go from state to state.
 
     Args:
-        state: where to begin.
-        near: a state near another one, None where that is none.
-        scored: the less the better, infinite for what cannot stand.
+        state: the first one.
+        neighbour: a state near another one; None where that is none.
+        assess: how good a state is.
         cooling: how long and how warm.
-        random: says what is accepted.
+        random: decides what is accepted.
+
+    Returns:
+        The first result of the least value, None where no state gave one.
     """
-    score = scored(state)
+    current = best = assess(state)
     for move in range(cooling.moves):
         if time.monotonic() >= cooling.deadline:
-            return
-        other = near(state)
+            break
+        other = neighbour(state)
         if other is None:
             continue
         heat = cooling.hot * (cooling.cold / cooling.hot) ** (move / cooling.moves)
-        found = scored(other)
-        if found <= score + heat * random.exponential():  # also from one that cannot stand
-            state, score = other, found
+        candidate = assess(other)
+        if candidate.value < best.value:
+            best = candidate
+        # Also from a state that is not allowed.
+        if candidate.score <= current.score + heat * random.exponential():
+            state, current = other, candidate
+    return best.result if best.value < math.inf else None

@@ -1,14 +1,15 @@
 """Plans for many devices: beam search over their order, along one order of units.
 
 At a fixed bottleneck T the plan is built from its first stage on. A *state* says which devices are
-used, where the last of them starts and what it has received. For each device that may come next the
-open stage ends where that one gets furthest: later is better, but so is a cut that less crosses. Of
-all states of as many stages the best are kept, `width` of them. Good are those that have *lost*
-least: what their devices are worth (`line`: what each can earn within T at most, by prices that are
-each unit's part of all work) less what they have earned. So a slow device counts as much as a fast
-one, and one with dear wires is no worse for them. The next device is given what it may get at most.
+used, where the last of them starts and how long it receives. For each device that may come next the
+open stage ends where that device gets furthest: a later cut is better, but so is a cut that fewer
+bytes cross. Of all states with the same number of stages the best `width` are kept. The best states
+have *lost* least: the value of their devices (`pricing`: the most that each can do within T, where
+a unit's price is its part of all work) less the price of the units done. So a slow device counts as
+much as a fast one, and one with slow links is no worse for them. The next device is credited with
+the most that it may do.
 
-If a state comes to the end of the units, T falls; if none does, it falls by less, and then the beam
+If a state comes to the end of the units, T falls. If none does, T falls by less, and then the beam
 is widened.
 """
 
@@ -19,17 +20,11 @@ from typing import Any, NamedTuple
 import numpy as np
 from numba import njit
 
+from skyfx.solver.methods.bounds.pricing import ANY, BEGIN, assign_roles, best_columns, work_shares
 from skyfx.solver.methods.heuristics.first_fit import filled
 from skyfx.solver.methods.limits import Limits
 from skyfx.solver.methods.method import MethodUpdate, SearchState
-from skyfx.solver.problem.interval_tables import (
-    assign_roles,
-    best_columns,
-    line,
-    move,
-    prefix_sums,
-    work_shares,
-)
+from skyfx.solver.problem.interval_tables import interval_tables, move, prefix_sums
 from skyfx.solver.problem.linear_extensions import depth_first_extension
 from skyfx.solver.problem.problem import Problem, UnitPlacement
 
@@ -50,7 +45,7 @@ MAX_CHILDREN = 1 << 21
 def beam_search(task: SearchState) -> Iterator[MethodUpdate]:
     """Find plans of many devices, in relay, better and better until the beam is at its widest."""
     problem = task.problem
-    search = _Search(problem, task.limits)
+    search = _Beam(problem, task.limits)
     if not search.of.prefix_time[:, -1].min() > 0:
         yield MethodUpdate(remark="nothing takes any time")
         return
@@ -92,15 +87,15 @@ class _States(NamedTuple):
     received: Any
     """Seconds that it receives."""
     owed: Any
-    """What the used devices are worth."""
+    """The value of the used devices."""
     lost: Any
-    """Least of that which is lost."""
+    """A lower bound on the lost value."""
     parent: Any
     """The row of the state before."""
 
     @classmethod
-    def room(cls, count: int, devices: int) -> "_States":
-        """Room for so many states."""
+    def empty(cls, count: int, devices: int) -> "_States":
+        """Arrays for a number of states."""
         used = np.zeros((count, (devices + 63) // 64), dtype=np.uint64)
         device, start, parent = (np.zeros(count, dtype=np.int64) for _ in range(3))
         received, owed, lost = (np.zeros(count) for _ in range(3))
@@ -111,33 +106,33 @@ class _States(NamedTuple):
         return _States(*(column[rows] for column in self))
 
 
-class _Search:
-    """The line of units, and the room for a beam's states."""
+class _Beam:
+    """The tables of the order of units, by which a beam is expanded."""
 
     def __init__(self, problem: Problem, limits: Limits) -> None:
         self.problem, self.limits, self.order = problem, limits, depth_first_extension(problem)
-        of = line(problem, self.order)
+        of = interval_tables(problem, self.order)
         self.of = of._replace(limit=of.limit - problem.peak_bytes.max())
         self.earned = prefix_sums(work_shares(problem)[self.order])
         self.most_s = 2 * float(self.of.prefix_time[:, -1].max())
-        """Seconds that all work takes no device longer than."""
+        """An upper bound on any device's total time, in seconds."""
         self.cut = False
         """Whether the last beam was too narrow for all states."""
 
     def plan(self, bottleneck: float, width: int) -> UnitPlacement | None:
         """The plan within T that a beam of this width comes to first."""
-        worth = best_columns(self.earned, bottleneck, self.of)[0]
-        worth = worth[0] + assign_roles(np.maximum(worth[1:] - worth[0], 0.0))[1]
-        num = len(worth)
-        states = _States.room(num, num)
+        values = best_columns(self.earned, bottleneck, self.of).value
+        value = values[ANY] + assign_roles(np.maximum(values[BEGIN:] - values[ANY], 0.0))[1]
+        num = len(value)
+        states = _States.empty(num, num)
         for d in range(num):
             states.used[d, d // 64] |= np.uint64(1 << d % 64)
-        states.device[:], states.owed[:] = np.arange(num), worth
-        children = _States.room(max(width, num) * num, num)
+        states.device[:], states.owed[:] = np.arange(num), value
+        children = _States.empty(max(width, num) * num, num)
         history, self.cut = [states], False
         for stage in range(num):
             self.limits.check()
-            count = expand(stage, states, children, bottleneck, worth, self.earned, self.of)
+            count = expand(stage, states, children, bottleneck, value, self.earned, self.of)
             if count < 0:
                 return self._placement(history, -1 - count)
             self.cut |= count > width
@@ -170,14 +165,14 @@ def _best(children: _States, count: int, width: int) -> Any:
 
 @njit(cache=True)
 def expand(
-    stage: int, states: Any, children: Any, bottleneck: float, worth: Any, earned: Any, of: Any
+    stage: int, states: Any, children: Any, bottleneck: float, value: Any, earned: Any, of: Any
 ) -> int:
     """Close the open stage of each state for each device that may come next.
 
     Returns:
         How many children there are; or -1 - row of a state whose open stage goes on to the end.
     """
-    w, num, n = of.prefix_time, len(worth), len(earned) - 1
+    w, num, n = of.prefix_time, len(value), len(earned) - 1
     positions, count = len(of.need) - 1, 0
     need, after = of.need[min(positions, num - stage - 1)], of.need[min(positions, num - stage - 2)]
     for row in range(len(states.device)):
@@ -205,7 +200,7 @@ def expand(
             children.used[count, e >> 6] |= np.uint64(1) << np.uint64(e & 63)
             children.device[count], children.start[count] = e, end
             children.received[count], children.parent[count] = got, row
-            children.owed[count] = states.owed[row] + worth[e]
+            children.owed[count] = states.owed[row] + value[e]
             children.lost[count] = children.owed[count] - most
             count += 1
     return count

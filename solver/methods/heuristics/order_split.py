@@ -23,11 +23,11 @@ from numba import njit
 
 from skyfx.solver.methods.bisection import ORDER_SPLIT, Bisection
 from skyfx.solver.methods.bounds.simple_bounds import bottleneck_bound
-from skyfx.solver.methods.heuristics.annealing import Cooling, anneal
+from skyfx.solver.methods.heuristics.annealing import Assessed, Cooling, anneal
 from skyfx.solver.methods.limits import TimeUpError
 from skyfx.solver.methods.method import Candidate, MethodUpdate, SearchState
 from skyfx.solver.problem.coarsening import MAX_UNITS
-from skyfx.solver.problem.interval_tables import line, move
+from skyfx.solver.problem.interval_tables import interval_tables, move
 from skyfx.solver.problem.linear_extensions import depth_first_extension
 from skyfx.solver.problem.problem import Problem, UnitPlacement
 from skyfx.solver.problem.tolerances import BOUND_SAFETY
@@ -51,7 +51,7 @@ class OrderSplitter:
 
     def __init__(self, problem: Problem) -> None:
         self.problem, self.order = problem, depth_first_extension(problem)
-        of = line(problem, self.order)
+        of = interval_tables(problem, self.order)
         self.of = of._replace(limit=of.limit - problem.peak_bytes.max())
         self._full = problem.assumptions.overlap == "full"
 
@@ -144,16 +144,16 @@ class _Search:
         assert self.best is not None
         unit, limits = self.best.value or 1.0, self.task.limits
 
-        def scored(state: tuple[Order, float]) -> float:
-            found = self.heard(*state)
-            return math.inf if found is None else found.value / unit
+        def assess(state: tuple[Order, float]) -> Assessed[None]:
+            found = self.heard(*state)  # which keeps the best
+            return Assessed(math.inf if found is None else found.value / unit)
 
         *_, devices = self.orders()
         latency = self.task.problem.assumptions.objective == "latency"
         within = math.inf if latency else self.best.cost.bottleneck_s
         deadline = limits.deadline - (1 - PART) * limits.left_s
         cooling = Cooling(MOVES, HOT, COLD, deadline)
-        anneal((devices, within), self._near, scored, cooling, self.random)
+        anneal((devices, within), self._near, assess, cooling, self.random)
 
     def _near(self, state: tuple[Order, float]) -> tuple[Order, float]:
         """Two devices change places, one goes elsewhere, or T changes."""

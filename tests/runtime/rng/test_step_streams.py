@@ -4,7 +4,6 @@ import json
 from collections.abc import Callable
 from dataclasses import replace
 from functools import cache
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -17,7 +16,7 @@ from torch.nn import functional
 import skyfx
 from skyfx.devices.host_resources import cores
 from skyfx.runtime.execution.workers import with_torch_threads
-from skyfx.runtime.rng import generator_lending
+from skyfx.runtime.rng.generator_state import comparable_states
 from tests.support import models, unsplit_reference
 from tests.support.launcher import launch
 from tests.support.models import BATCH, Case
@@ -55,24 +54,34 @@ def fifty_steps(num_stages: int) -> dict[str, Any]:
     return alone(CASES["bert"], STEPS, num_stages)
 
 
+@pytest.mark.xdist_group("test_step_streams")  # with those that compare with `fifty_steps` too
 @pytest.mark.parametrize(("num_stages", "schedule"), [(2, "1f1b"), (3, "gpipe")])
 def test_fifty_steps_of_bert_with_dropout_are_plain_torchs(num_stages: int, schedule: str) -> None:
     assert split(CASES["bert"], STEPS, num_stages, schedule) == fifty_steps(num_stages)
 
 
-def test_fifty_steps_over_processes_are_those_of_the_first_ones_seed(tmp_path: Path) -> None:
-    done = launch(2, "tests/jobs/rng_job.py", "bert", str(STEPS), str(tmp_path))
+@pytest.fixture(scope="module")
+def reports(tmp_path_factory: pytest.TempPathFactory) -> dict[str, list[dict[str, Any]]]:
+    """What each of two processes has seen, by run."""
+    folder, runs = tmp_path_factory.mktemp("ranks"), [f"bert-{STEPS}", "strided-3"]
+    done = launch(2, "tests/jobs/rng_job.py", str(folder), *runs)
     assert done.returncode == 0, done.stderr[-3000:]
-    for rank in range(2):
-        assert json.loads((tmp_path / f"{rank}.json").read_text()) == fifty_steps(2)
+    return {
+        run: [json.loads((folder / f"{run}.{rank}.json").read_text()) for rank in range(2)]
+        for run in runs
+    }
 
 
-def test_masks_go_along_memory_as_it_was_in_the_process_before(tmp_path: Path) -> None:
-    done = launch(2, "tests/jobs/rng_job.py", "strided", "3", str(tmp_path))
-    assert done.returncode == 0, done.stderr[-3000:]
-    expected = alone(CASES["strided"], 3, 2)
-    for rank in range(2):
-        assert json.loads((tmp_path / f"{rank}.json").read_text()) == expected
+def test_fifty_steps_over_processes_are_those_of_the_first_ones_seed(
+    reports: dict[str, list[dict[str, Any]]],
+) -> None:
+    assert reports[f"bert-{STEPS}"] == [fifty_steps(2)] * 2
+
+
+def test_masks_go_along_memory_as_it_was_in_the_process_before(
+    reports: dict[str, list[dict[str, Any]]],
+) -> None:
+    assert reports["strided-3"] == [alone(CASES["strided"], 3, 2)] * 2
 
 
 @pytest.mark.parametrize("schedule", ["1f1b", "gpipe"])
@@ -178,10 +187,10 @@ def test_with_the_models_own_python_in_it_the_plan_still_does_not_matter() -> No
 
 def test_neither_measuring_nor_capturing_again_takes_the_users_generators_on() -> None:
     case = made(lambda: models.bert(dropout=0.1, layers=1))
-    before = generator_lending.states()
+    before = comparable_states()
     with skyfx.partition(
         case.model, ["cpu", "cpu"], example_inputs=case.batch, strategy="even"
     ) as pipeline:
-        assert generator_lending.states() == before
+        assert comparable_states() == before
         pipeline({name: x[:3] for name, x in case.batch.items()})  # another shape, and mode
-        assert generator_lending.states() == before
+        assert comparable_states() == before

@@ -22,7 +22,7 @@ from tests.support.models import BATCH, Case, mixture
 
 
 def priced(captured: Capture) -> Graph:
-    """The graph, without stretches of it having been timed."""
+    """The graph, without calibration segments."""
     prices = price(captured, PLACE, lambda done, total: None)
     return assembled(
         captured, {"cpu": TypeMeasurement(prices, DeviceCalibration(type="cpu", spread=0.0))}

@@ -12,7 +12,6 @@ import torch
 from torch import Tensor, nn
 
 from skyfx.devices.resolve import resolve
-from skyfx.measurement.calibration import Timed, fit
 from skyfx.measurement.call_cost import CallCost, measure_call
 from skyfx.measurement.measure import measure
 from skyfx.passes.call_signature import signature
@@ -112,41 +111,6 @@ def test_a_call_keeps_what_autograd_saves() -> None:
     none = measure_call(torch.mul, (x, y), {}, [False, False], training=True, num_threads=1)
     assert none.saves_inputs == none.saves_outputs == ()
     assert none.backward_s is None
-
-
-def test_a_fit_finds_factor_and_overhead_and_is_not_led_astray_by_one_disturbance() -> None:
-    pairs = [(1e-3, 5), (2e-3, 40), (8e-3, 11), (3e-2, 90), (0.1, 30), (0.2, 300), (0.15, 4)]
-    regions = [Timed(1.25 * alone + 2e-6 * nodes, alone, nodes) for alone, nodes in pairs]
-    found = fit([*regions, Timed(0.9, 0.05, 20)])
-    assert found is not None
-    assert found.factor == pytest.approx(1.25, rel=1e-3)
-    assert found.overhead_s == pytest.approx(2e-6, rel=1e-2)
-    assert found.error < 1e-3 < found.error_p90
-    assert fit(regions[:2]) is None
-
-
-def test_a_fit_is_never_below_zero() -> None:
-    found = fit([Timed(2e-3, 1e-3, n) for n in (90, 50, 10, 1)])
-    assert found is not None
-    assert found.factor >= 0
-    assert found.overhead_s >= 0
-
-
-def test_no_overhead_is_found_that_dispatch_cannot_take() -> None:
-    """As on a CPU with many threads, where large operators next to each other are slower."""
-    regions = [Timed(n * 4e-3, n * 1e-3, n) for n in range(1, 13)]
-    found = fit(regions)
-    assert found is not None
-    assert found.factor == pytest.approx(4.0, rel=0.1)
-    assert found.overhead_s <= 4.0 * 5e-5
-
-
-def test_operators_bear_what_a_call_does_as_in_the_longest_stretch() -> None:
-    """A call takes 10 ms whatever is in it; the longest stretch 0.2 s beside."""
-    found = fit([Timed(0.01 + alone, alone, 10) for alone in (0.01, 0.02, 0.05, 0.1, 0.2)])
-    assert found is not None
-    assert found.factor == pytest.approx(1.05, rel=1e-3)
-    assert found.overhead_s == pytest.approx(0.0, abs=1e-6)
 
 
 def test_of_a_part_of_a_batch_its_own_bytes_count() -> None:

@@ -138,17 +138,31 @@ def test_every_figure_lies_in_its_range(
             assert latency[0] <= wire.latency_s <= latency[1]
 
 
+def test_ranges_may_be_text_as_for_the_command() -> None:
+    texts = unlike_cluster(
+        3, memory_bytes="2GiB:8GiB", bandwidth_bytes_per_s="20Mbit:1Gbit", latency_s="1ms"
+    )
+    assert texts == unlike_cluster(
+        3,
+        memory_bytes=(2 * 2.0**30, 8 * 2.0**30),
+        bandwidth_bytes_per_s=(2.5e6, 1.25e8),
+        latency_s=0.001,
+    )
+
+
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
-        ({"num_devices": 0}, "num_devices is 0, expected at least 1"),
-        ({"seed": -1}, "seed is -1, expected a whole number >= 0"),
-        ({"name": "a b"}, "name is 'a b', expected one word"),
+        ({"num_devices": 0}, "num_devices: found 0, expected a whole number >= 1"),
+        ({"seed": -1}, "seed: found -1, expected a whole number >= 0"),
+        ({"name": "a b"}, "name: found 'a b', expected one word"),
         ({"slowdown": (2.0, 1.0)}, "slowdown: found 2 to 1, expected the lower end first"),
         ({"slowdown": 0.0}, "slowdown: found 0.0, expected a finite number > 0"),
         ({"memory_bytes": -1.0}, "memory_bytes: found -1.0, expected a finite number >= 0"),
         ({"bandwidth_bytes_per_s": (0.0, 1.0)}, "bandwidth_bytes_per_s: found 0.0, expected"),
-        ({"latency_s": 0.5}, "latency_s is 0.5 without links, expected a bandwidth, too"),
+        ({"latency_s": 0.5}, "latency_s: found 0.5 without links, expected a bandwidth, too"),
+        ({"num_devices": 2.5}, "num_devices: found 2.5, expected a whole number >= 1"),
+        ({"memory_bytes": "2"}, "memory_bytes: found '2', expected a value such as 2GiB or 500MB"),
         ({"types": []}, "types: found none, expected at least one"),
         ({"types": {"a": 0.0}}, "types.'a'.: found 0.0, expected a finite number > 0"),
     ],

@@ -61,8 +61,8 @@ def test_options_reach_the_devices_and_the_links(skyfx: Run) -> None:
         (("--latency", "1ms"), "--latency: found '1ms' without --bandwidth, expected both"),
         (("--type", "=2"), "--type: found '=2', expected one more type, such as a100=2"),
         (("--type", "a=x"), "--type: found 'x', expected a value such as 2 or 1.5"),
-        (("-n", "0"), "num_devices is 0, expected at least 1"),
-        (("--seed", "-1"), "seed is -1, expected a whole number >= 0"),
+        (("-n", "0"), "num_devices: found 0, expected a whole number >= 1"),
+        (("--seed", "-1"), "seed: found -1, expected a whole number >= 0"),
         (("-o", "x.cluster.toml"), "x.cluster.toml: TOML is read but not written"),
     ],
 )
@@ -92,7 +92,7 @@ def test_a_cluster_without_a_place_is_refused(skyfx: Run) -> None:
     for command in (GENERATE, ("cluster", "change", "c.cluster.toml", "add cpu")):
         done = skyfx(*command)
         assert done.returncode == 2
-        assert done.stderr.startswith("skyfx: error: nowhere to put the cluster: give -o CLUSTER")
+        assert done.stderr.startswith("skyfx: error: no output for the cluster: give -o CLUSTER")
 
 
 def test_changes_are_made_in_turn_as_those_of_what_if(skyfx: Run, folder: Path) -> None:

@@ -63,7 +63,7 @@ def test_verbose_says_what_each_method_did(skyfx: Run) -> None:
 def test_a_plan_without_a_place_is_refused(skyfx_process: Run) -> None:
     done = skyfx_process(*SOLVE)
     assert done.returncode == 2
-    assert done.stderr.startswith("skyfx: error: nowhere to put the plan: give -o PLAN, or --json")
+    assert done.stderr.startswith("skyfx: error: no output for the plan: give -o PLAN, or --json")
 
 
 def test_an_existing_file_is_refused_before_solving(skyfx: Run, folder: Path) -> None:
@@ -105,7 +105,7 @@ def test_a_schedule_that_is_made_for_the_plan_is_written_and_checked(
     (folder / "p.plan.json").write_text(json.dumps(plan))
     done = skyfx(*CHECK)
     assert done.returncode == 1
-    assert "stage 0: 9 of 8 micro-batches may be live" in done.stdout
+    assert "stage 0: found 9 micro-batches in flight, expected at most 8" in done.stdout
 
 
 def test_the_defaults_are_those_of_the_format(skyfx: Run, folder: Path) -> None:

@@ -97,7 +97,7 @@ def test_graph_and_cluster_are_found_by_their_digest(planned: Run, folder: Path)
     assert planned("simulate", "away/p.plan.json").returncode == 0  # beside the plan
     missing = planned("simulate", "p.plan.json")
     assert missing.returncode == 2
-    assert "p.plan.json: the graph that it was made from, 'test'," in missing.stderr
+    assert "p.plan.json: its graph 'test' is neither" in missing.stderr
     assert "give --graph FILE" in missing.stderr
     given = planned("simulate", "p.plan.json", "--graph", "away/other-name.graph.json")
     assert given.returncode == 0

@@ -31,7 +31,7 @@ MBIT = 125_000.0
     ],
 )
 def test_what_people_write_is_read(text: str, units: Units, read: tuple[float, float]) -> None:
-    assert read_span(text, units) == pytest.approx(read, rel=1e-15)
+    assert read_span(text, units, "here") == pytest.approx(read, rel=1e-15)
 
 
 @pytest.mark.parametrize(
@@ -51,5 +51,5 @@ def test_what_people_write_is_read(text: str, units: Units, read: tuple[float, f
     ],
 )
 def test_what_cannot_be_read_is_told(text: str, units: Units, said: str) -> None:
-    with pytest.raises(ValueError, match="^" + said):
-        read_span(text, units)
+    with pytest.raises(ValueError, match="^here: " + said):
+        read_span(text, units, "here")

@@ -11,8 +11,8 @@ from hypothesis import strategies as st
 
 from benchmarks.planner.instances import layered, unlike_chain
 from skyfx.solver import Assumptions, Cluster, Graph, solve, validate
+from skyfx.solver.methods.bounds.pricing import assign_roles
 from skyfx.solver.methods.method import Candidate
-from skyfx.solver.problem.interval_tables import assign_roles
 from skyfx.solver.problem.problem import Problem
 from tests.support.independent_validator import referee_faults
 from tests.support.method_runs import updates

@@ -11,9 +11,9 @@ from skyfx.solver import Assumptions, Cluster, Device, Graph, Link, solve, valid
 from skyfx.solver.costs.action_times import ActionTimes
 from skyfx.solver.costs.simulator import simulate
 from skyfx.solver.problem.problem import Problem
-from skyfx.solver.refinement.cut_moves import line_of
+from skyfx.solver.refinement.cut_moves import segments_of
 from skyfx.solver.refinement.in_flight import generate
-from skyfx.solver.refinement.tapering import _Search, tapered
+from skyfx.solver.refinement.tapering import StepBound, tapered
 from tests.support.independent_validator import referee_faults
 from tests.support.planning_instances import (
     all_plans,
@@ -47,8 +47,8 @@ def test_no_schedule_undercuts_what_its_stages_need(
     problem, placement = Problem(g, c, a), random.choice(plans)
     number = {device.name: d for d, device in enumerate(c.devices)}
     stages = [(number[d], sorted({problem.unit_of[v] for v in ids})) for d, ids in placement]
-    order, line = line_of(stages)
-    least_s = _Search(problem, order).step_s(line)
+    order, segments = segments_of(stages)
+    least_s = StepBound(problem, order).step_s(segments)
     placement = problem.placement(stages)
     counts = [a.microbatches] * len(stages)
     for live in (counts, [random.randint(1, a.microbatches)] * len(stages), None):

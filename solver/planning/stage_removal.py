@@ -1,0 +1,89 @@
+"""The fourth step of planning: no stage more than the objective needs.
+
+Among plans of equal objective the search returns any. Here stages go that the plan does without:
+
+    p: -    q: -    r: 5    s: 115        two stages without units pass the inputs on
+    r: 5    s: 115                        dropped, where the objective does not get worse
+    s: 120                                merged, where moreover the latency does not get worse
+
+An empty stage stays where it makes the objective better, as one on a device with fast links
+between two that have only a slow one.
+"""
+
+import itertools
+from collections.abc import Callable, Iterator
+
+from skyfx.solver.methods.method import Candidate
+from skyfx.solver.problem.problem import Problem, UnitPlacement
+
+__all__: list[str] = ["without_needless_stages"]
+
+ROUNDING = 1 + 1e-12
+"""By how much an equal figure may differ."""
+
+
+def without_needless_stages(
+    problem: Problem, best: Candidate, fits: Callable[[UnitPlacement], bool]
+) -> Candidate:
+    """The plan with as few stages as its objective allows.
+
+    Args:
+        problem: the problem under the schedule of the search.
+        best: the plan.
+        fits: whether stages keep the limits that the cost model does not know.
+    """
+    for smaller in (_with_fewer_empty, _with_fewer_busy):
+        while (found := smaller(problem, best, fits)) is not None:
+            best = found
+    return best
+
+
+def _with_fewer_empty(
+    problem: Problem, best: Candidate, fits: Callable[[UnitPlacement], bool]
+) -> Candidate | None:
+    """The plan without some of its empty stages; None where it needs each of them."""
+    stages = list(best.stages)
+    for begin, end in _empty_runs(stages):
+        fewer = stages[:begin] + stages[end:]
+        found = Candidate.of(problem, fewer, best.method)
+        if found is not None and found.value <= best.value * ROUNDING and fits(fewer):
+            return found
+    return None
+
+
+def _empty_runs(stages: UnitPlacement) -> Iterator[tuple[int, int]]:
+    """Begin and end of neighbouring empty stages, the longest first."""
+    empty = [k for k, (_, units) in enumerate(stages) if not len(units)]
+    runs = [
+        (j, k + 1)
+        for j, k in itertools.combinations_with_replacement(empty, 2)
+        if all(x in empty for x in range(j, k))
+    ]
+    return iter(sorted(runs, key=lambda run: run[0] - run[1]))
+
+
+def _with_fewer_busy(
+    problem: Problem, best: Candidate, fits: Callable[[UnitPlacement], bool]
+) -> Candidate | None:
+    """The plan with two neighbours merged; None where that makes it worse."""
+    stages = list(best.stages)
+    asked = problem.assumptions
+    times = asked.microbatches if asked.objective == "step" else 1
+    longest_s = best.value * ROUNDING / times  # a device that computes longer makes it worse
+    for k, ((one, first), (two, second)) in enumerate(itertools.pairwise(stages)):
+        units = sorted([*first, *second])
+        for device in (one, two):
+            if problem.time_s[device, units].sum() > longest_s:
+                continue
+            fewer = [*stages[:k], (device, units), *stages[k + 2 :]]
+            found = Candidate.of(problem, fewer, best.method)
+            if found is not None and _is_no_worse(found, best) and fits(fewer):
+                return found
+    return None
+
+
+def _is_no_worse(one: Candidate, other: Candidate) -> bool:
+    return (
+        one.value <= other.value * ROUNDING
+        and one.cost.latency_s <= other.cost.latency_s * ROUNDING
+    )
