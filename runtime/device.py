@@ -1,4 +1,4 @@
-"""A torch device of this process, under the name that the plan gives it."""
+"""A torch device of this process, under its name in the plan."""
 
 from dataclasses import dataclass
 
@@ -9,10 +9,13 @@ __all__: list[str] = ["LocalDevice"]
 
 @dataclass(frozen=True, slots=True)
 class LocalDevice:
-    """Where a stage runs: a torch device under the name that the plan gives it.
+    """A torch device under its name in the plan.
 
-    `slowdown` is emulated by waiting, after each action, as many times longer as it took. `type` is
-    what times on it are keyed by, `memory_bytes` what may be used of it, if that is limited.
+    Attributes:
+        slowdown: emulated: each action takes this many times as long, by waiting after it.
+        num_threads: torch threads of its worker.
+        type: the key of measured times on it.
+        memory_bytes: the memory that may be used, if limited.
     """
 
     name: str

@@ -1,4 +1,4 @@
-"""The pipeline that a user holds: it infers and trains like the model it was made from."""
+"""The user's pipeline: it infers and trains like the model it was made from."""
 
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -11,10 +11,8 @@ from skyfx.runtime.checkpoint.checkpoints import Checkpoints
 from skyfx.runtime.checkpoint.snapshot import Scheduler
 from skyfx.runtime.distributed.process_group import ProcessGroup
 from skyfx.runtime.execution.microbatch import Batch
-from skyfx.runtime.execution.runner import Rebalance, Runner, StepTimes
-from skyfx.runtime.execution.split_cache import Splitter
+from skyfx.runtime.execution.runner import Deployment, Rebalancer, Runner, StepTimes
 from skyfx.runtime.execution.step import LossHead, returned_loss
-from skyfx.runtime.execution.workers import Workers
 from skyfx.runtime.profile import Profile, measured
 from skyfx.solver.core.plan import Plan
 from skyfx.solver.errors import SkyfxError
@@ -23,7 +21,7 @@ __all__: list[str] = ["Pipeline"]
 
 
 class Pipeline:
-    """A model split over devices by a plan, a worker thread for each device.
+    """A model split over devices by a plan, with a worker thread for each device.
 
     The parameters are the model's own: any optimizer and learning-rate scheduler works on them. Use
     it as a context manager, or call `close`; the end of the program ends the workers as well.
@@ -32,18 +30,22 @@ class Pipeline:
     def __init__(
         self,
         model: nn.Module,
-        plan: Plan,
-        workers: Workers,
-        splitter: Splitter,
-        microbatch: Batch,
-        rebalance: Rebalance | None = None,
+        deployment: Deployment,
+        rebalancer: Rebalancer | None = None,
         closing: Callable[[], None] | None = None,
     ) -> None:
-        """Split the model for `microbatch`, which it was planned for; `close` calls `closing`."""
+        """Run a model that has been split.
+
+        Args:
+            model: its parameters are where the plan has them.
+            deployment: the plan, its workers and stages.
+            rebalancer: finds another plan when devices become slower.
+            closing: called by `close`.
+        """
         self._model = model
-        self._runner = Runner(model, plan, workers, splitter, microbatch)
-        self._microbatch_size = microbatch.batch_size
-        self._rebalance = rebalance
+        self._runner = Runner(model, deployment)
+        self._microbatch_size = deployment.microbatch.batch_size
+        self._rebalancer = rebalancer
         self._closing = [] if closing is None else [closing]
 
     @property
@@ -53,12 +55,12 @@ class Pipeline:
 
     @property
     def group(self) -> ProcessGroup | None:
-        """The processes that run it together; None in one alone."""
+        """The processes that run it together; None in a single process."""
         return self._runner.workers.group
 
     @property
     def measured(self) -> StepTimes | None:
-        """What the last call took, None before the first one."""
+        """The times of the last call; None before the first one."""
         return self._runner.measured
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
@@ -70,10 +72,10 @@ class Pipeline:
             kwargs: the model's own keyword arguments.
 
         Returns:
-            What the model returns for the whole batch; a cache in it is None.
+            The model's return value for the whole batch; a cache in it is None.
 
         Raises:
-            StageError: a stage failed; its cause is the stage's own exception.
+            StageError: a stage failed; the cause is the stage's own exception.
         """
         batch = (
             Batch.of(args[0]) if len(args) == 1 and not kwargs else Batch.of_call(*args, **kwargs)
@@ -81,16 +83,16 @@ class Pipeline:
         return self._runner.infer(batch.split(self._microbatch_size))
 
     def stream(self, batches: Iterable[Any]) -> Iterator[Any]:
-        """Infer one batch after another without letting the pipeline run empty in between.
+        """Infer one batch after another; stages do not idle between two batches.
 
         Args:
-            batches: each as in `partition`, taken as they are needed, at most two ahead.
+            batches: each as in `partition`; read on demand, at most two ahead.
 
         Yields:
-            What the model returns for each batch, in their order.
+            The model's return value for each batch, in their order.
 
         Raises:
-            StageError: a stage failed; what came before has been given.
+            StageError: a stage failed; results of earlier batches have been yielded.
             RuntimeError: another call was made before the stream's end.
         """
         parts = (Batch.of(batch).split(self._microbatch_size) for batch in batches)
@@ -102,32 +104,32 @@ class Pipeline:
         targets: Any = None,
         loss_fn: Callable[[Any, Any], Tensor] | None = None,
     ) -> Tensor:
-        """Run all micro-batches forward and backward; gradients add up in the parameters.
+        """Run all micro-batches forward and backward; gradients accumulate in the parameters.
 
         Args:
             batch: a tensor, a tuple of the model's positional or a dict of its keyword arguments.
             targets: a tensor or any nesting of tensors, split along dimension 0 like the batch.
             loss_fn: from the model's outputs and the targets of one micro-batch to its mean loss.
-                Without it, the loss is the one that the model returns.
+                By default the loss that the model returns.
 
         Returns:
-            The mean loss of the batch, detached: each micro-batch counts by its number of samples.
+            The mean loss of the batch, detached; a micro-batch has the weight of its samples.
 
         Raises:
-            ValueError: the plan is for inference, the targets are not as many as the samples, or
-                the batch requires a gradient.
+            ValueError: the plan is for inference, the number of targets differs from the number of
+                samples, or the batch requires a gradient.
             StageError: a stage failed; gradients are then incomplete, so call
                 `optimizer.zero_grad()`.
         """
         if not self.plan.assumptions.training:
             raise ValueError(
-                "this pipeline was planned for inference; partition with mode='training' to train"
+                "this pipeline was planned for inference: partition with mode='training' to train"
             )
         whole = Batch.of(batch)
         if any(x.requires_grad for x in whole.tensors):
             raise ValueError(
-                "a tensor of the batch requires a gradient, which ends at the pipeline's inputs: "
-                "make what computes it a part of the model, or detach it"
+                "a tensor of the batch requires a gradient, but gradients end at the pipeline's "
+                "inputs: move its computation into the model, or detach it"
             )
         parts = whole.split(self._microbatch_size)
         goals = Batch.of_targets(targets, whole.batch_size).split(self._microbatch_size)
@@ -143,18 +145,17 @@ class Pipeline:
         *,
         steps: int = 3,
     ) -> Profile:
-        """What stages and steps take, beside what was planned; printing it shows a table.
+        """Measured times of stages and steps beside the planned ones; print it to see a table.
 
-        `write_trace` writes the last step's timeline.
-
-        Runs the pipeline as `train_step` does, or as a call does if it was planned for inference.
-        Gradients, buffers and random generators are afterwards as they were.
+        It runs the pipeline as `train_step` does, or as a call does if it was planned for
+        inference. Gradients, buffers and random generators are the same afterwards. `write_trace`
+        of the result writes the timeline of the last step.
 
         Args:
             batch: as in `train_step`, as are `targets` and `loss_fn`.
             targets: for training.
             loss_fn: for training.
-            steps: how many to take the median of, after one to warm up.
+            steps: number of measured steps, after one to warm up; medians are shown.
         """
 
         def step() -> StepTimes | None:
@@ -164,17 +165,17 @@ class Pipeline:
                 self(batch)
             return self.measured
 
-        took = measured(self._model, step, steps)
-        return Profile.of(self.plan, took, self._runner.timeline())
+        times = measured(self._model, step, steps)
+        return Profile.of(self.plan, times, self._runner.timeline())
 
     def clip_grad_norm_(self, max_norm: float, norm_type: float = 2.0) -> Tensor:
-        """Scale all gradients down so that their norm is at most this.
+        """Scale all gradients down so that their norm is at most `max_norm`.
 
-        As `torch.nn.utils.clip_grad_norm_`, which over several processes would see the gradients of
-        this one alone; there all have to call it.
+        As `torch.nn.utils.clip_grad_norm_`, which would use the gradients of this process only. All
+        processes have to call it.
 
         Returns:
-            The norm before.
+            The norm before scaling.
         """
         parameters = list(self._model.parameters())
         norm = self._runner.workers.gradient_norm(parameters, norm_type)
@@ -190,22 +191,22 @@ class Pipeline:
         return self._model.named_parameters()
 
     def state_dict(self, module: str = "") -> dict[str, Any]:
-        """Parameters and buffers by the model's own names; the unsplit model loads it, and back.
+        """Parameters and buffers by the model's own names, as the unsplit model has them.
 
-        Over several processes all have to call it, and all get all of it, on the CPU.
+        All processes have to call it; each gets the whole state, on the CPU.
 
         Args:
-            module: the name of a part of the model, such as `bert.encoder.layer.3`: then that
-                part's own state, by the part's own names.
+            module: the name of a submodule, such as `bert.encoder.layer.3`, to get its state by
+                its own names.
         """
         return self._runner.workers.state_of(self._model.get_submodule(module))
 
     def load_state_dict(self, state: Mapping[str, Any], module: str = "") -> Any:
-        """Load what `state_dict` of the pipeline or of the unsplit model returned; all call it.
+        """Load the `state_dict` of a pipeline or of the unsplit model; all processes call it.
 
         Args:
-            state: by name, of the whole model or of the part.
-            module: the name of that part.
+            state: by name, of the whole model or of the submodule.
+            module: the name of that submodule.
         """
         return self._runner.workers.load_state(self._model.get_submodule(module), state)
 
@@ -217,19 +218,19 @@ class Pipeline:
         scheduler: Scheduler | None = None,
         keep: int = 2,
     ) -> Checkpoints:
-        """The checkpoints of this training in a folder: to go on from the latest, and to save.
+        """The checkpoints of this training in a folder, to resume from the latest, and to save.
 
         Args:
-            folder: where they are, or will be. Over several processes, better one that all see; if
-                they do not, the first process's folder has all.
+            folder: of this run; it need not exist. Several processes should all see it; if they do
+                not, the first process's folder has all checkpoints.
             optimizer: made from the pipeline's parameters.
             scheduler: of the learning rate.
-            keep: how many to keep, the latest ones.
+            keep: number of latest checkpoints to keep.
 
         Returns:
-            What saves and loads; closing the pipeline waits for what is being saved.
+            Saves and loads; closing the pipeline waits for a save that is under way.
         """
-        self._runner.workers.refuse_own()
+        self._runner.workers.refuse_reentry()
         made = Checkpoints(
             self._model,
             folder,
@@ -244,44 +245,43 @@ class Pipeline:
     def rebalance(
         self, *optimizers: torch.optim.Optimizer, above: float = 0.25, steps: int = 5
     ) -> bool:
-        """Plan anew, and move what has to, if stages have come to take longer than planned.
+        """Make a new plan and move to it, if stages have become slower than planned.
 
-        To be called between two training steps, after `optimizer.zero_grad()`; costs nothing until
-        it has something to do. Parameters that come into another process are new objects there.
+        Call it between two training steps, after `optimizer.zero_grad()`; while stages are on time
+        it costs nothing. Parameters that move to another process are new objects there.
 
         Args:
-            optimizers: all that hold the pipeline's parameters: their state moves as well.
+            optimizers: all that hold the pipeline's parameters; their state moves as well.
             above: how much longer than planned the slowest stage has to take, relatively.
-            steps: for how many steps in a row. Less than half as late, and it counts anew. Where
-                another plan would gain less than a quarter of `above`, the present one stays.
+            steps: number of consecutive late steps; a step that is less than half as late resets
+                the count. The present plan stays if another gains less than a quarter of `above`.
 
         Returns:
             Whether the pipeline has another plan now.
 
         Raises:
-            ValueError: the pipeline was made from a plan, so that nothing was measured here, or a
+            ValueError: the pipeline was made from a given plan, so nothing was measured here, or a
                 parameter has a gradient.
         """
-        if self._rebalance is None:
+        if self._rebalancer is None:
             raise ValueError(
-                "this pipeline was made from a plan: without what it was planned from it cannot be "
-                "planned anew. Partition without plan="
+                "this pipeline was made from a given plan, so there are no measurements to make "
+                "another one from: partition without plan="
             )
         if any(x.grad is not None for x in self._model.parameters()):
             raise ValueError("parameters have gradients: rebalance after optimizer.zero_grad()")
-        ask = self._rebalance
-        return self._runner.change(lambda plan, took: ask(plan, took, optimizers, above, steps))
+        return self._runner.rebalance(self._rebalancer, optimizers, above, steps)
 
     def close(self) -> None:
-        """End the workers. The model keeps its parameters, on the devices where they are."""
+        """End the workers. The model keeps its parameters, on their present devices."""
         self._runner.close()
         for close in self._closing:
             close()
 
     def __reduce__(self) -> Any:
         raise TypeError(
-            "a pipeline cannot be copied or pickled, its workers are running: keep state_dict() "
-            "and the plan, and partition again"
+            "a pipeline cannot be copied or pickled, since its workers are running: keep "
+            "state_dict() and the plan, and partition again"
         )
 
     def __enter__(self) -> "Pipeline":
@@ -291,7 +291,7 @@ class Pipeline:
         try:
             self.close()
         except (SkyfxError, OSError):  # of a checkpoint that was being saved
-            if error is None:  # else what failed first is what is raised
+            if error is None:  # else the first failure is raised
                 raise
 
     def __str__(self) -> str:

@@ -1,4 +1,4 @@
-"""Predicted beside measured: what each stage takes for a micro-batch, and what a step takes."""
+"""Predicted and measured times: of each stage for a micro-batch, and of a step."""
 
 import os
 from collections.abc import Callable, Sequence
@@ -8,7 +8,7 @@ from statistics import median
 from torch import nn
 
 from skyfx.runtime.execution.runner import StepTimes
-from skyfx.runtime.execution.state_guard import undisturbed
+from skyfx.runtime.rng.generator_state import preserve_model
 from skyfx.solver.core import files
 from skyfx.solver.core.chrome_trace import chrome_trace
 from skyfx.solver.core.plan import Plan
@@ -20,7 +20,7 @@ __all__: list[str] = ["Profile", "StageProfile", "measured"]
 
 @dataclass(frozen=True, slots=True)
 class StageProfile:
-    """Seconds that a stage computes for a micro-batch, and floating point operations, if known."""
+    """Seconds of a stage for a micro-batch, and its floating point operations, if known."""
 
     device: str
     predicted_s: float
@@ -30,9 +30,10 @@ class StageProfile:
 
 @dataclass(frozen=True, slots=True)
 class Profile:
-    """The stages in their order, and a step; its prediction is simulated where the plan has that.
+    """The times of the stages in their order, and of a step. `print` shows a table.
 
-    `print` shows a table. `timeline` are the actions of the last step, from its first one on.
+    The predicted step is the simulated one where the plan has it. `timeline` holds the actions of
+    the last step, in seconds since its first one.
     """
 
     stages: tuple[StageProfile, ...]
@@ -44,7 +45,7 @@ class Profile:
     def of(
         cls, plan: Plan, steps: Sequence[StepTimes], timeline: tuple[CompletedAction, ...] = ()
     ) -> "Profile":
-        """The medians of some steps beside their plan, and the timeline of the last one."""
+        """The medians of measured steps beside their plan, and the timeline of the last step."""
         columns = zip(*(step.stage_s for step in steps), strict=True)
         return cls(
             tuple(
@@ -68,7 +69,7 @@ class Profile:
 
     def __str__(self) -> str:
         rows: list[tuple[str, ...]] = [
-            ("stage", "device", "predicted", "measured", "error", "a second"),
+            ("stage", "device", "predicted", "measured", "error", "per second"),
             *(
                 (str(k), one.device, *_figures(one.predicted_s, one.measured_s), _rate(one))
                 for k, one in enumerate(self.stages)
@@ -96,10 +97,10 @@ def _rate(stage: StageProfile) -> str:
 
 
 def measured(model: nn.Module, step: Callable[[], StepTimes | None], steps: int) -> list[StepTimes]:
-    """What so many steps take, after one to warm up; leaves the model as it was."""
+    """The times of `steps` steps, after one to warm up; leaves the model as it was."""
     gradients = [(parameter, parameter.grad) for parameter in model.parameters()]
     took = []
-    with undisturbed(model):
+    with preserve_model(model):
         try:
             for _ in range(1 + steps):
                 for parameter, _ in gradients:

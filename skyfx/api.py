@@ -10,7 +10,7 @@ from torch import nn
 from skyfx.devices.resolve import DeviceList
 from skyfx.measurement.measure import Progress, measure
 from skyfx.orchestration.assembly import assemble
-from skyfx.orchestration.environment import site_of
+from skyfx.orchestration.environment import environment_of
 from skyfx.orchestration.plan_resolution import (
     PlanSource,
     capture_microbatch,
@@ -80,7 +80,7 @@ def partition(
         PlanError: a device is not on this machine, or the plan is not one for this model.
         InfeasibleError: the model does not fit the devices (`NoPlanError`: none found in time).
     """
-    environment = site_of(devices)
+    environment = environment_of(devices)
     batch = example_batch(model, example_inputs)
     if plan is not None:
         found, captured = given_plan(plan, model, batch, environment.cluster)
@@ -97,7 +97,7 @@ def partition(
     )
     assumptions.check()
     captured = capture_microbatch(model, batch, mode, num_microbatches)
-    graph, cluster = environment.measured(captured, progress)
+    graph, cluster = environment.measure(captured, progress)
     source = PlanSource.of(
         graph, batch, assumptions, strategy=strategy, gap=gap, time_limit_s=time_limit_s
     )
@@ -108,8 +108,10 @@ def partition(
             keep_documents(graph, cluster, found, Path(keep))
         return found
 
-    rebalance = Rebalancing(model, environment, captured, graph, cluster, source.replan)
-    return assemble(model, environment.agreed(planned), captured, environment, weights, rebalance)
+    rebalancer = Rebalancing(model, environment, captured, source, cluster)
+    return assemble(
+        model, environment.plan_together(planned), captured, environment, weights, rebalancer
+    )
 
 
 def capture_and_measure(

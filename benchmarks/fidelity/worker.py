@@ -86,7 +86,7 @@ def measured_in_quotas(
 ) -> tuple[Graph, Cluster]:
     """The graph, and the cluster with this model's slowdowns; single operators on whole cores."""
     if hosts.group.rank == 0:  # into the cache
-        price(captured, next(iter(hosts.places.values())), lambda *_: None)
+        price(captured, next(iter(hosts.local.values())), lambda *_: None)
     hosts.group.sum(torch.zeros(1))
     enter_quota()
     found = measure_distributed(captured, hosts, cluster)
@@ -177,7 +177,7 @@ def run(setting: Setting, plan: Plan, case: Case) -> dict[str, Any]:
         for device, before, *found in zip(setting.hosts.devices, setting.pace, *paces, strict=True)
     }
     told = setting.hosts.group.all_gather(json.dumps(memory).encode())
-    ranks = [setting.hosts.rank_of[stage.device] for stage in plan.stages]
+    ranks = [setting.hosts.owner_rank[stage.device] for stage in plan.stages]
     peaks: list[float] = [json.loads(told[rank]) for rank in ranks]
     peaks[0] += _kept_inputs_bytes(setting, len(ranks))
     return {

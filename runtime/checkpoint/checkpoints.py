@@ -1,12 +1,12 @@
-"""Checkpoints of a training, by the model's own names, to go on from under any plan.
+"""Checkpoints of a training, by the model's own names; it can be resumed under any plan.
 
-      every process            a snapshot of what it holds: at once
+      every process       takes a snapshot of the tensors it holds, at once
            |
-      a thread of its own      writes it ---> all have ---> the first one gives the folder its name
-                               (where a process does not see the first one's folder, it sends)
+      a separate thread   writes it ---> all have written ---> the first process names the folder
+                          (a process that does not see the first one's folder sends its files)
 
-Whoever is killed at whatever moment leaves the last whole checkpoint and a partial one, which is
-not seen and which the next save removes.
+A process may be killed at any moment: the last complete checkpoint stays, and a partial one, which
+is not listed and which the next save removes.
 """
 
 import logging
@@ -32,18 +32,18 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True, slots=True)
 class Checkpoint:
-    """What was loaded: after how many steps it was saved, and what the user had kept with it."""
+    """A checkpoint that was loaded: the number of its step, and the user's own values in it."""
 
     step: int
     extra: dict[str, Any]
 
 
 class Checkpoints:
-    """Saves a training into a folder and loads it from there, under whatever plan.
+    """Saves a training to a folder and loads it from there, under any plan.
 
-    Kept are the model's parameters and buffers, the optimizer's and the scheduler's state, and the
-    random generators of torch, Python and numpy: a training that goes on from there does in every
-    bit what it would have done. Over several processes all have to make every call.
+    A checkpoint has the model's parameters and buffers, the state of optimizer and scheduler, and
+    the random generators of torch, Python and numpy: a resumed training is bit for bit the one that
+    was never interrupted. In a job of several processes, all of them make every call.
     """
 
     def __init__(
@@ -58,7 +58,7 @@ class Checkpoints:
     ) -> None:
         """See `Pipeline.checkpoints`; `group` is the processes that hold the model together."""
         if keep < 1:
-            raise ValueError(f"keep is {keep}: a folder keeps at least one checkpoint")
+            raise ValueError(f"keep is {keep}, expected 1 or more checkpoints")
         self._training = Training(model, optimizer, scheduler)
         self._folder, self._keep = Folder(folder), keep
         self._group = ProcessGroup.alone() if group is None else group.duplicate()
@@ -66,40 +66,40 @@ class Checkpoints:
         self._writing: Future[None] | None = None
 
     def save(self, step: int, extra: Mapping[str, Any] | None = None, *, wait: bool = True) -> None:
-        """Save the training as it stands; waits for the save before.
+        """Save the training as it is now; waits for the save before.
 
         Args:
-            step: how many steps it has made: more than at any save into this folder before.
-            extra: what else the program needs to go on, such as its position in the data: numbers,
-                text and tensors, in lists, tuples and dicts. The first process's is kept.
-            wait: whether to return only when it is on the disk. If not, it is copied to the CPU's
-                memory and written while training goes on; an error then comes with the next call.
+            step: the number of steps so far: larger than at every earlier save to this folder.
+            extra: all else that the program needs to resume, such as its position in the data:
+                numbers, text and tensors, in lists, tuples and dicts. The first process's is saved.
+            wait: whether to return only after it is on the disk. If not, it is copied to the CPU's
+                memory and written while training goes on; the next call then raises its error.
 
         Raises:
-            CheckpointError: something of it cannot be saved, or another process failed.
-            OSError: the folder cannot be written.
+            CheckpointError: a part of it cannot be saved.
+            OSError: the folder cannot be written. Each of these is raised in all processes.
         """
         self.wait()
         taken: Snapshot | Exception
         try:
             taken = Snapshot.of(self._training, extra or {}, self._group.rank, copied=not wait)
-        except Exception as error:  # the other processes have to hear of it
+        except Exception as error:  # the other processes have to know of it
             taken = error
         failed = isinstance(taken, Exception)
         self._writing = self._writer.submit(self._write, step, taken)
-        del taken  # it goes when it is written
+        del taken  # its memory is freed when it is written
         if wait or failed:
             self.wait()
 
     def load(self, step: int | None = None) -> Checkpoint | None:
-        """Go on from a checkpoint: the latest one, or that of a step.
+        """Resume from a checkpoint: the latest one, or that of a step.
 
         Returns:
-            What was loaded; None if there is none yet, so that the training begins.
+            The checkpoint; None if there is none yet, and the training begins.
 
         Raises:
-            CheckpointError: there is none of this step, it is damaged, or it is one of another
-                model or optimizer. Then nothing has changed.
+            CheckpointError: there is none of this step, it is damaged, or it is of another model
+                or optimizer. Then nothing has changed.
         """
         self.wait()
         found = load(self._group, self._folder, self._training, step)
@@ -112,19 +112,19 @@ class Checkpoints:
         return found
 
     def wait(self) -> None:
-        """Wait until all that was saved is on the disk; raises what went wrong there."""
+        """Wait until all saves are on the disk; raises the error of one that failed."""
         writing, self._writing = self._writing, None
         if writing is not None:
             writing.result()
 
     def close(self) -> None:
-        """Wait as `wait` does, and save no more."""
+        """Wait as `wait` does; nothing can be saved afterwards."""
         self._writer.shutdown()
         self.wait()
 
     def _write(self, step: int, taken: Snapshot | Exception) -> None:
         try:
             write(self._group, self._folder, step, taken, keep=self._keep)
-        except Exception as error:  # which nobody may ask for before the program ends
+        except Exception as error:  # the program may end without asking for it
             logger.error("The checkpoint of step %d was not saved: %s", step, error)
             raise

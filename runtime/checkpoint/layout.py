@@ -1,10 +1,10 @@
-"""The folder in which checkpoints lie, and their tensors.
+"""The folder of a run with its checkpoints, and their files.
 
-    run/step-00000010/                          a checkpoint is whole if it has this name
-        checkpoint.json                         what is no tensor; the names of those that are tied
-        model-00000.safetensors                 what rank 0 held, by the model's own names
-        model-00001.safetensors                 what rank 1 held
-        state-00000.safetensors ...             what optimizer and generators keep, by path
+    run/step-00000010/                          a checkpoint with this name is complete
+        checkpoint.json                         all values but tensors; the names of tied tensors
+        model-00000.safetensors                 the tensors of rank 0, by the model's own names
+        model-00001.safetensors                 the tensors of rank 1
+        state-00000.safetensors ...             state of optimizer and generators, by path
     run/step-00000011.5f0c8e1b.partial/         being written, or left by a process that was killed
 
 Every tensor has a checksum in its file's header. Nothing is pickled.
@@ -46,7 +46,7 @@ PARTIAL = ".partial"
 
 
 class Entry(NamedTuple):
-    """A tensor in a checkpoint: its file, what it looks like, its checksum."""
+    """A tensor in a checkpoint: its file, dtype, shape and checksum."""
 
     file: str
     dtype: str
@@ -63,11 +63,11 @@ class Folder:
     """The folder of a run."""
 
     def __init__(self, path: str | os.PathLike[str]) -> None:
-        """There need not be one yet."""
+        """The folder need not exist yet."""
         self.path = Path(path)
 
     def steps(self) -> list[int]:
-        """The steps of which there is a checkpoint, rising."""
+        """The steps that have a checkpoint, in increasing order."""
         names = os.listdir(self.path) if self.path.is_dir() else []
         found = [re.fullmatch(r"step-(\d+)", name) for name in names]
         return sorted(int(match[1]) for match in found if match)
@@ -77,23 +77,23 @@ class Folder:
         return max(self.steps(), default=None)
 
     def of(self, step: int) -> Path:
-        """Where the checkpoint of a step lies."""
+        """The path of the checkpoint of a step."""
         return self.path / f"step-{step:08d}"
 
     def begin(self, step: int) -> str:
-        """Make room for a checkpoint, and remove what others have not finished.
+        """Make a partial folder for a checkpoint, and remove those that were never finished.
 
         Returns:
-            The name of the room, which no other has ever had.
+            The name of the partial folder, which is unique.
 
         Raises:
-            CheckpointError: there is one of this step, or a later one.
+            CheckpointError: there is a checkpoint of this step, or of a later one.
         """
         latest = self.latest()
         if latest is not None and latest >= step:
             raise CheckpointError(
                 f"{self.path} has a checkpoint of step {latest}, step {step} cannot follow it: "
-                f"save after step {latest}, or remove the later ones, or take another folder"
+                f"save a step after {latest}, remove the later checkpoints, or take another folder"
             )
         self.path.mkdir(parents=True, exist_ok=True)
         self.clean()
@@ -102,7 +102,7 @@ class Folder:
         return name
 
     def sees(self, name: str) -> bool:
-        """Whether another process's room is here; if not, there is one of our own now."""
+        """Whether the first process's partial folder is visible here; if not, make one here."""
         self.path.mkdir(parents=True, exist_ok=True)
         try:
             (self.path / name).mkdir()
@@ -112,13 +112,13 @@ class Folder:
         return False
 
     def clean(self, but: str | None = None) -> None:
-        """Remove what others have not finished."""
+        """Remove partial folders that were never finished."""
         for left in self.path.glob(f"step-*{PARTIAL}"):
             if left.name != but:
                 shutil.rmtree(left)
 
     def commit(self, name: str, step: int, record: Mapping[str, Any], keep: int) -> None:
-        """Make a checkpoint of what has been written; of the older ones, the last few are kept."""
+        """Complete a checkpoint; of all checkpoints, the last `keep` stay."""
         partial = self.path / name
         with (partial / RECORD).open("w") as file:
             json.dump({"format": FORMAT, "step": step, "id": name, **record}, file)
@@ -127,7 +127,7 @@ class Folder:
         _sync(partial)
         partial.rename(self.of(step))
         _sync(self.path)
-        for old in self.steps()[:-keep]:  # not seen any more, before it is in pieces
+        for old in self.steps()[:-keep]:  # renamed first, so that no reader finds it incomplete
             gone = self.path / f"{self.of(old).name}{PARTIAL}"
             self.of(old).rename(gone)
             shutil.rmtree(gone)
@@ -156,40 +156,40 @@ def parse(text: str) -> dict[str, Any]:
     """A checkpoint's record.
 
     Raises:
-        CheckpointError: it is none, or one of another version.
+        CheckpointError: it is damaged, or of another version.
     """
     try:
         record = json.loads(text)
     except ValueError as error:
-        raise CheckpointError(f"it is damaged: {error}. Load an earlier step") from None
+        raise CheckpointError(f"the record is damaged: {error}. Load an earlier step") from None
     found = record.get("format") if isinstance(record, dict) else None
     if found != FORMAT:
         raise CheckpointError(
-            f"found format {found!r}, expected {FORMAT!r}: a newer skyfx may read it"
+            f"the record has format {found!r}, expected {FORMAT!r}: a newer skyfx may read it"
         )
     return dict(record)
 
 
 def write_tensors(path: Path, tensors: Mapping[str, Tensor]) -> None:
-    """Write contiguous tensors of the CPU to a safetensors file, to last."""
+    """Write contiguous tensors of the CPU to a safetensors file, and flush it to the disk."""
     checksums = {name: _checksum(tensor) for name, tensor in tensors.items()}
     path.touch()
-    mode = path.stat().st_mode  # as the user's umask has it, which safetensors does not heed
+    mode = path.stat().st_mode  # follows the user's umask, which safetensors ignores
     save_file(dict(tensors), path, metadata={"crc32": json.dumps(checksums)})
     path.chmod(mode)
     _sync(path)
 
 
 class Reader:
-    """The tensors of a checkpoint, read when they are asked for."""
+    """The tensors of a checkpoint, read on demand."""
 
     def __init__(self, folder: Path, index: Mapping[str, Entry]) -> None:
-        """Those that `indexed` has found."""
+        """Read those that `indexed` has found."""
         self._folder, self._index = folder, index
         self._open, self._files = ExitStack(), dict[str, Any]()
 
     def get(self, name: str) -> Tensor:
-        """A tensor, which stays in the file until it is used."""
+        """A tensor, mapped from its file."""
         file = self._index[name].file
         if file not in self._files:
             self._files[file] = self._open.enter_context(_opened(self._folder / file))
@@ -197,16 +197,16 @@ class Reader:
         return found
 
     def check(self, names: Iterable[str]) -> None:
-        """Read these tensors through.
+        """Verify the checksums of these tensors.
 
         Raises:
-            CheckpointError: one is not what was written.
+            CheckpointError: a checksum differs.
         """
         for name in names:
             if _checksum(self.get(name)) != self._index[name].checksum:
                 raise CheckpointError(
-                    f"{self._folder / self._index[name].file} is damaged: {name!r} is not what was "
-                    "written. Load an earlier step"
+                    f"{self._folder / self._index[name].file} is damaged: {name!r} has another "
+                    "checksum than when it was written. Load an earlier step"
                 )
 
     def close(self) -> None:
@@ -236,7 +236,7 @@ def indexed(folder: Path, files: Iterable[str]) -> dict[str, Entry]:
 def saved_state(folder: str | os.PathLike[str], step: int | None = None) -> dict[str, Tensor]:
     """The model's state in a run's latest checkpoint, or that of a step, by the model's own names.
 
-    The unsplit model takes it by `model.load_state_dict`; values stay in the files until then.
+    The unsplit model takes it in `model.load_state_dict`; the values stay in the files until then.
 
     Raises:
         CheckpointError: there is no such checkpoint, or it is damaged.
@@ -265,7 +265,7 @@ def _checksum(tensor: Tensor) -> int:
 
 
 def _sync(path: Path) -> None:
-    """Have the disk keep a file or a folder."""
+    """Flush a file or a folder to the disk."""
     opened = os.open(path, os.O_RDONLY)
     try:
         os.fsync(opened)

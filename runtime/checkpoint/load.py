@@ -1,7 +1,7 @@
-"""How processes load one checkpoint together: each what it holds now, whoever saved it.
+"""Processes load one checkpoint together: each the tensors that it holds now.
 
-The first process looks for it and tells the others what is in it. Those that see the same folder
-read for themselves; to the others it sends what they need, one tensor after another.
+The first process finds the checkpoint and sends its record to the others. Processes that see the
+same folder read it themselves; the first one sends the others the tensors they need, one by one.
 """
 
 from pathlib import Path
@@ -23,11 +23,11 @@ def load(
     """Load the checkpoint of a step, or the latest one; every process calls this.
 
     Returns:
-        Its step, and what the user had kept; None if there is no checkpoint.
+        Its step, and the user's own values; None if there is no checkpoint.
 
     Raises:
-        CheckpointError: it is damaged or does not fit, or another process has a later one in a
-            folder of its own. Then nothing has changed.
+        CheckpointError: it is damaged or of another training, or another process has a later one
+            in a folder of its own. Then nothing has changed.
     """
     if step is None:
         _refuse_later(group.run_together(folder.latest), folder)
@@ -51,14 +51,14 @@ def load(
 
 
 def _refuse_later(latest: list[int | None], folder: Folder) -> None:
-    """Rather fail than begin anew or further back, where another host was the first one before."""
+    """Refuse to begin from an older step, if another host was the first one at the last save."""
     steps = [-1 if step is None else step for step in latest]
     if (most := max(steps)) > steps[0]:
         own = "none" if latest[0] is None else f"one of step {latest[0]}"
         raise CheckpointError(
             f"{folder.path}: in its own folder of this name, rank {steps.index(most)} has a "
-            f"checkpoint of step {most}, and the first process has {own}: give one that all hosts "
-            "see, or copy that checkpoint to the first host"
+            f"checkpoint of step {most}, and the first process has {own}: take a folder that all "
+            "hosts see, or copy that checkpoint to the first host"
         )
 
 
@@ -85,14 +85,14 @@ def _planned(
 
 
 def _holds(path: Path, text: str) -> bool:
-    """Whether this is the file that the first process reads: its text says which it is."""
+    """Whether this is the file that the first process reads: its text has a unique id."""
     return path.is_file() and path.read_text() == text
 
 
 def _check(
     group: ProcessGroup, reader: Reader | None, plan: Restoring, wanted: list[list[str]]
 ) -> None:
-    """Read through what is to be loaded, also for those who cannot."""
+    """Verify the tensors to be loaded, also those for processes that cannot read them."""
     if reader is not None:
         sent = {name for names in wanted for name in names} if group.rank == 0 else set[str]()
         reader.check(sorted(sent.union(plan.wanted)))
@@ -101,7 +101,7 @@ def _check(
 def _fill(
     group: ProcessGroup, reader: Reader | None, plan: Restoring, wanted: list[list[str]]
 ) -> None:
-    """Bring every tensor to where it goes; `wanted` is what each process has to be sent."""
+    """Fill every tensor; `wanted` lists those that each process has to be sent."""
     if reader is not None:
         for name in plan.wanted:
             plan.fill(name, reader.get(name))
@@ -110,6 +110,6 @@ def _fill(
             if group.rank == 0 and reader is not None:
                 send_tensor(group, reader.get(name), rank)
             elif group.rank == rank:
-                room = plan.room(name)
-                receive_tensor(group, room)
-                plan.fill(name, room)
+                buffer = plan.buffer(name)
+                receive_tensor(group, buffer)
+                plan.fill(name, buffer)

@@ -1,6 +1,6 @@
-"""How a checkpoint gets back into a training: looked through first, then copied.
+"""Restoring a training from a checkpoint: checked first, then copied.
 
-    plan = Restoring(record, index, training, rank, size)     nothing has changed yet, or it raises
+    plan = Restoring(record, index, training, rank, size)     raises, or has changed nothing yet
     for name in plan.wanted: plan.fill(name, tensor)          into the model's own tensors
     plan.finish()                                             optimizer, scheduler, generators
 
@@ -16,17 +16,17 @@ from torch import Tensor
 from skyfx.runtime.checkpoint.layout import Entry, form_of
 from skyfx.runtime.checkpoint.snapshot import Training
 from skyfx.runtime.checkpoint.state_codec import decode
-from skyfx.runtime.rng.generator_state import set_generators
+from skyfx.runtime.rng.generator_state import set_generator_states
 from skyfx.solver.errors import CheckpointError
 
 __all__: list[str] = ["Restoring"]
 
 
 class Restoring:
-    """A checkpoint on its way into a training.
+    """A checkpoint that is being loaded into a training.
 
     Attributes:
-        extra: what the user had kept.
+        extra: the user's own values.
     """
 
     def __init__(
@@ -37,17 +37,17 @@ class Restoring:
         rank: int,
         size: int,
     ) -> None:
-        """Hold it against the training.
+        """Check that the checkpoint is of this training.
 
         Args:
-            record: what the checkpoint has besides tensors.
+            record: all of the checkpoint but its tensors.
             index: its tensors.
-            training: where it is to go.
+            training: receives them.
             rank: of this process.
-            size: how many processes there are now.
+            size: the number of processes now.
 
         Raises:
-            CheckpointError: it does not fit.
+            CheckpointError: it is of another model or optimizer.
         """
         self._record, self._index, self._training = record, index, training
         self._tensors, self._tied = training.tensors()
@@ -55,34 +55,34 @@ class Restoring:
         self._check_model()
         self._check_optimizer()
         if training.scheduler is not None and record["scheduler"] is None:
-            raise CheckpointError("there is a scheduler, and the checkpoint was saved without one")
+            raise CheckpointError("a scheduler is given, but the checkpoint was saved without one")
         self._take_model()
         self._state = self._optimizer_state()
         self._options = self._group_options()
         scheduler = None if training.scheduler is None else record["scheduler"]
-        self._scheduler = decode(scheduler, self._anew)
+        self._scheduler = decode(scheduler, self._new_tensor)
         ours = rank if len(record["random"]) == size else 0
-        self._generators = decode(record["random"][ours], self._anew)
-        self.extra: dict[str, Any] = decode(record["extra"], self._anew)
+        self._generators = decode(record["random"][ours], self._new_tensor)
+        self.extra: dict[str, Any] = decode(record["extra"], self._new_tensor)
 
     @property
     def wanted(self) -> list[str]:
-        """The tensors to be filled in."""
+        """The names of the tensors to fill."""
         return list(self._into)
 
     def fill(self, name: str, value: Tensor) -> None:
-        """Copy a tensor to where it goes."""
+        """Copy a tensor to all places that have it."""
         with torch.no_grad():
             for tensor in self._into[name]:
                 tensor.copy_(value)
 
-    def room(self, name: str) -> Tensor:
-        """Room on the CPU for a tensor that comes from another process."""
+    def buffer(self, name: str) -> Tensor:
+        """An empty tensor on the CPU, to receive one from another process."""
         entry = self._index[name]
         return torch.empty(entry.shape, dtype=getattr(torch, entry.dtype))
 
     def finish(self) -> None:
-        """All tensors are filled in: hand over what belongs to optimizer and scheduler."""
+        """After all tensors are filled: set optimizer, scheduler and generators."""
         optimizer, scheduler = self._training.optimizer, self._training.scheduler
         if optimizer is not None:
             start, groups = 0, []
@@ -95,10 +95,10 @@ class Restoring:
             optimizer.state.update(self._state)
         if scheduler is not None:
             scheduler.load_state_dict(scheduler.state_dict() | self._scheduler)
-        set_generators(self._generators)
+        set_generator_states(self._generators)
 
     def _check_model(self) -> None:
-        """Refuse another model's."""
+        """Refuse the checkpoint of another model."""
         tensors, tied = self._tensors, self._tied
         saved = self._record["model"] + list(self._record["tied"])
         own = [name for name, tensor in tensors.items() if not tensor.is_meta]
@@ -106,29 +106,31 @@ class Restoring:
         surplus = [name for name in saved if name not in tensors and name not in tied]
         if missing or surplus:
             raise CheckpointError(
-                f"the checkpoint is another model's: it has {len(saved)} tensors, the model "
-                f"{len(tensors) + len(tied)}; {_some(missing)} of the model's are not in it, "
-                f"{_some(surplus)} of its are not in the model"
+                f"the checkpoint is of another model: it has {len(saved)} tensors, the model "
+                f"{len(tensors) + len(tied)}; {_some(missing)} are only in the model, "
+                f"{_some(surplus)} only in the checkpoint"
             )
         for name in own:
             _check_form(name, self._entry(self._first(name)), tensors[name])
         for name, first in tied.items():
             if self._first(name) != self._first(first):
                 raise CheckpointError(
-                    f"{name!r} and {first!r} are one tensor in the model, and two in the checkpoint"
+                    f"{name!r} and {first!r} are one tensor in the model, but two in the checkpoint"
                 )
 
     def _check_optimizer(self) -> None:
-        """Refuse another optimizer's."""
+        """Refuse the checkpoint of another optimizer."""
         optimizer, saved = self._training.optimizer, self._record["optimizer"]
         if optimizer is None:
             return
         names = self._training.parameter_names()
         if saved is None:
-            raise CheckpointError("there is an optimizer, and the checkpoint was saved without one")
+            raise CheckpointError("an optimizer is given, but the checkpoint was saved without one")
         kind = type(optimizer).__name__
         if saved["type"] != kind:
-            raise CheckpointError(f"the checkpoint is of {saved['type']}, the optimizer is {kind}")
+            raise CheckpointError(
+                f"the checkpoint has the state of {saved['type']}, the optimizer is {kind}"
+            )
         if len(saved["groups"]) != len(optimizer.param_groups):
             raise CheckpointError(
                 f"the checkpoint has {len(saved['groups'])} parameter groups, the optimizer "
@@ -139,8 +141,8 @@ class Restoring:
             now = {names[id(parameter)] for parameter in group["params"]}
             if other := sorted(now ^ {self._name_now(name) for name in then["parameters"]}):
                 raise CheckpointError(
-                    f"parameter group {i} has {len(now)} parameters, and "
-                    f"{len(then['parameters'])} in the checkpoint; {_some(other)} are in one alone"
+                    f"parameter group {i} has {len(now)} parameters, but "
+                    f"{len(then['parameters'])} in the checkpoint; {_some(other)} are only in one"
                 )
 
     def _take_model(self) -> None:
@@ -149,7 +151,7 @@ class Restoring:
                 self._into.setdefault(self._first(name), []).append(tensor.detach())
 
     def _optimizer_state(self) -> dict[Tensor, Any]:
-        """The state of this process's parameters, of which the tensors have yet to be filled in."""
+        """The optimizer state of this process's parameters; its tensors are still to be filled."""
         optimizer, found = self._training.optimizer, {}
         if optimizer is None:
             return {}
@@ -171,12 +173,12 @@ class Restoring:
         if self._training.optimizer is None:
             return []
         groups = self._record["optimizer"]["groups"]
-        return [decode(group["options"], self._anew) for group in groups]
+        return [decode(group["options"], self._new_tensor) for group in groups]
 
     def _beside(self, parameter: Tensor, *, steps_too: bool) -> Callable[[str], Tensor]:
-        """Makes state for a parameter as torch does: on its device, but for counts of steps."""
+        """Makes state for a parameter as torch does: on its device, except for counts of steps."""
 
-        def made(path: str) -> Tensor:
+        def make(path: str) -> Tensor:
             like, entry = parameter.detach(), self._entry(path)
             kind, hosted = getattr(torch, entry.dtype), path.endswith("/step") and not steps_too
             device = torch.device("cpu") if hosted else like.device
@@ -187,11 +189,11 @@ class Restoring:
             self._into.setdefault(path, []).append(tensor)
             return tensor
 
-        return made
+        return make
 
-    def _anew(self, path: str) -> Tensor:
+    def _new_tensor(self, path: str) -> Tensor:
         self._entry(path)
-        tensor = self.room(path)
+        tensor = self.buffer(path)
         self._into.setdefault(path, []).append(tensor)
         return tensor
 
@@ -201,11 +203,11 @@ class Restoring:
         return self._index[path]
 
     def _first(self, name: str) -> str:
-        """The name that a tensor has in the checkpoint."""
+        """The name of a tensor in the checkpoint."""
         return str(self._record["tied"].get(name, name))
 
     def _name_now(self, name: str) -> str:
-        """The name that a parameter of the checkpoint has now."""
+        """The present name of a parameter of the checkpoint."""
         return self._tied.get(name, name)
 
 
@@ -213,11 +215,11 @@ def _check_form(name: str, entry: Entry, tensor: Tensor) -> None:
     kind, shape = form_of(tensor)
     if (entry.shape, entry.dtype) != (shape, kind):
         raise CheckpointError(
-            f"{name!r} is {entry.dtype} of shape {tuple(entry.shape)} in the checkpoint, and "
+            f"{name!r} is {entry.dtype} of shape {tuple(entry.shape)} in the checkpoint, but "
             f"{kind} of shape {tuple(shape)} in the model"
         )
 
 
 def _some(names: Sequence[str]) -> str:
-    """How many there are, and a few of them."""
+    """Their number, and a few of them."""
     return f"{len(names)} ({', '.join(names[:3])})" if names else "0"

@@ -1,9 +1,9 @@
-"""How processes write one checkpoint together: each its own files, the first one the rest.
+"""Processes write one checkpoint together: each its own files, the first one also the record.
 
-    rank 0   a partial folder   files             record   its name, when all is in it
-    rank 1                      files                      in that folder, or else sent there
+    rank 0   makes a partial folder   files   record   renames the folder when it is complete
+    rank 1                            files            in that folder, or sent there
 
-Until it has its name nobody sees it.
+No process loads it before it is renamed.
 """
 
 import shutil
@@ -22,17 +22,17 @@ __all__: list[str] = ["write"]
 def write(
     group: ProcessGroup, folder: Folder, step: int, taken: Snapshot | Exception, *, keep: int
 ) -> None:
-    """Write what every process has taken; all return when it is on the disk.
+    """Write the snapshots of all processes; all return when they are on the disk.
 
     Args:
         group: all processes, each of which calls this.
-        folder: where to; where they do not share one, the first process's counts.
+        folder: of the run; where they do not share one, the one of the first process counts.
         step: of the checkpoint.
-        taken: what this process holds, or why that cannot be saved.
-        keep: how many checkpoints to keep.
+        taken: the snapshot of this process, or the error that prevented it.
+        keep: number of checkpoints to keep.
 
     Raises:
-        CheckpointError: it failed in another process; here it raises its own error.
+        The error of the process where it failed, in all processes.
     """
     held = group.run_together(lambda: list(_taken(taken).model))
     snapshot = _taken(taken)
@@ -40,7 +40,7 @@ def write(
     partial = folder.path / name
     here = group.run_together(lambda: group.rank == 0 or folder.sees(name))
     try:
-        # What no stage uses, every process has.
+        # A tensor that no stage uses is in every process.
         others = {each for names in held[: group.rank] for each in names}
         model = {each: x for each, x in snapshot.model.items() if each not in others}
         tensors = {"model": model, "state": snapshot.state}
@@ -52,7 +52,7 @@ def write(
             "files": [file for files in sizes for file in files],
         }
         group.broadcast_from_first(lambda: folder.commit(name, step, record, keep))
-    finally:  # nothing, if it has been given its name
+    finally:  # no effect after the folder was renamed
         if group.rank == 0 or not here[group.rank]:
             shutil.rmtree(partial, ignore_errors=True)
 
@@ -64,7 +64,7 @@ def _taken(taken: Snapshot | Exception) -> Snapshot:
 
 
 def _write_files(partial: Path, rank: int, tensors: dict[str, dict[str, Tensor]]) -> dict[str, int]:
-    """Write the tensors of each kind; returns the files and how large they are."""
+    """Write the tensors of each kind; returns the sizes of the files, by their names."""
     sizes = {}
     for kind, held in tensors.items():
         if held:
@@ -77,11 +77,11 @@ def _write_files(partial: Path, rank: int, tensors: dict[str, dict[str, Tensor]]
 def _gather(
     group: ProcessGroup, partial: Path, sizes: list[dict[str, int]], here: list[bool]
 ) -> None:
-    """Bring the files together that lie elsewhere, one after another."""
+    """Send the files of other folders to the first process, one after another."""
     if all(here):
         return
 
-    def moved() -> None:
+    def transfer() -> None:
         for rank, files in enumerate(sizes):
             if here[rank]:
                 continue
@@ -91,4 +91,4 @@ def _gather(
                 elif group.rank == 0:
                     receive_file(group, partial / file, size, rank)
 
-    group.barrier_after(moved)
+    group.barrier_after(transfer)

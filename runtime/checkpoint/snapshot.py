@@ -1,6 +1,6 @@
-"""What a checkpoint keeps of a training, by the model's own names; how it gets back is `restoring`.
+"""The state of a training that a checkpoint keeps, by the model's own names; see `restore`.
 
-A process has tensors for its own stages alone; those of the others are on torch's meta device.
+A process has the tensors of its own stages; those of others are on torch's meta device.
 """
 
 from collections.abc import Mapping
@@ -11,38 +11,38 @@ import torch
 from torch import Tensor, nn
 
 from skyfx.runtime.checkpoint.state_codec import encode
-from skyfx.runtime.rng.generator_state import generators
+from skyfx.runtime.rng.generator_state import generator_states
 from skyfx.solver.errors import CheckpointError
 
 __all__: list[str] = ["Scheduler", "Snapshot", "Training", "merged"]
 
 
 class Scheduler(Protocol):
-    """A learning-rate scheduler, or whatever else knows its own state."""
+    """A learning-rate scheduler, or another object with a state."""
 
     def step(self) -> None:
-        """Go on to the next rate."""
+        """Advance to the next rate."""
 
     def state_dict(self) -> dict[str, Any]:
-        """What it has to remember."""
+        """The state to save."""
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Remember it."""
+        """Set this state."""
 
 
 @dataclass(frozen=True, slots=True)
 class Training:
-    """What is saved and loaded together."""
+    """The objects that are saved and loaded together."""
 
     model: nn.Module
     optimizer: torch.optim.Optimizer | None
     scheduler: Scheduler | None
 
     def tensors(self) -> tuple[dict[str, Tensor], dict[str, str]]:
-        """Parameters and buffers, and of those with several names which is the first.
+        """Parameters and buffers by name, and the first name of each tied one by its other names.
 
         Raises:
-            CheckpointError: the model keeps something else.
+            CheckpointError: the model's state has a value that is no tensor.
         """
         names: dict[int, str] = {}
         tensors, tied = {}, {}
@@ -50,7 +50,7 @@ class Training:
             if not isinstance(value, Tensor):
                 raise CheckpointError(
                     f"the model's state_dict has {name!r}, a {type(value).__name__}: a checkpoint "
-                    "holds its tensors. Save this with `extra`"
+                    "holds tensors only. Leave it out of the state_dict, and save it with `extra`"
                 )
             first = names.setdefault(id(value), name)
             if first == name:
@@ -63,7 +63,7 @@ class Training:
         """The name of each parameter, by its `id`.
 
         Raises:
-            CheckpointError: the optimizer holds others.
+            CheckpointError: the optimizer holds parameters of another model.
         """
         names = {id(parameter): name for name, parameter in self.model.named_parameters()}
         groups = self.optimizer.param_groups if self.optimizer is not None else []
@@ -79,12 +79,12 @@ class Training:
 
 @dataclass(slots=True)
 class Snapshot:
-    """What one process has to save.
+    """The state that one process has to save.
 
     Attributes:
         model: parameters and buffers by name.
         state: all other tensors, by path.
-        record: what is no tensor, as JSON.
+        record: all other values, as JSON.
     """
 
     model: dict[str, Tensor]
@@ -95,16 +95,16 @@ class Snapshot:
     def of(
         cls, training: Training, extra: Mapping[str, Any], rank: int, *, copied: bool
     ) -> "Snapshot":
-        """The training as it stands now.
+        """The training as it is now.
 
         Args:
-            training: what to save.
-            extra: the user's own.
-            rank: of this process; what all know, the first one saves.
+            training: the objects to save.
+            extra: the user's own values.
+            rank: of this process; state that all processes have, the first one saves.
             copied: whether training goes on while this is written.
 
         Raises:
-            CheckpointError: something of it cannot be saved.
+            CheckpointError: a part of it cannot be saved.
         """
         tensors, tied = training.tensors()
         made = cls({name: x for name, x in tensors.items() if not x.is_meta})
@@ -113,7 +113,7 @@ class Snapshot:
             "tied": tied,
             "optimizer": made._optimizer(training, common),
             "scheduler": _scheduler(training.scheduler, common),
-            "random": encode(generators(), f"random/{rank}", made.state),
+            "random": encode(generator_states(), f"random/{rank}", made.state),
             "extra": encode(dict(extra), "extra", common),
         }
         made.model = _on_cpu(made.model, copied=copied)
@@ -144,7 +144,7 @@ class Snapshot:
 
 
 def merged(records: list[dict[str, Any]]) -> dict[str, Any]:
-    """One record of all processes': what all know from the first, and what each has of its own."""
+    """One record of all processes: common values from the first one, separate ones from each."""
     first = dict(records[0])
     if first["optimizer"] is not None:
         state = {k: v for each in records for k, v in each["optimizer"]["state"].items()}
@@ -153,7 +153,7 @@ def merged(records: list[dict[str, Any]]) -> dict[str, Any]:
 
 
 def _scheduler(scheduler: Scheduler | None, tensors: dict[str, Tensor]) -> Any:
-    """Its state, without functions: they are code, of which the other program has its own."""
+    """Its state without functions, which are code of the program that loads it."""
     if scheduler is None:
         return None
     state = {key: value for key, value in scheduler.state_dict().items() if not callable(value)}
@@ -161,12 +161,12 @@ def _scheduler(scheduler: Scheduler | None, tensors: dict[str, Tensor]) -> Any:
 
 
 def _on_cpu(tensors: Mapping[str, Tensor], *, copied: bool) -> dict[str, Tensor]:
-    """Contiguous tensors on the CPU, each in memory of its own, as a file wants them."""
-    found, taken = {}, set()
+    """Contiguous tensors on the CPU, each with separate memory, as a file needs them."""
+    found, used = {}, set()
     for name, tensor in tensors.items():
         own = tensor.detach().to("cpu", copy=copied, memory_format=torch.contiguous_format)
         own = own.contiguous()
         start = own.untyped_storage().data_ptr()
-        found[name] = own.clone() if start in taken else own
-        taken.add(start)
+        found[name] = own.clone() if start in used else own
+        used.add(start)
     return found

@@ -1,4 +1,4 @@
-"""State of any nesting as JSON, its tensors aside: of it a checkpoint is made.
+"""Nested state as JSON, with its tensors apart.
 
     {"betas": (0.9, 0.999), "exp_avg": tensor}              under "optimizer/head.weight"
 
@@ -6,7 +6,7 @@
      "exp_avg": {"$tensor": "optimizer/head.weight/exp_avg"}}
     {"optimizer/head.weight/exp_avg": tensor}               the tensors
 
-What has been encoded is decoded to what it was, tuples and keys that are numbers included.
+Decoding gives the same value again, with tuples and with keys that are numbers.
 """
 
 from collections import Counter
@@ -22,7 +22,7 @@ from skyfx.solver.errors import CheckpointError
 __all__: list[str] = ["decode", "encode"]
 
 MARK = "$"
-"""What the key of an object begins with that stands for something JSON has no word for."""
+"""The first character of the key of an object that stands for a type JSON does not have."""
 
 
 def encode(value: Any, where: str, tensors: dict[str, Tensor]) -> Any:
@@ -31,10 +31,10 @@ def encode(value: Any, where: str, tensors: dict[str, Tensor]) -> Any:
     Args:
         value: numbers, text, None, tensors and arrays, in lists, tuples and dicts.
         where: its path, for the names of its tensors and for errors.
-        tensors: its tensors are added to these.
+        tensors: gets its tensors.
 
     Raises:
-        CheckpointError: it holds something else.
+        CheckpointError: it holds a value of another type.
     """
     if value is None or isinstance(value, bool | int | float | str):
         return value
@@ -52,13 +52,13 @@ def encode(value: Any, where: str, tensors: dict[str, Tensor]) -> Any:
         items = [encode(item, f"{where}/{i}", tensors) for i, item in enumerate(value)]
         return items if isinstance(value, list) else {"$tuple": items}
     raise CheckpointError(
-        f"{where} is a {type(value).__name__}: a checkpoint holds numbers, text, tensors, and "
-        "lists, tuples and dicts of them"
+        f"{where} is a {type(value).__name__}, expected numbers, text, tensors, or lists, tuples "
+        "and dicts of them: convert it, or leave it out"
     )
 
 
 def decode(tree: Any, tensor: Callable[[str], Tensor]) -> Any:
-    """The value again; `tensor` is asked for each of its tensors by name."""
+    """The encoded value; `tensor` returns each of its tensors by name."""
     if isinstance(tree, list):
         return [decode(item, tensor) for item in tree]
     if not isinstance(tree, dict):

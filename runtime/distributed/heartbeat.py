@@ -1,14 +1,15 @@
-"""Who is still there: every process says so twice a second, and looks at what the others say.
+"""Heartbeats: each process of a job beats twice a second and reads the beats of the others.
 
     process 0    beat 17   beat 18   beat 19   beat 20
-    process 1    beat 12   "stage 1 on 'b/cpu' failed: ..."     -> all others stop, and say so
-    process 2    beat 15   (silence)                            -> after `SILENT_S` it is lost
+    process 1    beat 12   "stage 1 on 'b/cpu' failed: ..."     -> all others stop and report it
+    process 2    beat 15   (silence)                            -> lost after `SILENT_S`
 
-What they say stands in torch's store, under their ranks. One process keeps it: who finds a loss
-says so there, and the one that keeps it waits with its end until the others have read that. gloo
-itself waits for a peer that was stopped or cut off until its timeout runs out, so that must be
-long; and of a broken connection it says neither who broke it nor why. Where a process is lost, the
-others close their connections, and whoever waits for a message goes.
+Beats stand in torch's store, under the rank of their process. One process keeps the store: a
+process that finds a loss writes it there, and the keeper ends only when the others have read it.
+
+gloo itself waits for a peer that was stopped or cut off until its timeout, which has to be long.
+When a connection breaks it says neither which process broke it nor why. So when a process is lost,
+the others close their connections, and all that wait for a message go on.
 """
 
 import gc
@@ -28,33 +29,57 @@ from skyfx.solver.errors import SkyfxError, StageError, WorkerLostError
 __all__: list[str] = ["Heartbeat"]
 
 BEAT_S, SILENT_S = 0.5, 6.0
-"""Seconds between two beats, and without one after which a process is lost."""
+"""Seconds between two beats; seconds of silence after which a process is lost."""
 
-STOOD = 100
-"""Times at which this process stood that are remembered."""
+PAUSES = 100
+"""Number of this process's pauses that are remembered."""
 
 
 @dataclass(frozen=True, slots=True)
 class _Beat:
-    """What a process says: that it is there, how it failed, whom it lost, or that it has left."""
+    """The message of a process: its number, why it failed, which loss it found, if it has left."""
 
     beat: int
     failed: str = ""
     lost: str = ""
     has_left: bool = False
 
-    @property
-    def is_ending(self) -> bool:
-        """Whether that process needs to hear no more."""
-        return bool(self.failed or self.lost or self.has_left)
+
+class _ActiveClock:
+    """Measures time without the pauses in which this process was stopped.
+
+    By other clocks, after a pause, all peers would seem silent and all stages would seem to hang.
+    A pause is seen as a gap between two ticks; threads tick at least every `BEAT_S`.
+    """
+
+    def __init__(self) -> None:
+        self._pauses: deque[tuple[float, float]] = deque(maxlen=PAUSES)
+        self._ticked_s = time.perf_counter()
+        self._lock = threading.Lock()
+
+    def tick(self) -> float:
+        """Note a pause if there was one; returns the time."""
+        with self._lock:
+            now_s = time.perf_counter()
+            if (pause_s := now_s - self._ticked_s - 2 * BEAT_S) > 0:
+                self._pauses.append((now_s, pause_s))
+            self._ticked_s = now_s
+            return now_s
+
+    def active_s(self, since_s: float, until_s: float | None = None) -> float:
+        """Active seconds between two times of `time.perf_counter`; until now by default."""
+        until_s = self.tick() if until_s is None else until_s
+        paused_s = (length for at_s, length in list(self._pauses) if since_s < at_s <= until_s)
+        return until_s - since_s - sum(paused_s)
 
 
 class Heartbeat:
-    """This process's own beats, and what it knows of the others, in a thread.
+    """The beats of this process, and what it knows of the others; both in threads.
 
     Attributes:
-        overdue: says what this process is stuck in, if it is.
-        closing: close connections to the others.
+        overdue: returns which stage of this process hangs, or None.
+        closing: functions that close the connections to the others.
+        clock: stands while this process is stopped.
     """
 
     def __init__(
@@ -63,48 +88,46 @@ class Heartbeat:
         rank: int,
         size: int,
     ) -> None:
-        """Say that we are there; all have to before any begins to listen.
+        """Beat once; all processes have to before any of them calls `start`.
 
         Args:
-            store: where all say what they have to; this object's own.
-            rank: which process this is.
-            size: of how many.
+            store: used by this object only.
+            rank: the number of this process.
+            size: the number of processes.
         """
         self.overdue: Callable[[], str | None] = lambda: None
         self.closing: list[Callable[[], None]] = []
         self._store, self._rank = store, rank
         self._store.set_timeout(timedelta(seconds=SILENT_S))
         self._names = {i: f"rank {i}" for i in range(size)}
-        self._said: dict[int, bytes] = {}
-        # By clocks that stand while this process does: then silence says nothing of the others, and
-        # what has not ended does not hang.
-        self._stood: deque[tuple[float, float]] = deque(maxlen=STOOD)
-        self._awake_s = self._answered_s = 0.0
-        self._heard_s: dict[int, float] = {}
+        self.clock = _ActiveClock()
+        self._answered_s = 0.0
+        self._last_seen: dict[int, tuple[bytes, float]] = {}
         self._beats, self._failed, self._has_left = 0, "", False
         self._lost: SkyfxError | None = None
         self._is_known, self._is_stopped = threading.Event(), threading.Event()
         self._has_news = threading.Event()
-        # Two, since a store that was stopped or cut off may never answer the one that asks it.
+        # Two, since a store that was stopped or cut off may never answer the thread that asks it.
         self._threads = [
-            threading.Thread(target=run, name=f"skyfx-pulse-{run.__name__}", daemon=True)
+            threading.Thread(target=run, name=f"skyfx-heartbeat{run.__name__}", daemon=True)
             for run in (self._beat, self._judge)
         ]
-        self._say()
+        self._write()
 
     def start(self) -> None:
-        """Begin to listen.
+        """Begin to beat and to judge.
 
-        A collection of garbage looks at all objects and lets no thread say anything meanwhile: with
-        torch imported 0.2 s of a processor, which a host that is busy with other things may take
-        seconds for. So what is there by now is left alone from now on.
+        Garbage collection visits all objects, and stops all threads meanwhile: with torch imported
+        for 0.2 s of a core, which can be seconds on a busy host. So the present objects are
+        excluded from it.
         """
         gc.freeze()
+        self._answered_s = self.clock.tick()
         for thread in self._threads:
             thread.start()
 
-    def call(self, names: Mapping[int, str]) -> None:
-        """Say in errors what runs in which process."""
+    def name(self, names: Mapping[int, str]) -> None:
+        """Add to the errors what runs in each process."""
         self._names |= {i: f"rank {i} ({name})" for i, name in names.items()}
 
     def fail(self, text: str) -> None:
@@ -115,11 +138,11 @@ class Heartbeat:
     def leave(self) -> None:
         """Tell the others that the program ends here, and stop.
 
-        After a failure only when they know of it, for as long as they are not silent themselves:
-        with this process the store may end.
+        After a failure it first waits until the others know of it, except for those that are silent
+        themselves: the store may end with this process.
         """
         end_s = time.monotonic() + SILENT_S
-        while (self._failed or self._lost) and self._leaves_any() and time.monotonic() < end_s:
+        while (self._failed or self._lost) and self._is_awaited() and time.monotonic() < end_s:
             time.sleep(BEAT_S / 2)
         self._has_left = True
         self._is_stopped.set()
@@ -128,93 +151,84 @@ class Heartbeat:
             thread.join(timeout=2 * BEAT_S)
 
     def lost(self, wait_s: float = 0.0) -> SkyfxError | None:
-        """Who was lost or has failed; what is not known yet is waited for."""
+        """The first loss or failure of another process; waits for one at most `wait_s`."""
         self._is_known.wait(wait_s)
         return self._lost
 
-    def active_s(self, since_s: float) -> float:
-        """Seconds since then, by `time.perf_counter`, for which this process did not stand."""
-        stood_s = sum(length_s for at_s, length_s in list(self._stood) if at_s > since_s)
-        return time.perf_counter() - since_s - stood_s
-
     def _beat(self) -> None:
-        """Say and listen until the program ends; that it does is said as well."""
-        is_last, looked_s = False, time.perf_counter()
+        """Write and read beats until the program ends; the last beat says that it does."""
+        is_last = False
         while not is_last:
             self._has_news.wait(BEAT_S)
             self._has_news.clear()
-            went_by_s, looked_s = time.perf_counter() - looked_s, time.perf_counter()
-            if went_by_s > 2 * BEAT_S:
-                self._stood.append((looked_s, went_by_s - 2 * BEAT_S))
             is_last = self._is_stopped.is_set()
-            with suppress(RuntimeError):  # of the store: then it has not answered
-                self._say()
-                self._listen()
-                self._answered_s = self._awake_s
+            with suppress(RuntimeError):  # the store did not answer
+                self._write()
+                self._read()
+                self._answered_s = self.clock.tick()
 
-    def _say(self) -> None:
+    def _write(self) -> None:
         self._beats += 1
         failed = self._failed or self.overdue() or ""
-        saying = _Beat(self._beats, failed, str(self._lost or ""), self._has_left)
-        self._store.set(str(self._rank), msgspec.json.encode(saying).decode())
+        beat = _Beat(self._beats, failed, str(self._lost or ""), self._has_left)
+        self._store.set(str(self._rank), msgspec.json.encode(beat).decode())
 
-    def _listen(self) -> None:
+    def _read(self) -> None:
         others = [i for i in self._names if i != self._rank]
-        for i, said in zip(others, self._store.multi_get([str(i) for i in others]), strict=True):
-            if said != self._said.get(i):
-                self._said[i], self._heard_s[i] = said, self._awake_s
+        texts = self._store.multi_get([str(i) for i in others])
+        now_s = self.clock.tick()
+        for i, text in zip(others, texts, strict=True):
+            if i not in self._last_seen or text != self._last_seen[i][0]:
+                self._last_seen[i] = text, now_s
 
     def _judge(self) -> None:
-        """Look at the clock, whether or not the store answers."""
-        looked_s = time.monotonic()
-        while self._lost is None and not self._is_stopped.wait(BEAT_S):
-            went_by_s, looked_s = time.monotonic() - looked_s, time.monotonic()
-            self._awake_s += min(went_by_s, 2 * BEAT_S)
-            if (silent_s := self._awake_s - self._answered_s) > SILENT_S:
-                self._lose(
-                    WorkerLostError(
-                        f"{self._names[0]}, on whose host the job's store is, has not answered for "
-                        f"{silent_s:.0f} s: it was stopped or cut off, or this host was"
-                    )
-                )
+        """Look for a loss, whether or not the store answers."""
+        while not self._is_stopped.wait(BEAT_S):
+            if (loss := self._loss()) is not None:
+                self._lost = loss  # the first one, which explains all later ones
+                self._has_news.set()
+                for close in self.closing:
+                    close()
+                self._is_known.set()
                 return
-            sayings = self._sayings()
-            for i, saying in sayings.items():
-                if saying.failed:
-                    self._lose(StageError(f"{self._names[i]}: {saying.failed}"))
-            for i, saying in sayings.items():
-                if (silent_s := self._silent_s(i)) > SILENT_S:
-                    why = (
-                        "has left: its program has ended"
-                        if saying.has_left
-                        else f"has not been heard of for {silent_s:.0f} s: it was killed, stopped "
-                        "or cut off. Start the job again from the last checkpoint"
-                    )
-                    self._lose(WorkerLostError(f"{self._names[i]} {why}"))
-                elif saying.lost:
-                    self._lose(WorkerLostError(saying.lost))
 
-    def _sayings(self) -> dict[int, _Beat]:
-        """What the others said last."""
-        said = self._said.copy()
-        return {i: msgspec.json.decode(text, type=_Beat) for i, text in said.items()}
+    def _loss(self) -> SkyfxError | None:
+        """A failure or a loss of another process, if there is one."""
+        if (silent_s := self.clock.active_s(self._answered_s)) > SILENT_S:
+            return WorkerLostError(
+                f"{self._names[0]}, whose host keeps the job's store, has not answered for "
+                f"{silent_s:.0f} s: it was stopped or cut off, or this host was. Start the job "
+                "again from the last checkpoint"
+            )
+        beats = self._others()
+        for i, beat in beats.items():
+            if beat.failed:
+                return StageError(f"{self._names[i]}: {beat.failed}")
+        for i, beat in beats.items():
+            if (silent_s := self._silent_s(i)) > SILENT_S:
+                why = (
+                    "has left: its program has ended"
+                    if beat.has_left
+                    else f"has not been heard of for {silent_s:.0f} s: it was killed, stopped "
+                    "or cut off. Start the job again from the last checkpoint"
+                )
+                return WorkerLostError(f"{self._names[i]} {why}")
+            if beat.lost:
+                return WorkerLostError(beat.lost)
+        return None
+
+    def _others(self) -> dict[int, _Beat]:
+        """The last beat of each other process."""
+        seen = self._last_seen.copy()
+        return {i: msgspec.json.decode(text, type=_Beat) for i, (text, _) in seen.items()}
 
     def _silent_s(self, rank: int) -> float:
-        """Until the store last answered: of a store that does not, nobody else is to blame."""
-        return self._answered_s - self._heard_s[rank]
+        """Until the store last answered: if it does not, its keeper alone is to blame."""
+        return self.clock.active_s(self._last_seen[rank][1], self._answered_s)
 
-    def _leaves_any(self) -> bool:
-        """Whether others are there that do not know yet why this process ends."""
+    def _is_awaited(self) -> bool:
+        """Whether another live process does not know yet why this process ends."""
         return any(
-            not saying.is_ending and self._silent_s(i) <= SILENT_S
-            for i, saying in self._sayings().items()
+            not (beat.failed or beat.lost or beat.has_left) and self._silent_s(i) <= SILENT_S
+            for i, beat in self._others().items()
         )
-
-    def _lose(self, error: SkyfxError) -> None:
-        """Note the first loss, which explains all later ones, and let go whoever waits."""
-        if self._lost is None:
-            self._lost = error
-            self._has_news.set()
-            for close in self.closing:
-                close()
-            self._is_known.set()

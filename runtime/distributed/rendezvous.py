@@ -1,11 +1,12 @@
-"""How the processes of a job come together, each in its own time.
+"""How the processes of a job meet, each of which starts in its own time.
 
-    process 0    here . . . . . . . . . . . . . . . . . . met   connects, and tells its pulse
+    process 0    here . . . . . . . . . . . . . . . . . . met   connects, starts its heartbeat
     process 1                 here . . . . . . . . . . .  met   connects
     process 2                                       here  met   connects
 
-To connect, torch waits for every other process for as long as a message may take. So they meet in
-its store first: who does not come, or came and died while it waited, is found there, and named.
+To connect, torch waits for every other process for as long as a message may take. So the processes
+meet in its store first. A process that does not come, or that died while it waited, is found there
+and named.
 """
 
 import logging
@@ -21,7 +22,7 @@ from skyfx.solver.errors import WorkerLostError
 __all__: list[str] = ["rendezvous"]
 
 COMING_S, MEETING_S = 300.0, 30.0
-"""Seconds for all to come, which may load their models first, and then to see that all have."""
+"""Seconds for all to come, which may load their models first; seconds for all to see that."""
 
 POLL_S = 0.05
 
@@ -31,20 +32,20 @@ logger = logging.getLogger(__name__)
 
 
 def rendezvous() -> tuple[dist.Store, int, int]:  # type: ignore[name-defined]
-    """Meet the other processes that a launcher has started; all have to.
+    """Meet the other processes that a launcher has started; all of them call it.
 
     Returns:
-        The job's store, this process's rank, and how many there are.
+        The job's store, the rank of this process, and the number of processes.
 
     Raises:
-        WorkerLostError: some have not come, or one has gone meanwhile; says which.
+        WorkerLostError: names the processes that have not come, or that ended meanwhile.
     """
     rank, size = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
     _warn_of_restarts(rank)
     try:
         coming = timedelta(seconds=COMING_S)
         found, _, _ = next(iter(torch_rendezvous("env://", timeout=coming)))
-        store = dist.PrefixStore(_this_time(), found)  # type: ignore[attr-defined]
+        store = dist.PrefixStore(_attempt(), found)  # type: ignore[attr-defined]
         _wait(store, "here", rank, size, COMING_S)
         _wait(store, "met", rank, size, MEETING_S)
     except RuntimeError as error:  # of the store
@@ -55,11 +56,11 @@ def rendezvous() -> tuple[dist.Store, int, int]:  # type: ignore[name-defined]
     return store, rank, size
 
 
-def _this_time() -> str:
-    """What tells apart the processes that were started anew.
+def _attempt() -> str:
+    """A prefix for the store's keys that differs between restarts of the processes.
 
-    A store that torchrun's agent keeps still has what those before have said. One of the processes'
-    own ends with them, and agents count differently: not the restarts that others have asked for.
+    A store that torchrun's agent keeps still has the keys of earlier attempts. A store of the
+    processes' own ends with them, and needs none: there the agents' counts of restarts differ.
     """
     if os.environ.get(SHARED) != "True":
         return "job"
@@ -73,7 +74,7 @@ def _wait(
     size: int,
     patience_s: float,
 ) -> None:
-    """Say this word and wait until all have."""
+    """Write this word to the store and wait until all have."""
     store.set(f"{word} {rank}", "")
     keys, end_s = [f"{word} {other}" for other in range(size)], time.monotonic() + patience_s
     while not store.check(keys):
@@ -88,7 +89,7 @@ def _wait(
 
 
 def _warn_of_restarts(rank: int) -> None:
-    """Say beforehand that a restart may fail: torchrun's agents then disagree about the store."""
+    """Warn that a restart may fail: torchrun's agents then disagree about the store."""
     known = os.environ
     if (
         rank == 0

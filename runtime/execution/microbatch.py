@@ -1,4 +1,4 @@
-"""Batches taken apart into micro-batches, and outputs put together again."""
+"""Batches are split into micro-batches, and their outputs are joined."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, is_dataclass
@@ -15,15 +15,15 @@ from skyfx.runtime.pytree import flatten, unflatten
 __all__: list[str] = ["CONSTANTS", "Batch", "OutputSpec"]
 
 CONSTANTS = (Number, str, bytes, Enum, type(None), torch.dtype, torch.device, torch.layout)
-"""What an argument may be that is no tensor: its `repr` tells it from every other."""
+"""Types of arguments other than tensors: their `repr` identifies the value."""
 
 
 @dataclass(frozen=True, slots=True)
 class Batch:
-    """The arguments of one call of the model, flattened: tensors and constants, and how they nest.
+    """The arguments of one call of the model, flattened: tensors, constants, and their nesting.
 
     `batch_size` is the first tensor's size along dimension 0. Every tensor of that size is split
-    along it; any other tensor, and every constant, goes whole to each micro-batch.
+    along it; each micro-batch gets all other tensors and the constants as they are.
     """
 
     leaves: tuple[Any, ...]
@@ -35,7 +35,7 @@ class Batch:
         """From a tensor or dataclass, a tuple of positional or a mapping of keyword arguments.
 
         Raises:
-            TypeError: it is none of these, or holds no tensor with a batch dimension.
+            TypeError: it is of another type, or holds no tensor with a batch dimension.
         """
         if isinstance(inputs, Mapping) and all(isinstance(name, str) for name in inputs):
             return cls.of_call(**inputs)
@@ -58,14 +58,14 @@ class Batch:
         """From the targets of a loss, split like a batch of this size.
 
         Raises:
-            ValueError: they are not as many as the batch has samples.
+            ValueError: their number differs from the number of samples.
         """
         leaves, spec = flatten(targets)
         found = _sizes(leaves)
         if found and found[0] != batch_size:
             raise ValueError(
-                f"the batch holds {batch_size} samples, the first tensor of the targets "
-                f"{found[0]}: expected as many"
+                f"the batch holds {batch_size} samples, but the first tensor of the targets has "
+                f"{found[0]}: give a target for each sample"
             )
         return cls(tuple(leaves), spec, batch_size)
 
@@ -81,7 +81,7 @@ class Batch:
         sizes = _sizes(leaves)
         if not sizes:
             raise TypeError(
-                "the batch holds no tensor with a batch dimension, expected one to split along"
+                "the batch holds no tensor with a batch dimension, expected one to be split along"
             )
         if sizes[0] == 0:
             raise ValueError("the batch holds 0 samples, expected at least 1")
@@ -94,7 +94,7 @@ class Batch:
 
     @property
     def signature(self) -> tuple[Any, ...]:
-        """What a capture depends on: structure, shapes, dtypes and constants. Hashable."""
+        """All that a capture depends on: nesting, shapes, dtypes and constants. Hashable."""
         leaves = [
             (leaf.shape, leaf.dtype) if isinstance(leaf, Tensor) else (type(leaf), repr(leaf))
             for leaf in self.leaves
@@ -102,7 +102,7 @@ class Batch:
         return (str(self.spec), *leaves)
 
     def split(self, size: int) -> list["Batch"]:
-        """Micro-batches of `size` samples, the last one of what is left."""
+        """Micro-batches of `size` samples; the last one may have fewer."""
         starts = range(0, self.batch_size, size)
         return [self._part(start, min(size, self.batch_size - start)) for start in starts]
 
@@ -127,9 +127,9 @@ class Batch:
 
 @dataclass(frozen=True, slots=True)
 class OutputSpec:
-    """How a model's return value nests: the places of its tensors, and its constants.
+    """The nesting of a model's return value: the positions of its tensors, and its constants.
 
-    A leaf that is neither, such as a cache, is returned as None.
+    Any other leaf, such as a cache, is returned as None.
     """
 
     spec: pytree.TreeSpec
@@ -138,7 +138,7 @@ class OutputSpec:
 
     @classmethod
     def of(cls, returned: Any) -> tuple["OutputSpec", list[Tensor]]:
-        """The form of a return value, and its tensors."""
+        """The nesting of a return value, and its tensors."""
         leaves, spec = flatten(returned)
         tensors = [leaf for leaf in leaves if isinstance(leaf, Tensor)]
         kept = (bool, int, float, str)

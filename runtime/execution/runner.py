@@ -1,18 +1,18 @@
-"""What runs a plan: workers, and the model split for whatever comes."""
+"""Runs one step after another by a plan, which may be replaced between two steps."""
 
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
-import torch
 from torch import Tensor, nn
+from torch.optim import Optimizer
 
 from skyfx.runtime.execution.microbatch import Batch
-from skyfx.runtime.execution.split_cache import SplitCache, Splitter
+from skyfx.runtime.execution.split_cache import SplitCache, SplitFn
 from skyfx.runtime.execution.stage import Stage
 from skyfx.runtime.execution.step import LossHead, StagedModel, Step, autocast_here
 from skyfx.runtime.execution.workers import RunningStep, StepResult, Workers
@@ -21,10 +21,10 @@ from skyfx.solver.core.plan import Plan
 from skyfx.solver.core.timeline import CompletedAction
 from skyfx.solver.errors import StageError, WorkerLostError
 
-__all__: list[str] = ["Rebalance", "Replan", "Runner", "StepTimes"]
+__all__: list[str] = ["Deployment", "Rebalancer", "Runner", "StepTimes"]
 
 UNDER_WAY = 2
-"""Batches of a stream that are in the pipeline at once."""
+"""Batches of a stream that are in the pipeline at the same time."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,44 +44,50 @@ class StepTimes:
         return tuple(map(sum, zip(self.forward_s, self.backward_s, strict=True)))
 
 
-class Replan(NamedTuple):
-    """What a pipeline goes on with under another plan; `settle` is called when it has moved."""
+class Deployment(NamedTuple):
+    """A plan, its workers, and the model as `split` for it; `staged` is that of `microbatch`."""
 
     plan: Plan
     workers: Workers
-    splitter: Splitter
+    split: SplitFn
     microbatch: Batch
-    settle: Callable[[], None]
+    staged: StagedModel
 
 
-Rebalance = Callable[[Plan, StepTimes, Sequence[torch.optim.Optimizer], float, int], Replan | None]
-"""Another plan, if the present one does not fit any more; see `skyfx.orchestration.rebalancing`."""
+class Rebalancer(Protocol):
+    """Finds another plan when the present one no longer fits, and moves the model to it."""
+
+    def replan(self, plan: Plan, measured: StepTimes, above: float, steps: int) -> Plan | None:
+        """Another plan, or None to stay with the present one; see `Pipeline.rebalance`."""
+
+    def migrate(self, plan: Plan, optimizers: Sequence[Optimizer]) -> Deployment:
+        """Move parameters and optimizer state to where this plan has them."""
 
 
 class Runner:
-    """Runs one step after another by a plan, which may be changed in between.
+    """Runs one step after another by a plan.
 
     Attributes:
         plan: stages, predicted times, bound and gap.
-        workers: who runs its stages.
-        measured: what the last step took, None before the first one.
+        workers: run its stages.
+        measured: the times of the last step, None before the first one.
     """
 
-    def __init__(
-        self, model: nn.Module, plan: Plan, workers: Workers, splitter: Splitter, microbatch: Batch
-    ) -> None:
-        """Split the model for `microbatch`, which it was planned for."""
-        self.plan, self.workers = plan, workers
-        self.measured: StepTimes | None = None
+    plan: Plan
+    workers: Workers
+    measured: StepTimes | None
+    _ran: Sequence[StagedModel]
+
+    def __init__(self, model: nn.Module, deployment: Deployment) -> None:
+        """Run this model."""
         self._model = model
         self._calling = threading.Lock()
-        self._ran: Sequence[StagedModel] = ()
         self._is_closed, self._is_streaming = False, False
-        self._split(splitter, microbatch)
+        self._deploy(deployment)
 
     def infer(self, parts: list[Batch]) -> Any:
-        """What the model returns for the whole batch, from its micro-batches; raises as `train`."""
-        return _gathered(*self._run(parts, None))
+        """The return value for the whole batch, from its micro-batches; raises as `train`."""
+        return _gather(*self._run(parts, None))
 
     def train(self, parts: list[Batch], head: LossHead) -> Tensor:
         """The loss of the whole batch, after forward and backward of all its micro-batches.
@@ -90,14 +96,14 @@ class Runner:
             StageError: a stage failed.
             WorkerLostError: another process is gone.
         """
-        _, outcome = self._run(parts, head)
-        assert outcome.loss is not None
-        return outcome.loss
+        _, result = self._run(parts, head)
+        assert result.loss is not None
+        return result.loss
 
     def stream(self, batches: Iterable[list[Batch]]) -> Iterator[Any]:
-        """Infer one batch after another, of which the next has begun when one ends.
+        """Infer one batch after another; the next one begins before one ends.
 
-        Between two batches the stages do not run empty; `UNDER_WAY` of them are in memory.
+        So the stages do not idle between two batches. `UNDER_WAY` batches are in memory.
         """
         under_way: deque[tuple[Step, RunningStep]] = deque()
         with self._turn():
@@ -112,7 +118,9 @@ class Runner:
                     yield self._ended(under_way)
             finally:
                 self._is_streaming = False
-                with suppress(StageError, WorkerLostError):  # known, or of what nobody asks for
+                with suppress(
+                    StageError, WorkerLostError
+                ):  # raised already, or of a batch that nobody asks for
                     while under_way:
                         step, started = under_way.popleft()
                         self.workers.finish(step, started)
@@ -123,25 +131,23 @@ class Runner:
             self._ran = step.splits
             began = time.perf_counter()
             self.workers.finish(step, self.workers.start(step))
-            outcome = self.workers.outcome(step)
-            busy = [outcome.busy_s[k] for k in sorted(outcome.busy_s)]
+            result = self.workers.result(step)
+            busy = [result.busy_s[k] for k in sorted(result.busy_s)]
             forward_s, backward_s = zip(*busy, strict=True)
             self.measured = StepTimes(time.perf_counter() - began, forward_s, backward_s)
-        return step, outcome
+        return step, result
 
     def _ended(self, under_way: deque[tuple[Step, RunningStep]]) -> Any:
         step, started = under_way.popleft()
         self.workers.finish(step, started)
-        return _gathered(step, self.workers.outcome(step))
+        return _gather(step, self.workers.result(step))
 
     @contextmanager
     def _turn(self) -> Iterator[None]:
-        """Calls from several threads take turns; a stream has its turn until it ends."""
-        self.workers.refuse_own()
+        """Let calls from several threads take turns; a stream keeps its turn until it ends."""
+        self.workers.refuse_reentry()
         if self._is_streaming:
-            raise RuntimeError(
-                "a stream of this pipeline is under way: take all that it gives, or close() it"
-            )
+            raise RuntimeError("a stream of this pipeline is under way: exhaust it, or close() it")
         with self._calling:
             if self._is_closed:
                 raise RuntimeError("this pipeline is closed; partition the model again")
@@ -164,7 +170,7 @@ class Runner:
     def timeline(self) -> tuple[CompletedAction, ...]:
         """The actions of the last step, in seconds since its first; all processes call it.
 
-        On several hosts clocks are set to each other as well as a message to all can.
+        On several hosts the clocks agree within the time of a message to all.
         """
         with self._turn():
             spans = {
@@ -178,46 +184,50 @@ class Runner:
         )
         return tuple(sorted(moved, key=lambda done: done.ended_s))
 
-    def change(self, ask: Callable[[Plan, StepTimes], Replan | None]) -> bool:
-        """Go on with another plan, if this gives one; whether it did."""
+    def rebalance(
+        self, rebalancer: Rebalancer, optimizers: Sequence[Optimizer], above: float, steps: int
+    ) -> bool:
+        """Go on with another plan if there is a better one; returns whether there was."""
         with self._turn():
-            made = None if self.measured is None else ask(self.plan, self.measured)
-            if made is None:
+            if self.measured is None:
+                return False
+            plan = rebalancer.replan(self.plan, self.measured, above, steps)
+            if plan is None:
                 return False
             self.workers.close()
-            self.plan, self.workers, self.measured = made.plan, made.workers, None
-            self._split(made.splitter, made.microbatch)
-            made.settle()
+            self._deploy(rebalancer.migrate(plan, optimizers))
             return True
 
     def close(self) -> None:
         """End the workers."""
-        self.workers.refuse_own()
+        self.workers.refuse_reentry()
         with self._calling:
             self._is_closed = True
             self.workers.close()
 
-    def _split(self, splitter: Splitter, microbatch: Batch) -> None:
-        self._splits = SplitCache(self._model, splitter)
+    def _deploy(self, deployment: Deployment) -> None:
+        self.plan, self.workers, self.measured = deployment.plan, deployment.workers, None
         self._ran = ()
-        self._splits.of([microbatch], training=self.plan.assumptions.training)
+        self._splits = SplitCache(self._model, deployment.split)
+        training = self.plan.assumptions.training
+        self._splits.put(deployment.microbatch, deployment.staged, training=training)
 
     def _draws(self, splits: Sequence[StagedModel]) -> step_streams.Draws | None:
-        """Where the random nodes of a step start to draw, if there are any in the whole model."""
+        """The states at which the random nodes of a step start; None if the model has none."""
         advances = [split.advances for split in splits]
         if all(one is not None and not one for one in advances):
             return None
-        return step_streams.begun(advances, self.workers.agreed)
+        return step_streams.begin_step_streams(advances, self.workers.agree)
 
 
 def _stages(splits: Sequence[StagedModel]) -> dict[int, list[Stage]]:
-    """The stages that run here, by their numbers, of each distinct split."""
+    """The stages of this process in each distinct split, by their numbers."""
     distinct = {id(split): split for split in splits}.values()
     numbers = sorted({k for split in distinct for k in split.stages})
     return {k: [split.stages[k] for split in distinct] for k in numbers}
 
 
-def _gathered(step: Step, outcome: StepResult) -> Any:
-    """What the model returns, from what it returned for each micro-batch."""
-    pieces = [outcome.outputs[m] for m in range(len(step.microbatches))]
+def _gather(step: Step, result: StepResult) -> Any:
+    """The return value of the whole batch, from those of its micro-batches."""
+    pieces = [result.outputs[m] for m in range(len(step.microbatches))]
     return step.splits[0].outputs.gather(pieces, [part.batch_size for part in step.microbatches])

@@ -9,38 +9,45 @@ from torch import Tensor, nn
 from skyfx.runtime.execution.microbatch import Batch
 from skyfx.runtime.execution.step import StagedModel, autocast_here
 
-__all__: list[str] = ["SplitCache", "Splitter"]
+__all__: list[str] = ["SplitCache", "SplitFn"]
 
-Splitter = Callable[[Batch, bool], StagedModel]
-"""Splits the model for micro-batches like this one, for training or not, the way the plan says."""
+SplitFn = Callable[[Batch, bool], StagedModel]
+"""Splits the model for micro-batches like this one, for training or not, as the plan says."""
 
 
 class SplitCache:
-    """What a splitter has made, until the model has other tensors."""
+    """The splits that have been made, until the model has other tensors."""
 
-    def __init__(self, model: nn.Module, splitter: Splitter) -> None:
-        """Split this model, by this splitter."""
-        self._model, self._splitter = model, splitter
+    def __init__(self, model: nn.Module, split: SplitFn) -> None:
+        """Split this model with this function."""
+        self._model, self._split = model, split
         self._made: dict[Any, StagedModel] = {}
         self._tensors_then: list[tuple[Tensor, torch.dtype]] = []
 
+    def put(self, part: Batch, staged: StagedModel, *, training: bool) -> None:
+        """Add a split that has been made for micro-batches like this one."""
+        self._made[self._setting(training), part.signature] = staged
+        self._tensors_then = self._tensors()
+
     def of(self, parts: Sequence[Batch], *, training: bool) -> list[StagedModel]:
-        """The split of each micro-batch; looking through the modules is done once for all."""
+        """The split of each micro-batch."""
         self._forget_other_tensors()
+        setting = self._setting(training)
+        keys = [(setting, part.signature) for part in parts]
+        for key, part in zip(keys, parts, strict=True):
+            if key not in self._made:
+                self.put(part, self._split(part, training), training=training)
+        return [self._made[key] for key in keys]
+
+    def _setting(self, training: bool) -> Any:
+        """The part of a key that is the same for all micro-batches: looked up once per batch."""
         modes = [module.training for module in self._model.modules()]
         # A model in eval mode is trained as a whole; in training mode, parts of it may be in eval.
         parts_in_eval = tuple(modes) if training and modes[0] and not all(modes) else ()
-        found, around = [], autocast_here()
-        for part in parts:
-            key = (training, part.signature, parts_in_eval, around)
-            if key not in self._made:
-                self._made[key] = self._splitter(part, training)
-                self._tensors_then = self._tensors()
-            found.append(self._made[key])
-        return found
+        return training, parts_in_eval, autocast_here()
 
     def _forget_other_tensors(self) -> None:
-        """Drop the splits if the model has other parameters or buffers than when it was split.
+        """Drop the splits if the model has other parameters or buffers than at its last split.
 
         `load_state_dict(assign=True)` gives it others, and `half()` other buffers.
         """

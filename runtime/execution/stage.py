@@ -18,7 +18,7 @@ __all__: list[str] = ["Span", "Stage"]
 
 
 class Span(NamedTuple):
-    """An action of a stage, from when to when, on `time.perf_counter`."""
+    """An action of a stage, with its begin and end on `time.perf_counter`."""
 
     kind: Kind
     microbatch: int
@@ -27,10 +27,10 @@ class Span(NamedTuple):
 
 
 class _Begin(torch.autograd.Function):
-    """Where a stage's autograd graph begins: notes the gradient that comes back.
+    """The beginning of a stage's autograd graph, which notes the gradient of its input.
 
-    `.grad` of a leaf would do the same, but copies it into the leaf's own layout, and operators
-    before it may add numbers up in another order then.
+    `.grad` of a leaf would do the same, but would copy the gradient into the leaf's own layout, and
+    operators before it may then add up numbers in another order.
     """
 
     @staticmethod
@@ -45,10 +45,10 @@ class _Begin(torch.autograd.Function):
         return None, None, None
 
 
-def _begun(leaf: Tensor, i: int, gradients: list[Tensor | None]) -> Tensor:
-    """The value as a stage's own autograd graph begins with it."""
-    begun: Tensor = _Begin.apply(leaf.requires_grad_(), i, gradients)  # type: ignore[no-untyped-call]
-    return begun
+def _begin(leaf: Tensor, i: int, gradients: list[Tensor | None]) -> Tensor:
+    """The value as the first node of a stage's autograd graph."""
+    found: Tensor = _Begin.apply(leaf.requires_grad_(), i, gradients)  # type: ignore[no-untyped-call]
+    return found
 
 
 @dataclass(slots=True)
@@ -56,13 +56,18 @@ class Stage:
     """A submodule on its device.
 
     The module takes the values that are alive at the boundary before it, and returns those that are
-    alive behind it; one that only passes through is among both. The first stage takes the model's
-    inputs, the last one returns its outputs. `receives` says what it takes. Inputs that it writes
-    to, by their places in `written`, it copies first: they are parts of the caller's batch. While
-    it computes, `since_s` is when it began, on `time.perf_counter`.
+    alive after it; a value that only passes through is in both. The first stage takes the model's
+    inputs, the last one returns its outputs.
+
+    Attributes:
+        is_random: whether an operator draws random numbers.
+        receives: the form of each input.
+        written: positions of inputs that the module writes to; it gets copies, since they are
+            parts of the caller's batch.
+        since_s: while the stage computes, the time at which it began, on `time.perf_counter`.
     """
 
-    place: LocalDevice
+    local_device: LocalDevice
     module: fx.GraphModule
     is_random: bool
     receives: tuple[TensorSpec, ...]
@@ -72,7 +77,7 @@ class Stage:
     _busy_s: float = 0.0
     _events: list[tuple[Kind, int, torch.Event, torch.Event]] = field(default_factory=list)
     _origin: tuple[torch.Event, float] | None = None
-    _live: dict[int, tuple[list[GradientEdge | None], list[Tensor | None]]] = field(
+    _in_flight: dict[int, tuple[list[GradientEdge | None], list[Tensor | None]]] = field(
         default_factory=dict
     )
 
@@ -80,43 +85,43 @@ class Stage:
         """Run the stage forward.
 
         Args:
-            microbatch: its number; in training what backward needs is kept under it.
-            values: what the stage before sent, on whatever device.
+            microbatch: its number; `backward` takes the same one.
+            values: from the stage before, on any device.
             training: whether gradients will flow back.
 
         Returns:
-            What the next stage receives.
+            The values for the next stage.
         """
         gradients: list[Tensor | None] = [None] * len(values)
-        # Moving them counts as communication, and so does waiting for the device that they are on.
+        # Moving values counts as communication, and so does waiting for the device they are on.
         moved = [self._receive(i, value) for i, value in enumerate(values)]
         began = self._began()
         with torch.set_grad_enabled(training):
             if training:
                 moved = [
-                    _begun(moved[i], i, gradients) if value.requires_grad else moved[i]
+                    _begin(moved[i], i, gradients) if value.requires_grad else moved[i]
                     for i, value in enumerate(values)
                 ]
             sent: Values = self.module(*moved)
-        if training:  # where backward begins, and not the values, which may go when they are sent
+        if training:  # not the values themselves, whose memory may be freed once they are sent
             roots = [get_gradient_edge(x) if x.requires_grad else None for x in sent]
-            self._live[microbatch] = (roots, gradients)
+            self._in_flight[microbatch] = (roots, gradients)
         self._ended(began, Kind.FORWARD, microbatch)
         return sent
 
     def backward(self, microbatch: int, gradients: Gradients) -> Gradients:
-        """Run the stage backward; parameters gather their gradients in `.grad`.
+        """Run the stage backward; parameters accumulate their gradients in `.grad`.
 
         Args:
             microbatch: its number.
-            gradients: of what it sent, None where none flows.
+            gradients: of the values that `forward` returned; None where none flows.
 
         Returns:
-            The gradients of what it received, None where none flows.
+            The gradients of the values that `forward` took; None where none flows.
         """
-        roots, received = self._live.pop(microbatch)
+        roots, received = self._in_flight.pop(microbatch)
         pairs = [
-            (root, gradient.to(self.place.device))
+            (root, gradient.to(self.local_device.device))
             for root, gradient in zip(roots, gradients, strict=True)
             if gradient is not None and root is not None
         ]
@@ -128,12 +133,12 @@ class Stage:
 
     @property
     def busy_s(self) -> float:
-        """Seconds since `reset`: what the CPU took, or the device's stream from first to last."""
+        """Busy seconds since `reset`: of the CPU, or of the device's stream."""
         self.spans()
         return self._busy_s
 
     def spans(self) -> Sequence[Span]:
-        """The actions since `reset`; those on a device's own stream by the stream's own clock."""
+        """The actions since `reset`; on a device with a stream, by the clock of the stream."""
         for kind, microbatch, event, end in self._events:
             end.synchronize()
             assert self._origin is not None
@@ -145,8 +150,8 @@ class Stage:
         return self._spans
 
     def reset(self) -> None:
-        """Forget what an unfinished step has left, and the time counted so far."""
-        self._live.clear()
+        """Forget the rest of an unfinished step, and the time counted so far."""
+        self._in_flight.clear()
         self._events.clear()
         self._spans.clear()
         self._busy_s = 0.0
@@ -155,12 +160,12 @@ class Stage:
 
     def _receive(self, i: int, value: Tensor) -> Tensor:
         """The value on this stage's device; a copy of its own if the stage writes to it."""
-        return value.detach().to(self.place.device, copy=i in self.written)
+        return value.detach().to(self.local_device.device, copy=i in self.written)
 
     def _began(self) -> "float | torch.Event":
         """Note when an action begins, on the device's own stream if it has one."""
         self.since_s = time.perf_counter()
-        if self.place.device.type == "cpu" or self.place.slowdown > 1:
+        if self.local_device.device.type == "cpu" or self.local_device.slowdown > 1:
             return self.since_s
         now = self._now()
         if self._origin is None:
@@ -168,15 +173,15 @@ class Stage:
         return now
 
     def _ended(self, began: "float | torch.Event", kind: Kind, microbatch: int) -> None:
-        """Count an action that ends here, after what its slowdown has it wait."""
+        """Wait as long as the slowdown asks for, and count the action that ends then."""
         self.since_s = None
         if isinstance(began, torch.Event):
             self._events.append((kind, microbatch, began, self._now()))
             return
-        if self.place.device.type != "cpu":
-            torch.accelerator.synchronize(self.place.device)
-        if self.place.slowdown > 1:
-            time.sleep((time.perf_counter() - began) * (self.place.slowdown - 1))
+        if self.local_device.device.type != "cpu":
+            torch.accelerator.synchronize(self.local_device.device)
+        if self.local_device.slowdown > 1:
+            time.sleep((time.perf_counter() - began) * (self.local_device.slowdown - 1))
         self._add(Span(kind, microbatch, began, time.perf_counter()))
 
     def _add(self, span: Span) -> None:
@@ -185,6 +190,6 @@ class Stage:
         self._busy_s += span.ended_s - span.began_s
 
     def _now(self) -> torch.Event:
-        event = torch.Event(self.place.device, enable_timing=True)
-        event.record(torch.accelerator.current_stream(self.place.device))
+        event = torch.Event(self.local_device.device, enable_timing=True)
+        event.record(torch.accelerator.current_stream(self.local_device.device))
         return event

@@ -5,8 +5,8 @@
         stage 0 --values--> stage 1 --values--> stage 2 --> outputs, in training the loss
                 <--grads---         <--grads---
 
-Stages meet only at the boundaries between them. A stage that fails closes them all, so that the
-others stop as well.
+Stages meet only at the boundaries between them. A stage that fails closes all boundaries, so that
+the others stop as well.
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -29,7 +29,7 @@ from skyfx.solver.errors import StageError, WorkerLostError
 __all__: list[str] = ["LossHead", "StagedModel", "Step"]
 
 Autocast = Sequence[tuple[str, torch.dtype]]
-"""The device types that autocast is on for, and to what."""
+"""The device types for which autocast is on, with the dtype."""
 
 
 def autocast_kinds() -> tuple[str, ...]:
@@ -39,7 +39,7 @@ def autocast_kinds() -> tuple[str, ...]:
 
 
 def autocast_here() -> tuple[tuple[str, torch.dtype], ...]:
-    """What autocast does in this thread; the stages' threads know nothing of it."""
+    """The autocast settings of this thread, which threads of stages do not inherit."""
     return tuple(
         (kind, torch.get_autocast_dtype(kind))
         for kind in autocast_kinds()
@@ -49,13 +49,13 @@ def autocast_here() -> tuple[tuple[str, torch.dtype], ...]:
 
 @dataclass(frozen=True, slots=True)
 class StagedModel:
-    """A model split for one mode and shape of micro-batch, and the form of what it returns.
+    """A model split for one mode and shape of micro-batch.
 
     Attributes:
-        stages: by their number; those that run in other processes are missing.
-        outputs: the form of what the model returns.
-        returned: what the tensors among it look like.
-        advances: how far its random nodes take torch's generator.
+        stages: by their number; those of other processes are missing.
+        outputs: how the return value nests.
+        returned: the forms of its tensors.
+        advances: how far the random nodes advance torch's generator.
     """
 
     stages: Mapping[int, Stage]
@@ -66,7 +66,7 @@ class StagedModel:
 
 @dataclass(slots=True)
 class LossHead:
-    """The loss of each micro-batch, weighted by its share of the batch, and its gradients."""
+    """The loss of each micro-batch, weighted by its share of the batch."""
 
     loss_fn: Callable[[Any, Any], Tensor]
     targets: Sequence[Batch]
@@ -98,21 +98,22 @@ def _check_loss(loss: Any) -> None:
     if not isinstance(loss, Tensor) or loss.numel() != 1:
         found = tuple(loss.shape) if isinstance(loss, Tensor) else type(loss).__name__
         raise ValueError(
-            f"loss_fn returned {found}, expected a tensor of one number: the micro-batch's mean"
+            f"loss_fn returned {found}, expected a tensor of one number, the mean loss of the "
+            "micro-batch"
         )
     if not loss.requires_grad:
         raise ValueError(
-            "the loss does not depend on any output that requires a gradient: is every parameter "
-            "frozen, or does loss_fn detach what it reads?"
+            "the loss depends on no output that requires a gradient: is every parameter frozen, or "
+            "does loss_fn detach the outputs?"
         )
 
 
 @dataclass(slots=True)
 class Step:
-    """The state that the stages share while one batch is run.
+    """The state that the stages share while one batch runs.
 
     `splits` and `microbatches` are `(num_microbatches,)`: a short last micro-batch has a split of
-    its own, with the same stages but other shapes. `actions` are those of each device.
+    its own, with the same stages but other shapes. `actions` are listed per device.
     """
 
     splits: Sequence[StagedModel]
@@ -134,10 +135,10 @@ class Step:
         return self.head is not None
 
     def run_device(self, name: str) -> None:
-        """Take all actions of a device, in its thread.
+        """Run all actions of a device, in its thread.
 
         Raises:
-            StageError: one failed; its cause is what went wrong.
+            StageError: an action failed; the cause is its own exception.
             ChannelClosed: another stage failed.
             WorkerLostError: another process is gone.
         """
@@ -160,7 +161,7 @@ class Step:
             except BaseException as error:
                 self.stop()
                 raise StageError(
-                    f"stage {k} on {stage.place.name!r} failed in the {action}: "
+                    f"stage {k} on {stage.local_device.name!r} failed in the {action}: "
                     f"{type(error).__name__}: {error}{_of_memory(error, stage)}"
                 ) from error
 
@@ -180,28 +181,28 @@ class Step:
     def overdue(
         self, patience_s: Mapping[int, float], active_s: Callable[[float], float]
     ) -> str | None:
-        """Which stage has computed for longer than this, by their numbers, if one has.
+        """Name a stage that computes for too long, if there is one.
 
         Args:
-            patience_s: for how long each may compute.
-            active_s: how long this process has run since a time of `time.perf_counter`.
+            patience_s: longest time of an action, by the numbers of the stages.
+            active_s: active seconds of this process since a time of `time.perf_counter`.
         """
         for k, limit_s in patience_s.items():
             for stage in self.stages(k):
                 since_s = stage.since_s  # the stage's own thread changes it
                 if since_s is not None and active_s(since_s) > limit_s:
                     return (
-                        f"stage {k} on {stage.place.name!r} hangs: it has computed for more than "
-                        f"{limit_s:.0f} s"
+                        f"stage {k} on {stage.local_device.name!r} hangs: it has computed for more "
+                        f"than {limit_s:.0f} s"
                     )
         return None
 
     def finish(self) -> None:
-        """Wait until all that was sent has gone out."""
+        """Wait until all messages have gone out."""
         self.boundaries.finish()
 
     def stop(self) -> None:
-        """Let every stage that waits for another one go, and take no further action."""
+        """Release every stage that waits for another one, and start no further action."""
         self._stopped = True
         self.boundaries.close()
 
@@ -211,10 +212,10 @@ class Step:
             for kind, dtype in self.autocast:
                 around.enter_context(torch.autocast(kind, dtype))
             if stage.is_random and self.draws is not None:
-                around.enter_context(generator_lending.drawing(self.draws.source(k, m)))
+                around.enter_context(generator_lending.use_source(self.draws.source(k, m)))
             sent = stage.forward(m, values, training=self.training)
             if self._is_last(k) and self.head is not None:
-                around.enter_context(self._alone())
+                around.enter_context(self._exclusive_loss())
                 self._head_gradients[m] = self.head(m, self.splits[m].outputs, sent)
         if not self._is_last(k):
             self.boundaries.after[k].send_values(sent)
@@ -222,12 +223,12 @@ class Step:
             self.outputs[m] = sent
 
     @contextmanager
-    def _alone(self) -> Iterator[None]:
-        """For a loss that draws, as its first call shows, no generator is lent meanwhile."""
+    def _exclusive_loss(self) -> Iterator[None]:
+        """Lend no generator during a loss that draws; its first call shows whether it does."""
         if self.draws is None or not self._loss_draws:
             yield
             return
-        with generator_lending.unlent():
+        with generator_lending.lend_none():
             before = torch.get_rng_state()
             yield
             self._loss_draws = not torch.equal(before, torch.get_rng_state())
@@ -246,14 +247,14 @@ class Step:
 
 
 def _of_memory(error: BaseException, stage: Stage) -> str:
-    """What to add to an error if memory was refused where it is limited."""
-    limit, said = stage.place.memory_bytes, str(error)
-    refused = isinstance(error, MemoryError | torch.OutOfMemoryError) or "allocate memory" in said
-    if limit is None or not refused:
+    """A hint for an error, if an allocation failed on a device whose memory is limited."""
+    device, text = stage.local_device, str(error)
+    refused = isinstance(error, MemoryError | torch.OutOfMemoryError) or "allocate memory" in text
+    if device.memory_bytes is None or not refused:
         return ""
     return (
-        f" (the pipeline may use {limit / 2**20:.0f} MiB of {stage.place.name!r}: give it more, "
-        "or plan with a smaller memory_bytes and keep the rest for what was not foreseen)"
+        f" (the pipeline may use {device.memory_bytes / 2**20:.0f} MiB of {device.name!r}: give it "
+        "more, or plan with a smaller memory_bytes and keep the difference as a reserve)"
     )
 
 

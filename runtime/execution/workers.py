@@ -1,4 +1,4 @@
-"""Who runs the stages of a pipeline: threads of this process, one for each device."""
+"""The workers of a pipeline in one process: a thread for each device."""
 
 import threading
 from collections.abc import Iterator, Mapping, Sequence
@@ -24,18 +24,18 @@ __all__: list[str] = [
 ]
 
 INFERENCE_CAPACITY = 2
-"""Micro-batches that may wait between two stages in inference: they overlap, in bounded memory."""
+"""Micro-batches that may wait between two stages in inference: stages overlap in bounded memory."""
 
 
 RunningStep = Sequence[Future[None]]
-"""A step under way: the devices that are at it."""
+"""The futures of the devices that run a step."""
 
 
 @dataclass(frozen=True, slots=True)
 class StepResult:
-    """What came of a step: its loss, its outputs by micro-batch, and busy seconds by stage.
+    """The loss of a step, its outputs by micro-batch, and busy seconds by stage.
 
-    These are of a micro-batch forward, and backward.
+    Busy seconds are those of one micro-batch, forward and backward.
     """
 
     loss: Tensor | None
@@ -44,30 +44,30 @@ class StepResult:
 
 
 class Workers:
-    """A thread for each device; one that is alone runs its stages in the caller's thread.
+    """A thread for each device; a single device runs its stages in the caller's thread.
 
-    OpenMP lets threads spin between two parallel regions only while it counts no more of them than
-    cores. A second team of them, as a worker with several torch threads has, ends that: a BERT with
-    small layers then takes half as long again. A single device needs no second team.
+    OpenMP lets threads spin between two parallel regions only while it has no more threads than
+    cores. A worker with several torch threads would be a second team of them and end that: a BERT
+    with small layers then takes 1.5 times as long. A single device needs no second team.
     """
 
     def __init__(
-        self, places: Mapping[int, LocalDevice], wiring: Wiring = lambda _, __: None
+        self, devices: Mapping[int, LocalDevice], wiring: Wiring = lambda _, __: None
     ) -> None:
         """Start the workers.
 
         Args:
-            places: where each stage runs, by its number.
-            wiring: what to emulate between two devices, by their names; else handing over is free.
+            devices: the device of each stage of this process, by its number.
+            wiring: the link to emulate between two devices, by their names; None for no delay.
         """
-        self._places, self._wiring = places, wiring
+        self._device_of, self._wiring = devices, wiring
         self._threads: set[int] = set()
         self._executors: dict[str, ThreadPoolExecutor] = {}
-        self._devices = {place.name: place for place in places.values()}
+        self._devices = {device.name: device for device in devices.values()}
         if len(self._devices) > 1:
             self._executors = {
-                name: worker(f"skyfx-stage-{_numbers(places, name)}", place)
-                for name, place in self._devices.items()
+                name: worker(f"skyfx-stage-{_numbers(devices, name)}", device)
+                for name, device in self._devices.items()
             }
         for executor in self._executors.values():
             self._threads.add(executor.submit(threading.get_ident).result())
@@ -80,29 +80,29 @@ class Workers:
     def boundaries(
         self, splits: Sequence[StagedModel], *, training: bool, turn: int = 0
     ) -> Boundaries:
-        """What stands between the stages in a step.
+        """The links between the stages in a step.
 
         Args:
             splits: of each micro-batch, `(num_microbatches,)`.
             training: whether gradients come back.
-            turn: which of the steps that are under way at once this is.
+            turn: the number of this step among those that are under way at once.
         """
         m = len(splits)
         capacity = m if training else min(m, INFERENCE_CAPACITY)
         between = {
             k: LocalLink(capacity, m, *self._wires(k))
-            for k in self._places
-            if k + 1 in self._places
+            for k in self._device_of
+            if k + 1 in self._device_of
         }
         return Boundaries(before={k + 1: one for k, one in between.items()}, after=between)
 
     def _wires(self, k: int) -> tuple[Link | Wire | None, Link | Wire | None]:
-        """From a stage to the next one, and back."""
-        here, there = self._places[k].name, self._places[k + 1].name
+        """The link from a stage to the next one, and the link back."""
+        here, there = self._device_of[k].name, self._device_of[k + 1].name
         return self._wiring(here, there), self._wiring(there, here)
 
     def start(self, step: Step) -> RunningStep:
-        """Begin a step; stages that run in the caller's thread are at its end then.
+        """Begin a step; stages in the caller's thread have finished it at return.
 
         Raises:
             StageError: a stage failed.
@@ -124,8 +124,8 @@ class Workers:
             wait(started)
         _raise_first_failure(started)
 
-    def agreed(self, state: Tensor) -> Tensor:
-        """The state of torch's generator that a step begins with: this process's own."""
+    def agree(self, state: Tensor) -> Tensor:
+        """The state of torch's generator with which a step begins: that of this process."""
         return state
 
     def state_of(self, model: nn.Module) -> dict[str, Any]:
@@ -137,16 +137,20 @@ class Workers:
         return model.load_state_dict(state)
 
     def gradient_norm(self, parameters: Sequence[nn.Parameter], norm_type: float) -> Tensor:
-        """The norm of all gradients as one vector, as `torch.nn.utils.get_total_norm` has it."""
+        """The norm of all gradients as one vector, as of `torch.nn.utils.get_total_norm`."""
         gradients = [x.grad for x in parameters if x.grad is not None]
         return torch.nn.utils.get_total_norm(gradients, norm_type)
 
-    def refuse_own(self) -> None:
-        """Refuse a call that comes from within a stage: it would wait for itself for ever."""
+    def refuse_reentry(self) -> None:
+        """Refuse a call from within a stage, which would never return.
+
+        Raises:
+            RuntimeError: this thread runs a stage.
+        """
         if threading.get_ident() in self._threads:
             raise RuntimeError(
-                "the pipeline is called from its own stage, which would wait for itself for ever: "
-                "let loss_fn use the outputs that it is given"
+                "the pipeline was called from inside one of its own stages: the call could never "
+                "return. Use the outputs that loss_fn is given instead"
             )
 
     def close(self) -> None:
@@ -154,16 +158,16 @@ class Workers:
         for executor in self._executors.values():
             executor.shutdown()
 
-    def outcome(self, step: Step) -> StepResult:
-        """What came of a step that has run."""
+    def result(self, step: Step) -> StepResult:
+        """The result of a step that has run."""
         total = None if step.head is None else step.head.total
-        return StepResult(total, step.outputs, {k: step.busy_s(k) for k in self._places})
+        return StepResult(total, step.outputs, {k: step.busy_s(k) for k in self._device_of})
 
     def timeline(self, spans: Mapping[int, Sequence[Span]]) -> list[CompletedAction]:
-        """The actions of a step that has run, of all stages, by one clock.
+        """The actions of all stages in a step that has run, by one clock.
 
         Args:
-            spans: of the stages that run here, by their numbers.
+            spans: of the stages of this process, by their numbers.
         """
         return done_since(spans, 0.0)
 
@@ -171,16 +175,16 @@ class Workers:
         here = threading.get_ident()
         self._threads.add(here)
         try:
-            # A thread of its own would not know the caller's modes either.
-            for name, place in self._devices.items():
-                with with_torch_threads(place.num_threads), torch.inference_mode(False):
+            # A separate thread would not inherit the caller's modes either.
+            for name, device in self._devices.items():
+                with with_torch_threads(device.num_threads), torch.inference_mode(False):
                     step.run_device(name)
         finally:
             self._threads.discard(here)
 
 
 def done_since(spans: Mapping[int, Sequence[Span]], zero_s: float) -> list[CompletedAction]:
-    """Actions in seconds since a moment on `time.perf_counter`."""
+    """The actions, in seconds since a time of `time.perf_counter`."""
     return [
         CompletedAction(
             Action(k, span.kind, span.microbatch), span.began_s - zero_s, span.ended_s - zero_s
@@ -190,23 +194,23 @@ def done_since(spans: Mapping[int, Sequence[Span]], zero_s: float) -> list[Compl
     ]
 
 
-def _numbers(places: Mapping[int, LocalDevice], name: str) -> str:
+def _numbers(devices: Mapping[int, LocalDevice], name: str) -> str:
     """The numbers of a device's stages: `0-3`."""
-    return "-".join(str(k) for k, place in places.items() if place.name == name)
+    return "-".join(str(k) for k, device in devices.items() if device.name == name)
 
 
-def worker(name: str, place: LocalDevice) -> ThreadPoolExecutor:
+def worker(name: str, device: LocalDevice) -> ThreadPoolExecutor:
     """A thread with its own number of torch threads; the calling thread keeps its own."""
     executor = ThreadPoolExecutor(1, thread_name_prefix=name)
     before = torch.get_num_threads()
-    executor.submit(_use_torch_threads, place.num_threads).result()
+    executor.submit(_use_torch_threads, device.num_threads).result()
     torch.set_num_threads(before)
     return executor
 
 
 @contextmanager
 def with_torch_threads(num_threads: int) -> Iterator[None]:
-    """Within it, this thread has this number of torch threads."""
+    """Give this thread this number of torch threads, and its own back at the end."""
     before = torch.get_num_threads()
     torch.set_num_threads(num_threads)
     try:
@@ -217,12 +221,12 @@ def with_torch_threads(num_threads: int) -> Iterator[None]:
 
 def _use_torch_threads(num_threads: int) -> None:
     torch.set_num_threads(num_threads)
-    # torch takes the process's number over when a thread first asks: from now on it has its own.
+    # torch copies the process's number when a thread first asks; then the thread has its own.
     assert torch.get_num_threads() == num_threads
 
 
 def _raise_first_failure(futures: Sequence[Future[None]]) -> None:
-    """Raise the failure that stopped the others, which only saw their channels closed."""
+    """Raise the failure that stopped the other devices, which only saw their links closed."""
     for future in futures:
         error = future.exception()
         if error is not None and not isinstance(error, ChannelClosed):

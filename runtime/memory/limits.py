@@ -1,9 +1,9 @@
-"""What devices may use of their memory, enforced: an allocation beyond it fails, in its stage.
+"""Enforced memory limits of devices: an allocation beyond the limit fails, in its stage.
 
-On a GPU torch's allocator is given its share. On CPUs the kernel refuses: to a process that has a
-limit on its data (`RLIMIT_DATA`, on Linux) it gives no more pages than that. The limit is what the
-process holds besides the model, and what its CPUs may use together. What the program allocates
-later, such as data, is counted as well, and each thread's stack as far as it is reserved.
+On a GPU, torch's allocator gets a share of the memory. On CPUs, the kernel gives a process no more
+pages than its limit on data (`RLIMIT_DATA`, on Linux). That limit is the memory that the process
+holds besides the model, plus the memory that its CPUs may use together. Later allocations of the
+program, such as its data, count as well, and so do the reserved stacks of threads.
 """
 
 import resource
@@ -20,11 +20,11 @@ from skyfx.runtime.memory.malloc import free_bytes_of_heap
 __all__: list[str] = ["MemoryLimits"]
 
 STACKS_BYTES = 2**27
-"""Reserved, and hardly touched, by the threads of stages, OpenMP, autograd and transport."""
+"""Reserved by the threads of stages, OpenMP, autograd and transport, and hardly touched."""
 
 
 class MemoryLimits:
-    """Limits that hold from now on until they are lifted."""
+    """Limits that hold until they are lifted."""
 
     def __init__(
         self,
@@ -32,12 +32,12 @@ class MemoryLimits:
         gpu_bytes: Mapping[torch.device, float],
         model: Iterable[Tensor],
     ) -> None:
-        """Have them enforced; those of a process that has others already are added to them.
+        """Enforce limits, in addition to those of other pipelines of this process.
 
         Args:
-            cpu_bytes: what the pipeline may use of the CPUs' memory in this process, if limited.
-            gpu_bytes: what it may use of each GPU's.
-            model: its tensors, of which those that are here already count to that.
+            cpu_bytes: the CPUs' memory that the pipeline may use in this process, if limited.
+            gpu_bytes: the memory of each GPU that it may use.
+            model: its tensors; those that are on a device already count to the limit.
         """
         self._gpus = [device for device in gpu_bytes if device.type == "cuda"]
         self._cpu_bytes = 0
@@ -52,7 +52,7 @@ class MemoryLimits:
             _Data.allow(self._cpu_bytes, _held_bytes(tensors, torch.device("cpu")))
 
     def lift(self) -> None:
-        """Let the process have what it had before; once is enough."""
+        """Set the limits of before again; further calls do nothing."""
         for device in self._gpus:
             torch.cuda.set_per_process_memory_fraction(1.0, device)
         self._gpus = []
@@ -62,7 +62,7 @@ class MemoryLimits:
 
 
 class _Data:
-    """The process's own limit, which all of its pipelines share."""
+    """The limit on data of this process, which all of its pipelines share."""
 
     allowed: ClassVar[list[int]] = []
     besides_bytes: ClassVar[int] = 0
@@ -92,14 +92,14 @@ class _Data:
 
 
 def _data_bytes() -> int:
-    """What the kernel counts as this process's data."""
+    """Bytes that the kernel counts as data of this process."""
     for line in Path("/proc/self/status").read_text().splitlines():
         if line.startswith("VmData:"):
             return int(line.split()[1]) * 1024
-    raise OSError("/proc/self/status does not say how much data this process has")
+    raise OSError("/proc/self/status has no line VmData, which has the size of this process's data")
 
 
 def _held_bytes(tensors: Iterable[Tensor], device: torch.device) -> int:
-    """Bytes of their memory on a device, each once."""
+    """Bytes of their storages on a device, each counted once."""
     storages = [x.untyped_storage() for x in tensors if x.device == device]
     return sum({one.data_ptr(): one.nbytes() for one in storages}.values())

@@ -1,12 +1,13 @@
-"""How the C library's malloc serves what stages need again in every micro-batch.
+"""Settings of the C library's malloc for memory that stages need again in every micro-batch.
 
-By default glibc gives freed memory back to the kernel, which clears it anew for each micro-batch:
-the gradient of BERT's vocabulary then takes ten times as long, or does not, as the heap happens to
-lie. So what is freed is kept for the next micro-batch. The peak of what is in use stays the same.
+By default glibc returns freed memory to the kernel, which clears it again for each micro-batch. The
+gradient of BERT's vocabulary then takes up to ten times as long; how long depends on how the heap
+happens to lie. So freed memory is kept for the next micro-batch. The peak of memory in use stays
+the same.
 
-What is resident does not: with holes in the heap it was 1.2 to 1.9 times what was in use, in steps
-of BERT, GPT-2, a U-Net and a ResNet. Where a device has no memory for that, blocks of 256 KiB and
-more are the kernel's own, which have no holes, and cost their clearing each time.
+The peak of resident memory does not. With holes in the heap it was 1.2 to 1.9 times the memory in
+use, in steps of BERT, GPT-2, a U-Net and a ResNet. Where a device has no memory for that, blocks of
+256 KiB and more are mapped by the kernel: they leave no holes, and are cleared each time.
 """
 
 import ctypes
@@ -17,28 +18,28 @@ from typing import Any
 __all__: list[str] = ["HOLES", "free_bytes_of_heap", "keep_freed", "return_freed"]
 
 HOLES = 2.5
-"""Resident bytes for each that a peak predicts, at the most, where what is freed is kept."""
+"""Largest ratio of resident memory to a predicted peak where freed memory is kept."""
 
 TRIM_THRESHOLD, MMAP_THRESHOLD, ARENA_MAX = -1, -3, -8
 """Numbers of `mallopt(3)`, from glibc's malloc.h."""
 
-OWN = ("MALLOC_", "GLIBC_TUNABLES")
-"""Who sets one of these variables has chosen for himself."""
+USER_SETTINGS = ("MALLOC_", "GLIBC_TUNABLES")
+"""A user who sets one of these environment variables has set malloc up already."""
 
 KEPT_BYTES = 2**30
 LARGEST_MMAP_THRESHOLD = 2**25
-"""The most that glibc accepts: half a heap of a thread."""
+"""The largest that glibc accepts: half of a thread's heap."""
 
 SMALL_MMAP_THRESHOLD = 2**18
 
 
 def keep_freed() -> bool:
-    """Have malloc keep what is freed, a gigabyte at most, in one heap for all threads.
+    """Have malloc keep freed memory, at most a gigabyte, in one heap for all threads.
 
     Returns:
         Whether it does: not where the environment sets malloc up, nor without glibc.
     """
-    libc = _set(LARGEST_MMAP_THRESHOLD, KEPT_BYTES)
+    libc = _configure(LARGEST_MMAP_THRESHOLD, KEPT_BYTES)
     while libc is not None and _fillings:
         libc.free(ctypes.c_void_p(_fillings.pop()))
     return libc is not None
@@ -47,22 +48,22 @@ def keep_freed() -> bool:
 def return_freed() -> bool:
     """Have malloc return blocks of 256 KiB and more to the kernel at once.
 
-    Malloc would still serve them from free parts of the heap, which stay resident when they are
-    free again. So these are given back now, and what fills them is never touched.
+    Malloc would still serve them from free parts of the heap, which then stay resident. So the free
+    parts are returned now, and filled with blocks that are never touched.
 
     Returns:
         Whether it does: as `keep_freed`, and not before glibc 2.33.
     """
-    libc = _set(SMALL_MMAP_THRESHOLD, SMALL_MMAP_THRESHOLD)
-    if libc is None or not hasattr(libc, "mallinfo2"):
+    libc = _configure(SMALL_MMAP_THRESHOLD, SMALL_MMAP_THRESHOLD)
+    if libc is None or _usage() is None:
         return False
-    libc.malloc.restype, libc.mallinfo2.restype = ctypes.c_void_p, _Mallinfo
+    libc.malloc.restype = ctypes.c_void_p
     libc.malloc_trim(0)
-    size = 1 << libc.mallinfo2().free_bytes.bit_length()
+    size = 1 << free_bytes_of_heap().bit_length()
     while size >= SMALL_MMAP_THRESHOLD:
-        mapped = libc.mallinfo2().mapped_blocks
+        mapped = _usage().mapped_blocks
         block = libc.malloc(ctypes.c_size_t(size))
-        if libc.mallinfo2().mapped_blocks == mapped and block:
+        if _usage().mapped_blocks == mapped and block:
             _fillings.append(block)
         else:  # no free part of the heap is as large
             libc.free(ctypes.c_void_p(block))
@@ -71,48 +72,47 @@ def return_freed() -> bool:
 
 
 def free_bytes_of_heap() -> int:
-    """What malloc has from the kernel and would serve next; 0 where it does not say."""
-    libc = ctypes.CDLL(None) if sys.platform.startswith("linux") else None
-    if libc is None or not hasattr(libc, "mallinfo2"):
-        return 0
-    libc.mallinfo2.restype = _Mallinfo
-    return int(libc.mallinfo2().free_bytes)
+    """Bytes that malloc has from the kernel and has not given out; 0 where it does not say."""
+    usage = _usage()
+    return 0 if usage is None else int(usage.free_bytes)
 
 
 _fillings: list[int] = []
-"""Addresses of what fills the free parts of the heap."""
+"""Addresses of the blocks that fill the free parts of the heap."""
+
+
+MALLINFO_FIELDS = (
+    "arena ordblks smblks mapped_blocks hblkhd usmblks fsmblks uordblks free_bytes keepcost"
+)
 
 
 class _Mallinfo(ctypes.Structure):
-    """`struct mallinfo2`; here are the names of what is read."""
+    """`struct mallinfo2`; the fields that are read here have plain names."""
 
-    _fields_ = tuple(
-        (name, ctypes.c_size_t)
-        for name in (
-            "arena",
-            "ordblks",
-            "smblks",
-            "mapped_blocks",
-            "hblkhd",
-            "usmblks",
-            "fsmblks",
-            "uordblks",
-            "free_bytes",
-            "keepcost",
-        )
-    )
+    _fields_ = tuple((name, ctypes.c_size_t) for name in MALLINFO_FIELDS.split())
 
 
-def _set(mmap_threshold: int, trim_threshold: int) -> Any:
-    """The C library, set up; None where that is not for us to do."""
-    if not sys.platform.startswith("linux") or any(name.startswith(OWN) for name in os.environ):
+def _usage() -> Any:
+    """Malloc's own account of its heap; None without glibc and before glibc 2.33."""
+    libc = ctypes.CDLL(None) if sys.platform.startswith("linux") else None
+    if libc is None or not hasattr(libc, "mallinfo2"):
+        return None
+    libc.mallinfo2.restype = _Mallinfo
+    return libc.mallinfo2()
+
+
+def _configure(mmap_threshold: int, trim_threshold: int) -> Any:
+    """Set malloc up and return the C library; None where malloc is the user's or not glibc's."""
+    if not sys.platform.startswith("linux") or any(
+        name.startswith(USER_SETTINGS) for name in os.environ
+    ):
         return None
     libc = ctypes.CDLL(None)
-    chosen = {
+    settings = {
         ARENA_MAX: 1,  # a thread's own heaps are unmapped as soon as they are empty
         MMAP_THRESHOLD: mmap_threshold,
         TRIM_THRESHOLD: trim_threshold,
     }
-    if not hasattr(libc, "mallopt") or not all(libc.mallopt(*pair) for pair in chosen.items()):
+    if not hasattr(libc, "mallopt") or not all(libc.mallopt(*pair) for pair in settings.items()):
         return None
     return libc

@@ -1,10 +1,10 @@
-"""Random operators of several stages, which share torch's generators.
+"""Random operators of several stages share torch's generators, one operator at a time.
 
-torch has one default generator a device for all threads: what a dropout draws would depend on which
-stage comes first. So each random operator is lent its device's generator, put where that operator
-has to start. A `Source` tells where: where plain torch would start (`draws`), or at the beginning
-of a stream of its own, seeded by the step, the micro-batch and the node's id. With either a step
-draws the same under any plan and schedule.
+torch has one default generator per device for all threads: the numbers of a dropout would depend on
+which stage comes first. So each random operator is lent its device's generator, set to the state at
+which that operator has to start. A `Source` knows that state: the one of plain torch
+(`step_streams`), or the beginning of a stream that the step, the micro-batch and the node's id
+seed. With either, a step draws the same numbers under any plan and schedule.
 """
 
 import hashlib
@@ -20,6 +20,7 @@ import torch
 from torch import Tensor
 
 from skyfx.runtime import pytree
+from skyfx.runtime.rng.generator_state import preserve_generators
 
 __all__: list[str] = [
     "SeededStream",
@@ -27,10 +28,8 @@ __all__: list[str] = [
     "borrow_generator",
     "draw",
     "draw_anything",
-    "drawing",
-    "others_kept",
-    "states",
-    "unlent",
+    "lend_none",
+    "use_source",
 ]
 
 _local = threading.local()
@@ -38,22 +37,22 @@ _default_generators = threading.RLock()
 """Held while a default generator is lent to one operator."""
 
 _others = threading.Lock()
-"""Held while Python's and numpy's are."""
+"""Held while Python's and numpy's generators are."""
 
 
 class Source(Protocol):
-    """Where the random nodes of one stage and micro-batch start to draw."""
+    """The generator states at which the random nodes of one stage and micro-batch start."""
 
     def start(self, node: str) -> int | Tensor:
-        """A seed, or a state of the generator, for a node."""
+        """The seed or the state of the generator at which a node starts."""
 
-    def ended(self, state: Tensor) -> None:
-        """The node has drawn, and the generator stands here."""
+    def end(self, state: Tensor) -> None:
+        """The node has drawn; the generator has this state now."""
 
 
 @dataclass(frozen=True, slots=True)
 class SeededStream:
-    """A stream of its own for each node of a micro-batch."""
+    """A separate stream for each node of a micro-batch."""
 
     seed: int
     microbatch: int
@@ -63,13 +62,13 @@ class SeededStream:
         key = f"{self.seed}/{self.microbatch}/{node}".encode()
         return int.from_bytes(hashlib.blake2b(key, digest_size=8).digest(), "big") >> 1
 
-    def ended(self, state: Tensor) -> None:
-        """No other node has to know."""
+    def end(self, state: Tensor) -> None:
+        """Nothing to note: no other node depends on it."""
 
 
 @contextmanager
-def drawing(source: Source) -> Iterator[None]:
-    """Within it, random operators that this thread calls start where the source says."""
+def use_source(source: Source) -> Iterator[None]:
+    """Random operators that this thread calls start at the states of this source."""
     _local.source = source
     try:
         yield
@@ -78,9 +77,9 @@ def drawing(source: Source) -> Iterator[None]:
 
 
 def draw(operator: Callable[..., Any], node: str, *args: Any, **kwargs: Any) -> Any:
-    """Call a random operator with its device's generator put where this node starts.
+    """Call a random operator with its device's generator at the state where this node starts.
 
-    Where nothing says where, as in measuring, it draws from the default generator as it stands.
+    Without a source, as in measuring, it draws from the default generator as it is.
     """
     source = _source()
     if source is None:
@@ -92,7 +91,7 @@ def draw(operator: Callable[..., Any], node: str, *args: Any, **kwargs: Any) -> 
         else:
             generator.set_state(start)
         returned = operator(*args, **kwargs)
-        source.ended(generator.get_state())
+        source.end(generator.get_state())
     return returned
 
 
@@ -101,7 +100,7 @@ def draw_anything(code: Callable[..., Any], node: str, *args: Any) -> Any:
     source = _source()
     if source is None:
         return code(*args)
-    with _others, others_kept():
+    with _others, preserve_generators(with_torch=False):
         seed = source.start(node)
         assert isinstance(seed, int)
         random.seed(seed)
@@ -111,7 +110,7 @@ def draw_anything(code: Callable[..., Any], node: str, *args: Any) -> Any:
 
 @contextmanager
 def borrow_generator(generator: torch.Generator) -> Iterator[None]:
-    """Within it, a default generator is this thread's own; then it stands where it stood."""
+    """Hold a default generator for this thread, and set it back at the end."""
     with _default_generators:
         state = generator.get_state()
         try:
@@ -121,32 +120,10 @@ def borrow_generator(generator: torch.Generator) -> Iterator[None]:
 
 
 @contextmanager
-def unlent() -> Iterator[None]:
-    """Within it, no default generator is lent to another thread."""
+def lend_none() -> Iterator[None]:
+    """Lend no default generator to another thread meanwhile."""
     with _default_generators:
         yield
-
-
-@contextmanager
-def others_kept() -> Iterator[None]:
-    """Python's and numpy's generators as they were, once it is done."""
-    python, arrays = random.getstate(), numpy.random.get_state(legacy=False)
-    try:
-        yield
-    finally:
-        random.setstate(python)
-        numpy.random.set_state(arrays)
-
-
-def states() -> dict[str, Any]:
-    """What the generators of this process stand at, by the name of the module; to be compared."""
-    arrays: Any = numpy.random.get_state(legacy=True)
-    _, keys, *others = arrays
-    return {
-        "torch": torch.get_rng_state().numpy().tobytes(),
-        "random": random.getstate(),
-        "numpy.random": (keys.tobytes(), *others),
-    }
 
 
 def _source() -> Source | None:

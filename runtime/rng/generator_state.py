@@ -1,4 +1,4 @@
-"""Where the random generators of this process stand: torch's, Python's and numpy's."""
+"""The states of this process's random generators: torch's, Python's and numpy's."""
 
 import random
 from collections.abc import Iterator, Mapping
@@ -7,36 +7,79 @@ from typing import Any
 
 import numpy
 import torch
+from torch import nn
 
-__all__: list[str] = ["generators", "generators_kept", "set_generators"]
+__all__: list[str] = [
+    "comparable_states",
+    "generator_states",
+    "preserve_generators",
+    "preserve_model",
+    "set_generator_states",
+]
 
 
-def generators() -> dict[str, Any]:
-    """Where they stand, in numbers, tensors and arrays that a checkpoint can keep."""
+def generator_states(*, with_torch: bool = True) -> dict[str, Any]:
+    """The states, as numbers, tensors and arrays that a checkpoint can keep.
+
+    Args:
+        with_torch: whether torch's generators are among them, or Python's and numpy's only.
+    """
+    others = {"python": random.getstate(), "numpy": numpy.random.get_state(legacy=False)}
+    if not with_torch:
+        return others
     has_cuda = torch.cuda.is_available()
     return {
         "torch": torch.get_rng_state(),
         "cuda": torch.cuda.get_rng_state_all() if has_cuda else [],
-        "python": random.getstate(),
-        "numpy": numpy.random.get_state(legacy=False),
+        **others,
     }
 
 
-def set_generators(states: Mapping[str, Any]) -> None:
-    """Put them where they stood; those of GPUs as far as there are as many."""
-    torch.set_rng_state(states["torch"])
-    if torch.cuda.is_available():
-        for i, state in enumerate(states["cuda"][: torch.cuda.device_count()]):
-            torch.cuda.set_rng_state(state, i)
+def set_generator_states(states: Mapping[str, Any]) -> None:
+    """Set the generators whose states these are; GPUs that the machine lacks are left out."""
+    if "torch" in states:
+        torch.set_rng_state(states["torch"])
+        if torch.cuda.is_available():
+            for i, state in enumerate(states["cuda"][: torch.cuda.device_count()]):
+                torch.cuda.set_rng_state(state, i)
     random.setstate(states["python"])
     numpy.random.set_state(states["numpy"])
 
 
 @contextmanager
-def generators_kept() -> Iterator[None]:
-    """Afterwards they stand where they did before."""
-    before = generators()
+def preserve_generators(*, with_torch: bool = True) -> Iterator[None]:
+    """Set the generators back at the end; without torch's, which threads may have borrowed."""
+    before = generator_states(with_torch=with_torch)
     try:
         yield
     finally:
-        set_generators(before)
+        set_generator_states(before)
+
+
+@contextmanager
+def preserve_model(model: nn.Module) -> Iterator[None]:
+    """Set the generators and the model's buffers back at the end, for a run that only looks."""
+    before = [
+        (owner, name, buffer, buffer.clone())
+        for owner in model.modules()
+        for name, buffer in owner.named_buffers(recurse=False)
+    ]
+    try:
+        with preserve_generators():
+            yield
+    finally:
+        with torch.no_grad():
+            for owner, name, buffer, value in before:
+                setattr(owner, name, buffer)
+                buffer.copy_(value)
+
+
+def comparable_states() -> dict[str, Any]:
+    """The CPU generators' states by the names of their modules, to compare with `==`."""
+    arrays: Any = numpy.random.get_state(legacy=True)
+    _, keys, *others = arrays
+    return {
+        "torch": torch.get_rng_state().numpy().tobytes(),
+        "random": random.getstate(),
+        "numpy.random": (keys.tobytes(), *others),
+    }

@@ -1,16 +1,16 @@
-"""torch's generator on a CPU, the Mersenne Twister MT19937, taken on without drawing.
+"""torch's generator on a CPU, the Mersenne Twister MT19937, advanced without drawing.
 
     words     w0 w1 ... w623 | w624 ... w1247 | ...           a state has one block of 624 of them
-    twisted   a block follows from the one before it, a tenth of a nanosecond a word
+    twisted   a block follows from the one before it, in a tenth of a nanosecond per word
     jumped    w[n + j] = the sum, without carry, of w[i + j] for all i in the polynomial t^n, modulo
               the twister's own of degree 19937: under a millisecond, however far (Haramoto et al.,
               "Efficient jump ahead for F2-linear random number generators", 2008)
 
-Drawing a number takes some nanoseconds, and a dropout draws up to two an element: that is too long
-for all that the other stages of a large model draw.
+Drawing a number takes some nanoseconds, and a dropout draws up to two per element: too long for
+all numbers that the other stages of a large model draw.
 
-A state as `torch.Generator.get_state` gives it may also hold a number that is normally distributed:
-small operators make two at a time and leave one for the next.
+A state from `torch.Generator.get_state` may also hold a normally distributed number: small
+operators make two at a time and leave one for the next operator.
 """
 
 from functools import lru_cache
@@ -30,10 +30,10 @@ LONG = DEGREE // BITS + 1
 """64-bit words of a polynomial."""
 
 JUMP = 4096
-"""Blocks from which on jumping is faster than twisting."""
+"""From this number of blocks on, jumping is faster than twisting."""
 
 FAR = 2**24
-"""Blocks behind which a state is not looked for: ten thousand million numbers."""
+"""Blocks after which the search for a state ends: ten thousand million numbers."""
 
 _STATE = np.dtype(
     [
@@ -49,11 +49,11 @@ _STATE = np.dtype(
         ("holds_float", "u4"),
     ]
 )
-"""How torch lays a state out."""
+"""The layout of a state in torch."""
 
 
 def advance(state: Tensor, numbers: int) -> Tensor:
-    """The state behind so many 32-bit numbers."""
+    """The state after this many 32-bit numbers."""
     found = state.clone()
     view = found.numpy().view(_STATE)
     if numbers:
@@ -68,7 +68,7 @@ def advance(state: Tensor, numbers: int) -> Tensor:
 
 
 def distance(before: Tensor, after: Tensor) -> int | None:
-    """How many 32-bit numbers lie between two states; None where one does not lead to the other."""
+    """The 32-bit numbers between two states; None where `before` does not lead to `after`."""
     first, second = (state.numpy().view(_STATE) for state in (before, after))
     words = [view["words"][0].astype(np.uint32) for view in (first, second)]
     numbers = _blocks_between(words[0], words[1], FAR) * N + _drawn(second) - _drawn(first)
@@ -76,19 +76,19 @@ def distance(before: Tensor, after: Tensor) -> int | None:
 
 
 def holds_normal(state: Tensor) -> bool:
-    """Whether a normally distributed number is left in it."""
+    """Whether the state holds a normally distributed number."""
     view = state.numpy().view(_STATE)
     return bool(view["holds_double"][0] or view["holds_float"][0] & 1)
 
 
 def _drawn(view: Any) -> int:
-    """How many of the words have been drawn; those of a fresh seed never are."""
+    """The number of words of the block that are drawn; the first block of a seed never is."""
     return N + 1 - int(view["left"][0])
 
 
 @njit(cache=True, nogil=True)
 def _twist(words: Any, blocks: int) -> None:
-    """Put a later block in place of this one."""
+    """Replace a block, in place, by the one that comes `blocks` later."""
     upper, lower = np.uint32(1 << 31), np.uint32((1 << 31) - 1)
     for _ in range(blocks):
         for i in range(N - M):
@@ -105,7 +105,7 @@ def _twist(words: Any, blocks: int) -> None:
 
 @njit(cache=True, nogil=True)
 def _blocks_between(words: Any, later: Any, at_most: int) -> int:
-    """How often to twist the one block to get the other; negative where more than `at_most`."""
+    """The number of twists from one block to the other; negative if more than `at_most`."""
     for blocks in range(at_most + 1):
         if words[0] == later[0] and (words == later).all():
             return blocks
@@ -117,7 +117,7 @@ def _blocks_between(words: Any, later: Any, at_most: int) -> int:
 def _jumped(words: Any, power: Any) -> Any:
     """The words from w[n + 1] on, by the polynomial t^n.
 
-    Not from w[n] on: of w[0] the twister knows the first bit alone.
+    They do not begin at w[n]: the twister uses only the first bit of w[0].
     """
     row, found = np.empty(DEGREE + 2 * N, dtype=np.uint32), np.zeros(N, dtype=np.uint32)
     for start in range(0, DEGREE + N + 1, N):
@@ -132,7 +132,7 @@ def _jumped(words: Any, power: Any) -> Any:
 
 @lru_cache(maxsize=256)
 def _power(n: int) -> Any:
-    """The polynomial t^n modulo the twister's own, a bit for each coefficient."""
+    """The polynomial t^n modulo the twister's own, one bit per coefficient."""
     own = np.frombuffer(_own_polynomial().to_bytes(LONG * 8, "little"), dtype="<u8")
     found = np.zeros(LONG, dtype=np.uint64)
     found[0] = 1
@@ -151,7 +151,7 @@ def _own_polynomial() -> int:
 
 @njit(cache=True, nogil=True)
 def _squared(power: Any, own: Any, times_t: bool) -> Any:
-    """The square of a polynomial, times t where asked, modulo another."""
+    """The square of a polynomial, times t if `times_t`, modulo another."""
     wide = np.zeros(2 * LONG + 1, dtype=np.uint64)
     for i in range(DEGREE):  # the square of a sum without carry is the sum of the squares
         if (power[i // BITS] >> np.uint64(i % BITS)) & ONE:

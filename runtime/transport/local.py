@@ -1,11 +1,11 @@
-"""What stands between two stages of one process: two bounded queues, fast or slowed down."""
+"""Links between two stages of one process: two bounded queues, at full or at emulated speed."""
 
 import threading
 import time
 from collections import deque
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Generic, Protocol, TypeVar
+from typing import Any, Generic, Protocol, TypeVar
 
 from torch import Tensor
 
@@ -26,46 +26,45 @@ T = TypeVar("T")
 
 Values = Sequence[Tensor]
 Gradients = Sequence[Tensor | None]
-Tensors = TypeVar("Tensors", bound=Sequence[Tensor | None])
 
 
 class ChannelClosed(Exception):  # noqa: N818 (no error: the step was stopped for another reason)
-    """The step was stopped; there is nothing more to send or to wait for."""
+    """The step was stopped; nothing more can be sent or received."""
 
 
 class Closing(Protocol):
-    """What a boundary does when a step ends."""
+    """The end of a link's use in a step."""
 
     def finish(self) -> None:
-        """All has been handed over: wait until it has gone out."""
+        """Wait until all that was sent has gone out."""
 
     def close(self) -> None:
-        """The step was stopped: let whoever waits here go."""
+        """The step was stopped: release the stage that waits here."""
 
 
 class OutboundLink(Closing, Protocol):
-    """The boundary behind a stage, as that stage sees it."""
+    """The link after a stage, as that stage sees it."""
 
     def send_values(self, values: Values) -> None:
-        """Hand a micro-batch's values on."""
+        """Send a micro-batch's values to the next stage."""
 
     def receive_gradients(self) -> Gradients:
-        """Take their gradients, waiting for them."""
+        """Wait for their gradients."""
 
 
 class InboundLink(Closing, Protocol):
-    """The boundary before a stage, as that stage sees it."""
+    """The link before a stage, as that stage sees it."""
 
     def receive_values(self) -> Values:
-        """Take the next micro-batch's values, waiting for them."""
+        """Wait for the next micro-batch's values."""
 
     def send_gradients(self, gradients: Gradients) -> None:
-        """Hand their gradients back."""
+        """Send their gradients back."""
 
 
 @dataclass(frozen=True, slots=True)
 class Boundaries:
-    """Those at the stages of this process, by the numbers of these stages."""
+    """The links of the stages of this process, by the numbers of these stages."""
 
     before: Mapping[int, InboundLink]
     after: Mapping[int, OutboundLink]
@@ -76,7 +75,7 @@ class Boundaries:
             boundary.finish()
 
     def close(self) -> None:
-        """Let every stage that waits for another one go."""
+        """Release every stage that waits for another one."""
         for boundary in (*self.before.values(), *self.after.values()):
             boundary.close()
 
@@ -84,75 +83,59 @@ class Boundaries:
 class BoundedQueue(Generic[T]):
     """A queue of one sender and one receiver.
 
+    With a `wire` its items are tensors, which arrive as over a link that carries them one by one.
     `queue.Queue.shutdown` would serve, but only from Python 3.13 on.
     """
 
-    def __init__(self, capacity: int) -> None:
-        self._capacity = capacity
-        self._items: deque[T] = deque()
+    def __init__(self, capacity: int, wire: Wire | Link | None = None) -> None:
+        self._capacity, self._wire = capacity, wire
+        self._items: deque[tuple[float, T]] = deque()
         self._changed = threading.Condition()
-        self._closed = False
+        self._closed, self._busy_until_s = False, 0.0
 
     def put(self, item: T) -> None:
-        """Hand an item over, waiting for room."""
+        """Add an item; waits while the queue is full, but not for its arrival."""
+        arrives_s = self._arrival_s(item)
         with self._changed:
             self._changed.wait_for(lambda: self._closed or len(self._items) < self._capacity)
             self._raise_if_closed()
-            self._items.append(item)
+            self._items.append((arrives_s, item))
             self._changed.notify_all()
 
     def get(self) -> T:
-        """Take the next item, waiting for one."""
+        """Remove the next item; waits until it has arrived."""
         with self._changed:
             self._changed.wait_for(lambda: self._closed or bool(self._items))
             self._raise_if_closed()
-            item = self._items.popleft()
+            arrives_s, item = self._items.popleft()
             self._changed.notify_all()
+            if (late_s := arrives_s - time.perf_counter()) > 0:
+                self._changed.wait_for(lambda: self._closed, late_s)
+                self._raise_if_closed()
             return item
 
     def close(self) -> None:
-        """Wake whoever waits; from now on `put` and `get` raise `ChannelClosed`."""
+        """Release all who wait; from now on `put` and `get` raise `ChannelClosed`."""
         with self._changed:
             self._closed = True
             self._items.clear()
             self._changed.notify_all()
+
+    def _arrival_s(self, item: Any) -> float:
+        if self._wire is None:
+            return 0.0
+        size_bytes = sum(x.nbytes for x in item if x is not None)
+        begins_s = max(time.perf_counter(), self._busy_until_s)
+        self._busy_until_s = begins_s + size_bytes / self._wire.bandwidth_bytes_per_s
+        return self._busy_until_s + self._wire.latency_s
 
     def _raise_if_closed(self) -> None:
         if self._closed:
             raise ChannelClosed
 
 
-class SlowChannel(Generic[Tensors]):
-    """A queue of tensors, which arrive as by a link that carries one item after the other."""
-
-    def __init__(self, capacity: int, wire: Wire | Link) -> None:
-        self._channel = BoundedQueue[tuple[float, Tensors]](capacity)
-        self._wire = wire
-        self._busy_until_s = 0.0
-        self._closed = threading.Event()
-
-    def put(self, item: Tensors) -> None:
-        """Send tensors, waiting for room, but not for their arrival."""
-        wire, size_bytes = self._wire, sum(x.nbytes for x in item if x is not None)
-        begins_s = max(time.perf_counter(), self._busy_until_s)
-        self._busy_until_s = begins_s + size_bytes / wire.bandwidth_bytes_per_s
-        self._channel.put((self._busy_until_s + wire.latency_s, item))
-
-    def get(self) -> Tensors:
-        """Take the next tensors when they have arrived."""
-        arrives_s, item = self._channel.get()
-        if self._closed.wait(max(0.0, arrives_s - time.perf_counter())):
-            raise ChannelClosed
-        return item
-
-    def close(self) -> None:
-        """As `BoundedQueue.close`."""
-        self._closed.set()
-        self._channel.close()
-
-
 class LocalLink:
-    """A boundary within this process; both stages hold the same one."""
+    """A link within this process; both stages hold the same object."""
 
     def __init__(
         self,
@@ -161,15 +144,9 @@ class LocalLink:
         there: Wire | Link | None = None,
         back: Wire | Link | None = None,
     ) -> None:
-        """Room for so many items, which go over these links if they are to be emulated."""
-        self._values: BoundedQueue[Values] | SlowChannel[Values] = (
-            BoundedQueue(values_capacity) if there is None else SlowChannel(values_capacity, there)
-        )
-        self._gradients: BoundedQueue[Gradients] | SlowChannel[Gradients] = (
-            BoundedQueue(gradients_capacity)
-            if back is None
-            else SlowChannel(gradients_capacity, back)
-        )
+        """A link with these capacities, in items; `there` and `back` are emulated, if given."""
+        self._values = BoundedQueue[Values](values_capacity, there)
+        self._gradients = BoundedQueue[Gradients](gradients_capacity, back)
         self.send_values, self.receive_values = self._values.put, self._values.get
         self.send_gradients, self.receive_gradients = self._gradients.put, self._gradients.get
 
@@ -177,6 +154,6 @@ class LocalLink:
         """Nothing to wait for."""
 
     def close(self) -> None:
-        """Let both stages go."""
+        """Release both stages."""
         self._values.close()
         self._gradients.close()

@@ -1,11 +1,10 @@
-"""What crosses from one process to the next, as one message: the values of a boundary, packed.
+"""Messages between processes: the values of a boundary, packed into one tensor.
 
     byte    0 .. n-1          64 ...           next multiple of 64 ...
             one flag each     first value      second value             ...
 
-A message costs one latency, as the cost model has it. Its length is known to both ends, who know
-the shapes; the flags say what only the sender knows: which values require a gradient, and which
-gradients there are none of.
+A message costs one latency, as in the cost model. Both ends know the shapes, and so its length. The
+flags tell the receiver which values require a gradient, and which gradients are None.
 """
 
 import itertools
@@ -20,11 +19,11 @@ from torch import Tensor
 __all__: list[str] = ["MessageLayout", "TensorSpec"]
 
 ALIGNMENT = 64
-"""Bytes, as torch aligns what it allocates: kernels then add up in the same order."""
+"""Bytes, as in torch's own allocations: kernels then add up in the same order."""
 
 
 class Flag(IntEnum):
-    """What the sender says of a value."""
+    """The sender's flag for a value."""
 
     ABSENT = 0
     PLAIN = 1
@@ -32,10 +31,10 @@ class Flag(IntEnum):
 
 
 class TensorSpec(NamedTuple):
-    """What the receiver knows of a tensor.
+    """The form of a tensor, which the receiver knows.
 
-    `strides` are None where it is contiguous. A message is, but operators go through what they are
-    given, and through a dropout's mask for it, in the order in which it lies in memory.
+    `strides` is None for a contiguous tensor. Tensors in a message are contiguous, but operators
+    visit their inputs, and a dropout its mask, in the order of the memory.
     """
 
     shape: tuple[int, ...]
@@ -44,7 +43,7 @@ class TensorSpec(NamedTuple):
 
     @classmethod
     def of(cls, tensor: Tensor) -> "TensorSpec":
-        """What a tensor looks like, without the gaps and repetitions that it may have in memory."""
+        """The form of a tensor, without gaps and repetitions in its memory."""
         plain = tensor.is_contiguous()
         strides = None if plain else torch.empty_like(tensor, device="meta").stride()
         return cls(tuple(tensor.shape), tensor.dtype, strides)
@@ -56,12 +55,12 @@ class TensorSpec(NamedTuple):
 
 
 class MessageLayout:
-    """Where the values of a message lie; a form that is None takes no room."""
+    """The positions of the values in a message; a form that is None takes no bytes."""
 
     def __init__(self, forms: Sequence[TensorSpec | None]) -> None:
         self._forms = forms
-        rooms = [_aligned(0 if form is None else form.num_bytes) for form in forms]
-        self._starts = list(itertools.accumulate(rooms, initial=_aligned(len(forms))))
+        sizes = [_aligned(0 if form is None else form.num_bytes) for form in forms]
+        self._starts = list(itertools.accumulate(sizes, initial=_aligned(len(forms))))
 
     @classmethod
     def of(cls, values: Sequence[Tensor | None]) -> "MessageLayout":
@@ -73,13 +72,13 @@ class MessageLayout:
         """Whether there is nothing to send."""
         return all(form is None for form in self._forms)
 
-    def room(self) -> Tensor:
-        """Room for a message."""
+    def buffer(self) -> Tensor:
+        """An empty message."""
         return torch.empty(self._starts[-1], dtype=torch.uint8)
 
     def pack(self, values: Sequence[Tensor | None]) -> Tensor:
-        """A message with these values, on the CPU; one that has room may still be None."""
-        message = self.room()
+        """A message with these values, on the CPU; a value may be None although it has a form."""
+        message = self.buffer()
         for i, value in enumerate(values):
             flag = Flag.ABSENT
             if value is not None:
@@ -89,7 +88,7 @@ class MessageLayout:
         return message
 
     def unpack(self, message: Tensor | None) -> list[Tensor | None]:
-        """The values, as views of the message or copies in their own order in memory.
+        """The values, as views of the message, or as copies where they are not contiguous.
 
         Those that required a gradient require one.
         """

@@ -1,15 +1,15 @@
-"""What stands between two stages of different processes: messages over torch.distributed.
+"""Links between two stages of different processes: messages over torch.distributed.
 
         this process, stage k                      the next process, stage k + 1
         send_values        --- tag 2k ------->     receive_values
         receive_gradients  <-- tag 2k + 1 ----     send_gradients
 
-Receives are posted before their values are needed and sends are not waited for, so that transfers
-overlap what the stages compute: gloo moves a message in its own threads once both ends have posted.
-Each way has a thread that sends.
+Receives are posted before their values are needed, and no stage waits for a send. So transfers
+overlap with computation: gloo moves a message in its own threads once both ends have posted. Each
+direction has a thread that sends.
 
 The shapes of values are known from the capture. Which of them require a gradient is known when they
-are there; so that is when the receive of their gradients is posted.
+arrive; only then the receive of their gradients is posted.
 """
 
 from collections import deque
@@ -26,14 +26,14 @@ from skyfx.runtime.transport.message import MessageLayout, TensorSpec
 __all__: list[str] = ["ReceiveQueue", "RemoteInbound", "RemoteOutbound", "SendQueue"]
 
 AHEAD = 2
-"""Receives that are posted at a time in each direction; each has a buffer."""
+"""Receives that are posted at once in each direction; each has a buffer."""
 
 
 class SendQueue:
     """Sends one message after another, in a thread that waits until each has gone out.
 
     torch says only by waiting whether a message has been sent, and until then it needs its memory.
-    Where a peer is lost, all of this raises what `ProcessGroup.watched` does.
+    When a peer is lost, methods raise as `ProcessGroup.raising_lost_peers` does.
     """
 
     def __init__(
@@ -44,7 +44,7 @@ class SendQueue:
         self._sending: deque[Future[None]] = deque()
 
     def send(self, layout: MessageLayout, values: Gradients) -> None:
-        """Send these values; waits only for the oldest of too many that nobody has taken."""
+        """Send these values; waits only if more than `in_flight` messages are not received yet."""
         if layout.is_empty:
             return
         self._sending.append(self._sender.submit(self._send, layout.pack(values)))
@@ -52,7 +52,7 @@ class SendQueue:
             self._sending.popleft().result()
 
     def finish(self) -> None:
-        """Wait until all has been sent."""
+        """Wait until all messages have been sent."""
         while self._sending:
             self._sending.popleft().result()
 
@@ -62,7 +62,7 @@ class SendQueue:
 
 
 class ReceiveQueue:
-    """Receives messages in the order of their layouts, `ahead` of them posted in advance."""
+    """Receives messages in the order of their layouts; `ahead` receives are posted in advance."""
 
     def __init__(
         self, peer: int, tag: int, group: ProcessGroup, layouts: Iterable[MessageLayout], ahead: int
@@ -73,12 +73,12 @@ class ReceiveQueue:
         self._post()
 
     def expect(self, layout: MessageLayout) -> None:
-        """Another message of this layout will come."""
+        """Expect another message, of this layout."""
         self._expected.append(layout)
         self._post()
 
     def receive(self) -> list[Tensor | None]:
-        """The next message's values."""
+        """Wait for the values of the next message."""
         layout, message, work = self._posted[0]
         if work is not None:
             with self._group.raising_lost_peers():
@@ -90,7 +90,7 @@ class ReceiveQueue:
     def _post(self) -> None:
         while self._expected and len(self._posted) < self._ahead:
             layout = self._expected.popleft()
-            message = None if layout.is_empty else layout.room()
+            message = None if layout.is_empty else layout.buffer()
             work = None
             if message is not None:
                 with self._group.raising_lost_peers():
@@ -104,7 +104,7 @@ class ReceiveQueue:
 
 
 class RemoteOutbound:
-    """Our end of the boundary behind stage `k`, which is here; the next stage is with `peer`."""
+    """The link after stage `k` of this process; `peer` runs the next stage."""
 
     def __init__(
         self,
@@ -121,25 +121,25 @@ class RemoteOutbound:
         self._training = training
 
     def send_values(self, values: Values) -> None:
-        """Hand a micro-batch's values on, and in training get ready for their gradients."""
-        if self._training:  # a tied weight among them requires one in inference, too
+        """Send a micro-batch's values, and in training expect their gradients."""
+        if self._training:  # in inference too, a tied weight requires one
             self._gradients.expect(_flowing(values))
         self._values.send(MessageLayout.of(values), values)
 
     def receive_gradients(self) -> Gradients:
-        """Take their gradients."""
+        """Wait for their gradients."""
         return self._gradients.receive()
 
     def close(self) -> None:
-        """Nothing: a receive that was posted cannot be taken back."""
+        """Nothing to do: a posted receive cannot be cancelled."""
 
     def finish(self) -> None:
-        """Wait until all has been sent."""
+        """Wait until all messages have been sent."""
         self._values.finish()
 
 
 class RemoteInbound:
-    """Our end of the boundary before stage `k + 1`, which is here; stage `k` is with `peer`."""
+    """The link before stage `k + 1` of this process; `peer` runs stage `k`."""
 
     def __init__(
         self,
@@ -156,23 +156,23 @@ class RemoteInbound:
         self._flowing = deque[MessageLayout]()
 
     def receive_values(self) -> Values:
-        """Take the next micro-batch's values."""
+        """Wait for the next micro-batch's values."""
         values = [x for x in self._values.receive() if x is not None]
         self._flowing.append(_flowing(values))
         return values
 
     def send_gradients(self, gradients: Gradients) -> None:
-        """Hand their gradients back."""
+        """Send their gradients back."""
         self._gradients.send(self._flowing.popleft(), gradients)
 
     def close(self) -> None:
-        """Nothing: a receive that was posted cannot be taken back."""
+        """Nothing to do: a posted receive cannot be cancelled."""
 
     def finish(self) -> None:
-        """Wait until all has been sent."""
+        """Wait until all messages have been sent."""
         self._gradients.finish()
 
 
 def _flowing(values: Values) -> MessageLayout:
-    """How the gradients of these values are laid out."""
+    """The layout of the gradients of these values."""
     return MessageLayout.of([x if x.requires_grad else None for x in values])

@@ -9,7 +9,7 @@ import itertools
 import time
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import replace
+from dataclasses import fields, replace
 from statistics import median
 
 import torch
@@ -39,9 +39,18 @@ CPU = torch.device("cpu")
 
 
 class Cluster(cluster.Cluster):
-    """Devices and links; `from_environment` finds those of the job that this process is one of."""
+    """Devices and links; `from_environment` finds those of the job of this process.
+
+    Equal to a `skyfx.solver.Cluster` with equal fields.
+    """
 
     __slots__ = ()
+    __hash__ = cluster.Cluster.__hash__
+
+    def __eq__(self, other: object) -> bool:
+        if not isinstance(other, cluster.Cluster):
+            return NotImplemented
+        return all(getattr(self, x.name) == getattr(other, x.name) for x in fields(self))
 
     @classmethod
     def from_environment(cls, *, memory_bytes: float | None = None) -> "Cluster":
@@ -63,7 +72,7 @@ class Cluster(cluster.Cluster):
 
 def probed(hosts: DeviceInventory) -> cluster.Cluster:
     """Measure the devices of a job and the links between them; every process calls it."""
-    speed_s = {name: _speed_s(place) for name, place in hosts.places.items()}
+    speed_s = {name: _speed_s(place) for name, place in hosts.local.items()}
     all_speeds = hosts.group.all_gather_dict(speed_s, dict[str, float])
     devices = tuple(
         replace(device, slowdown=_slowdown(device, hosts.devices, all_speeds))
@@ -99,13 +108,13 @@ def _speed_s(place: LocalDevice) -> float:
 
 def _links_here(hosts: DeviceInventory) -> Sequence[Link]:
     """Between the devices of this process."""
-    ours = tuple(device for device in hosts.devices if device.name in hosts.places)
-    return with_links(cluster.Cluster(devices=ours), hosts.places).links
+    ours = tuple(device for device in hosts.devices if device.name in hosts.local)
+    return with_links(cluster.Cluster(devices=ours), hosts.local).links
 
 
 def _links_to_others(hosts: DeviceInventory) -> list[Link]:
     """From this process's devices to those of others; what is no CPU copies from and to one."""
-    copies = {name: _to_and_from(place) for name, place in hosts.places.items()}
+    copies = {name: _to_and_from(place) for name, place in hosts.local.items()}
     known = hosts.group.all_gather_dict(copies, dict[str, tuple[Wire, Wire]])
     own, size = hosts.group.rank, hosts.group.size
     wires = {}
@@ -121,9 +130,9 @@ def _links_to_others(hosts: DeviceInventory) -> list[Link]:
             bandwidth_bytes_per_s=1 / sum(1 / x.bandwidth_bytes_per_s for x in hops),
             latency_s=sum(x.latency_s for x in hops),
         )
-        for source in hosts.places
+        for source in hosts.local
         for device in hosts.devices
-        if (rank := hosts.rank_of[device.name]) != own
+        if (rank := hosts.owner_rank[device.name]) != own
         for hops in [(known[source][0], wires[rank], known[device.name][1])]
     ]
 
@@ -171,7 +180,7 @@ def _message_s(
 ) -> float:
     """Seconds of a message there and one back, the median; both ends learn the same figure."""
     mine, others = (there, back) if leads else (back, there)
-    values = mine.unpack(mine.room().fill_(1))
+    values = mine.unpack(mine.buffer().fill_(1))
     figure = MessageLayout([TensorSpec((1,), torch.float64)])
     with ThreadPoolExecutor(1) as sender:
         out = SendQueue(peer, TAG, hosts.group, sender, 1)

@@ -29,14 +29,14 @@ class DeviceInventory:
     Attributes:
         group: its processes.
         devices: all devices, with their types and free memory, in the order of the ranks.
-        rank_of: whose each device is, by its name.
-        places: those of this process, by name.
+        owner_rank: the owning rank of each device, by its name.
+        local: the devices of this process, by name.
     """
 
     group: ProcessGroup
     devices: tuple[Device, ...]
-    rank_of: Mapping[str, int]
-    places: Mapping[str, LocalDevice]
+    owner_rank: Mapping[str, int]
+    local: Mapping[str, LocalDevice]
 
     @classmethod
     def join(
@@ -52,26 +52,26 @@ class DeviceInventory:
             PlanError: two processes call a device by the same name.
         """
         group = group or ProcessGroup.join()
-        places = {place.name: place for place in _own_places()}
+        local = {device.name: device for device in _own_devices()}
         own = [
-            Device(name=place.name, type=place.type, memory_bytes=_memory(place, memory_bytes))
-            for place in places.values()
+            Device(name=x.name, type=x.type, memory_bytes=_memory(x, memory_bytes))
+            for x in local.values()
         ]
         by_rank = group.all_gather_json(own, list[Device])
-        rank_of: dict[str, int] = {}
+        owner_rank: dict[str, int] = {}
         for rank, devices in enumerate(by_rank):
             for device in devices:
-                if device.name in rank_of:
+                if device.name in owner_rank:
                     raise PlanError(
-                        f"ranks {rank_of[device.name]} and {rank} both have a device "
+                        f"ranks {owner_rank[device.name]} and {rank} both have a device "
                         f"{device.name!r}: give their hosts different names"
                     )
-                rank_of[device.name] = rank
-        return cls(group, tuple(d for devices in by_rank for d in devices), rank_of, places)
+                owner_rank[device.name] = rank
+        return cls(group, tuple(d for devices in by_rank for d in devices), owner_rank, local)
 
 
-def _memory(place: LocalDevice, given: float | None) -> float:
-    return free_bytes(place.device) if given is None else given
+def _memory(local: LocalDevice, given: float | None) -> float:
+    return free_bytes(local.device) if given is None else given
 
 
 def is_cpu(name: str) -> bool:
@@ -79,26 +79,26 @@ def is_cpu(name: str) -> bool:
     return torch.device(name.rpartition("/")[2]).type == "cpu"
 
 
-def _own_places() -> list[LocalDevice]:
+def _own_devices() -> list[LocalDevice]:
     """This process's share of its host: a GPU if there is one for it, and cores.
 
     Where there are GPUs, the host's first process has the CPU as well.
     """
     host = socket.gethostname()
-    local, num_local = (
+    local_rank, num_local = (
         int(os.environ.get(name, default))
         for name, default in (("LOCAL_RANK", "0"), ("LOCAL_WORLD_SIZE", "1"))
     )
     accelerator = torch.accelerator.current_accelerator()
     num_gpus = 0 if accelerator is None else torch.accelerator.device_count()
     found = []
-    if accelerator is not None and local < num_gpus:
-        gpu = torch.device(accelerator.type, local)
+    if accelerator is not None and local_rank < num_gpus:
+        gpu = torch.device(accelerator.type, local_rank)
         found.append(LocalDevice(f"{host}/{gpu}", gpu, type=gpu_type(gpu)))
-    if local >= num_gpus or local == 0:
+    if local_rank >= num_gpus or local_rank == 0:
         num_cpus = max(1, num_local - num_gpus + (num_gpus > 0))
         threads = max(1, int((cores() - num_gpus) / num_cpus))  # a core launches a GPU's kernels
-        name = f"{host}/cpu" if num_cpus == 1 else f"{host}/cpu:{local}"
+        name = f"{host}/cpu" if num_cpus == 1 else f"{host}/cpu:{local_rank}"
         kind = f"{processor()}-{threads}-thread{'s' if threads > 1 else ''}"
         found.append(LocalDevice(name, torch.device("cpu"), num_threads=threads, type=kind))
     return found

@@ -153,7 +153,7 @@ def _seconds(alone: Stage, values: Sequence[Tensor], *, training: bool) -> tuple
 
     def turn() -> tuple[float, float]:
         m, began_s = next(numbers), alone.busy_s
-        with generator_lending.drawing(generator_lending.SeededStream(0, m)):
+        with generator_lending.use_source(generator_lending.SeededStream(0, m)):
             sent = alone.forward(m, values, training=training)
         forward_s = alone.busy_s - began_s
         if training:

@@ -29,7 +29,7 @@ def measure_distributed(
     leaders: dict[str, str] = {}
     for device in hosts.devices:
         leaders.setdefault(device.type, device.name)
-    alone = len(hosts.places) == 1
+    alone = len(hosts.local) == 1
 
     def priced(place: LocalDevice) -> OperatorCosts:
         return run_on(
@@ -47,11 +47,11 @@ def measure_distributed(
 
     prices = {
         place.type: priced(place)
-        for place in hosts.places.values()
+        for place in hosts.local.values()
         if leaders[place.type] == place.name
     }
     known = hosts.group.all_gather_dict(prices, dict[str, OperatorCosts])
-    fits = {name: calibrated(place) for name, place in hosts.places.items()}
+    fits = {name: calibrated(place) for name, place in hosts.local.items()}
     fits = hosts.group.all_gather_dict(fits, dict[str, DeviceCalibration])
     found = {kind: TypeMeasurement(known[kind], fits[name]) for kind, name in leaders.items()}
     slower = {

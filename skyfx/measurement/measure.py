@@ -19,8 +19,8 @@ from skyfx.measurement.operator_costs import OperatorCosts, priced
 from skyfx.measurement.saved_tensors import saved_tensor_bytes
 from skyfx.passes.planner_graph import num_bytes, to_planner_graph
 from skyfx.runtime.device import LocalDevice
-from skyfx.runtime.execution.state_guard import undisturbed
 from skyfx.runtime.execution.workers import worker
+from skyfx.runtime.rng.generator_state import preserve_model
 from skyfx.solver.core.graph import DeviceCalibration, Graph, LinearFit, Node
 from skyfx.tracing.capture import Capture
 
@@ -92,7 +92,7 @@ def assembled(captured: Capture, found: Mapping[str, TypeMeasurement]) -> Graph:
 def price(captured: Capture, place: LocalDevice, told: Told) -> OperatorCosts:
     """What each node takes alone."""
     with (
-        undisturbed(captured.module),
+        preserve_model(captured.module),
         CostCache.opened(place, training=captured.training) as store,
     ):
         return priced(captured, place, store, told)
@@ -102,7 +102,7 @@ def calibrate(
     captured: Capture, place: LocalDevice, prices: OperatorCosts, told: Told
 ) -> DeviceCalibration:
     """What becomes of these prices in a neighbourhood, on this device."""
-    with undisturbed(captured.module):
+    with preserve_model(captured.module):
         segments = list(timed_segments(captured, prices, place, told))
     return DeviceCalibration(
         type=place.type,

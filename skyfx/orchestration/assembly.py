@@ -7,10 +7,10 @@ from collections.abc import Collection
 from torch import nn
 
 from skyfx.devices.host_resources import free_bytes
-from skyfx.orchestration.environment import Environment
-from skyfx.orchestration.rebalancing import Rebalancing
+from skyfx.orchestration.environment import Environment, local_stages
 from skyfx.partitioning.splitter import Splitter
 from skyfx.partitioning.weights import Weights
+from skyfx.runtime.execution.runner import Deployment, Rebalancer
 from skyfx.runtime.memory.limits import MemoryLimits
 from skyfx.runtime.memory.malloc import HOLES, return_freed
 from skyfx.runtime.pipeline import Pipeline
@@ -18,7 +18,7 @@ from skyfx.solver.core.cluster import Cluster
 from skyfx.solver.core.plan import Plan
 from skyfx.tracing.capture import Capture
 
-__all__: list[str] = ["assemble", "is_tight"]
+__all__: list[str] = ["assemble", "deploy", "is_tight", "splitter_for"]
 
 logger = logging.getLogger(__name__)
 
@@ -32,7 +32,7 @@ def assemble(
     captured: Capture,
     environment: Environment,
     weights: str | os.PathLike[str] | None = None,
-    rebalance: Rebalancing | None = None,
+    rebalancer: Rebalancer | None = None,
 ) -> Pipeline:
     """Split the model as the plan says and start the workers of this process.
 
@@ -42,22 +42,21 @@ def assemble(
         captured: the capture that the plan is for.
         environment: the devices.
         weights: safetensors for a model without values.
-        rebalance: makes another plan when devices become slower.
+        rebalancer: makes another plan when devices become slower.
     """
-    places = environment.places(plan)
     logger.info("the plan:\n%s", plan)
-    here = [f"stage {k} on {place.name!r}" for k, place in enumerate(places) if place is not None]
+    local = local_stages(environment, plan)
+    here = [f"stage {k} on {device.name!r}" for k, device in local.items()]
     logger.info("this process runs %s", ", ".join(here) or "no stage")
-    own = {place.name for place in places if place is not None and place.device.type == "cpu"}
+    own = {device.name for device in local.values() if device.device.type == "cpu"}
     if is_tight(plan, own, environment.cluster):
         return_freed()
     opened = None if weights is None else Weights(weights)
     limits = _enforced_limits(model, environment)
     try:
-        on_cpu = environment.on_cpu(plan)
-        splitter = Splitter(model, plan, places, on_cpu, captured, opened)
-        workers = environment.workers(places, plan)
-        return Pipeline(model, plan, workers, splitter, captured.microbatch, rebalance, limits.lift)
+        splitter = splitter_for(environment, model, plan, opened)
+        deployment = deploy(environment, splitter, captured)
+        return Pipeline(model, deployment, rebalancer, limits.lift)
     except BaseException:
         limits.lift()
         raise
@@ -66,19 +65,34 @@ def assemble(
             opened.close()
 
 
+def splitter_for(
+    environment: Environment, model: nn.Module, plan: Plan, weights: Weights | None = None
+) -> Splitter:
+    """Splits the model over the devices of the plan, of which this process has some."""
+    devices = [environment.local.get(stage.device) for stage in plan.stages]
+    return Splitter(model, plan, devices, environment.on_cpu(plan), weights)
+
+
+def deploy(environment: Environment, splitter: Splitter, captured: Capture) -> Deployment:
+    """Split the model as captured for the plan, and start the workers of this process."""
+    staged = splitter.split(captured)
+    workers = environment.start_workers(splitter.plan)
+    return Deployment(splitter.plan, workers, splitter, captured.microbatch, staged)
+
+
 def _enforced_limits(model: nn.Module, environment: Environment) -> MemoryLimits:
     """Hold this process to the memory limits of its devices that the machine does not enforce."""
-    known = {place: place.memory_bytes for place in environment.here.values()}
+    known = {device: device.memory_bytes for device in environment.local.values()}
     given = {
-        place: limit
-        for place, limit in known.items()
-        if limit is not None and limit < NEARLY * free_bytes(place.device)
+        device: limit
+        for device, limit in known.items()
+        if limit is not None and limit < NEARLY * free_bytes(device.device)
     }
-    cpus = [place for place in known if place.device.type == "cpu"]
-    is_limited = bool(cpus) and all(place in given for place in cpus)
+    cpus = [device for device in known if device.device.type == "cpu"]
+    is_limited = bool(cpus) and all(device in given for device in cpus)
     return MemoryLimits(
-        sum(given[place] for place in cpus) if is_limited else None,
-        {place.device: limit for place, limit in given.items() if place.device.type != "cpu"},
+        sum(given[device] for device in cpus) if is_limited else None,
+        {device.device: limit for device, limit in given.items() if device.device.type != "cpu"},
         [*model.parameters(), *model.buffers()],
     )
 

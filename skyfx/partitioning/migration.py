@@ -1,10 +1,10 @@
-"""Parameters, buffers and what an optimizer keeps for them, moved to where another plan has them.
+"""Moves parameters, buffers and optimizer state to the processes of another plan.
 
     before    process 0: a b c     process 1: d e f
     after     process 0: a b       process 1: c d e f      c goes over, with its optimizer state
 
-What comes into a process is a new tensor there, since a tensor without values cannot be given any;
-the optimizers get it in the place of the old one.
+A tensor that moves to a process is a new one there, since a tensor without values cannot be given
+any. In the optimizers it replaces the old one.
 """
 
 import json
@@ -28,16 +28,16 @@ def move(
     rank_of: Mapping[str, int],
     group: ProcessGroup,
 ) -> Mapping[int, Tensor]:
-    """Move what lives in another process from now on; all processes call it.
+    """Move tensors whose process changes; all processes call it.
 
     Args:
-        model: the model; here it has values for some of its tensors.
+        model: has values for some of its tensors in this process.
         optimizers: of its parameters, which have no gradients.
-        rank_of: whose each tensor is to be, by its name.
+        rank_of: the rank that owns each tensor from now on, by its name.
         group: all processes.
 
     Returns:
-        The tensors that have taken the place of others, by the `id`s of these.
+        The new tensors, by the `id` of the tensor that each replaces.
     """
     named = named_tensors(model, tied=True)
     held = group.all_gather_json([name for name, x in named.items() if not x.is_meta], list[str])
@@ -53,7 +53,7 @@ def move(
             _send(tensor, optimizers, group, to)
         elif group.rank == to:
             replaced[id(tensor)] = _received(tensor, optimizers, group, source)
-        elif not tensor.is_meta:  # another copy of what nobody but the new one needs
+        elif not tensor.is_meta:  # another copy, which only the new owner needs
             replaced[id(tensor)] = bare(tensor)
     rebind(model, replaced)
     for optimizer in optimizers:
@@ -63,11 +63,11 @@ def move(
 
 
 def follow(optimizers: Sequence[Optimizer]) -> None:
-    """Bring what optimizers keep for a parameter to the device where that is now."""
+    """Move the optimizers' state of each parameter to the present device of the parameter."""
     for optimizer in optimizers:
         for parameter, kept in optimizer.state.items():
             for name, value in kept.items():
-                # Numbers, such as how many steps there were, stay where the optimizer wants them.
+                # Numbers, such as the count of steps, stay where the optimizer keeps them.
                 if isinstance(value, Tensor) and value.ndim and value.device != parameter.device:
                     kept[name] = value.to(parameter.device)
 
@@ -93,15 +93,15 @@ def _received(
     group.receive(length, source)
     text = torch.empty(int(length), dtype=torch.uint8)
     group.receive(text, source)
-    said = json.loads(bytes(text.numpy()))
+    content = json.loads(bytes(text.numpy()))
     values = _receive(tensor.shape, tensor.dtype, group, source)
     is_parameter = isinstance(tensor, nn.Parameter)
     new = nn.Parameter(values, tensor.requires_grad) if is_parameter else values
     tensors = {
         name: _receive(shape, getattr(torch, kind), group, source)
-        for name, (kind, shape) in said["forms"].items()
+        for name, (kind, shape) in content["forms"].items()
     }
-    for optimizer, kept in zip(optimizers, said["kept"], strict=True):
+    for optimizer, kept in zip(optimizers, content["kept"], strict=True):
         if kept:
             optimizer.state[new] = decode(kept, tensors.__getitem__)
     return new

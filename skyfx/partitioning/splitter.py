@@ -1,9 +1,9 @@
-"""Splitting a model the way a plan says, for each mode and shape of micro-batch that comes."""
+"""Splitting a model as a plan says, for each mode and shape of micro-batch that comes."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
-from torch import Tensor, nn
+from torch import fx, nn
 
 from skyfx.partitioning.parameter_placement import place_tensors
 from skyfx.partitioning.plan_matching import match, owned
@@ -13,44 +13,45 @@ from skyfx.passes.planner_graph import to_planner_graph
 from skyfx.runtime.device import LocalDevice
 from skyfx.runtime.execution.microbatch import Batch
 from skyfx.runtime.execution.step import StagedModel
+from skyfx.solver.core.graph import Graph
 from skyfx.solver.core.plan import Plan
 from skyfx.tracing.capture import Capture, capture
-from skyfx.tracing.tensor_binding import rebind
 
 __all__: list[str] = ["Splitter"]
 
 
 @dataclass(slots=True)
 class Splitter:
-    """Splits a model; what it is called with is what `runtime.pipeline` asks for.
+    """Splits a model into the stages of a plan; the runtime calls it as its `SplitFn`.
 
     Attributes:
-        planned: the capture that the plan is for, until the first split, which is of it.
-        owners: the stage of each parameter and buffer seen so far; there it stays.
-        moving: at the first split, brings values to where the owners say they are from now on, and
-            returns which tensors others have taken the place of.
+        devices: the device of each stage, `(num_stages,)`; None in another process.
+        on_cpu: whether each stage runs on a CPU, here or elsewhere, `(num_stages,)`.
+        weights: where to read tensors that have no values.
+        owners: the stage of each parameter and buffer seen so far, by its name; it stays there.
     """
 
     model: nn.Module
     plan: Plan
-    places: Sequence[LocalDevice | None]
+    devices: Sequence[LocalDevice | None]
     on_cpu: Sequence[bool]
-    planned: Capture | None
     weights: Weights | None = None
     owners: dict[str, int] = field(default_factory=dict)
-    moving: Callable[[Mapping[str, int]], Mapping[int, Tensor]] | None = None
 
     def __call__(self, microbatch: Batch, training: bool) -> StagedModel:
-        """The stages for micro-batches like this one."""
-        captured, self.planned = self.planned, None
-        if captured is None:
-            captured = capture(self.model, microbatch, training=training)
+        """Capture the model for micro-batches like this one, and split it."""
+        return self.split(capture(self.model, microbatch, training=training))
+
+    def split(self, captured: Capture) -> StagedModel:
+        """Put the model's tensors on the devices of their stages, and cut the capture."""
         graph = to_planner_graph(captured)
+        stage_of = self.assign(captured, graph)
+        place_tensors(self.model, captured.module, self.owners, self.devices, self.weights)
+        return split(captured, graph, stage_of, self.devices, self.on_cpu)
+
+    def assign(self, captured: Capture, graph: Graph) -> Mapping[fx.Node, int]:
+        """The stage of each node of a capture; its tensors get their owners."""
         stage_of = match(captured, graph, self.plan, self.owners)
         for node, stage in stage_of.items():
             self.owners |= dict.fromkeys(owned(captured, node), stage)
-        moving, self.moving = self.moving, None
-        if moving is not None:
-            rebind(captured.module, moving(self.owners))
-        place_tensors(self.model, captured.module, self.owners, self.places, self.weights)
-        return split(captured, graph, stage_of, self.places, self.on_cpu)
+        return stage_of

@@ -88,7 +88,7 @@ def stage(
 ) -> Stage:
     """A stage of some nodes; the arguments are those of `subgraph`."""
     return Stage(
-        place=place,
+        local_device=place,
         module=subgraph(
             captured,
             part,

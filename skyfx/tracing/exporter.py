@@ -17,8 +17,8 @@ import torch
 from torch import Tensor, fx, nn
 
 from skyfx.runtime.execution.microbatch import Batch, OutputSpec
-from skyfx.runtime.execution.state_guard import undisturbed
 from skyfx.runtime.pytree import unflatten
+from skyfx.runtime.rng.generator_state import preserve_model
 from skyfx.solver.errors import CaptureError
 from skyfx.tracing import side_effects
 from skyfx.tracing.data_dependence import NoDataDependence
@@ -30,7 +30,7 @@ from skyfx.tracing.torch_internals import any_attribute_name, export_flags, inte
 __all__: list[str] = ["has_cache", "trace"]
 
 Adapter = Callable[[], "_TensorsOnly"]
-"""Makes an adapter, of which torch.export wants a fresh one each time."""
+"""Makes an adapter: torch.export needs a fresh one each time."""
 
 
 def trace(
@@ -59,7 +59,7 @@ def trace(
                 _check_runs(model, adapter())
                 if type(errors[0]) is RuntimeError:
                     # An operator that runs, but not on the tensors that torch traces with: it
-                    # better becomes a leaf than that the model, told of the export, avoids it.
+                    # becomes a leaf before the model, which sees the export, may avoid it.
                     ways.sort(key=lambda way: way[1])
             if isinstance(errors[-1], CalledOtherwiseError):
                 break
@@ -75,7 +75,7 @@ def _check_runs(model: nn.Module, adapter: "_TensorsOnly") -> None:
         Exception: its own, if it does not run on these inputs at all.
     """
     try:
-        with undisturbed(model), side_effects.numbers_kept(model):
+        with preserve_model(model), side_effects.numbers_kept(model):
             adapter(*adapter.tensors)
     except _ForwardFailedError as failed:
         if not isinstance(failed.__cause__, CaptureError):
@@ -90,7 +90,7 @@ def _add_leaf(
     """Make one more call a leaf, because of this error; False where that is impossible."""
     while selection.add(error):
         try:
-            with undisturbed(model), side_effects.numbers_kept(model):
+            with preserve_model(model), side_effects.numbers_kept(model):
                 selection.record(partial(adapter(), *adapter().tensors))
         except _ForwardFailedError as failed:
             error = _cause(failed)

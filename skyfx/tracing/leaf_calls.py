@@ -1,12 +1,12 @@
-"""Code that stays whole in a captured graph: a node that runs it as Python.
+"""Leaves of a captured graph: nodes that run a call of the model's code as Python.
 
     y = attention(x)    # if mask.any(): ...        graph:  linear -> attention -> linear
                                                                         |
-    the parameters and buffers that it uses are inputs of the node like x, so they have owners,
-    sizes and gradients as all others have
+    its parameters and buffers are inputs of the node like x, so that they have owners, sizes and
+    gradients like all others
 
-What the node looks like to its neighbours (shapes, what it writes, whether it draws random numbers)
-was seen in a run of the model; every later call is held against the shapes.
+A run of the model records what other nodes see of the call: shapes, writes, and whether it draws
+random numbers. Every later call is checked against the shapes.
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -43,8 +43,8 @@ _COMPARED = tuple(kind for kind in CONSTANTS if kind is not str)
 class BoundCode:
     """A function, or a method of a module, called without the module's hooks.
 
-    The module is this call's own and holds what it was last given: code that runs again in
-    backward, as checkpointing does, finds it there.
+    Each call has a module of its own, which holds the tensors of the last run: code that runs again
+    in backward, as checkpointing does, finds them there.
     """
 
     def __init__(self, owner: nn.Module | None, function: Callable[..., Any] | str) -> None:
@@ -66,7 +66,7 @@ class BoundCode:
 
 
 def _holders(owner: nn.Module) -> dict[str, list[tuple[dict[str, Any], str]]]:
-    """Where the module holds each parameter and buffer; a tied one in several places."""
+    """The dicts and keys under which the module holds each tensor; several for a tied one."""
     places: dict[int, list[tuple[dict[str, Any], str]]] = {}
     for held in own_tensors(owner):
         for key, tensor in held.items():
@@ -76,10 +76,10 @@ def _holders(owner: nn.Module) -> dict[str, list[tuple[dict[str, Any], str]]]:
 
 @contextmanager
 def buffers_kept(module: nn.Module) -> Iterator[None]:
-    """Buffers that are assigned anew within it are the same objects afterwards, with the values.
+    """Within it, a buffer may be assigned; afterwards it is the old object with the new values.
 
     Raises:
-        CaptureError: one has another shape.
+        CaptureError: a buffer has another shape.
     """
     before = [
         (owner, name, buffer)
@@ -92,7 +92,9 @@ def buffers_kept(module: nn.Module) -> Iterator[None]:
         if new is buffer:
             continue
         if not isinstance(new, Tensor) or new.shape != buffer.shape:
-            raise CaptureError(f"buffer {name!r} is assigned anew, with another shape")
+            raise CaptureError(
+                f"buffer {name!r} is assigned with another shape than {tuple(buffer.shape)}"
+            )
         setattr(owner, name, buffer)
         with torch.no_grad():
             buffer.copy_(new)
@@ -100,19 +102,18 @@ def buffers_kept(module: nn.Module) -> Iterator[None]:
 
 @dataclass(frozen=True, slots=True)
 class RecordedCall:
-    """One call, as it was seen when the model ran.
+    """One call, as a run of the model recorded it.
 
     Attributes:
-        name: of the code, and of which of its calls it is.
-        run: the code; what it holds has no tensors of its own, so that calls in other stages and
-            threads do not meet in it.
-        leaves: the arguments, flattened, None for each tensor.
-        is_tensor: which of them are tensors.
-        spec: how they nest.
+        name: the name of the code, and the number of the call.
+        run: the code, with a module of its own, so that stages and threads do not share it.
+        leaves: the arguments, flattened, with None for each tensor.
+        is_tensor: which arguments are tensors.
+        spec: how the arguments nest.
         state: names of the parameters and buffers that follow the arguments' tensors.
-        form: the form of what it returned.
-        outputs: the tensors that it returned, without values, on torch's meta device.
-        writes: which tensors it writes to.
+        form: the form of the result.
+        outputs: the tensors of the result, without values, on torch's meta device.
+        writes: the indices of the tensors that it writes to.
         is_random: whether it draws random numbers.
     """
 
@@ -128,10 +129,10 @@ class RecordedCall:
     is_random: bool
 
     def is_given(self, leaves: Sequence[Any], spec: pytree.TreeSpec) -> bool:
-        """Whether these are its arguments, but for the tensors' values.
+        """Whether these are its arguments, apart from the values of tensors.
 
-        Of functions, configs and texts the kind has to be the same: many are made anew for each
-        call, and messages say what tensors hold.
+        Functions, configs and strings need equal types only: many are made again for each call, and
+        messages print tensors.
         """
         if spec != self.spec or tuple(isinstance(x, Tensor) for x in leaves) != self.is_tensor:
             return False
@@ -145,7 +146,7 @@ class RecordedCall:
         """Run the code on other tensors of these shapes.
 
         Raises:
-            RuntimeError: what it returns is not what was seen, but for its values.
+            RuntimeError: the result differs from the recorded one in more than values.
         """
         following = iter(tensors)
         leaves = [
@@ -157,20 +158,20 @@ class RecordedCall:
         form, outputs = OutputSpec.of(returned)
         self._check(form, outputs)
         given = {storage_id(x) for x in tensors}
-        # A node's outputs share no storage with its inputs: what is written behind it stays there.
+        # A node's outputs share no storage with its inputs: later writes must not reach the inputs.
         return [x.clone() if storage_id(x) in given else x for x in outputs]
 
     def _check(self, form: OutputSpec, outputs: Sequence[Tensor]) -> None:
-        found, expected = _in_short(form, outputs), _in_short(self.form, self.outputs)
+        found, expected = _summarize(form, outputs), _summarize(self.form, self.outputs)
         if form.spec != self.form.spec or found != expected:
             raise RuntimeError(
-                f"{self.name!r} has returned {found}, when the model was captured {expected}: that "
-                "depends on values, so what follows cannot be cut off from it. Give batches that "
-                "take the same way, or keep the whole model on one device, without skyfx"
+                f"{self.name!r} has returned {found}, but {expected} when the model was captured: "
+                "the result depends on values, and later stages are made for that. Give batches "
+                "that take the same branches, or run the model on one device without skyfx"
             )
 
     def described(self) -> str:
-        """The outputs in the words of `_described`."""
+        """The outputs in the form that `_described` reads."""
         return ";".join(
             f"{str(x.dtype).removeprefix('torch.')}:{_numbers(x.shape)}:{_numbers(x.stride())}"
             for x in self.outputs
@@ -186,7 +187,7 @@ class Leaf(nn.Module):
 
     @property
     def writes(self) -> frozenset[int]:
-        """Which of its arguments it writes to in place."""
+        """The indices of the arguments that it writes to in place."""
         return self._seen.writes
 
     @property
@@ -195,7 +196,7 @@ class Leaf(nn.Module):
         return self._seen.is_random
 
     def forward(self, *tensors: Tensor) -> list[Tensor]:
-        """Run the code; raises as `RecordedCall` does."""
+        """Run the code; raises the errors of `RecordedCall`."""
         seen = self._seen
         if seen.is_random:
             return list(generator_lending.draw_anything(seen, seen.name, *tensors))
@@ -227,7 +228,7 @@ def _described(name: str, outputs: str, tensors: Sequence[Tensor]) -> list[Tenso
 
 
 def stand_in(seen: RecordedCall, tensors: Sequence[Tensor]) -> Any:
-    """What the call returns, as torch.export is to trace it: from one operator."""
+    """The result of the call as torch.export traces it: from one operator."""
     return seen.form.restore(torch.ops.skyfx.leaf(seen.name, seen.described(), tensors))
 
 
@@ -255,8 +256,8 @@ def leaf_of(node: fx.Node) -> Leaf | None:
     return found if isinstance(found, Leaf) else None
 
 
-def _in_short(form: OutputSpec, outputs: Sequence[Tensor]) -> str:
-    """Shapes in the place of tensors, and the constants between them."""
+def _summarize(form: OutputSpec, outputs: Sequence[Tensor]) -> str:
+    """The shapes of tensors, and the constants between them."""
     shapes = (f"a tensor {tuple(x.shape)}" for x in outputs)
     pairs = zip(form.leaves, form.is_tensor, strict=True)
     return ", ".join(next(shapes) if is_tensor else repr(leaf) for leaf, is_tensor in pairs)

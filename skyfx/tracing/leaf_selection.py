@@ -19,7 +19,7 @@ from torch.overrides import TorchFunctionMode
 
 from skyfx.runtime.execution.microbatch import CONSTANTS, OutputSpec
 from skyfx.runtime.pytree import flatten
-from skyfx.runtime.rng import generator_lending
+from skyfx.runtime.rng.generator_state import comparable_states
 from skyfx.solver.errors import CaptureError
 from skyfx.tracing.call_sites import CallSite, call_sites_in, copy_of, similar_sites
 from skyfx.tracing.data_dependence import DependsOnValuesError, OpSite, OpSiteOverride
@@ -136,7 +136,7 @@ class LeafSelection:
         named = {} if module is None else named_tensors(module)
         given = [x for x in leaves if isinstance(x, Tensor)]
         writes = {id(x): num_writes(x) for x in (*given, *named.values())}
-        generators = generator_lending.states()
+        generators = comparable_states()
         kept = nullcontext() if module is None else buffers_kept(module)
         with _UsedTensors(named) as used, export_flags(exported=False), kept:
             returned = own(*args, **kwargs)
@@ -161,7 +161,7 @@ class LeafSelection:
                 for i, x in enumerate(tensors)
                 if num_writes(x) != writes[id(x)] or _may_write(module, x)
             ),
-            is_random=generators != generator_lending.states(),
+            is_random=generators != comparable_states(),
         )
 
     def _module_of(self, site: Site) -> nn.Module | None:

@@ -1,12 +1,12 @@
-"""What a forward may do that a captured graph would leave out in silence: refused instead.
+"""Refuses side effects of a forward that a captured graph would leave out in silence.
 
 The graph holds operators. It has no place for
 
-    gradients of the model's own making    autograd functions, hooks
-    numbers from outside torch             `random`, `numpy.random`
-    the state of Python objects            `self.calls += 1`, `self.mean = new_mean`
+    custom gradients                   autograd functions, hooks
+    random numbers from outside torch  `random`, `numpy.random`
+    the state of Python objects        `self.calls += 1`, `self.mean = new_mean`
 
-and would go on with what stood there when the model was captured.
+and would repeat the state that it met when the model was captured.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from skyfx.runtime.rng.generator_lending import others_kept, states
+from skyfx.runtime.rng.generator_state import comparable_states, preserve_generators
 from skyfx.solver.errors import CaptureError
 from skyfx.tracing.torch_internals import checked_draws, checked_gradients, checked_vmap
 
@@ -79,24 +79,24 @@ def refuse_foreign_rng() -> Iterator[None]:
             that were imported by their names are noticed at the end.
     """
 
-    def refuse(name: str) -> None:
+    def refuse(name: str, *args: Any) -> None:
         raise CaptureError(
             f"forward draws from {name}, so every step would repeat one draw (a skipped layer, a "
             "mask). Draw with torch, or turn that off while training"
         )
 
-    with others_kept():
-        before = states()
+    with preserve_generators(with_torch=False):
+        before = comparable_states()
         with checked_draws(refuse):
             yield
-        after = states()
+        after = comparable_states()
     for name in ("random", "numpy.random"):
         if before[name] != after[name]:
             refuse(name)
 
 
 def numbers(model: nn.Module) -> dict[str, float]:
-    """The plain numbers that the model's modules hold, by name: a counter among them, or a size."""
+    """The plain numbers that the model's modules hold, by name, such as counters and sizes."""
     return {
         f"{path}.{key}" if path else key: value
         for path, module in model.named_modules()
@@ -114,7 +114,7 @@ def set_numbers(model: nn.Module, values: Mapping[str, float]) -> None:
 
 @contextmanager
 def numbers_kept(model: nn.Module) -> Iterator[None]:
-    """Leave the numbers of the model's modules as they are before."""
+    """Within it, forward may change the numbers of the modules; afterwards they are as before."""
     before = numbers(model)
     try:
         yield
@@ -126,10 +126,10 @@ def numbers_kept(model: nn.Module) -> Iterator[None]:
 
 
 def check_numbers(first: Mapping[str, float], second: Mapping[str, float]) -> None:
-    """Refuse a number that forward has changed twice, as a counter's is.
+    """Refuse a number that forward has changed in both of two runs, such as a counter.
 
     Raises:
-        CaptureError: names one, and what to do.
+        CaptureError: names the first one, and the cure.
     """
     for name in first.keys() & second.keys():
         raise CaptureError(
@@ -142,11 +142,11 @@ def check_buffers(before: Mapping[str, Tensor], after: Mapping[str, Tensor]) -> 
     """Refuse buffers that forward has replaced.
 
     Raises:
-        CaptureError: names one, and what to do.
+        CaptureError: names the first one, and the cure.
     """
     for name in before.keys() & after.keys():
         if before[name] is not after[name]:
             raise CaptureError(
-                f"forward assigns buffer {name!r} anew, which a captured graph cannot: write to "
+                f"forward assigns buffer {name!r} anew, which a captured graph cannot do: write to "
                 f"it in place, as by `self.{name.rpartition('.')[2]}.copy_(...)`"
             )

@@ -22,7 +22,7 @@ from skyfx.runtime.checkpoint.snapshot import Scheduler
 from skyfx.runtime.execution.microbatch import Batch
 from skyfx.runtime.execution.step import autocast_kinds
 from skyfx.runtime.pipeline import Pipeline
-from skyfx.runtime.rng.generator_state import generators_kept
+from skyfx.runtime.rng.generator_state import preserve_generators
 from skyfx.training.callbacks import Callback, Metric, Times
 from skyfx.training.resumable_data import resume, snapshot_order
 
@@ -152,7 +152,7 @@ class Trainer:
                 waiting.append((targets, Batch.of(batch).batch_size))
                 yield batch
 
-        with generators_kept(), torch.no_grad(), self._cast():
+        with preserve_generators(), torch.no_grad(), self._cast():
             for outputs in self.pipeline.stream(batches()):
                 targets, size = waiting.pop(0)
                 num_samples += size

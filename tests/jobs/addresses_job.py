@@ -23,7 +23,7 @@ def main(folder: str, *order: str) -> None:
     torch.set_num_threads(1)
     torch.manual_seed(0)
     hosts = DeviceInventory.join()
-    name_of = {rank: name for name, rank in hosts.rank_of.items()}
+    name_of = {rank: name for name, rank in hosts.owner_rank.items()}
     model = nn.Sequential(*(nn.Linear(4, 4) for _ in order))
     batch = torch.randn(4, 4)
     expected = model(batch)
@@ -39,7 +39,7 @@ def main(folder: str, *order: str) -> None:
     with skyfx.partition(model, cluster, example_inputs=batch, plan=plan) as pipeline:
         held = [name for name, x in model.named_parameters() if not x.is_meta]
         loss = pipeline.train_step(batch, torch.zeros(4, 4), functional.mse_loss)
-        ran = [hosts.rank_of[stage.device] for stage in pipeline.plan.stages]
+        ran = [hosts.owner_rank[stage.device] for stage in pipeline.plan.stages]
     alone = functional.mse_loss(expected, torch.zeros(4, 4))
     said = {"held": held, "stages": ran, "close": torch.allclose(loss, alone)}
     Path(folder, f"{hosts.group.rank}.json").write_text(json.dumps(said))

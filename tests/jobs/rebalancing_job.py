@@ -20,8 +20,12 @@ def slow_down(pipeline: skyfx.Pipeline, device: str) -> None:
     """From now on the device takes thirty times as long, as one does that has other work."""
     for split in pipeline._runner._splits._made.values():
         for stage in split.stages.values():
-            if stage.place.name == device:
-                stage.place = replace(stage.place, slowdown=30.0)
+            if stage.local_device.name == device:
+                stage.local_device = replace(stage.local_device, slowdown=30.0)
+
+
+def nodes_on(pipeline: skyfx.Pipeline, device: str) -> int:
+    return sum(len(stage.nodes) for stage in pipeline.plan.stages if stage.device == device)
 
 
 def trained(
@@ -60,9 +64,10 @@ def main(folder: str) -> None:
         def held() -> int:
             return sum(x.numel() for x in case.model.parameters() if not x.is_meta)
 
-        before = held()
+        before, own = held(), cluster.devices[rank].name
+        nodes = nodes_on(pipeline, own)
         said = trained(pipeline, case, alone, lambda: slow_down(pipeline, cluster.devices[1].name))
-        said["held"] = [before, held()]
+        said |= {"held": [before, held()], "nodes": [nodes, nodes_on(pipeline, own)]}
     Path(folder, f"{rank}.json").write_text(json.dumps(said))
 
 

@@ -124,8 +124,8 @@ def test_without_a_common_folder_the_first_process_has_to_have_the_latest(
     for said in resumed:
         assert said[ELSEWHERE]["error"].endswith(
             f"in its own folder of this name, rank 1 has a checkpoint of step {SAVED}, and the "
-            "first process has none: give one that all hosts see, or copy that checkpoint to the "
-            "first host"
+            "first process has none: take a folder that all hosts see, or copy that checkpoint to "
+            "the first host"
         )
 
 

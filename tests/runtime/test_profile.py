@@ -25,7 +25,7 @@ def test_it_prints_a_table() -> None:
 def test_it_says_how_fast_stages_compute_where_operations_are_known() -> None:
     stages = (StageProfile("a", 0.1, 0.125, 5e8), StageProfile("b", 0.2, 0.2))
     assert str(Profile(stages, 1.5, 1.25)) == (
-        "stage  device  predicted  measured  error   a second\n"
+        "stage  device  predicted  measured  error   per second\n"
         "0      a       100 ms     125 ms    -20.0%  4.0 GFLOP/s\n"
         "1      b       200 ms     200 ms    +0.0%\n"
         "step           1500 ms    1250 ms   +20.0%"

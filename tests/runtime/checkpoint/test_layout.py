@@ -35,15 +35,19 @@ def newer(path: Path) -> None:
 
 
 DAMAGE: list[tuple[str, Callable[[Path], object], str]] = [
-    (MODEL, flip, f"{MODEL} is damaged: '.*' is not what was written. Load an earlier step"),
+    (
+        MODEL,
+        flip,
+        f"{MODEL} is damaged: '.*' has another checksum than when it was written. Load",
+    ),
     (MODEL, truncate, f"{MODEL} is damaged: .* Load an earlier step"),
     (MODEL, Path.unlink, f"{MODEL} is damaged: No such file"),
     (MODEL, lambda path: path.write_bytes(b""), f"{MODEL} is damaged"),
     (MODEL, without_checksums, f"{MODEL} has no checksums"),
-    ("checkpoint.json", truncate, "checkpoint.json: it is damaged: Expecting"),
+    ("checkpoint.json", truncate, "checkpoint.json: the record is damaged: Expecting"),
     ("checkpoint.json", lambda path: path.write_bytes(b"\xff"), "checkpoint.json: 'utf-8' codec"),
-    ("checkpoint.json", lambda path: path.write_text("[]"), "found format None, expected 'skyfx"),
-    ("checkpoint.json", newer, "found format 'skyfx.checkpoint/2', expected 'skyfx.checkpoint/1'"),
+    ("checkpoint.json", lambda path: path.write_text("[]"), "has format None, expected 'skyfx"),
+    ("checkpoint.json", newer, "has format 'skyfx.checkpoint/2', expected 'skyfx.checkpoint/1'"),
     ("checkpoint.json", Path.unlink, "checkpoint.json: .*No such file"),
 ]
 

@@ -134,20 +134,20 @@ def test_the_weights_alone_can_be_loaded(saved: Path) -> None:
     [
         (
             nn.Sequential(*small(), nn.Linear(1, 1)),
-            r"another model's: it has 9 tensors, the model 11; 2 \(4\.weight, 4\.bias\) of the "
-            "model's are not in it, 0 of its are not in the model",
+            r"another model: it has 9 tensors, the model 11; 2 \(4\.weight, 4\.bias\) are only in "
+            "the model, 0 only in the checkpoint",
         ),
         (
             nn.Sequential(*small()[:3]),
-            r"it has 9 tensors, the model 7; 0 of the model's are not in it, "
-            r"2 \(3\.bias, 3\.weight\) of its",
+            r"it has 9 tensors, the model 7; 0 are only in the model, "
+            r"2 \(3\.bias, 3\.weight\) only in the checkpoint",
         ),
         (
             nn.Sequential(nn.Linear(5, 8), *small()[1:]),
-            r"'0\.weight' is float32 of shape \(8, 4\) in the checkpoint, and float32 of shape "
+            r"'0\.weight' is float32 of shape \(8, 4\) in the checkpoint, but float32 of shape "
             r"\(8, 5\) in the model",
         ),
-        (small().double(), r"'0\.weight' is float32 of .* and float64 of"),
+        (small().double(), r"'0\.weight' is float32 of .* but float64 of"),
     ],
 )
 def test_another_model_is_refused(model: nn.Module, message: str, saved: Path) -> None:
@@ -159,18 +159,18 @@ def test_tensors_that_are_one_here_and_two_there_are_refused(tmp_path: Path) -> 
     skyfx.Checkpoints(model, tmp_path).save(1)
     model[1].weight = model[0].weight
     assert_refused(
-        "'1.weight' and '0.weight' are one tensor in the model, and two", tmp_path, model
+        "'1.weight' and '0.weight' are one tensor in the model, but two", tmp_path, model
     )
 
 
 @pytest.mark.parametrize(
     ("make", "message"),
     [
-        (OPTIMIZERS["momentum"], "checkpoint is of AdamW, the optimizer is SGD"),
+        (OPTIMIZERS["momentum"], "has the state of AdamW, the optimizer is SGD"),
         (lambda m: torch.optim.AdamW(m.parameters()), "has 2 parameter groups, the optimizer 1"),
         (
             lambda m: torch.optim.AdamW([{"params": m[0].parameters()}, {"params": m[3].weight}]),
-            r"group 0 has 2 parameters, and 1 in the checkpoint; 1 \(0\.bias\) are in one alone",
+            r"group 0 has 2 parameters, but 1 in the checkpoint; 1 \(0\.bias\) are only in one",
         ),
         (
             lambda m: torch.optim.AdamW(small().parameters()),
@@ -188,9 +188,9 @@ def test_another_optimizer_is_refused(
 
 def test_what_was_not_saved_is_not_loaded(tmp_path: Path, saved: Path) -> None:
     model, optimizer, scheduler = training("groups", "steps")
-    assert_refused("there is a scheduler, and the", saved, model, optimizer, scheduler)
+    assert_refused("a scheduler is given, but the", saved, model, optimizer, scheduler)
     skyfx.Checkpoints(model, tmp_path / "bare").save(1)
-    assert_refused("there is an optimizer, and the", tmp_path / "bare", model, optimizer)
+    assert_refused("an optimizer is given, but the", tmp_path / "bare", model, optimizer)
 
 
 @pytest.mark.parametrize("extra", [{"f": print}, {"deep": [{"set": {1}}]}])

@@ -9,7 +9,7 @@ from torch.nn import functional
 
 import skyfx
 from skyfx.runtime.execution.microbatch import Batch
-from skyfx.runtime.transport.local import ChannelClosed, SlowChannel
+from skyfx.runtime.transport.local import BoundedQueue, ChannelClosed
 from skyfx.solver.core.cluster import Cluster, Device, Link, Wire
 from skyfx.tracing.capture import capture
 from tests.support import unsplit_reference
@@ -58,7 +58,7 @@ def test_values_and_gradients_arrive_no_sooner_than_over_such_links() -> None:
 
 
 def test_a_link_carries_one_item_after_the_other_and_lets_go_at_the_end() -> None:
-    channel = SlowChannel[list[torch.Tensor]](4, Wire(bandwidth_bytes_per_s=4e5, latency_s=0.0))
+    channel = BoundedQueue[list[torch.Tensor]](4, Wire(bandwidth_bytes_per_s=4e5, latency_s=0.0))
     began = torch.ones(10_000)  # 0.1 s each
     for _ in range(3):
         channel.put([began])

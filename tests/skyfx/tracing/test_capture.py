@@ -1,5 +1,7 @@
 """Capture takes a model as it is, and leaves it as it was."""
 
+from typing import Any
+
 import pytest
 import torch
 from torch import Tensor, nn
@@ -151,3 +153,59 @@ def test_inputs_may_be_left_out_for_a_transformers_model_only() -> None:
 def test_the_public_names_are_those_that_the_package_promises() -> None:
     for name in skyfx.__all__:
         assert getattr(skyfx, name).__name__ == name
+
+
+def function(x: Tensor) -> Tensor:
+    return x
+
+
+@pytest.mark.parametrize(
+    ("model", "message"),
+    [
+        (nn.Linear, r"model is the class Linear, expected a .*: pass an instance of the class"),
+        (function, r"model is a function, expected a .*: call it in the `forward`"),
+        (None, r"model is a NoneType, expected a torch.nn.Module"),
+        ([nn.Linear(2, 2)], r"model is a list, expected a torch.nn.Module"),
+    ],
+)
+def test_a_model_that_is_no_module_is_refused_in_a_line(model: Any, message: str) -> None:
+    for call in (capture, partition_on_two_devices):
+        with pytest.raises(TypeError, match=message) as raised:
+            call(model, torch.ones(BATCH, 2))
+        assert "\n" not in str(raised.value)
+
+
+def partition_on_two_devices(model: nn.Module, inputs: Any) -> skyfx.Pipeline:
+    return skyfx.partition(model, ["cpu", "cpu"], example_inputs=inputs, num_microbatches=2)
+
+
+def test_a_pipeline_is_not_split_again() -> None:
+    with (
+        partition_on_two_devices(nn.Identity(), torch.ones(BATCH, 2)) as pipeline,
+        pytest.raises(TypeError, match="split already, so pass the model that it was made from"),
+    ):
+        partition_on_two_devices(pipeline, torch.ones(BATCH, 2))
+
+
+@pytest.mark.parametrize(
+    ("inputs", "message"),
+    [
+        ("text", "the batch is a str, expected a tensor, a tuple"),
+        (torch.ones(2).numpy(), "the batch is a ndarray, expected a tensor"),
+        ({3: torch.ones(2)}, "the batch is a dict, expected .* a dict of its keyword arguments"),
+        ((), "the batch holds no tensor with a batch dimension"),
+        (torch.ones(()), "the batch holds no tensor with a batch dimension"),
+    ],
+)
+def test_inputs_of_a_wrong_type_are_refused(inputs: Any, message: str) -> None:
+    for call in (capture, partition_on_two_devices):
+        with pytest.raises(TypeError, match=message):
+            call(nn.Linear(2, 2), inputs)
+
+
+@pytest.mark.parametrize("build", [nn.Identity, nn.Sequential])
+def test_a_model_without_operators_is_one_stage(build: type[nn.Module]) -> None:
+    x = torch.randn(BATCH, 2)
+    with partition_on_two_devices(build(), x) as pipeline:
+        assert len(pipeline.plan.stages) == 1
+        assert torch.equal(pipeline(x), x)

@@ -1,4 +1,4 @@
-"""What torch.export cannot follow stays whole: a node, and everything else is cut around it."""
+"""Calls that torch.export cannot follow become leaves, and everything else is cut around them."""
 
 import copy
 import random

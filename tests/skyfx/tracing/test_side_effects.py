@@ -160,6 +160,6 @@ class Remembers(Layers):
         return self.first(x)
 
 
-def test_a_number_that_settles_is_no_hazard() -> None:
+def test_a_number_that_settles_is_not_refused() -> None:
     model, x = Remembers(), torch.randn(BATCH, WIDTH)
     assert torch.equal(capture(model, x).module(x)[0], model.first(x))
