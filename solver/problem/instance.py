@@ -48,6 +48,8 @@ class Instance:
     graph: Graph
     cluster: Cluster
     assumptions: Assumptions
+    groups: tuple[str, ...] | None = None
+    """Labels of the nodes to merge, instead of their `colocate`, as for `contract`."""
 
     @property
     def num_devices(self) -> int:
@@ -62,7 +64,7 @@ class Instance:
     @cached_property
     def members(self) -> list[list[int]]:
         """Node indices of each unit, `(n,)`; units stand in a topological order."""
-        return contract(self.graph)
+        return contract(self.graph, self.groups)
 
     @cached_property
     def unit_of(self) -> dict[str, int]:
