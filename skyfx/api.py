@@ -8,7 +8,9 @@ from typing import Any, get_args
 from torch import nn
 
 from skyfx.devices.resolve import DeviceList
+from skyfx.measurement.cost_cache import check_cache_folder
 from skyfx.measurement.measure import Progress, measure
+from skyfx.orchestration.argument_checks import check_files, check_patterns, check_search
 from skyfx.orchestration.assembly import assemble
 from skyfx.orchestration.environment import environment_of
 from skyfx.orchestration.plan_resolution import (
@@ -20,7 +22,7 @@ from skyfx.orchestration.plan_resolution import (
 from skyfx.orchestration.rebalancing import Rebalancing
 from skyfx.runtime.device import LocalDevice
 from skyfx.runtime.pipeline import Pipeline
-from skyfx.solver.core.field_checks import one_of
+from skyfx.solver.core.field_checks import one_of, text_sequence, whole_number
 from skyfx.solver.core.graph import Graph
 from skyfx.solver.core.plan import Assumptions, Mode, Objective, Plan, Schedule, Strategy
 from skyfx.tracing.capture import example_batch
@@ -77,15 +79,20 @@ def partition(
 
     Raises:
         CaptureError: the model cannot be captured.
-        PlanError: a device is not on this machine, or the plan is not one for this model.
+        ValueError: an argument is wrong; nothing has been captured or measured then, but for a
+            pin that matches nothing.
+        PlanError: a device is not on this machine, the weights cannot be read, or the plan is not
+            one for this model.
         InfeasibleError: the model does not fit the devices (`NoPlanError`: none found in time).
     """
     environment = environment_of(devices)
+    check_files(weights, keep)
     batch = example_batch(model, example_inputs)
     if plan is not None:
         found, captured = given_plan(plan, model, batch, environment.cluster)
         return assemble(model, found, captured, environment, weights)
-    one_of("strategy", strategy, get_args(Strategy))
+    whole_number("num_microbatches", num_microbatches, least=1)
+    text_sequence("pins", pins)
     assumptions = Assumptions(
         mode=mode,
         objective=objective,
@@ -95,8 +102,10 @@ def partition(
         optimizer_state_ratio=optimizer_state_ratio,
         pins=tuple(pins),
     )
-    assumptions.check()
+    names = [device.name for device in environment.cluster.devices]
+    check_search(assumptions, names, strategy=strategy, gap=gap, time_limit_s=time_limit_s)
     captured = capture_microbatch(model, batch, mode, num_microbatches)
+    check_patterns(assumptions.pins, captured)
     graph, cluster = environment.measure(captured, progress)
     source = PlanSource.of(
         graph, batch, assumptions, strategy=strategy, gap=gap, time_limit_s=time_limit_s
@@ -123,7 +132,15 @@ def capture_and_measure(
     num_microbatches: int = 8,
     progress: Progress | None = None,
 ) -> Graph:
-    """The first half of `partition`, for planning offline: the measured graph."""
+    """The first half of `partition`, for planning offline: the measured graph.
+
+    Raises:
+        ValueError: an argument is wrong; nothing has been captured then.
+        CaptureError: the model cannot be captured.
+    """
+    one_of("mode", mode, get_args(Mode))
+    whole_number("num_microbatches", num_microbatches, least=1)
+    check_cache_folder()
     batch = example_batch(model, example_inputs)
     return measure(
         capture_microbatch(model, batch, mode, num_microbatches), places, progress=progress

@@ -10,7 +10,9 @@ from pathlib import Path
 import psutil
 import torch
 
-__all__: list[str] = ["available_bytes", "cores", "free_bytes", "has_quota", "processor"]
+__all__: list[str] = [
+    *("available_bytes", "cores", "device_type", "free_bytes", "hardware_model", "has_quota"),
+]
 
 CGROUPS = Path("/sys/fs/cgroup")
 OWN = Path("/proc/self/cgroup")
@@ -55,8 +57,28 @@ def free_bytes(device: torch.device) -> float:
     return available_bytes() / int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
 
 
-def processor() -> str:
-    """This machine's model of processor, in small letters and digits."""
+def device_type(device: torch.device, num_threads: int | None = None) -> str:
+    """The key of times on a device: its model, since unlike models take unlike times.
+
+    Args:
+        device: of this machine.
+        num_threads: torch threads of a CPU in a job of several processes; without them it is `cpu`.
+    """
+    if device.type != "cpu":
+        return hardware_model(device)
+    if num_threads is None:
+        return "cpu"
+    return f"{hardware_model(device)}-{num_threads}-thread{'s' if num_threads > 1 else ''}"
+
+
+def hardware_model(device: torch.device) -> str:
+    """The model of this GPU, or of this machine's processor, in small letters and digits."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device).lower().replace(" ", "-")
+    return _processor() if device.type == "cpu" else device.type
+
+
+def _processor() -> str:
     try:
         lines = Path("/proc/cpuinfo").read_text().splitlines()
     except OSError:

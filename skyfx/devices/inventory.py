@@ -12,8 +12,7 @@ from dataclasses import dataclass
 
 import torch
 
-from skyfx.devices.host_resources import cores, free_bytes, processor
-from skyfx.devices.resolve import gpu_type
+from skyfx.devices.host_resources import cores, device_type, free_bytes
 from skyfx.runtime.device import LocalDevice
 from skyfx.runtime.distributed.process_group import ProcessGroup
 from skyfx.solver.core.cluster import Device
@@ -94,11 +93,11 @@ def _own_devices() -> list[LocalDevice]:
     found = []
     if accelerator is not None and local_rank < num_gpus:
         gpu = torch.device(accelerator.type, local_rank)
-        found.append(LocalDevice(f"{host}/{gpu}", gpu, type=gpu_type(gpu)))
+        found.append(LocalDevice(f"{host}/{gpu}", gpu, type=device_type(gpu)))
     if local_rank >= num_gpus or local_rank == 0:
         num_cpus = max(1, num_local - num_gpus + (num_gpus > 0))
         threads = max(1, int((cores() - num_gpus) / num_cpus))  # a core launches a GPU's kernels
         name = f"{host}/cpu" if num_cpus == 1 else f"{host}/cpu:{local_rank}"
-        kind = f"{processor()}-{threads}-thread{'s' if threads > 1 else ''}"
-        found.append(LocalDevice(name, torch.device("cpu"), num_threads=threads, type=kind))
+        cpu = torch.device("cpu")
+        found.append(LocalDevice(name, cpu, num_threads=threads, type=device_type(cpu, threads)))
     return found

@@ -7,13 +7,14 @@ from pathlib import Path
 
 import torch
 
-from skyfx.devices.host_resources import cores
+from skyfx.devices.host_resources import cores, device_type, free_bytes
 from skyfx.runtime.device import LocalDevice
 from skyfx.runtime.memory.malloc import keep_freed
 from skyfx.solver.core import cluster, files
+from skyfx.solver.core.field_checks import memory_size
 from skyfx.solver.errors import PlanError
 
-__all__: list[str] = ["Device", "DeviceList", "given_cluster", "gpu_type", "resolve"]
+__all__: list[str] = ["Device", "DeviceList", "given_cluster", "resolve"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -22,14 +23,15 @@ class Device:
 
     Attributes:
         device: what torch calls it: `cpu`, `cuda:0`.
-        memory_bytes: what the pipeline may use of it; by default what a GPU has free, and no limit
-            on a CPU. A stage that needs more fails: see `skyfx.runtime.memory.limits`.
-        slowdown: multiplies its compute time, in the plan and, by waiting, when it runs: to try out
+        memory_bytes: limit for the pipeline, as a number or as text such as `4GiB`; by default
+            the free memory of a GPU, and no limit on a CPU. A stage that needs more fails: see
+            `skyfx.runtime.memory.limits`.
+        slowdown: factor on its compute time, in the plan and, by waiting, at run time: to try out
             unequal devices on one machine.
     """
 
     device: str | torch.device
-    memory_bytes: float | None = None
+    memory_bytes: float | str | None = None
     slowdown: float = 1.0
 
 
@@ -98,22 +100,15 @@ def _cluster(wanted: Sequence[Device], found: Sequence[torch.device]) -> cluster
         devices=tuple(
             cluster.Device(
                 name=name,
-                type="cpu" if here.type == "cpu" else gpu_type(here),
-                memory_bytes=_memory(device, here),
+                type=device_type(here),
+                memory_bytes=_memory(i, device, here),
                 slowdown=device.slowdown,
             )
-            for name, device, here in zip(_names(found), wanted, found, strict=True)
+            for i, (name, device, here) in enumerate(zip(_names(found), wanted, found, strict=True))
         )
     )
     resolved.check()
     return resolved
-
-
-def gpu_type(device: torch.device) -> str:
-    """What times on a GPU are keyed by: its model, since unlike GPUs take unlike times."""
-    if device.type == "cuda":
-        return torch.cuda.get_device_name(device).lower().replace(" ", "-")
-    return device.type
 
 
 def _names(found: Sequence[torch.device]) -> list[str]:
@@ -151,10 +146,10 @@ def _torch_device(*names: str) -> torch.device:
     raise PlanError(f"no device {names[0]!r} on this machine; it has {', '.join(here)}")
 
 
-def _memory(device: Device, here: torch.device) -> float | None:
+def _memory(i: int, device: Device, here: torch.device) -> float | None:
     if device.memory_bytes is None and here.type == "cuda":
-        return float(torch.cuda.mem_get_info(here)[0])
-    return device.memory_bytes
+        return free_bytes(here)
+    return memory_size(f"devices[{i}].memory_bytes", device.memory_bytes)
 
 
 def _threads_each(found: Sequence[torch.device]) -> int:

@@ -14,13 +14,12 @@ from pathlib import Path
 import msgspec
 import torch
 
-from skyfx.devices.host_resources import processor
-from skyfx.devices.resolve import gpu_type
+from skyfx.devices.host_resources import hardware_model
 from skyfx.measurement.call_cost import CallCost
 from skyfx.runtime.device import LocalDevice
-from skyfx.solver.core.files import replacing
+from skyfx.solver.core.files import replacing, require_folder
 
-__all__: list[str] = ["CostCache"]
+__all__: list[str] = ["CostCache", "check_cache_folder"]
 
 Key = tuple[str, ...]
 
@@ -37,7 +36,7 @@ class CostCache:
         self._costs: dict[str, CallCost] = {}
         self._lasting: dict[str, CallCost] = {}
         self._what = (
-            processor() if place.device.type == "cpu" else gpu_type(place.device),
+            hardware_model(place.device),
             str(place.num_threads),
             torch.__version__,
             "training" if training else "inference",
@@ -49,11 +48,11 @@ class CostCache:
     def opened(cls, place: LocalDevice, *, training: bool) -> Iterator["CostCache"]:
         """With what earlier runs have measured; what this one adds is kept, whatever ends it."""
         store = cls(place, training=training)
-        folder = os.environ.get("SKYFX_CACHE")
-        if not folder:
+        folder = check_cache_folder()
+        if folder is None:
             yield store
             return
-        path = Path(folder) / f"costs-{_digest(store._what)[:16]}.json"
+        path = folder / f"costs-{_digest(store._what)[:16]}.json"
         store._read(path)
         try:
             yield store
@@ -83,9 +82,18 @@ class CostCache:
         self._lasting |= found
 
     def _write(self, path: Path) -> None:
-        path.parent.mkdir(parents=True, exist_ok=True)
         with replacing(path, force=True) as temporary:
             temporary.write_bytes(msgspec.json.encode(self._lasting))
+
+
+def check_cache_folder() -> Path | None:
+    """The folder that `SKYFX_CACHE` names, if any; it is there then.
+
+    Raises:
+        ValueError: no file can be written to it.
+    """
+    folder = os.environ.get("SKYFX_CACHE")
+    return require_folder("SKYFX_CACHE", folder) if folder else None
 
 
 def _digest(parts: tuple[str, ...]) -> str:

@@ -14,7 +14,7 @@ from torch import fx
 
 from skyfx.measurement.calibration import timed_segments
 from skyfx.measurement.calibration_fit import fit
-from skyfx.measurement.cost_cache import CostCache
+from skyfx.measurement.cost_cache import CostCache, check_cache_folder
 from skyfx.measurement.operator_costs import OperatorCosts, priced
 from skyfx.measurement.saved_tensors import saved_tensor_bytes
 from skyfx.passes.planner_graph import num_bytes, to_planner_graph
@@ -63,8 +63,14 @@ def measure(
 
     Returns:
         The graph, with seconds per device type and bytes, for one micro-batch as captured.
+
+    Raises:
+        ValueError: there is no place, or `SKYFX_CACHE` names no folder to write to.
     """
     several = list(places)
+    if not several:
+        raise ValueError("places is empty, expected at least one device to measure on")
+    check_cache_folder()
     found = {}
     for place in {place.type: place for place in several}.values():
 

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 from torch import Tensor
 
 from skyfx.runtime.checkpoint.checkpoints import Checkpoints
+from skyfx.solver.core.field_checks import whole_number
 
 if TYPE_CHECKING:
     from skyfx.training.trainer import Trainer
@@ -95,6 +96,9 @@ class Checkpointing(Callback):
             keep: how many to keep.
             wait: whether training waits until it is on the disk.
         """
+        if every_steps is not None:
+            whole_number("every_steps", every_steps, least=1)
+        whole_number("keep", keep, least=1)
         self._folder, self._keep = folder, keep
         self._every_steps, self._wait = every_steps, wait
         self._checkpoints: Checkpoints | None = None
@@ -190,6 +194,7 @@ class Timer(Callback):
         Args:
             every: after so many iterations a line is logged, at the level INFO.
         """
+        whole_number("every", every, least=1)
         self.times: list[Times] = []
         self._every = every
 
@@ -225,6 +230,7 @@ class Evaluate(Callback):
             metrics: by name.
             every: after so many epochs.
         """
+        whole_number("every", every, least=1)
         self.results: dict[int, dict[str, float]] = {}
         self._loader, self._metrics, self._every = loader, metrics, every
 

@@ -23,6 +23,7 @@ from skyfx.runtime.execution.microbatch import Batch
 from skyfx.runtime.execution.step import autocast_kinds
 from skyfx.runtime.pipeline import Pipeline
 from skyfx.runtime.rng.generator_state import preserve_generators
+from skyfx.solver.core.field_checks import positive, whole_number
 from skyfx.training.callbacks import Callback, Metric, Times
 from skyfx.training.resumable_data import resume, snapshot_order
 
@@ -79,10 +80,9 @@ class Trainer:
         Raises:
             ValueError: a number is none that makes sense.
         """
-        if accumulate < 1:
-            raise ValueError(f"accumulate is {accumulate}, expected 1 or more batches a step")
-        if max_grad_norm is not None and not max_grad_norm > 0:
-            raise ValueError(f"max_grad_norm is {max_grad_norm}, expected more than 0")
+        whole_number("accumulate", accumulate, least=1)
+        if max_grad_norm not in (None, math.inf):  # infinity measures the norm and clips nothing
+            positive("max_grad_norm", max_grad_norm)
         if autocast is torch.float16:
             raise ValueError("autocast to float16 needs scaled gradients: use torch.bfloat16")
         self.pipeline, self.optimizer, self.scheduler = pipeline, optimizer, scheduler
@@ -108,10 +108,14 @@ class Trainer:
             max_steps: of the optimizer, with those before.
 
         Raises:
-            ValueError: the loader gives nothing, or not what it gave before the checkpoint.
+            ValueError: a number is no whole number >= 0, or the loader gives nothing, or not the
+                batches that it gave before the checkpoint.
             StageError: a stage failed.
             WorkerLostError: a process is gone.
         """
+        whole_number("epochs", epochs, least=0)
+        if max_steps is not None:
+            whole_number("max_steps", max_steps, least=0)
         self._limit, self._is_asked_to_stop = max_steps, False
         try:
             self._call("before_run")

@@ -175,6 +175,27 @@ def refuse_overwrite(path: str | os.PathLike[str], *, force: bool = False) -> No
         raise FileNotFoundError(f"{path}: the folder {Path(path).parent} does not exist")
 
 
+def require_folder(what: str, path: str | os.PathLike[str]) -> Path:
+    """Make a folder if need be, and refuse one that nothing can be written to.
+
+    Args:
+        what: the argument or variable that names it.
+        path: the folder.
+
+    Raises:
+        ValueError: no file can be written to it.
+    """
+    folder = Path(path)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder):
+            return folder
+    except OSError as error:
+        raise ValueError(
+            f"{what}: found {str(folder)!r}, expected a folder to write to ({error.strerror})"
+        ) from None
+
+
 def _umask() -> int:
     mask = os.umask(0)  # it can only be read by setting it
     os.umask(mask)

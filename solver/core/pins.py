@@ -56,15 +56,30 @@ class Pin:
         Raises:
             ValueError: with the names that come nearest.
         """
+        self.check_device(devices)
+        self.check_pattern(nodes)
+
+    def check_device(self, devices: Sequence[str]) -> None:
+        """Refuse a device that is not there."""
         if self.device not in devices:
-            raise ValueError(f"pin '{self}': no device {self.device!r} ({', '.join(devices)})")
+            raise ValueError(
+                f"pin '{self}': no device {self.device!r} ({', '.join(devices)})"
+                f"{_did_you_mean(self.device, devices)}"
+            )
+
+    def check_pattern(self, nodes: Sequence[Node]) -> None:
+        """Refuse a pattern that matches nothing."""
         if not any(self.matches(node) for node in nodes):
             names = sorted({name for node in nodes for name in _names(node)})
-            near = difflib.get_close_matches(self.pattern, names, n=3, cutoff=0.4) or names[:3]
             raise ValueError(
-                f"pin '{self}': {self.pattern!r} matches no node and no module; "
-                f"did you mean {' or '.join(map(repr, near))}?"
+                f"pin '{self}': {self.pattern!r} matches no node and no module"
+                f"{_did_you_mean(self.pattern, names)}"
             )
+
+
+def _did_you_mean(name: str, names: Sequence[str]) -> str:
+    near = difflib.get_close_matches(name, names, n=3, cutoff=0.4) or names[:3]
+    return f"; did you mean {' or '.join(map(repr, near))}?"
 
 
 def _names(node: Node) -> Iterator[str]:

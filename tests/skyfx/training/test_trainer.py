@@ -238,8 +238,8 @@ def test_times_say_where_an_iteration_went(caplog: pytest.LogCaptureFixture) -> 
 @pytest.mark.parametrize(
     ("options", "says"),
     [
-        ({"accumulate": 0}, "accumulate is 0, expected 1 or more"),
-        ({"max_grad_norm": 0.0}, "max_grad_norm is 0.0, expected more than 0"),
+        ({"accumulate": 0}, "accumulate: found 0, expected a whole number >= 1"),
+        ({"max_grad_norm": 0.0}, "max_grad_norm: found 0.0, expected a finite number > 0"),
         ({"autocast": torch.float16}, "float16 needs scaled gradients"),
     ],
 )

@@ -1,0 +1,1 @@
+"""How long small models take to be partitioned."""
