@@ -36,7 +36,7 @@ def test_each_stage_has_its_torch_threads_and_the_caller_keeps_its_own(num_stage
 def test_a_call_from_within_a_stage_is_refused_instead_of_waiting_for_ever(num_stages: int) -> None:
     case = models.unet()
     with split_evenly(case, num_stages) as pipeline:
-        with pytest.raises(StageError, match="called from its own stage"):
+        with pytest.raises(StageError, match="called from inside one of its own stages"):
             pipeline.train_step(case.batch, case.targets, lambda *_: pipeline(case.batch).sum())
         pipeline.train_step(case.batch, case.targets, case.loss_fn)
 
