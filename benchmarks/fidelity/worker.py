@@ -29,7 +29,7 @@ from skyfx.measurement.measure import price
 from skyfx.runtime.execution.microbatch import Batch
 from skyfx.solver import Assumptions, Cluster, Graph, Plan, evaluate, solve
 from skyfx.solver.core import files
-from skyfx.solver.costs.cost_model import live_microbatches
+from skyfx.solver.costs.cost_model import in_flight_at
 from skyfx.solver.costs.peak_memory import peak_bytes
 from skyfx.solver.costs.simulator import simulate
 from skyfx.tracing.capture import Capture, capture
@@ -202,7 +202,7 @@ def run(setting: Setting, plan: Plan, case: Case) -> dict[str, Any]:
 
 def _kept_inputs_bytes(setting: Setting, num_stages: int) -> float:
     """What the first stage keeps of the batch, which was there before the step."""
-    live = live_microbatches(setting.assumptions, num_stages)
+    live = in_flight_at(setting.assumptions, num_stages)
     return live * sum(node.output_bytes for node in setting.graph.nodes if node.is_input)
 
 

@@ -9,7 +9,7 @@ import itertools
 import time
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import replace
+from dataclasses import fields, replace
 from statistics import median
 
 import torch
@@ -39,9 +39,18 @@ CPU = torch.device("cpu")
 
 
 class Cluster(cluster.Cluster):
-    """Devices and links; `from_environment` finds those of the job that this process is one of."""
+    """Devices and links; `from_environment` finds those of the job of this process.
+
+    Equal to a `skyfx.solver.Cluster` with equal fields.
+    """
 
     __slots__ = ()
+    __hash__ = cluster.Cluster.__hash__
+
+    def __eq__(self, other: object) -> bool:
+        if not isinstance(other, cluster.Cluster):
+            return NotImplemented
+        return all(getattr(self, x.name) == getattr(other, x.name) for x in fields(self))
 
     @classmethod
     def from_environment(cls, *, memory_bytes: float | None = None) -> "Cluster":

@@ -18,7 +18,7 @@ __all__: list[str] = ["check_plan", "match", "owned"]
 def match(
     captured: Capture, graph: Graph, plan: Plan, owners: Mapping[str, int]
 ) -> dict[fx.Node, int]:
-    """The stage of each node of a capture, which may not be the one that was planned.
+    """The stage of each node of a capture, which may differ from the one that was planned.
 
     A model has other nodes in eval mode than in training (batch norm counts its batches only
     there). Parameters stay where they are, nodes of equal ids go where the plan has them, and the
@@ -26,12 +26,12 @@ def match(
 
     Args:
         captured: the model for the mode and shapes to run.
-        graph: its outline.
+        graph: its planner graph.
         plan: made from a capture of the same model.
         owners: the stage of each parameter and buffer that has one, by its original name.
 
     Raises:
-        PlanError: the capture cannot be split the way that the plan says.
+        PlanError: the capture cannot be split by the plan.
     """
     planned = plan.stage_of()
     found: dict[fx.Node, int] = {}
@@ -46,7 +46,7 @@ def match(
         if stage < earliest or len(fixed) > 1:
             raise PlanError(
                 f"the plan cannot be used in {'training' if captured.training else 'eval'} mode: "
-                f"{name!r} belongs to stage {sorted(fixed)}, what it reads is made in stage "
+                f"{name!r} belongs to stage {sorted(fixed)}, its inputs are made in stage "
                 f"{earliest}. Partition the model for this mode separately"
             )
         found[node] = stage
@@ -64,13 +64,13 @@ def check_plan(plan: Plan, captured: Capture, devices: Sequence[str]) -> None:
     """Refuse a plan for another model or other devices.
 
     Raises:
-        PlanError: says which, and what to do.
+        PlanError: which of them, and the cure.
     """
     for stage in plan.stages:
         if stage.device not in devices:
             raise PlanError(
                 f"the plan uses device {stage.device!r}, the devices given are "
-                f"{', '.join(devices)}: give the devices that it was made for, or plan anew"
+                f"{', '.join(devices)}: pass the devices that it was made for, or plan again"
             )
     if plan.live is not None and (fault := deadlock_reason(plan.live)):
         raise PlanError(f"the plan's schedule would deadlock: {fault}. Make a new plan")
@@ -81,10 +81,10 @@ def check_plan(plan: Plan, captured: Capture, devices: Sequence[str]) -> None:
         raise PlanError(
             f"the plan is for another graph ({plan.graph.name!r}): {len(ids & planned)} of the "
             f"model's {len(ids)} nodes are in it, {one!r} is only in the "
-            f"{'model' if one in ids else 'plan'}. Plan this model anew, in this mode"
+            f"{'model' if one in ids else 'plan'}. Plan this model again, in this mode"
         )
     if plan.graph.structure not in (None, graph.structure()):
         raise PlanError(
             f"the plan is for another graph ({plan.graph.name!r}): its nodes have the same names "
-            "as this model's, but other operators, edges or parameter sizes. Plan this model anew"
+            "as this model's, but other operators, edges or parameter sizes. Plan this model again"
         )

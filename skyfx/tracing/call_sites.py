@@ -137,8 +137,8 @@ def _function_of(frame: FrameType, caller: FrameType) -> CallSite | None:
     """The function that the frame runs, if its caller's file has it under its name."""
     name, file = frame.f_code.co_name, str(caller.f_globals.get("__name__"))
     found = caller.f_globals.get(name)
-    ours = file.partition(".")[0] in ("torch", "skyfx")
-    if ours or file not in sys.modules or not isinstance(found, FunctionType):
+    is_library = file.partition(".")[0] in ("torch", "skyfx")
+    if is_library or file not in sys.modules or not isinstance(found, FunctionType):
         return None
     if getattr(inspect.unwrap(found), "__code__", None) is not frame.f_code:
         return None

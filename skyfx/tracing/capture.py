@@ -27,6 +27,14 @@ __all__: list[str] = ["Capture", "capture", "example_batch"]
 _capturing = threading.RLock()
 """torch.export keeps its state in globals: one capture at a time in all threads."""
 
+_CURES: dict[type, str] = {
+    type: "pass an instance of the class",
+    Pipeline: "a pipeline is split already, so pass the model that it was made from",
+    FunctionType: "call it in the `forward` of a module, and pass that",
+    object: "pass the model itself",
+}
+"""The cure for each type that is passed instead of a module."""
+
 
 @dataclass(frozen=True, slots=True)
 class Capture:
@@ -121,9 +129,10 @@ def example_batch(model: nn.Module, inputs: Any) -> Batch:
         TypeError: the model is no module, or the inputs are of a wrong type.
     """
     if not isinstance(model, nn.Module):
-        raise TypeError(
-            f"model is {_describe(model)}, expected a torch.nn.Module: {_cure_for(model)}"
-        )
+        is_class = isinstance(model, type)
+        kind = f"the class {model.__name__}" if is_class else f"a {type(model).__name__}"
+        cure = next(text for types, text in _CURES.items() if isinstance(model, types))
+        raise TypeError(f"model is {kind}, expected a torch.nn.Module: {cure}")
     if inputs is None:
         inputs = getattr(model, "dummy_inputs", None)
     if inputs is None:
@@ -132,25 +141,6 @@ def example_batch(model: nn.Module, inputs: Any) -> Batch:
             "tensor, a tuple of positional or a dict of keyword arguments of one batch"
         )
     return inputs if isinstance(inputs, Batch) else Batch.of(inputs)
-
-
-def _describe(value: Any) -> str:
-    """A value that is no module, for a message."""
-    if isinstance(value, type):
-        return f"the class {value.__name__}"
-    if isinstance(value, FunctionType):
-        return f"the function {value.__name__!r}"
-    return "None" if value is None else f"an object of {type(value).__name__}"
-
-
-def _cure_for(value: Any) -> str:
-    if isinstance(value, type):
-        return f"pass an instance, as `{value.__name__}(...)` makes one"
-    if isinstance(value, Pipeline):
-        return "a pipeline is split already, so pass the model that it was made from"
-    if callable(value):
-        return "call it in the `forward` of a module, and pass that"
-    return "pass the model itself"
 
 
 @contextmanager

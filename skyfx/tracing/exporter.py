@@ -59,7 +59,7 @@ def trace(
                 _check_runs(model, adapter())
                 if type(errors[0]) is RuntimeError:
                     # An operator that runs, but not on the tensors that torch traces with: it
-                    # better becomes a leaf than that the model, told of the export, avoids it.
+                    # becomes a leaf before the model, which sees the export, may avoid it.
                     ways.sort(key=lambda way: way[1])
             if isinstance(errors[-1], CalledOtherwiseError):
                 break

@@ -79,7 +79,7 @@ def refuse_foreign_rng() -> Iterator[None]:
             that were imported by their names are noticed at the end.
     """
 
-    def refuse(name: str) -> None:
+    def refuse(name: str, *args: Any) -> None:
         raise CaptureError(
             f"forward draws from {name}, so every step would repeat one draw (a skipped layer, a "
             "mask). Draw with torch, or turn that off while training"

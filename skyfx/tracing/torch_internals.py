@@ -10,6 +10,7 @@ import threading
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
+from functools import partial
 from types import ModuleType
 from typing import Any
 
@@ -55,11 +56,10 @@ UNKNOWN_VALUE_ERRORS = (
 _writing_code = threading.RLock()
 """Held by the thread for which torch.fx writes code for any attribute name."""
 
-_OWN_WARNINGS = [
-    # Of every LSTM and GRU, which set `_flat_weights` in their forward.
-    r"The tensor attributes? (self\.[^,]*_flat_weights\[\d+\](, )?)+ (was|were) assigned during",
-]
-"""Warnings that a model's author can do nothing about."""
+_OWN_WARNING = (
+    r"The tensor attributes? (self\.[^,]*_flat_weights\[\d+\](, )?)+ (was|were) assigned during"
+)
+"""A warning about every LSTM and GRU, which their users can do nothing about."""
 
 _OWN_LOGS = {
     "torch._subclasses.fake_tensor": ("failed while attempting", "fake tensor raised TypeError"),
@@ -131,10 +131,10 @@ def checked_vmap(check: Callable[..., None]) -> Iterator[None]:
 
 
 @contextmanager
-def checked_draws(check: Callable[[str], None]) -> Iterator[None]:
-    """Within it, `check` gets the name of each Python module whose global generator is used.
+def checked_draws(check: Callable[..., None]) -> Iterator[None]:
+    """Within it, `check` gets each draw of this thread from `random` or `numpy.random` first.
 
-    The modules are `random` and `numpy.random`; it sees the calls by this thread.
+    It gets the name of that Python module and the arguments.
     """
     owners: list[tuple[ModuleType, Any]] = [
         (random, random._inst),
@@ -144,13 +144,9 @@ def checked_draws(check: Callable[[str], None]) -> Iterator[None]:
         for module, generator in owners:
             for name, value in list(vars(module).items()):
                 if getattr(value, "__self__", None) is generator and "state" not in name:
-                    refuse = _called_with(check, module.__name__)
-                    stack.enter_context(checked_calls(module, name, refuse))
+                    noticed = partial(check, module.__name__)
+                    stack.enter_context(checked_calls(module, name, noticed))
         yield
-
-
-def _called_with(check: Callable[[str], None], name: str) -> Callable[..., None]:
-    return lambda *args: check(name)
 
 
 @contextmanager
@@ -196,8 +192,7 @@ def quiet_tracing() -> Iterator[None]:
         logger.addFilter(concerns_the_model)
     try:
         with warnings.catch_warnings():
-            for message in _OWN_WARNINGS:
-                warnings.filterwarnings("ignore", message)
+            warnings.filterwarnings("ignore", _OWN_WARNING)
             yield
     finally:
         for logger in loggers:

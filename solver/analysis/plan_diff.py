@@ -1,4 +1,4 @@
-"""What differs between two plans: how they were asked for, what they cost, which nodes moved."""
+"""The difference of two plans: their assumptions, their figures, the nodes that moved."""
 
 from collections import Counter
 from collections.abc import Iterator
@@ -14,7 +14,7 @@ __all__: list[str] = ["Difference"]
 class Difference:
     """Plan `b` against plan `a`.
 
-    `moved` are nodes that both have, on different devices; `only_a` and `only_b` are in one alone.
+    `moved` are nodes on different devices; `only_a` and `only_b` are nodes of one plan alone.
     """
 
     a: Plan
@@ -41,7 +41,7 @@ class Difference:
 
     @property
     def differ(self) -> bool:
-        """Whether anything is different that a pipeline would do, or that was asked for."""
+        """Whether the plans run differently or have other assumptions."""
         order = [
             [(stage.device, stage.live, frozenset(stage.nodes)) for stage in plan.stages]
             for plan in (self.a, self.b)
@@ -51,7 +51,7 @@ class Difference:
         )
 
     def lines(self) -> Iterator[str]:
-        """For people: what was asked for, the figures, then what moved."""
+        """Lines of text: the assumptions, the figures, then the moved nodes."""
         yield from self._asked()
         for field in ("bottleneck_s", "step_s", "lower_bound"):
             yield self._figure(field)
@@ -66,7 +66,7 @@ class Difference:
                 yield f"only in {name}: {_counted(len(only), only[0])}"
 
     def as_json(self) -> dict[str, object]:
-        """For programs."""
+        """The same as a JSON object."""
         figures = ("bottleneck_s", "step_s", "objective_value", "lower_bound", "gap")
         return {
             "differ": self.differ,
@@ -94,7 +94,7 @@ def _device_of(plan: Plan) -> dict[str, str]:
 
 
 def _described(stage: Stage) -> str:
-    live = f", {stage.live} live" if stage.live else ""
+    live = f", {stage.live} in flight" if stage.live else ""
     return f"{stage.device} ({len(stage.nodes)}{live})"
 
 

@@ -1,15 +1,15 @@
-"""A plan's lower bound, derived a second time by simpler means than those that found it.
+"""A plan's lower bound, derived a second time by simpler methods.
 
-From the cheapest to the dearest, until one confirms the bound or a plan below it refutes it:
+From the cheapest to the most expensive, until one confirms or refutes the bound:
 
 1. the simple bounds of `bounds.py`;
-2. a linear program that spreads the units freely: each may be cut in parts, and neither order nor
-   moving counts, but work and, in the best position, memory do;
+2. a linear program that spreads the units freely: each may be cut in parts; order and transfers
+   do not count, but work does, and memory in the best position;
 3. in `relay`, for throughput: the dynamic program over all pairs of ideals `I <= J`, stage by
    stage as the formats define them, on plain arrays, just below the bound;
 4. the integer program with the demand to be better than the bound.
 
-Where none is within reach, the answer says how far they came.
+Where none decides it, the answer is the highest bound of all.
 """
 
 import math
@@ -32,7 +32,7 @@ from skyfx.solver.problem.tolerances import OPTIMALITY_TOLERANCE
 __all__: list[str] = ["Recheck", "recheck"]
 
 BELOW = 1 - 10 * OPTIMALITY_TOLERANCE
-"""The methods look this far below the bound: it is rounded, and so are they."""
+"""The methods look this far below the bound, as they and the bound are rounded."""
 
 MAX_IDEALS = 2000
 MAX_WORK = 1_500_000_000
@@ -53,7 +53,7 @@ class Recheck:
 
 
 def recheck(problem: Problem, lower_bound: float, time_limit_s: float = 60.0) -> Recheck:
-    """Derive a bound on the objective that is as high as `lower_bound`, if that is within reach."""
+    """Derive a bound on the objective that is as high as `lower_bound`, if possible in time."""
     deadline = time.monotonic() + time_limit_s
     best = Recheck("open", 0.0, "nothing")
     for found in _attempts(problem, lower_bound, deadline):
@@ -82,7 +82,7 @@ def _attempts(problem: Problem, lower_bound: float, deadline: float) -> Iterator
 
 
 def spread_freely(problem: Problem, time_limit_s: float) -> float:
-    """The least bottleneck when units can be cut and put anywhere; 0 where it was not found."""
+    """The least bottleneck when units can be cut and put anywhere; 0 if none was found."""
     unit = simple_bound(problem).value or 1.0
     lp = pulp.LpProblem("spread", pulp.LpMinimize)
     bottleneck = lp.add_variable("T", 0)
@@ -155,7 +155,7 @@ class _Stages:
         return bool(np.isfinite(least[:, 0]).any())
 
     def _compute(self, group: int, position: int) -> Floats:
-        """Seconds of each stage on a group's device, infinite where it is none or has no room."""
+        """Seconds of each stage on a group's device, infinite where none can run."""
         problem, time_s = self.problem, self.states.time_s[group]
         runs = np.isfinite(time_s)
         compute = self._sums(np.where(runs, time_s, 0.0))

@@ -1,6 +1,6 @@
-"""The rules that a plan keeps, one function a rule.
+"""The rules of a valid plan, one function per rule.
 
-Each yields the faults that it found, as sentences of one line.
+Each yields the faults that it finds, one line per fault.
 """
 
 import itertools
@@ -25,14 +25,14 @@ def validate(graph: Graph, cluster: Cluster, plan: Plan) -> tuple[str, ...]:
     """Check every rule and every figure of `docs/formats.md`.
 
     Returns:
-        The faults, empty for a valid plan. Where nodes or devices do not match, nothing further is
+        The faults, empty for a valid plan. Where nodes or devices do not match, no other rule is
         checked.
     """
     faults = [
         *known_devices(cluster, plan),
-        *one_stage_a_device(plan),
+        *one_stage_per_device(plan),
         *every_node_once(graph, plan),
-        *live_can_be(plan),
+        *counts_are_possible(plan),
     ]
     if faults:
         return tuple(faults)
@@ -41,7 +41,7 @@ def validate(graph: Graph, cluster: Cluster, plan: Plan) -> tuple[str, ...]:
     cannot_run = [*types_can_run(graph, cluster, plan)]
     if not cannot_run:  # else the figures are infinite
         faults += [*memory_fits(graph, cluster, plan), *figures_agree(graph, cluster, plan)]
-        faults += step_can_be_followed(graph, cluster, plan)
+        faults += simulated_step_agrees(graph, cluster, plan)
     return (*faults, *cannot_run, *certificate_holds(plan))
 
 
@@ -56,12 +56,12 @@ def known_devices(cluster: Cluster, plan: Plan) -> Iterator[str]:
             )
 
 
-def one_stage_a_device(plan: Plan) -> Iterator[str]:
-    """No device holds two stages; with the schedule `interleaved`, no two beside each other."""
+def one_stage_per_device(plan: Plan) -> Iterator[str]:
+    """No device holds two stages; with the schedule `interleaved`, no two neighbours."""
     if plan.assumptions.schedule == "interleaved":
         for k, (one, two) in enumerate(itertools.pairwise(plan.stages)):
             if one.device == two.device:
-                yield f"stage {k + 1}: device {two.device!r} already holds stage {k} beside it"
+                yield f"stage {k + 1}: device {two.device!r} already holds its neighbour, stage {k}"
         return
     first: dict[str, int] = {}
     for k, stage in enumerate(plan.stages):
@@ -85,15 +85,16 @@ def every_node_once(graph: Graph, plan: Plan) -> Iterator[str]:
         yield f"{len(missing)} of {len(known)} nodes are in no stage, for one {min(missing)!r}"
 
 
-def live_can_be(plan: Plan) -> Iterator[str]:
-    """With as many live micro-batches as the plan says, no stage waits for ever."""
-    if plan.live is None:  # the schedule says so by itself
+def counts_are_possible(plan: Plan) -> Iterator[str]:
+    """The plan's counts of micro-batches in flight make no deadlock."""
+    if plan.live is None:  # the schedule has its own counts
         return
     if fault := deadlock_reason(plan.live):
         yield fault
     elif plan.live[0] > plan.assumptions.microbatches:
         yield (
-            f"stage 0: {plan.live[0]} of {plan.assumptions.microbatches} micro-batches may be live"
+            f"stage 0: found {plan.live[0]} micro-batches in flight, expected at most "
+            f"{plan.assumptions.microbatches}, as many as a step has"
         )
 
 
@@ -105,12 +106,12 @@ def edges_lead_forward(graph: Graph, plan: Plan) -> Iterator[str]:
             if stage_of[name] > stage_of[node.id]:
                 yield (
                     f"node {node.id!r} in stage {stage_of[node.id]} reads {name!r}, "
-                    f"made only in stage {stage_of[name]}"
+                    f"which stage {stage_of[name]} makes"
                 )
 
 
 def colocated_together(graph: Graph, plan: Plan) -> Iterator[str]:
-    """Nodes of one label share a stage."""
+    """Nodes with the same `colocate` label share a stage."""
     stage_of = plan.stage_of()
     groups: dict[str, set[int]] = {}
     for node in graph.nodes:
@@ -122,7 +123,7 @@ def colocated_together(graph: Graph, plan: Plan) -> Iterator[str]:
 
 
 def pins_hold(graph: Graph, plan: Plan) -> Iterator[str]:
-    """What is pinned to a device is there, and what is kept off one is elsewhere."""
+    """Pinned nodes are on the device of their pin, or not on it, as the pin says."""
     nodes = {node.id: node for node in graph.nodes}
     for pin in map(Pin.of, plan.assumptions.pins):
         for k, stage in enumerate(plan.stages):
@@ -166,14 +167,14 @@ def figures_agree(graph: Graph, cluster: Cluster, plan: Plan) -> Iterator[str]:
                     f"stage {k} {field}: the plan says {getattr(stage, field)!r}, "
                     f"it is {getattr(cost, field)[k]!r}"
                 )
-    if any(cost.flops) and any(stage.flops for stage in plan.stages):  # both know them
+    if any(cost.flops) and any(stage.flops for stage in plan.stages):  # both have counts
         for k, stage in enumerate(plan.stages):
             if not _close(stage.flops, cost.flops[k]):
                 yield f"stage {k} flops: the plan says {stage.flops!r}, it is {cost.flops[k]!r}"
 
 
-def step_can_be_followed(graph: Graph, cluster: Cluster, plan: Plan) -> Iterator[str]:
-    """The simulated step, where the plan says one, is that of its schedule."""
+def simulated_step_agrees(graph: Graph, cluster: Cluster, plan: Plan) -> Iterator[str]:
+    """The plan's simulated step, if it has one, is that of its schedule."""
     if plan.live and plan.simulated_s and plan.assumptions.communication == "relay":
         placement = [(stage.device, stage.nodes) for stage in plan.stages]
         found = simulate(graph, cluster, placement, plan.assumptions, plan.live).step_s

@@ -70,7 +70,7 @@ class Cluster:
         """Refuse what the format refuses.
 
         Raises:
-            ValueError: the field's path, what stood there and what was expected.
+            ValueError: the field's path, its value and what was expected.
         """
         if not self.devices:
             raise ValueError("devices: found an empty list, expected at least one device")

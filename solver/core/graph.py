@@ -106,7 +106,7 @@ class Graph:
         """Refuse what the format refuses.
 
         Raises:
-            ValueError: the field's path, what stood there and what was expected.
+            ValueError: the field's path, its value and what was expected.
         """
         if not self.nodes:
             raise ValueError("nodes: found an empty list, expected at least one node")

@@ -1,7 +1,4 @@
-"""A plan (`skyfx.plan/1`): which nodes run on which device, and what that costs.
-
-It also says how far it can be from the best plan.
-"""
+"""A plan (`skyfx.plan/1`): the nodes of each device, their cost, and the distance to the best."""
 
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal, get_args
@@ -21,7 +18,7 @@ Strategy = Literal["optimal", "dynamic", "even"]
 Status = Literal["optimal", "feasible"]
 
 SCHEDULES_WITH_COUNTS = ("generated", "tapered", "interleaved")
-"""Schedules of which the plan says how many micro-batches are live."""
+"""Schedules for which a plan has the counts of micro-batches in flight."""
 
 _WORDS: dict[str, Any] = {
     "mode": Mode,
@@ -40,7 +37,7 @@ _FIGURES = (
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Assumptions:
-    """What a plan's figures assume. The defaults are those of `skyfx solve`."""
+    """The assumptions of a plan's figures. The defaults are those of `skyfx solve`."""
 
     mode: Mode = "training"
     objective: Objective = "throughput"
@@ -58,10 +55,10 @@ class Assumptions:
         return self.mode == "training"
 
     def check(self, path: str = "") -> None:
-        """Refuse numbers without a meaning.
+        """Refuse values without a meaning.
 
         Raises:
-            ValueError: the field, what stood there and what was expected.
+            ValueError: the field, its value and what was expected.
         """
         for field, words in _WORDS.items():
             one_of(f"{path}{field}", getattr(self, field), get_args(words))
@@ -89,11 +86,11 @@ class Reference:
 class Stage:
     """The nodes that one device runs, with the predicted times and memory of one micro-batch.
 
-    `peak_bytes` is the most that it takes in a step (`solver/costs/peak_memory.py`), 0 where that
-    is not known. `limit_bytes` is what its device has; None where it has no limit, or that is not
-    known. `live` is how many micro-batches are live on it at once (`solver/core/schedule.py`), 0
-    where the schedule says so by itself. `flops` are the floating point operations of a
-    micro-batch, 0 where the graph does not say.
+    `peak_bytes` is the peak memory in a step (`solver/costs/peak_memory.py`), 0 where it is not
+    known. `limit_bytes` is the memory of its device, None where it is unlimited or not known.
+    `live` is the most micro-batches in flight (`solver/core/schedule.py`), 0 where the schedule
+    determines it. `flops` are the floating point operations per micro-batch, 0 where the graph has
+    no counts.
     """
 
     device: str
@@ -110,15 +107,15 @@ class Stage:
 
     @property
     def flops_per_s(self) -> float:
-        """Operations for each second of computing; 0 where they are not known."""
+        """Operations per second of computing; 0 where they are not known."""
         return self.flops / self.compute_s if self.compute_s else 0.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SolverInfo:
-    """How the plan was found: `method` found it, `binding` names the bound that is `lower_bound`.
+    """How the plan was found: by which `method`, and by which bound `lower_bound` is proven.
 
-    `says` tells what each method did, or why it had nothing to add.
+    `binding` is the name of the bound. `says` has a remark of each method.
     """
 
     name: str
@@ -133,13 +130,13 @@ class SolverInfo:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Alternatives:
-    """The objective's value of the plans one would make by hand; None where one does not fit."""
+    """The objective's value of the baselines; None where one does not fit."""
 
     even: float | None
     dynamic: float | None
     best_single_device: float | None
     simulated_1f1b_s: float | None = None
-    """Of a plan with a schedule of its own: a simulated step of the best plan found for 1f1b."""
+    """A simulated step of the best plan for 1f1b, where the plan has counts of its own."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -164,10 +161,10 @@ class Plan:
     """Seconds of a step under its schedule (`solver/costs/simulator.py`); 0 if unknown."""
 
     def check(self) -> None:
-        """Refuse what the format refuses; whether it is right for a graph is `validate`'s matter.
+        """Refuse what the format refuses; `validate` checks a plan against its graph.
 
         Raises:
-            ValueError: the field's path, what stood there and what was expected.
+            ValueError: the field's path, its value and what was expected.
         """
         if not self.stages:
             raise ValueError("stages: found an empty list, expected at least one stage")
@@ -187,16 +184,16 @@ class Plan:
 
     @property
     def live(self) -> tuple[int, ...] | None:
-        """Live micro-batches of each stage; None where the schedule says so by itself."""
+        """Micro-batches in flight per stage; None where the schedule determines them."""
         if self.assumptions.schedule in SCHEDULES_WITH_COUNTS and self.assumptions.training:
             return tuple(stage.live for stage in self.stages)
         return None
 
     def orders(self, num_microbatches: int, *, training: bool) -> Orders:
-        """Who does what when in a step of so many micro-batches, planned for or not.
+        """The actions of each device in a step of any number of micro-batches.
 
         Raises:
-            ValueError: the stages would wait for each other.
+            ValueError: the counts make a deadlock.
         """
         devices = [stage.device for stage in self.stages]
         if not training:

@@ -55,7 +55,7 @@ def html(plan: "Plan") -> str:
 
 def _title(plan: "Plan") -> str:
     a = plan.assumptions
-    live = f" ({', '.join(map(str, plan.live))} live)" if plan.live else ""
+    live = f" ({', '.join(map(str, plan.live))} in flight)" if plan.live else ""
     return f"{plan.graph.name}: {a.mode}, {a.schedule}{live}, {a.microbatches} micro-batches"
 
 

@@ -1,4 +1,4 @@
-"""Who does what when: each device's own order of forwards and backwards.
+"""The order in which each device takes its forwards and backwards.
 
 Three stages, four micro-batches, time to the right (F0 = forward of micro-batch 0):
 
@@ -6,22 +6,21 @@ Three stages, four micro-batches, time to the right (F0 = forward of micro-batch
             .. F0 F1 F2 F3 .. .. B0 B1 B2 B3 ..             .. F0 F1 .. B0 F2 B1 F3 B2 .. B3
             .. .. F0 F1 F2 F3 B0 B1 B2 B3 .. ..             .. .. F0 B0 F1 B1 F2 B2 F3 B3
 
-One rule makes them all. On a stage some micro-batches may be *live*: forward has been done and
-backward has not. It does as many forwards, then takes turns, one backward and one forward. With 3,
-2, 1 live that is 1f1b, with 4, 4, 4 gpipe; other plans say how many.
+One rule makes them all. A micro-batch is *in flight* on a stage after its forward and before its
+backward. A stage with n in flight runs n forwards, then one backward and one forward in turn. The
+counts 3, 2, 1 make 1f1b, 4, 4, 4 make gpipe; other plans bring other counts.
 
-Where no stage has more live than the one before it, none waits for ever. Before the backward of
-micro-batch i a stage with n live does the forwards up to i + n - 1. The stage before, which may
-have at least n live, does these after its backward of i - 1 at the latest. So a backward waits for
-those of earlier micro-batches alone, and for its own on later stages.
+There is no deadlock where no stage has more in flight than the stage before it. Before the backward
+of micro-batch i a stage with n in flight runs the forwards up to i + n - 1. The stage before has at
+least n in flight, so it runs these at the latest after its backward of i - 1. So a backward waits
+only for backwards of earlier micro-batches, and for its own on later stages.
 
-A device with several stages (`interleaved`) takes their actions in the order in which it could if
-every forward took one tick, every backward two and moving nothing. So that does not wait for itself
-either.
+A device with several stages (`interleaved`) takes their actions in the order that results if a
+forward takes one tick, a backward two and a transfer none. This order has no deadlock either.
 
-An order says nothing about times: a device waits only for what its next action needs. Forwards and
-backwards go in the order of the micro-batches, as they do on a single device: gradients are then
-summed in the same order.
+An order has no times: a device waits only for the input of its next action. Forwards and backwards
+run in the order of the micro-batches, as on a single device, so gradients are summed in the same
+order.
 """
 
 import itertools
@@ -35,14 +34,14 @@ __all__: list[str] = [
     "Orders",
     "deadlock_reason",
     "forwards",
+    "in_flight_count",
     "in_flight_counts",
-    "live_count",
     "orders",
 ]
 
 
 class Kind(Enum):
-    """What an action does with its micro-batch."""
+    """Forward or backward."""
 
     FORWARD = "forward"
     BACKWARD = "backward"
@@ -63,49 +62,51 @@ class Action(NamedTuple):
 
 
 Orders = Mapping[str, Sequence[Action]]
-"""The actions of each device, by its name, in the order in which it takes them."""
+"""The actions of each device, by its name, in order."""
 
 
-def live_count(schedule: str, position: int, num_microbatches: int) -> int:
-    """The most micro-batches that are live at once on a stage.
+def in_flight_count(schedule: str, position: int, num_microbatches: int) -> int:
+    """The most micro-batches in flight on a stage.
 
     Args:
-        schedule: `gpipe`, else the number of `1f1b`, from which the others begin.
-        position: of the stage, from the end, where it is 1.
+        schedule: `gpipe`; for all others the count is that of `1f1b`, from which they begin.
+        position: of the stage, from the end; the last stage has 1.
         num_microbatches: micro-batches in the step.
     """
     return num_microbatches if schedule == "gpipe" else min(num_microbatches, position)
 
 
 def in_flight_counts(schedule: str, num_stages: int, num_microbatches: int) -> tuple[int, ...]:
-    """`live_count` of each stage, `(num_stages,)`."""
-    return tuple(live_count(schedule, num_stages - k, num_microbatches) for k in range(num_stages))
+    """`in_flight_count` of each stage, `(num_stages,)`."""
+    return tuple(
+        in_flight_count(schedule, num_stages - k, num_microbatches) for k in range(num_stages)
+    )
 
 
-def orders(live: Sequence[int], num_microbatches: int, devices: Sequence[str]) -> Orders:
+def orders(in_flight: Sequence[int], num_microbatches: int, devices: Sequence[str]) -> Orders:
     """The actions of a training step, by device.
 
     Args:
-        live: how many micro-batches may be live on each stage, `(num_stages,)`.
-        num_microbatches: micro-batches in the step; there may be fewer than are live.
+        in_flight: micro-batches in flight per stage, `(num_stages,)`.
+        num_microbatches: micro-batches in the step; there may be fewer than that.
         devices: the device of each stage, `(num_stages,)`.
 
     Raises:
-        ValueError: the stages would wait for each other.
+        ValueError: the counts make a deadlock.
     """
-    if fault := deadlock_reason(live):
+    if fault := deadlock_reason(in_flight):
         raise ValueError(fault)
     m = num_microbatches
-    each = [_filled_then_turns(k, min(count, m), m) for k, count in enumerate(live)]
+    each = [_filled_then_turns(k, min(count, m), m) for k, count in enumerate(in_flight)]
     return _merged(each, devices)
 
 
-def deadlock_reason(live: Sequence[int]) -> str:
-    """What is wrong with these numbers; empty where nothing is."""
-    for k, (before, count) in enumerate(itertools.pairwise((live[0], *live))):
+def deadlock_reason(in_flight: Sequence[int]) -> str:
+    """Why these counts make a deadlock; empty where they do not."""
+    for k, (before, count) in enumerate(itertools.pairwise((in_flight[0], *in_flight))):
         if not 1 <= count <= before:
-            expected = f"1 to {before}, as many as stage {k - 1} may have" if k else "at least 1"
-            return f"stage {k}: {count} micro-batches may be live, expected {expected}"
+            expected = f"1 to {before}, at most as many as stage {k - 1}" if k else "at least 1"
+            return f"stage {k}: found {count} micro-batches in flight, expected {expected}"
     return ""
 
 
@@ -116,18 +117,18 @@ def forwards(num_microbatches: int, devices: Sequence[str]) -> Orders:
     return _merged(each, devices)
 
 
-def _filled_then_turns(k: int, live: int, m: int) -> list[Action]:
-    """As many forwards as may be live, then one backward and one forward in turn."""
-    actions = [Action(k, Kind.FORWARD, i) for i in range(live)]
+def _filled_then_turns(k: int, in_flight: int, m: int) -> list[Action]:
+    """Forwards of all that are in flight at once, then one backward and one forward in turn."""
+    actions = [Action(k, Kind.FORWARD, i) for i in range(in_flight)]
     for i in range(m):
         actions.append(Action(k, Kind.BACKWARD, i))
-        if live + i < m:
-            actions.append(Action(k, Kind.FORWARD, live + i))
+        if in_flight + i < m:
+            actions.append(Action(k, Kind.FORWARD, in_flight + i))
     return actions
 
 
 def _merged(each: Sequence[list[Action]], devices: Sequence[str]) -> Orders:
-    """The orders of stages as those of devices: in ticks, what can go on goes on."""
+    """Merge the orders of stages into those of devices, tick by tick."""
     if len(set(devices)) == len(devices):
         return dict(zip(devices, each, strict=True))
     merged: dict[str, list[Action]] = {name: [] for name in devices}
@@ -154,7 +155,7 @@ def _merged(each: Sequence[list[Action]], devices: Sequence[str]) -> Orders:
 
 
 def _is_ready(action: Action, ended: Mapping[Action, int], now: int, num_stages: int) -> bool:
-    """Whether what the action reads from the stage beside it is there."""
+    """Whether the action's input from the neighbouring stage is there."""
     beside = action.stage + (-1 if action.kind is Kind.FORWARD else 1)
     if not 0 <= beside < num_stages:
         return True
@@ -162,7 +163,7 @@ def _is_ready(action: Action, ended: Mapping[Action, int], now: int, num_stages:
 
 
 def _precedence(action: Action) -> tuple[bool, int, int]:
-    """A backward before a forward, what is nearest to its end before what is further from it."""
+    """Backwards first; of backwards the earliest micro-batch, of forwards the last stage."""
     if action.kind is Kind.BACKWARD:
         return False, action.microbatch, action.stage
     return True, -action.stage, action.microbatch

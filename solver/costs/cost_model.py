@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from skyfx.solver.core.cluster import HOST, Cluster, Device, Wiring, transfer_s
 from skyfx.solver.core.graph import Graph, Node
 from skyfx.solver.core.plan import Assumptions
-from skyfx.solver.core.schedule import in_flight_counts, live_count
+from skyfx.solver.core.schedule import in_flight_count, in_flight_counts
 
 __all__: list[str] = ["Cost", "evaluate"]
 
@@ -126,9 +126,9 @@ def parameter_copies(assumptions: Assumptions) -> float:
     return 2 + assumptions.optimizer_state_ratio if assumptions.training else 1
 
 
-def live_microbatches(assumptions: Assumptions, position: int) -> int:
+def in_flight_at(assumptions: Assumptions, position: int) -> int:
     """Micro-batches whose activations a stage keeps; `position` counts from the end, from 1."""
-    return live_count(assumptions.schedule, position, assumptions.microbatches)
+    return in_flight_count(assumptions.schedule, position, assumptions.microbatches)
 
 
 def memory_bytes(nodes: Sequence[Node], assumptions: Assumptions, live: int) -> float:

@@ -1,4 +1,4 @@
-"""The integer program as a file, for other solvers and for the curious."""
+"""The integer program as an LP file, for other solvers."""
 
 from pathlib import Path
 
@@ -18,11 +18,11 @@ MAX_ROWS = 3_000_000
 def export(
     graph: Graph, cluster: Cluster, assumptions: Assumptions, path: Path, *, force: bool = False
 ) -> None:
-    """Write the integer program in the LP format; `ilp_model.py` says what its names mean.
+    """Write the integer program in the LP format; `milp/formulation.py` explains its names.
 
     Raises:
         FileExistsError: the file exists and `force` is false.
-        ValueError: it would be too large to be of use.
+        ValueError: the program is too large to be of use.
     """
     problem = compile_problem(graph, cluster, assumptions)
     rows = problem.num_units * problem.num_devices**2

@@ -14,7 +14,7 @@ from dataclasses import dataclass, replace
 from typing import get_args
 
 from skyfx.solver.core.cluster import Cluster
-from skyfx.solver.core.field_checks import non_negative, one_of
+from skyfx.solver.core.field_checks import non_negative, one_of, whole_number
 from skyfx.solver.core.files import digest, encode
 from skyfx.solver.core.graph import Graph
 from skyfx.solver.core.plan import Assumptions, Plan, Reference, Strategy
@@ -92,6 +92,7 @@ def solve(
     began = time.monotonic()
     non_negative("time_limit_s", time_limit_s)
     non_negative("gap", gap)
+    whole_number("seed", seed, least=0)
     one_of("strategy", strategy, get_args(Strategy))
     one_of("solver", solver, mip_backend.names())
     asked = Problem(graph, cluster, assumptions or Assumptions())

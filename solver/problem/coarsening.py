@@ -1,7 +1,7 @@
-"""A long model as a shorter one: slices of as much work, cut where the fewest bytes are alive.
+"""A long model as a shorter one: slices of equal work, cut where the fewest bytes cross.
 
-A plan of the slices is a plan of the model, found in a small part of the time. What the finer cuts
-are good for is looked for from there. A bound for the slices says nothing of the model.
+A plan of the slices is a plan of the model, found in a small part of the time. The search for finer
+cuts starts from it. A bound for the slices is no bound for the model.
 """
 
 from collections.abc import Sequence
@@ -17,7 +17,7 @@ from skyfx.solver.problem.problem import Problem, UnitPlacement
 __all__: list[str] = ["MAX_UNITS", "coarsen", "refine", "thin_cuts"]
 
 MAX_UNITS = 1000
-"""Of more units slices are made."""
+"""A problem of more units is coarsened."""
 
 SLICES = 640
 
@@ -29,13 +29,12 @@ def coarsen(problem: Problem) -> Problem:
     for begin, end in pairwise(thin_cuts(problem, order, SLICES)):
         for unit in order[begin:end]:
             label |= dict.fromkeys(problem.members[unit], f"slice {begin}")
-    nodes = (replace(node, colocate=label[i]) for i, node in enumerate(problem.graph.nodes))
-    graph = replace(problem.graph, nodes=tuple(nodes))
-    return type(problem)(graph, problem.cluster, problem.assumptions)
+    groups = tuple(label[i] for i in range(len(problem.graph.nodes)))
+    return replace(problem, groups=groups)
 
 
 def refine(problem: Problem, coarse: Problem, stages: UnitPlacement) -> UnitPlacement:
-    """A plan of the slices by the units that they are made of."""
+    """A plan of the slices in the units of the problem."""
     return [
         (d, sorted({problem.unit_of[name] for name in names}))
         for (d, _), (_, names) in zip(stages, coarse.placement(stages), strict=True)
@@ -43,10 +42,10 @@ def refine(problem: Problem, coarse: Problem, stages: UnitPlacement) -> UnitPlac
 
 
 def thin_cuts(problem: Problem, order: Sequence[int], most: int) -> list[int]:
-    """Cuts of an order of the units, from 0 to `n`, of which so many are inner ones at the most.
+    """Cuts of an order of the units, from 0 to `n`, with at most `most` inner ones.
 
-    All of them, if there are few enough. Else one from each of so many slices of equal work, where
-    the fewest bytes are alive.
+    All cuts, if they are few enough. Else one from each of `most` slices of equal work, where the
+    fewest bytes cross.
     """
     n = problem.num_units
     if n <= most:

@@ -12,21 +12,27 @@ from skyfx.solver.core.graph import Graph
 __all__: list[str] = ["contract"]
 
 
-def contract(graph: Graph) -> list[list[int]]:
+def contract(graph: Graph, groups: Sequence[str | None] | None = None) -> list[list[int]]:
     """Group the nodes that every valid plan keeps together.
+
+    Args:
+        graph: the model.
+        groups: of each node, the label that it shares with the nodes it must stay with; by default
+            `colocate`.
 
     Returns:
         Node indices of each unit, ascending. The units are in a topological order: the graph's own
         where nothing is merged, as models mostly execute so that few values are alive at a time.
     """
+    groups = groups or [node.colocate for node in graph.nodes]
     position = {node.id: i for i, node in enumerate(graph.nodes)}
     successors: list[list[int]] = [[] for _ in graph.nodes]
     labels: dict[str, list[int]] = {}
     for i, node in enumerate(graph.nodes):
         for name in node.inputs:
             successors[position[name]].append(i)
-        if node.colocate is not None:
-            labels.setdefault(node.colocate, []).append(i)
+        if (label := groups[i]) is not None:
+            labels.setdefault(label, []).append(i)
     for ring in labels.values():
         for i, j in zip(ring, [*ring[1:], ring[0]], strict=True):
             successors[i].append(j)

@@ -15,7 +15,7 @@ from skyfx.solver.core.cluster import HOST, Cluster, Wiring
 from skyfx.solver.core.graph import Graph, Node
 from skyfx.solver.core.pins import Pin
 from skyfx.solver.core.plan import Assumptions, Plan
-from skyfx.solver.costs.cost_model import Cost, evaluate, live_microbatches, parameter_copies
+from skyfx.solver.costs.cost_model import Cost, evaluate, in_flight_at, parameter_copies
 from skyfx.solver.problem.contraction import contract
 
 __all__: list[str] = ["Floats", "Instance", "UnitPlacement", "Value"]
@@ -48,6 +48,8 @@ class Instance:
     graph: Graph
     cluster: Cluster
     assumptions: Assumptions
+    groups: tuple[str, ...] | None = None
+    """Labels of the nodes to merge, instead of their `colocate`, as for `contract`."""
 
     @property
     def num_devices(self) -> int:
@@ -62,7 +64,7 @@ class Instance:
     @cached_property
     def members(self) -> list[list[int]]:
         """Node indices of each unit, `(n,)`; units stand in a topological order."""
-        return contract(self.graph)
+        return contract(self.graph, self.groups)
 
     @cached_property
     def unit_of(self) -> dict[str, int]:
@@ -104,7 +106,7 @@ class Instance:
 
     def need_bytes(self, position: int) -> Floats:
         """Memory `(n,)` of each unit, but for the peak, at a position counted from the end."""
-        live = live_microbatches(self.assumptions, position)
+        live = in_flight_at(self.assumptions, position)
         return self.parameter_bytes + self.saved_bytes * live
 
     @cached_property

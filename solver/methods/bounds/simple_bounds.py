@@ -1,4 +1,4 @@
-"""Lower bounds that need no search: what no plan can be faster than."""
+"""Lower bounds that need no search."""
 
 import math
 from collections.abc import Iterator
@@ -9,7 +9,13 @@ from numpy.typing import NDArray
 from skyfx.solver.methods.method import Bound
 from skyfx.solver.problem.problem import Problem
 
-__all__: list[str] = ["bottleneck_bound", "least_weighted", "levels", "simple_bound", "step_bound"]
+__all__: list[str] = [
+    "bottleneck_bound",
+    "least_weighted",
+    "simple_bound",
+    "step_bound",
+    "water_levels",
+]
 
 
 def simple_bound(problem: Problem) -> Bound:
@@ -32,7 +38,7 @@ def step_bound(problem: Problem, bottleneck: Bound) -> Bound:
     """On a step, from one on the bottleneck T.
 
     A step is the latency and M - 1 bottlenecks, and no device does more of the latency than T. With
-    any y >= 0 of which the sum is M - 1 at the most,
+    any y >= 0 of which the sum is at most M - 1,
 
         sum_d load[d] + (M - 1) T >= sum_d (1 + y[d]) load[d] + (M - 1 - sum_d y[d]) T
                                   >= sum_i min_d (1 + y[d]) time[d,i] + (M - 1 - sum_d y[d]) T
@@ -48,13 +54,13 @@ def step_bound(problem: Problem, bottleneck: Bound) -> Bound:
         return float(least_weighted(time, 1 + y).sum()) + waits_s
 
     return Bound(
-        max(proven(y) for y in levels(problem, rounds)),
+        max(proven(y) for y in water_levels(problem, rounds)),
         f"work spread over the devices, then {bottleneck.binding}",
     )
 
 
-def levels(problem: Problem, rounds: float = math.inf) -> Iterator[NDArray[np.float64]]:
-    """The y to try, `(D,)`: their sums grow from 0 to `rounds` at the most."""
+def water_levels(problem: Problem, rounds: float = math.inf) -> Iterator[NDArray[np.float64]]:
+    """The y to try, `(D,)`: their sums grow from 0 to at most `rounds`."""
     speed = _speeds(problem)
     yield np.zeros(len(problem.time_s))
     if speed is None:
@@ -63,7 +69,7 @@ def levels(problem: Problem, rounds: float = math.inf) -> Iterator[NDArray[np.fl
     fastest = fastest[np.argsort(-speed[fastest], kind="stable")]
     for count in range(1, len(fastest) + 1):
         some = speed[fastest[:count]]
-        # As much as there is to give, or until the next device is as dear.
+        # Up to the sum, or until the next device is as expensive.
         level = (rounds + count) / some.sum()
         if count < len(fastest):
             level = min(level, 1 / speed[fastest[count]])
@@ -102,7 +108,7 @@ def least_weighted(time: NDArray[np.float64], weight: NDArray[np.float64]) -> ND
 
 
 def _speeds(problem: Problem) -> NDArray[np.float64] | None:
-    """How often each device does all the work that it can in a second, 0 where it can do none.
+    """How often per second each device does all the work that it can, 0 where it can do none.
 
     None where a device has no work: it would have infinite speed, and with it nothing is bounded.
     """

@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from skyfx.solver.costs.cost_model import live_microbatches
+from skyfx.solver.costs.cost_model import in_flight_at
 from skyfx.solver.methods.exact.host_window_kernel import Boundaries, Devices, crossing, reach
 from skyfx.solver.methods.ideals.bitset_ideals import BitIdeals
 from skyfx.solver.methods.ideals.device_states import States, prices
@@ -203,7 +203,7 @@ class WindowTables:
         free = np.array([len(group) for group in groups]) - np.array(self._counts)
         writing = self._price[:, None] * self._wires[:, :2]
         write = [writing[left > 0].min(axis=0) if any(left) else (0.0, 0.0) for left in free]
-        live = [live_microbatches(problem.assumptions, p) for p in range(problem.num_devices + 1)]
+        live = [in_flight_at(problem.assumptions, p) for p in range(problem.num_devices + 1)]
         place = self.ideals.place
         return Devices(
             np.array([place[v.producer] for v, _ in self._values], dtype=np.int64),

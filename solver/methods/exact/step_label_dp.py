@@ -18,7 +18,7 @@ from functools import cached_property
 
 import numpy as np
 
-from skyfx.solver.methods.bounds.simple_bounds import bottleneck_bound, least_weighted, levels
+from skyfx.solver.methods.bounds.simple_bounds import bottleneck_bound, least_weighted, water_levels
 from skyfx.solver.methods.exact.label_kernel import STEP, Costs, Rules
 from skyfx.solver.methods.exact.label_lattice import LabelLattice
 from skyfx.solver.methods.ideals.device_states import States
@@ -109,7 +109,7 @@ class StepLabelTables:
     def _extras(self) -> list[Floats]:
         """Prices of a device's time on top of the latency, `(G,)` each."""
         first = [group[0] for group in self.lattice.states.groups]
-        return [y[first] for y in levels(self.lattice.problem)]
+        return [y[first] for y in water_levels(self.lattice.problem)]
 
     def _weighted(self, extra: Floats) -> Floats:
         """The least weighted time of each unit, `(n,)`; 0 for a unit that runs nowhere."""

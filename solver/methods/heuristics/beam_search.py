@@ -21,7 +21,7 @@ import numpy as np
 from numba import njit
 
 from skyfx.solver.methods.bounds.pricing import ANY, BEGIN, assign_roles, best_columns, work_shares
-from skyfx.solver.methods.heuristics.first_fit import filled
+from skyfx.solver.methods.heuristics.first_fit import first_fit
 from skyfx.solver.methods.limits import Limits
 from skyfx.solver.methods.method import MethodUpdate, SearchState
 from skyfx.solver.problem.interval_tables import interval_tables, move, prefix_sums
@@ -51,7 +51,7 @@ def beam_search(task: SearchState) -> Iterator[MethodUpdate]:
         return
     low, high = task.bound.value, min(task.bottleneck_s, search.most_s)
     if task.incumbent is None:
-        first = filled(problem, search.order, search.most_s, task.limits)
+        first = first_fit(problem, search.order, search.most_s, task.limits)
         high = search.most_s if first is None else first.cost.bottleneck_s
         yield MethodUpdate(
             stages=None if first is None else first.stages, remark="devices filled one by one"

@@ -1,13 +1,12 @@
-"""Better plans near a known one: units and what hangs on them shift to the stage beside theirs.
+"""Better plans near a known one: units move, with all that depends on them, to the next stage.
 
-Other methods look at the intervals of a few orders of the units; what stands beside the main line
-is then in whatever place the order gave it. Here a unit moves one stage forward, with all that its
-own stage reads for it, or one stage back, with all that reads it there: so no edge ever leads back.
-Only the boundary between the two stages changes, and their two times. Now and then two stages swap
-their devices.
+Other methods look at the intervals of a few orders of the units. Units beside the main line are
+then wherever the order put them. Here a unit moves one stage forward, with all that its own stage
+reads for it, or one stage back, with all that reads it there: so no edge ever leads back. Only the
+boundary between the two stages and their two times change. Now and then two stages swap devices.
 
-It is simulated annealing (Kirkpatrick et al. 1983) on the stages' times in a high norm: that is the
-bottleneck, but a stage just below it counts too.
+It is simulated annealing (Kirkpatrick et al. 1983) on a high norm of the stages' times: close to
+the bottleneck, but a stage just below it counts too.
 """
 
 from collections.abc import Iterator
@@ -28,7 +27,7 @@ ROUNDS, CHUNK = 200_000, 10_000
 """Moves of one cooling, and between two looks at the clock."""
 
 HOTTER = 1e-2
-"""To begin with from another order of devices."""
+"""The first temperature from another order of devices."""
 
 LAST = 0.2
 """How often a device is put last."""
@@ -37,15 +36,15 @@ TOURS, PART = 4, 0.4
 """Orders that are tried, in this part of the time that is left."""
 
 COOLINGS = 4
-"""At the most; one that brings nothing is the last."""
+"""At most; one without a better plan is the last."""
 
 MAX_UNITS, MAX_STAGES = 8000, 256
 """Beyond that a cooling touches each too rarely, and takes too long."""
 
 
 def local_search(task: SearchState) -> Iterator[MethodUpdate]:
-    """Improve the best plan so far, near to it."""
-    search = _Search(task)
+    """Improve the best plan so far by small changes."""
+    search = _Shifts(task)
     for _ in range(COOLINGS):
         before = search.best.value
         yield from search.cool(*_plan(task.problem, search.best), HOT)
@@ -57,10 +56,10 @@ def local_search(task: SearchState) -> Iterator[MethodUpdate]:
 def restarted_local_search(task: SearchState) -> Iterator[MethodUpdate]:
     """Improve the best plan so far from plans that begin or end with another device.
 
-    That device has nothing to do at first; what it had goes to the stage beside it. The slowest
-    come first: masks and position biases are work for them, before all that reads these.
+    That device is idle at first; its units go to the stage beside it. The slowest devices come
+    first: masks and position biases are work for them, before all that reads these.
     """
-    search = _Search(task)
+    search = _Shifts(task)
     until_s = task.limits.left_s * (1 - PART)
     slowest = np.argsort(-search.tables.time_s.sum(axis=1), kind="stable")
     for tour in range(TOURS):
@@ -72,7 +71,7 @@ def restarted_local_search(task: SearchState) -> Iterator[MethodUpdate]:
         yield MethodUpdate(remark=remark)
 
 
-class _Search:
+class _Shifts:
     """The best plan, and the tables for moves."""
 
     def __init__(self, task: SearchState) -> None:

@@ -1,7 +1,7 @@
 """The kernel of `local_search`: moves of units between neighbouring stages, in compiled loops.
 
 A move changes the two stages' sums and what crosses the boundary between them, and nothing else; so
-it is tried, and undone where it was not to be.
+it is made, and undone where it is not accepted.
 """
 
 import math
@@ -25,7 +25,7 @@ MAX_MOVED = 256
 
 
 class Tables(NamedTuple):
-    """What a move's cost is read from; lists of lists are rows that begin at `.._at`."""
+    """The tables that give a move's cost; lists of lists are rows that begin at `.._at`."""
 
     reads_at: Any
     reads: Any
@@ -50,14 +50,29 @@ class Tables(NamedTuple):
     full: bool
 
 
+class Totals(NamedTuple):
+    """The sums of each stage, `(K,)`, and of each boundary after a stage, `(4, K)`."""
+
+    compute: Any
+    memory: Any
+    crossing: Any
+
+
+class Marks(NamedTuple):
+    """The last move that touched each unit and each value; none is cleared."""
+
+    unit: Any
+    value: Any
+
+
 @njit(cache=True)
 def shift(devices: Any, stage_of: Any, heat: float, rounds: int, seed: int, of: Any) -> int:
     """Try so many moves at one temperature; returns how many were made."""
     np.random.seed(seed)
     n, num, made = len(stage_of), len(devices), 0
     sums = totals(devices, stage_of, of)
-    norm = _norm(devices, sums[0], sums[2], of)
-    marks = (np.zeros(n, dtype=np.int64), np.zeros(len(of.producer), dtype=np.int64))
+    norm = _norm(devices, sums, of)
+    marks = Marks(np.zeros(n, dtype=np.int64), np.zeros(len(of.producer), dtype=np.int64))
     moved = np.empty(MAX_MOVED, dtype=np.int64)
     for stamp in range(1, rounds + 1):
         if np.random.random() < SWAPS:
@@ -67,9 +82,9 @@ def shift(devices: Any, stage_of: Any, heat: float, rounds: int, seed: int, of: 
             to = stage_of[unit] + (1 if np.random.random() < 0.5 else -1)
             if to < 0 or to >= num:
                 continue
-            count = _closure(unit, to, stage_of, moved, marks[0], stamp, of)
-            units, seen = moved[:count], (marks[1], stamp)
-            new = _carry(units, to, devices, stage_of, sums, norm, heat, seen, of)
+            count = _closure(unit, to, stage_of, moved, marks.unit, stamp, of)
+            units = moved[:count]
+            new = _carry(units, to, devices, stage_of, sums, norm, heat, marks.value, stamp, of)
         if new >= 0:
             norm, made = new, made + 1
     return made
@@ -77,13 +92,14 @@ def shift(devices: Any, stage_of: Any, heat: float, rounds: int, seed: int, of: 
 
 @njit(cache=True)
 def _swap(devices: Any, stage_of: Any, sums: Any, norm: float, heat: float, of: Any) -> float:
-    """Swap the devices of two stages; returns the new norm, or -1 where it was not to be."""
+    """Swap the devices of two stages; returns the new norm, or -1 if not accepted."""
     i, j = np.random.randint(len(devices)), np.random.randint(len(devices))
     devices[i], devices[j] = devices[j], devices[i]
-    compute, memory, crossing = totals(devices, stage_of, of)
-    new = _norm(devices, compute, crossing, of)
-    if (memory <= of.limit[devices]).all() and _accept(norm, new, heat):
-        sums[0][:], sums[1][:], sums[2][:] = compute, memory, crossing
+    swapped = totals(devices, stage_of, of)
+    new = _norm(devices, swapped, of)
+    if (swapped.memory <= of.limit[devices]).all() and _accept(norm, new, heat):
+        sums.compute[:], sums.memory[:] = swapped.compute, swapped.memory
+        sums.crossing[:] = swapped.crossing
         return new
     devices[i], devices[j] = devices[j], devices[i]
     return -1.0
@@ -98,14 +114,14 @@ def _carry(
     sums: Any,
     norm: float,
     heat: float,
-    seen: Any,
+    marks: Any,
+    stamp: int,
     of: Any,
 ) -> float:
-    """Move units to the stage beside theirs; returns the new norm, or -1 where it was not to be."""
+    """Move units to the stage beside theirs; returns the new norm, or -1 if not accepted."""
     if len(moved) == 0:
         return -1.0
-    compute, memory, crossing = sums
-    marks, stamp = seen
+    compute, memory, crossing = sums.compute, sums.memory, sums.crossing
     num, k = len(devices), stage_of[moved[0]]
     b = min(k, to)
     old, was = (compute[k], compute[to], memory[k], memory[to]), crossing[:, b].copy()
@@ -125,7 +141,7 @@ def _carry(
         compute[to] += of.time_s[devices[to], unit]
         memory[k] -= of.need[num - k - 1, unit]
         memory[to] += of.need[num - to - 1, unit]
-    new = _norm(devices, compute, crossing, of)
+    new = _norm(devices, sums, of)
     if memory[to] <= max(of.limit[devices[to]], old[3]) and _accept(norm, new, heat):
         return new
     for unit in moved:
@@ -137,7 +153,7 @@ def _carry(
 
 @njit(cache=True)
 def _accept(old: float, new: float, heat: float) -> bool:
-    """Whether to take a move, always if it is for the better."""
+    """Whether to accept a move; a better one always."""
     return bool(new <= old or (old > 0 and np.random.random() < math.exp((1 - new / old) / heat)))
 
 
@@ -163,7 +179,7 @@ def _closure(unit: int, to: int, stage_of: Any, moved: Any, marks: Any, stamp: i
 
 @njit(cache=True)
 def _crosses(v: int, b: int, stage_of: Any, num: int, of: Any) -> bool:
-    """Whether a value crosses the boundary behind stage b."""
+    """Whether a value crosses the boundary after stage b."""
     if of.producer[v] >= 0 and stage_of[of.producer[v]] > b:
         return False
     if of.is_output[v]:
@@ -175,8 +191,8 @@ def _crosses(v: int, b: int, stage_of: Any, num: int, of: Any) -> bool:
 
 
 @njit(cache=True)
-def totals(devices: Any, stage_of: Any, of: Any) -> tuple[Any, Any, Any]:
-    """Seconds and bytes of each stage, and what crosses each boundary, `(4, K)`."""
+def totals(devices: Any, stage_of: Any, of: Any) -> Totals:
+    """Add up the stages and the boundaries of a plan."""
     num = len(devices)
     compute, memory, crossing = np.zeros(num), np.zeros(num), np.zeros((4, num))
     for unit in range(len(stage_of)):
@@ -187,16 +203,16 @@ def totals(devices: Any, stage_of: Any, of: Any) -> tuple[Any, Any, Any]:
         for b in range(num - 1):
             if _crosses(v, b, stage_of, num, of):
                 crossing[:, b] += of.bytes[:, v]
-    return compute, memory, crossing
+    return Totals(compute, memory, crossing)
 
 
 @njit(cache=True)
-def _norm(devices: Any, compute: Any, crossing: Any, of: Any) -> float:
+def _norm(devices: Any, sums: Any, of: Any) -> float:
     """The norm of the stages' times."""
     num = len(devices)
-    times = compute.copy()
+    times = sums.compute.copy()
     for b in range(num - 1):
-        d, e, held = devices[b], devices[b + 1], crossing[:, b]
+        d, e, held = devices[b], devices[b + 1], sums.crossing[:, b]
         move = of.wires[1, d, e] * held[0] + of.wires[1, e, d] * held[1]
         move += of.wires[0, d, e] * (held[2] > 0.5) + of.wires[0, e, d] * (held[3] > 0.5)
         if of.full:

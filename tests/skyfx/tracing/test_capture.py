@@ -162,10 +162,10 @@ def function(x: Tensor) -> Tensor:
 @pytest.mark.parametrize(
     ("model", "message"),
     [
-        (nn.Linear, r"model is the class Linear, expected a .*: pass an instance, as `Linear\(..."),
-        (function, r"model is the function 'function', expected a .*: call it in the `forward`"),
-        (None, r"model is None, expected a torch.nn.Module"),
-        ([nn.Linear(2, 2)], r"model is an object of list, expected a torch.nn.Module"),
+        (nn.Linear, r"model is the class Linear, expected a .*: pass an instance of the class"),
+        (function, r"model is a function, expected a .*: call it in the `forward`"),
+        (None, r"model is a NoneType, expected a torch.nn.Module"),
+        ([nn.Linear(2, 2)], r"model is a list, expected a torch.nn.Module"),
     ],
 )
 def test_a_model_that_is_no_module_is_refused_in_a_line(model: Any, message: str) -> None:

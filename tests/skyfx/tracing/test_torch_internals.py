@@ -108,7 +108,7 @@ def test_vmap_is_noticed() -> None:
 )
 def test_draws_of_global_generators_are_noticed(draw: Callable[[], Any], name: str) -> None:
     seen = list[str]()
-    with torch_internals.checked_draws(seen.append):
+    with torch_internals.checked_draws(lambda name, *args: seen.append(name)):
         draw()
         random.setstate(random.getstate())
         numpy.random.set_state(numpy.random.get_state())

@@ -22,7 +22,7 @@ MODEL = graph(
     ]
 )
 PAIR = cluster(
-    Device(name="one & only", type="cpu", memory_bytes=1e6), Device(name="two", type="cpu")
+    Device(name="one & only", type="cpu", memory_bytes=1e9), Device(name="two", type="cpu")
 )
 
 

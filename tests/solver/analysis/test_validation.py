@@ -67,7 +67,7 @@ def test_a_good_plan_has_no_faults() -> None:
         (lambda: with_stage(1, nodes=("b", "c", "d")), "stage 1: node 'b' is in a stage already"),
         (
             lambda: plan(("d0", ["c", "d"]), ("d1", ["a", "b"])),
-            "node 'c' in stage 0 reads 'b', made only in stage 1",
+            "node 'c' in stage 0 reads 'b', which stage 1 makes",
         ),
         (
             lambda: plan(("d0", ["a"]), ("d1", ["b", "c", "d"])),

@@ -105,7 +105,7 @@ def test_a_schedule_that_is_made_for_the_plan_is_written_and_checked(
     (folder / "p.plan.json").write_text(json.dumps(plan))
     done = skyfx(*CHECK)
     assert done.returncode == 1
-    assert "stage 0: 9 of 8 micro-batches may be live" in done.stdout
+    assert "stage 0: found 9 micro-batches in flight, expected at most 8" in done.stdout
 
 
 def test_the_defaults_are_those_of_the_format(skyfx: Run, folder: Path) -> None:

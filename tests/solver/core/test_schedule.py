@@ -77,9 +77,12 @@ def test_inference_runs_forwards_alone() -> None:
 @pytest.mark.parametrize(
     ("live", "message"),
     [
-        ((2, 3), "stage 1: 3 micro-batches may be live, expected 1 to 2, as many as stage 0"),
-        ((2, 0), "stage 1: 0 micro-batches may be live, expected 1 to 2"),
-        ((0, 0), "stage 0: 0 micro-batches may be live, expected at least 1"),
+        (
+            (2, 3),
+            "stage 1: found 3 micro-batches in flight, expected 1 to 2, at most as",
+        ),
+        ((2, 0), "stage 1: found 0 micro-batches in flight, expected 1 to 2"),
+        ((0, 0), "stage 0: found 0 micro-batches in flight, expected at least 1"),
     ],
 )
 def test_numbers_with_which_stages_wait_for_each_other_are_refused(

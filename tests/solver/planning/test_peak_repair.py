@@ -1,15 +1,18 @@
 """Every door to the planner holds plans to their peaks, and a switch turns that off."""
 
+import json
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from skyfx.solver import Assumptions, Cluster, Graph, Plan, solve, validate
+from skyfx.solver import Assumptions, Cluster, Graph, Plan, read, solve, validate, write
 from skyfx.solver.core.plan import Schedule
 from skyfx.solver.costs.cost_model import by_device
 from skyfx.solver.errors import InfeasibleError, NoPlanError
+from tests.support.cli_runner import Run
 from tests.support.planning_instances import (
     assumptions,
     clusters,
@@ -95,3 +98,28 @@ def test_a_graph_that_says_no_sizes_is_planned_by_what_lasts() -> None:
         by_formula.objective_value,
         by_formula.lower_bound,
     )
+
+
+OPTIONS = ("--num-microbatches", "1", "--overlap", "full")
+
+
+def test_the_commands_hold_plans_to_their_peaks(skyfx: Run, folder: Path) -> None:
+    write(halves(), folder / "h.graph.json")
+    write(cpus(1.0, 1.0, memory=310.0), folder / "small.cluster.json")
+    write(cpus(1.0, 1.0, memory=1000.0), folder / "large.cluster.json")
+    small = ("solve", "h.graph.json", "small.cluster.json", "-q", *OPTIONS)
+    refused = skyfx(*small, "-o", "p.plan.json")
+    assert refused.returncode == 4
+    assert "fits at its peak: the stage on 'd1' needs 990 B" in refused.stderr
+    assert not (folder / "p.plan.json").exists()
+    assert skyfx(*small, "-o", "p.plan.json", "--ignore-peaks").returncode == 0
+    assert peak(read(folder / "p.plan.json", Plan)) > 310.0
+
+    large = ("solve", "h.graph.json", "large.cluster.json", "-q", *OPTIONS)
+    assert skyfx(*large, "-o", "large.plan.json").returncode == 0
+    what_if = ("--what-if", "memory d1 x0.3", "--replan", "--json")
+    for options, replanned in ((), None), (("--ignore-peaks",), [["d0", 2], ["d1", 2]]):
+        done = skyfx("simulate", "large.plan.json", *what_if, *options)
+        assert done.returncode == 0, done.stderr
+        (change,) = json.loads(done.stdout)["what_if"]
+        assert change["replanned"] == replanned

@@ -223,9 +223,9 @@ def test_faults_of_live_counts_and_devices_are_found() -> None:
         stages = (*(replace(s, live=n) for s, n in counts), *plan.stages[len(live) :])
         return "\n".join(validate(g, c, replace(plan, stages=stages)))
 
-    assert "stage 1: 9 micro-batches may be live, expected 1 to 8" in faults(plan, 8, 9)
-    assert "stage 0: 0 micro-batches may be live, expected at least 1" in faults(plan, 0)
-    assert "stage 0: 13 of 12 micro-batches may be live" in faults(plan, 13)
+    assert "stage 1: found 9 micro-batches in flight, expected 1 to 8" in faults(plan, 8, 9)
+    assert "stage 0: found 0 micro-batches in flight, expected at least 1" in faults(plan, 0)
+    assert "stage 0: found 13 micro-batches in flight, expected at most 12" in faults(plan, 13)
     assert "memory_bytes: the plan says" in faults(plan, 12)
     assert "simulated_s: the plan says" in "\n".join(
         validate(g, c, replace(plan, simulated_s=2 * plan.simulated_s))
@@ -237,7 +237,7 @@ def test_faults_of_live_counts_and_devices_are_found() -> None:
         stages=(search_assumptions.stages[0], twice, *search_assumptions.stages[2:]),
         assumptions=replace(search_assumptions.assumptions, schedule="interleaved"),
     )
-    assert "already holds stage 0 beside it" in "\n".join(validate(g, c, beside))
+    assert "already holds its neighbour, stage 0" in "\n".join(validate(g, c, beside))
 
 
 @pytest.mark.parametrize("schedule", SCHEDULES)
