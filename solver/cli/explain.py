@@ -28,7 +28,7 @@ def explain_command(
     json: Json = False,
     verbose: Verbose = False,
 ) -> None:
-    """Say what binds PLAN, how good it is, and what a tenth more of anything would bring.
+    """Explain PLAN: its bottleneck, its certificate, and the gain of 10 % more of anything.
 
     For example: skyfx explain bert.plan.json
     """

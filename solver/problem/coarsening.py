@@ -50,8 +50,7 @@ def thin_cuts(problem: Problem, order: Sequence[int], most: int) -> list[int]:
     n = problem.num_units
     if n <= most:
         return list(range(n + 1))
-    forward, backward, _, _ = live_values(problem, order)
-    held = forward + backward
+    held = sum(live_values(problem, order)[:2])
     times = np.where(np.isfinite(problem.time_s), problem.time_s, 0.0).mean(axis=0)[list(order)]
     work = np.concatenate([[0.0], np.cumsum(times + times.sum() / n)])
     slices = np.minimum((work / work[-1] * most).astype(int), most - 1)
