@@ -19,20 +19,7 @@ from skyfx.solver.analysis.scenarios import (
     simulate_plan,
     spread,
 )
-from skyfx.solver.cli.options import (
-    ClusterOption,
-    Force,
-    GraphOption,
-    IgnorePeaks,
-    Json,
-    PlanFile,
-    Quiet,
-    Seed,
-    TimeLimit,
-    Verbose,
-    WhatIf,
-)
-from skyfx.solver.cli.terminal import console, exit_codes, print_json, say
+from skyfx.solver.cli import options, terminal
 from skyfx.solver.core import files
 from skyfx.solver.core.chrome_trace import chrome_trace
 from skyfx.solver.core.cluster import Cluster
@@ -71,31 +58,31 @@ TraceFile = Annotated[
 
 
 def simulate_command(
-    plan: PlanFile,
-    graph: GraphOption = None,
-    cluster: ClusterOption = None,
-    what_if: WhatIf = None,
+    plan: options.PlanFile,
+    graph: options.GraphOption = None,
+    cluster: options.ClusterOption = None,
+    what_if: options.WhatIf = None,
     slow: Slow = None,
     replan: Anew = False,
-    ignore_peaks: IgnorePeaks = False,
+    ignore_peaks: options.IgnorePeaks = False,
     schedule: OtherSchedule = None,
     num_microbatches: OtherMicrobatches = None,
     own_links: OwnLinks = False,
     jitter: Jitter = 0.0,
     runs: Runs = 100,
-    seed: Seed = 0,
+    seed: options.Seed = 0,
     trace: TraceFile = None,
-    time_limit: TimeLimit = 60.0,
-    json: Json = False,
-    force: Force = False,
-    quiet: Quiet = False,
-    verbose: Verbose = False,
+    time_limit: options.TimeLimit = 60.0,
+    json: options.Json = False,
+    force: options.Force = False,
+    quiet: options.Quiet = False,
+    verbose: options.Verbose = False,
 ) -> None:
     """Simulate a step of PLAN action by action, also on changed clusters.
 
     For example: skyfx simulate bert.plan.json --what-if 'add gpu' --what-if 'drop b' --replan
     """
-    with exit_codes(verbose=verbose, quiet=quiet):
+    with terminal.exit_codes(verbose=verbose, quiet=quiet):
         if trace is not None:
             files.refuse_overwrite(trace, force=force)
         planned, model, devices = read_with_inputs(plan, graph, cluster)
@@ -126,9 +113,9 @@ class _Answer:
     def tell(self, *, json: bool) -> None:
         """Print it."""
         if json:
-            print_json(self._as_json())
+            terminal.print_json(self._as_json())
             return
-        out, step_s = console(stderr=False), self._timeline.step_s
+        out, step_s = terminal.console(stderr=False), self._timeline.step_s
         table = Table("device", "stages", "busy", "of the step", box=None)
         for name, busy in self._busy_s.items():
             stages = [str(k) for k, s in enumerate(self._plan.stages) if s.device == name]
@@ -192,7 +179,7 @@ def _write_trace(path: Path, plan: Plan, timeline: Timeline, *, force: bool, qui
     with files.replacing(path, force=force) as written:
         written.write_bytes(chrome_trace({"predicted": (names, timeline.done)}))
     if not quiet:
-        say(f"skyfx: wrote {path}; open it in https://ui.perfetto.dev")
+        terminal.say(f"skyfx: wrote {path}; open it in https://ui.perfetto.dev")
 
 
 def _slowed(said: Sequence[str]) -> list[str]:
