@@ -27,7 +27,6 @@ from skyfx.solver.core.plan import Assumptions, Plan
 
 if TYPE_CHECKING:
     from skyfx.solver.analysis.recheck import Recheck
-    from skyfx.solver.planning.planner import Solution
 
 app = typer.Typer(
     help="Split a PyTorch model over unequal devices, with a proof of how good the split is.",
@@ -96,7 +95,10 @@ def solve_command(
         )
         model, graph_sha256 = files.load(graph, Graph)
         devices, cluster_sha256 = files.load(cluster, Cluster)
-        _export(model, devices, assumptions, write_lp, force=force)
+        if write_lp is not None:
+            from skyfx.solver.planning.lp_export import export
+
+            export(model, devices, assumptions, write_lp, force=force)
         from skyfx.solver.planning.planner import solve
 
         with terminal.live_line(quiet=quiet) as progress:
@@ -115,7 +117,12 @@ def solve_command(
                 cluster_name=cluster.name,
                 progress=progress,
             )
-        _hand_over(solution, output, json=json, force=force, quiet=quiet)
+        terminal.write_output(solution.plan, output, json=json, force=force)
+        if not json and not quiet:
+            plan_table.render(solution.plan, terminal.console(stderr=True))
+        if solution.interrupted:
+            terminal.say(f"skyfx: interrupted; the best plan so far: {_in_short(solution.plan)}")
+            raise typer.Exit(terminal.ExitCode.INTERRUPTED)
 
 
 @app.command()
@@ -138,7 +145,13 @@ def check(
         devices, cluster_sha256 = files.load(cluster, Cluster)
         checked = files.read(plan, Plan)
         faults = validate(model, devices, checked)
-        again = _again(model, devices, checked, time_limit) if bound and not faults else None
+        again = None
+        if bound and not faults:
+            from skyfx.solver.analysis.recheck import recheck
+            from skyfx.solver.problem.problem import Problem
+
+            problem = Problem(model, devices, checked.assumptions)
+            again = recheck(problem, checked.lower_bound, time_limit)
     made_from = ((graph, checked.graph, graph_sha256), (cluster, checked.cluster, cluster_sha256))
     for path, reference, sha256 in made_from:
         if reference.sha256 != sha256 and not quiet:
@@ -194,23 +207,6 @@ app.command("report")(report_command)
 app.add_typer(cluster_app, name="cluster")
 
 
-def _export(
-    model: Graph, devices: Cluster, assumptions: Assumptions, path: Path | None, *, force: bool
-) -> None:
-    if path is None:
-        return
-    from skyfx.solver.planning.lp_export import export
-
-    export(model, devices, assumptions, path, force=force)
-
-
-def _again(model: Graph, devices: Cluster, plan: Plan, time_limit: float) -> "Recheck":
-    from skyfx.solver.analysis.recheck import recheck
-    from skyfx.solver.problem.problem import Problem
-
-    return recheck(Problem(model, devices, plan.assumptions), plan.lower_bound, time_limit)
-
-
 def _verdict(again: "Recheck", plan: Plan) -> str:
     value, bound = units.seconds(again.value), units.seconds(plan.lower_bound)
     return {
@@ -220,18 +216,6 @@ def _verdict(again: "Recheck", plan: Plan) -> str:
     }[again.verdict]
 
 
-def _hand_over(
-    solution: "Solution", output: Path | None, *, json: bool, force: bool, quiet: bool
-) -> None:
-    terminal.write_output(solution.plan, output, json=json, force=force)
-    if not json and not quiet:
-        plan_table.render(solution.plan, terminal.console(stderr=True))
-    if solution.interrupted:
-        terminal.say(f"skyfx: interrupted; the best plan so far: {_in_short(solution.plan)}")
-        raise typer.Exit(terminal.ExitCode.INTERRUPTED)
-
-
 def _in_short(of: Plan) -> str:
-    value = units.seconds(of.objective_value)
-    gap = units.percent(of.gap)
+    value, gap = units.seconds(of.objective_value), units.percent(of.gap)
     return f"{len(of.stages)} stages, {of.assumptions.objective} {value}, gap {gap}"

@@ -5,9 +5,9 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated
 
-import typer
 from rich.table import Table
 from rich.text import Text
+from typer import Argument, Option, Typer
 
 from skyfx.solver.analysis.cluster_changes import Change, apply_changes
 from skyfx.solver.cli import options, terminal
@@ -15,52 +15,43 @@ from skyfx.solver.core import files
 from skyfx.solver.core.cluster import Cluster, Link, Wire
 from skyfx.solver.core.units import PLAIN, RATE, SIZE, TIME, rate, read_span, seconds, size
 
-cluster_app = typer.Typer(
+cluster_app = Typer(
     help="Make a cluster of unlike devices, change one, or look at it.", no_args_is_help=True
 )
 
 NewCluster = Annotated[
-    Path | None,
-    typer.Option("--output", "-o", metavar="CLUSTER", help="Where the cluster is written."),
+    Path | None, Option("--output", "-o", metavar="CLUSTER", help="Where the cluster is written.")
 ]
-NumDevices = Annotated[
-    int, typer.Option("--num-devices", "-n", metavar="N", help="How many devices.")
-]
-DrawSeed = Annotated[int, typer.Option(help="Of the draws: equal seeds make equal clusters.")]
+NumDevices = Annotated[int, Option("--num-devices", "-n", metavar="N", help="How many devices.")]
+DrawSeed = Annotated[int, Option(help="Of the draws: equal seeds make equal clusters.")]
 Types = Annotated[
     list[str] | None,
-    typer.Option(
+    Option(
         "--type",
         metavar="TYPE[=WEIGHT]",
         help="The devices' type, by default cpu; if given several times, each device gets one, all "
         "as likely or by their weights.",
     ),
 ]
-Slowdown = Annotated[
-    str, typer.Option(metavar="LOW:HIGH", help="Of a device, evenly between the two.")
-]
+Slowdown = Annotated[str, Option(metavar="LOW:HIGH", help="Of a device, evenly between the two.")]
 Memory = Annotated[
-    str | None,
-    typer.Option(metavar="LOW:HIGH", help="Of a device, such as 2GiB:8GiB; else unlimited."),
+    str | None, Option(metavar="LOW:HIGH", help="Of a device, such as 2GiB:8GiB; else unlimited.")
 ]
 Bandwidth = Annotated[
     str | None,
-    typer.Option(
+    Option(
         metavar="LOW:HIGH",
         help="Of a link, such as 20Mbit:1Gbit, each ratio as likely; else moving is free.",
     ),
 ]
-Latency = Annotated[str, typer.Option(metavar="LOW:HIGH", help="Of a link, such as 1ms:50ms.")]
-Symmetric = Annotated[
-    bool, typer.Option("--symmetric", help="Both directions of a link are alike.")
-]
+Latency = Annotated[str, Option(metavar="LOW:HIGH", help="Of a link, such as 1ms:50ms.")]
+Symmetric = Annotated[bool, Option("--symmetric", help="Both directions of a link are alike.")]
 Prefix = Annotated[
-    str,
-    typer.Option("--name", metavar="NAME", help="What devices are called, before their number."),
+    str, Option("--name", metavar="NAME", help="What devices are called, before their number.")
 ]
 Changes = Annotated[
     list[str],
-    typer.Argument(
+    Argument(
         metavar="CHANGE...",
         help="'add a100', 'drop c', 'link a b x2', 'memory a x1.5' or 'slow c x4', in turn.",
     ),

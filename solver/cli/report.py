@@ -3,7 +3,7 @@
 from pathlib import Path
 from typing import Annotated
 
-import typer
+from typer import Option
 
 from skyfx.solver.analysis.cluster_changes import Change
 from skyfx.solver.analysis.explain import explain_plan
@@ -18,13 +18,11 @@ from skyfx.solver.core.cluster import Cluster
 from skyfx.solver.core.plan import Plan
 
 PageFile = Annotated[
-    Path, typer.Option("--output", "-o", metavar="HTML", help="Where the page is written.")
+    Path, Option("--output", "-o", metavar="HTML", help="Where the page is written.")
 ]
 RunFile = Annotated[
     Path | None,
-    typer.Option(
-        "--run", metavar="TRACE", help="A measured step from Profile.write_trace, drawn below."
-    ),
+    Option("--run", metavar="TRACE", help="A measured step from Profile.write_trace, drawn below."),
 ]
 
 
