@@ -8,8 +8,6 @@ from typing import Any
 from skyfx.solver.core.cluster import Cluster, Device, Link
 from skyfx.solver.core.graph import Graph
 
-__all__: list[str] = ["Change", "apply_changes"]
-
 FORMS = {
     "add": "add TYPE",
     "drop": "drop DEVICE",

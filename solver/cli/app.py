@@ -65,8 +65,6 @@ if TYPE_CHECKING:
     from skyfx.solver.analysis.recheck import Recheck
     from skyfx.solver.planning.planner import Solution
 
-__all__: list[str] = ["app"]
-
 app = typer.Typer(
     help="Split a PyTorch model over unequal devices, with a proof of how good the split is.",
     no_args_is_help=True,

@@ -16,8 +16,6 @@ from skyfx.solver.cli.options import (
 from skyfx.solver.cli.simulate import make_replan
 from skyfx.solver.cli.terminal import exit_codes, print_json
 
-__all__: list[str] = ["explain_command"]
-
 
 def explain_command(
     plan: PlanFile,

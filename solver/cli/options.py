@@ -7,8 +7,6 @@ import typer
 
 from skyfx.solver.core.plan import Communication, Mode, Objective, Overlap, Schedule, Strategy
 
-__all__: list[str] = []
-
 GraphFile = Annotated[Path, typer.Argument(metavar="GRAPH", help="A *.graph.json file.")]
 ClusterFile = Annotated[
     Path, typer.Argument(metavar="CLUSTER", help="A *.cluster.toml or *.cluster.json file.")

@@ -27,8 +27,6 @@ from skyfx.solver.core.chrome_trace import read_trace
 from skyfx.solver.core.cluster import Cluster
 from skyfx.solver.core.plan import Plan
 
-__all__: list[str] = ["report_command"]
-
 PageFile = Annotated[
     Path, typer.Option("--output", "-o", metavar="HTML", help="Where the page is written.")
 ]

@@ -41,8 +41,6 @@ from skyfx.solver.core.plan import Plan, Schedule
 from skyfx.solver.core.timeline import Timeline
 from skyfx.solver.core.units import seconds
 
-__all__: list[str] = ["make_replan", "simulate_command"]
-
 GAP = 0.01
 """The gap of new plans for changed clusters."""
 

@@ -4,8 +4,6 @@ from typing import Any, NamedTuple
 
 from numba.extending import register_jitable
 
-__all__: list[str] = ["Crossing", "move_s", "send_s"]
-
 
 class Crossing(NamedTuple):
     """What crosses one boundary in `relay`, or arrays of it for many boundaries."""

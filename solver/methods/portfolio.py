@@ -38,8 +38,6 @@ from skyfx.solver.methods.requirements import Entry
 from skyfx.solver.problem import coarsening
 from skyfx.solver.problem.problem import Problem
 
-__all__: list[str] = ["METHODS", "Portfolio", "SearchResult"]
-
 logger = logging.getLogger(__name__)
 
 WORTH_SAYING_S = 1.0

@@ -15,8 +15,6 @@ from skyfx.solver.methods.ideals.device_states import MAX_STATES
 from skyfx.solver.methods.method import Method, MethodUpdate, SearchState
 from skyfx.solver.problem.coarsening import MAX_UNITS
 
-__all__: list[str] = ["Entry", "Requirement"]
-
 
 @dataclass(frozen=True, slots=True)
 class Requirement:

@@ -25,7 +25,8 @@ from skyfx.solver.methods.method import Bound, Candidate
 from skyfx.solver.methods.portfolio import Portfolio
 from skyfx.solver.planning.plan_builder import ScheduledStages
 from skyfx.solver.problem.infeasibility import explain
-from skyfx.solver.problem.problem import OneInFlightProblem, Problem, UnitPlacement
+from skyfx.solver.problem.instance import UnitPlacement
+from skyfx.solver.problem.problem import OneInFlightProblem, Problem
 from skyfx.solver.refinement.in_flight import Live, generate
 from skyfx.solver.refinement.interleaving import interleaved
 from skyfx.solver.refinement.memory_headroom import MemoryHeadroom

@@ -14,7 +14,8 @@ import itertools
 from collections.abc import Callable, Iterator
 
 from skyfx.solver.methods.method import Candidate
-from skyfx.solver.problem.problem import Problem, UnitPlacement
+from skyfx.solver.problem.instance import UnitPlacement
+from skyfx.solver.problem.problem import Problem
 
 __all__: list[str] = ["without_needless_stages"]
 

@@ -10,11 +10,10 @@ from itertools import pairwise
 
 import numpy as np
 
+from skyfx.solver.problem.instance import UnitPlacement
 from skyfx.solver.problem.interval_tables import live_values
 from skyfx.solver.problem.linear_extensions import depth_first_extension
-from skyfx.solver.problem.problem import Problem, UnitPlacement
-
-__all__: list[str] = ["MAX_UNITS", "coarsen", "refine", "thin_cuts"]
+from skyfx.solver.problem.problem import Problem
 
 MAX_UNITS = 1000
 """A problem of more units is coarsened."""

@@ -12,15 +12,8 @@ import numpy as np
 from numba import njit
 
 from skyfx.solver.costs.moves import Crossing, move_s
-from skyfx.solver.problem.problem import Floats, Problem
-
-__all__: list[str] = [
-    "IntervalTables",
-    "interval_tables",
-    "live_values",
-    "move",
-    "prefix_sums",
-]
+from skyfx.solver.problem.instance import Floats
+from skyfx.solver.problem.problem import Problem
 
 NEVER = 4
 """How many times all work and two moves a unit takes a device that may not run it.

@@ -25,12 +25,11 @@ import numpy as np
 from skyfx.solver.costs.action_times import ActionTimes
 from skyfx.solver.costs.moves import send_s
 from skyfx.solver.methods.heuristics.annealing import Assessed, Cooling
+from skyfx.solver.problem.instance import Floats, UnitPlacement
 from skyfx.solver.problem.interval_tables import live_values, prefix_sums
-from skyfx.solver.problem.problem import Floats, Problem, UnitPlacement
+from skyfx.solver.problem.problem import Problem
 from skyfx.solver.refinement.cut_moves import Segments, anneal_cuts, segments_of, stages_of
 from skyfx.solver.refinement.in_flight import generate
-
-__all__: list[str] = ["StepBound", "tapered"]
 
 HOT, COLD = 0.2, 1e-3
 """Temperatures in parts of the step."""

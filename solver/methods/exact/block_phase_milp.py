@@ -30,10 +30,9 @@ from numpy.typing import NDArray
 from skyfx.solver.methods import mip_backend
 from skyfx.solver.methods.bisection import BLOCK_PHASES, Bisection
 from skyfx.solver.methods.method import Bound, MethodUpdate, SearchState
-from skyfx.solver.problem.problem import Floats, Problem, UnitPlacement
+from skyfx.solver.problem.instance import Floats, UnitPlacement
+from skyfx.solver.problem.problem import Problem
 from skyfx.solver.problem.tolerances import BOUND_SAFETY, OPTIMALITY_TOLERANCE
-
-__all__: list[str] = ["block_phase_milp"]
 
 MAX_BLOCK = 64
 

@@ -29,10 +29,9 @@ from skyfx.solver.methods.ideals.order_ideals import Ideals
 from skyfx.solver.methods.limits import Limits
 from skyfx.solver.methods.method import Bound, MethodUpdate, SearchState
 from skyfx.solver.problem.infeasibility import nothing_fits
-from skyfx.solver.problem.problem import Floats, Problem, UnitPlacement
+from skyfx.solver.problem.instance import Floats, UnitPlacement
+from skyfx.solver.problem.problem import Problem
 from skyfx.solver.problem.tolerances import BOUND_SAFETY
-
-__all__: list[str] = ["host_pair_dp"]
 
 MAX_IDEALS = 2500
 MAX_CELLS = 2_000_000

@@ -28,10 +28,9 @@ from skyfx.solver.methods.ideals.device_states import States, prices
 from skyfx.solver.methods.limits import Limits
 from skyfx.solver.methods.method import Bound, MethodUpdate, SearchState
 from skyfx.solver.problem.infeasibility import nothing_fits
-from skyfx.solver.problem.problem import Floats, Problem, UnitPlacement, Value
+from skyfx.solver.problem.instance import Floats, UnitPlacement, Value
+from skyfx.solver.problem.problem import Problem
 from skyfx.solver.problem.tolerances import BOUND_SAFETY, OPTIMALITY_TOLERANCE
-
-__all__: list[str] = ["MAX_COUNTS", "host_window_dp"]
 
 MAX_COUNTS = 1024
 """Counts of devices used."""

@@ -18,8 +18,6 @@ from numba import njit
 from skyfx.solver.costs.moves import send_s
 from skyfx.solver.methods.ideals.bitset_kernels import has, within
 
-__all__: list[str] = ["Boundaries", "Devices", "Rules", "Tables", "crossing", "reach"]
-
 
 class Boundaries(NamedTuple):
     """The ideals after which a stage may begin."""

@@ -26,10 +26,9 @@ from skyfx.solver.costs.moves import move_s, send_s
 from skyfx.solver.methods.bisection import INTERVALS, Bisection
 from skyfx.solver.methods.method import MethodUpdate, SearchState
 from skyfx.solver.problem.coarsening import thin_cuts
+from skyfx.solver.problem.instance import Floats, Value
 from skyfx.solver.problem.interval_tables import live_values
-from skyfx.solver.problem.problem import Floats, Problem, Value
-
-__all__: list[str] = ["MAX_ORDERED_DEVICES", "interval_dp", "interval_plan"]
+from skyfx.solver.problem.problem import Problem
 
 MAX_EXACT_DEVICES = 5
 MAX_ORDERED_DEVICES = 24

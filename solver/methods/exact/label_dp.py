@@ -26,8 +26,6 @@ from skyfx.solver.problem.infeasibility import nothing_fits
 from skyfx.solver.problem.linear_extensions import depth_first_extension, graph_order
 from skyfx.solver.problem.tolerances import BOUND_SAFETY
 
-__all__: list[str] = ["interval_label_dp", "label_dp"]
-
 MAX_CELLS = 6_000_000
 """States times ideals."""
 

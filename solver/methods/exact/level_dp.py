@@ -32,10 +32,9 @@ from skyfx.solver.methods.ideals.bitset_kernels import covers
 from skyfx.solver.methods.ideals.device_states import States, prices
 from skyfx.solver.methods.limits import Limits
 from skyfx.solver.methods.method import Bound, Candidate, MethodUpdate, SearchState
-from skyfx.solver.problem.problem import Floats, Problem, UnitPlacement
+from skyfx.solver.problem.instance import Floats, UnitPlacement
+from skyfx.solver.problem.problem import Problem
 from skyfx.solver.problem.tolerances import BOUND_SAFETY
-
-__all__: list[str] = ["large_level_dp", "level_dp"]
 
 QUICK_CELLS = 120_000_000
 """States times ideals that take a short time."""

@@ -19,17 +19,6 @@ from skyfx.solver.methods.ideals.bitset_kernels import has, within
 from skyfx.solver.methods.ideals.device_states import StateArrays
 from skyfx.solver.methods.ideals.order_ideals import Covers
 
-__all__: list[str] = [
-    "BEGINS",
-    "CLOSES",
-    "Costs",
-    "Level",
-    "Rules",
-    "Values",
-    "crossing_sums",
-    "descend",
-]
-
 BEGINS = 255
 """How a label came about: the last stage begins."""
 

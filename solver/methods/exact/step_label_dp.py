@@ -25,11 +25,9 @@ from skyfx.solver.methods.ideals.device_states import States
 from skyfx.solver.methods.ideals.order_ideals import Ideals
 from skyfx.solver.methods.ideals.relaxed_units import relax_until
 from skyfx.solver.methods.method import Bound, Candidate, MethodUpdate, SearchState
+from skyfx.solver.problem.instance import Floats, UnitPlacement
 from skyfx.solver.problem.linear_extensions import depth_first_extension, graph_order
-from skyfx.solver.problem.problem import Floats, UnitPlacement
 from skyfx.solver.problem.tolerances import BOUND_SAFETY, OPTIMALITY_TOLERANCE
-
-__all__: list[str] = ["interval_step_label_dp", "step_label_dp"]
 
 MAX_CELLS = 3_000_000
 """States times ideals."""

@@ -12,9 +12,8 @@ import pulp
 
 from skyfx.solver.costs.moves import send_s
 from skyfx.solver.methods.milp.variables import Expression, Model
-from skyfx.solver.problem.problem import Problem, Value
-
-__all__: list[str] = ["host_constraints", "relay_constraints"]
+from skyfx.solver.problem.instance import Value
+from skyfx.solver.problem.problem import Problem
 
 Weights = tuple[float, float, float, float]
 """Seconds: forward latency, all bytes forward, backward latency, all gradients backward."""

@@ -14,8 +14,6 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 import skyfx
-from skyfx.devices.host_resources import cores
-from skyfx.runtime.execution.workers import with_torch_threads
 from skyfx.runtime.rng.generator_state import comparable_states
 from tests.support import models, unsplit_reference
 from tests.support.launcher import launch
@@ -31,12 +29,11 @@ def made(make: Callable[[], Case]) -> Case:
     return make()
 
 
-def alone(make: Callable[[], Case], steps: int, num_stages: int) -> dict[str, Any]:
-    """What plain torch gives, on as many threads as each of so many stages has."""
+def alone(make: Callable[[], Case], steps: int) -> dict[str, Any]:
+    """What plain torch gives, on one thread as each stage has."""
     case = made(make)
     torch.manual_seed(SEED)
-    with with_torch_threads(max(1, int(cores() / num_stages))):
-        return trained(case, case, steps)
+    return trained(case, case, steps)
 
 
 def split(
@@ -50,15 +47,15 @@ def split(
 
 
 @cache
-def fifty_steps(num_stages: int) -> dict[str, Any]:
-    return alone(CASES["bert"], STEPS, num_stages)
+def fifty_steps() -> dict[str, Any]:
+    return alone(CASES["bert"], STEPS)
 
 
 @pytest.mark.slow
 @pytest.mark.xdist_group("test_step_streams")  # with those that compare with `fifty_steps` too
 @pytest.mark.parametrize(("num_stages", "schedule"), [(2, "1f1b"), (3, "gpipe")])
 def test_fifty_steps_of_bert_with_dropout_are_plain_torchs(num_stages: int, schedule: str) -> None:
-    assert split(CASES["bert"], STEPS, num_stages, schedule) == fifty_steps(num_stages)
+    assert split(CASES["bert"], STEPS, num_stages, schedule) == fifty_steps()
 
 
 @pytest.fixture(scope="module")
@@ -82,7 +79,7 @@ def test_fifty_steps_over_processes_are_those_of_the_first_ones_seed(
 def test_masks_go_along_memory_as_it_was_in_the_process_before(
     reports: dict[str, list[dict[str, Any]]],
 ) -> None:
-    assert reports["strided-3"] == [alone(CASES["strided"], 3, 2)] * 2
+    assert reports["strided-3"] == [alone(CASES["strided"], 3)] * 2
 
 
 @pytest.mark.parametrize("schedule", ["1f1b", "gpipe"])
@@ -90,7 +87,7 @@ def test_every_operator_draws_what_it_draws_in_plain_torch(schedule: str) -> Non
     def all_of_them() -> Case:
         return drawing(list(OPERATORS))
 
-    assert split(all_of_them, 3, 3, schedule) == alone(all_of_them, 3, 3)
+    assert split(all_of_them, 3, 3, schedule) == alone(all_of_them, 3)
 
 
 @settings(max_examples=10)
@@ -107,12 +104,12 @@ def test_any_sequence_of_operators_draws_what_it_draws_in_plain_torch(
     def sequence() -> Case:
         return drawing(names, samples)
 
-    assert split(sequence, 2, num_stages) == alone(sequence, 2, num_stages)
+    assert split(sequence, 2, num_stages) == alone(sequence, 2)
 
 
 @pytest.mark.filterwarnings("ignore:The tensor attributes self.model")  # torch's, of any LSTM
 def test_dropout_within_an_operator_is_plain_torchs() -> None:
-    assert split(CASES["recurrent"], 3, 2) == alone(CASES["recurrent"], 3, 2)
+    assert split(CASES["recurrent"], 3, 2) == alone(CASES["recurrent"], 3)
 
 
 def test_dropout_within_checkpoints_is_plain_torchs() -> None:
@@ -121,12 +118,12 @@ def test_dropout_within_checkpoints_is_plain_torchs() -> None:
         case.model.activation_checkpointing_enable()
         return case
 
-    assert split(checkpointed, 3, 2) == alone(checkpointed, 3, 2)
+    assert split(checkpointed, 3, 2) == alone(checkpointed, 3)
 
 
 def test_dropout_in_half_precision_is_plain_torchs() -> None:
     with torch.autocast("cpu", torch.bfloat16):
-        found, expected = split(CASES["bert"], 1, 2), alone(CASES["bert"], 1, 2)
+        found, expected = split(CASES["bert"], 1, 2), alone(CASES["bert"], 1)
     assert found["losses"] == expected["losses"]
     assert found["generator"] == expected["generator"]
 
