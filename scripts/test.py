@@ -4,10 +4,9 @@
 
 By default all tests run, and each property is tried on the same cases in each run. `--fast` is
 the inner loop: no test that starts a process, no benchmark, no slow test, a tenth of the cases.
-`--long` tries more cases, others in each run.
+`--long` tries ten times the cases, others in each run.
 """
 
-import os
 import sys
 
 import environment
@@ -20,5 +19,4 @@ OPTIONS = {
 
 environment.ready()
 chosen = [option for word in sys.argv[1:] for option in OPTIONS.get(word, [word])]
-os.environ.setdefault("OMP_NUM_THREADS", "1")  # each of two workers has a core
 environment.run("-m", "pytest", "--numprocesses=2", *chosen)

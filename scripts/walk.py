@@ -111,6 +111,7 @@ class Walk:
         self.environment = {k: v for k, v in os.environ.items() if k not in taken} | {
             "PATH": path,
             "PIP_CONSTRAINT": str(home / "pins.txt"),
+            "PIP_NO_COMPILE": "1",  # of torch and transformers, of which a walk imports a part
             "OMP_NUM_THREADS": "1",
         }
         self._call(["git", "clone", "--quiet", str(ROOT), str(self.clone)], home)

@@ -27,8 +27,6 @@ from skyfx.solver.core.graph import Graph
 from skyfx.solver.core.plan import Assumptions, Mode, Objective, Plan, Schedule, Strategy
 from skyfx.tracing.capture import example_batch
 
-__all__: list[str] = ["capture_and_measure", "partition"]
-
 
 def partition(
     model: nn.Module,
@@ -83,7 +81,8 @@ def partition(
             pin that matches nothing.
         PlanError: a device is not on this machine, the weights cannot be read, or the plan is not
             one for this model.
-        InfeasibleError: the model does not fit the devices (`NoPlanError`: none found in time).
+        InfeasibleError: the model does not fit the devices (`NoPlanError`: no plan was found
+            in time, or none within its memory peaks).
     """
     environment = environment_of(devices)
     check_files(weights, keep)
@@ -107,9 +106,7 @@ def partition(
     captured = capture_microbatch(model, batch, mode, num_microbatches)
     check_patterns(assumptions.pins, captured)
     graph, cluster = environment.measure(captured, progress)
-    source = PlanSource.of(
-        graph, batch, assumptions, strategy=strategy, gap=gap, time_limit_s=time_limit_s
-    )
+    source = PlanSource(graph, batch, assumptions, strategy, gap, time_limit_s)
 
     def planned() -> Plan:
         found = source.replan(cluster)

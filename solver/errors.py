@@ -6,9 +6,9 @@ SkyfxError
  +-- FormatError (ValueError)   a graph, cluster or plan file is not what the format asks for
  +-- PlanError (ValueError)     a plan does not belong to this graph or cluster, or breaks a rule
  +-- InfeasibleError            no plan can exist
- +-- NoPlanError                the time limit came before the first plan
+ +-- NoPlanError                no plan was found within the time limit
  +-- StageError                 a stage of a running pipeline failed
- +-- WorkerLostError            a process of the job is gone, or silent
+ +-- WorkerLostError            a process of the job is gone or silent
 
 A class stands here only if a caller would catch it; every other misuse is a `ValueError` or
 `TypeError`, as in torch.
@@ -40,7 +40,7 @@ class CheckpointError(SkyfxError, ValueError):
 
 
 class FormatError(SkyfxError, ValueError):
-    """A file is not what `docs/formats.md` asks for: the file, the field and what stood there."""
+    """A file breaks the format of `docs/formats.md`: the file, the field and its value."""
 
 
 class PlanError(SkyfxError, ValueError):
@@ -48,11 +48,11 @@ class PlanError(SkyfxError, ValueError):
 
 
 class InfeasibleError(SkyfxError):
-    """No plan can exist: the message says what is missing, with both numbers."""
+    """No plan can exist; the message has the resource that is missing, with both numbers."""
 
 
 class NoPlanError(SkyfxError):
-    """The time limit came before the first plan; a plan may still exist."""
+    """No plan was found within the time limit; a plan may still exist."""
 
 
 class StageError(SkyfxError):

@@ -7,8 +7,6 @@ import importlib
 from collections.abc import Callable, Mapping
 from typing import Any
 
-__all__: list[str] = ["lazily"]
-
 
 def lazily(package: str, homes: Mapping[str, str]) -> Callable[[str], Any]:
     """A package's `__getattr__`; `homes` says which module each of its names is in.

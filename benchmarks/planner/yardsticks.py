@@ -23,7 +23,8 @@ from skyfx.solver import Assumptions, Cluster, Graph, Node, read, solve
 from skyfx.solver.core.files import decode
 from skyfx.solver.core.plan import Mode
 from skyfx.solver.methods.heuristics import baselines
-from skyfx.solver.problem.problem import Problem, UnitPlacement
+from skyfx.solver.problem.instance import UnitPlacement
+from skyfx.solver.problem.problem import Problem
 
 CAPTURED = Path(__file__).parent / "data" / "captured"
 ROOT = Path(__file__).parents[2]

@@ -9,7 +9,7 @@ process that finds a loss writes it there, and the keeper ends only when the oth
 
 gloo itself waits for a peer that was stopped or cut off until its timeout, which has to be long.
 When a connection breaks it says neither which process broke it nor why. So when a process is lost,
-the others close their connections, and all that wait for a message go on.
+the others close their connections, and nobody waits for a message any more.
 """
 
 import gc
@@ -131,7 +131,7 @@ class Heartbeat:
         self._names |= {i: f"rank {i} ({name})" for i, name in names.items()}
 
     def fail(self, text: str) -> None:
-        """Tell the others that this process cannot go on, and why."""
+        """Tell the others that this process has failed, and why."""
         self._failed = text
         self._has_news.set()
 

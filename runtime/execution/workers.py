@@ -119,7 +119,7 @@ class Workers:
         """
         try:
             wait(started, return_when=FIRST_EXCEPTION)
-        finally:  # also on Ctrl-C: no worker may go on with a step that nobody waits for
+        finally:  # also on Ctrl-C: no worker may continue a step that nobody waits for
             step.stop()
             wait(started)
         _raise_first_failure(started)

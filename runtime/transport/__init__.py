@@ -1,1 +1,1 @@
-"""What crosses the boundary between two stages, in one process or between two."""
+"""Links between two stages, in one process or between two."""

@@ -32,8 +32,8 @@ AHEAD = 2
 class SendQueue:
     """Sends one message after another, in a thread that waits until each has gone out.
 
-    torch says only by waiting whether a message has been sent, and until then it needs its memory.
-    When a peer is lost, methods raise as `ProcessGroup.raising_lost_peers` does.
+    Only a wait tells whether torch has sent a message, and its memory is needed until then. When a
+    peer is lost, methods raise as `ProcessGroup.raising_lost_peers` does.
     """
 
     def __init__(

@@ -16,8 +16,6 @@ from skyfx.solver.core.plan import Assumptions, Mode, Plan, Strategy
 from skyfx.solver.planning.planner import solve
 from skyfx.tracing.capture import Capture, capture
 
-__all__: list[str] = ["PlanSource", "capture_microbatch", "given_plan", "keep_documents"]
-
 
 @dataclass(frozen=True, slots=True)
 class PlanSource:
@@ -25,39 +23,25 @@ class PlanSource:
 
     Attributes:
         graph: the measured model.
-        assumptions: what plans are for; with as many micro-batches as the batch really makes.
+        batch: an example; it may split into fewer micro-batches than `assumptions` asks for.
         gap: relative gap at which a search ends.
         time_limit_s: seconds after which it ends.
     """
 
     graph: Graph
+    batch: Batch
     assumptions: Assumptions
     strategy: Strategy
     gap: float
     time_limit_s: float
 
-    @classmethod
-    def of(
-        cls,
-        graph: Graph,
-        batch: Batch,
-        assumptions: Assumptions,
-        *,
-        strategy: Strategy,
-        gap: float,
-        time_limit_s: float,
-    ) -> "PlanSource":
-        """The source for a batch, which may split into fewer micro-batches than were asked for."""
-        parts = batch.split(graph.microbatch_size)
-        real = replace(assumptions, microbatches=len(parts))
-        return cls(graph, real, strategy, gap, time_limit_s)
-
     def replan(self, cluster: Cluster) -> Plan:
-        """The plan for these devices."""
+        """The plan for these devices, with as many micro-batches as the batch really makes."""
+        parts = self.batch.split(self.graph.microbatch_size)
         solution = solve(
             self.graph,
             cluster,
-            self.assumptions,
+            replace(self.assumptions, microbatches=len(parts)),
             strategy=self.strategy,
             gap=self.gap,
             time_limit_s=self.time_limit_s,

@@ -25,8 +25,6 @@ from skyfx.runtime import pytree
 from skyfx.tracing.leaf_calls import leaf_of
 from skyfx.tracing.torch_internals import schema_of, storage_id
 
-__all__: list[str] = ["colocation", "subgraphs_of", "written_by"]
-
 _NORMS = {torch.ops.aten.batch_norm.default: 5, torch.ops.aten.instance_norm.default: 5}
 """Operators that update their running statistics (arguments 3 and 4) where this argument is true;
 their schemas do not say so."""

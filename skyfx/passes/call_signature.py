@@ -9,8 +9,6 @@ from torch import Tensor, fx, nn
 
 from skyfx.runtime import pytree
 
-__all__: list[str] = ["of_tensors", "signature"]
-
 T = TypeVar("T")
 
 

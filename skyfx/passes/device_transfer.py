@@ -11,8 +11,6 @@ from skyfx.runtime import pytree
 from skyfx.tracing.node_names import graphs_in
 from skyfx.tracing.torch_internals import any_attribute_name
 
-__all__: list[str] = ["copy_to", "with_device"]
-
 
 def copy_to(module: fx.GraphModule, device: torch.device) -> fx.GraphModule:
     """The graph with its tensors on the device; itself if all of them are there."""

@@ -10,8 +10,6 @@ from skyfx.solver.core.graph import Graph, Node
 from skyfx.tracing.capture import Capture
 from skyfx.tracing.node_names import module_of, op_name
 
-__all__: list[str] = ["num_bytes", "to_planner_graph"]
-
 
 def to_planner_graph(captured: Capture) -> Graph:
     """The nodes that a plan for this model places, without times and saved bytes."""

@@ -29,8 +29,6 @@ from skyfx.tracing.capture import Capture
 from skyfx.tracing.leaf_calls import leaf_of
 from skyfx.tracing.torch_internals import schema_of
 
-__all__: list[str] = ["advances", "is_random"]
-
 _CPU = torch.device("cpu")
 
 _BY_VALUE = {

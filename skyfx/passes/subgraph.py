@@ -11,8 +11,6 @@ from skyfx.tracing.capture import Capture
 from skyfx.tracing.tensor_binding import moved
 from skyfx.tracing.torch_internals import any_attribute_name
 
-__all__: list[str] = ["subgraph"]
-
 Arguments = tuple[Any, tuple[Any, ...]]
 """The function that a node calls, and its positional arguments."""
 

@@ -13,8 +13,6 @@ from torch import Tensor, fx, nn
 from skyfx.passes.device_transfer import copy_to, with_device
 from skyfx.runtime import pytree
 
-__all__: list[str] = ["arguments", "parts", "sample"]
-
 MOST_BYTES = 2**28
 """The most bytes of one synthetic tensor."""
 

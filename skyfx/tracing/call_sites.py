@@ -25,8 +25,6 @@ from torch import Tensor, nn
 from skyfx.tracing.tensor_binding import bare, named_tensors
 from skyfx.tracing.torch_internals import replaced
 
-__all__: list[str] = ["CallSite", "call_sites_in", "copy_of", "similar_sites"]
-
 _CALLS = {"_call_impl", "_wrapped_call_impl", "__call__"}
 """Methods by which torch calls a module's forward."""
 

@@ -22,8 +22,6 @@ from skyfx.tracing.node_names import input_names, is_tensor_attribute, node_ids
 from skyfx.tracing.tensor_binding import moved, rebind
 from skyfx.tracing.torch_internals import quiet_tracing
 
-__all__: list[str] = ["Capture", "capture", "example_batch"]
-
 _capturing = threading.RLock()
 """torch.export keeps its state in globals: one capture at a time in all threads."""
 

@@ -23,8 +23,6 @@ from skyfx.solver.errors import CaptureError
 from skyfx.tracing.model_code import is_library_file
 from skyfx.tracing.torch_internals import UNKNOWN_VALUE_ERRORS
 
-__all__: list[str] = ["DependsOnValuesError", "NoDataDependence", "OpSite", "OpSiteOverride"]
-
 _SYMBOLIC = (torch.SymInt, torch.SymFloat, torch.SymBool)
 
 

@@ -27,8 +27,6 @@ from skyfx.tracing.leaf_selection import CalledOtherwiseError, LeafSelection
 from skyfx.tracing.node_names import ADAPTED, graphs_in
 from skyfx.tracing.torch_internals import any_attribute_name, export_flags, interceptable_lists
 
-__all__: list[str] = ["has_cache", "trace"]
-
 Adapter = Callable[[], "_TensorsOnly"]
 """Makes an adapter: torch.export needs a fresh one each time."""
 

@@ -26,17 +26,6 @@ from skyfx.tracing.node_names import graphs_in
 from skyfx.tracing.tensor_binding import named_tensors
 from skyfx.tracing.torch_internals import own_tensors, storage_id
 
-__all__: list[str] = [
-    "BoundCode",
-    "Leaf",
-    "RecordedCall",
-    "buffers_kept",
-    "leaf_of",
-    "put_leaves",
-    "stand_in",
-]
-
-
 _COMPARED = tuple(kind for kind in CONSTANTS if kind is not str)
 
 

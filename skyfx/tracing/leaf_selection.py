@@ -27,8 +27,6 @@ from skyfx.tracing.leaf_calls import BoundCode, RecordedCall, buffers_kept, stan
 from skyfx.tracing.tensor_binding import named_tensors
 from skyfx.tracing.torch_internals import export_flags, num_writes
 
-__all__: list[str] = ["CalledOtherwiseError", "LeafSelection"]
-
 Function = Callable[..., Any]
 Site = CallSite | OpSite
 

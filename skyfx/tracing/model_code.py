@@ -5,8 +5,6 @@ from pathlib import Path
 
 import torch
 
-__all__: list[str] = ["is_library_file"]
-
 _LIBRARIES = (Path(torch.__file__).parent, Path(__file__).parents[1])
 
 

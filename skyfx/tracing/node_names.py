@@ -22,17 +22,6 @@ LEAF_NAMESPACE = "submodule"
 ADAPTED = "model"
 """The attribute under which capture's adapter holds the user's model."""
 
-__all__: list[str] = [
-    "graphs_in",
-    "input_names",
-    "is_operator",
-    "is_tensor_attribute",
-    "module_of",
-    "node_ids",
-    "op_name",
-    "original_name",
-]
-
 
 def node_ids(graph: fx.Graph, inputs: Sequence[str]) -> dict[fx.Node, str]:
     """The nodes that a plan places, in order, with their ids.

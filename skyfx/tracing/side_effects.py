@@ -20,17 +20,6 @@ from skyfx.runtime.rng.generator_state import comparable_states, preserve_genera
 from skyfx.solver.errors import CaptureError
 from skyfx.tracing.torch_internals import checked_draws, checked_gradients, checked_vmap
 
-__all__: list[str] = [
-    "check_buffers",
-    "check_numbers",
-    "numbers",
-    "numbers_kept",
-    "refuse_custom_autograd",
-    "refuse_foreign_rng",
-    "refuse_vmap",
-    "set_numbers",
-]
-
 
 @contextmanager
 def refuse_custom_autograd() -> Iterator[None]:

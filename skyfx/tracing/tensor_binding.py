@@ -7,8 +7,6 @@ from torch import Tensor, nn
 
 from skyfx.tracing.torch_internals import own_tensors
 
-__all__: list[str] = ["bare", "moved", "named_tensors", "rebind"]
-
 
 def rebind(module: nn.Module, others: Mapping[int, Tensor]) -> None:
     """Replace the tensors with these `id`s by others, wherever the module holds them."""

@@ -27,25 +27,6 @@ from torch.autograd import profiler_legacy
 from torch.fx.experimental.symbolic_shapes import GuardOnDataDependentSymNode
 from torch.overrides import handle_torch_function
 
-__all__: list[str] = [
-    "UNKNOWN_VALUE_ERRORS",
-    "allocations_of",
-    "any_attribute_name",
-    "checked_calls",
-    "checked_draws",
-    "checked_gradients",
-    "checked_vmap",
-    "export_flags",
-    "interceptable_lists",
-    "num_writes",
-    "own_tensors",
-    "quiet_tracing",
-    "registered_as",
-    "replaced",
-    "schema_of",
-    "storage_id",
-]
-
 UNKNOWN_VALUE_ERRORS = (
     GuardOnDataDependentSymNode,
     DataDependentOutputException,

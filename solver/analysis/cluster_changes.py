@@ -1,7 +1,4 @@
-"""What another cluster would bring: `add a100`, `drop c`, `link a b x2`, `slow c x4`.
-
-Each change is read from its text and makes another cluster of one.
-"""
+"""Changes of a cluster, read from text: `add a100`, `drop c`, `link a b x2`, `slow c x4`."""
 
 import itertools
 from collections.abc import Callable, Sequence
@@ -11,8 +8,6 @@ from typing import Any
 from skyfx.solver.core.cluster import Cluster, Device, Link
 from skyfx.solver.core.graph import Graph
 
-__all__: list[str] = ["Change", "apply_changes"]
-
 FORMS = {
     "add": "add TYPE",
     "drop": "drop DEVICE",
@@ -20,7 +15,7 @@ FORMS = {
     "memory": "memory DEVICE xFACTOR",
     "slow": "slow DEVICE xFACTOR",
 }
-"""What each change looks like."""
+"""The form of each change."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,8 +23,8 @@ class Change:
     """One change of a cluster.
 
     Attributes:
-        text: as it was asked for.
-        make: the changed cluster.
+        text: the change as text.
+        make: the function from a cluster to the changed one.
     """
 
     text: str
@@ -37,10 +32,10 @@ class Change:
 
     @classmethod
     def of(cls, text: str, graph: Graph | None = None) -> "Change":
-        """Read a change; `graph`, if there is one, says which types of devices it has times for.
+        """Read a change; with a `graph`, added devices must have a type that it has times for.
 
         Raises:
-            ValueError: there is no such change, or its factor is none.
+            ValueError: there is no such change, or its factor is wrong.
         """
         word, *others = text.split() or [""]
         if word not in FORMS or len(others) != len(FORMS[word].split()) - 1:
@@ -62,10 +57,10 @@ class Change:
 
 
 def apply_changes(cluster: Cluster, changes: Sequence[Change]) -> Cluster:
-    """The cluster after all changes, one after the other.
+    """Apply changes to a cluster, one after the other.
 
     Raises:
-        ValueError: a change names what the cluster has not.
+        ValueError: a change names a device that the cluster does not have.
     """
     for change in changes:
         try:
@@ -103,17 +98,14 @@ def _named(cluster: Cluster, name: str) -> Device:
 
 
 def _exchanged(cluster: Cluster, name: str, **fields: Any) -> Cluster:
-    """With other figures of one device."""
+    """The cluster with other fields of one device."""
     device = _named(cluster, name)
     devices = tuple(replace(x, **fields) if x is device else x for x in cluster.devices)
     return replace(cluster, devices=devices)
 
 
 def _added(cluster: Cluster, kind: str) -> Cluster:
-    """One more device of a type, on the default link; where links are listed, as its like has.
-
-    Without a like its links are as the best that are listed.
-    """
+    """One more device of a type, on the best listed link, or on the default without any."""
     names = {device.name for device in cluster.devices}
     name = next(x for i in itertools.count(1) if (x := f"{kind}+{i}") not in names)
     added = replace(cluster, devices=(*cluster.devices, Device(name=name, type=kind)))
@@ -146,7 +138,7 @@ def _faster_link(cluster: Cluster, a: str, b: str, by: float) -> Cluster:
     for source, target in pairs:
         wire = wires(source, target)
         if wire is None:
-            raise ValueError(f"moving from {source!r} to {target!r} takes no time as it is")
+            raise ValueError(f"transfers from {source!r} to {target!r} are free already")
         rate = by * wire.bandwidth_bytes_per_s
         links.append(
             Link(

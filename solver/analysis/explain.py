@@ -17,8 +17,6 @@ from skyfx.solver.core.graph import Graph
 from skyfx.solver.core.plan import Plan, Stage
 from skyfx.solver.core.units import operations, percent, seconds, size
 
-__all__: list[str] = ["explain_plan"]
-
 MORE = 1.1
 """A tenth more of each device, link and memory."""
 

@@ -17,8 +17,6 @@ from skyfx.solver.core.timeline import CompletedAction
 from skyfx.solver.core.units import operations, seconds, size
 from skyfx.solver.costs.cost_model import crossings
 
-__all__: list[str] = ["DrawnStep", "page"]
-
 TEMPLATE = Path(__file__).with_name("html_report.html.j2")
 
 COLOURS = {

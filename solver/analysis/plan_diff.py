@@ -7,8 +7,6 @@ from dataclasses import dataclass, fields
 from skyfx.solver.core.plan import Plan, Stage
 from skyfx.solver.core.units import percent, seconds
 
-__all__: list[str] = ["Difference"]
-
 
 @dataclass(frozen=True, slots=True)
 class Difference:

@@ -9,8 +9,6 @@ from skyfx.solver.core.cluster import Cluster
 from skyfx.solver.core.graph import Graph
 from skyfx.solver.core.plan import Plan, Reference
 
-__all__: list[str] = ["read_with_inputs"]
-
 T = TypeVar("T", Graph, Cluster)
 
 PATTERNS = {Graph: ("*.graph.json",), Cluster: ("*.cluster.toml", "*.cluster.json")}

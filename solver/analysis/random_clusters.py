@@ -21,8 +21,6 @@ from skyfx.solver.core.cluster import Cluster, Device, Link, Wire
 from skyfx.solver.core.field_checks import non_negative, positive, whole_number
 from skyfx.solver.core.units import PLAIN, RATE, SIZE, TIME, Units, read_span
 
-__all__: list[str] = ["Range", "unlike_cluster"]
-
 Range = float | str | tuple[float, float]
 """One value, or the lowest and the highest; or both as text, such as `2GiB:8GiB`."""
 

@@ -26,10 +26,9 @@ from skyfx.solver.methods.bounds.simple_bounds import simple_bound
 from skyfx.solver.methods.ideals.device_states import States
 from skyfx.solver.methods.ideals.order_ideals import Ideals
 from skyfx.solver.methods.milp import formulation
-from skyfx.solver.problem.problem import Floats, Problem
+from skyfx.solver.problem.instance import Floats
+from skyfx.solver.problem.problem import Problem
 from skyfx.solver.problem.tolerances import OPTIMALITY_TOLERANCE
-
-__all__: list[str] = ["Recheck", "recheck"]
 
 BELOW = 1 - 10 * OPTIMALITY_TOLERANCE
 """The methods look this far below the bound, as they and the bound are rounded."""

@@ -18,11 +18,6 @@ from skyfx.solver.costs.cost_model import evaluate
 from skyfx.solver.costs.simulator import run_schedule
 from skyfx.solver.errors import InfeasibleError, NoPlanError
 
-__all__: list[str] = [
-    *("COLUMNS", "Replan", "Scenario", "busy_s"),
-    *("predict_step_s", "scenarios", "simulate_plan", "spread"),
-]
-
 COLUMNS = ("what if", "this plan", "another plan", "its stages")
 """Of the table of scenarios; `Scenario.row` is a row."""
 

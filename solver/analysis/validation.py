@@ -15,8 +15,6 @@ from skyfx.solver.core.schedule import deadlock_reason
 from skyfx.solver.costs.cost_model import Cost, by_device, evaluate
 from skyfx.solver.costs.simulator import simulate
 
-__all__: list[str] = ["validate"]
-
 FIGURE_TOLERANCE = 1e-6
 MEMORY_TOLERANCE = 1e-9
 

@@ -2,8 +2,9 @@
 
 `cluster` has some of its own.
 
-Standard output is data and standard error is talk. The exit codes are those of `docs/formats.md`.
-What searches is imported where it is needed: numba, HiGHS and PuLP take half a second.
+Standard output has data, standard error has messages. The exit codes are those of
+`docs/formats.md`. The search is imported where it is needed: numba, HiGHS and PuLP take half a
+second.
 """
 
 from importlib import metadata
@@ -63,8 +64,6 @@ from skyfx.solver.core.plan import Assumptions, Plan
 if TYPE_CHECKING:
     from skyfx.solver.analysis.recheck import Recheck
     from skyfx.solver.planning.planner import Solution
-
-__all__: list[str] = ["app"]
 
 app = typer.Typer(
     help="Split a PyTorch model over unequal devices, with a proof of how good the split is.",
@@ -179,7 +178,7 @@ def check(
     made_from = ((graph, checked.graph, graph_sha256), (cluster, checked.cluster, cluster_sha256))
     for path, reference, sha256 in made_from:
         if reference.sha256 != sha256 and not quiet:
-            say(f"skyfx: warning: {plan} was made from other bytes than those of {path}")
+            say(f"skyfx: warning: {plan} was made from another version of {path}")
     if json:
         answer = {"valid": not faults, "faults": faults} | ({"bound": again} if again else {})
         print_json(answer)
@@ -197,7 +196,7 @@ def diff(
     b: Annotated[Path, typer.Argument(metavar="B", help="Another one.")],
     json: Json = False,
 ) -> None:
-    """Say what differs between the plans A and B; exit 0 if they do the same, 1 if not.
+    """Print the difference of the plans A and B; exit 0 if they run the same, 1 if not.
 
     For example: skyfx diff bert.plan.json slow.plan.json
     """
@@ -253,7 +252,7 @@ def _verdict(again: "Recheck", plan: Plan) -> str:
     return {
         "confirmed": f"bound confirmed: nothing is below {bound}, also by {again.by}",
         "refuted": f"bound refuted: a plan is below {bound}, by {again.by}",
-        "open": f"bound not derived again within reach: {again.by} comes to {value} of {bound}",
+        "open": f"bound not derived again: {again.by} reaches {value} of {bound}",
     }[again.verdict]
 
 

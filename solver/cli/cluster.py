@@ -23,8 +23,6 @@ from skyfx.solver.core import files
 from skyfx.solver.core.cluster import Cluster, Link, Wire
 from skyfx.solver.core.units import PLAIN, RATE, SIZE, TIME, rate, read_span, seconds, size
 
-__all__: list[str] = ["cluster_app"]
-
 cluster_app = typer.Typer(
     help="Make a cluster of unlike devices, change one, or look at it.", no_args_is_help=True
 )

@@ -16,8 +16,6 @@ from skyfx.solver.cli.options import (
 from skyfx.solver.cli.simulate import make_replan
 from skyfx.solver.cli.terminal import exit_codes, print_json
 
-__all__: list[str] = ["explain_command"]
-
 
 def explain_command(
     plan: PlanFile,
@@ -28,7 +26,7 @@ def explain_command(
     json: Json = False,
     verbose: Verbose = False,
 ) -> None:
-    """Say what binds PLAN, how good it is, and what a tenth more of anything would bring.
+    """Explain PLAN: its bottleneck, its certificate, and the gain of 10 % more of anything.
 
     For example: skyfx explain bert.plan.json
     """

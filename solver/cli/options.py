@@ -7,8 +7,6 @@ import typer
 
 from skyfx.solver.core.plan import Communication, Mode, Objective, Overlap, Schedule, Strategy
 
-__all__: list[str] = []
-
 GraphFile = Annotated[Path, typer.Argument(metavar="GRAPH", help="A *.graph.json file.")]
 ClusterFile = Annotated[
     Path, typer.Argument(metavar="CLUSTER", help="A *.cluster.toml or *.cluster.json file.")
@@ -19,19 +17,19 @@ Output = Annotated[
 ]
 Force = Annotated[bool, typer.Option("--force", help="Replace the file if it exists.")]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON and nothing else.")]
-Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Say nothing but errors.")]
-Verbose = Annotated[bool, typer.Option("--verbose", "-v", help="Also say what is done on the way.")]
+Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Print nothing but errors.")]
+Verbose = Annotated[bool, typer.Option("--verbose", "-v", help="Also print what each method does.")]
 
 ModeOption = Annotated[Mode, typer.Option(help="Whether backward passes count.")]
-ObjectiveOption = Annotated[Objective, typer.Option(help="What to make small.")]
+ObjectiveOption = Annotated[Objective, typer.Option(help="What to minimise.")]
 CommunicationOption = Annotated[
     Communication, typer.Option(help="From stage to stage, or through the host's memory.")
 ]
-OverlapOption = Annotated[Overlap, typer.Option(help="Whether moving hides behind computing.")]
+OverlapOption = Annotated[Overlap, typer.Option(help="Whether devices compute during transfers.")]
 ScheduleOption = Annotated[Schedule, typer.Option(help="The pipeline's schedule.")]
-Microbatches = Annotated[int, typer.Option(metavar="M", help="Micro-batches in a step.")]
+Microbatches = Annotated[int, typer.Option(metavar="M", help="Micro-batches per step.")]
 StateRatio = Annotated[
-    float, typer.Option(metavar="R", help="Bytes of optimizer state for a byte of parameters.")
+    float, typer.Option(metavar="R", help="Bytes of optimizer state per byte of parameters.")
 ]
 StrategyOption = Annotated[Strategy, typer.Option(help="The best plan, or a baseline.")]
 IgnorePeaks = Annotated[
@@ -41,7 +39,12 @@ IgnorePeaks = Annotated[
         help="Only memory_bytes has to fit the devices, not the predicted peaks of the stages.",
     ),
 ]
-TimeLimit = Annotated[float, typer.Option(metavar="SECONDS", help="Then the best plan so far.")]
+TimeLimit = Annotated[
+    float,
+    typer.Option(
+        metavar="SECONDS", help="Limit of the search; then it returns the best plan so far."
+    ),
+]
 Gap = Annotated[float, typer.Option(metavar="G", help="Relative gap at which to stop.")]
 SolverName = Annotated[
     str, typer.Option("--solver", metavar="NAME", help="Any solver that `pulp.getSolver` knows.")
@@ -50,12 +53,12 @@ Pins = Annotated[
     list[str] | None,
     typer.Option(
         metavar="PATTERN=DEVICE",
-        help="Nodes or modules that have to be on a device; PATTERN!=DEVICE: that must not.",
+        help="Nodes or modules that must run on a device; with PATTERN!=DEVICE, that must not.",
     ),
 ]
 LpFile = Annotated[
     Path | None,
-    typer.Option("--write-lp", metavar="LP", help="Write the integer program to this file, too."),
+    typer.Option("--write-lp", metavar="LP", help="Also write the integer program to this file."),
 ]
 BoundToo = Annotated[
     bool, typer.Option("--bound", help="Derive the lower bound again by simpler methods.")
@@ -67,13 +70,15 @@ GraphOption = Annotated[
 ]
 ClusterOption = Annotated[
     Path | None,
-    typer.Option("--cluster", metavar="CLUSTER", help="Its cluster, likewise; or another one."),
+    typer.Option(
+        "--cluster",
+        metavar="CLUSTER",
+        help="The plan's cluster, if it is not beside it; or another one.",
+    ),
 ]
 EachLimit = Annotated[
     float,
-    typer.Option(
-        metavar="SECONDS", help="To plan anew for a tenth more of each device, link and memory."
-    ),
+    typer.Option(metavar="SECONDS", help="Limit of each search for a plan on a changed cluster."),
 ]
 WhatIf = Annotated[
     list[str] | None,

@@ -27,15 +27,13 @@ from skyfx.solver.core.chrome_trace import read_trace
 from skyfx.solver.core.cluster import Cluster
 from skyfx.solver.core.plan import Plan
 
-__all__: list[str] = ["report_command"]
-
 PageFile = Annotated[
     Path, typer.Option("--output", "-o", metavar="HTML", help="Where the page is written.")
 ]
 RunFile = Annotated[
     Path | None,
     typer.Option(
-        "--run", metavar="TRACE", help="A measured step, from Profile.write_trace: drawn below."
+        "--run", metavar="TRACE", help="A measured step from Profile.write_trace, drawn below."
     ),
 ]
 
@@ -52,9 +50,9 @@ def report_command(
     quiet: Quiet = False,
     verbose: Verbose = False,
 ) -> None:
-    """Draw PLAN on a page that needs no network: timeline, stages, memory, modules and reasons.
+    """Draw PLAN on a page that needs no network: timeline, stages, memory and modules.
 
-    Without --what-if it says what would be if any of the devices in use were not there.
+    Without --what-if it shows the effect of losing each device in use.
 
     For example: skyfx report bert.plan.json -o bert.html
     """

@@ -1,4 +1,4 @@
-"""The command `simulate`: a plan's step, action by action, as it is and as it might be."""
+"""The command `simulate`: a plan's step, action by action, also on changed clusters."""
 
 from collections.abc import Sequence
 from dataclasses import replace
@@ -41,29 +41,27 @@ from skyfx.solver.core.plan import Plan, Schedule
 from skyfx.solver.core.timeline import Timeline
 from skyfx.solver.core.units import seconds
 
-__all__: list[str] = ["make_replan", "simulate_command"]
-
 GAP = 0.01
-"""What is planned anew is this near to the best."""
+"""The gap of new plans for changed clusters."""
 
 Slow = Annotated[
     list[str] | None,
     typer.Option("--slow", metavar="DEVICE=FACTOR", help="As --what-if 'slow DEVICE xFACTOR'."),
 ]
-Anew = Annotated[bool, typer.Option("--replan", help="Also plan anew for each change.")]
+Anew = Annotated[bool, typer.Option("--replan", help="Also find the best plan for each change.")]
 OtherSchedule = Annotated[
     Literal["1f1b", "gpipe"] | None,
-    typer.Option(help="Follow this one; other schedules are made for a plan by skyfx solve."),
+    typer.Option(help="Simulate this schedule; skyfx solve makes the others for a plan."),
 ]
 OtherMicrobatches = Annotated[
     int | None, typer.Option(metavar="M", min=1, help="Micro-batches in the step.")
 ]
 OwnLinks = Annotated[
-    bool, typer.Option("--own-links", help="Messages of one device do not share its port.")
+    bool, typer.Option("--own-links", help="The messages of a device do not share its port.")
 ]
 Jitter = Annotated[
     float,
-    typer.Option(metavar="SIGMA", help="Actions take e^N(0, SIGMA) times as long; 0.1 is 10 %."),
+    typer.Option(metavar="SIGMA", help="An action takes e^N(0, SIGMA) times as long; 0.1 is 10 %."),
 ]
 Runs = Annotated[int, typer.Option(metavar="N", help="Steps with jitter.")]
 TraceFile = Annotated[
@@ -93,7 +91,7 @@ def simulate_command(
     quiet: Quiet = False,
     verbose: Verbose = False,
 ) -> None:
-    """Follow the step of PLAN action by action, and say what a change of its cluster would bring.
+    """Simulate a step of PLAN action by action, also on changed clusters.
 
     For example: skyfx simulate bert.plan.json --what-if 'add gpu' --what-if 'drop b' --replan
     """
@@ -115,12 +113,12 @@ def simulate_command(
 
 
 class _Answer:
-    """What the command has found out."""
+    """The results of the command."""
 
     def __init__(
         self, plan: Plan, timeline: Timeline, found: Sequence[Scenario], *, as_planned: bool
     ) -> None:
-        self._plan, self._timeline, self._outlooks = plan, timeline, found
+        self._plan, self._timeline, self._scenarios = plan, timeline, found
         self._as_planned = as_planned
         self._busy_s = busy_s(plan, timeline)
         self.jitter: tuple[float, float, float] | None = None
@@ -140,20 +138,19 @@ class _Answer:
         if self.jitter is not None:
             sigma, middle, p95 = self.jitter
             typer.echo(
-                f"with jitter {sigma:g}: {seconds(middle)} in the median, {seconds(p95)} at the "
-                "95th percentile"
+                f"with jitter {sigma:g}: median {seconds(middle)}, 95th percentile {seconds(p95)}"
             )
-        if self._outlooks:
+        if self._scenarios:
             out.print(self._table())
 
     def _formula(self) -> str:
-        """What the plan says itself, if this is what it was planned for."""
+        """The step of the plan's formula, if the simulation has the plan's assumptions."""
         planned = f", by the plan's formula {seconds(self._plan.step_s)}"
         return planned if self._as_planned else ""
 
     def _table(self) -> Table:
         table = Table(*COLUMNS, box=None)
-        for one in self._outlooks:
+        for one in self._scenarios:
             table.add_row(*one.row(self._timeline.step_s))
         return table
 
@@ -171,7 +168,7 @@ class _Answer:
                     if one.replanned is None
                     else [[stage.device, len(stage.nodes)] for stage in one.replanned.stages],
                 }
-                for one in self._outlooks
+                for one in self._scenarios
             ],
         }
         if self.jitter is not None:
@@ -180,7 +177,7 @@ class _Answer:
 
 
 def _asked(plan: Plan, schedule: Schedule | None, num_microbatches: int | None) -> Plan:
-    """The plan's stages in another order, or with other numbers of micro-batches."""
+    """The plan with another schedule or another number of micro-batches."""
     assumed = plan.assumptions
     other = replace(
         assumed,

@@ -19,11 +19,6 @@ from skyfx.solver.errors import InfeasibleError, NoPlanError, SkyfxError
 if TYPE_CHECKING:
     from skyfx.solver.methods.limits import Progress
 
-__all__: list[str] = [
-    *("ExitCode", "exit_codes", "check_output", "write_output", "print_document", "print_json"),
-    *("console", "live_line", "say"),
-]
-
 
 class ExitCode(enum.IntEnum):
     """How a command ended."""

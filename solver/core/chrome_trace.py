@@ -18,8 +18,6 @@ from skyfx.solver.core.schedule import Action, Kind
 from skyfx.solver.core.timeline import CompletedAction
 from skyfx.solver.errors import FormatError
 
-__all__: list[str] = ["chrome_trace", "read_trace"]
-
 COLOURS = (
     *("thread_state_running", "rail_response", "rail_animation", "rail_load", "cq_build_passed"),
     *("thread_state_runnable", "vsync_highlight_color", "cq_build_attempt_passed"),

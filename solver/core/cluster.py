@@ -6,8 +6,6 @@ from typing import ClassVar, Literal
 
 from skyfx.solver.core.field_checks import memory_size, no_duplicates, non_negative, positive
 
-__all__: list[str] = ["Cluster", "Device", "Link", "Wire"]
-
 HOST = "host"
 """In `host` communication every device has links to this name; it is no device."""
 

@@ -9,9 +9,6 @@ from typing import Any
 
 from skyfx.solver.core.units import SIZE, read_span
 
-__all__: list[str] = []
-
-
 SHOWN = 40
 """Characters of a value in a message."""
 

@@ -17,16 +17,6 @@ import msgspec
 from skyfx.solver.core.decode_errors import locate_error, unknown_fields
 from skyfx.solver.errors import FormatError
 
-__all__: list[str] = [
-    "digest",
-    "encode",
-    "load",
-    "read",
-    "refuse_overwrite",
-    "replacing",
-    "write",
-]
-
 
 class Document(Protocol):
     """A Graph, a Cluster or a Plan."""

@@ -10,8 +10,6 @@ import msgspec
 
 from skyfx.solver.core.field_checks import no_duplicates, non_negative, positive
 
-__all__: list[str] = ["DeviceCalibration", "Graph", "LinearFit", "Node"]
-
 INPUT = "input"
 AMOUNTS = (
     *("output_bytes", "gradient_bytes", "parameter_bytes", "saved_bytes", "workspace_bytes"),

@@ -14,8 +14,6 @@ from fnmatch import fnmatchcase
 
 from skyfx.solver.core.graph import Node
 
-__all__: list[str] = ["Pin"]
-
 
 @dataclass(frozen=True, slots=True)
 class Pin:

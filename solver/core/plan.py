@@ -7,8 +7,6 @@ from skyfx.solver.core.field_checks import non_negative, one_of, text_sequence, 
 from skyfx.solver.core.pins import Pin
 from skyfx.solver.core.schedule import Orders, forwards, in_flight_counts, orders
 
-__all__: list[str] = ["Alternatives", "Assumptions", "Plan", "Reference", "SolverInfo", "Stage"]
-
 Mode = Literal["training", "inference"]
 Objective = Literal["throughput", "step", "latency"]
 Schedule = Literal["gpipe", "1f1b", "generated", "tapered", "interleaved"]

@@ -14,8 +14,6 @@ from skyfx.solver.core.units import percent, seconds, size
 if TYPE_CHECKING:
     from skyfx.solver.core.plan import Plan, Stage
 
-__all__: list[str] = ["html", "render", "text"]
-
 COLUMNS = (
     *("stage", "device", "nodes", "modules"),
     *("compute", "receive", "send", "time", "memory", ""),

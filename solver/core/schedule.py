@@ -28,17 +28,6 @@ from collections.abc import Mapping, Sequence
 from enum import Enum
 from typing import NamedTuple
 
-__all__: list[str] = [
-    "Action",
-    "Kind",
-    "Orders",
-    "deadlock_reason",
-    "forwards",
-    "in_flight_count",
-    "in_flight_counts",
-    "orders",
-]
-
 
 class Kind(Enum):
     """Forward or backward."""

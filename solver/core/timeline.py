@@ -4,8 +4,6 @@ from dataclasses import dataclass
 
 from skyfx.solver.core.schedule import Action
 
-__all__: list[str] = ["CompletedAction", "Timeline"]
-
 
 @dataclass(frozen=True, slots=True)
 class CompletedAction:

@@ -4,11 +4,6 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-__all__: list[str] = [
-    *("PLAIN", "RATE", "SIZE", "TIME", "Units", "read_span"),
-    *("operations", "percent", "rate", "seconds", "size"),
-]
-
 NUMBER = re.compile(r"\s*(\d+\.?\d*(?:[eE][-+]?\d+)?|\.\d+)\s*([^\d\s]*)\s*")
 
 

@@ -13,8 +13,6 @@ from skyfx.solver.core.plan import Assumptions
 from skyfx.solver.core.schedule import Kind
 from skyfx.solver.costs.cost_model import Placement, crossings
 
-__all__: list[str] = ["ActionTimes", "Message"]
-
 
 @dataclass(frozen=True, slots=True)
 class Message:

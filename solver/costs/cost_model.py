@@ -18,8 +18,6 @@ from skyfx.solver.core.graph import Graph, Node
 from skyfx.solver.core.plan import Assumptions
 from skyfx.solver.core.schedule import in_flight_count, in_flight_counts
 
-__all__: list[str] = ["Cost", "evaluate"]
-
 Placement = Sequence[tuple[str, Sequence[str]]]
 """Stages in pipeline order: the device's name and the ids of the nodes it runs."""
 

@@ -1,14 +1,12 @@
-"""The time of a move in `relay`: the values that cross a boundary, and their gradients back."""
+"""The time of a move: one formula for numbers, for arrays, and in compiled loops."""
 
 from typing import Any, NamedTuple
 
-from numba import njit
-
-__all__: list[str] = ["Crossing", "compiled_move_s", "move_s"]
+from numba.extending import register_jitable
 
 
 class Crossing(NamedTuple):
-    """What crosses one boundary, or an array of boundaries."""
+    """What crosses one boundary in `relay`, or arrays of it for many boundaries."""
 
     forward_bytes: Any
     backward_bytes: Any
@@ -19,18 +17,20 @@ class Crossing(NamedTuple):
     """1 where any gradient crosses, else 0."""
 
 
-def move_s(there: Any, back: Any, crossing: Any) -> Any:
-    """Seconds to move what crosses, and its gradients back.
+@register_jitable
+def send_s(wire: Any, count: Any, size_bytes: Any) -> Any:
+    """Seconds to send `count` messages of `size_bytes` in total over one direction of a link.
 
-    Args:
-        there: latency and seconds per byte of the link forward; numbers or arrays.
-        back: latency and seconds per byte of the link backward.
-        crossing: `Crossing`.
+    `wire` is its latency in seconds and its seconds per byte.
     """
-    forward_s = there[0] * crossing.forward + there[1] * crossing.forward_bytes
-    backward_s = back[0] * crossing.backward + back[1] * crossing.backward_bytes
-    return forward_s + backward_s
+    return wire[0] * count + wire[1] * size_bytes
 
 
-compiled_move_s = njit(cache=True)(move_s)
-"""`move_s` of numbers, for compiled loops."""
+@register_jitable
+def move_s(there: Any, back: Any, crossing: Any) -> Any:
+    """Seconds to move what crosses a boundary, and its gradients back.
+
+    `there` and `back` are the two directions of the link, as in `send_s`.
+    """
+    forward_s = send_s(there, crossing.forward, crossing.forward_bytes)
+    return forward_s + send_s(back, crossing.backward, crossing.backward_bytes)

@@ -20,8 +20,6 @@ from skyfx.solver.core.schedule import in_flight_counts
 from skyfx.solver.costs.cost_model import Placement, crossings, memory_bytes
 from skyfx.solver.costs.simulator import simulate
 
-__all__: list[str] = ["PeakTerms", "peak_bytes", "peaks"]
-
 PASSING = ("add", "view", "reshape", "transpose", "permute", "t", "expand", "squeeze", "unsqueeze")
 """Operators whose backward passes the gradient on unchanged, or a view of it."""
 

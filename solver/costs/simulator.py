@@ -27,8 +27,6 @@ from skyfx.solver.core.timeline import CompletedAction, Timeline
 from skyfx.solver.costs.action_times import ActionTimes, Message
 from skyfx.solver.costs.cost_model import Placement
 
-__all__: list[str] = ["run_schedule", "simulate"]
-
 
 def simulate(
     graph: Graph,

@@ -16,18 +16,6 @@ from typing import NamedTuple
 
 from skyfx.solver.problem.tolerances import OPTIMALITY_TOLERANCE
 
-__all__: list[str] = [
-    "BLOCK_PHASES",
-    "INTERVALS",
-    "INTERVAL_DUAL",
-    "INTERVAL_LABELS",
-    "LABELS",
-    "LEVELS",
-    "ORDER_SPLIT",
-    "Bisection",
-    "Policy",
-]
-
 
 class Policy(NamedTuple):
     """How to choose the next T, by relative distances."""

@@ -11,8 +11,6 @@ from skyfx.solver.methods.ideals.device_states import States
 from skyfx.solver.methods.limits import Limits
 from skyfx.solver.problem.problem import Problem
 
-__all__: list[str] = ["MAX_CELLS", "MAX_LEVEL", "MAX_LEVEL_STATES", "ProblemFeatures"]
-
 MAX_LEVEL_STATES = 5000
 MAX_CELLS = 600_000_000
 """States times ideals; a cell takes a byte."""

@@ -18,8 +18,6 @@ from types import FrameType
 
 from numba.core import event
 
-__all__: list[str] = ["Interrupt", "Limits", "Progress", "TimeUpError", "compiled_s", "interrupt"]
-
 Progress = Callable[[float, float], None]
 """Called with the best plan's objective value, or infinity, and the lower bound, in seconds."""
 

@@ -11,10 +11,9 @@ from dataclasses import dataclass
 from skyfx.solver.costs.cost_model import Cost
 from skyfx.solver.methods.features import ProblemFeatures
 from skyfx.solver.methods.limits import Limits
-from skyfx.solver.problem.problem import Problem, UnitPlacement
+from skyfx.solver.problem.instance import UnitPlacement
+from skyfx.solver.problem.problem import Problem
 from skyfx.solver.problem.tolerances import OPTIMALITY_TOLERANCE
-
-__all__: list[str] = ["Bound", "Candidate", "Method", "MethodUpdate", "SearchState"]
 
 
 @dataclass(frozen=True, slots=True)

@@ -14,8 +14,6 @@ import highspy
 import numpy as np
 import pulp
 
-__all__: list[str] = ["MipAnswer", "minimise", "names", "version"]
-
 TOLERANCE = 1e-9
 """At its default of 1e-6 HiGHS undercuts the bottleneck by more than a certificate may be wrong."""
 

@@ -14,6 +14,7 @@ from contextlib import suppress
 from dataclasses import dataclass, field, replace
 
 from skyfx.solver.errors import InfeasibleError, NoPlanError
+from skyfx.solver.methods import requirements as only
 from skyfx.solver.methods.bounds.interval_dual import interval_dual_bound
 from skyfx.solver.methods.bounds.memory_dual import memory_dual_bound
 from skyfx.solver.methods.bounds.simple_bounds import simple_bound, step_bound
@@ -33,34 +34,9 @@ from skyfx.solver.methods.ideals.device_states import MAX_STATES
 from skyfx.solver.methods.limits import Limits, TimeUpError
 from skyfx.solver.methods.method import Bound, Candidate, MethodUpdate, SearchState
 from skyfx.solver.methods.milp.milp_method import integer_program
-from skyfx.solver.methods.requirements import (
-    CHAIN,
-    ENOUGH_MEMORY,
-    FEW_COUNTS,
-    FEW_LEVEL_STATES,
-    FEW_STATES,
-    FREE_MOVES,
-    HOST,
-    INCUMBENT,
-    LATENCY,
-    LONG,
-    MANY_STATES,
-    MEMORY_BINDS,
-    ORDERED_DEVICES,
-    RELAY,
-    RUNS_EVERYWHERE,
-    SEVERAL_DEVICES,
-    SEVERAL_STAGES,
-    SHIFTABLE,
-    STEP,
-    THROUGHPUT,
-    UNLISTED_IDEALS,
-    Entry,
-)
+from skyfx.solver.methods.requirements import Entry
 from skyfx.solver.problem import coarsening
 from skyfx.solver.problem.problem import Problem
-
-__all__: list[str] = ["METHODS", "Portfolio", "SearchResult"]
 
 logger = logging.getLogger(__name__)
 
@@ -199,37 +175,52 @@ def throughput_search(search: SearchState) -> Iterator[MethodUpdate]:
 
 
 METHODS: tuple[Entry, ...] = (
-    Entry("slices", coarse_search, (LONG,), budget=0.4),
+    Entry("slices", coarse_search, (only.LONG,), budget=0.4),
     Entry(
         "interval step dp",
         interval_step_label_dp,
-        (STEP, RELAY, FEW_STATES, INCUMBENT),
+        (only.STEP, only.RELAY, only.FEW_STATES, only.INCUMBENT),
         budget=0.3,
     ),
-    Entry("step label dp", step_label_dp, (STEP, RELAY, FEW_STATES, INCUMBENT), budget=0.7),
-    Entry("throughput", throughput_search, (STEP,)),
+    Entry(
+        "step label dp",
+        step_label_dp,
+        (only.STEP, only.RELAY, only.FEW_STATES, only.INCUMBENT),
+        budget=0.7,
+    ),
+    Entry("throughput", throughput_search, (only.STEP,)),
     Entry(
         "block-phase milp",
         block_phase_milp,
-        (THROUGHPUT, ENOUGH_MEMORY, FREE_MOVES, CHAIN, RUNS_EVERYWHERE),
+        (only.THROUGHPUT, only.ENOUGH_MEMORY, only.FREE_MOVES, only.CHAIN, only.RUNS_EVERYWHERE),
     ),
-    Entry("interval dp", interval_dp, (ORDERED_DEVICES,)),
-    Entry("interval label dp", interval_label_dp, (RELAY, FEW_STATES)),
-    Entry("memory dual bound", memory_dual_bound, (LATENCY, MEMORY_BINDS)),
-    Entry("order-split", order_split, (RELAY, MANY_STATES)),
-    Entry("local search", local_search, (RELAY, THROUGHPUT, SEVERAL_STAGES, SHIFTABLE)),
-    Entry("level dp", level_dp, (RELAY, THROUGHPUT, FEW_LEVEL_STATES, INCUMBENT)),
+    Entry("interval dp", interval_dp, (only.ORDERED_DEVICES,)),
+    Entry("interval label dp", interval_label_dp, (only.RELAY, only.FEW_STATES)),
+    Entry("memory dual bound", memory_dual_bound, (only.LATENCY, only.MEMORY_BINDS)),
+    Entry("order-split", order_split, (only.RELAY, only.MANY_STATES)),
+    Entry(
+        "local search",
+        local_search,
+        (only.RELAY, only.THROUGHPUT, only.SEVERAL_STAGES, only.SHIFTABLE),
+    ),
+    Entry(
+        "level dp", level_dp, (only.RELAY, only.THROUGHPUT, only.FEW_LEVEL_STATES, only.INCUMBENT)
+    ),
     Entry(
         "restarted local search",
         restarted_local_search,
-        (RELAY, THROUGHPUT, SEVERAL_STAGES, SHIFTABLE, UNLISTED_IDEALS),
+        (only.RELAY, only.THROUGHPUT, only.SEVERAL_STAGES, only.SHIFTABLE, only.UNLISTED_IDEALS),
     ),
-    Entry("label dp", label_dp, (RELAY, FEW_STATES)),
-    Entry("level dp (large)", large_level_dp, (RELAY, THROUGHPUT, FEW_LEVEL_STATES, INCUMBENT)),
-    Entry("host window dp", host_window_dp, (HOST, THROUGHPUT, FEW_COUNTS)),
-    Entry("host pair dp", host_pair_dp, (HOST, FEW_STATES)),
-    Entry("interval dual bound", interval_dual_bound, (RELAY, THROUGHPUT, CHAIN)),
-    Entry("beam search", beam_search, (RELAY, SEVERAL_DEVICES)),
+    Entry("label dp", label_dp, (only.RELAY, only.FEW_STATES)),
+    Entry(
+        "level dp (large)",
+        large_level_dp,
+        (only.RELAY, only.THROUGHPUT, only.FEW_LEVEL_STATES, only.INCUMBENT),
+    ),
+    Entry("host window dp", host_window_dp, (only.HOST, only.THROUGHPUT, only.FEW_COUNTS)),
+    Entry("host pair dp", host_pair_dp, (only.HOST, only.FEW_STATES)),
+    Entry("interval dual bound", interval_dual_bound, (only.RELAY, only.THROUGHPUT, only.CHAIN)),
+    Entry("beam search", beam_search, (only.RELAY, only.SEVERAL_DEVICES)),
     Entry("integer program", integer_program),
 )
 """In the order in which they are tried: quick plans first, then quick proofs, then the ILP."""

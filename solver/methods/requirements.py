@@ -15,32 +15,6 @@ from skyfx.solver.methods.ideals.device_states import MAX_STATES
 from skyfx.solver.methods.method import Method, MethodUpdate, SearchState
 from skyfx.solver.problem.coarsening import MAX_UNITS
 
-__all__: list[str] = [
-    "CHAIN",
-    "ENOUGH_MEMORY",
-    "FEW_COUNTS",
-    "FEW_LEVEL_STATES",
-    "FEW_STATES",
-    "FREE_MOVES",
-    "HOST",
-    "INCUMBENT",
-    "LATENCY",
-    "LONG",
-    "MANY_STATES",
-    "MEMORY_BINDS",
-    "ORDERED_DEVICES",
-    "RELAY",
-    "RUNS_EVERYWHERE",
-    "SEVERAL_DEVICES",
-    "SEVERAL_STAGES",
-    "SHIFTABLE",
-    "STEP",
-    "THROUGHPUT",
-    "UNLISTED_IDEALS",
-    "Entry",
-    "Requirement",
-]
-
 
 @dataclass(frozen=True, slots=True)
 class Requirement:

@@ -1,7 +1,7 @@
 """The one place where a plan is made: stages, their figures, the certificate, and the sources."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from skyfx.solver.core.plan import (
     Alternatives,
@@ -17,8 +17,6 @@ from skyfx.solver.methods import mip_backend
 from skyfx.solver.methods.method import Bound, Candidate
 from skyfx.solver.problem.problem import Problem
 from skyfx.solver.problem.tolerances import OPTIMALITY_TOLERANCE
-
-__all__: list[str] = ["Provenance", "ScheduledStages", "build"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -69,7 +67,6 @@ def build(
     value = cost.objective_value
     is_best = value <= bound.value * (1 + OPTIMALITY_TOLERANCE)
     lower_bound = value if is_best else bound.value
-    alternatives = told.alternatives
     return Plan(
         graph=told.graph,
         cluster=told.cluster,
@@ -90,12 +87,7 @@ def build(
             method=scheduled.candidate.method,
             says=(*told.remarks, scheduled.remark) if scheduled.remark else told.remarks,
         ),
-        alternatives=Alternatives(
-            even=alternatives.even,
-            dynamic=alternatives.dynamic,
-            best_single_device=alternatives.best_single_device,
-            simulated_1f1b_s=scheduled.usual_step_s,
-        ),
+        alternatives=replace(told.alternatives, simulated_1f1b_s=scheduled.usual_step_s),
         simulated_s=scheduled.step_s,
     )
 

@@ -25,14 +25,13 @@ from skyfx.solver.methods.method import Bound, Candidate
 from skyfx.solver.methods.portfolio import Portfolio
 from skyfx.solver.planning.plan_builder import ScheduledStages
 from skyfx.solver.problem.infeasibility import explain
-from skyfx.solver.problem.problem import OneInFlightProblem, Problem, UnitPlacement
+from skyfx.solver.problem.instance import UnitPlacement
+from skyfx.solver.problem.problem import OneInFlightProblem, Problem
 from skyfx.solver.refinement.in_flight import Live, generate
 from skyfx.solver.refinement.interleaving import interleaved
 from skyfx.solver.refinement.memory_headroom import MemoryHeadroom
 from skyfx.solver.refinement.step_annealing import shortened
 from skyfx.solver.refinement.tapering import tapered
-
-__all__: list[str] = ["adapt_schedule", "as_schedule_error", "certify", "search_assumptions"]
 
 LEAST_S = 2.0
 """Seconds for a bound on plans with other micro-batches in flight."""
@@ -91,9 +90,9 @@ def adapt_schedule(
     peaks = peak_bytes(problem.graph, problem.cluster, placement, usual)
     usual_peaks = {name: peak for (name, _), peak in zip(placement, peaks, strict=True)}
     stages, first = _stages_for(problem, best.stages, usual_peaks, strategy)
-    made = _with_counts(problem, best, stages, first, usual_peaks)
-    if enforce_peaks and not _fits(problem, made, usual_peaks):
-        made = _with_counts(problem, best, best.stages, None, usual_peaks)
+    made, fits = _with_counts(problem, best, stages, first, usual_peaks)
+    if enforce_peaks and not fits:
+        made, _ = _with_counts(problem, best, best.stages, None, usual_peaks)
     usual_s = simulate(problem.graph, problem.cluster, placement, usual).step_s
     said = ", ".join(map(str, made.in_flight or ()))
     return replace(
@@ -123,23 +122,16 @@ def _with_counts(
     stages: UnitPlacement,
     first: Live | None,
     usual_peaks: dict[str, float],
-) -> ScheduledStages:
-    """The stages with the counts that make the shortest step."""
+) -> tuple[ScheduledStages, bool]:
+    """The stages with the counts that make the shortest step, and whether they fit."""
     assumptions, placement = problem.assumptions, problem.placement(stages)
     times = ActionTimes.of(problem.graph, problem.cluster, placement, assumptions)
     headroom = MemoryHeadroom(problem, placement, usual_peaks)
     made = generate(times, assumptions.microbatches, headroom.fits, first)
     cost = evaluate(problem.graph, problem.cluster, placement, assumptions, made.live)
-    return ScheduledStages(Candidate(stages, cost, best.method), made.live, made.step_s)
-
-
-def _fits(problem: Problem, made: ScheduledStages, usual_peaks: dict[str, float]) -> bool:
-    """Whether the devices have the memory for these stages and counts."""
-    assumptions, placement = problem.assumptions, problem.placement(made.candidate.stages)
-    times = ActionTimes.of(problem.graph, problem.cluster, placement, assumptions)
-    counts = made.in_flight or ()
-    timeline = run_schedule(times, orders(counts, assumptions.microbatches, times.devices))
-    return MemoryHeadroom(problem, placement, usual_peaks).fits(counts, timeline)
+    timeline = run_schedule(times, orders(made.live, assumptions.microbatches, times.devices))
+    scheduled = ScheduledStages(Candidate(stages, cost, best.method), made.live, made.step_s)
+    return scheduled, headroom.fits(made.live, timeline)
 
 
 def certify(problem: Problem, scheduled: ScheduledStages, bound: Bound, searched_s: float) -> Bound:

@@ -14,9 +14,8 @@ import itertools
 from collections.abc import Callable, Iterator
 
 from skyfx.solver.methods.method import Candidate
-from skyfx.solver.problem.problem import Problem, UnitPlacement
-
-__all__: list[str] = ["without_needless_stages"]
+from skyfx.solver.problem.instance import UnitPlacement
+from skyfx.solver.problem.problem import Problem
 
 ROUNDING = 1 + 1e-12
 """By how much an equal figure may differ."""

@@ -10,11 +10,10 @@ from itertools import pairwise
 
 import numpy as np
 
+from skyfx.solver.problem.instance import UnitPlacement
 from skyfx.solver.problem.interval_tables import live_values
 from skyfx.solver.problem.linear_extensions import depth_first_extension
-from skyfx.solver.problem.problem import Problem, UnitPlacement
-
-__all__: list[str] = ["MAX_UNITS", "coarsen", "refine", "thin_cuts"]
+from skyfx.solver.problem.problem import Problem
 
 MAX_UNITS = 1000
 """A problem of more units is coarsened."""
@@ -50,8 +49,7 @@ def thin_cuts(problem: Problem, order: Sequence[int], most: int) -> list[int]:
     n = problem.num_units
     if n <= most:
         return list(range(n + 1))
-    forward, backward, _, _ = live_values(problem, order)
-    held = forward + backward
+    held = sum(live_values(problem, order)[:2])
     times = np.where(np.isfinite(problem.time_s), problem.time_s, 0.0).mean(axis=0)[list(order)]
     work = np.concatenate([[0.0], np.cumsum(times + times.sum() / n)])
     slices = np.minimum((work / work[-1] * most).astype(int), most - 1)

@@ -9,8 +9,6 @@ from collections.abc import Sequence
 
 from skyfx.solver.core.graph import Graph
 
-__all__: list[str] = ["contract"]
-
 
 def contract(graph: Graph, groups: Sequence[str | None] | None = None) -> list[list[int]]:
     """Group the nodes that every valid plan keeps together.

@@ -10,8 +10,6 @@ from skyfx.solver.core.units import size
 from skyfx.solver.problem.problem import Problem
 from skyfx.solver.problem.relaxations import Fits, memory_of, relaxations
 
-__all__: list[str] = ["advised", "explain", "nothing_fits"]
-
 
 def advised(problem: Problem, fault: str, fits: Fits) -> str:
     """The fault, and the smallest changes that would help; `fits` tells whether one does."""

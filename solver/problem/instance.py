@@ -18,8 +18,6 @@ from skyfx.solver.core.plan import Assumptions, Plan
 from skyfx.solver.costs.cost_model import Cost, evaluate, in_flight_at, parameter_copies
 from skyfx.solver.problem.contraction import contract
 
-__all__: list[str] = ["Floats", "Instance", "UnitPlacement", "Value"]
-
 Floats = NDArray[np.float64]
 UnitPlacement = Sequence[tuple[int, Sequence[int]]]
 """Stages in pipeline order: the device's index and the indices of its units."""

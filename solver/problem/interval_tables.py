@@ -11,15 +11,9 @@ from typing import Any, NamedTuple
 import numpy as np
 from numba import njit
 
-from skyfx.solver.problem.problem import Floats, Problem
-
-__all__: list[str] = [
-    "IntervalTables",
-    "interval_tables",
-    "live_values",
-    "move",
-    "prefix_sums",
-]
+from skyfx.solver.costs.moves import Crossing, move_s
+from skyfx.solver.problem.instance import Floats
+from skyfx.solver.problem.problem import Problem
 
 NEVER = 4
 """How many times all work and two moves a unit takes a device that may not run it.
@@ -41,18 +35,18 @@ class IntervalTables(NamedTuple):
     """Least seconds to receive what crosses, `(D, n + 1)`."""
     send: Floats
     """Least seconds to send it, `(D, n + 1)`."""
-    crossing: Floats
-    """Bytes forward and backward, and whether there are any, `(4, n + 1)`."""
+    crossing: Crossing
+    """Of each cut, `(n + 1,)` each."""
     wires: Floats
     """Latency and seconds per byte from device to device, `(2, D, D)`."""
 
 
 def interval_tables(problem: Problem, order: Sequence[int]) -> IntervalTables:
     """The tables of an order of the units; moving in `relay`."""
-    wires, crossing = problem.wires, np.array(live_values(problem, order))
+    wires, crossing = problem.wires, live_values(problem, order)
     receive, send = _cheapest(wires, crossing)
     allowed = np.where(np.isfinite(problem.time_s), problem.time_s, 0.0)
-    moves = 2 * (wires[0].max() * 2 + wires[1].max() * crossing[:2].sum(axis=0).max())
+    moves = 2 * (wires[0].max() * 2 + wires[1].max() * sum(crossing[:2]).max())
     never = NEVER * (allowed.max(axis=0).sum() + moves)
     time = np.where(np.isfinite(problem.time_s), problem.time_s, never)
     positions = range(1, min(problem.assumptions.microbatches, problem.num_devices) + 1)
@@ -62,12 +56,8 @@ def interval_tables(problem: Problem, order: Sequence[int]) -> IntervalTables:
     return IntervalTables(prefix_sums(time[:, order]), need, limit, receive, send, crossing, wires)
 
 
-def live_values(problem: Problem, order: Sequence[int] | None = None) -> tuple[Floats, ...]:
-    """What is alive at each cut of an order of the units, `(n + 1,)`; by default the model's.
-
-    Returns:
-        Bytes forward, bytes backward, 1.0 where any value crosses, 1.0 where any gradient does.
-    """
+def live_values(problem: Problem, order: Sequence[int] | None = None) -> Crossing:
+    """What crosses each cut of an order of the units, `(n + 1,)` each; by default the model's."""
     n = problem.num_units
     place = np.arange(n) if order is None else np.argsort(order)
     change = np.zeros((4, n + 2))
@@ -79,7 +69,7 @@ def live_values(problem: Problem, order: Sequence[int] | None = None) -> tuple[F
         change[:, last + 1] -= sizes
     held = np.cumsum(change, axis=1)[:, : n + 1]
     held[np.abs(held) < 0.5e-9 * np.abs(change).max(axis=1, keepdims=True)] = 0.0
-    return held[0], held[1], (held[2] > 0.5) * 1.0, (held[3] > 0.5) * 1.0
+    return Crossing(held[0], held[1], (held[2] > 0.5) * 1.0, (held[3] > 0.5) * 1.0)
 
 
 def prefix_sums(of_units: Floats) -> Floats:
@@ -89,23 +79,21 @@ def prefix_sums(of_units: Floats) -> Floats:
     return sums
 
 
-def _cheapest(wires: Floats, crossing: Floats) -> tuple[Floats, Floats]:
+def _cheapest(wires: Floats, crossing: Crossing) -> tuple[Floats, Floats]:
     """The least seconds that each device receives, and sends, what crosses, `(D, n + 1)`."""
-    forward, backward, some, some_back = crossing
     num = wires.shape[1]
-    receive, send = np.zeros((num, len(forward))), np.zeros((num, len(forward)))
+    receive, send = np.zeros((2, num, len(crossing.forward)))
     for d in range(num if num > 1 else 0):
         others = np.arange(num) != d
         into, out = wires[:, others, d].min(axis=1), wires[:, d, others].min(axis=1)
-        for table, there, back in ((receive, into, out), (send, out, into)):
-            table[d] = there[0] * some + there[1] * forward
-            table[d] += back[0] * some_back + back[1] * backward
+        receive[d], send[d] = move_s(into, out, crossing), move_s(out, into, crossing)
     return receive, send
 
 
 @njit(cache=True)
 def move(d: int, e: int, i: int, crossing: Any, wires: Any) -> float:
     """Seconds to move what crosses at cut i from device d to e, and its gradients back."""
-    there = wires[0, d, e] * crossing[2, i] + wires[1, d, e] * crossing[0, i]
-    back = wires[0, e, d] * crossing[3, i] + wires[1, e, d] * crossing[1, i]
-    return float(there + back)
+    forward, backward = crossing.forward[i], crossing.backward[i]
+    here = Crossing(crossing.forward_bytes[i], crossing.backward_bytes[i], forward, backward)
+    there, back = (wires[0, d, e], wires[1, d, e]), (wires[0, e, d], wires[1, e, d])
+    return float(move_s(there, back, here))

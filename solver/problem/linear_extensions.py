@@ -2,8 +2,6 @@
 
 from skyfx.solver.problem.problem import Problem
 
-__all__: list[str] = ["depth_first_extension", "graph_order"]
-
 
 def graph_order(problem: Problem) -> list[int]:
     """The order in which the model executes."""

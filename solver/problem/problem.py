@@ -8,9 +8,7 @@ import numpy as np
 
 from skyfx.solver.core.cluster import HOST
 from skyfx.solver.costs.cost_model import Cost
-from skyfx.solver.problem.instance import Floats, Instance, UnitPlacement, Value
-
-__all__: list[str] = ["Floats", "OneInFlightProblem", "Problem", "UnitPlacement", "Value"]
+from skyfx.solver.problem.instance import Floats, Instance, UnitPlacement
 
 
 @dataclass(frozen=True)

@@ -8,8 +8,6 @@ import numpy as np
 from skyfx.solver.core.units import size
 from skyfx.solver.problem.problem import Problem
 
-__all__: list[str] = ["Fits", "memory_of", "relaxations"]
-
 Fits = Callable[[Problem], bool]
 """Whether a problem has a plan, as far as can be told."""
 

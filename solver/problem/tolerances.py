@@ -1,7 +1,5 @@
 """Tolerances of the search."""
 
-__all__: list[str] = ["BOUND_SAFETY", "OPTIMALITY_TOLERANCE"]
-
 BOUND_SAFETY = 1 - 1e-9
 """Sums of many floats differ in their last digits: a bound stays this far below."""
 

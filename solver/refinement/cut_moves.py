@@ -11,10 +11,8 @@ from typing import TypeVar
 import numpy as np
 
 from skyfx.solver.methods.heuristics.annealing import Assessed, Cooling, anneal
-from skyfx.solver.problem.problem import Problem, UnitPlacement
-
-__all__: list[str] = ["Cuts", "Segments", "all_have_units", "anneal_cuts", "moved", "segments_of"]
-__all__ += ["stages_of"]
+from skyfx.solver.problem.instance import UnitPlacement
+from skyfx.solver.problem.problem import Problem
 
 Result = TypeVar("Result")
 

@@ -23,8 +23,6 @@ from skyfx.solver.core.timeline import Timeline
 from skyfx.solver.costs.action_times import ActionTimes
 from skyfx.solver.costs.simulator import run_schedule
 
-__all__: list[str] = ["Fits", "Generated", "Live", "generate"]
-
 Live = tuple[int, ...]
 """Micro-batches that are live at once on each stage, `(num_stages,)`."""
 

@@ -19,12 +19,11 @@ from skyfx.solver.core.schedule import in_flight_counts, orders
 from skyfx.solver.costs.action_times import ActionTimes
 from skyfx.solver.costs.simulator import run_schedule
 from skyfx.solver.methods.heuristics.annealing import Assessed, Cooling, anneal
-from skyfx.solver.problem.problem import Problem, UnitPlacement
+from skyfx.solver.problem.instance import UnitPlacement
+from skyfx.solver.problem.problem import Problem
 from skyfx.solver.refinement.cut_moves import Cuts, all_have_units, moved, stages_of
 from skyfx.solver.refinement.in_flight import Live
 from skyfx.solver.refinement.memory_headroom import MemoryHeadroom
-
-__all__: list[str] = ["interleaved"]
 
 TURNS = 2
 """Stages of each device."""

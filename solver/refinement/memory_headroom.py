@@ -9,8 +9,6 @@ from skyfx.solver.costs.peak_memory import peaks
 from skyfx.solver.problem.problem import Problem
 from skyfx.solver.refinement.peak_annealing import RESERVE
 
-__all__: list[str] = ["MemoryHeadroom"]
-
 MANY = 10**6
 """More micro-batches than this are never asked for."""
 

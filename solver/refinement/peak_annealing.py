@@ -16,10 +16,9 @@ from dataclasses import dataclass
 from skyfx.solver.costs.peak_memory import peak_bytes
 from skyfx.solver.methods.heuristics.annealing import Assessed, Cooling
 from skyfx.solver.methods.method import Candidate
-from skyfx.solver.problem.problem import Problem, UnitPlacement
+from skyfx.solver.problem.instance import UnitPlacement
+from skyfx.solver.problem.problem import Problem
 from skyfx.solver.refinement.cut_moves import Segments, anneal_cuts, segments_of, stages_of
-
-__all__: list[str] = ["RESERVE", "Excess", "excesses", "fitting"]
 
 RESERVE = 0.1
 """Share of a predicted peak that a device must have free beside it: predictions were too low."""

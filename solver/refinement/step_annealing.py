@@ -17,12 +17,11 @@ from skyfx.solver.core.schedule import in_flight_counts, orders
 from skyfx.solver.costs.action_times import ActionTimes
 from skyfx.solver.costs.simulator import run_schedule
 from skyfx.solver.methods.heuristics.annealing import Assessed, Cooling
-from skyfx.solver.problem.problem import Problem, UnitPlacement
+from skyfx.solver.problem.instance import UnitPlacement
+from skyfx.solver.problem.problem import Problem
 from skyfx.solver.refinement.cut_moves import Segments, anneal_cuts, segments_of, stages_of
 from skyfx.solver.refinement.in_flight import Live
 from skyfx.solver.refinement.memory_headroom import MemoryHeadroom
-
-__all__: list[str] = ["shortened"]
 
 HOT, COLD = 0.03, 1e-4
 MOVES, SEARCH_S = 3000, 6.0

@@ -23,13 +23,13 @@ from typing import Any
 import numpy as np
 
 from skyfx.solver.costs.action_times import ActionTimes
+from skyfx.solver.costs.moves import send_s
 from skyfx.solver.methods.heuristics.annealing import Assessed, Cooling
+from skyfx.solver.problem.instance import Floats, UnitPlacement
 from skyfx.solver.problem.interval_tables import live_values, prefix_sums
-from skyfx.solver.problem.problem import Floats, Problem, UnitPlacement
+from skyfx.solver.problem.problem import Problem
 from skyfx.solver.refinement.cut_moves import Segments, anneal_cuts, segments_of, stages_of
 from skyfx.solver.refinement.in_flight import generate
-
-__all__: list[str] = ["StepBound", "tapered"]
 
 HOT, COLD = 0.2, 1e-3
 """Temperatures in parts of the step."""
@@ -79,7 +79,7 @@ class StepBound:
             self._running(part) for part in ("forward_s", "backward_s")
         )
         self._barred = prefix_sums((~problem.allowed[:, order]).astype(float))
-        self._alive = np.array(live_values(problem, order))
+        self._live_bytes = np.array(live_values(problem, order)[:2])
 
     def step_s(self, segments: Segments) -> float:
         """The bound in seconds; infinite where a device may not run one of its units."""
@@ -104,9 +104,8 @@ class StepBound:
 
     def _moves(self, source: Any, target: Any, cut: Any, way: int) -> Floats:
         """Seconds of what crosses the cuts, forward (0) or back (1)."""
-        latency, per_byte = self._problem.wires[:, source, target]
-        size_bytes = self._alive[way, cut]
-        moved: Floats = np.where(size_bytes > 0, latency + per_byte * size_bytes, 0.0)
+        size_bytes = self._live_bytes[way, cut]
+        moved: Floats = send_s(self._problem.wires[:, source, target], size_bytes > 0, size_bytes)
         return moved
 
     def _running(self, part: str) -> Floats:

@@ -144,7 +144,9 @@ def test_targets_of_another_size_are_refused_before_anything_runs(size: int) -> 
     given = case()
     before = copy.deepcopy(given.model.state_dict())
     with split_evenly(given) as pipeline:
-        with pytest.raises(ValueError, match=f"8 samples, the first tensor of the targets {size}"):
+        with pytest.raises(
+            ValueError, match=f"8 samples, but the first tensor of the targets has {size}"
+        ):
             pipeline.train_step(given.batch, torch.randn(size, WIDTH), given.loss_fn)
         state = pipeline.state_dict()
     assert all(torch.equal(state[name], x) for name, x in before.items())
@@ -152,7 +154,10 @@ def test_targets_of_another_size_are_refused_before_anything_runs(size: int) -> 
 
 def test_a_batch_that_requires_a_gradient_is_refused() -> None:
     given = case()
-    with split_evenly(given) as pipeline, pytest.raises(ValueError, match="ends at the pipeline's"):
+    with (
+        split_evenly(given) as pipeline,
+        pytest.raises(ValueError, match="gradients end at the pipeline's"),
+    ):
         pipeline.train_step(given.batch.requires_grad_(), given.targets, given.loss_fn)
 
 

@@ -11,6 +11,8 @@ from tests.support.plans import SIZE, split_evenly
 
 STEPS = 50
 
+pytestmark = pytest.mark.slow
+
 
 def frozen() -> Case:
     case = models.bert()

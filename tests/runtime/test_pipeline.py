@@ -203,7 +203,7 @@ def run(pipeline: skyfx.Pipeline, case: Case, batch: Tensor, train: bool) -> Ten
     ("loss_fn", "message"),
     [
         (lambda outputs, _: outputs, "expected a tensor of one number"),
-        (lambda outputs, _: outputs.detach().sum(), "does not depend on any output"),
+        (lambda outputs, _: outputs.detach().sum(), "depends on no output"),
         (None, "returns no loss"),
     ],
 )

@@ -8,36 +8,34 @@ from typing import Any
 import pytest
 from hypothesis import is_hypothesis_test, settings
 
-DEV_SHARE = 10
-"""The profile `dev` tries a property on a tenth of its cases."""
+TIMES = {"dev": 0.1, "ci": 1, "long": 10}
+"""By profile of hypothesis: on how many of its usual cases a property is tried."""
 
 
 def register_profiles() -> None:
     """Register `dev`, `ci` and `long`, and load `ci`; `--hypothesis-profile` loads another.
 
     There are no deadlines, as the machine may be busy. The profile `ci` tries the same cases in
-    each run, `dev` and `long` others.
+    each run, the others draw new ones.
     """
-    settings.register_profile("dev", deadline=None, max_examples=100 // DEV_SHARE)
-    settings.register_profile("ci", deadline=None, derandomize=True)
-    settings.register_profile("long", deadline=None)
+    for name, times in TIMES.items():
+        examples = int(100 * times)
+        settings.register_profile(
+            name, deadline=None, max_examples=examples, derandomize=name == "ci"
+        )
     settings.load_profile("ci")
 
 
-def num_cases(long: int, ci: int | None = None) -> int:
-    """Cases by profile: `long`, fewer in `ci` where that is given, a tenth in `dev`.
-
-    The environment variable `SKYFX_CASES` sets another number for all properties.
-    """
+def num_cases(usual: int) -> int:
+    """The number of cases in this profile; the variable `SKYFX_CASES` sets another for all."""
     if "SKYFX_CASES" in os.environ:
         return int(os.environ["SKYFX_CASES"])
-    profile = settings.get_current_profile_name()
-    return {"dev": max(1, long // DEV_SHARE), "ci": ci or long}.get(profile, long)
+    return max(1, int(usual * TIMES.get(settings.get_current_profile_name(), 1)))
 
 
-def cases(long: int, ci: int | None = None) -> settings:
+def cases(usual: int) -> settings:
     """The settings of a property: see `num_cases`."""
-    return settings(max_examples=num_cases(long, ci))
+    return settings(max_examples=num_cases(usual))
 
 
 def mark(test: pytest.Function) -> None:

@@ -42,11 +42,9 @@ from skyfx.solver.methods.bounds.pricing import (
 )
 from skyfx.solver.methods.limits import Limits
 from skyfx.solver.methods.method import Bound, MethodUpdate, SearchState
+from skyfx.solver.problem.instance import Floats
 from skyfx.solver.problem.interval_tables import IntervalTables, interval_tables, prefix_sums
-from skyfx.solver.problem.problem import Floats
 from skyfx.solver.problem.tolerances import BOUND_SAFETY
-
-__all__: list[str] = ["interval_dual_bound"]
 
 MAX_KINDS = 200
 """Kinds of units that get a price of their own."""

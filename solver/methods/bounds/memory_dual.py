@@ -16,10 +16,8 @@ import pulp
 
 from skyfx.solver.methods import mip_backend
 from skyfx.solver.methods.method import Bound, MethodUpdate, SearchState
-from skyfx.solver.problem.problem import Floats
+from skyfx.solver.problem.instance import Floats
 from skyfx.solver.problem.tolerances import BOUND_SAFETY
-
-__all__: list[str] = ["memory_dual_bound"]
 
 MAX_ROWS = 50_000
 """Kinds times devices."""

@@ -13,11 +13,9 @@ from typing import Any, NamedTuple
 import numpy as np
 from numba import njit
 
-from skyfx.solver.problem.problem import Floats, Problem
+from skyfx.solver.problem.instance import Floats
+from skyfx.solver.problem.problem import Problem
 from skyfx.solver.problem.tolerances import BOUND_SAFETY
-
-__all__: list[str] = ["ANY", "BEGIN", "END", "Columns", "assign_roles", "best_columns"]
-__all__ += ["work_shares"]
 
 ANY, BEGIN, END, POSITIONS = 0, 1, 2, 3
 """Roles: none, the first stage, the last stage, and from 3 on the positions before the last."""

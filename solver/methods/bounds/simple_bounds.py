@@ -9,14 +9,6 @@ from numpy.typing import NDArray
 from skyfx.solver.methods.method import Bound
 from skyfx.solver.problem.problem import Problem
 
-__all__: list[str] = [
-    "bottleneck_bound",
-    "least_weighted",
-    "simple_bound",
-    "step_bound",
-    "water_levels",
-]
-
 
 def simple_bound(problem: Problem) -> Bound:
     """The best of the simple bounds on the objective."""

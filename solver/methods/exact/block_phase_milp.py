@@ -1,9 +1,9 @@
 """The exact method for chains of repeated blocks, without links: depth costs nothing.
 
-At a fixed bottleneck T, a device that starts at a unit may go on as far as T allows, and never
-loses by it: starting later, the next device ends no earlier. So of a stage in the repeated part
-only the *phase* counts in which it starts, its place inside the block. An order of the devices is
-then a path through phases that uses each device once, an Eulerian path. As an integer program,
+At a fixed bottleneck T, a stage may be as long as T allows and never loses by it: the next stage
+starts later, so it ends no earlier. So only the *phase* of a stage in the repeated part counts: the
+place inside the block where it starts. An order of the devices is then a path through phases that
+uses each device once, an Eulerian path. As an integer program,
 
     x[g, f]  devices of group g that start in phase f            (integer)
     h[g]     1 if the first stage is on group g, l[g] the last
@@ -14,7 +14,7 @@ then a path through phases that uses each device once, an Eulerian path. As an i
 
 Bisection on T: no solution is a proof, a solution is an order of the devices.
 
-Legend: `b` units of a block, repeated in `[begin, end)`; the ends before and behind may differ.
+Legend: `b` units of a block, repeated in `[begin, end)`; the ends before and after it may differ.
 """
 
 import math
@@ -30,10 +30,9 @@ from numpy.typing import NDArray
 from skyfx.solver.methods import mip_backend
 from skyfx.solver.methods.bisection import BLOCK_PHASES, Bisection
 from skyfx.solver.methods.method import Bound, MethodUpdate, SearchState
-from skyfx.solver.problem.problem import Floats, Problem, UnitPlacement
+from skyfx.solver.problem.instance import Floats, UnitPlacement
+from skyfx.solver.problem.problem import Problem
 from skyfx.solver.problem.tolerances import BOUND_SAFETY, OPTIMALITY_TOLERANCE
-
-__all__: list[str] = ["block_phase_milp"]
 
 MAX_BLOCK = 64
 
@@ -122,7 +121,7 @@ class Blocks:
         return reached
 
     def to_end(self, bottleneck: float) -> NDArray[np.int64]:
-        """Where the last stage must start at the latest, `(G,)`; not behind the repeated part."""
+        """Where the last stage must start at the latest, `(G,)`; not after the repeated part."""
         left = np.cumsum(self.time_s[:, ::-1], axis=1) <= bottleneck
         starts = self.problem.num_units - left.sum(axis=1)
         latest: NDArray[np.int64] = np.minimum(starts, self.end)
@@ -200,7 +199,7 @@ class PhaseModel:
         return path[-2::-1]
 
     def _stages(self, order: list[int]) -> UnitPlacement:
-        """Each device as far as T allows, in this order; the last takes what is left."""
+        """Stages in this order, each as long as T allows; the last takes the rest."""
         problem, stages, start = self.blocks.problem, [], 0
         for d in order[:-1]:
             running = np.cumsum(problem.time_s[d, start:])

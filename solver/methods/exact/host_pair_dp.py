@@ -1,18 +1,18 @@
 """The exact method over pairs of ideals, in `host` communication.
 
-What a stage between the ideals I and J writes to the host's memory and reads from it follows from
-I, J and its device alone, not from its neighbours:
+The values that a stage between the ideals I and J writes to the host's memory and reads from it
+follow from I, J and its device alone, not from its neighbours:
 
     writes(I, J)  the values made in J - I that a unit outside J reads
     reads(I, J)   the values made in I that a unit in J - I reads
 
-So with the states `s` of `states.py`, from the last stage to the first,
+So with the states `s` of `device_states`, from the last stage to the first,
 
     best[s, I] = min over J >= I of max(time_s(s, I, J), min over next states r of best[r, J])
 
-is the least bottleneck, without any bisection. With sums in place of the maximum it is the latency.
-The two are weighed for `step` by going down the front of both: least latency, then the least with a
-smaller bottleneck, and so on until the least bottleneck cannot make up for the latency.
+is the least bottleneck, without bisection. With sums in place of the maximum it is the latency. For
+`step` the method walks down the Pareto front: the least latency, then the least latency with a
+smaller bottleneck, and so on, until the least bottleneck cannot make up for the latency.
 """
 
 import math
@@ -23,15 +23,15 @@ from functools import cached_property
 import numpy as np
 from numpy.typing import NDArray
 
+from skyfx.solver.costs.moves import send_s
 from skyfx.solver.methods.ideals.device_states import States
 from skyfx.solver.methods.ideals.order_ideals import Ideals
 from skyfx.solver.methods.limits import Limits
 from skyfx.solver.methods.method import Bound, MethodUpdate, SearchState
 from skyfx.solver.problem.infeasibility import nothing_fits
-from skyfx.solver.problem.problem import Floats, Problem, UnitPlacement
+from skyfx.solver.problem.instance import Floats, UnitPlacement
+from skyfx.solver.problem.problem import Problem
 from skyfx.solver.problem.tolerances import BOUND_SAFETY
-
-__all__: list[str] = ["host_pair_dp"]
 
 MAX_IDEALS = 2500
 MAX_CELLS = 2_000_000
@@ -87,17 +87,17 @@ def _optimum(task: SearchState, tables: "PairTables", remark: str) -> Iterator[M
 
 @dataclass(frozen=True)
 class Stages:
-    """Every stage that a plan can have, `P` of them: the ideals before and behind it, and costs.
+    """Every stage that a plan can have, `P` of them: the ideals before and after it, and costs.
 
-    They stand by the ideal before them. `moves` are values written, bytes written, values read and
-    bytes read, `(4, P)`; `peak_bytes` is the largest output in each.
+    They are ordered by the ideal before them. `moves` are values written, bytes written, values
+    read and bytes read, `(4, P)`; `peak_bytes` is the largest output in each.
     """
 
     problem: Problem
     ideals: Ideals
     states: States
     before: NDArray[np.int64]
-    behind: NDArray[np.int64]
+    after: NDArray[np.int64]
     moves: Floats
     peak_bytes: Floats
 
@@ -106,7 +106,7 @@ class Stages:
         """List the stages; None where there are too many."""
         held = ideals.holds.astype(np.float32)
         size = held.sum(axis=0)
-        before, behind = np.nonzero(held.T @ held == size[:, None])
+        before, after = np.nonzero(held.T @ held == size[:, None])
         if len(before) > MAX_PAIRS:
             return None
         first = np.searchsorted(before, np.arange(len(ideals) + 1))
@@ -114,15 +114,15 @@ class Stages:
         moves, peak = np.empty((4, len(before))), np.zeros(len(before))
         for i in range(len(ideals)):
             part = slice(first[i], first[i + 1])
-            moves[:, part] = traffic.between(i, behind[part])
+            moves[:, part] = traffic.between(i, after[part])
             if problem.peak_bytes.any():
-                inside = ideals.holds[:, behind[part]] & ~ideals.holds[:, [i]]
+                inside = ideals.holds[:, after[part]] & ~ideals.holds[:, [i]]
                 peak[part] = (inside * problem.peak_bytes[:, None]).max(axis=0)
-        return cls(problem, ideals, states, before, behind, moves, peak)
+        return cls(problem, ideals, states, before, after, moves, peak)
 
     @cached_property
     def first(self) -> NDArray[np.int64]:
-        """Where the stages of each ideal begin, `(N,)`; each has the empty one."""
+        """The first stage of each ideal, `(N,)`; each ideal has the empty stage."""
         return np.searchsorted(self.before, np.arange(len(self.ideals)))
 
     def compute_s(self, group: int) -> Floats:
@@ -136,13 +136,8 @@ class Stages:
     def moving_s(self, group: int) -> tuple[Floats, Floats]:
         """Seconds of sending and of receiving."""
         device = self.states.groups[group][0]
-        out_latency, out_per_byte = self.problem.host_wire(device, to_host=True)
-        in_latency, in_per_byte = self.problem.host_wire(device, to_host=False)
-        writes, written, reads, read = self.moves
-        return (
-            out_latency * writes + out_per_byte * written,
-            in_latency * reads + in_per_byte * read,
-        )
+        to_host, from_host = (self.problem.host_wire(device, to_host=way) for way in (True, False))
+        return send_s(to_host, *self.moves[:2]), send_s(from_host, *self.moves[2:])
 
     def fit(self, group: int, position: int) -> NDArray[np.bool_]:
         """Whether each stage fits the memory of a group's device at a position from the end."""
@@ -153,12 +148,12 @@ class Stages:
 
     def _between(self, of_unit: Floats) -> Floats:
         held = of_unit @ self.ideals.holds
-        difference: Floats = held[self.behind] - held[self.before]
+        difference: Floats = held[self.after] - held[self.before]
         return difference
 
 
 class _Traffic:
-    """What stages write to the host and read from it."""
+    """The values that stages write to the host and read from it."""
 
     def __init__(self, problem: Problem, ideals: Ideals) -> None:
         inside = frozenset(range(problem.num_units)) - ideals.outside
@@ -175,11 +170,11 @@ class _Traffic:
         sizes = [(value.count, value.output_bytes) for value, _ in values]
         self._sizes = np.array(sizes, dtype=float).reshape(-1, 2).T
 
-    def between(self, i: int, behind: NDArray[np.int64]) -> Floats:
-        """Values and bytes written, values and bytes read, `(4, len(behind))`."""
+    def between(self, i: int, after: NDArray[np.int64]) -> Floats:
+        """Values and bytes written, values and bytes read, `(4, len(after))`."""
         made = self._made[:, i]
-        writes = self._sizes[:, ~made] @ self._alive[~made][:, behind]
-        reads = self._read[made][:, behind] > self._read[made, i][:, None]
+        writes = self._sizes[:, ~made] @ self._alive[~made][:, after]
+        reads = self._read[made][:, after] > self._read[made, i][:, None]
         return np.concatenate([writes, self._sizes[:, made] @ reads])
 
 
@@ -192,7 +187,7 @@ class PairTables:
 
     @cached_property
     def _costs(self) -> list[tuple[Floats, Floats]]:
-        """Of each group, seconds that each stage takes and adds to the latency."""
+        """Per group, seconds that each stage takes, and seconds that it adds to the latency."""
         full = self.stages.problem.assumptions.overlap == "full"
         costs = []
         for group in range(len(self.stages.states.groups)):
@@ -212,7 +207,7 @@ class PairTables:
             self.limits.check()
             cost = self._stage_cost(s, group, latency, at_most)
             onward = self._onward(best, states.successors(s))
-            joined = self._join(cost, onward[stages.behind], latency)
+            joined = self._join(cost, onward[stages.after], latency)
             best[s] = np.minimum.reduceat(joined, stages.first)
         start = int(best[:, 0].argmin())
         value = float(best[start, 0])
@@ -226,7 +221,7 @@ class PairTables:
         return np.where(fits, total if latency else busy, np.inf)
 
     def _onward(self, best: Floats, successors: NDArray[np.int32]) -> Floats:
-        """What is still to come behind each ideal; nothing behind the last stage."""
+        """The cost of all later stages at each ideal; 0 after the last stage."""
         if len(successors):
             least: Floats = best[successors].min(axis=0)
             return least
@@ -243,13 +238,13 @@ class PairTables:
         ends = np.append(stages.first, len(stages.before))
         path, here = [], 0
         while s >= 0:
-            after = states.successors(s)
+            successors = states.successors(s)
             part = slice(ends[here], ends[here + 1])
             cost = self._stage_cost(s, states.all[s][1], latency, at_most)
-            onward = self._onward(best, after)[stages.behind[part]]
-            there = int(stages.behind[part][self._join(cost[part], onward, latency).argmin()])
+            onward = self._onward(best, successors)[stages.after[part]]
+            there = int(stages.after[part][self._join(cost[part], onward, latency).argmin()])
             path.append((s, here, there))
-            s = int(after[best[after, there].argmin()]) if len(after) else -1
+            s = int(successors[best[successors, there].argmin()]) if len(successors) else -1
             here = there
         devices = list(states.devices([state for state, _, _ in path]))
         chosen = [(d, i, j) for d, (_, i, j) in zip(devices, path, strict=True)]

@@ -1,9 +1,9 @@
 """The exact method in `host` communication for graphs with many ideals, for throughput.
 
-`pairs.py` lists every stage that a plan can have; a branching graph has too many. Here T is given,
-and what cannot be part of a plan that keeps T is never looked at (`windows.py`). One pass tells the
-best of the plans that keep T, or that there is none. T begins near what is proven and rises until
-there is one.
+`host_pair_dp` lists every stage that a plan can have; a branching graph has too many. Here T is
+given, and stages that no plan within T can have are never visited (`host_window_kernel`). One pass
+finds the best of the plans that keep T, or proves that there is none. T begins near the proven
+bound and rises until there is a plan.
 """
 
 import math
@@ -15,16 +15,22 @@ from typing import Any
 import numpy as np
 
 from skyfx.solver.costs.cost_model import in_flight_at
-from skyfx.solver.methods.exact.host_window_kernel import Boundaries, Devices, crossing, reach
+from skyfx.solver.methods.exact.host_window_kernel import (
+    Boundaries,
+    Devices,
+    Rules,
+    Tables,
+    crossing,
+    reach,
+)
 from skyfx.solver.methods.ideals.bitset_ideals import BitIdeals
 from skyfx.solver.methods.ideals.device_states import States, prices
 from skyfx.solver.methods.limits import Limits
 from skyfx.solver.methods.method import Bound, MethodUpdate, SearchState
 from skyfx.solver.problem.infeasibility import nothing_fits
-from skyfx.solver.problem.problem import Floats, Problem, UnitPlacement, Value
+from skyfx.solver.problem.instance import Floats, UnitPlacement, Value
+from skyfx.solver.problem.problem import Problem
 from skyfx.solver.problem.tolerances import BOUND_SAFETY, OPTIMALITY_TOLERANCE
-
-__all__: list[str] = ["MAX_COUNTS", "host_window_dp"]
 
 MAX_COUNTS = 1024
 """Counts of devices used."""
@@ -37,7 +43,7 @@ PART = 256
 """Ideals between two looks at the clock."""
 
 RISE = 0.01
-"""How far above what is proven T begins; each time twice as far."""
+"""How far above the proven bound T begins; each time twice as far."""
 
 
 def host_window_dp(task: SearchState) -> Iterator[MethodUpdate]:
@@ -96,7 +102,7 @@ class WindowTables:
     def best(self, bottleneck: float, proven: float) -> tuple[float, UnitPlacement | None] | None:
         """The best plan that keeps `bottleneck`, if any; None where the tables get too large.
 
-        No plan is known to undercut `proven`, so the DP does not look for anything below.
+        `proven` is a lower bound; the DP does not distinguish bottlenecks below it.
         """
         limit, full = bottleneck / BOUND_SAFETY, self.problem.assumptions.overlap == "full"
         devices = self._devices(limit)
@@ -107,24 +113,24 @@ class WindowTables:
         if shape[0] * shape[1] > MAX_CELLS:
             return None
         best = np.full(shape, np.inf)
-        behind, group = np.zeros(shape, dtype=np.int32), np.zeros(shape, dtype=np.int16)
+        after, group = np.zeros(shape, dtype=np.int32), np.zeros(shape, dtype=np.int16)
         best[-1, 0] = 0.0
+        rules, tables = Rules(limit, proven, full), Tables(best, after, group, window)
         for y in range(len(best) - 1, 0, -PART):
             self.limits.check()
-            tables = (best, behind, group, window)
-            reach((y, max(0, y - PART)), (limit, proven, full), bounds, devices, tables)
+            reach(y, max(0, y - PART), rules, bounds, devices, tables)
         state = int(best[0].argmin())
         if not best[0, state] <= limit:
             return math.inf, None
-        return float(best[0, state]), self._trace(bounds, behind, group, state)
+        return float(best[0, state]), self._trace(bounds, tables, state)
 
-    def _trace(self, bounds: Boundaries, behind: Any, group: Any, state: int) -> UnitPlacement:
+    def _trace(self, bounds: Boundaries, tables: Tables, state: int) -> UnitPlacement:
         """The plan that begins with the empty ideal and a state."""
         chain, groups, x, counts = [bounds.members[0]], [], 0, list(self._counts[state])
         while sum(counts):
             state = self._counts.index(tuple(counts))
-            groups.append(int(group[x, state]))
-            x = int(behind[x, state])
+            groups.append(int(tables.group[x, state]))
+            x = int(tables.after[x, state])
             counts[groups[-1]] -= 1
             chain.append(bounds.members[x])
         free = [iter(group) for group in self._states.groups]
@@ -134,8 +140,8 @@ class WindowTables:
     def _boundaries(self, devices: Devices) -> tuple[Boundaries, Floats]:
         """The ideals in the window of any state, by growing work, and their windows, `(N, C)`.
 
-        A window is the weighted work in the ideal, and the least that writing what crosses takes,
-        unless devices write while they compute.
+        A window is the weighted work in the ideal and, unless devices write while they compute,
+        the least weighted time to write the values that cross.
         """
         inside = np.concatenate([self._held(part) for part in np.array_split(self.members, 64)])
         weight = inside[:, 0]
@@ -159,14 +165,14 @@ class WindowTables:
             first,
             values,
         )
-        # Without both ends no plan has room for all work: then there is nothing to look at.
+        # Without both ends the devices cannot do all work within T.
         ends = len(kept) and kept[0] == 0 and kept[-1] == len(weight) - 1
         self.num_alive = len(kept) if ends else 0
         full = self.problem.assumptions.overlap == "full"
         return bounds, w + crosses @ devices.write.T * (not full)
 
     def _held(self, members: Any) -> Floats:
-        """Weighted work, seconds and units barred by group, parameters, activations in ideals."""
+        """Sums over ideals: weighted work, seconds and barred units by group, parameters, saved."""
         of_bytes = members.view(np.uint8)
         held = np.unpackbits(of_bytes, axis=1, bitorder="little")[:, : len(self.ideals.units)]
         time = self._time_s
@@ -182,7 +188,7 @@ class WindowTables:
         return sums
 
     def _crossing(self, members: Any, devices: Devices) -> tuple[Any, Any, Floats]:
-        """The values that cross behind each ideal, and how many tensors and bytes they are."""
+        """The values that cross after each ideal, and how many tensors and bytes they are."""
         first, num, found = np.zeros(len(members) + 1, dtype=np.int64), 16 * len(members), -1
         while found < 0:
             values = np.empty(num, dtype=np.int32)
@@ -227,7 +233,7 @@ class WindowTables:
 
     @cached_property
     def _counts(self) -> list[tuple[int, ...]]:
-        """Devices used of each group, of each state; of the first state none."""
+        """Devices used per group, of each state; the first state uses none."""
         sizes = [len(group) + 1 for group in self._states.groups]
         return [tuple(map(int, index)) for index in np.ndindex(*sizes)]
 
@@ -254,7 +260,7 @@ class WindowTables:
 
     @cached_property
     def _values(self) -> list[tuple[Value, list[int]]]:
-        """What units in the lattice make, and the others there that read it."""
+        """Values that units of the lattice make, and the other units there that read them."""
         place = self.ideals.place
         return [
             (v, readers) for v, readers in self.ideals.values if readers and v.producer in place

@@ -1,13 +1,13 @@
 """The kernel of the DP over all ideals of a graph in `host` communication, in compiled loops.
 
 From the last stage to the first: `best[x, c]` is the least bottleneck of stages that hold
-everything outside ideal x, on the devices that state c counts. What makes it quick is the *window*
-of a state: the work in ideal x, and writing what crosses behind it, have to fit into the devices
-that are left, within T. Of all ideals few are in the window of any state.
+everything outside ideal x, on the devices that state c counts. It is fast because of the *window*
+of a state: the work in ideal x, and writing the values that cross after it, have to fit into the
+devices that are left, within T. Few ideals are in the window of any state.
 
 Legend: `x`, `y` ideals, x in y, by growing weighted work `weight`; `c` a state, `g` a group of
-identical devices; `i` unit, `v` value. Lists of lists stand one behind the other: those of x from
-`first[x]` to `first[x + 1]`.
+identical devices; `i` unit, `v` value. Lists of lists are joined: the list of x is from `first[x]`
+to `first[x + 1]`.
 """
 
 from typing import Any, NamedTuple
@@ -15,22 +15,21 @@ from typing import Any, NamedTuple
 import numpy as np
 from numba import njit
 
+from skyfx.solver.costs.moves import send_s
 from skyfx.solver.methods.ideals.bitset_kernels import has, within
-
-__all__: list[str] = ["Boundaries", "Devices", "crossing", "reach"]
 
 
 class Boundaries(NamedTuple):
-    """The ideals behind which a stage may begin."""
+    """The ideals after which a stage may begin."""
 
     members: Any
     """As bits, `(N, words)`."""
     weight: Any
     """Weighted work, `(N,)`."""
     compute: Any
-    """Seconds on each group's device, `(N, G)`; units that it cannot run left out."""
+    """Seconds on each group's device, `(N, G)`, without units that it cannot run."""
     barred: Any
-    """How many units it cannot run, `(N, G)`."""
+    """The number of units that the device cannot run, `(N, G)`."""
     parameters: Any
     saved: Any
     first: Any
@@ -53,20 +52,49 @@ class Devices(NamedTuple):
     live: Any
     """Micro-batches whose activations are kept, by position, `(D + 1,)`."""
     position: Any
-    """How many devices each state uses, `(C,)`."""
+    """The number of devices that each state uses, `(C,)`."""
     more: Any
     """The state with one more device of a group, or -1, `(C, G)`."""
     room: Any
-    """Weighted work that the devices left over can do within T, `(C,)`."""
+    """Weighted work that the devices that are left can do within T, `(C,)`."""
     write: Any
-    """Weighted seconds for a tensor and for a byte that they write, at least, `(C, 2)`."""
+    """Least weighted seconds for a tensor and for a byte that those devices write, `(C, 2)`."""
     price: Any
     """Weight of a second of each group, `(G,)`."""
 
 
+class Rules(NamedTuple):
+    """T, a proven lower bound, and whether moves overlap with computing."""
+
+    bottleneck: float
+    proven: float
+    overlaps: bool
+
+
+class Tables(NamedTuple):
+    """Of each ideal and state, `(N, C)`: the best plan's stage, and the window."""
+
+    best: Any
+    after: Any
+    """The ideal after the stage."""
+    group: Any
+    """The group of its device."""
+    window: Any
+    """Weighted work in the ideal and of writing."""
+
+
+class Moved(NamedTuple):
+    """Tensors and bytes that a stage writes, tensors and bytes that it reads."""
+
+    writes: float
+    written: float
+    reads: float
+    read: float
+
+
 @njit(cache=True)
 def crossing(members: Any, producer: Any, readers: Any, first: Any, values: Any) -> int:
-    """List the values that cross behind each ideal; returns how many, or -1 without room."""
+    """List the values that cross after each ideal; how many, or -1 if `values` is too short."""
     num = 0
     for x in range(len(members)):
         first[x] = num
@@ -81,22 +109,16 @@ def crossing(members: Any, producer: Any, readers: Any, first: Any, values: Any)
 
 
 @njit(cache=True)
-def reach(part: Any, rules: Any, bounds: Any, devices: Any, tables: Any) -> None:
-    """Work out `best` of all ideals from some ideals on, which are done with themselves.
+def reach(begin: int, end: int, rules: Any, bounds: Any, devices: Any, tables: Any) -> None:
+    """Update `best` by all stages that end at an ideal from `begin` down to `end`, exclusive.
 
-    Args:
-        part: ideals y, from the larger to the smaller end, of the stages that are looked at.
-        rules: T, what no plan undercuts, and whether moving overlaps with computing.
-        bounds: the ideals, `Boundaries`.
-        devices: `Devices`.
-        tables: `best`, the ideal behind the stage and the group of its device, `(N, C)` each, and
-            the window of each ideal: weighted work in it and writing, for each state, `(N, C)`.
+    `best` of these ideals has to be final: larger ideals come first.
     """
-    best, bottleneck = tables[0], rules[0]
+    best, bottleneck = tables.best, rules.bottleneck
     widest = devices.price.max() * bottleneck
     members, weight = bounds.members, bounds.weight
-    promising = np.empty(part[0] + 1, dtype=np.int32)
-    for y in range(part[0], part[1], -1):
+    promising = np.empty(begin + 1, dtype=np.int32)
+    for y in range(begin, end, -1):
         _drop(y, best, devices)
         alive, room = False, 0.0
         for c in range(best.shape[1]):
@@ -127,9 +149,9 @@ def reach(part: Any, rules: Any, bounds: Any, devices: Any, tables: Any) -> None
 def _promising(
     y: int, promising: Any, num: int, rules: Any, bounds: Any, devices: Any, tables: Any
 ) -> int:
-    """Of these ideals in y, keep those that a stage between may help, if moving took nothing."""
-    bottleneck, proven, _ = rules
-    best, window = tables[0], tables[3]
+    """Keep the ideals in y from which a stage to y may help if moving took no time."""
+    bottleneck, proven = rules.bottleneck, rules.proven
+    best, window = tables.best, tables.window
     compute, barred, more, room = bounds.compute, bounds.barred, devices.more, devices.room
     states, groups = more.shape
     kept = 0
@@ -154,10 +176,10 @@ def _promising(
 
 @njit(cache=True)
 def _stage(x: int, y: int, rules: Any, bounds: Any, devices: Any, tables: Any) -> None:
-    """The stage between two ideals, on each device and behind each state that allow it."""
-    bottleneck, proven, full = rules
-    best, behind, group, window = tables
-    moved = (-1.0, 0.0, 0.0, 0.0)
+    """The stage between two ideals, on each device and before each state that allow it."""
+    bottleneck, proven, overlaps = rules
+    best, after, group, window = tables
+    moved = Moved(-1.0, 0.0, 0.0, 0.0)
     for g in range(devices.more.shape[1]):
         compute = bounds.compute[y, g] - bounds.compute[x, g]
         if bounds.barred[y, g] != bounds.barred[x, g] or compute > bottleneck:
@@ -170,28 +192,28 @@ def _stage(x: int, y: int, rules: Any, bounds: Any, devices: Any, tables: Any) -
             if max(compute, best[y, c], proven) >= best[x, then]:
                 continue  # no better plan comes of it, whatever moves
             if busy < 0:
-                if moved[0] < 0:
+                if moved.writes < 0:
                     moved = _moved(x, y, bounds, devices)
-                busy = _busy(compute, moved, devices.wire[g], full)
+                busy = _busy(compute, moved, devices.wire[g], overlaps)
             value = max(busy, best[y, c])
             if value > bottleneck or value >= best[x, then]:
                 continue
             if _fits(x, y, g, then, bounds, devices):
-                best[x, then], behind[x, then], group[x, then] = value, y, g
+                best[x, then], after[x, then], group[x, then] = value, y, g
 
 
 @njit(cache=True, inline="always")
-def _busy(compute: float, moved: Any, wire: Any, full: bool) -> float:
-    """Seconds of a stage that writes and reads so much."""
-    write = wire[0] * moved[0] + wire[1] * moved[1]
-    read = wire[2] * moved[2] + wire[3] * moved[3]
-    return float(max(compute, write, read) if full else compute + write + read)
+def _busy(compute: float, moved: Any, wire: Any, overlaps: bool) -> float:
+    """Seconds of a stage that computes, writes and reads."""
+    write = send_s((wire[0], wire[1]), moved.writes, moved.written)
+    read = send_s((wire[2], wire[3]), moved.reads, moved.read)
+    return float(max(compute, write, read) if overlaps else compute + write + read)
 
 
 @njit(cache=True)
 def _drop(y: int, best: Any, devices: Any) -> None:
-    """Forget states that another with fewer devices matches."""
-    least = best[y].copy()  # of each state and those with fewer devices
+    """Drop states that are no better than a state with fewer devices."""
+    least = best[y].copy()  # of each state and of those with fewer devices
     for c in range(best.shape[1]):
         for g in range(devices.more.shape[1]):
             then = devices.more[c, g]
@@ -201,7 +223,7 @@ def _drop(y: int, best: Any, devices: Any) -> None:
 
 @njit(cache=True)
 def _moved(x: int, y: int, bounds: Any, devices: Any) -> Any:
-    """Tensors and bytes that a stage writes, tensors and bytes that it reads."""
+    """The values that a stage writes and reads."""
     writes = written = reads = read = 0.0
     inner, outer = bounds.members[x], bounds.members[y]
     for k in range(bounds.first[y], bounds.first[y + 1]):
@@ -216,12 +238,12 @@ def _moved(x: int, y: int, bounds: Any, devices: Any) -> Any:
                 reads += devices.count[v]
                 read += devices.size[v]
                 break
-    return writes, written, reads, read
+    return Moved(writes, written, reads, read)
 
 
 @njit(cache=True)
 def _fits(x: int, y: int, g: int, c: int, bounds: Any, devices: Any) -> bool:
-    """Whether the stage fits the memory of a device of group g, the last one that c counts."""
+    """Whether the stage fits the memory of a device of group g, the last device that c counts."""
     limit = devices.limit[g]
     if limit == np.inf:
         return True

@@ -1,8 +1,7 @@
 """The best plan whose stages are intervals of one topological order: the ILP's warm start.
 
 It is an exact dynamic program. At a fixed bottleneck T the question is only feasibility. A *state*
-says which device runs a stage and which may follow; it is worked out from the last stage to the
-first:
+says which device runs a stage and which devices may follow. From the last stage to the first:
 
     least[state][i] = the least time that the stage starting at unit i needs before it receives
                       anything, over all ends j and next states with
@@ -23,13 +22,13 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from skyfx.solver.costs.moves import move_s, send_s
 from skyfx.solver.methods.bisection import INTERVALS, Bisection
 from skyfx.solver.methods.method import MethodUpdate, SearchState
 from skyfx.solver.problem.coarsening import thin_cuts
+from skyfx.solver.problem.instance import Floats, Value
 from skyfx.solver.problem.interval_tables import live_values
-from skyfx.solver.problem.problem import Floats, Problem, Value
-
-__all__: list[str] = ["MAX_ORDERED_DEVICES", "interval_dp", "interval_plan"]
+from skyfx.solver.problem.problem import Problem
 
 MAX_EXACT_DEVICES = 5
 MAX_ORDERED_DEVICES = 24
@@ -42,19 +41,19 @@ Intervals = list[tuple[int, range]]
 class State:
     """A stage on `device` at `position` from the end, which is 1.
 
-    `following` are the indices, in the list of states, of those that may come next.
+    `successors` are the indices, in the list of states, of the states that may come next.
     """
 
     device: int
     position: int
-    following: tuple[int, ...]
+    successors: tuple[int, ...]
 
 
 def interval_plan(problem: Problem, at_most: float, deadline: float = math.inf) -> Intervals | None:
     """Find intervals of the units' order with the least bottleneck.
 
     Args:
-        problem: what is to be planned.
+        problem: the problem to plan.
         at_most: seconds; a bottleneck that is known to be possible, or infinity.
         deadline: by `time.monotonic`, when to return the best so far.
 
@@ -98,9 +97,9 @@ def _subset_states(num_devices: int) -> Iterator[State]:
             mask = sum(1 << d for d in used)
             for d in used:
                 rest = mask & ~(1 << d)
-                following = tuple(index[rest, e] for e in used if e != d)
+                successors = tuple(index[rest, e] for e in used if e != d)
                 index[mask, d] = len(index)
-                yield State(d, size, following)
+                yield State(d, size, successors)
 
 
 def _ordered_states(order: list[int]) -> Iterator[State]:
@@ -108,10 +107,10 @@ def _ordered_states(order: list[int]) -> Iterator[State]:
     for place in reversed(range(len(order))):
         for used in range(1, len(order) - place + 1):
             later = range(place + 1, len(order))
-            following = tuple(index[q, used - 1] for q in later if (q, used - 1) in index)
-            if used == 1 or following:
+            successors = tuple(index[q, used - 1] for q in later if (q, used - 1) in index)
+            if used == 1 or successors:
                 index[place, used] = len(index)
-                yield State(order[place], used, following)
+                yield State(order[place], used, successors)
 
 
 def _device_order(problem: Problem) -> list[int]:
@@ -129,7 +128,7 @@ class _Table:
     def __init__(self, problem: Problem) -> None:
         self._problem = problem
         self._full = problem.assumptions.overlap == "full"
-        self._forward, self._backward, self._any, self._any_back = live_values(problem)
+        self._crossing = live_values(problem)
         self._cuts = thin_cuts(problem, range(problem.num_units), MAX_CUTS - 1)
         self._later = np.tri(len(self._cuts), dtype=bool).T  # j >= i; an empty stage only relays
         self._relay = problem.assumptions.communication == "relay"
@@ -162,7 +161,7 @@ class _Table:
             stage = self._allowed(state)
             if state.position == 1:
                 best = stage[:, last].copy()
-            for s in state.following:
+            for s in state.successors:
                 move = self._move_s(state.device, states[s].device)
                 onward = self._add(least[s], move) <= bottleneck
                 total = self._add(stage, np.where(onward, move, np.inf)[None, :])
@@ -203,12 +202,10 @@ class _Table:
         compute[self._sums(~runs) > 0] = np.inf
         if host is None:
             return compute
-        writes, written, reads, read = host
-        out_latency, out_per_byte = self._problem.host_wire(device, to_host=True)
-        in_latency, in_per_byte = self._problem.host_wire(device, to_host=False)
-        send = out_latency * writes + out_per_byte * written
-        receive = in_latency * reads + in_per_byte * read
-        return self._add(self._add(compute, send), receive)
+        for way, moved in ((True, host[:2]), (False, host[2:])):
+            wire = self._problem.host_wire(device, to_host=way)
+            compute = self._add(compute, send_s(wire, *moved))
+        return compute
 
     def _stage_memory(self, position: int) -> Floats:
         problem = self._problem
@@ -226,18 +223,15 @@ class _Table:
         return np.asarray(sums[None, :] - sums[:, None])
 
     def _move_s(self, source: int, target: int) -> Floats:
-        """Seconds `(num_cuts,)` to move what is alive at each cut, and its gradients back."""
+        """Seconds `(num_cuts,)` to move what crosses each cut, and its gradients back."""
         if not self._relay:
             return np.zeros(len(self._cuts))
-        latency, per_byte = self._problem.wire(source, target)
-        back_latency, back_per_byte = self._problem.wire(target, source)
-        move = latency * self._any + per_byte * self._forward
-        move += back_latency * self._any_back + back_per_byte * self._backward
-        return np.asarray(move[self._cuts])
+        there, back = self._problem.wire(source, target), self._problem.wire(target, source)
+        return np.asarray(move_s(there, back, self._crossing)[self._cuts])
 
 
 def _host_counts(problem: Problem, cuts: list[int]) -> tuple[Floats, ...]:
-    """What each interval `[cuts[i], cuts[j])` writes to and reads from the host.
+    """The values that each interval `[cuts[i], cuts[j])` writes to and reads from the host.
 
     A value made in slice p and read in slices c_1 < c_2 < ... is written where
     i <= p < j <= c_last, and read where some c_m is the first reader at or after i:

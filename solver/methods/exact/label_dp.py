@@ -1,13 +1,14 @@
-"""The exact method over ideals, in `relay`: every plan of a graph is a chain of them.
+"""The exact method over ideals, in `relay`: every plan of a graph is a chain of ideals.
 
-At a fixed bottleneck T the question is only feasibility. It is worked out from the last stage to
-the first by `labels.py`, over states (devices used from a stage on, that stage's kind of device)
-and ideals (what is done before it). A stage's time is the sum of its units', so no pairs of ideals
-are looked at: a label passes from an ideal to those with one unit less, and at any ideal the next
-device's stage may begin. Bisection on T finds the optimum; a T without a plan is a lower bound.
+At a fixed bottleneck T the question is only feasibility. The DP of `label_kernel` answers it from
+the last stage to the first, over states (the devices used from a stage on, and the device of that
+stage) and ideals (the units before the stage). The time of a stage is a sum over its units, so
+pairs of ideals need not be listed: a label passes from an ideal to the ideals with one unit less,
+and at any ideal the next stage may begin. Bisection on T finds the optimum; a T without a plan is a
+lower bound.
 
-Units that would multiply the ideals are put aside (`aside.py`). They count as work that may go
-anywhere, which can only lower the bound, and a plan gives each a place afterwards.
+Units that would multiply the ideals are relaxed (`relaxed_units`): their work may be anywhere. This
+can only lower the bound, and a plan gives each of them a place afterwards.
 """
 
 import math
@@ -25,23 +26,21 @@ from skyfx.solver.problem.infeasibility import nothing_fits
 from skyfx.solver.problem.linear_extensions import depth_first_extension, graph_order
 from skyfx.solver.problem.tolerances import BOUND_SAFETY
 
-__all__: list[str] = ["interval_label_dp", "label_dp"]
-
 MAX_CELLS = 6_000_000
 """States times ideals."""
 
 FAR = 0.85
-"""Where T begins, in parts of the best plan, if no better plan is looked for."""
+"""Where T begins, as a share of the best plan's, if no better plan is searched for."""
 
 CELLS_PER_S = 1_000_000
-"""Cells for each second that is left; to fill them once takes a small part of that."""
+"""Cells per second that is left; filling them once takes a small part of it."""
 
 MUCH = 0.03
-"""Share of all work that is put aside only where the ideals cannot all be listed."""
+"""Share of all work that is relaxed only where the ideals cannot all be listed."""
 
 MAX_IDEALS = 100_000
 CLOSE = 2e-3
-"""Distance of what is proven and what might be at which to stop, where no plan comes near."""
+"""Distance of the two ends of T at which to stop if no plan reaches the upper end."""
 
 
 def interval_label_dp(task: SearchState) -> Iterator[MethodUpdate]:
@@ -68,7 +67,7 @@ def interval_label_dp(task: SearchState) -> Iterator[MethodUpdate]:
 
 
 def label_dp(task: SearchState) -> Iterator[MethodUpdate]:
-    """Find the best plan of all, as far as units need not be put aside."""
+    """Find the best plan; prove it where no unit has to be relaxed."""
     problem, states = task.problem, task.features.num_states
     cells = int(min(MAX_CELLS, CELLS_PER_S * task.limits.left_s))
     found = relax_until(problem, min(MAX_IDEALS, cells // states))
@@ -94,9 +93,9 @@ def _lowest_s(task: SearchState) -> float:
 def _halve(
     task: SearchState, lattice: LabelLattice, remark: str, *, hopeful: bool
 ) -> Iterator[MethodUpdate]:
-    """Halve the interval between what is proven impossible and what may be possible.
+    """Bisect on T between the proven bound and the best plan.
 
-    Plans are looked for where they are `hopeful`: hardly one holds if much work was put aside.
+    Plans are searched for only if `hopeful`: hardly any holds if much work is relaxed.
     """
     assumptions, problem = task.problem.assumptions, task.problem
     latency_s, rounds, high = 0.0, 1, task.bottleneck_s

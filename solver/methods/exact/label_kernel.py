@@ -31,21 +31,6 @@ from numba import njit
 from skyfx.solver.methods.ideals.device_states import StateArrays
 from skyfx.solver.methods.ideals.order_ideals import Covers
 
-__all__: list[str] = [
-    "BUSY",
-    "OVERFLOW",
-    "SHORTEST",
-    "STEP",
-    "Cells",
-    "Costs",
-    "Labels",
-    "Rules",
-    "Tables",
-    "backtrack",
-    "complete_labels",
-    "propagate",
-]
-
 BUSY, SHORTEST, STEP = 0, 1, 2
 """What labels sum: weighted time beyond T, latency alone, or latency within T."""
 

@@ -26,10 +26,9 @@ from skyfx.solver.methods.exact.label_kernel import (
 from skyfx.solver.methods.ideals.device_states import States
 from skyfx.solver.methods.ideals.order_ideals import Ideals
 from skyfx.solver.methods.limits import Limits
-from skyfx.solver.problem.problem import Floats, Problem, UnitPlacement
+from skyfx.solver.problem.instance import Floats, UnitPlacement
+from skyfx.solver.problem.problem import Problem
 from skyfx.solver.problem.tolerances import BOUND_SAFETY
-
-__all__: list[str] = ["LabelLattice"]
 
 CANDIDATES = 16
 """Plans that are compared per T; they differ in how well they place the relaxed units."""

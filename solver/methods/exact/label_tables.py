@@ -9,10 +9,8 @@ from skyfx.solver.methods.exact.label_kernel import BUSY, Costs, Rules
 from skyfx.solver.methods.exact.label_lattice import WIDTH, LabelLattice
 from skyfx.solver.methods.ideals.device_states import prices
 from skyfx.solver.methods.ideals.relaxed_charges import RelaxedCharges
-from skyfx.solver.problem.problem import Floats, UnitPlacement
+from skyfx.solver.problem.instance import Floats, UnitPlacement
 from skyfx.solver.problem.tolerances import BOUND_SAFETY
-
-__all__: list[str] = ["LabelTables"]
 
 PLAN_WIDTH = 6
 """Labels per cell, for a plan."""

@@ -1,9 +1,9 @@
 """The exact method in `relay` for graphs of many ideals, for throughput: all ideals, in levels.
 
-`lattice.py` keeps several labels a cell, for units put aside and for memory. Where all ideals can
-be listed and memory does not bind one number a cell is enough (`levels.py`), so that a branching
-graph keeps its hundred thousands of ideals and nothing is put aside. Where memory does bind, what
-is proven without it holds as well, and a plan may happen to fit. Bisection on T.
+`label_dp` keeps several labels per cell, for relaxed units and for memory. Where all ideals can be
+listed and memory does not bind, one number per cell is enough (`level_kernel`). So a branching
+graph keeps its hundred thousands of ideals, and no unit is relaxed. Where memory does bind, a bound
+proven without memory holds as well, and a plan may happen to fit. Bisection on T.
 """
 
 import math
@@ -32,10 +32,9 @@ from skyfx.solver.methods.ideals.bitset_kernels import covers
 from skyfx.solver.methods.ideals.device_states import States, prices
 from skyfx.solver.methods.limits import Limits
 from skyfx.solver.methods.method import Bound, Candidate, MethodUpdate, SearchState
-from skyfx.solver.problem.problem import Floats, Problem, UnitPlacement
+from skyfx.solver.problem.instance import Floats, UnitPlacement
+from skyfx.solver.problem.problem import Problem
 from skyfx.solver.problem.tolerances import BOUND_SAFETY
-
-__all__: list[str] = ["large_level_dp", "level_dp"]
 
 QUICK_CELLS = 120_000_000
 """States times ideals that take a short time."""
@@ -50,7 +49,7 @@ def level_dp(task: SearchState) -> Iterator[MethodUpdate]:
 
 
 def large_level_dp(task: SearchState) -> Iterator[MethodUpdate]:
-    """The same with many ideals; `lattice` is quicker where little has to be put aside."""
+    """As `level_dp`, with many ideals; `label_dp` is faster where few units have to be relaxed."""
     yield from _within(task, MAX_CELLS)
 
 
@@ -72,7 +71,7 @@ def _within(task: SearchState, most_cells: int) -> Iterator[MethodUpdate]:
 
 
 def _halve(task: SearchState, tables: "LevelTables", remark: str) -> Iterator[MethodUpdate]:
-    """Halve the interval between what is proven impossible and what is possible."""
+    """Bisect on T between the proven bound and the best plan."""
     search = Bisection(task.bound.value, task.bottleneck_s, LEVELS)
     for bottleneck in search:
         stages = tables.plan(bottleneck)
@@ -96,12 +95,12 @@ class LevelTables:
     limits: Limits
     ideals: BitIdeals
     levels: list[tuple[Any, Any]]
-    """All ideals by size, and what they can take next, as bits."""
+    """All ideals by size, and the units that each can take next, as bits."""
 
     def plan(self, bottleneck: float) -> UnitPlacement | None:
         """A plan with no stage above `bottleneck`, or None: then there is none."""
         costs = self._costs(bottleneck / BOUND_SAFETY)
-        levels, num = self._levels, len(self.states.all)
+        levels, num = self.by_size, len(self.states.all)
         how: list[Any] = []
         above = np.full((1, num), np.inf)
         for depth in range(len(levels) - 1, -1, -1):
@@ -129,7 +128,7 @@ class LevelTables:
                 states.append(s)
                 chain.append((depth, x))
             else:
-                larger = self._levels[depth].covers
+                larger = self.by_size[depth].covers
                 x = int(larger.target[larger.first[x] + way])
                 depth += 1
         chain.append((depth, x))
@@ -145,7 +144,7 @@ class LevelTables:
         )
 
     def _move_s(self, g: int, h: int, depth: int, x: int) -> float:
-        wires, crossing = self.states.wires, self._levels[depth].crossing
+        wires, crossing = self.states.wires, self.by_size[depth].crossing
         return float(move_s(wires[:, g, h], wires[:, h, g], Crossing(*(at[x] for at in crossing))))
 
     @property
@@ -153,7 +152,7 @@ class LevelTables:
         return self.problem.assumptions.overlap == "full"
 
     @cached_property
-    def _levels(self) -> list[Level]:
+    def by_size(self) -> list[Level]:
         """The ideals of each size."""
         found, weight = [], self._weight
         following = [*self.levels[1:], self.levels[0]]

@@ -14,21 +14,10 @@ from typing import Any, NamedTuple
 import numpy as np
 from numba import njit
 
-from skyfx.solver.costs.moves import Crossing, compiled_move_s
+from skyfx.solver.costs.moves import Crossing, move_s
 from skyfx.solver.methods.ideals.bitset_kernels import has, within
 from skyfx.solver.methods.ideals.device_states import StateArrays
 from skyfx.solver.methods.ideals.order_ideals import Covers
-
-__all__: list[str] = [
-    "BEGINS",
-    "CLOSES",
-    "Costs",
-    "Level",
-    "Rules",
-    "Values",
-    "crossing_sums",
-    "descend",
-]
 
 BEGINS = 255
 """How a label came about: the last stage begins."""
@@ -142,7 +131,7 @@ def descend(
         for g in range(groups):
             for h in range(groups):
                 there, back = (wires[0, g, h], wires[1, g, h]), (wires[0, h, g], wires[1, h, g])
-                move[g, h] = compiled_move_s(there, back, crossing)
+                move[g, h] = move_s(there, back, crossing)
         for s in range(len(states.group)):
             if level.inside[x] > costs.left[s] or level.outside[x] > costs.used[s]:
                 continue

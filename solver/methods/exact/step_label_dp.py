@@ -1,14 +1,14 @@
 """The exact method over ideals for a step, in `relay`: the least latency within each bottleneck.
 
-A step is the latency and M - 1 bottlenecks T. With more T there is less latency, so of all plans
+A step takes the latency and M - 1 bottlenecks T. A larger T allows less latency, so of all plans
 with a bottleneck between `low` and `high`
 
     step >= latency(high) + (M - 1) low
 
-where latency(T) is the least of all plans that keep T. Its labels (`labels.py`) sum the latency of
-closed stages. Intervals of T are halved, the one with the least bound first. Those in which nothing
-better than the best plan can be end at once: a label that has come too far is dropped, by what is
-left of the model and the water-filling of `bounds`.
+where latency(T) is the least of all plans that keep T. The labels (`label_kernel`) sum the latency
+of closed stages. Intervals of T are halved, the one with the least bound first. An interval without
+a better plan ends early: a label is dropped if its latency and the least latency of the units that
+are left, by the water-filling of `simple_bounds`, are too long.
 """
 
 import heapq
@@ -25,26 +25,24 @@ from skyfx.solver.methods.ideals.device_states import States
 from skyfx.solver.methods.ideals.order_ideals import Ideals
 from skyfx.solver.methods.ideals.relaxed_units import relax_until
 from skyfx.solver.methods.method import Bound, Candidate, MethodUpdate, SearchState
+from skyfx.solver.problem.instance import Floats, UnitPlacement
 from skyfx.solver.problem.linear_extensions import depth_first_extension, graph_order
-from skyfx.solver.problem.problem import Floats, UnitPlacement
 from skyfx.solver.problem.tolerances import BOUND_SAFETY, OPTIMALITY_TOLERANCE
-
-__all__: list[str] = ["interval_step_label_dp", "step_label_dp"]
 
 MAX_CELLS = 3_000_000
 """States times ideals."""
 
 CELLS_PER_S = 200_000
-"""Cells for each second that is left, so that there is time for many T."""
+"""Cells per second that is left, so that there is time for many T."""
 
 WIDTH = 16
-"""Labels a cell."""
+"""Labels per cell."""
 
 POOL = 24_000_000
 """Labels."""
 
 FINE = 1e-3
-"""Intervals of less than so much of T are not halved."""
+"""Intervals of T below this relative width are not halved."""
 
 
 def interval_step_label_dp(task: SearchState) -> Iterator[MethodUpdate]:
@@ -59,7 +57,7 @@ def interval_step_label_dp(task: SearchState) -> Iterator[MethodUpdate]:
 
 
 def step_label_dp(task: SearchState) -> Iterator[MethodUpdate]:
-    """Find and prove the best step of all, as far as units need not be put aside."""
+    """Find the plan with the best step; prove it where no unit has to be relaxed."""
     problem, states = task.problem, task.features.num_states
     cells = int(min(MAX_CELLS, CELLS_PER_S * task.limits.left_s))
     found = relax_until(problem, max(cells // states, problem.num_units))
@@ -174,7 +172,7 @@ class _Halving:
 
     @property
     def _target(self) -> float:
-        """What a plan has to be below to be worth finding."""
+        """The step that a plan has to be below to be worth finding."""
         return self._best / (1 + max(self._task.limits.gap, OPTIMALITY_TOLERANCE))
 
     def _push(self, low: float, high: float, latency_s: float) -> None:

@@ -12,8 +12,6 @@ from typing import Generic, TypeVar
 
 import numpy as np
 
-__all__: list[str] = ["Assessed", "Cooling", "anneal"]
-
 State = TypeVar("State")
 Result = TypeVar("Result")
 

@@ -7,9 +7,8 @@ from itertools import pairwise
 
 import numpy as np
 
-from skyfx.solver.problem.problem import Problem, UnitPlacement
-
-__all__: list[str] = ["best_single_device", "dynamic", "even"]
+from skyfx.solver.problem.instance import UnitPlacement
+from skyfx.solver.problem.problem import Problem
 
 Boundaries = list[int]
 """Stage k of `D` holds the units `[b[k], b[k+1])`; `(D + 1,)`."""

@@ -24,11 +24,10 @@ from skyfx.solver.methods.bounds.pricing import ANY, BEGIN, assign_roles, best_c
 from skyfx.solver.methods.heuristics.first_fit import first_fit
 from skyfx.solver.methods.limits import Limits
 from skyfx.solver.methods.method import MethodUpdate, SearchState
+from skyfx.solver.problem.instance import UnitPlacement
 from skyfx.solver.problem.interval_tables import interval_tables, move, prefix_sums
 from skyfx.solver.problem.linear_extensions import depth_first_extension
-from skyfx.solver.problem.problem import Problem, UnitPlacement
-
-__all__: list[str] = ["beam_search"]
+from skyfx.solver.problem.problem import Problem
 
 FIRST_STEP, LAST_STEP, MAX_STEP = 0.1, 5e-4, 0.5
 """How far below the best plan the next is looked for."""

@@ -5,10 +5,9 @@ import numpy as np
 from skyfx.solver.methods.bounds.simple_bounds import largest_unit
 from skyfx.solver.methods.limits import Limits
 from skyfx.solver.methods.method import Candidate
+from skyfx.solver.problem.instance import UnitPlacement
 from skyfx.solver.problem.interval_tables import prefix_sums
-from skyfx.solver.problem.problem import Problem, UnitPlacement
-
-__all__: list[str] = ["first_fit"]
+from skyfx.solver.problem.problem import Problem
 
 LIMITS = 40
 """Limits of time within which devices are filled."""

@@ -16,9 +16,8 @@ import numpy as np
 
 from skyfx.solver.methods.heuristics.local_search_kernel import Tables, shift
 from skyfx.solver.methods.method import Candidate, MethodUpdate, SearchState
-from skyfx.solver.problem.problem import Problem, UnitPlacement
-
-__all__: list[str] = ["MAX_STAGES", "MAX_UNITS", "local_search", "restarted_local_search"]
+from skyfx.solver.problem.instance import UnitPlacement
+from skyfx.solver.problem.problem import Problem
 
 HOT, COLD = 3e-3, 3e-5
 """Temperatures, in parts of the bottleneck."""

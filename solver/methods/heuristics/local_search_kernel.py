@@ -10,9 +10,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numba import njit
 
-from skyfx.solver.problem.problem import Floats
-
-__all__: list[str] = ["Tables", "shift", "totals"]
+from skyfx.solver.problem.instance import Floats
 
 DOUBLINGS = 5
 """The norm of the stages' times is that of power 2^5."""

@@ -27,12 +27,11 @@ from skyfx.solver.methods.heuristics.annealing import Assessed, Cooling, anneal
 from skyfx.solver.methods.limits import TimeUpError
 from skyfx.solver.methods.method import Candidate, MethodUpdate, SearchState
 from skyfx.solver.problem.coarsening import MAX_UNITS
+from skyfx.solver.problem.instance import UnitPlacement
 from skyfx.solver.problem.interval_tables import interval_tables, move
 from skyfx.solver.problem.linear_extensions import depth_first_extension
-from skyfx.solver.problem.problem import Problem, UnitPlacement
+from skyfx.solver.problem.problem import Problem
 from skyfx.solver.problem.tolerances import BOUND_SAFETY
-
-__all__: list[str] = ["OrderSplitter", "order_split"]
 
 HOT, COLD, MOVES = 0.01, 1e-4, 5000
 """Temperatures in parts of the objective, and how many orders are tried."""

@@ -10,9 +10,8 @@ import numpy as np
 from skyfx.solver.methods.ideals.bitset_kernels import ascend
 from skyfx.solver.methods.ideals.order_ideals import Ideals, bits, floating, neighbours
 from skyfx.solver.methods.limits import Limits
-from skyfx.solver.problem.problem import Problem, UnitPlacement, Value
-
-__all__: list[str] = ["BitIdeals"]
+from skyfx.solver.problem.instance import UnitPlacement, Value
+from skyfx.solver.problem.problem import Problem
 
 
 @dataclass(frozen=True)

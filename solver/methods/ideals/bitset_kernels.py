@@ -7,8 +7,6 @@ from numba import njit
 
 from skyfx.solver.methods.ideals.order_ideals import Covers
 
-__all__: list[str] = ["ascend", "covers", "has", "within"]
-
 ONE = np.uint64(1)
 
 

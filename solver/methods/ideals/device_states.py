@@ -12,9 +12,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from skyfx.solver.problem.problem import Floats, Problem
-
-__all__: list[str] = ["MAX_STATES", "StateArrays", "States", "prices"]
+from skyfx.solver.problem.instance import Floats
+from skyfx.solver.problem.problem import Problem
 
 MAX_STATES = 20_000
 """The most states for a DP that visits each one; eleven unlike devices have 11,264."""

@@ -30,9 +30,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from skyfx.solver.costs.moves import Crossing
-from skyfx.solver.problem.problem import Problem, UnitPlacement, Value
-
-__all__: list[str] = ["Covers", "Ideals", "bits", "floating", "neighbours"]
+from skyfx.solver.problem.instance import UnitPlacement, Value
+from skyfx.solver.problem.problem import Problem
 
 
 class Covers(NamedTuple):

@@ -20,9 +20,8 @@ from dataclasses import dataclass
 import numpy as np
 
 from skyfx.solver.methods.ideals.device_states import States
-from skyfx.solver.problem.problem import Floats, Problem
-
-__all__: list[str] = ["RelaxedCharges", "RelaxedTree"]
+from skyfx.solver.problem.instance import Floats
+from skyfx.solver.problem.problem import Problem
 
 
 @dataclass(frozen=True, slots=True)

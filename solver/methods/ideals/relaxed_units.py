@@ -14,8 +14,6 @@ import numpy as np
 from skyfx.solver.methods.ideals.order_ideals import Ideals, floating
 from skyfx.solver.problem.problem import Problem
 
-__all__: list[str] = ["relax_until", "work_share"]
-
 LIGHT = 0.002
 """Share of all work from which on a unit counts as heavy, and is relaxed late."""
 

@@ -10,10 +10,10 @@ from functools import cached_property
 
 import pulp
 
+from skyfx.solver.costs.moves import send_s
 from skyfx.solver.methods.milp.variables import Expression, Model
-from skyfx.solver.problem.problem import Problem, Value
-
-__all__: list[str] = ["host_constraints", "relay_constraints"]
+from skyfx.solver.problem.instance import Value
+from skyfx.solver.problem.problem import Problem
 
 Weights = tuple[float, float, float, float]
 """Seconds: forward latency, all bytes forward, backward latency, all gradients backward."""
@@ -151,8 +151,8 @@ def host_constraints(model: Model) -> None:
                 model.require(write >= model.y[value.producer, d] - model.y[c, d])
                 model.require(read >= model.y[c, d] - model.y[value.producer, d])
             for terms, variable, to_host in ((writes, write, True), (reads, read, False)):
-                latency, per_byte = model.problem.host_wire(d, to_host=to_host)
-                time_s = value.count * latency + value.output_bytes * per_byte
+                wire = model.problem.host_wire(d, to_host=to_host)
+                time_s = send_s(wire, value.count, value.output_bytes)
                 terms[d].append(time_s / model.scale * variable)
     for d in model.devices:
         model.require(model.send[d] == pulp.lpSum(writes[d]))

@@ -12,8 +12,6 @@ from skyfx.solver.methods.milp.communication import host_constraints, relay_cons
 from skyfx.solver.methods.milp.variables import Expression, Model
 from skyfx.solver.problem.problem import Problem
 
-__all__: list[str] = ["build"]
-
 
 def build(problem: Problem, scale: float) -> Model:
     """Write the program for a problem; `scale` is a bottleneck, in seconds, that can be reached."""

@@ -10,8 +10,6 @@ from skyfx.solver.methods.milp import formulation
 from skyfx.solver.problem.infeasibility import nothing_fits
 from skyfx.solver.problem.tolerances import OPTIMALITY_TOLERANCE
 
-__all__: list[str] = ["integer_program"]
-
 ROWS_PER_S = 40_000
 """Constraints of the integer program that PuLP takes in a second, about."""
 

@@ -20,9 +20,8 @@ from typing import Any, TypeAlias
 
 import pulp
 
-from skyfx.solver.problem.problem import Problem, UnitPlacement
-
-__all__: list[str] = ["Expression", "Model"]
+from skyfx.solver.problem.instance import UnitPlacement
+from skyfx.solver.problem.problem import Problem
 
 Expression: TypeAlias = Any
 """A variable or a linear expression of PuLP, which has no types."""

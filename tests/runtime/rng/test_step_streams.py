@@ -51,6 +51,7 @@ def fifty_steps() -> dict[str, Any]:
     return alone(CASES["bert"], STEPS)
 
 
+@pytest.mark.slow
 @pytest.mark.xdist_group("test_step_streams")  # with those that compare with `fifty_steps` too
 @pytest.mark.parametrize(("num_stages", "schedule"), [(2, "1f1b"), (3, "gpipe")])
 def test_fifty_steps_of_bert_with_dropout_are_plain_torchs(num_stages: int, schedule: str) -> None:

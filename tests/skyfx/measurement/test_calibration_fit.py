@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from skyfx.measurement.calibration_fit import TIE_WEIGHTS, Segment, fit, least_absolute
-from tests.support.planning_instances import cases
+from tests.support.tiers import cases
 
 
 def test_a_fit_finds_factor_and_overhead_and_is_not_led_astray_by_one_disturbance() -> None:

@@ -119,7 +119,7 @@ def test_a_cluster_in_toml_is_changed_into_json(skyfx: Run) -> None:
     [
         ("grow one x2", "change 'grow one x2': expected one of 'add TYPE', 'drop DEVICE'"),
         ("slow three x2", "change 'slow three x2': no device is called 'three'"),
-        ("link one two x2", "change 'link one two x2': moving from 'one' to 'two' takes no time"),
+        ("link one two x2", "change 'link one two x2': transfers from 'one' to 'two' are free"),
     ],
 )
 def test_a_change_that_cannot_be_made_is_one_line_and_exit_2(

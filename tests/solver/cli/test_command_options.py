@@ -92,7 +92,7 @@ def test_check_says_where_the_bound_is_out_of_reach(skyfx: Run, folder: Path) ->
     files = ("hard.graph.json", "hard.cluster.json", "p.plan.json")
     done = skyfx("check", *files, "--bound", "--time-limit", "1")
     assert done.returncode == 0
-    assert "bound not derived again within reach: " in done.stdout
+    assert "bound not derived again: " in done.stdout
 
 
 def test_diff_says_what_moved(skyfx: Run) -> None:

@@ -269,7 +269,7 @@ def test_check_warns_where_the_files_have_changed(skyfx: Run, folder: Path) -> N
     done = skyfx(*CHECK)
     assert (done.returncode, done.stdout[:6]) == (0, "valid:")
     assert done.stderr == (
-        "skyfx: warning: p.plan.json was made from other bytes than those of c.cluster.toml\n"
+        "skyfx: warning: p.plan.json was made from another version of c.cluster.toml\n"
     )
     assert skyfx(*CHECK, "-q").stderr == ""
 

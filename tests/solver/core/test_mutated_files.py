@@ -2,6 +2,7 @@
 
 import json
 import re
+from functools import cache
 from random import Random
 
 import pytest
@@ -23,6 +24,7 @@ FIELDS = re.compile(
 )
 
 
+@cache
 def good() -> tuple[Graph, Cluster, Plan]:
     nodes = [
         node("x", op="input", forward_s={}),
@@ -41,7 +43,7 @@ def good() -> tuple[Graph, Cluster, Plan]:
 
 def try_once(random: Random) -> str:
     """Change one of the three files and use it; says how it ended."""
-    g, c, plan = good_ones
+    g, c, plan = good()
     kind = random.choice([Graph, Cluster, Plan])
     raw = mutated(encode({Graph: g, Cluster: c, Plan: plan}[kind]), random)
     try:
@@ -77,11 +79,8 @@ def use(g: Graph, c: Cluster) -> str:
     return "planned"
 
 
-good_ones = good()
-
-
 @pytest.mark.parametrize("seed", range(10))
 def test_one_change_is_refused_in_one_line_or_accepted_rightly(seed: int) -> None:
     random = Random(seed)
-    ends = [try_once(random) for _ in range(num_cases(1000) // 10)]
+    ends = [try_once(random) for _ in range(max(50, num_cases(1000) // 10))]
     assert {"refused", "planned"} <= set(ends)

@@ -25,7 +25,8 @@ from skyfx.solver.methods import mip_backend, portfolio
 from skyfx.solver.methods.heuristics.baselines import dynamic
 from skyfx.solver.methods.milp import formulation
 from skyfx.solver.methods.milp.milp_method import integer_program
-from skyfx.solver.problem.problem import Problem, UnitPlacement
+from skyfx.solver.problem.instance import UnitPlacement
+from skyfx.solver.problem.problem import Problem
 from skyfx.tracing.capture import capture
 from tests.support.launcher import launch
 from tests.support.models import BATCH, Case, resnet
