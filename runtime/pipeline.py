@@ -17,8 +17,6 @@ from skyfx.runtime.profile import Profile, measured
 from skyfx.solver.core.plan import Plan
 from skyfx.solver.errors import SkyfxError
 
-__all__: list[str] = ["Pipeline"]
-
 
 class Pipeline:
     """A model split over devices by a plan, with a worker thread for each device.

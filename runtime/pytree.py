@@ -9,11 +9,6 @@ from typing import Any
 from torch import Tensor
 from torch.utils import _pytree
 
-__all__: list[str] = [
-    *("TreeSpec", "tree_flatten", "tree_leaves", "tree_map", "tree_unflatten"),
-    *("flatten", "flatten_with_names", "unflatten"),
-]
-
 TreeSpec = _pytree.TreeSpec
 tree_flatten, tree_unflatten = _pytree.tree_flatten, _pytree.tree_unflatten
 tree_leaves, tree_map = _pytree.tree_leaves, _pytree.tree_map

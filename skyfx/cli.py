@@ -21,8 +21,6 @@ from skyfx.solver.core import files
 if TYPE_CHECKING:
     from skyfx.measurement.measure import Progress
 
-__all__: list[str] = ["main"]
-
 EXPECTED = "a function without arguments that returns the model and one batch of inputs"
 
 Model = Annotated[

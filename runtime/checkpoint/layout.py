@@ -28,18 +28,6 @@ from torch import Tensor
 
 from skyfx.solver.errors import CheckpointError
 
-__all__: list[str] = [
-    "RECORD",
-    "Entry",
-    "Folder",
-    "Reader",
-    "form_of",
-    "indexed",
-    "parse",
-    "saved_state",
-    "write_tensors",
-]
-
 FORMAT = "skyfx.checkpoint/1"
 RECORD = "checkpoint.json"
 PARTIAL = ".partial"

@@ -14,8 +14,6 @@ from skyfx.runtime.checkpoint.transfer import receive_tensor, send_tensor
 from skyfx.runtime.distributed.process_group import ProcessGroup
 from skyfx.solver.errors import CheckpointError
 
-__all__: list[str] = ["load"]
-
 
 def load(
     group: ProcessGroup, folder: Folder, training: Training, step: int | None

@@ -19,8 +19,6 @@ from skyfx.runtime.checkpoint.state_codec import decode
 from skyfx.runtime.rng.generator_state import set_generator_states
 from skyfx.solver.errors import CheckpointError
 
-__all__: list[str] = ["Restoring"]
-
 
 class Restoring:
     """A checkpoint that is being loaded into a training.

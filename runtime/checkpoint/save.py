@@ -16,8 +16,6 @@ from skyfx.runtime.checkpoint.snapshot import Snapshot, merged
 from skyfx.runtime.checkpoint.transfer import receive_file, send_file
 from skyfx.runtime.distributed.process_group import ProcessGroup
 
-__all__: list[str] = ["write"]
-
 
 def write(
     group: ProcessGroup, folder: Folder, step: int, taken: Snapshot | Exception, *, keep: int

@@ -14,8 +14,6 @@ from skyfx.runtime.checkpoint.state_codec import encode
 from skyfx.runtime.rng.generator_state import generator_states
 from skyfx.solver.errors import CheckpointError
 
-__all__: list[str] = ["Scheduler", "Snapshot", "Training", "merged"]
-
 
 class Scheduler(Protocol):
     """A learning-rate scheduler, or another object with a state."""

@@ -19,8 +19,6 @@ from torch import Tensor
 
 from skyfx.solver.errors import CheckpointError
 
-__all__: list[str] = ["decode", "encode"]
-
 MARK = "$"
 """The first character of the key of an object that stands for a type JSON does not have."""
 

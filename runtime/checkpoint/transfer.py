@@ -8,8 +8,6 @@ from torch import Tensor
 
 from skyfx.runtime.distributed.process_group import ProcessGroup, as_bytes
 
-__all__: list[str] = ["receive_file", "receive_tensor", "send_file", "send_tensor"]
-
 CHUNK = 16 * 2**20
 """Bytes that are sent at once, and so the memory that a file on its way takes."""
 

@@ -5,8 +5,6 @@ Only the classes listed here are ever made from a name; nothing is unpickled or 
 
 from skyfx.solver import errors
 
-__all__: list[str] = ["describe", "restore"]
-
 _BUILTINS = (MemoryError, NotImplementedError, OSError, RuntimeError, TypeError, ValueError)
 
 _CLASSES: dict[str, type[Exception]] = {

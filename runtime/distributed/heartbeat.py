@@ -26,8 +26,6 @@ import torch.distributed as dist
 
 from skyfx.solver.errors import SkyfxError, StageError, WorkerLostError
 
-__all__: list[str] = ["Heartbeat"]
-
 BEAT_S, SILENT_S = 0.5, 6.0
 """Seconds between two beats; seconds of silence after which a process is lost."""
 

@@ -20,8 +20,6 @@ from skyfx.runtime.distributed.rendezvous import rendezvous
 from skyfx.runtime.memory.malloc import keep_freed
 from skyfx.solver.errors import StageError, WorkerLostError
 
-__all__: list[str] = ["ProcessGroup", "as_bytes"]
-
 T = TypeVar("T")
 
 TIMEOUT = timedelta(hours=1)

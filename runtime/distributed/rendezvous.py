@@ -19,8 +19,6 @@ from torch.distributed.rendezvous import rendezvous as torch_rendezvous
 
 from skyfx.solver.errors import WorkerLostError
 
-__all__: list[str] = ["rendezvous"]
-
 COMING_S, MEETING_S = 300.0, 30.0
 """Seconds for all to come, which may load their models first; seconds for all to see that."""
 

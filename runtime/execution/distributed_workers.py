@@ -27,8 +27,6 @@ from skyfx.solver.core.plan import Stage as PlannedStage
 from skyfx.solver.core.timeline import CompletedAction
 from skyfx.solver.errors import StageError
 
-__all__: list[str] = ["DistributedWorkers"]
-
 PATIENCE_S, HANGS = 8.0, 10
 """A stage hangs when it computes for longer than both: seconds, and multiples of its plan."""
 

@@ -12,8 +12,6 @@ from torch import Tensor
 from skyfx.runtime import pytree
 from skyfx.runtime.pytree import flatten, unflatten
 
-__all__: list[str] = ["CONSTANTS", "Batch", "OutputSpec"]
-
 CONSTANTS = (Number, str, bytes, Enum, type(None), torch.dtype, torch.device, torch.layout)
 """Types of arguments other than tensors: their `repr` identifies the value."""
 

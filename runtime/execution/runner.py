@@ -21,8 +21,6 @@ from skyfx.solver.core.plan import Plan
 from skyfx.solver.core.timeline import CompletedAction
 from skyfx.solver.errors import StageError, WorkerLostError
 
-__all__: list[str] = ["Deployment", "Rebalancer", "Runner", "StepTimes"]
-
 UNDER_WAY = 2
 """Batches of a stream that are in the pipeline at the same time."""
 

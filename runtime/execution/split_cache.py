@@ -9,8 +9,6 @@ from torch import Tensor, nn
 from skyfx.runtime.execution.microbatch import Batch
 from skyfx.runtime.execution.step import StagedModel, autocast_here
 
-__all__: list[str] = ["SplitCache", "SplitFn"]
-
 SplitFn = Callable[[Batch, bool], StagedModel]
 """Splits the model for micro-batches like this one, for training or not, as the plan says."""
 

@@ -14,8 +14,6 @@ from skyfx.runtime.transport.local import Gradients, Values
 from skyfx.runtime.transport.message import TensorSpec
 from skyfx.solver.core.schedule import Kind
 
-__all__: list[str] = ["Span", "Stage"]
-
 
 class Span(NamedTuple):
     """An action of a stage, with its begin and end on `time.perf_counter`."""

@@ -26,8 +26,6 @@ from skyfx.runtime.transport.message import TensorSpec
 from skyfx.solver.core.schedule import Kind, Orders
 from skyfx.solver.errors import StageError, WorkerLostError
 
-__all__: list[str] = ["LossHead", "StagedModel", "Step"]
-
 Autocast = Sequence[tuple[str, torch.dtype]]
 """The device types for which autocast is on, with the dtype."""
 

@@ -19,10 +19,6 @@ from skyfx.solver.core.cluster import Link, Wire, Wiring
 from skyfx.solver.core.schedule import Action
 from skyfx.solver.core.timeline import CompletedAction
 
-__all__: list[str] = [
-    *("StepResult", "RunningStep", "Workers", "done_since", "with_torch_threads", "worker"),
-]
-
 INFERENCE_CAPACITY = 2
 """Micro-batches that may wait between two stages in inference: stages overlap in bounded memory."""
 

@@ -17,8 +17,6 @@ from torch import Tensor
 
 from skyfx.runtime.memory.malloc import free_bytes_of_heap
 
-__all__: list[str] = ["MemoryLimits"]
-
 STACKS_BYTES = 2**27
 """Reserved by the threads of stages, OpenMP, autograd and transport, and hardly touched."""
 

@@ -15,8 +15,6 @@ import os
 import sys
 from typing import Any
 
-__all__: list[str] = ["HOLES", "free_bytes_of_heap", "keep_freed", "return_freed"]
-
 HOLES = 2.5
 """Largest ratio of resident memory to a predicted peak where freed memory is kept."""
 

@@ -22,16 +22,6 @@ from torch import Tensor
 from skyfx.runtime import pytree
 from skyfx.runtime.rng.generator_state import preserve_generators
 
-__all__: list[str] = [
-    "SeededStream",
-    "Source",
-    "borrow_generator",
-    "draw",
-    "draw_anything",
-    "lend_none",
-    "use_source",
-]
-
 _local = threading.local()
 _default_generators = threading.RLock()
 """Held while a default generator is lent to one operator."""

@@ -9,14 +9,6 @@ import numpy
 import torch
 from torch import nn
 
-__all__: list[str] = [
-    "comparable_states",
-    "generator_states",
-    "preserve_generators",
-    "preserve_model",
-    "set_generator_states",
-]
-
 
 def generator_states(*, with_torch: bool = True) -> dict[str, Any]:
     """The states, as numbers, tensors and arrays that a checkpoint can keep.

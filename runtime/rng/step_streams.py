@@ -22,8 +22,6 @@ from skyfx.runtime.rng import mt19937
 from skyfx.runtime.rng.generator_lending import SeededStream, Source, borrow_generator
 from skyfx.runtime.rng.mt19937 import holds_normal
 
-__all__: list[str] = ["Advance", "Advances", "Draws", "begin_step_streams"]
-
 
 @dataclass(frozen=True, slots=True)
 class Advance:

@@ -11,17 +11,6 @@ from torch import Tensor
 
 from skyfx.solver.core.cluster import Link, Wire
 
-__all__: list[str] = [
-    "Boundaries",
-    "BoundedQueue",
-    "ChannelClosed",
-    "Gradients",
-    "InboundLink",
-    "LocalLink",
-    "OutboundLink",
-    "Values",
-]
-
 T = TypeVar("T")
 
 Values = Sequence[Tensor]

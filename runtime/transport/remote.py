@@ -23,8 +23,6 @@ from skyfx.runtime.distributed.process_group import ProcessGroup
 from skyfx.runtime.transport.local import Gradients, Values
 from skyfx.runtime.transport.message import MessageLayout, TensorSpec
 
-__all__: list[str] = ["ReceiveQueue", "RemoteInbound", "RemoteOutbound", "SendQueue"]
-
 AHEAD = 2
 """Receives that are posted at once in each direction; each has a buffer."""
 

@@ -10,8 +10,6 @@ from skyfx.solver.methods.bounds.simple_bounds import simple_bound
 from skyfx.solver.methods.milp import formulation
 from skyfx.solver.planning.search import compile_problem
 
-__all__: list[str] = ["export"]
-
 MAX_ROWS = 3_000_000
 
 

@@ -19,8 +19,6 @@ from skyfx.solver.planning.search import Baselines, compile_problem, search
 from skyfx.solver.problem.problem import Problem
 from skyfx.solver.refinement.peak_annealing import RESERVE, Excess, excesses, fitting
 
-__all__: list[str] = ["knows_peaks", "repair_peaks"]
-
 FITTING_S = 10.0
 """Seconds in which a plan is changed until it fits."""
 

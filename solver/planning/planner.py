@@ -33,8 +33,6 @@ from skyfx.solver.planning.stage_removal import without_needless_stages
 from skyfx.solver.problem.problem import Problem
 from skyfx.solver.refinement.peak_annealing import excesses
 
-__all__: list[str] = ["Progress", "Solution", "solve"]
-
 
 @dataclass(frozen=True, slots=True)
 class Solution:

@@ -16,8 +16,6 @@ from skyfx.solver.methods.portfolio import Portfolio, SearchResult
 from skyfx.solver.problem.infeasibility import advised, explain
 from skyfx.solver.problem.problem import Problem
 
-__all__: list[str] = ["Baselines", "compile_problem", "search"]
-
 AT_ONCE_S = 0.5
 """Seconds for each change that may make an impossible problem possible."""
 

@@ -17,8 +17,6 @@ from skyfx.solver.methods.method import Candidate
 from skyfx.solver.problem.instance import UnitPlacement
 from skyfx.solver.problem.problem import Problem
 
-__all__: list[str] = ["without_needless_stages"]
-
 ROUNDING = 1 + 1e-12
 """By how much an equal figure may differ."""
 
