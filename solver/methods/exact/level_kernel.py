@@ -117,37 +117,39 @@ def descend(
         least: of this level, `(N, S)`; to be filled.
         how: how each label came about, `(N, S)`; to be filled.
     """
-    states, covers, wires = costs.states, level.covers, costs.wires
-    groups, bottleneck = costs.time.shape[0], rules.bottleneck
+    # In local names, as reading an array from a tuple within the loops takes time.
+    (group, _, after, successor), (smaller, larger, unit) = costs.states, level.covers
+    (time, wires, left, used), (crossings, inside, outside) = costs[1:], level[1:]
+    groups, bottleneck, overlaps = time.shape[0], rules.bottleneck, rules.overlaps
     move = np.empty((groups, groups))
     for x in range(begin, end):
         least[x] = np.inf
         crossing = Crossing(
-            level.crossing.forward_bytes[x],
-            level.crossing.backward_bytes[x],
-            level.crossing.forward[x],
-            level.crossing.backward[x],
+            crossings.forward_bytes[x],
+            crossings.backward_bytes[x],
+            crossings.forward[x],
+            crossings.backward[x],
         )
         for g in range(groups):
             for h in range(groups):
                 there, back = (wires[0, g, h], wires[1, g, h]), (wires[0, h, g], wires[1, h, g])
                 move[g, h] = move_s(there, back, crossing)
-        for s in range(len(states.group)):
-            if level.inside[x] > costs.left[s] or level.outside[x] > costs.used[s]:
+        for s in range(len(group)):
+            if inside[x] > left[s] or outside[x] > used[s]:
                 continue
-            g, best, way = states.group[s], np.inf, 0
-            if rules.last and states.first[s] == states.first[s + 1]:
+            g, best, way = group[s], np.inf, 0
+            if rules.last and after[s] == after[s + 1]:
                 best, way = 0.0, BEGINS
-            for k in range(covers.first[x], covers.first[x + 1]):
-                longer = above[covers.target[k], s] + costs.time[g, covers.unit[k]]
+            for k in range(smaller[x], smaller[x + 1]):
+                longer = above[larger[k], s] + time[g, unit[k]]
                 if longer < best:
-                    best, way = longer, k - covers.first[x]
-            for k in range(states.first[s], states.first[s + 1]):
-                r = states.successor[k]
-                moved, closed = move[g, states.group[r]], least[x, r]
-                busy = max(closed, moved) if rules.overlaps else closed + moved
-                opened = 0.0 if rules.overlaps else moved
+                    best, way = longer, k - smaller[x]
+            for k in range(after[s], after[s + 1]):
+                r = successor[k]
+                moved, closed = move[g, group[r]], least[x, r]
+                busy = max(closed, moved) if overlaps else closed + moved
+                opened = 0.0 if overlaps else moved
                 if busy <= bottleneck and opened < best:
-                    best, way = opened, CLOSES + k - states.first[s]
+                    best, way = opened, CLOSES + k - after[s]
             if best <= bottleneck:
                 least[x, s], how[x, s] = best, way
