@@ -56,14 +56,12 @@ def recheck(problem: Problem, lower_bound: float, time_limit_s: float = 60.0) ->
     deadline = time.monotonic() + time_limit_s
     best = Recheck("open", 0.0, "nothing")
     for found in _attempts(problem, lower_bound, deadline):
-        if found.verdict == "refuted" or found.value >= lower_bound * BELOW:
-            return found if found.verdict == "refuted" else _confirmed(found, lower_bound)
+        if found.verdict == "refuted":
+            return found
+        if found.value >= lower_bound * BELOW:
+            return Recheck("confirmed", max(found.value, lower_bound * BELOW), found.by)
         best = max(best, found, key=lambda x: x.value)
     return best
-
-
-def _confirmed(found: Recheck, lower_bound: float) -> Recheck:
-    return Recheck("confirmed", max(found.value, lower_bound * BELOW), found.by)
 
 
 def _attempts(problem: Problem, lower_bound: float, deadline: float) -> Iterator[Recheck]:

@@ -143,16 +143,6 @@ def _arrow(
         "name": "values" if action.kind is Kind.FORWARD else "gradients",
         "id": f"{number}.{action.stage}.{action.kind.value}.{action.microbatch}",
     }
-    yield {
-        **same,
-        "ph": "s",
-        "tid": rows[devices[made.action.stage]],
-        "ts": 1e6 * made.ended_s - ROUNDING_US,
-    }
-    yield {
-        **same,
-        "ph": "f",
-        "bp": "e",
-        "tid": rows[devices[action.stage]],
-        "ts": 1e6 * read.began_s + ROUNDING_US,
-    }
+    begin, end = 1e6 * made.ended_s - ROUNDING_US, 1e6 * read.began_s + ROUNDING_US
+    yield {**same, "ph": "s", "tid": rows[devices[made.action.stage]], "ts": begin}
+    yield {**same, "ph": "f", "bp": "e", "tid": rows[devices[action.stage]], "ts": end}

@@ -12,7 +12,7 @@ from rich.text import Text
 from skyfx.solver.core.units import percent, seconds, size
 
 if TYPE_CHECKING:
-    from skyfx.solver.core.plan import Plan, Stage
+    from skyfx.solver.core.plan import Plan
 
 COLUMNS = (
     *("stage", "device", "nodes", "modules"),
@@ -68,17 +68,12 @@ def _rows(plan: "Plan") -> list[tuple[str, ...]]:
             seconds(stage.receive_s),
             seconds(stage.send_s),
             seconds(stage.time_s),
-            _memory(stage),
+            size(stage.memory_bytes)
+            + ("" if stage.limit_bytes is None else f" of {size(stage.limit_bytes)}"),
             "<- bottleneck" if stage.time_s == plan.bottleneck_s else "",
         )
         for k, stage in enumerate(plan.stages)
     ]
-
-
-def _memory(stage: "Stage") -> str:
-    """The stage's memory, and the limit of its device where that is known."""
-    limit = "" if stage.limit_bytes is None else f" of {size(stage.limit_bytes)}"
-    return size(stage.memory_bytes) + limit
 
 
 def _modules(nodes: Sequence[str]) -> str:

@@ -95,15 +95,11 @@ def peaks(graph: Graph, placement: Placement, assumptions: Assumptions) -> tuple
         after = outputs if last else between[k]
         made = sum(node.output_bytes for node in after if stage_of[node.id] == k)
         sent = [] if last else after
-        found.append(
-            _in_training(members, before, after, sent, made, assumptions)
-            if assumptions.training
-            else _in_inference(members, before, sent, made, assumptions)
-        )
+        found.append(_terms(members, before, after, sent, made, assumptions))
     return tuple(found)
 
 
-def _in_training(
+def _terms(
     members: Sequence[Node],
     before: Sequence[Node],
     after: Sequence[Node],
@@ -112,38 +108,21 @@ def _in_training(
     assumptions: Assumptions,
 ) -> PeakTerms:
     """`after` are values that leave the stage, `sent` those to a next one, `made` their bytes."""
+    received = sum(node.output_bytes for node in before)
+    steady = memory_bytes(members, assumptions, live=0) + POSTED * received
     message = sum(node.output_bytes for node in sent)
+    if not assumptions.training:
+        workspace = max((node.workspace_bytes for node in members), default=0.0)
+        return PeakTerms(steady, 0.0, 0.0, message, made + message + workspace, 0.0)
     loss = 0.0 if sent else LOSS_COPIES * sum(node.output_bytes for node in after)
+    saved = sum(node.saved_bytes for node in members)
     return PeakTerms(
-        steady_bytes=memory_bytes(members, assumptions, live=0)
-        + POSTED * sum(node.output_bytes for node in before)
-        + sum(node.gradient_bytes for node in before),
-        in_flight_bytes=sum(node.saved_bytes for node in members)
-        + _kept_with_others(before, members),
+        steady_bytes=steady + sum(node.gradient_bytes for node in before),
+        in_flight_bytes=saved + _kept_with_others(before, members),
         gradient_bytes=sum(node.gradient_bytes for node in sent),
         message_bytes=message,
         forward_bytes=made + message,
         backward_bytes=loss + _passing_bytes(members, after),
-    )
-
-
-def _in_inference(
-    members: Sequence[Node],
-    before: Sequence[Node],
-    sent: Sequence[Node],
-    made: float,
-    assumptions: Assumptions,
-) -> PeakTerms:
-    message = sum(node.output_bytes for node in sent)
-    workspace = max((node.workspace_bytes for node in members), default=0.0)
-    return PeakTerms(
-        steady_bytes=memory_bytes(members, assumptions, live=0)
-        + POSTED * sum(node.output_bytes for node in before),
-        in_flight_bytes=0.0,
-        gradient_bytes=0.0,
-        message_bytes=message,
-        forward_bytes=made + message + workspace,
-        backward_bytes=0.0,
     )
 
 

@@ -246,14 +246,9 @@ def _stages(times: ActionTimes, devices: dict[str, _Device], *, shared: bool) ->
             return _Channel(message, (_Port(math.inf), _Port(math.inf)))
         return _Channel(message, (sending[message.sender], receiving[message.receiver]))
 
-    def channels(messages: Sequence[Message]) -> list[_Channel]:
-        return [channel(one) for one in messages]
-
     # Of the boundaries (num_stages + 1): nothing crosses the first and the last one.
-    forward, backward = (
-        [None, *channels(times.forward), None],
-        [None, *channels(times.backward), None],
-    )
+    forward = [None, *map(channel, times.forward), None]
+    backward = [None, *map(channel, times.backward), None]
     return [
         _Stage(
             device=devices[name],
