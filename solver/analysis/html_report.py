@@ -4,6 +4,7 @@ Positions and sizes are computed here, in pixels; the template sets the style
 (`html_report.html.j2`).
 """
 
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -161,14 +162,12 @@ def _parts(graph: Graph, plan: Plan) -> Iterator[dict[str, object]]:
     between = crossings(graph, stage_of, len(plan.stages))
     depth = _depth(graph.nodes)
     for k, stage in enumerate(plan.stages):
-        nodes = [node for node in graph.nodes if stage_of[node.id] == k]
-        groups: dict[str, list[Node]] = {}
-        for node in nodes:
-            groups.setdefault(_module(node, depth), []).append(node)
+        nodes = (node for node in graph.nodes if stage_of[node.id] == k)
+        groups = Counter(_module(node, depth) for node in nodes)
         yield {
             "k": k,
             "device": stage.device,
-            "modules": [{"name": name, "nodes": len(some)} for name, some in groups.items()],
+            "modules": [{"name": name, "nodes": num} for name, num in groups.items()],
             "cut": _cut(between[k]) if k < len(between) else None,
         }
 

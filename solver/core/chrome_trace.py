@@ -105,10 +105,10 @@ def _run(
         at = {"pid": number, "tid": row}
         yield {"ph": "M", **at, "name": "thread_name", "args": {"name": device}}
         yield {"ph": "M", **at, "name": "thread_sort_index", "args": {"sort_index": row}}
-    known = {one.action: one for one in done}
+    known, tids = {one.action: one for one in done}, [rows[device] for device in devices]
     for one in done:
         action = one.action
-        at = {"pid": number, "tid": rows[devices[action.stage]]}
+        at = {"pid": number, "tid": tids[action.stage]}
         yield {
             "ph": "X",
             **at,
@@ -119,21 +119,13 @@ def _run(
             "cname": COLOURS[action.microbatch % len(COLOURS)],
             "args": {"stage": action.stage, "micro-batch": action.microbatch},
         }
-        if (reads := known.get(_before(action))) is not None:
-            yield from _arrow(number, rows, devices, reads, one)
-
-
-def _before(action: Action) -> Action:
-    """The action on another stage that makes what this one reads."""
-    return action._replace(stage=action.stage + (-1 if action.kind is Kind.FORWARD else 1))
+        before = action.stage + (-1 if action.kind is Kind.FORWARD else 1)
+        if (reads := known.get(action._replace(stage=before))) is not None:
+            yield from _arrow(number, tids, reads, one)
 
 
 def _arrow(
-    number: int,
-    rows: dict[str, int],
-    devices: Sequence[str],
-    made: CompletedAction,
-    read: CompletedAction,
+    number: int, tids: Sequence[int], made: CompletedAction, read: CompletedAction
 ) -> Iterator[Event]:
     """From the end of what was made to the beginning of what reads it."""
     action = read.action
@@ -144,5 +136,5 @@ def _arrow(
         "id": f"{number}.{action.stage}.{action.kind.value}.{action.microbatch}",
     }
     begin, end = 1e6 * made.ended_s - ROUNDING_US, 1e6 * read.began_s + ROUNDING_US
-    yield {**same, "ph": "s", "tid": rows[devices[made.action.stage]], "ts": begin}
-    yield {**same, "ph": "f", "bp": "e", "tid": rows[devices[action.stage]], "ts": end}
+    yield {**same, "ph": "s", "tid": tids[made.action.stage], "ts": begin}
+    yield {**same, "ph": "f", "bp": "e", "tid": tids[action.stage], "ts": end}

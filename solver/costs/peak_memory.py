@@ -116,20 +116,17 @@ def _terms(
         return PeakTerms(steady, 0.0, 0.0, message, made + message + workspace, 0.0)
     loss = 0.0 if sent else LOSS_COPIES * sum(node.output_bytes for node in after)
     saved = sum(node.saved_bytes for node in members)
+    read = {name for node in members for name in node.inputs}
+    # What no node here reads of a message is kept as long as the rest of it.
+    kept_with_others = sum(node.output_bytes for node in before if node.id not in read)
     return PeakTerms(
         steady_bytes=steady + sum(node.gradient_bytes for node in before),
-        in_flight_bytes=saved + _kept_with_others(before, members),
+        in_flight_bytes=saved + kept_with_others,
         gradient_bytes=sum(node.gradient_bytes for node in sent),
         message_bytes=message,
         forward_bytes=made + message,
         backward_bytes=loss + _passing_bytes(members, after),
     )
-
-
-def _kept_with_others(before: Sequence[Node], members: Sequence[Node]) -> float:
-    """Bytes of a message that no node here reads: they are kept as long as the rest of it."""
-    read = {name for node in members for name in node.inputs}
-    return sum(node.output_bytes for node in before if node.id not in read)
 
 
 def _passing_bytes(members: Sequence[Node], after: Sequence[Node]) -> float:
@@ -144,7 +141,7 @@ def _passing_bytes(members: Sequence[Node], after: Sequence[Node]) -> float:
         if node.id not in held:
             freed += node.saved_bytes
             continue
-        passing = _is_passing(node)
+        passing = any(part in PASSING for part in node.op.split(".")[1:2])  # `aten.add.Tensor`
         for name in node.inputs:
             reads = known.get(name)
             if name in held or (reads is not None and not reads.gradient_bytes):
@@ -159,9 +156,3 @@ def _passing_bytes(members: Sequence[Node], after: Sequence[Node]) -> float:
 
 def _total(held: dict[str, str], size: dict[str, float]) -> float:
     return sum(size[storage] for storage in set(held.values()))
-
-
-def _is_passing(node: Node) -> bool:
-    """`aten.add.Tensor` is one of `PASSING`."""
-    parts = node.op.split(".")
-    return len(parts) > 1 and parts[1] in PASSING

@@ -1,12 +1,17 @@
-"""The first two steps of planning: compile the problem, then search for its best plan."""
+"""The first two steps of planning: compile the problem, then search for its best plan.
+
+For other solvers the compiled problem is written as an integer program.
+"""
 
 import time
 from collections.abc import Iterable
 from dataclasses import replace
 from itertools import repeat
+from pathlib import Path
 from typing import NamedTuple
 
 from skyfx.solver.core.cluster import Cluster
+from skyfx.solver.core.files import replacing
 from skyfx.solver.core.graph import Graph
 from skyfx.solver.core.pins import Pin
 from skyfx.solver.core.plan import Alternatives, Assumptions, Strategy
@@ -15,12 +20,16 @@ from skyfx.solver.methods.bounds.simple_bounds import simple_bound
 from skyfx.solver.methods.heuristics import baselines
 from skyfx.solver.methods.limits import Limits, interrupt
 from skyfx.solver.methods.method import Candidate
+from skyfx.solver.methods.milp import formulation
 from skyfx.solver.methods.portfolio import Portfolio, SearchResult
 from skyfx.solver.problem.infeasibility import advised, explain
 from skyfx.solver.problem.problem import Problem
 
 AT_ONCE_S = 0.5
 """Seconds for each change that may make an impossible problem possible."""
+
+MAX_ROWS = 3_000_000
+"""Constraints of the largest integer program that is written."""
 
 
 class Baselines(NamedTuple):
@@ -64,6 +73,27 @@ def compile_problem(graph: Graph, cluster: Cluster, assumptions: Assumptions) ->
     if fault := explain(problem):
         raise InfeasibleError(advised(problem, fault, lambda changed: explain(changed) is None))
     return problem
+
+
+def export(
+    graph: Graph, cluster: Cluster, assumptions: Assumptions, path: Path, *, force: bool = False
+) -> None:
+    """Write the integer program in the LP format; `milp/formulation.py` explains its names.
+
+    Raises:
+        FileExistsError: the file exists and `force` is false.
+        ValueError: the program is too large to be of use.
+    """
+    problem = compile_problem(graph, cluster, assumptions)
+    rows = problem.num_units * problem.num_devices**2
+    if rows > MAX_ROWS:
+        raise ValueError(
+            f"{path}: the integer program of {problem.num_units} units x {problem.num_devices} "
+            f"devices has some {rows} constraints, at most {MAX_ROWS} are written; "
+            "leave out --write-lp"
+        )
+    with replacing(path, force=force) as temporary:
+        formulation.build(problem, simple_bound(problem).value or 1.0).lp.writeLP(str(temporary))
 
 
 def search(
