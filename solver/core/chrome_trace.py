@@ -88,11 +88,9 @@ class _File(msgspec.Struct):
 
 
 def _done(event: _Event) -> CompletedAction:
-    stage, microbatch = int(event.args["stage"]), int(event.args["micro-batch"])
+    action = Action(int(event.args["stage"]), Kind(event.cat), int(event.args["micro-batch"]))
     began_s = event.ts / 1e6
-    return CompletedAction(
-        Action(stage, Kind(event.cat), microbatch), began_s, began_s + event.dur / 1e6
-    )
+    return CompletedAction(action, began_s, began_s + event.dur / 1e6)
 
 
 def _run(

@@ -207,9 +207,8 @@ class _StepSimulation:
 
     def _share(self, changed: _Channel) -> None:
         """Divide the two ports of a channel again among the channels that use them."""
-        for channel in dict.fromkeys(
-            (changed, *changed.ports[0].channels, *changed.ports[1].channels)
-        ):
+        one, other = changed.ports
+        for channel in dict.fromkeys((changed, *one.channels, *other.channels)):
             channel.left_bytes -= channel.rate * (self._now_s - channel.since_s)
             channel.since_s = self._now_s
             if channel not in channel.ports[0].channels:

@@ -41,23 +41,18 @@ def without_needless_stages(problem: Problem, best: Candidate, fits: Fits) -> Ca
 def _with_fewer_empty(problem: Problem, best: Candidate, fits: Fits) -> Candidate | None:
     """The plan without some of its empty stages; None where it needs each of them."""
     stages = list(best.stages)
-    for begin, end in _empty_runs(stages):
+    empty = [k for k, (_, units) in enumerate(stages) if not len(units)]
+    runs = [  # of neighbours
+        (j, k + 1)
+        for j, k in itertools.combinations_with_replacement(empty, 2)
+        if all(x in empty for x in range(j, k))
+    ]
+    for begin, end in sorted(runs, key=lambda run: run[0] - run[1]):  # the longest first
         fewer = stages[:begin] + stages[end:]
         found = Candidate.of(problem, fewer, best.method)
         if found is not None and found.value <= best.value * ROUNDING and fits(fewer):
             return found
     return None
-
-
-def _empty_runs(stages: UnitPlacement) -> list[tuple[int, int]]:
-    """Begin and end of neighbouring empty stages, the longest first."""
-    empty = [k for k, (_, units) in enumerate(stages) if not len(units)]
-    runs = [
-        (j, k + 1)
-        for j, k in itertools.combinations_with_replacement(empty, 2)
-        if all(x in empty for x in range(j, k))
-    ]
-    return sorted(runs, key=lambda run: run[0] - run[1])
 
 
 def _with_fewer_busy(problem: Problem, best: Candidate, fits: Fits) -> Candidate | None:
