@@ -53,15 +53,12 @@ def read_trace(path: str | os.PathLike[str], plan: Plan) -> tuple[CompletedActio
     """
     try:
         events = msgspec.json.decode(Path(path).read_bytes(), type=_File).traceEvents
+        slices = [event for event in events if event.ph == "X"]
+        last = max((event.pid for event in slices), default=0)
+        found = tuple(_done(event) for event in slices if event.pid == last)
     except OSError as error:
         raise FormatError(f"{path}: {error.strerror or error}") from None
-    except msgspec.MsgspecError as error:
-        raise FormatError(f"{path}: no trace of a step: {error}") from None
-    slices = [event for event in events if event.ph == "X"]
-    last = max((event.pid for event in slices), default=0)
-    try:
-        found = tuple(_done(event) for event in slices if event.pid == last)
-    except (KeyError, ValueError) as error:
+    except (msgspec.MsgspecError, KeyError, ValueError) as error:
         raise FormatError(f"{path}: no trace of a step: {error}") from None
     stages = {done.action.stage for done in found}
     if stages != set(range(len(plan.stages))):

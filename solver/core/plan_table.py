@@ -97,20 +97,15 @@ def _summary(plan: "Plan") -> list[str]:
         "dynamic": plan.alternatives.dynamic,
         "best single device": plan.alternatives.best_single_device,
     }
-    simulated = []
-    if plan.alternatives.simulated_1f1b_s is not None:
-        simulated = [
-            f"simulated step {seconds(plan.simulated_s)}; of 1f1b "
-            f"{seconds(plan.alternatives.simulated_1f1b_s)}"
-        ]
+    usual_s, simulated = plan.alternatives.simulated_1f1b_s, []
+    if usual_s is not None:
+        simulated = [f"simulated step {seconds(plan.simulated_s)}; of 1f1b {seconds(usual_s)}"]
+    said = (f"{name} {'does not fit' if v is None else seconds(v)}" for name, v in others.items())
     return [
         f"bottleneck {seconds(plan.bottleneck_s)} per micro-batch, step {seconds(plan.step_s)}",
         *simulated,
         f"{plan.assumptions.objective} {seconds(plan.objective_value)}; no plan is below "
         f"{seconds(plan.lower_bound)} ({plan.solver.binding}): "
         f"gap {percent(plan.gap)}, {plan.solver.status}",
-        "instead: "
-        + ", ".join(
-            f"{name} {'does not fit' if v is None else seconds(v)}" for name, v in others.items()
-        ),
+        f"instead: {', '.join(said)}",
     ]
