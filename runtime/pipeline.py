@@ -97,10 +97,7 @@ class Pipeline:
         yield from self._runner.stream(parts)
 
     def train_step(
-        self,
-        batch: Any,
-        targets: Any = None,
-        loss_fn: Callable[[Any, Any], Tensor] | None = None,
+        self, batch: Any, targets: Any = None, loss_fn: Callable[[Any, Any], Tensor] | None = None
     ) -> Tensor:
         """Run all micro-batches forward and backward; gradients accumulate in the parameters.
 

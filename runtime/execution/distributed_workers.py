@@ -106,7 +106,7 @@ class DistributedWorkers(Workers):
         """Wait for the end of our stages; raises as `start` does."""
         with self._watching(step):
             super().finish(step, started)
-            step.finish()
+            step.boundaries.finish()
 
     @contextmanager
     def _watching(self, step: Step) -> Iterator[None]:

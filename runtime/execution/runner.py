@@ -3,16 +3,16 @@
 import threading
 import time
 from collections import deque
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from typing import Any, NamedTuple, Protocol
 
+import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from skyfx.runtime.execution.microbatch import Batch
-from skyfx.runtime.execution.split_cache import SplitCache, SplitFn
 from skyfx.runtime.execution.stage import Stage
 from skyfx.runtime.execution.step import LossHead, StagedModel, Step, autocast_here
 from skyfx.runtime.execution.workers import RunningStep, StepResult, Workers
@@ -42,6 +42,10 @@ class StepTimes:
         return tuple(map(sum, zip(self.forward_s, self.backward_s, strict=True)))
 
 
+SplitFn = Callable[[Batch, bool], StagedModel]
+"""Splits the model for micro-batches like this one, for training or not, as the plan says."""
+
+
 class Deployment(NamedTuple):
     """A plan, its workers, and the model as `split` for it; `staged` is that of `microbatch`."""
 
@@ -50,6 +54,47 @@ class Deployment(NamedTuple):
     split: SplitFn
     microbatch: Batch
     staged: StagedModel
+
+
+class SplitCache:
+    """The splits that have been made, until the model has other tensors."""
+
+    def __init__(self, model: nn.Module, split: SplitFn) -> None:
+        """Split this model with this function."""
+        self._model, self._split = model, split
+        self._made: dict[Any, StagedModel] = {}
+        self._tensors_then: list[tuple[Tensor, torch.dtype]] = []
+
+    def put(self, part: Batch, staged: StagedModel, *, training: bool) -> None:
+        """Add a split that has been made for micro-batches like this one."""
+        self._made[self._setting(training), part.signature] = staged
+        self._tensors_then = self._tensors()
+
+    def of(self, parts: Sequence[Batch], *, training: bool) -> list[StagedModel]:
+        """The split of each micro-batch."""
+        # `load_state_dict(assign=True)` gives the model other tensors, and `half()` other buffers.
+        if _identities(self._tensors()) != _identities(self._tensors_then):
+            self._made.clear()
+        setting = self._setting(training)
+        keys = [(setting, part.signature) for part in parts]
+        for key, part in zip(keys, parts, strict=True):
+            if key not in self._made:
+                self.put(part, self._split(part, training), training=training)
+        return [self._made[key] for key in keys]
+
+    def _setting(self, training: bool) -> Any:
+        """The part of a key that is the same for all micro-batches: looked up once per batch."""
+        modes = [module.training for module in self._model.modules()]
+        # A model in eval mode is trained as a whole; in training mode, parts of it may be in eval.
+        parts_in_eval = tuple(modes) if training and modes[0] and not all(modes) else ()
+        return training, parts_in_eval, autocast_here()
+
+    def _tensors(self) -> list[tuple[Tensor, torch.dtype]]:
+        return [(x, x.dtype) for x in (*self._model.parameters(), *self._model.buffers())]
+
+
+def _identities(tensors: list[tuple[Tensor, torch.dtype]]) -> list[tuple[int, torch.dtype]]:
+    return [(id(x), kind) for x, kind in tensors]
 
 
 class Rebalancer(Protocol):
@@ -116,9 +161,8 @@ class Runner:
                     yield self._ended(under_way)
             finally:
                 self._is_streaming = False
-                with suppress(
-                    StageError, WorkerLostError
-                ):  # raised already, or of a batch that nobody asks for
+                # raised already, or of a batch that nobody asks for
+                with suppress(StageError, WorkerLostError):
                     while under_way:
                         step, started = under_way.popleft()
                         self.workers.finish(step, started)

@@ -93,10 +93,7 @@ class ReceiveQueue:
             if message is not None:
                 with self._group.raising_lost_peers():
                     work = dist.irecv(
-                        message,
-                        group=self._group.processes,
-                        tag=self._tag,
-                        group_src=self._peer,
+                        message, group=self._group.processes, tag=self._tag, group_src=self._peer
                     )
             self._posted.append((layout, message, work))
 
