@@ -68,9 +68,7 @@ class ProcessGroup:
         """
         keep_freed()
         if not dist.is_initialized():
-            store, rank, size = (
-                rendezvous() if cls.is_launched() else (dist.HashStore(), 0, 1)  # type: ignore[attr-defined]
-            )
+            store, rank, size = rendezvous() if cls.is_launched() else (dist.HashStore(), 0, 1)  # type: ignore[attr-defined]
             store.set_timeout(TIMEOUT)
             dist.init_process_group(
                 "gloo", store=store, rank=rank, world_size=size, timeout=TIMEOUT
@@ -182,7 +180,8 @@ class ProcessGroup:
             dist.all_gather(lengths, torch.tensor([len(mine)]), group=self.processes)
             longest = max(int(length) for length in lengths)
             texts = [torch.zeros(longest, dtype=torch.uint8) for _ in range(self.size)]
-            dist.all_gather(texts, _as_tensor(mine.ljust(longest)), group=self.processes)
+            sent = torch.frombuffer(bytearray(mine.ljust(longest)), dtype=torch.uint8)
+            dist.all_gather(texts, sent, group=self.processes)
         return [bytes(x.numpy())[: int(n)] for x, n in zip(texts, lengths, strict=True)]
 
     def all_gather_json(self, mine: T, kind: type[T]) -> list[T]:
@@ -228,10 +227,6 @@ class ProcessGroup:
 def as_bytes(tensor: Tensor) -> Tensor:
     """The tensor's own memory if it is contiguous and on the CPU, else a copy; for any dtype."""
     return tensor.detach().to("cpu").contiguous().reshape(-1).view(torch.uint8)
-
-
-def _as_tensor(text: bytes) -> Tensor:
-    return torch.frombuffer(bytearray(text), dtype=torch.uint8)
 
 
 _groups: dict[dist.ProcessGroup, ProcessGroup] = {}

@@ -14,8 +14,15 @@ from skyfx.runtime.device import LocalDevice
 from skyfx.runtime.distributed.process_group import ProcessGroup
 from skyfx.runtime.execution.stage import Span
 from skyfx.runtime.execution.step import StagedModel, Step
-from skyfx.runtime.transport.local import Boundaries, ChannelClosed, LocalLink, Values
-from skyfx.solver.core.cluster import Link, Wire, Wiring
+from skyfx.runtime.transport.local import (
+    Boundaries,
+    BoundedQueue,
+    ChannelClosed,
+    Gradients,
+    LocalLink,
+    Values,
+)
+from skyfx.solver.core.cluster import Wiring
 from skyfx.solver.core.schedule import Action
 from skyfx.solver.core.timeline import CompletedAction
 
@@ -57,16 +64,13 @@ class Workers:
             wiring: the link to emulate between two devices, by their names; None for no delay.
         """
         self._device_of, self._wiring = devices, wiring
-        self._threads: set[int] = set()
-        self._executors: dict[str, ThreadPoolExecutor] = {}
         self._devices = {device.name: device for device in devices.values()}
-        if len(self._devices) > 1:
-            self._executors = {
-                name: worker(f"skyfx-stage-{_numbers(devices, name)}", device)
-                for name, device in self._devices.items()
-            }
-        for executor in self._executors.values():
-            self._threads.add(executor.submit(threading.get_ident).result())
+        self._executors: dict[str, ThreadPoolExecutor] = {}
+        for name, device in self._devices.items() if len(self._devices) > 1 else ():
+            stages = "-".join(str(k) for k, one in devices.items() if one.name == name)
+            self._executors[name] = worker(f"skyfx-stage-{stages}", device)
+        executors = self._executors.values()
+        self._threads = {each.submit(threading.get_ident).result() for each in executors}
 
     @property
     def group(self) -> ProcessGroup | None:
@@ -85,17 +89,14 @@ class Workers:
         """
         m = len(splits)
         capacity = m if training else min(m, INFERENCE_CAPACITY)
-        between = {
-            k: LocalLink(capacity, m, *self._wires(k))
-            for k in self._device_of
-            if k + 1 in self._device_of
-        }
+        between = {}
+        for k in self._device_of:
+            if k + 1 in self._device_of:
+                here, there = self._device_of[k].name, self._device_of[k + 1].name
+                values = BoundedQueue[Values](capacity, self._wiring(here, there))
+                gradients = BoundedQueue[Gradients](m, self._wiring(there, here))
+                between[k] = LocalLink(values, gradients)
         return Boundaries(before={k + 1: one for k, one in between.items()}, after=between)
-
-    def _wires(self, k: int) -> tuple[Link | Wire | None, Link | Wire | None]:
-        """The link from a stage to the next one, and the link back."""
-        here, there = self._device_of[k].name, self._device_of[k + 1].name
-        return self._wiring(here, there), self._wiring(there, here)
 
     def start(self, step: Step) -> RunningStep:
         """Begin a step; stages in the caller's thread have finished it at return.
@@ -118,7 +119,10 @@ class Workers:
         finally:  # also on Ctrl-C: no worker may continue a step that nobody waits for
             step.stop()
             wait(started)
-        _raise_first_failure(started)
+        for future in started:  # the devices that another one stopped only saw their links closed
+            error = future.exception()
+            if error is not None and not isinstance(error, ChannelClosed):
+                raise error
 
     def agree(self, state: Tensor) -> Tensor:
         """The state of torch's generator with which a step begins: that of this process."""
@@ -190,17 +194,13 @@ def done_since(spans: Mapping[int, Sequence[Span]], zero_s: float) -> list[Compl
     ]
 
 
-def _numbers(devices: Mapping[int, LocalDevice], name: str) -> str:
-    """The numbers of a device's stages: `0-3`."""
-    return "-".join(str(k) for k, device in devices.items() if device.name == name)
-
-
 def worker(name: str, device: LocalDevice) -> ThreadPoolExecutor:
     """A thread with its own number of torch threads; the calling thread keeps its own."""
     executor = ThreadPoolExecutor(1, thread_name_prefix=name)
-    before = torch.get_num_threads()
-    executor.submit(_use_torch_threads, device.num_threads).result()
-    torch.set_num_threads(before)
+    with with_torch_threads(torch.get_num_threads()):
+        executor.submit(torch.set_num_threads, device.num_threads).result()
+        # torch copies the process's number when a thread first asks; then the thread has its own.
+        assert executor.submit(torch.get_num_threads).result() == device.num_threads
     return executor
 
 
@@ -213,17 +213,3 @@ def with_torch_threads(num_threads: int) -> Iterator[None]:
         yield
     finally:
         torch.set_num_threads(before)
-
-
-def _use_torch_threads(num_threads: int) -> None:
-    torch.set_num_threads(num_threads)
-    # torch copies the process's number when a thread first asks; then the thread has its own.
-    assert torch.get_num_threads() == num_threads
-
-
-def _raise_first_failure(futures: Sequence[Future[None]]) -> None:
-    """Raise the failure that stopped the other devices, which only saw their links closed."""
-    for future in futures:
-        error = future.exception()
-        if error is not None and not isinstance(error, ChannelClosed):
-            raise error
