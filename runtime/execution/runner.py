@@ -13,11 +13,11 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from skyfx.runtime.execution.microbatch import Batch
-from skyfx.runtime.execution.stage import Stage
 from skyfx.runtime.execution.step import LossHead, StagedModel, Step, autocast_here
-from skyfx.runtime.execution.workers import RunningStep, StepResult, Workers
-from skyfx.runtime.rng import step_streams
+from skyfx.runtime.execution.workers import RunningStep, StepResult, Workers, done_since
+from skyfx.runtime.rng.step_streams import begin_step_streams
 from skyfx.solver.core.plan import Plan
+from skyfx.solver.core.schedule import Action
 from skyfx.solver.core.timeline import CompletedAction
 from skyfx.solver.errors import StageError, WorkerLostError
 
@@ -116,17 +116,20 @@ class Runner:
         measured: the times of the last step, None before the first one.
     """
 
-    plan: Plan
-    workers: Workers
-    measured: StepTimes | None
-    _ran: Sequence[StagedModel]
-
     def __init__(self, model: nn.Module, deployment: Deployment) -> None:
         """Run this model."""
         self._model = model
         self._calling = threading.Lock()
         self._is_closed, self._is_streaming = False, False
         self._deploy(deployment)
+
+    def _deploy(self, deployment: Deployment) -> None:
+        self.plan, self.workers = deployment.plan, deployment.workers
+        self.measured: StepTimes | None = None
+        self._ran: Sequence[StagedModel] = ()
+        self._splits = SplitCache(self._model, deployment.split)
+        training = self.plan.assumptions.training
+        self._splits.put(deployment.microbatch, deployment.staged, training=training)
 
     def infer(self, parts: list[Batch]) -> Any:
         """The return value for the whole batch, from its micro-batches; raises as `train`."""
@@ -198,6 +201,7 @@ class Runner:
     def _step(self, parts: list[Batch], head: LossHead | None, turn: int = 0) -> Step:
         training = head is not None
         splits = self._splits.of(parts, training=training)
+        advances = [split.advances for split in splits]
         return Step(
             splits=splits,
             microbatches=parts,
@@ -205,7 +209,7 @@ class Runner:
             num_stages=len(self.plan.stages),
             boundaries=self.workers.boundaries(splits, training=training, turn=turn),
             head=head,
-            draws=self._draws(splits),
+            draws=begin_step_streams(advances, self.workers.agree),
             autocast=autocast_here(),
         )
 
@@ -215,16 +219,15 @@ class Runner:
         On several hosts the clocks agree within the time of a message to all.
         """
         with self._turn():
-            spans = {
-                k: [span for stage in stages for span in stage.spans()]
-                for k, stages in _stages(self._ran).items()
-            }
-            every = self.workers.timeline(spans)
+            ours = [
+                CompletedAction(Action(k, one.kind, one.microbatch), one.began_s, one.ended_s)
+                for split in {id(split): split for split in self._ran}.values()
+                for k, stage in split.stages.items()
+                for one in stage.spans()
+            ]
+            every = self.workers.timeline(ours)
         zero_s = min((done.began_s for done in every), default=0.0)
-        moved = (
-            CompletedAction(one.action, one.began_s - zero_s, one.ended_s - zero_s) for one in every
-        )
-        return tuple(sorted(moved, key=lambda done: done.ended_s))
+        return tuple(sorted(done_since(zero_s, every), key=lambda done: done.ended_s))
 
     def rebalance(
         self, rebalancer: Rebalancer, optimizers: Sequence[Optimizer], above: float, steps: int
@@ -246,27 +249,6 @@ class Runner:
         with self._calling:
             self._is_closed = True
             self.workers.close()
-
-    def _deploy(self, deployment: Deployment) -> None:
-        self.plan, self.workers, self.measured = deployment.plan, deployment.workers, None
-        self._ran = ()
-        self._splits = SplitCache(self._model, deployment.split)
-        training = self.plan.assumptions.training
-        self._splits.put(deployment.microbatch, deployment.staged, training=training)
-
-    def _draws(self, splits: Sequence[StagedModel]) -> step_streams.Draws | None:
-        """The states at which the random nodes of a step start; None if the model has none."""
-        advances = [split.advances for split in splits]
-        if all(one is not None and not one for one in advances):
-            return None
-        return step_streams.begin_step_streams(advances, self.workers.agree)
-
-
-def _stages(splits: Sequence[StagedModel]) -> dict[int, list[Stage]]:
-    """The stages of this process in each distinct split, by their numbers."""
-    distinct = {id(split): split for split in splits}.values()
-    numbers = sorted({k for split in distinct for k in split.stages})
-    return {k: [split.stages[k] for split in distinct] for k in numbers}
 
 
 def _gather(step: Step, result: StepResult) -> Any:

@@ -1,7 +1,7 @@
 """The workers of a pipeline in one process: a thread for each device."""
 
 import threading
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import FIRST_EXCEPTION, Future, ThreadPoolExecutor, wait
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -12,18 +12,9 @@ from torch import Tensor, nn
 
 from skyfx.runtime.device import LocalDevice
 from skyfx.runtime.distributed.process_group import ProcessGroup
-from skyfx.runtime.execution.stage import Span
 from skyfx.runtime.execution.step import StagedModel, Step
-from skyfx.runtime.transport.local import (
-    Boundaries,
-    BoundedQueue,
-    ChannelClosed,
-    Gradients,
-    LocalLink,
-    Values,
-)
+from skyfx.runtime.transport import local
 from skyfx.solver.core.cluster import Wiring
-from skyfx.solver.core.schedule import Action
 from skyfx.solver.core.timeline import CompletedAction
 
 INFERENCE_CAPACITY = 2
@@ -42,7 +33,7 @@ class StepResult:
     """
 
     loss: Tensor | None
-    outputs: Mapping[int, Values]
+    outputs: Mapping[int, local.Values]
     busy_s: Mapping[int, tuple[float, float]]
 
 
@@ -52,7 +43,12 @@ class Workers:
     OpenMP lets threads spin between two parallel regions only while it has no more threads than
     cores. A worker with several torch threads would be a second team of them and end that: a BERT
     with small layers then takes 1.5 times as long. A single device needs no second team.
+
+    Attributes:
+        group: the processes that run the pipeline together; None in one alone.
     """
+
+    group: ProcessGroup | None = None
 
     def __init__(
         self, devices: Mapping[int, LocalDevice], wiring: Wiring = lambda _, __: None
@@ -72,14 +68,9 @@ class Workers:
         executors = self._executors.values()
         self._threads = {each.submit(threading.get_ident).result() for each in executors}
 
-    @property
-    def group(self) -> ProcessGroup | None:
-        """The processes that run the pipeline together; None in one alone."""
-        return None
-
     def boundaries(
         self, splits: Sequence[StagedModel], *, training: bool, turn: int = 0
-    ) -> Boundaries:
+    ) -> local.Boundaries:
         """The links between the stages in a step.
 
         Args:
@@ -93,10 +84,10 @@ class Workers:
         for k in self._device_of:
             if k + 1 in self._device_of:
                 here, there = self._device_of[k].name, self._device_of[k + 1].name
-                values = BoundedQueue[Values](capacity, self._wiring(here, there))
-                gradients = BoundedQueue[Gradients](m, self._wiring(there, here))
-                between[k] = LocalLink(values, gradients)
-        return Boundaries(before={k + 1: one for k, one in between.items()}, after=between)
+                values = local.BoundedQueue[local.Values](capacity, self._wiring(here, there))
+                gradients = local.BoundedQueue[local.Gradients](m, self._wiring(there, here))
+                between[k] = local.LocalLink(values, gradients)
+        return local.Boundaries(before={k + 1: one for k, one in between.items()}, after=between)
 
     def start(self, step: Step) -> RunningStep:
         """Begin a step; stages in the caller's thread have finished it at return.
@@ -121,7 +112,7 @@ class Workers:
             wait(started)
         for future in started:  # the devices that another one stopped only saw their links closed
             error = future.exception()
-            if error is not None and not isinstance(error, ChannelClosed):
+            if error is not None and not isinstance(error, local.ChannelClosed):
                 raise error
 
     def agree(self, state: Tensor) -> Tensor:
@@ -163,13 +154,9 @@ class Workers:
         total = None if step.head is None else step.head.total
         return StepResult(total, step.outputs, {k: step.busy_s(k) for k in self._device_of})
 
-    def timeline(self, spans: Mapping[int, Sequence[Span]]) -> list[CompletedAction]:
-        """The actions of all stages in a step that has run, by one clock.
-
-        Args:
-            spans: of the stages of this process, by their numbers.
-        """
-        return done_since(spans, 0.0)
+    def timeline(self, ours: list[CompletedAction]) -> list[CompletedAction]:
+        """The actions of all processes in a step that has run, by one clock."""
+        return ours
 
     def _run_here(self, step: Step) -> None:
         here = threading.get_ident()
@@ -183,15 +170,9 @@ class Workers:
             self._threads.discard(here)
 
 
-def done_since(spans: Mapping[int, Sequence[Span]], zero_s: float) -> list[CompletedAction]:
-    """The actions, in seconds since a time of `time.perf_counter`."""
-    return [
-        CompletedAction(
-            Action(k, span.kind, span.microbatch), span.began_s - zero_s, span.ended_s - zero_s
-        )
-        for k, of_stage in spans.items()
-        for span in of_stage
-    ]
+def done_since(zero_s: float, actions: Iterable[CompletedAction]) -> list[CompletedAction]:
+    """The actions, in seconds since this time of their clock."""
+    return [CompletedAction(x.action, x.began_s - zero_s, x.ended_s - zero_s) for x in actions]
 
 
 def worker(name: str, device: LocalDevice) -> ThreadPoolExecutor:

@@ -48,13 +48,19 @@ Draws = Callable[[int, int], Source]
 """From a stage and a micro-batch to the generator states at which their random nodes start."""
 
 
-def begin_step_streams(advances: Sequence[Advances], agree: Callable[[Tensor], Tensor]) -> Draws:
+def begin_step_streams(
+    advances: Sequence[Advances], agree: Callable[[Tensor], Tensor]
+) -> Draws | None:
     """Begin a step, and leave torch's default generator at the state after it.
+
+    A model without random nodes leaves it as it is, and has no draws.
 
     Args:
         advances: of each micro-batch, `(num_microbatches,)`.
         agree: from the state of this process's generator to the one that all processes use.
     """
+    if all(one is not None and not one for one in advances):
+        return None
     torch.set_rng_state(agree(torch.get_rng_state()))
     known = [one for one in advances if one is not None]
     if len(known) < len(advances):
