@@ -14,10 +14,10 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from skyfx.runtime.distributed.failure import describe, restore
 from skyfx.runtime.distributed.heartbeat import SILENT_S, Heartbeat
 from skyfx.runtime.distributed.rendezvous import rendezvous
 from skyfx.runtime.memory.malloc import keep_freed
+from skyfx.solver import errors
 from skyfx.solver.errors import StageError, WorkerLostError
 
 T = TypeVar("T")
@@ -227,6 +227,31 @@ class ProcessGroup:
 def as_bytes(tensor: Tensor) -> Tensor:
     """The tensor's own memory if it is contiguous and on the CPU, else a copy; for any dtype."""
     return tensor.detach().to("cpu").contiguous().reshape(-1).view(torch.uint8)
+
+
+# An error is sent as the name of its class and its text. Only these classes are ever made from a
+# name; nothing is unpickled or evaluated.
+_BUILTINS = (MemoryError, NotImplementedError, OSError, RuntimeError, TypeError, ValueError)
+
+_CLASSES: dict[str, type[Exception]] = {
+    **{name: getattr(errors, name) for name in errors.__all__},
+    **{kind.__name__: kind for kind in _BUILTINS},
+}
+
+
+def describe(error: BaseException) -> tuple[str, str]:
+    """The name of the nearest listed class, and the text; it names the class if that is another."""
+    nearest = next(
+        (kind for kind in type(error).__mro__ if _CLASSES.get(kind.__name__) is kind),
+        errors.SkyfxError,
+    )
+    own = "" if type(error) is nearest else type(error).__name__
+    return nearest.__name__, ": ".join(part for part in (own, str(error)) if part)
+
+
+def restore(rank: int, name: str, text: str) -> Exception:
+    """The error of another process, from what `describe` returned there."""
+    return _CLASSES[name](f"rank {rank}: {text}")
 
 
 _groups: dict[dist.ProcessGroup, ProcessGroup] = {}
