@@ -9,9 +9,9 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
-import typer
 from rich.console import Console
 from rich.progress import Progress as Bar
+from typer import Argument, Option
 
 from skyfx.solver.cli.app import app
 from skyfx.solver.cli.options import Force, Microbatches, ModeOption, Quiet, Verbose
@@ -25,24 +25,22 @@ EXPECTED = "a function without arguments that returns the model and one batch of
 
 Model = Annotated[
     str,
-    typer.Argument(
+    Argument(
         metavar="MODEL",
         help="FILE.py:NAME or MODULE:NAME: a function that returns the model and one batch of "
         "inputs (or a transformers model alone).",
     ),
 ]
 GraphOutput = Annotated[
-    Path, typer.Option("--output", "-o", metavar="GRAPH", help="Where the graph is written.")
+    Path, Option("--output", "-o", metavar="GRAPH", help="Where the graph is written.")
 ]
 ClusterOutput = Annotated[
     Path | None,
-    typer.Option(
-        "--cluster", metavar="CLUSTER", help="Also write the devices and their measured links."
-    ),
+    Option("--cluster", metavar="CLUSTER", help="Also write the devices and their measured links."),
 ]
 DeviceNames = Annotated[
     list[str] | None,
-    typer.Option("--device", "-d", help="cpu, cuda:0, ...: once for each device; by default cpu."),
+    Option("--device", "-d", help="cpu, cuda:0, ...: once for each device; by default cpu."),
 ]
 
 
@@ -95,8 +93,7 @@ def capture_command(
 @app.command("probe")
 def probe_command(
     output: Annotated[
-        Path,
-        typer.Option("--output", "-o", metavar="CLUSTER", help="Where the cluster is written."),
+        Path, Option("--output", "-o", metavar="CLUSTER", help="Where the cluster is written.")
     ],
     force: Force = False,
     verbose: Verbose = False,

@@ -141,12 +141,7 @@ def _faster_link(cluster: Cluster, a: str, b: str, by: float) -> Cluster:
             raise ValueError(f"transfers from {source!r} to {target!r} are free already")
         rate = by * wire.bandwidth_bytes_per_s
         links.append(
-            Link(
-                source=source,
-                target=target,
-                bandwidth_bytes_per_s=rate,
-                latency_s=wire.latency_s,
-            )
+            Link(source=source, target=target, bandwidth_bytes_per_s=rate, latency_s=wire.latency_s)
         )
     return replace(cluster, links=tuple(links))
 

@@ -53,11 +53,7 @@ def _bottleneck(plan: Plan) -> str:
 
 
 def _parts(stage: Stage, plan: Plan) -> str:
-    parts = {
-        "computing": stage.compute_s,
-        "receiving": stage.receive_s,
-        "sending": stage.send_s,
-    }
+    parts = {"computing": stage.compute_s, "receiving": stage.receive_s, "sending": stage.send_s}
     said = ", ".join(f"{seconds(value)} {name}" for name, value in parts.items() if value)
     at_once = " (at the same time)" if plan.assumptions.overlap == "full" else ""
     return (said or "0 s computing") + at_once

@@ -86,10 +86,7 @@ def _seconds(
         device, members = devices[name], [nodes[v] for v in ids]
         forward = sum(node.forward_s.get(device.type, 0.0) for node in members)
         backward = sum(node.backward_s.get(device.type, 0.0) for node in members)
-        yield {
-            Kind.FORWARD: device.slowdown * forward,
-            Kind.BACKWARD: device.slowdown * backward,
-        }
+        yield {Kind.FORWARD: device.slowdown * forward, Kind.BACKWARD: device.slowdown * backward}
 
 
 def _messages(
