@@ -27,8 +27,6 @@ from skyfx.solver.core.graph import Graph
 from skyfx.solver.core.plan import Assumptions, Mode, Objective, Plan, Schedule, Strategy
 from skyfx.tracing.capture import example_batch
 
-__all__: list[str] = ["capture_and_measure", "partition"]
-
 
 def partition(
     model: nn.Module,

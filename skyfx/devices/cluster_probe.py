@@ -23,8 +23,6 @@ from skyfx.runtime.transport.remote import ReceiveQueue, SendQueue
 from skyfx.solver.core import cluster
 from skyfx.solver.core.cluster import Device, Link, Wire
 
-__all__: list[str] = ["Cluster", "probed"]
-
 SMALL_BYTES, FIRST_BYTES, MOST_BYTES = 8, 2**16, 2**26
 LONG_S = 0.1
 """A message that takes this long says enough about the bandwidth."""

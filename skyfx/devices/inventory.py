@@ -18,8 +18,6 @@ from skyfx.runtime.distributed.process_group import ProcessGroup
 from skyfx.solver.core.cluster import Device
 from skyfx.solver.errors import PlanError
 
-__all__: list[str] = ["DeviceInventory", "is_cpu"]
-
 
 @dataclass(frozen=True, slots=True)
 class DeviceInventory:

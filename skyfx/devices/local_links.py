@@ -13,8 +13,6 @@ from skyfx.runtime.device import LocalDevice
 from skyfx.runtime.transport.local import BoundedQueue
 from skyfx.solver.core.cluster import Cluster, Link, Wire
 
-__all__: list[str] = ["copy_wire", "with_links"]
-
 LARGE_BYTES = 64 * 2**20
 ROUNDS = 50
 

@@ -14,8 +14,6 @@ from skyfx.solver.core import cluster, files
 from skyfx.solver.core.field_checks import memory_size
 from skyfx.solver.errors import PlanError
 
-__all__: list[str] = ["Device", "DeviceList", "given_cluster", "resolve"]
-
 
 @dataclass(frozen=True, slots=True)
 class Device:

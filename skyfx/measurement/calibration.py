@@ -32,8 +32,6 @@ from skyfx.tracing.capture import Capture
 from skyfx.tracing.leaf_calls import leaf_of
 from skyfx.tracing.node_names import is_operator
 
-__all__: list[str] = ["timed_segments"]
-
 SEGMENTS = 12
 LONGEST_S, RANGE = 0.1, 8
 """Forward seconds of the longest segment, if the graph has them; it is RANGE times as long as the

@@ -13,8 +13,6 @@ from skyfx.measurement.workspace import workspace_bytes
 from skyfx.runtime import pytree
 from skyfx.tracing.torch_internals import storage_id
 
-__all__: list[str] = ["CallCost", "measure_call"]
-
 
 @dataclass(frozen=True, slots=True)
 class CallCost:

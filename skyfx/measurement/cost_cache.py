@@ -19,8 +19,6 @@ from skyfx.measurement.call_cost import CallCost
 from skyfx.runtime.device import LocalDevice
 from skyfx.solver.core.files import replacing, require_folder
 
-__all__: list[str] = ["CostCache", "check_cache_folder"]
-
 Key = tuple[str, ...]
 
 MEASURED = 3

@@ -15,8 +15,6 @@ from skyfx.solver.core.cluster import Cluster
 from skyfx.solver.core.graph import DeviceCalibration, Graph
 from skyfx.tracing.capture import Capture
 
-__all__: list[str] = ["measure_distributed"]
-
 
 def measure_distributed(
     captured: Capture, hosts: DeviceInventory, cluster: Cluster, *, progress: Progress | None = None

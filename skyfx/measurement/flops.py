@@ -15,8 +15,6 @@ from torch.utils.flop_counter import (
     sdpa_flop_count,
 )
 
-__all__: list[str] = ["ON_CPU", "counted"]
-
 T = TypeVar("T")
 
 logger = logging.getLogger(__name__)

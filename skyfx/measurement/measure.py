@@ -24,8 +24,6 @@ from skyfx.runtime.rng.generator_state import preserve_model
 from skyfx.solver.core.graph import DeviceCalibration, Graph, LinearFit, Node
 from skyfx.tracing.capture import Capture
 
-__all__: list[str] = ["TypeMeasurement", "assembled", "calibrate", "measure", "price", "run_on"]
-
 T = TypeVar("T")
 
 Progress = Callable[[str, int, int], None]

@@ -22,8 +22,6 @@ from skyfx.tracing.capture import Capture
 from skyfx.tracing.leaf_calls import leaf_of
 from skyfx.tracing.node_names import is_operator
 
-__all__: list[str] = ["OperatorCosts", "has_values", "priced", "tensors_read"]
-
 Told = Callable[[int, int], None]
 """Called with how many of how many nodes are done."""
 

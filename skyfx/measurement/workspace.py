@@ -11,8 +11,6 @@ import torch
 
 from skyfx.tracing.torch_internals import allocations_of
 
-__all__: list[str] = ["workspace_bytes"]
-
 
 def workspace_bytes(call: Callable[[], Any], device: torch.device) -> float:
     """The most bytes that `call` has in use on `device`, beyond what it returns."""

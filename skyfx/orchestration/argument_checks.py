@@ -13,8 +13,6 @@ from skyfx.solver.core.pins import Pin
 from skyfx.solver.core.plan import Assumptions, Strategy
 from skyfx.tracing.capture import Capture
 
-__all__: list[str] = ["check_files", "check_patterns", "check_search"]
-
 PathLike = str | os.PathLike[str]
 
 

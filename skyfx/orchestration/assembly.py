@@ -18,8 +18,6 @@ from skyfx.solver.core.cluster import Cluster
 from skyfx.solver.core.plan import Plan
 from skyfx.tracing.capture import Capture
 
-__all__: list[str] = ["assemble", "deploy", "is_tight", "splitter_for"]
-
 logger = logging.getLogger(__name__)
 
 NEARLY = 0.9

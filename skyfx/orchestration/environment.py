@@ -20,8 +20,6 @@ from skyfx.solver.core.plan import Overlap, Plan
 from skyfx.solver.errors import PlanError
 from skyfx.tracing.capture import Capture
 
-__all__: list[str] = ["Environment", "environment_of"]
-
 
 class Environment(Protocol):
     """The devices that a pipeline is planned for, and all that depends on where they are."""
@@ -66,7 +64,7 @@ def environment_of(devices: DeviceList) -> Environment:
     """
     cluster = given_cluster(devices)
     if cluster is None or not ProcessGroup.is_launched():
-        return LocalEnvironment(*resolve(devices if cluster is None else cluster))
+        return _LocalEnvironment(*resolve(devices if cluster is None else cluster))
     inventory = DeviceInventory.join()
     owner_rank = inventory.owner_rank
     missing = [device.name for device in cluster.devices if device.name not in owner_rank]
@@ -76,11 +74,11 @@ def environment_of(devices: DeviceList) -> Environment:
             f"{', '.join(owner_rank)}. Take names from `skyfx probe`, or pass a list of devices "
             "to stay in one process"
         )
-    return DistributedEnvironment(cluster, inventory)
+    return _DistributedEnvironment(cluster, inventory)
 
 
 @dataclass(frozen=True, slots=True)
-class LocalEnvironment:
+class _LocalEnvironment:
     """All devices belong to this process; a stage copies its inputs before it computes."""
 
     cluster: Cluster
@@ -112,7 +110,7 @@ class LocalEnvironment:
 
 
 @dataclass(frozen=True, slots=True)
-class DistributedEnvironment:
+class _DistributedEnvironment:
     """The devices belong to several processes, all of which make the same calls."""
 
     cluster: Cluster

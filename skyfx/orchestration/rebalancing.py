@@ -29,8 +29,6 @@ from skyfx.solver.costs.cost_model import evaluate
 from skyfx.tracing.capture import Capture
 from skyfx.tracing.tensor_binding import rebind
 
-__all__: list[str] = ["Rebalancing"]
-
 CALM = 0.5
 """Late steps are forgotten when a stage is late by less than this part of `above`."""
 

@@ -19,8 +19,6 @@ from skyfx.runtime.checkpoint.state_codec import decode, encode
 from skyfx.runtime.distributed.process_group import ProcessGroup, as_bytes
 from skyfx.tracing.tensor_binding import bare, named_tensors, rebind
 
-__all__: list[str] = ["follow", "move"]
-
 
 def move(
     model: nn.Module,

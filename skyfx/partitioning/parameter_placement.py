@@ -10,8 +10,6 @@ from skyfx.runtime.device import LocalDevice
 from skyfx.solver.errors import PlanError
 from skyfx.tracing.tensor_binding import bare, named_tensors, rebind
 
-__all__: list[str] = ["place_tensors"]
-
 
 def place_tensors(
     model: nn.Module,

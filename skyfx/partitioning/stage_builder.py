@@ -27,8 +27,6 @@ from skyfx.solver.core.graph import Graph
 from skyfx.solver.costs.cost_model import crossings
 from skyfx.tracing.capture import Capture
 
-__all__: list[str] = ["split", "stage"]
-
 StageOf = Mapping[fx.Node, int]
 Places = Sequence[LocalDevice | None]
 

@@ -22,8 +22,6 @@ from torch.overrides import TorchFunctionMode
 from skyfx.solver.errors import PlanError
 from skyfx.tracing.torch_internals import registered_as
 
-__all__: list[str] = ["Weights", "empty_weights"]
-
 SMALL = 2**20
 """Uninitialised tensors of at most so many elements are made anyway: they may be buffers."""
 

@@ -5,8 +5,6 @@ import os
 import socket
 from pathlib import Path
 
-__all__: list[str] = ["log_to"]
-
 
 def log_to(folder: str | os.PathLike[str], *, level: int = logging.INFO) -> Path:
     """Append what skyfx says in this process to a file of its own: plans, times, checkpoints.

@@ -23,8 +23,6 @@ from skyfx.runtime.rng.generator_state import (
     set_generator_states,
 )
 
-__all__: list[str] = ["resume", "snapshot_order"]
-
 
 def snapshot_order(loader: Iterable[Any]) -> dict[str, Any]:
     """Where an epoch's order begins: the global generators, and the loader's own."""

@@ -27,8 +27,6 @@ from skyfx.solver.core.field_checks import positive, whole_number
 from skyfx.training.callbacks import Callback, Metric, Times
 from skyfx.training.resumable_data import resume, snapshot_order
 
-__all__: list[str] = ["Trainer"]
-
 Loss = Callable[[Any, Any], Tensor]
 
 

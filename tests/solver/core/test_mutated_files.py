@@ -82,5 +82,5 @@ def use(g: Graph, c: Cluster) -> str:
 @pytest.mark.parametrize("seed", range(10))
 def test_one_change_is_refused_in_one_line_or_accepted_rightly(seed: int) -> None:
     random = Random(seed)
-    ends = [try_once(random) for _ in range(num_cases(1000) // 10)]
+    ends = [try_once(random) for _ in range(max(50, num_cases(1000) // 10))]
     assert {"refused", "planned"} <= set(ends)
