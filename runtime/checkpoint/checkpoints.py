@@ -25,8 +25,6 @@ from skyfx.runtime.checkpoint.save import write
 from skyfx.runtime.checkpoint.snapshot import Scheduler, Snapshot, Training
 from skyfx.runtime.distributed.process_group import ProcessGroup
 
-__all__: list[str] = ["Checkpoint", "Checkpoints"]
-
 logger = logging.getLogger(__name__)
 
 

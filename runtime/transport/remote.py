@@ -23,8 +23,6 @@ from skyfx.runtime.distributed.process_group import ProcessGroup
 from skyfx.runtime.transport.local import Gradients, Values
 from skyfx.runtime.transport.message import MessageLayout, TensorSpec
 
-__all__: list[str] = ["ReceiveQueue", "RemoteInbound", "RemoteOutbound", "SendQueue"]
-
 AHEAD = 2
 """Receives that are posted at once in each direction; each has a buffer."""
 
@@ -90,20 +88,28 @@ class ReceiveQueue:
     def _post(self) -> None:
         while self._expected and len(self._posted) < self._ahead:
             layout = self._expected.popleft()
-            message = None if layout.is_empty else layout.buffer()
-            work = None
-            if message is not None:
+            message = work = None
+            if not layout.is_empty:
+                message = layout.buffer()
                 with self._group.raising_lost_peers():
                     work = dist.irecv(
-                        message,
-                        group=self._group.processes,
-                        tag=self._tag,
-                        group_src=self._peer,
+                        message, group=self._group.processes, tag=self._tag, group_src=self._peer
                     )
             self._posted.append((layout, message, work))
 
 
-class RemoteOutbound:
+class _RemoteLink:
+    _sent: SendQueue
+
+    def close(self) -> None:
+        """Nothing to do: a posted receive cannot be cancelled."""
+
+    def finish(self) -> None:
+        """Wait until all messages have been sent."""
+        self._sent.finish()
+
+
+class RemoteOutbound(_RemoteLink):
     """The link after stage `k` of this process; `peer` runs the next stage."""
 
     def __init__(
@@ -116,7 +122,7 @@ class RemoteOutbound:
         in_flight: int,
         training: bool,
     ) -> None:
-        self._values = SendQueue(peer, 2 * k, group, sender, in_flight)
+        self._sent = SendQueue(peer, 2 * k, group, sender, in_flight)
         self._gradients = ReceiveQueue(peer, 2 * k + 1, group, (), AHEAD)
         self._training = training
 
@@ -124,21 +130,14 @@ class RemoteOutbound:
         """Send a micro-batch's values, and in training expect their gradients."""
         if self._training:  # in inference too, a tied weight requires one
             self._gradients.expect(_flowing(values))
-        self._values.send(MessageLayout.of(values), values)
+        self._sent.send(MessageLayout.of(values), values)
 
     def receive_gradients(self) -> Gradients:
         """Wait for their gradients."""
         return self._gradients.receive()
 
-    def close(self) -> None:
-        """Nothing to do: a posted receive cannot be cancelled."""
 
-    def finish(self) -> None:
-        """Wait until all messages have been sent."""
-        self._values.finish()
-
-
-class RemoteInbound:
+class RemoteInbound(_RemoteLink):
     """The link before stage `k + 1` of this process; `peer` runs stage `k`."""
 
     def __init__(
@@ -152,7 +151,7 @@ class RemoteInbound:
         in_flight: int,
     ) -> None:
         self._values = ReceiveQueue(peer, 2 * k, group, map(MessageLayout, forms), AHEAD)
-        self._gradients = SendQueue(peer, 2 * k + 1, group, sender, in_flight)
+        self._sent = SendQueue(peer, 2 * k + 1, group, sender, in_flight)
         self._flowing = deque[MessageLayout]()
 
     def receive_values(self) -> Values:
@@ -163,14 +162,7 @@ class RemoteInbound:
 
     def send_gradients(self, gradients: Gradients) -> None:
         """Send their gradients back."""
-        self._gradients.send(self._flowing.popleft(), gradients)
-
-    def close(self) -> None:
-        """Nothing to do: a posted receive cannot be cancelled."""
-
-    def finish(self) -> None:
-        """Wait until all messages have been sent."""
-        self._gradients.finish()
+        self._sent.send(self._flowing.popleft(), gradients)
 
 
 def _flowing(values: Values) -> MessageLayout:
