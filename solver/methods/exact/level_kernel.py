@@ -96,14 +96,7 @@ def crossing_sums(members: Any, values: Any) -> Any:
 
 @njit(cache=True)
 def descend(
-    begin: int,
-    end: int,
-    rules: Any,
-    level: Any,
-    costs: Any,
-    above: Any,
-    least: Any,
-    how: Any,
+    begin: int, end: int, rules: Any, level: Any, costs: Any, above: Any, least: Any, how: Any
 ) -> None:
     """Work out the labels of the ideals from `begin` to `end` of a level from those of the next.
 
@@ -117,19 +110,16 @@ def descend(
         least: of this level, `(N, S)`; to be filled.
         how: how each label came about, `(N, S)`; to be filled.
     """
-    # In local names, as reading an array from a tuple within the loops takes time.
-    (group, _, after, successor), (smaller, larger, unit) = costs.states, level.covers
-    (time, wires, left, used), (crossings, inside, outside) = costs[1:], level[1:]
-    groups, bottleneck, overlaps = time.shape[0], rules.bottleneck, rules.overlaps
+    # Unpacked before the loops: a field of a tuple that is read in a loop costs its time there.
+    bottleneck, overlaps, last = rules
+    (first, target, unit), crossings, inside, outside = level
+    forward_bytes, backward_bytes, forward, backward = crossings
+    (group, _, begins, successor), time, wires, left, used = costs
+    groups = time.shape[0]
     move = np.empty((groups, groups))
     for x in range(begin, end):
         least[x] = np.inf
-        crossing = Crossing(
-            crossings.forward_bytes[x],
-            crossings.backward_bytes[x],
-            crossings.forward[x],
-            crossings.backward[x],
-        )
+        crossing = Crossing(forward_bytes[x], backward_bytes[x], forward[x], backward[x])
         for g in range(groups):
             for h in range(groups):
                 there, back = (wires[0, g, h], wires[1, g, h]), (wires[0, h, g], wires[1, h, g])
@@ -138,18 +128,17 @@ def descend(
             if inside[x] > left[s] or outside[x] > used[s]:
                 continue
             g, best, way = group[s], np.inf, 0
-            if rules.last and after[s] == after[s + 1]:
+            if last and begins[s] == begins[s + 1]:
                 best, way = 0.0, BEGINS
-            for k in range(smaller[x], smaller[x + 1]):
-                longer = above[larger[k], s] + time[g, unit[k]]
+            for k in range(first[x], first[x + 1]):
+                longer = above[target[k], s] + time[g, unit[k]]
                 if longer < best:
-                    best, way = longer, k - smaller[x]
-            for k in range(after[s], after[s + 1]):
-                r = successor[k]
-                moved, closed = move[g, group[r]], least[x, r]
+                    best, way = longer, k - first[x]
+            for k in range(begins[s], begins[s + 1]):
+                moved, closed = move[g, group[successor[k]]], least[x, successor[k]]
                 busy = max(closed, moved) if overlaps else closed + moved
                 opened = 0.0 if overlaps else moved
                 if busy <= bottleneck and opened < best:
-                    best, way = opened, CLOSES + k - after[s]
+                    best, way = opened, CLOSES + k - begins[s]
             if best <= bottleneck:
                 least[x, s], how[x, s] = best, way
