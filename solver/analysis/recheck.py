@@ -145,7 +145,7 @@ class _Stages:
                 move = self.move[g, states.all[r][1]]
                 received = np.maximum(least[r], move) if full else least[r] + move
                 sent = np.minimum(sent, np.where(received <= bottleneck, move, np.inf))
-            compute = self._compute(g, int(states.position[s]))
+            compute = self._compute(g, int(states.arrays.position[s]))
             busy = np.maximum(compute, sent[None, :]) if full else compute + sent[None, :]
             best = busy.min(axis=1)
             least[s] = np.where(best <= bottleneck, best, np.inf)
