@@ -55,7 +55,9 @@ def beam_search(task: SearchState) -> Iterator[MethodUpdate]:
     if task.incumbent is None:
         first = _first_fit(problem, search.order, search.most_s, task.limits)
         high = first.cost.bottleneck_s if first else search.most_s
-        yield MethodUpdate(stages=first and first.stages, remark="devices filled one by one")
+        yield MethodUpdate(
+            stages=first.stages if first else None, remark="devices filled one by one"
+        )
     aim = min(low * (1 + task.limits.gap), high)
     width, step, tried, found = FIRST_WIDTH, FIRST_STEP, 0, 0
     while width * problem.num_devices <= MAX_CHILDREN and high > low:

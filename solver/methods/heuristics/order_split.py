@@ -100,7 +100,7 @@ class _Search:
     def answer(self) -> MethodUpdate:
         """What has been found."""
         remark = f"{self.tried} orders of the devices and bottlenecks"
-        return MethodUpdate(stages=self.best and self.best.stages, remark=remark)
+        return MethodUpdate(stages=self.best.stages if self.best else None, remark=remark)
 
     def orders(self) -> Iterator[Order]:
         """Those to begin with: the fastest first, and the best plan's with the others behind."""
