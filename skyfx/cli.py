@@ -1,11 +1,10 @@
 """The command `skyfx`: the planner's commands, and `capture` and `probe`, which need torch."""
 
-import importlib
-import importlib.util
 import inspect
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from importlib import import_module, util
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -127,9 +126,7 @@ def _load(reference: str) -> Any:
     if not place:
         raise ValueError(f"{reference!r} names no function, expected FILE.py:NAME or MODULE:NAME")
     try:
-        module = (
-            _load_file(Path(place)) if place.endswith(".py") else importlib.import_module(place)
-        )
+        module = _load_file(Path(place)) if place.endswith(".py") else import_module(place)
     except (ImportError, OSError) as error:
         raise ValueError(f"{place}: {error}") from error
     function = getattr(module, name, None)
@@ -146,10 +143,10 @@ def _load(reference: str) -> Any:
 
 
 def _load_file(path: Path) -> Any:
-    spec = importlib.util.spec_from_file_location(path.stem, path)
+    spec = util.spec_from_file_location(path.stem, path)
     assert spec is not None
     assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
+    module = util.module_from_spec(spec)
     sys.modules[path.stem] = module  # dataclasses and pickles look their module up there
     sys.path.insert(0, str(path.parent))
     spec.loader.exec_module(module)

@@ -44,8 +44,7 @@ def explain_plan(graph: Graph, cluster: Cluster, plan: Plan, replan: Replan) -> 
 
 
 def _bottleneck(plan: Plan) -> str:
-    k = max(range(len(plan.stages)), key=lambda k: plan.stages[k].time_s)
-    stage = plan.stages[k]
+    k, stage = max(enumerate(plan.stages), key=lambda numbered: numbered[1].time_s)
     return (
         f"Stage {k} on {stage.device} is the bottleneck: {seconds(stage.time_s)} per micro-batch, "
         f"{_parts(stage, plan)}."

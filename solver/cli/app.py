@@ -96,7 +96,7 @@ def solve_command(
         model, graph_sha256 = files.load(graph, Graph)
         devices, cluster_sha256 = files.load(cluster, Cluster)
         if write_lp is not None:
-            from skyfx.solver.planning.lp_export import export
+            from skyfx.solver.planning.search import export
 
             export(model, devices, assumptions, write_lp, force=force)
         from skyfx.solver.planning.planner import solve

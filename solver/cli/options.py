@@ -19,7 +19,6 @@ Force = Annotated[bool, Option("--force", help="Replace the file if it exists.")
 Json = Annotated[bool, Option("--json", help="Print JSON and nothing else.")]
 Quiet = Annotated[bool, Option("--quiet", "-q", help="Print nothing but errors.")]
 Verbose = Annotated[bool, Option("--verbose", "-v", help="Also print what each method does.")]
-
 ModeOption = Annotated[Mode, Option(help="Whether backward passes count.")]
 ObjectiveOption = Annotated[Objective, Option(help="What to minimise.")]
 CommunicationOption = Annotated[

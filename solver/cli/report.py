@@ -14,8 +14,6 @@ from skyfx.solver.cli import options, terminal
 from skyfx.solver.cli.simulate import make_replan
 from skyfx.solver.core import files
 from skyfx.solver.core.chrome_trace import read_trace
-from skyfx.solver.core.cluster import Cluster
-from skyfx.solver.core.plan import Plan
 
 PageFile = Annotated[
     Path, Option("--output", "-o", metavar="HTML", help="Where the page is written.")
@@ -54,15 +52,11 @@ def report_command(
             runs.append(DrawnStep("measured", read_trace(run, asked)))
         search = make_replan(asked, time_limit)
         said = list(explain_plan(model, devices, asked, search))
-        changes = [Change.of(text, model) for text in what_if or _drops(asked, devices)]
+        losses = dict.fromkeys(f"drop {stage.device}" for stage in asked.stages)
+        others = what_if or (losses if len(devices.devices) > 1 else ())
+        changes = [Change.of(text, model) for text in others]
         found = list(scenarios(model, devices, asked, changes, search))
         with files.replacing(output, force=force) as written:
             written.write_text(page(model, devices, asked, runs, said, found))
         if not quiet:
             terminal.say(f"skyfx: wrote {output}")
-
-
-def _drops(plan: Plan, devices: Cluster) -> list[str]:
-    """Each device in use gone, if there is another one."""
-    used = dict.fromkeys(stage.device for stage in plan.stages)
-    return [f"drop {name}" for name in used if len(devices.devices) > 1]

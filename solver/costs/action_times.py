@@ -107,6 +107,5 @@ def _messages(
 
 def _fastest(wires: Iterable[Wire | Link | None]) -> float:
     """The highest rate of a device's links: its port is at least as fast."""
-    return max(
-        (math.inf if w is None else w.bandwidth_bytes_per_s for w in wires), default=math.inf
-    )
+    rates = (math.inf if wire is None else wire.bandwidth_bytes_per_s for wire in wires)
+    return max(rates, default=math.inf)

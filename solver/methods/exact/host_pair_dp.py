@@ -52,9 +52,8 @@ def host_pair_dp(task: SearchState) -> Iterator[MethodUpdate]:
     if stages is None:
         yield MethodUpdate(remark=f"{remark}: too many pairs")
         return
-    yield from _optimum(
-        task, PairTables(stages, task.limits), f"{remark}, {len(stages.before)} stages"
-    )
+    remark += f", {len(stages.before)} stages"
+    yield from _optimum(task, PairTables(stages, task.limits), remark)
 
 
 def _optimum(task: SearchState, tables: "PairTables", remark: str) -> Iterator[MethodUpdate]:
@@ -64,9 +63,8 @@ def _optimum(task: SearchState, tables: "PairTables", remark: str) -> Iterator[M
         yield MethodUpdate(infeasible=nothing_fits(task.problem), remark=remark)
         return
     if assumptions.objective == "throughput":
-        yield MethodUpdate(
-            stages=stages, bound=Bound(bottleneck * BOUND_SAFETY, "host pair dp"), remark=remark
-        )
+        bound = Bound(bottleneck * BOUND_SAFETY, "host pair dp")
+        yield MethodUpdate(stages=stages, bound=bound, remark=remark)
         return
     yield MethodUpdate(stages=stages, remark=remark)
     rounds = assumptions.microbatches - 1 if assumptions.objective == "step" else 0
@@ -143,13 +141,11 @@ class Stages:
         """Whether each stage fits the memory of a group's device at a position from the end."""
         limit = self.problem.memory_limit[self.states.groups[group][0]]
         need = self._between(self.problem.need_bytes(position)) + self.peak_bytes
-        fits: NDArray[np.bool_] = need <= limit / BOUND_SAFETY
-        return fits
+        return np.asarray(need <= limit / BOUND_SAFETY)
 
     def _between(self, of_unit: Floats) -> Floats:
         held = of_unit @ self.ideals.holds
-        difference: Floats = held[self.after] - held[self.before]
-        return difference
+        return np.asarray(held[self.after] - held[self.before])
 
 
 class _Traffic:
@@ -211,20 +207,18 @@ class PairTables:
             best[s] = np.minimum.reduceat(joined, stages.first)
         start = int(best[:, 0].argmin())
         value = float(best[start, 0])
-        if not math.isfinite(value):
-            return value, None
-        return value, self._trace(best, start, latency, at_most)
+        found = math.isfinite(value)
+        return value, self._trace(best, start, latency, at_most) if found else None
 
     def _stage_cost(self, s: int, group: int, latency: bool, at_most: float) -> Floats:
-        busy, total = self._costs[group]
-        fits = self.stages.fit(group, int(self.stages.states.position[s])) & (busy <= at_most)
+        (busy, total), stages = self._costs[group], self.stages
+        fits = stages.fit(group, int(stages.states.arrays.position[s])) & (busy <= at_most)
         return np.where(fits, total if latency else busy, np.inf)
 
     def _onward(self, best: Floats, successors: NDArray[np.int32]) -> Floats:
         """The cost of all later stages at each ideal; 0 after the last stage."""
         if len(successors):
-            least: Floats = best[successors].min(axis=0)
-            return least
+            return np.asarray(best[successors].min(axis=0))
         end = np.full(best.shape[1], np.inf)
         end[-1] = 0.0
         return end
@@ -246,6 +240,6 @@ class PairTables:
             path.append((s, here, there))
             s = int(successors[best[successors, there].argmin()]) if len(successors) else -1
             here = there
-        devices = list(states.devices([state for state, _, _ in path]))
+        devices = states.devices([state for state, _, _ in path])
         chosen = [(d, i, j) for d, (_, i, j) in zip(devices, path, strict=True)]
-        return stages.ideals.placement(chosen, [0.0] * len(chosen), math.inf)
+        return stages.ideals.placement(chosen, math.inf)

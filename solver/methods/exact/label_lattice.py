@@ -57,7 +57,7 @@ class LabelLattice:
 
     def __post_init__(self) -> None:
         shape = (len(self.states.all), len(self.ideals))
-        self._cells = Cells(np.zeros(shape, dtype=np.int32), np.zeros(shape, dtype=np.int32))
+        self._cells = Cells(*np.zeros((2, *shape), dtype=np.int32))
         t, a, m = (np.empty(self.pool_size) for _ in range(3))
         self._pool = Labels(t, a, m, np.empty(self.pool_size, dtype=np.int32))
         self.most_labels = WIDTH if WIDTH * shape[0] * shape[1] < self.pool_size else 8
@@ -87,7 +87,7 @@ class LabelLattice:
     ) -> UnitPlacement | None:
         """Of the plans of these labels, the one with the least objective."""
         path = np.empty((len(self.ideals) + self.problem.num_devices, 2), dtype=np.int64)
-        plans: list[UnitPlacement] = []
+        plans = []
         for label in labels:
             length = backtrack(label, self._tables(costs), path)
             plans.append(self._placement(path[:length].tolist(), bottleneck))
@@ -104,9 +104,8 @@ class LabelLattice:
         free = np.full(len(self.states.all), math.inf)
         price = np.zeros(len(self.states.groups))
         need, limit = self.memory
-        costs = Costs(
-            self.states.time_s, self.move_s, need, limit, price, nothing, free, nothing, nothing
-        )
+        times = self.states.time_s, self.move_s
+        costs = Costs(*times, need, limit, price, nothing, free, nothing, nothing)
         labels = self.labels(rules, costs)
         stages = self.best(labels, costs, math.inf)
         return None if stages is None else (self.latency_s(labels) + self.relaxed_s, stages)
@@ -131,15 +130,13 @@ class LabelLattice:
     def move_s(self) -> Floats:
         """Seconds to move what crosses the boundary after each ideal, `(G, G, N)`."""
         wires = self.states.wires[..., None]
-        move: Floats = move_s(wires, wires.swapaxes(1, 2), self.ideals.crossing)
-        return move
+        return np.asarray(move_s(wires, wires.swapaxes(1, 2), self.ideals.crossing))
 
     def room(self, price: Floats) -> Floats:
         """The price of each state's first device and of all devices not in the state, `(S,)`."""
         free = np.array([len(group) for group in self.states.groups])
         counts = np.array([counts for counts, _ in self.states.all])
-        room: Floats = (free - counts) @ price + price[self.states.group]
-        return room
+        return np.asarray((free - counts) @ price + price[self.states.arrays.group])
 
     def _tables(self, costs: Costs) -> Tables:
         return Tables(self.states.arrays, self.ideals.covers, costs, self._pool, self._cells)
@@ -149,11 +146,6 @@ class LabelLattice:
         closing = [x for x, y in enumerate(path) if [*path, [-1]][x + 1][0] != y[0]]
         states, ends = zip(*(path[x] for x in closing), strict=True)
         groups = [self.states.all[state][1] for state in states]
-        moves = [
-            float(self.move_s[g, h, i]) for g, h, i in zip(groups, groups[1:], ends, strict=False)
-        ]
-        moving = [a + b for a, b in zip([0.0, *moves], [*moves, 0.0], strict=True)]
-        if self.problem.assumptions.overlap == "full":
-            moving = [0.0] * len(groups)
+        moves: list[float] = self.move_s[groups[:-1], groups[1:], ends[:-1]].tolist()
         stages = zip(self.states.devices(states), [0, *ends], ends, strict=False)
-        return self.ideals.placement(stages, moving, bottleneck)
+        return self.ideals.placement(stages, bottleneck, moves)

@@ -54,8 +54,7 @@ class LabelTables:
     @cached_property
     def _time_s(self) -> Floats:
         """Seconds of each unit with its charges, a little less for a proof, `(G, n)`."""
-        time: Floats = self.lattice.states.time_s + self._charges.time_s * BOUND_SAFETY
-        return time
+        return np.asarray(self.lattice.states.time_s + self._charges.time_s * BOUND_SAFETY)
 
     @cached_property
     def _relaxed_after(self) -> tuple[Floats, Floats]:
