@@ -8,11 +8,6 @@ from typing import Any
 from skyfx.solver.core.cluster import Cluster, Device, Link
 from skyfx.solver.core.graph import Graph
 
-FORMS = (
-    "'add TYPE', 'drop DEVICE', 'link DEVICE DEVICE xFACTOR', 'memory DEVICE xFACTOR', "
-    "'slow DEVICE xFACTOR'"
-)
-
 
 @dataclass(frozen=True, slots=True)
 class Change:
@@ -46,7 +41,10 @@ class Change:
             case ["memory" | "slow" as word, name, factor]:
                 by, make = _factor(text, factor), _with_memory if word == "memory" else _slower
                 return cls(text, lambda cluster: make(cluster, name, by))
-        raise ValueError(f"change {text!r}: expected one of {FORMS}")
+        raise ValueError(
+            f"change {text!r}: expected one of 'add TYPE', 'drop DEVICE', "
+            "'link DEVICE DEVICE xFACTOR', 'memory DEVICE xFACTOR', 'slow DEVICE xFACTOR'"
+        )
 
 
 def apply_changes(cluster: Cluster, changes: Sequence[Change]) -> Cluster:
