@@ -8,6 +8,7 @@ No process loads it before it is renamed.
 
 import shutil
 from collections.abc import Iterator
+from concurrent.futures import Future
 from pathlib import Path
 
 import torch
@@ -22,7 +23,7 @@ CHUNK = 16 * 2**20
 
 
 def write(
-    group: ProcessGroup, folder: Folder, step: int, taken: Snapshot | Exception, *, keep: int
+    group: ProcessGroup, folder: Folder, step: int, taken: Future[Snapshot], *, keep: int
 ) -> None:
     """Write the snapshots of all processes; all return when they are on the disk.
 
@@ -30,20 +31,14 @@ def write(
         group: all processes, each of which calls this.
         folder: of the run; where they do not share one, the one of the first process counts.
         step: of the checkpoint.
-        taken: the snapshot of this process, or the error that prevented it.
+        taken: has the snapshot of this process, or the error that prevented it.
         keep: number of checkpoints to keep.
 
     Raises:
         The error of the process where it failed, in all processes.
     """
-
-    def ours() -> Snapshot:
-        if isinstance(taken, Exception):
-            raise taken
-        return taken
-
-    held = group.run_together(lambda: list(ours().model))
-    snapshot = ours()
+    held = group.run_together(lambda: list(taken.result().model))
+    snapshot = taken.result()
     name = group.broadcast_from_first(lambda: folder.begin(step))
     partial = folder.path / name
     here = group.run_together(lambda: group.rank == 0 or folder.sees(name))
@@ -80,8 +75,6 @@ def _gather(
     group: ProcessGroup, partial: Path, sizes: list[dict[str, int]], here: list[bool]
 ) -> None:
     """Send the files of other folders to the first process, one after another."""
-    if all(here):
-        return
 
     def transfer() -> None:
         away = ((rank, files) for rank, files in enumerate(sizes) if not here[rank])
@@ -92,7 +85,8 @@ def _gather(
                 elif group.rank == 0:
                     _receive_file(group, partial / file, size, rank)
 
-    group.barrier_after(transfer)
+    if not all(here):
+        group.barrier_after(transfer)
 
 
 def _send_file(group: ProcessGroup, path: Path) -> None:

@@ -21,7 +21,7 @@ from skyfx.runtime.execution.workers import (
 )
 from skyfx.runtime.transport.local import Boundaries
 from skyfx.runtime.transport.message import MessageLayout
-from skyfx.runtime.transport.remote import RemoteInbound, RemoteOutbound
+from skyfx.runtime.transport.remote import ReceiveQueue, RemoteInbound, RemoteOutbound, SendQueue
 from skyfx.solver.core.plan import Stage as PlannedStage
 from skyfx.solver.core.timeline import CompletedAction
 from skyfx.solver.errors import StageError
@@ -76,12 +76,15 @@ class DistributedWorkers(Workers):
         m, first = len(splits), turn * len(self._rank_of)
         in_flight = m if training else INFERENCE_CAPACITY
         for (k, to), sender in self._senders.items():
-            end = self._rank_of[to], self.group, sender
+            peer, tag, group = self._rank_of[to], 2 * (first + min(k, to)), self.group
             if to < k:
-                forms = [split.stages[k].receives for split in splits]
-                before[k] = RemoteInbound(first + to, *end, forms, in_flight=m)
+                layouts = [MessageLayout(split.stages[k].receives) for split in splits]
+                values = ReceiveQueue(peer, tag, group, layouts)
+                before[k] = RemoteInbound(values, SendQueue(peer, tag + 1, group, sender, m))
             else:
-                after[k] = RemoteOutbound(first + k, *end, in_flight=in_flight, training=training)
+                sent = SendQueue(peer, tag, group, sender, in_flight)
+                back = ReceiveQueue(peer, tag + 1, group)
+                after[k] = RemoteOutbound(sent, back, training=training)
         return Boundaries(before, after)
 
     def start(self, step: Step) -> RunningStep:

@@ -13,7 +13,7 @@ arrive; only then the receive of their gradients is posted.
 """
 
 from collections import deque
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from concurrent.futures import Executor, Future
 
 import torch.distributed as dist
@@ -21,7 +21,7 @@ from torch import Tensor
 
 from skyfx.runtime.distributed.process_group import ProcessGroup
 from skyfx.runtime.transport.local import Gradients, Values
-from skyfx.runtime.transport.message import MessageLayout, TensorSpec
+from skyfx.runtime.transport.message import MessageLayout
 
 AHEAD = 2
 """Receives that are posted at once in each direction; each has a buffer."""
@@ -63,7 +63,12 @@ class ReceiveQueue:
     """Receives messages in the order of their layouts; `ahead` receives are posted in advance."""
 
     def __init__(
-        self, peer: int, tag: int, group: ProcessGroup, layouts: Iterable[MessageLayout], ahead: int
+        self,
+        peer: int,
+        tag: int,
+        group: ProcessGroup,
+        layouts: Iterable[MessageLayout] = (),
+        ahead: int = AHEAD,
     ) -> None:
         self._peer, self._tag, self._group, self._ahead = peer, tag, group, ahead
         self._expected = deque(layouts)
@@ -110,21 +115,10 @@ class _RemoteLink:
 
 
 class RemoteOutbound(_RemoteLink):
-    """The link after stage `k` of this process; `peer` runs the next stage."""
+    """The link after a stage of this process, to the next stage in another one."""
 
-    def __init__(
-        self,
-        k: int,
-        peer: int,
-        group: ProcessGroup,
-        sender: Executor,
-        *,
-        in_flight: int,
-        training: bool,
-    ) -> None:
-        self._sent = SendQueue(peer, 2 * k, group, sender, in_flight)
-        self._gradients = ReceiveQueue(peer, 2 * k + 1, group, (), AHEAD)
-        self._training = training
+    def __init__(self, values: SendQueue, gradients: ReceiveQueue, *, training: bool) -> None:
+        self._sent, self._gradients, self._training = values, gradients, training
 
     def send_values(self, values: Values) -> None:
         """Send a micro-batch's values, and in training expect their gradients."""
@@ -138,20 +132,10 @@ class RemoteOutbound(_RemoteLink):
 
 
 class RemoteInbound(_RemoteLink):
-    """The link before stage `k + 1` of this process; `peer` runs stage `k`."""
+    """The link before a stage of this process, from the previous stage in another one."""
 
-    def __init__(
-        self,
-        k: int,
-        peer: int,
-        group: ProcessGroup,
-        sender: Executor,
-        forms: Iterable[Sequence[TensorSpec]],
-        *,
-        in_flight: int,
-    ) -> None:
-        self._values = ReceiveQueue(peer, 2 * k, group, map(MessageLayout, forms), AHEAD)
-        self._sent = SendQueue(peer, 2 * k + 1, group, sender, in_flight)
+    def __init__(self, values: ReceiveQueue, gradients: SendQueue) -> None:
+        self._values, self._sent = values, gradients
         self._flowing = deque[MessageLayout]()
 
     def receive_values(self) -> Values:

@@ -96,6 +96,8 @@ class Stages:
     states: States
     before: NDArray[np.int64]
     after: NDArray[np.int64]
+    first: NDArray[np.int64]
+    """The first stage of each ideal, and `P`, `(N + 1,)`; each ideal has the empty stage."""
     moves: Floats
     peak_bytes: Floats
 
@@ -116,12 +118,7 @@ class Stages:
             if problem.peak_bytes.any():
                 inside = ideals.holds[:, after[part]] & ~ideals.holds[:, [i]]
                 peak[part] = (inside * problem.peak_bytes[:, None]).max(axis=0)
-        return cls(problem, ideals, states, before, after, moves, peak)
-
-    @cached_property
-    def first(self) -> NDArray[np.int64]:
-        """The first stage of each ideal, `(N,)`; each ideal has the empty stage."""
-        return np.searchsorted(self.before, np.arange(len(self.ideals)))
+        return cls(problem, ideals, states, before, after, first, moves, peak)
 
     def compute_s(self, group: int) -> Floats:
         """Seconds of each stage on a group's device; infinite where it cannot run."""
@@ -203,8 +200,8 @@ class PairTables:
             self.limits.check()
             cost = self._stage_cost(s, group, latency, at_most)
             onward = self._onward(best, states.successors(s))
-            joined = self._join(cost, onward[stages.after], latency)
-            best[s] = np.minimum.reduceat(joined, stages.first)
+            joined = (np.add if latency else np.maximum)(cost, onward[stages.after])
+            best[s] = np.minimum.reduceat(joined, stages.first[:-1])
         start = int(best[:, 0].argmin())
         value = float(best[start, 0])
         found = math.isfinite(value)
@@ -223,20 +220,15 @@ class PairTables:
         end[-1] = 0.0
         return end
 
-    @staticmethod
-    def _join(cost: Floats, onward: Floats, latency: bool) -> Floats:
-        return cost + onward if latency else np.maximum(cost, onward)
-
     def _trace(self, best: Floats, s: int, latency: bool, at_most: float) -> UnitPlacement:
-        states, stages = self.stages.states, self.stages
-        ends = np.append(stages.first, len(stages.before))
-        path, here = [], 0
+        states, stages, path, here = self.stages.states, self.stages, [], 0
         while s >= 0:
             successors = states.successors(s)
-            part = slice(ends[here], ends[here + 1])
+            part = slice(stages.first[here], stages.first[here + 1])
             cost = self._stage_cost(s, states.all[s][1], latency, at_most)
             onward = self._onward(best, successors)[stages.after[part]]
-            there = int(stages.after[part][self._join(cost[part], onward, latency).argmin()])
+            joined = (np.add if latency else np.maximum)(cost[part], onward)
+            there = int(stages.after[part][joined.argmin()])
             path.append((s, here, there))
             s = int(successors[best[successors, there].argmin()]) if len(successors) else -1
             here = there

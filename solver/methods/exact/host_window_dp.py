@@ -226,15 +226,11 @@ class WindowTables:
     @cached_property
     def _wires(self) -> Floats:
         """Latency and seconds per byte to the host and from it, `(G, 4)`."""
-        wire, groups = self.problem.host_wire, self._states.groups
-        return np.array(
-            [(*wire(g[0], to_host=True), *wire(g[0], to_host=False)) for g in groups], dtype=float
-        )
+        wire, first = self.problem.host_wire, [group[0] for group in self._states.groups]
+        return np.array([(*wire(d, to_host=True), *wire(d, to_host=False)) for d in first], float)
 
     @cached_property
     def _values(self) -> list[tuple[Value, list[int]]]:
         """Values that units of the lattice make, and the other units there that read them."""
         place = self.ideals.place
-        return [
-            (v, readers) for v, readers in self.ideals.values if readers and v.producer in place
-        ]
+        return [(v, of) for v, of in self.ideals.values if of and v.producer in place]

@@ -4,6 +4,7 @@
 """
 
 import math
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from functools import cached_property
 
@@ -26,7 +27,9 @@ from skyfx.solver.methods.exact.label_kernel import (
 from skyfx.solver.methods.ideals.device_states import States
 from skyfx.solver.methods.ideals.order_ideals import Ideals
 from skyfx.solver.methods.limits import Limits
+from skyfx.solver.methods.method import SearchState
 from skyfx.solver.problem.instance import Floats, UnitPlacement
+from skyfx.solver.problem.linear_extensions import depth_first_extension, graph_order
 from skyfx.solver.problem.problem import Problem
 from skyfx.solver.problem.tolerances import BOUND_SAFETY
 
@@ -41,6 +44,15 @@ WIDTH = 64
 
 UNBOUNDED = 1e300
 """A bottleneck that every plan keeps, unless a device cannot run a unit."""
+
+
+def interval_lattices(task: SearchState) -> Iterator[tuple["LabelLattice", str]]:
+    """Of each order of the units, the lattice of its intervals, and a remark on its size."""
+    problem = task.problem
+    for order in (depth_first_extension(problem), graph_order(problem)):
+        ideals = Ideals.line(problem, order)
+        remark = f"{len(ideals)} cuts x {task.features.num_states} states of devices"
+        yield LabelLattice(problem, ideals, States(problem), limits=task.limits), remark
 
 
 @dataclass

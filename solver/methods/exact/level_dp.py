@@ -66,11 +66,6 @@ def _within(task: SearchState, most_cells: int) -> Iterator[MethodUpdate]:
         return
     ideals, states = task.features.lattice, States(task.problem)
     tables = LevelTables(task.problem, states, task.limits, ideals, levels)
-    yield from _halve(task, tables, remark)
-
-
-def _halve(task: SearchState, tables: "LevelTables", remark: str) -> Iterator[MethodUpdate]:
-    """Bisect on T between the proven bound and the best plan."""
     search = Bisection(task.bound.value, task.bottleneck_s, LEVELS)
     for bottleneck in search:
         stages = tables.plan(bottleneck)

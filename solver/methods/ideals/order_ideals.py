@@ -148,12 +148,12 @@ class Ideals:
         load = [float(time_s[d, part].sum()) + (a + b) for (d, part), a, b in around]
         stage_of = {i: k for k, (_, part) in enumerate(taken) for i in part}
         for i in sorted(self.outside, reverse=True):
-            earliest = max((stage_of[j] for j in self._before[i]), default=0)
+            earliest = max((stage_of[j] for j in self.before[i]), default=0)
             latest = min((stage_of[j] for j in self.problem.readers[i]), default=last)
             if relay and self.problem.graph.nodes[self.problem.members[i][0]].is_input:
                 latest = earliest
             times = {k: load[k] + time_s[taken[k][0], i] for k in range(earliest, latest + 1)}
-            late = bool(self.problem.readers[i]) or not self._before[i]
+            late = bool(self.problem.readers[i]) or not self.before[i]
             near = sorted(times, reverse=late)
             k = next((k for k in near if times[k] <= bottleneck), None)
             k = min(times, key=lambda k: times[k]) if k is None else k
@@ -161,12 +161,8 @@ class Ideals:
             taken[k][1].append(i)
         return [(d, sorted(part)) for d, part in taken]
 
-    def around(self, unit: int) -> tuple[list[int], list[int]]:
-        """The units in the lattice that a unit outside reads, and the units that read it."""
-        return self._before[unit], self._after[unit]
-
     @cached_property
-    def _after(self) -> list[list[int]]:
+    def after(self) -> list[list[int]]:
         """Per unit, the units in the lattice that read it, also through units outside."""
         after = [0] * self.problem.num_units
         for a, b in sorted(self.problem.edges, reverse=True):
@@ -174,7 +170,7 @@ class Ideals:
         return [list(bits(readers)) for readers in after]
 
     @cached_property
-    def _before(self) -> list[list[int]]:
+    def before(self) -> list[list[int]]:
         """Per unit, the units in the lattice that it reads, also through units outside."""
         return [list(bits(reads)) for reads in neighbours(self.problem, self.outside)[1]]
 

@@ -15,7 +15,7 @@ time of each unit, `least(u) = min_e y[e] time_e(u)`, the same argument gives
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 
@@ -24,16 +24,14 @@ from skyfx.solver.problem.instance import Floats
 from skyfx.solver.problem.problem import Problem
 
 
-@dataclass(frozen=True, slots=True)
-class RelaxedTree:
+class RelaxedTree(NamedTuple):
     """Relaxed units that are charged together, and the rest of their weighted work."""
 
     units: tuple[int, ...]
     weight: float
 
 
-@dataclass(frozen=True, slots=True)
-class RelaxedCharges:
+class RelaxedCharges(NamedTuple):
     """Seconds charged to each unit on each group's devices, `(G, n)`, and all trees."""
 
     time_s: Floats
