@@ -128,12 +128,6 @@ class Stages:
         compute[self._between(~runs * 1.0) > 0.5] = np.inf
         return compute
 
-    def moving_s(self, group: int) -> tuple[Floats, Floats]:
-        """Seconds of sending and of receiving."""
-        device = self.states.groups[group][0]
-        to_host, from_host = (self.problem.host_wire(device, to_host=way) for way in (True, False))
-        return send_s(to_host, *self.moves[:2]), send_s(from_host, *self.moves[2:])
-
     def fit(self, group: int, position: int) -> NDArray[np.bool_]:
         """Whether each stage fits the memory of a group's device at a position from the end."""
         limit = self.problem.memory_limit[self.states.groups[group][0]]
@@ -183,8 +177,10 @@ class PairTables:
         """Per group, seconds that each stage takes, and seconds that it adds to the latency."""
         full = self.stages.problem.assumptions.overlap == "full"
         costs = []
-        for group in range(len(self.stages.states.groups)):
-            compute, (send, receive) = self.stages.compute_s(group), self.stages.moving_s(group)
+        for group, (device, *_) in enumerate(self.stages.states.groups):
+            compute, wire = self.stages.compute_s(group), self.stages.problem.host_wire
+            send = send_s(wire(device, to_host=True), *self.stages.moves[:2])
+            receive = send_s(wire(device, to_host=False), *self.stages.moves[2:])
             total = compute + send + receive
             busy = np.maximum(compute, np.maximum(send, receive)) if full else total
             costs.append((busy, total))

@@ -194,20 +194,15 @@ def _stage(x: int, y: int, rules: Any, bounds: Any, devices: Any, tables: Any) -
             if busy < 0:
                 if moved.writes < 0:
                     moved = _moved(x, y, bounds, devices)
-                busy = _busy(compute, moved, devices.wire[g], overlaps)
+                wire = devices.wire[g]
+                write = send_s((wire[0], wire[1]), moved.writes, moved.written)
+                read = send_s((wire[2], wire[3]), moved.reads, moved.read)
+                busy = max(compute, write, read) if overlaps else compute + write + read
             value = max(busy, best[y, c])
             if value > bottleneck or value >= best[x, then]:
                 continue
             if _fits(x, y, g, then, bounds, devices):
                 best[x, then], after[x, then], group[x, then] = value, y, g
-
-
-@njit(cache=True, inline="always")
-def _busy(compute: float, moved: Any, wire: Any, overlaps: bool) -> float:
-    """Seconds of a stage that computes, writes and reads."""
-    write = send_s((wire[0], wire[1]), moved.writes, moved.written)
-    read = send_s((wire[2], wire[3]), moved.reads, moved.read)
-    return float(max(compute, write, read) if overlaps else compute + write + read)
 
 
 @njit(cache=True)

@@ -95,7 +95,7 @@ def _subset_states(num_devices: int) -> Iterator[State]:
 
 
 def _ordered_states(problem: Problem) -> Iterator[State]:
-    """The fastest devices, slowest of them first.
+    """States of the fastest devices, the slowest of them first.
 
     Late stages keep fewer activations, so they may hold more layers.
     """

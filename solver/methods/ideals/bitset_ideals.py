@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from skyfx.solver.methods.ideals.bitset_kernels import ascend
-from skyfx.solver.methods.ideals.device_states import prices
+from skyfx.solver.methods.ideals.device_states import States
 from skyfx.solver.methods.ideals.order_ideals import Ideals, bits, floating, neighbours
 from skyfx.solver.methods.limits import Limits
 from skyfx.solver.problem.instance import Floats, UnitPlacement, Value
@@ -86,9 +86,9 @@ class BitIdeals:
         """Whether each set holds each unit, `(N, n)`, of 0 and 1."""
         return np.unpackbits(sets.view(np.uint8), axis=1, bitorder="little", count=len(self.units))
 
-    def weights(self, time_s: Floats) -> Floats:
+    def weights(self, states: States) -> Floats:
         """The least priced time of each unit, `(n,)`; 0 for one that runs nowhere."""
-        least = (prices(time_s)[:, None] * time_s[:, self.units]).min(axis=0)
+        least = (states.price[:, None] * states.time_s[:, self.units]).min(axis=0)
         return np.where(np.isfinite(least), least, 0.0)
 
     def placement(
