@@ -48,16 +48,12 @@ def host_pair_dp(task: SearchState) -> Iterator[MethodUpdate]:
         yield MethodUpdate(remark=f"too many ideals, with {states} states of devices")
         return
     remark = f"{len(ideals)} ideals x {states} states of devices"
-    stages = Stages.of(problem, ideals, States(problem))
-    if stages is None:
+    every = Stages.of(problem, ideals, States(problem))
+    if every is None:
         yield MethodUpdate(remark=f"{remark}: too many pairs")
         return
-    remark += f", {len(stages.before)} stages"
-    yield from _optimum(task, PairTables(stages, task.limits), remark)
-
-
-def _optimum(task: SearchState, tables: "PairTables", remark: str) -> Iterator[MethodUpdate]:
-    assumptions = task.problem.assumptions
+    remark += f", {len(every.before)} stages"
+    tables, assumptions = PairTables(every, task.limits), problem.assumptions
     bottleneck, stages = tables.best(latency=False)
     if stages is None:
         yield MethodUpdate(infeasible=nothing_fits(task.problem), remark=remark)
@@ -105,8 +101,7 @@ class Stages:
     def of(cls, problem: Problem, ideals: Ideals, states: States) -> "Stages | None":
         """List the stages; None where there are too many."""
         held = ideals.holds.astype(np.float32)
-        size = held.sum(axis=0)
-        before, after = np.nonzero(held.T @ held == size[:, None])
+        before, after = np.nonzero(held.T @ held == held.sum(axis=0)[:, None])
         if len(before) > MAX_PAIRS:
             return None
         first = np.searchsorted(before, np.arange(len(ideals) + 1))

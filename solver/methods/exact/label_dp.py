@@ -96,10 +96,7 @@ def _lowest_s(task: SearchState) -> float:
 def _halve(
     task: SearchState, lattice: LabelLattice, remark: str, *, hopeful: bool
 ) -> Iterator[MethodUpdate]:
-    """Bisect on T between the proven bound and the best plan.
-
-    Plans are searched for only if `hopeful`: hardly any holds if much work is relaxed.
-    """
+    """Bisect on T; search for plans only if `hopeful`: few hold where much work is relaxed."""
     assumptions, problem = task.problem.assumptions, task.problem
     latency_s, rounds, high = 0.0, 1, task.bottleneck_s
     if assumptions.objective != "throughput" or task.incumbent is None:

@@ -19,8 +19,6 @@ from skyfx.solver.problem.problem import Problem
 MAX_STATES = 20_000
 """The most states for a DP that visits each one; eleven unlike devices have 11,264."""
 
-Counts = tuple[int, ...]
-
 
 class StateArrays(NamedTuple):
     """Of `S` states, the group of each, the number of stages from it on, `(S,)`, and successors.
@@ -56,7 +54,7 @@ class States:
         return self.problem.identical_devices
 
     @cached_property
-    def all(self) -> list[tuple[Counts, int]]:
+    def all(self) -> list[tuple[tuple[int, ...], int]]:
         """The states."""
         ranges = [range(len(group) + 1) for group in self.groups]
         by_size = sorted(itertools.product(*ranges), key=sum)
