@@ -55,12 +55,8 @@ def _open(value: Any) -> Any:
     def opened(leaf: Any) -> Any:
         if not _is_open(leaf):
             return leaf
-        fields = {
-            field.name: _open(getattr(leaf, field.name))
-            for field in dataclasses.fields(leaf)
-            if hasattr(leaf, field.name)
-        }
-        return _Opened(type(leaf), fields)
+        names = [field.name for field in dataclasses.fields(leaf) if hasattr(leaf, field.name)]
+        return _Opened(type(leaf), {name: _open(getattr(leaf, name)) for name in names})
 
     return tree_map(opened, value)
 

@@ -101,16 +101,12 @@ def _usage() -> Any:
 
 def _configure(mmap_threshold: int, trim_threshold: int) -> Any:
     """Set malloc up and return the C library; None where malloc is the user's or not glibc's."""
-    if not sys.platform.startswith("linux") or any(
-        name.startswith(USER_SETTINGS) for name in os.environ
-    ):
+    is_set_up = any(name.startswith(USER_SETTINGS) for name in os.environ)
+    if is_set_up or not sys.platform.startswith("linux"):
         return None
     libc = ctypes.CDLL(None)
-    settings = {
-        ARENA_MAX: 1,  # a thread's own heaps are unmapped as soon as they are empty
-        MMAP_THRESHOLD: mmap_threshold,
-        TRIM_THRESHOLD: trim_threshold,
-    }
-    if not hasattr(libc, "mallopt") or not all(libc.mallopt(*pair) for pair in settings.items()):
+    # One arena: a thread's own heaps are unmapped as soon as they are empty.
+    settings = (ARENA_MAX, 1), (MMAP_THRESHOLD, mmap_threshold), (TRIM_THRESHOLD, trim_threshold)
+    if not hasattr(libc, "mallopt") or not all(libc.mallopt(*pair) for pair in settings):
         return None
     return libc

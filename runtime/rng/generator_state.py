@@ -19,12 +19,8 @@ def generator_states(*, with_torch: bool = True) -> dict[str, Any]:
     others = {"python": random.getstate(), "numpy": numpy.random.get_state(legacy=False)}
     if not with_torch:
         return others
-    has_cuda = torch.cuda.is_available()
-    return {
-        "torch": torch.get_rng_state(),
-        "cuda": torch.cuda.get_rng_state_all() if has_cuda else [],
-        **others,
-    }
+    cuda = torch.cuda.get_rng_state_all() if torch.cuda.is_available() else []
+    return {"torch": torch.get_rng_state(), "cuda": cuda, **others}
 
 
 def set_generator_states(states: Mapping[str, Any]) -> None:

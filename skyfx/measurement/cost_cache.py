@@ -33,13 +33,8 @@ class CostCache:
     def __init__(self, place: LocalDevice, *, training: bool) -> None:
         self._costs: dict[str, CallCost] = {}
         self._lasting: dict[str, CallCost] = {}
-        self._what = (
-            hardware_model(place.device),
-            str(place.num_threads),
-            torch.__version__,
-            "training" if training else "inference",
-            f"measured {MEASURED}",
-        )
+        on = hardware_model(place.device), str(place.num_threads), torch.__version__
+        self._what = (*on, "training" if training else "inference", f"measured {MEASURED}")
 
     @classmethod
     @contextmanager
@@ -55,7 +50,8 @@ class CostCache:
         try:
             yield store
         finally:
-            store._write(path)
+            with replacing(path, force=True) as temporary:
+                temporary.write_bytes(msgspec.json.encode(store._lasting))
 
     def get(self, key: Key) -> CallCost | None:
         """The cost of a call, if it is known."""
@@ -78,10 +74,6 @@ class CostCache:
             return
         self._costs |= found
         self._lasting |= found
-
-    def _write(self, path: Path) -> None:
-        with replacing(path, force=True) as temporary:
-            temporary.write_bytes(msgspec.json.encode(self._lasting))
 
 
 def check_cache_folder() -> Path | None:

@@ -95,12 +95,7 @@ def solve(
     one_of("solver", solver, mip_backend.names())
     asked = Problem(graph, cluster, assumptions or Assumptions())
     limits = Limits(
-        began=began,
-        time_limit_s=time_limit_s,
-        gap=gap,
-        seed=seed,
-        solver=solver,
-        progress=progress,
+        began=began, time_limit_s=time_limit_s, gap=gap, seed=seed, solver=solver, progress=progress
     )
     with as_schedule_error(asked):
         problem = compile_problem(graph, cluster, search_assumptions(asked.assumptions))
