@@ -48,7 +48,7 @@ def flatten_with_names(value: Any) -> list[tuple[list[str], Any]]:
 
 def unflatten(leaves: Any, spec: TreeSpec) -> Any:
     """The value of this nesting with these leaves."""
-    return _close(tree_unflatten(list(leaves), spec))
+    return _close_opened(tree_unflatten(list(leaves), spec))
 
 
 def _open(value: Any) -> Any:
@@ -69,13 +69,13 @@ def _is_open(value: Any) -> bool:
     return any(isinstance(x, Tensor) or _is_open(x) for x in tree_leaves(held))
 
 
-def _close(value: Any) -> Any:
+def _close_opened(value: Any) -> Any:
     def closed(node: Any) -> Any:
         if not isinstance(node, _Opened):
             return node
         made = object.__new__(node.of)  # not by `__init__`, which may change its arguments
         for name, field in node.fields.items():
-            object.__setattr__(made, name, _close(field))
+            object.__setattr__(made, name, _close_opened(field))
         return made
 
     return tree_map(closed, value, is_leaf=lambda node: isinstance(node, _Opened))

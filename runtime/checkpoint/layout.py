@@ -33,7 +33,7 @@ RECORD = "checkpoint.json"
 PARTIAL = ".partial"
 
 
-class Entry(NamedTuple):
+class TensorEntry(NamedTuple):
     """A tensor in a checkpoint: its file, dtype, shape and checksum."""
 
     file: str
@@ -171,7 +171,7 @@ def write_tensors(path: Path, tensors: Mapping[str, Tensor]) -> None:
 class Reader(ExitStack):
     """The tensors of a checkpoint, read on demand; at its end it closes the files."""
 
-    def __init__(self, folder: Path, index: Mapping[str, Entry]) -> None:
+    def __init__(self, folder: Path, index: Mapping[str, TensorEntry]) -> None:
         """Read those that `indexed` has found."""
         super().__init__()
         self._folder, self._index, self._files = folder, index, dict[str, Any]()
@@ -198,7 +198,7 @@ class Reader(ExitStack):
                 )
 
 
-def indexed(folder: Path, files: Iterable[str]) -> dict[str, Entry]:
+def indexed(folder: Path, files: Iterable[str]) -> dict[str, TensorEntry]:
     """The tensors in these files, by name.
 
     Raises:
@@ -211,7 +211,7 @@ def indexed(folder: Path, files: Iterable[str]) -> dict[str, Entry]:
                 checksums = json.loads(opened.metadata()["crc32"])
                 for name in opened.keys():  # noqa: SIM118 (no dict)
                     tensor = opened.get_tensor(name)
-                    found[name] = Entry(file, *form_of(tensor), checksums[name])
+                    found[name] = TensorEntry(file, *form_of(tensor), checksums[name])
             except (TypeError, KeyError, ValueError):
                 raise CheckpointError(f"{folder / file} has no checksums") from None
     return found

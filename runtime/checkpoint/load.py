@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from skyfx.runtime.checkpoint.layout import RECORD, Entry, Folder, Reader, indexed, parse
+from skyfx.runtime.checkpoint.layout import RECORD, Folder, Reader, TensorEntry, indexed, parse
 from skyfx.runtime.checkpoint.restore import Restoring
 from skyfx.runtime.checkpoint.save import CHUNK
 from skyfx.runtime.checkpoint.snapshot import Training
@@ -36,7 +36,7 @@ def load(
     if found is None:
         return None
     text, entries = found
-    record, index = parse(text), {name: Entry(*entry) for name, entry in entries.items()}
+    record, index = parse(text), {name: TensorEntry(*entry) for name, entry in entries.items()}
     path = folder.of(record["step"])
 
     def planned() -> Restoring:
@@ -66,7 +66,7 @@ def _refuse_later(latest: list[int | None], folder: Folder) -> None:
         )
 
 
-def _found(folder: Folder, step: int | None) -> tuple[str, dict[str, Entry]] | None:
+def _found(folder: Folder, step: int | None) -> tuple[str, dict[str, TensorEntry]] | None:
     """The record and the tensors of a checkpoint."""
     if step is None and folder.latest() is None:
         return None

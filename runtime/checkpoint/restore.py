@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from skyfx.runtime.checkpoint.layout import Entry, form_of
+from skyfx.runtime.checkpoint.layout import TensorEntry, form_of
 from skyfx.runtime.checkpoint.snapshot import Training
 from skyfx.runtime.checkpoint.state_codec import decode
 from skyfx.runtime.rng.generator_state import set_generator_states
@@ -32,7 +32,7 @@ class Restoring:
     def __init__(
         self,
         record: Mapping[str, Any],
-        index: Mapping[str, Entry],
+        index: Mapping[str, TensorEntry],
         training: Training,
         rank: int,
         size: int,
@@ -179,7 +179,7 @@ class Restoring:
         self._into[path].append(tensor)
         return tensor
 
-    def _entry(self, path: str) -> Entry:
+    def _entry(self, path: str) -> TensorEntry:
         if path not in self._index:
             raise CheckpointError(f"the checkpoint is damaged: it has no tensor {path!r}")
         return self._index[path]
@@ -192,7 +192,7 @@ class Restoring:
         return self._tied.get(name, name)
 
 
-def _check_form(name: str, entry: Entry, tensor: Tensor) -> None:
+def _check_form(name: str, entry: TensorEntry, tensor: Tensor) -> None:
     kind, shape = form_of(tensor)
     if (entry.shape, entry.dtype) != (shape, kind):
         raise CheckpointError(

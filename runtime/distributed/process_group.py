@@ -221,7 +221,9 @@ class ProcessGroup:
     def _close_with_heartbeat(self) -> None:
         """Close the connections when the heartbeat finds a loss."""
         if self.heartbeat is not None:
-            self.heartbeat.closing.append(lambda: _close(self.processes, self.rank, self.size))
+            self.heartbeat.closing.append(
+                lambda: _close_connections(self.processes, self.rank, self.size)
+            )
 
 
 def as_bytes(tensor: Tensor) -> Tensor:
@@ -258,7 +260,7 @@ _groups: dict[dist.ProcessGroup, ProcessGroup] = {}
 """The group of torch's present world group: one heartbeat per process."""
 
 
-def _close(processes: dist.ProcessGroup | None, rank: int, size: int) -> None:
+def _close_connections(processes: dist.ProcessGroup | None, rank: int, size: int) -> None:
     """Close all connections of this process, so that nobody waits for a message any more.
 
     gloo closes a connection when a wait on it times out; aborting a group has no effect there.

@@ -102,7 +102,7 @@ def _timed(
     read = dict.fromkeys(x for node in part for x in node.all_input_nodes if x not in inside)
     made_on = None if has_values(captured) else place.device
     attributes = [x for x in read if x.op == "get_attr"]
-    tensors = {x: _of_its_own(captured.attribute(x), made_on) for x in attributes}
+    tensors = {x: _detached_parameter(captured.attribute(x), made_on) for x in attributes}
     received = [x for x in read if x not in tensors]
     sent = [n for n in part if any(user not in inside for user in n.users)] or part[-1:]
     if not all(isinstance(x.meta.get("val"), Tensor) for x in (*received, *sent)):
@@ -117,7 +117,7 @@ def _timed(
     return forward, Segment(backward_s, sum(back), len(back)) if back and backward_s else None
 
 
-def _of_its_own(value: Any, made_on: torch.device | None) -> Any:
+def _detached_parameter(value: Any, made_on: torch.device | None) -> Any:
     """A parameter whose gradient is not the model's."""
     if made_on is not None and isinstance(value, Tensor):
         value = sample(value, made_on)

@@ -28,7 +28,7 @@ from skyfx.tracing.tensor_binding import named_tensors
 from skyfx.tracing.torch_internals import export_flags, num_writes
 
 Function = Callable[..., Any]
-Site = CallSite | OpSite
+LeafSite = CallSite | OpSite
 
 logger = logging.getLogger(__name__)
 
@@ -52,8 +52,8 @@ class LeafSelection:
         self._op_sites: list[OpSite] = []
         self._refused_kinds: set[tuple[Any, ...]] = set()
         self._last_op_site: OpSite | None = None
-        self._recorded: dict[Site, list[RecordedCall]] = {}
-        self._untraced: dict[Site, Iterator[RecordedCall]] = {}
+        self._recorded: dict[LeafSite, list[RecordedCall]] = {}
+        self._untraced: dict[LeafSite, Iterator[RecordedCall]] = {}
         self._is_recording = False
 
     @property
@@ -81,7 +81,7 @@ class LeafSelection:
         Raises:
             CaptureError: one of the calls cannot become a leaf; its site is selected no longer.
         """
-        sites: list[Site] = [*self._call_sites, *self._op_sites]
+        sites: list[LeafSite] = [*self._call_sites, *self._op_sites]
         self._recorded = {site: [] for site in sites}
         with self._replaced(self._record_call):
             return call()
@@ -103,7 +103,7 @@ class LeafSelection:
             stack.enter_context(OpSiteOverride(ours))
             yield
 
-    def _record_call(self, site: Site, own: Function, *args: Any, **kwargs: Any) -> Any:
+    def _record_call(self, site: LeafSite, own: Function, *args: Any, **kwargs: Any) -> Any:
         if self._is_recording:  # a call inside another leaf
             return own(*args, **kwargs)
         self._is_recording = True
@@ -120,7 +120,7 @@ class LeafSelection:
         return returned
 
     def _run_recorded(
-        self, site: Site, own: Function, args: Any, kwargs: Any
+        self, site: LeafSite, own: Function, args: Any, kwargs: Any
     ) -> tuple[Any, RecordedCall]:
         """Run a call; returns its result and its record."""
         leaves, spec = flatten((args, kwargs))
@@ -159,11 +159,11 @@ class LeafSelection:
             is_random=generators != comparable_states(),
         )
 
-    def _module_of(self, site: Site) -> nn.Module | None:
+    def _module_of(self, site: LeafSite) -> nn.Module | None:
         """The module whose method is called at the site."""
         return site.module(self._model) if isinstance(site, CallSite) else None
 
-    def _stand_in(self, site: Site, _: Function, *args: Any, **kwargs: Any) -> Any:
+    def _stand_in(self, site: LeafSite, _: Function, *args: Any, **kwargs: Any) -> Any:
         leaves, spec = flatten((args, kwargs))
         call = next(self._untraced[site], None)
         if call is None or not call.is_given(leaves, spec):
@@ -189,7 +189,7 @@ class _UsedTensors(TorchFunctionMode):
         return func(*args, **(kwargs or {}))
 
 
-def _bound_code(site: Site, own: Function, module: nn.Module | None) -> BoundCode:
+def _bound_code(site: LeafSite, own: Function, module: nn.Module | None) -> BoundCode:
     """The code of a call, to be called again."""
     if module is None or isinstance(site, OpSite):
         return BoundCode(None, own)

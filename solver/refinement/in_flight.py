@@ -62,12 +62,12 @@ def generate(
         fits: asked of every vector but the first.
         first: counts to begin with, 1F1B's by default; what comes of it is no worse.
     """
-    search = _Search(pace, num_microbatches, fits, first)
+    search = _CountSearch(pace, num_microbatches, fits, first)
     search.improve()
     return Generated(search.best, search.score[0], search.first_step_s)
 
 
-class _Search:
+class _CountSearch:
     """The best vector so far, and what is known of others."""
 
     def __init__(self, pace: ActionTimes, m: int, fits: Fits, first: Live | None) -> None:

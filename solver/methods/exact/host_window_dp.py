@@ -16,10 +16,10 @@ import numpy as np
 
 from skyfx.solver.costs.cost_model import in_flight_at
 from skyfx.solver.methods.exact.host_window_kernel import (
-    Boundaries,
     Devices,
-    Rules,
-    Tables,
+    WindowArrays,
+    WindowBoundaries,
+    WindowRules,
     crossing,
     reach,
 )
@@ -114,7 +114,7 @@ class WindowTables:
         shape, best = window.shape, np.full(window.shape, np.inf)
         after, group = np.zeros(shape, dtype=np.int32), np.zeros(shape, dtype=np.int16)
         best[-1, 0] = 0.0
-        rules, tables = Rules(limit, proven, full), Tables(best, after, group, window)
+        rules, tables = WindowRules(limit, proven, full), WindowArrays(best, after, group, window)
         for y in range(len(best) - 1, 0, -PART):
             self.limits.check()
             reach(y, max(0, y - PART), rules, bounds, devices, tables)
@@ -123,7 +123,7 @@ class WindowTables:
             return math.inf, None
         return float(best[0, state]), self._trace(bounds, tables, state)
 
-    def _trace(self, bounds: Boundaries, tables: Tables, state: int) -> UnitPlacement:
+    def _trace(self, bounds: WindowBoundaries, tables: WindowArrays, state: int) -> UnitPlacement:
         """The plan that begins with the empty ideal and a state."""
         chain, groups, x, counts = [bounds.members[0]], [], 0, list(self._counts[state])
         while sum(counts):
@@ -135,7 +135,7 @@ class WindowTables:
         free = [iter(group) for group in self._states.groups]
         return self.ideals.placement([next(free[g]) for g in groups], chain, math.inf)
 
-    def _boundaries(self, devices: Devices) -> tuple[Boundaries, Floats]:
+    def _boundaries(self, devices: Devices) -> tuple[WindowBoundaries, Floats]:
         """The ideals in the window of any state, by growing work, and their windows, `(N, C)`.
 
         A window is the weighted work in the ideal and, unless devices write while they compute,
@@ -155,7 +155,9 @@ class WindowTables:
         w, compute, barred, parameters, saved = map(np.ascontiguousarray, columns)
         first, values, crosses = self._crossing(self.members[kept], devices)
         memory = parameters[:, 0], saved[:, 0]
-        bounds = Boundaries(self.members[kept], w[:, 0], compute, barred, *memory, first, values)
+        bounds = WindowBoundaries(
+            self.members[kept], w[:, 0], compute, barred, *memory, first, values
+        )
         # Without both ends the devices cannot do all work within T.
         ends = len(kept) and kept[0] == 0 and kept[-1] == len(weight) - 1
         self.num_alive = len(kept) if ends else 0

@@ -19,7 +19,7 @@ from skyfx.solver.costs.moves import send_s
 from skyfx.solver.methods.ideals.bitset_ideals import has, within
 
 
-class Boundaries(NamedTuple):
+class WindowBoundaries(NamedTuple):
     """The ideals after which a stage may begin."""
 
     members: Any
@@ -63,7 +63,7 @@ class Devices(NamedTuple):
     """Weight of a second of each group, `(G,)`."""
 
 
-class Rules(NamedTuple):
+class WindowRules(NamedTuple):
     """T, a proven lower bound, and whether moves overlap with computing."""
 
     bottleneck: float
@@ -71,7 +71,7 @@ class Rules(NamedTuple):
     overlaps: bool
 
 
-class Tables(NamedTuple):
+class WindowArrays(NamedTuple):
     """Of each ideal and state, `(N, C)`: the best plan's stage, and the window."""
 
     best: Any

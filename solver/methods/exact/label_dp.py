@@ -20,7 +20,7 @@ import numpy as np
 
 from skyfx.solver.methods.bisection import INTERVAL_LABELS, LABELS, Bisection
 from skyfx.solver.methods.bounds.simple_bounds import largest_unit
-from skyfx.solver.methods.exact.label_kernel import BUSY, Costs, Rules
+from skyfx.solver.methods.exact.label_kernel import BUSY, LabelCosts, LabelRules
 from skyfx.solver.methods.exact.label_lattice import WIDTH, LabelLattice, interval_lattices
 from skyfx.solver.methods.ideals.device_states import States
 from skyfx.solver.methods.ideals.relaxed_charges import RelaxedCharges
@@ -143,18 +143,18 @@ class LabelTables:
         costs = self._costs(rules)
         return self.lattice.best(self.lattice.labels(rules, costs), costs, bottleneck)
 
-    def _rules(self, bottleneck: float, width: int, *, proof: bool) -> Rules:
+    def _rules(self, bottleneck: float, width: int, *, proof: bool) -> LabelRules:
         relaxed = sum(tree.weight for tree in self._charges.trees) * BOUND_SAFETY
         overlaps = self.lattice.problem.assumptions.overlap == "full"
-        return Rules(bottleneck / BOUND_SAFETY, relaxed, overlaps, BUSY, width, proof)
+        return LabelRules(bottleneck / BOUND_SAFETY, relaxed, overlaps, BUSY, width, proof)
 
-    def _costs(self, rules: Rules) -> Costs:
+    def _costs(self, rules: LabelRules) -> LabelCosts:
         price = self.lattice.states.price
         with np.errstate(over="ignore"):  # infinite room is right
             room = self.lattice.room(price) * rules.bottleneck / BOUND_SAFETY
         need, limit = self.lattice.memory
         times, price = (self._time_s, self.lattice.move_s), price * bool(self.lattice.relaxed)
-        return Costs(*times, need, limit, price, self._rest, room, *self._relaxed_after)
+        return LabelCosts(*times, need, limit, price, self._rest, room, *self._relaxed_after)
 
     @cached_property
     def _charges(self) -> RelaxedCharges:

@@ -38,7 +38,7 @@ OVERFLOW = NONE = -1
 MOST_OPEN = 4096  # labels of one cell before it is reduced
 
 
-class Rules(NamedTuple):
+class LabelRules(NamedTuple):
     """What a plan has to keep, and how labels are reduced.
 
     `relaxed` is the weighted relaxed work; with STEP it is the relaxed latency less the latency
@@ -53,7 +53,7 @@ class Rules(NamedTuple):
     proof: bool
 
 
-class Costs(NamedTuple):
+class LabelCosts(NamedTuple):
     """Costs at one T: of `G` groups, `n` units, `N` ideals, `S` states, `P` positions."""
 
     time: Any  # (G, n)
@@ -83,12 +83,12 @@ class Cells(NamedTuple):
     count: Any
 
 
-class Tables(NamedTuple):
+class LabelArrays(NamedTuple):
     """All that labels are made from, and where they are kept."""
 
     states: StateArrays
     covers: Covers
-    costs: Costs
+    costs: LabelCosts
     pool: Labels
     cells: Cells
 
@@ -107,7 +107,7 @@ def propagate(begin: int, end: int, used: int, rules: Any, tables: Any) -> int:
             start[s, i], count[s, i] = used, 0
             if rest[i] > room[s] + spare or not _reached(states, covers, count, s, i):
                 continue
-            num = _close(rules, tables, s, i, opened)
+            num = _close_stage(rules, tables, s, i, opened)
             for x in range(first[i], first[i + 1]):
                 u, j = unit[x], target[x]
                 for label in range(start[s, j], start[s, j] + count[s, j]):
@@ -139,7 +139,7 @@ def _reached(states: Any, covers: Any, count: Any, s: int, i: int) -> bool:
 
 
 @njit(cache=True)
-def _close(rules: Any, tables: Any, s: int, i: int, opened: Any) -> int:
+def _close_stage(rules: Any, tables: Any, s: int, i: int, opened: Any) -> int:
     """Open a stage of state s that ends at ideal i: a label closes, or the pipeline ends."""
     (group, _, first, successor), _, costs, (t, a, _, _), (start, count) = tables
     (bottleneck, _, overlaps, mode, _, _), move_s, prices = rules, costs.move, costs.price

@@ -16,10 +16,10 @@ from skyfx.solver.methods.exact.label_kernel import (
     OVERFLOW,
     SHORTEST,
     Cells,
-    Costs,
+    LabelArrays,
+    LabelCosts,
+    LabelRules,
     Labels,
-    Rules,
-    Tables,
     backtrack,
     complete_labels,
     propagate,
@@ -74,7 +74,7 @@ class LabelLattice:
         self._pool = Labels(t, a, m, np.empty(self.pool_size, dtype=np.int32))
         self.most_labels = WIDTH if WIDTH * shape[0] * shape[1] < self.pool_size else 8
 
-    def labels(self, rules: Rules, costs: Costs) -> NDArray[np.int64]:
+    def labels(self, rules: LabelRules, costs: LabelCosts) -> NDArray[np.int64]:
         """The labels of the best whole plans, with fewer per cell where the pool is too small."""
         tables = self._tables(costs)
         rules = rules._replace(width=min(rules.width, self.most_labels))
@@ -84,7 +84,7 @@ class LabelLattice:
         labels = np.empty(CANDIDATES, dtype=np.int64)
         return labels[: complete_labels(rules, tables, labels)]
 
-    def _fill(self, rules: Rules, tables: Tables) -> bool:
+    def _fill(self, rules: LabelRules, tables: LabelArrays) -> bool:
         """Fill all cells, looking at the clock now and then; returns whether the pool sufficed."""
         num, used, step = len(self.states.all), 0, max(1, CELLS // len(self.ideals))
         for first in range(0, num, step):
@@ -95,7 +95,7 @@ class LabelLattice:
         return True
 
     def best(
-        self, labels: NDArray[np.int64], costs: Costs, bottleneck: float
+        self, labels: NDArray[np.int64], costs: LabelCosts, bottleneck: float
     ) -> UnitPlacement | None:
         """Of the plans of these labels, the one with the least objective."""
         path = np.empty((len(self.ideals) + self.problem.num_devices, 2), dtype=np.int64)
@@ -111,13 +111,13 @@ class LabelLattice:
 
     def shortest(self) -> tuple[float, UnitPlacement] | None:
         """A lower bound of the latency, and a plan of about that latency; None without a plan."""
-        rules = Rules(UNBOUNDED, -math.inf, False, SHORTEST, WIDTH, True)
+        rules = LabelRules(UNBOUNDED, -math.inf, False, SHORTEST, WIDTH, True)
         nothing = np.zeros(len(self.ideals))
         free = np.full(len(self.states.all), math.inf)
         price = np.zeros(len(self.states.groups))
         need, limit = self.memory
         times = self.states.time_s, self.move_s
-        costs = Costs(*times, need, limit, price, nothing, free, nothing, nothing)
+        costs = LabelCosts(*times, need, limit, price, nothing, free, nothing, nothing)
         labels = self.labels(rules, costs)
         stages = self.best(labels, costs, math.inf)
         return None if stages is None else (self.latency_s(labels) + self.relaxed_s, stages)
@@ -149,8 +149,8 @@ class LabelLattice:
         free = np.array([len(group) for group in self.states.groups])
         return np.asarray((free - self.states.counts) @ price + price[self.states.arrays.group])
 
-    def _tables(self, costs: Costs) -> Tables:
-        return Tables(self.states.arrays, self.ideals.covers, costs, self._pool, self._cells)
+    def _tables(self, costs: LabelCosts) -> LabelArrays:
+        return LabelArrays(self.states.arrays, self.ideals.covers, costs, self._pool, self._cells)
 
     def _placement(self, path: list[list[int]], bottleneck: float) -> UnitPlacement:
         """The plan that goes through these cells."""

@@ -19,9 +19,9 @@ from skyfx.solver.methods.bisection import LEVELS, Bisection
 from skyfx.solver.methods.exact.level_kernel import (
     BEGINS,
     CLOSES,
-    Costs,
     Level,
-    Rules,
+    LevelCosts,
+    LevelRules,
     Values,
     crossing_sums,
     descend,
@@ -44,15 +44,15 @@ PART = 1_000_000
 
 def level_dp(task: SearchState) -> Iterator[MethodUpdate]:
     """Find and prove the best bottleneck, where all ideals can be listed and are few."""
-    yield from _within(task, QUICK_CELLS)
+    yield from _level_dp(task, QUICK_CELLS)
 
 
 def large_level_dp(task: SearchState) -> Iterator[MethodUpdate]:
     """As `level_dp`, with many ideals; `label_dp` is faster where few units have to be relaxed."""
-    yield from _within(task, MAX_CELLS)
+    yield from _level_dp(task, MAX_CELLS)
 
 
-def _within(task: SearchState, most_cells: int) -> Iterator[MethodUpdate]:
+def _level_dp(task: SearchState, most_cells: int) -> Iterator[MethodUpdate]:
     num_states = task.features.num_states
     levels = task.features.levels(most_cells // num_states, task.limits)
     if levels is None:
@@ -101,7 +101,7 @@ class LevelTables:
             size = len(levels[depth].inside)
             least = np.empty((size, num))
             how.append(np.zeros((size, num), dtype=np.uint8))
-            rules = Rules(bottleneck / BOUND_SAFETY, full, depth == len(levels) - 1)
+            rules = LevelRules(bottleneck / BOUND_SAFETY, full, depth == len(levels) - 1)
             step = 1 + PART // num
             for begin in range(0, size, step):
                 self.limits.check()
@@ -162,7 +162,7 @@ class LevelTables:
             np.array([v.gradient_bytes for v, _ in values]),
         )
 
-    def _costs(self, bottleneck: float) -> Costs:
+    def _costs(self, bottleneck: float) -> LevelCosts:
         states = self.states
         price = states.price
         used = states.counts @ price
@@ -170,4 +170,6 @@ class LevelTables:
         with np.errstate(over="ignore"):  # room without end is right
             left = (whole - used + price[states.arrays.group]) * (bottleneck / BOUND_SAFETY)
             used = used * (bottleneck / BOUND_SAFETY)
-        return Costs(states.arrays, states.time_s[:, self.ideals.units], states.wires, left, used)
+        return LevelCosts(
+            states.arrays, states.time_s[:, self.ideals.units], states.wires, left, used
+        )

@@ -26,7 +26,7 @@ CLOSES = 200
 """How a label came about: from this number on, by which successor; below, by which cover."""
 
 
-class Rules(NamedTuple):
+class LevelRules(NamedTuple):
     """What is asked of one level."""
 
     bottleneck: float
@@ -55,7 +55,7 @@ class Level(NamedTuple):
     outside: Any
 
 
-class Costs(NamedTuple):
+class LevelCosts(NamedTuple):
     """What states cost."""
 
     states: StateArrays
@@ -103,9 +103,9 @@ def descend(
     Args:
         begin: the first of these ideals.
         end: the ideal after the last of them.
-        rules: `Rules`.
+        rules: `LevelRules`.
         level: `Level`.
-        costs: `Costs`.
+        costs: `LevelCosts`.
         above: `least` of the next level, `(M, S)`.
         least: of this level, `(N, S)`; to be filled.
         how: how each label came about, `(N, S)`; to be filled.

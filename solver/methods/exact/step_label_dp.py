@@ -20,7 +20,7 @@ from typing import NamedTuple
 import numpy as np
 
 from skyfx.solver.methods.bounds.simple_bounds import bottleneck_bound, least_weighted, water_levels
-from skyfx.solver.methods.exact.label_kernel import STEP, Costs, Rules
+from skyfx.solver.methods.exact.label_kernel import STEP, LabelCosts, LabelRules
 from skyfx.solver.methods.exact.label_lattice import LabelLattice, interval_lattices
 from skyfx.solver.methods.ideals.device_states import States
 from skyfx.solver.methods.ideals.relaxed_units import relax_until
@@ -79,7 +79,7 @@ class StepLabelTables:
         lattice = self.lattice
         overlaps = lattice.problem.assumptions.overlap == "full"
         spent_s = lattice.relaxed_s - most_s / BOUND_SAFETY
-        rules = Rules(bottleneck / BOUND_SAFETY, spent_s, overlaps, STEP, WIDTH, True)
+        rules = LabelRules(bottleneck / BOUND_SAFETY, spent_s, overlaps, STEP, WIDTH, True)
         costs = self._costs(rules.bottleneck)
         lattice.most_labels = WIDTH  # the pool may suffice for this T if not for another
         labels = lattice.labels(rules, costs)
@@ -88,7 +88,7 @@ class StepLabelTables:
             return None
         return lattice.latency_s(labels) * BOUND_SAFETY + lattice.relaxed_s, stages
 
-    def _costs(self, bottleneck: float) -> Costs:
+    def _costs(self, bottleneck: float) -> LabelCosts:
         lattice = self.lattice
         need, limit = lattice.memory
         sizes = np.array([len(group) for group in lattice.states.groups])
@@ -98,7 +98,7 @@ class StepLabelTables:
         nothing = np.zeros(len(lattice.ideals))
         room = lattice.room(extra) * bottleneck / BOUND_SAFETY
         times = lattice.states.time_s, lattice.move_s
-        return Costs(*times, need, limit, 1 + extra, rest, room, nothing, nothing)
+        return LabelCosts(*times, need, limit, 1 + extra, rest, room, nothing, nothing)
 
     @cached_property
     def _extras(self) -> list[Floats]:

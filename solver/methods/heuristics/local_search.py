@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from skyfx.solver.methods.heuristics.local_search_kernel import Tables, shift
+from skyfx.solver.methods.heuristics.local_search_kernel import SearchArrays, shift
 from skyfx.solver.methods.method import Candidate, MethodUpdate, SearchState
 from skyfx.solver.problem.instance import UnitPlacement
 from skyfx.solver.problem.problem import Problem
@@ -118,7 +118,7 @@ def _placement(devices: Any, stage_of: Any) -> UnitPlacement:
     return [(int(d), np.flatnonzero(stage_of == k).tolist()) for k, d in enumerate(devices)]
 
 
-def _tables(problem: Problem) -> Tables:
+def _tables(problem: Problem) -> SearchArrays:
     num = problem.num_devices
     touched: list[list[int]] = [[] for _ in range(problem.num_units)]
     for v, value in enumerate(problem.values):
@@ -127,7 +127,7 @@ def _tables(problem: Problem) -> Tables:
     sizes = [
         (v.output_bytes, v.gradient_bytes, 1.0, float(v.gradient_bytes > 0)) for v in problem.values
     ]
-    return Tables(
+    return SearchArrays(
         *_rows(problem.reads),
         *_rows(problem.readers),
         *_rows(touched),

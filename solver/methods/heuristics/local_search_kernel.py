@@ -22,7 +22,7 @@ MAX_MOVED = 256
 """Units that move together at most."""
 
 
-class Tables(NamedTuple):
+class SearchArrays(NamedTuple):
     """The tables that give a move's cost; lists of lists are rows that begin at `.._at`."""
 
     reads_at: Any

@@ -77,7 +77,7 @@ class OrderSplitter:
 def order_split(task: SearchState) -> Iterator[MethodUpdate]:
     """Find better cuts for the best plan's order of many devices, and for orders near it."""
     problem = task.problem
-    search = _Search(task)
+    search = _OrderSearch(task)
     for devices in search.orders():
         with suppress(TimeUpError):
             search.improve(devices)
@@ -89,7 +89,7 @@ def order_split(task: SearchState) -> Iterator[MethodUpdate]:
         yield search.answer()
 
 
-class _Search:
+class _OrderSearch:
     """The best plan so far, and how it is come by from an order of the devices."""
 
     def __init__(self, task: SearchState) -> None:
@@ -116,13 +116,13 @@ class _Search:
         """Find the best plan of an order."""
         objective = self.task.problem.assumptions.objective
         if objective == "latency":
-            self.heard(devices, math.inf)
+            self.consider(devices, math.inf)
         elif objective == "step":
             self._best_step(devices)
         else:
             self._least_bottleneck(devices)
 
-    def heard(self, devices: Sequence[int], bottleneck: float) -> Candidate | None:
+    def consider(self, devices: Sequence[int], bottleneck: float) -> Candidate | None:
         """The plan of an order within T; the best is kept.
 
         Raises:
@@ -142,7 +142,7 @@ class _Search:
         unit, limits = self.best.value or 1.0, self.task.limits
 
         def assess(state: tuple[Order, float]) -> Assessed[None]:
-            found = self.heard(*state)  # which keeps the best
+            found = self.consider(*state)  # which keeps the best
             return Assessed(math.inf if found is None else found.value / unit)
 
         *_, devices = self.orders()
@@ -168,16 +168,16 @@ class _Search:
         """From the least T on, larger ones, as long as one may still be better."""
         low = self._least_bottleneck(devices)
         waits = self.task.problem.assumptions.microbatches - 1
-        latency = self.heard(devices, math.inf)
+        latency = self.consider(devices, math.inf)
         if latency is None or not math.isfinite(low):
             return
         while self.best is None or latency.cost.latency_s + waits * low < self.best.value:
-            self.heard(devices, low)
+            self.consider(devices, low)
             low *= 1 + SPREAD
 
     def _least_bottleneck(self, devices: Order) -> float:
         """The least T of an order; infinite where it has no plan."""
-        first = self.heard(devices, math.inf)
+        first = self.consider(devices, math.inf)
         if first is None:
             return math.inf
         high = first.cost.bottleneck_s
@@ -185,7 +185,7 @@ class _Search:
             high = min(high, self.task.bottleneck_s)
         search = Bisection(bottleneck_bound(self.task.problem).value, high, ORDER_SPLIT)
         for bottleneck in search:
-            found = self.heard(devices, bottleneck)
+            found = self.consider(devices, bottleneck)
             if found is None:
                 search.low = bottleneck
             else:
