@@ -4,8 +4,6 @@ from dataclasses import dataclass
 
 import torch
 
-__all__: list[str] = ["LocalDevice"]
-
 
 @dataclass(frozen=True, slots=True)
 class LocalDevice:

@@ -17,8 +17,6 @@ from skyfx.runtime.profile import Profile, measured
 from skyfx.solver.core.plan import Plan
 from skyfx.solver.errors import SkyfxError
 
-__all__: list[str] = ["Pipeline"]
-
 
 class Pipeline:
     """A model split over devices by a plan, with a worker thread for each device.
@@ -77,9 +75,8 @@ class Pipeline:
         Raises:
             StageError: a stage failed; the cause is the stage's own exception.
         """
-        batch = (
-            Batch.of(args[0]) if len(args) == 1 and not kwargs else Batch.of_call(*args, **kwargs)
-        )
+        is_batch = len(args) == 1 and not kwargs
+        batch = Batch.of(*args) if is_batch else Batch.of_call(*args, **kwargs)
         return self._runner.infer(batch.split(self._microbatch_size))
 
     def stream(self, batches: Iterable[Any]) -> Iterator[Any]:
@@ -99,10 +96,7 @@ class Pipeline:
         yield from self._runner.stream(parts)
 
     def train_step(
-        self,
-        batch: Any,
-        targets: Any = None,
-        loss_fn: Callable[[Any, Any], Tensor] | None = None,
+        self, batch: Any, targets: Any = None, loss_fn: Callable[[Any, Any], Tensor] | None = None
     ) -> Tensor:
         """Run all micro-batches forward and backward; gradients accumulate in the parameters.
 
@@ -231,13 +225,9 @@ class Pipeline:
             Saves and loads; closing the pipeline waits for a save that is under way.
         """
         self._runner.workers.refuse_reentry()
+        model, group = self._model, self.group
         made = Checkpoints(
-            self._model,
-            folder,
-            optimizer=optimizer,
-            scheduler=scheduler,
-            keep=keep,
-            group=self.group,
+            model, folder, optimizer=optimizer, scheduler=scheduler, keep=keep, group=group
         )
         self._closing.append(made.close)
         return made

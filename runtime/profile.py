@@ -15,8 +15,6 @@ from skyfx.solver.core.plan import Plan
 from skyfx.solver.core.timeline import CompletedAction
 from skyfx.solver.core.units import operations
 
-__all__: list[str] = ["Profile", "StageProfile", "measured"]
-
 
 @dataclass(frozen=True, slots=True)
 class StageProfile:

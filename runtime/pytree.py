@@ -9,11 +9,6 @@ from typing import Any
 from torch import Tensor
 from torch.utils import _pytree
 
-__all__: list[str] = [
-    *("TreeSpec", "tree_flatten", "tree_leaves", "tree_map", "tree_unflatten"),
-    *("flatten", "flatten_with_names", "unflatten"),
-]
-
 TreeSpec = _pytree.TreeSpec
 tree_flatten, tree_unflatten = _pytree.tree_flatten, _pytree.tree_unflatten
 tree_leaves, tree_map = _pytree.tree_leaves, _pytree.tree_map
@@ -60,12 +55,8 @@ def _open(value: Any) -> Any:
     def opened(leaf: Any) -> Any:
         if not _is_open(leaf):
             return leaf
-        fields = {
-            field.name: _open(getattr(leaf, field.name))
-            for field in dataclasses.fields(leaf)
-            if hasattr(leaf, field.name)
-        }
-        return _Opened(type(leaf), fields)
+        names = [field.name for field in dataclasses.fields(leaf) if hasattr(leaf, field.name)]
+        return _Opened(type(leaf), {name: _open(getattr(leaf, name)) for name in names})
 
     return tree_map(opened, value)
 

@@ -10,7 +10,6 @@ from torch import nn
 from skyfx.devices.resolve import DeviceList
 from skyfx.measurement.cost_cache import check_cache_folder
 from skyfx.measurement.measure import Progress, measure
-from skyfx.orchestration.argument_checks import check_files, check_patterns, check_search
 from skyfx.orchestration.assembly import assemble
 from skyfx.orchestration.environment import environment_of
 from skyfx.orchestration.plan_resolution import (
@@ -20,14 +19,16 @@ from skyfx.orchestration.plan_resolution import (
     keep_documents,
 )
 from skyfx.orchestration.rebalancing import Rebalancing
+from skyfx.partitioning.weights import Weights
+from skyfx.passes.planner_graph import to_planner_graph
 from skyfx.runtime.device import LocalDevice
 from skyfx.runtime.pipeline import Pipeline
-from skyfx.solver.core.field_checks import one_of, text_sequence, whole_number
+from skyfx.solver.core.field_checks import non_negative, one_of, text_sequence, whole_number
+from skyfx.solver.core.files import require_folder
 from skyfx.solver.core.graph import Graph
+from skyfx.solver.core.pins import Pin
 from skyfx.solver.core.plan import Assumptions, Mode, Objective, Plan, Schedule, Strategy
 from skyfx.tracing.capture import example_batch
-
-__all__: list[str] = ["capture_and_measure", "partition"]
 
 
 def partition(
@@ -87,7 +88,11 @@ def partition(
             in time, or none within its memory peaks).
     """
     environment = environment_of(devices)
-    check_files(weights, keep)
+    if weights is not None:
+        Weights(weights).close()
+    if keep is not None:
+        require_folder("keep", keep)
+    check_cache_folder()
     batch = example_batch(model, example_inputs)
     if plan is not None:
         found, captured = given_plan(plan, model, batch, environment.cluster)
@@ -103,10 +108,18 @@ def partition(
         optimizer_state_ratio=optimizer_state_ratio,
         pins=tuple(pins),
     )
+    one_of("strategy", strategy, get_args(Strategy))
+    non_negative("gap", gap)
+    non_negative("time_limit_s", time_limit_s)
+    assumptions.check()
+    wanted = [Pin.of(pin) for pin in assumptions.pins]
     names = [device.name for device in environment.cluster.devices]
-    check_search(assumptions, names, strategy=strategy, gap=gap, time_limit_s=time_limit_s)
+    for pin in wanted:
+        pin.check_device(names)
     captured = capture_microbatch(model, batch, mode, num_microbatches)
-    check_patterns(assumptions.pins, captured)
+    nodes = to_planner_graph(captured).nodes if wanted else ()
+    for pin in wanted:
+        pin.check_pattern(nodes)
     graph, cluster = environment.measure(captured, progress)
     source = PlanSource(graph, batch, assumptions, strategy, gap, time_limit_s)
 
@@ -117,9 +130,8 @@ def partition(
         return found
 
     rebalancer = Rebalancing(model, environment, captured, source, cluster)
-    return assemble(
-        model, environment.plan_together(planned), captured, environment, weights, rebalancer
-    )
+    agreed = environment.plan_together(planned)
+    return assemble(model, agreed, captured, environment, weights, rebalancer)
 
 
 def capture_and_measure(
@@ -141,6 +153,5 @@ def capture_and_measure(
     whole_number("num_microbatches", num_microbatches, least=1)
     check_cache_folder()
     batch = example_batch(model, example_inputs)
-    return measure(
-        capture_microbatch(model, batch, mode, num_microbatches), places, progress=progress
-    )
+    captured = capture_microbatch(model, batch, mode, num_microbatches)
+    return measure(captured, places, progress=progress)

@@ -1,17 +1,16 @@
 """The command `skyfx`: the planner's commands, and `capture` and `probe`, which need torch."""
 
-import importlib
-import importlib.util
 import inspect
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from importlib import import_module, util
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
-import typer
 from rich.console import Console
 from rich.progress import Progress as Bar
+from typer import Argument, Option
 
 from skyfx.solver.cli.app import app
 from skyfx.solver.cli.options import Force, Microbatches, ModeOption, Quiet, Verbose
@@ -21,30 +20,26 @@ from skyfx.solver.core import files
 if TYPE_CHECKING:
     from skyfx.measurement.measure import Progress
 
-__all__: list[str] = ["main"]
-
 EXPECTED = "a function without arguments that returns the model and one batch of inputs"
 
 Model = Annotated[
     str,
-    typer.Argument(
+    Argument(
         metavar="MODEL",
         help="FILE.py:NAME or MODULE:NAME: a function that returns the model and one batch of "
         "inputs (or a transformers model alone).",
     ),
 ]
 GraphOutput = Annotated[
-    Path, typer.Option("--output", "-o", metavar="GRAPH", help="Where the graph is written.")
+    Path, Option("--output", "-o", metavar="GRAPH", help="Where the graph is written.")
 ]
 ClusterOutput = Annotated[
     Path | None,
-    typer.Option(
-        "--cluster", metavar="CLUSTER", help="Also write the devices and their measured links."
-    ),
+    Option("--cluster", metavar="CLUSTER", help="Also write the devices and their measured links."),
 ]
 DeviceNames = Annotated[
     list[str] | None,
-    typer.Option("--device", "-d", help="cpu, cuda:0, ...: once for each device; by default cpu."),
+    Option("--device", "-d", help="cpu, cuda:0, ...: once for each device; by default cpu."),
 ]
 
 
@@ -97,8 +92,7 @@ def capture_command(
 @app.command("probe")
 def probe_command(
     output: Annotated[
-        Path,
-        typer.Option("--output", "-o", metavar="CLUSTER", help="Where the cluster is written."),
+        Path, Option("--output", "-o", metavar="CLUSTER", help="Where the cluster is written.")
     ],
     force: Force = False,
     verbose: Verbose = False,
@@ -132,9 +126,7 @@ def _load(reference: str) -> Any:
     if not place:
         raise ValueError(f"{reference!r} names no function, expected FILE.py:NAME or MODULE:NAME")
     try:
-        module = (
-            _load_file(Path(place)) if place.endswith(".py") else importlib.import_module(place)
-        )
+        module = _load_file(Path(place)) if place.endswith(".py") else import_module(place)
     except (ImportError, OSError) as error:
         raise ValueError(f"{place}: {error}") from error
     function = getattr(module, name, None)
@@ -151,10 +143,10 @@ def _load(reference: str) -> Any:
 
 
 def _load_file(path: Path) -> Any:
-    spec = importlib.util.spec_from_file_location(path.stem, path)
+    spec = util.spec_from_file_location(path.stem, path)
     assert spec is not None
     assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
+    module = util.module_from_spec(spec)
     sys.modules[path.stem] = module  # dataclasses and pickles look their module up there
     sys.path.insert(0, str(path.parent))
     spec.loader.exec_module(module)

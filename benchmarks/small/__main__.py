@@ -82,7 +82,14 @@ def bert() -> tuple[nn.Module, Any]:
 def gpt2() -> tuple[nn.Module, Any]:
     """GPT-2 with one layer."""
     config = transformers.GPT2Config(
-        n_layer=1, n_embd=32, n_head=2, vocab_size=100, n_positions=16, use_cache=False
+        n_layer=1,
+        n_embd=32,
+        n_head=2,
+        vocab_size=100,
+        n_positions=16,
+        use_cache=False,
+        bos_token_id=0,
+        eos_token_id=0,
     )
     return transformers.GPT2LMHeadModel(config), {"input_ids": torch.randint(0, 100, (BATCH, 12))}
 

@@ -25,8 +25,6 @@ from skyfx.runtime.checkpoint.save import write
 from skyfx.runtime.checkpoint.snapshot import Scheduler, Snapshot, Training
 from skyfx.runtime.distributed.process_group import ProcessGroup
 
-__all__: list[str] = ["Checkpoint", "Checkpoints"]
-
 logger = logging.getLogger(__name__)
 
 
@@ -80,12 +78,12 @@ class Checkpoints:
             OSError: the folder cannot be written. Each of these is raised in all processes.
         """
         self.wait()
-        taken: Snapshot | Exception
+        taken, training, rank = Future[Snapshot](), self._training, self._group.rank
         try:
-            taken = Snapshot.of(self._training, extra or {}, self._group.rank, copied=not wait)
+            taken.set_result(Snapshot.of(training, extra or {}, rank, copied=not wait))
         except Exception as error:  # the other processes have to know of it
-            taken = error
-        failed = isinstance(taken, Exception)
+            taken.set_exception(error)
+        failed = taken.exception() is not None
         self._writing = self._writer.submit(self._write, step, taken)
         del taken  # its memory is freed when it is written
         if wait or failed:
@@ -122,7 +120,7 @@ class Checkpoints:
         self._writer.shutdown()
         self.wait()
 
-    def _write(self, step: int, taken: Snapshot | Exception) -> None:
+    def _write(self, step: int, taken: Future[Snapshot]) -> None:
         try:
             write(self._group, self._folder, step, taken, keep=self._keep)
         except Exception as error:  # the program may end without asking for it

@@ -28,18 +28,6 @@ from torch import Tensor
 
 from skyfx.solver.errors import CheckpointError
 
-__all__: list[str] = [
-    "RECORD",
-    "Entry",
-    "Folder",
-    "Reader",
-    "form_of",
-    "indexed",
-    "parse",
-    "saved_state",
-    "write_tensors",
-]
-
 FORMAT = "skyfx.checkpoint/1"
 RECORD = "checkpoint.json"
 PARTIAL = ".partial"
@@ -180,19 +168,19 @@ def write_tensors(path: Path, tensors: Mapping[str, Tensor]) -> None:
     _sync(path)
 
 
-class Reader:
-    """The tensors of a checkpoint, read on demand."""
+class Reader(ExitStack):
+    """The tensors of a checkpoint, read on demand; at its end it closes the files."""
 
     def __init__(self, folder: Path, index: Mapping[str, Entry]) -> None:
         """Read those that `indexed` has found."""
-        self._folder, self._index = folder, index
-        self._open, self._files = ExitStack(), dict[str, Any]()
+        super().__init__()
+        self._folder, self._index, self._files = folder, index, dict[str, Any]()
 
     def get(self, name: str) -> Tensor:
         """A tensor, mapped from its file."""
         file = self._index[name].file
         if file not in self._files:
-            self._files[file] = self._open.enter_context(_opened(self._folder / file))
+            self._files[file] = self.enter_context(_opened(self._folder / file))
         found: Tensor = self._files[file].get_tensor(name)
         return found
 
@@ -208,10 +196,6 @@ class Reader:
                     f"{self._folder / self._index[name].file} is damaged: {name!r} has another "
                     "checksum than when it was written. Load an earlier step"
                 )
-
-    def close(self) -> None:
-        """Close the files."""
-        self._open.close()
 
 
 def indexed(folder: Path, files: Iterable[str]) -> dict[str, Entry]:
@@ -244,12 +228,9 @@ def saved_state(folder: str | os.PathLike[str], step: int | None = None) -> dict
     run = Folder(folder)
     record = parse(run.record(step))
     path = run.of(record["step"])
-    reader = Reader(path, indexed(path, record["files"]))
-    try:
+    with Reader(path, indexed(path, record["files"])) as reader:
         reader.check(record["model"])
         state = {name: reader.get(name) for name in record["model"]}
-    finally:
-        reader.close()
     return state | {name: state[first] for name, first in record["tied"].items()}
 
 

@@ -4,17 +4,18 @@ The first process finds the checkpoint and sends its record to the others. Proce
 same folder read it themselves; the first one sends the others the tensors they need, one by one.
 """
 
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from skyfx.runtime.checkpoint.layout import RECORD, Entry, Folder, Reader, indexed, parse
 from skyfx.runtime.checkpoint.restore import Restoring
+from skyfx.runtime.checkpoint.save import CHUNK
 from skyfx.runtime.checkpoint.snapshot import Training
-from skyfx.runtime.checkpoint.transfer import receive_tensor, send_tensor
-from skyfx.runtime.distributed.process_group import ProcessGroup
+from skyfx.runtime.distributed.process_group import ProcessGroup, as_bytes
 from skyfx.solver.errors import CheckpointError
-
-__all__: list[str] = ["load"]
 
 
 def load(
@@ -37,15 +38,18 @@ def load(
     text, entries = found
     record, index = parse(text), {name: Entry(*entry) for name, entry in entries.items()}
     path = folder.of(record["step"])
-    plan = group.barrier_after(lambda: _planned(path, record, index, training, group))
-    reader = Reader(path, index) if _holds(path / RECORD, text) else None
-    try:
+
+    def planned() -> Restoring:
+        try:
+            return Restoring(record, index, training, group.rank, group.size)
+        except CheckpointError as error:
+            raise CheckpointError(f"{path}: {error}") from None
+
+    plan = group.barrier_after(planned)
+    with Reader(path, index) if _holds(path / RECORD, text) else nullcontext() as reader:
         wanted = group.run_together(lambda: [] if reader is not None else plan.wanted)
         group.barrier_after(lambda: _check(group, reader, plan, wanted))
         _fill(group, reader, plan, wanted)
-    finally:
-        if reader is not None:
-            reader.close()
     plan.finish()
     return record["step"], plan.extra
 
@@ -69,19 +73,6 @@ def _found(folder: Folder, step: int | None) -> tuple[str, dict[str, Entry]] | N
     text = folder.record(step)
     record = parse(text)
     return text, indexed(folder.of(record["step"]), record["files"])
-
-
-def _planned(
-    path: Path,
-    record: dict[str, Any],
-    index: dict[str, Entry],
-    training: Training,
-    group: ProcessGroup,
-) -> Restoring:
-    try:
-        return Restoring(record, index, training, group.rank, group.size)
-    except CheckpointError as error:
-        raise CheckpointError(f"{path}: {error}") from None
 
 
 def _holds(path: Path, text: str) -> bool:
@@ -108,8 +99,10 @@ def _fill(
     for rank, names in enumerate(wanted):
         for name in names:
             if group.rank == 0 and reader is not None:
-                send_tensor(group, reader.get(name), rank)
+                for chunk in torch.split(as_bytes(reader.get(name)), CHUNK):
+                    group.send(chunk, rank)
             elif group.rank == rank:
                 buffer = plan.buffer(name)
-                receive_tensor(group, buffer)
+                for chunk in torch.split(as_bytes(buffer), CHUNK):
+                    group.receive(chunk, 0)
                 plan.fill(name, buffer)

@@ -7,6 +7,8 @@
 Parameters of other processes' stages are on torch's meta device and stay as they are.
 """
 
+import itertools
+from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -18,8 +20,6 @@ from skyfx.runtime.checkpoint.snapshot import Training
 from skyfx.runtime.checkpoint.state_codec import decode
 from skyfx.runtime.rng.generator_state import set_generator_states
 from skyfx.solver.errors import CheckpointError
-
-__all__: list[str] = ["Restoring"]
 
 
 class Restoring:
@@ -51,14 +51,15 @@ class Restoring:
         """
         self._record, self._index, self._training = record, index, training
         self._tensors, self._tied = training.tensors()
-        self._into: dict[str, list[Tensor]] = {}
+        self._into = defaultdict[str, list[Tensor]](list)
         self._check_model()
         self._check_optimizer()
         if training.scheduler is not None and record["scheduler"] is None:
             raise CheckpointError("a scheduler is given, but the checkpoint was saved without one")
-        self._take_model()
-        self._state = self._optimizer_state()
-        self._options = self._group_options()
+        for name, tensor in self._tensors.items():
+            if not tensor.is_meta:
+                self._into[self._first(name)].append(tensor.detach())
+        self._state, self._options = self._optimizer_state()
         scheduler = None if training.scheduler is None else record["scheduler"]
         self._scheduler = decode(scheduler, self._new_tensor)
         ours = rank if len(record["random"]) == size else 0
@@ -78,19 +79,17 @@ class Restoring:
 
     def buffer(self, name: str) -> Tensor:
         """An empty tensor on the CPU, to receive one from another process."""
-        entry = self._index[name]
+        entry = self._entry(name)
         return torch.empty(entry.shape, dtype=getattr(torch, entry.dtype))
 
     def finish(self) -> None:
         """After all tensors are filled: set optimizer, scheduler and generators."""
         optimizer, scheduler = self._training.optimizer, self._training.scheduler
         if optimizer is not None:
-            start, groups = 0, []
+            number, groups = itertools.count(), []
             for group, options in zip(optimizer.param_groups, self._options, strict=True):
-                count = len(group["params"])
-                numbers = list(range(start, start + count))
+                numbers = [next(number) for _ in group["params"]]
                 groups.append({**group, **options, "params": numbers})
-                start += count
             optimizer.load_state_dict({"state": {}, "param_groups": groups})
             optimizer.state.update(self._state)
         if scheduler is not None:
@@ -98,7 +97,6 @@ class Restoring:
         set_generator_states(self._generators)
 
     def _check_model(self) -> None:
-        """Refuse the checkpoint of another model."""
         tensors, tied = self._tensors, self._tied
         saved = self._record["model"] + list(self._record["tied"])
         own = [name for name, tensor in tensors.items() if not tensor.is_meta]
@@ -119,7 +117,6 @@ class Restoring:
                 )
 
     def _check_optimizer(self) -> None:
-        """Refuse the checkpoint of another optimizer."""
         optimizer, saved = self._training.optimizer, self._record["optimizer"]
         if optimizer is None:
             return
@@ -145,35 +142,21 @@ class Restoring:
                     f"{len(then['parameters'])} in the checkpoint; {_some(other)} are only in one"
                 )
 
-    def _take_model(self) -> None:
-        for name, tensor in self._tensors.items():
-            if not tensor.is_meta:
-                self._into.setdefault(self._first(name), []).append(tensor.detach())
-
-    def _optimizer_state(self) -> dict[Tensor, Any]:
-        """The optimizer state of this process's parameters; its tensors are still to be filled."""
-        optimizer, found = self._training.optimizer, {}
+    def _optimizer_state(self) -> tuple[dict[Tensor, Any], list[dict[str, Any]]]:
+        """The state of this process's parameters, its tensors to be filled; the groups' options."""
+        optimizer, saved, found = self._training.optimizer, self._record["optimizer"], {}
         if optimizer is None:
-            return {}
-        saved = {self._name_now(k): v for k, v in self._record["optimizer"]["state"].items()}
+            return {}, []
+        state = {self._name_now(k): v for k, v in saved["state"].items()}
         names = self._training.parameter_names()
-        for group, then in zip(
-            optimizer.param_groups, self._record["optimizer"]["groups"], strict=True
-        ):
-            on_device = then["options"].get("fused") or then["options"].get("capturable")
+        all_options = [group["options"] for group in saved["groups"]]
+        for group, options in zip(optimizer.param_groups, all_options, strict=True):
+            on_device = bool(options.get("fused") or options.get("capturable"))
             for parameter in group["params"]:
-                name = names[id(parameter)]
-                if name in saved and not parameter.is_meta:
-                    found[parameter] = decode(
-                        saved[name], self._beside(parameter, steps_too=bool(on_device))
-                    )
-        return found
-
-    def _group_options(self) -> list[dict[str, Any]]:
-        if self._training.optimizer is None:
-            return []
-        groups = self._record["optimizer"]["groups"]
-        return [decode(group["options"], self._new_tensor) for group in groups]
+                kept = state.get(names[id(parameter)])
+                if kept is not None and not parameter.is_meta:
+                    found[parameter] = decode(kept, self._beside(parameter, steps_too=on_device))
+        return found, [decode(options, self._new_tensor) for options in all_options]
 
     def _beside(self, parameter: Tensor, *, steps_too: bool) -> Callable[[str], Tensor]:
         """Makes state for a parameter as torch does: on its device, except for counts of steps."""
@@ -186,15 +169,14 @@ class Restoring:
                 tensor = torch.empty_like(like, dtype=kind, device=device)
             else:
                 tensor = torch.empty(entry.shape, dtype=kind, device=device)
-            self._into.setdefault(path, []).append(tensor)
+            self._into[path].append(tensor)
             return tensor
 
         return make
 
     def _new_tensor(self, path: str) -> Tensor:
-        self._entry(path)
         tensor = self.buffer(path)
-        self._into.setdefault(path, []).append(tensor)
+        self._into[path].append(tensor)
         return tensor
 
     def _entry(self, path: str) -> Entry:
@@ -203,7 +185,6 @@ class Restoring:
         return self._index[path]
 
     def _first(self, name: str) -> str:
-        """The name of a tensor in the checkpoint."""
         return str(self._record["tied"].get(name, name))
 
     def _name_now(self, name: str) -> str:

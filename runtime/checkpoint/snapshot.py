@@ -4,7 +4,7 @@ A process has the tensors of its own stages; those of others are on torch's meta
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any, Protocol
 
 import torch
@@ -13,8 +13,6 @@ from torch import Tensor, nn
 from skyfx.runtime.checkpoint.state_codec import encode
 from skyfx.runtime.rng.generator_state import generator_states
 from skyfx.solver.errors import CheckpointError
-
-__all__: list[str] = ["Scheduler", "Snapshot", "Training", "merged"]
 
 
 class Scheduler(Protocol):
@@ -77,7 +75,7 @@ class Training:
         return names
 
 
-@dataclass(slots=True)
+@dataclass(frozen=True, slots=True)
 class Snapshot:
     """The state that one process has to save.
 
@@ -88,8 +86,8 @@ class Snapshot:
     """
 
     model: dict[str, Tensor]
-    state: dict[str, Tensor] = field(default_factory=dict)
-    record: dict[str, Any] = field(default_factory=dict)
+    state: dict[str, Tensor]
+    record: dict[str, Any]
 
     @classmethod
     def of(
@@ -107,40 +105,17 @@ class Snapshot:
             CheckpointError: a part of it cannot be saved.
         """
         tensors, tied = training.tensors()
-        made = cls({name: x for name, x in tensors.items() if not x.is_meta})
-        common = made.state if rank == 0 else {}
-        made.record = {
+        model = {name: x for name, x in tensors.items() if not x.is_meta}
+        state: dict[str, Tensor] = {}
+        common = state if rank == 0 else {}
+        record = {
             "tied": tied,
-            "optimizer": made._optimizer(training, common),
+            "optimizer": _optimizer(training, state, common),
             "scheduler": _scheduler(training.scheduler, common),
-            "random": encode(generator_states(), f"random/{rank}", made.state),
+            "random": encode(generator_states(), f"random/{rank}", state),
             "extra": encode(dict(extra), "extra", common),
         }
-        made.model = _on_cpu(made.model, copied=copied)
-        made.state = _on_cpu(made.state, copied=copied)
-        return made
-
-    def _optimizer(self, training: Training, common: dict[str, Tensor]) -> Any:
-        optimizer, names = training.optimizer, training.parameter_names()
-        if optimizer is None:
-            return None
-        groups = [
-            {
-                "parameters": [names[id(parameter)] for parameter in group["params"]],
-                "options": encode(
-                    {key: value for key, value in group.items() if key != "params"},
-                    f"groups/{i}",
-                    common,
-                ),
-            }
-            for i, group in enumerate(optimizer.param_groups)
-        ]
-        state = {
-            names[id(parameter)]: encode(kept, f"optimizer/{names[id(parameter)]}", self.state)
-            for parameter, kept in optimizer.state.items()
-            if kept
-        }
-        return {"type": type(optimizer).__name__, "groups": groups, "state": state}
+        return cls(_on_cpu(model, copied=copied), _on_cpu(state, copied=copied), record)
 
 
 def merged(records: list[dict[str, Any]]) -> dict[str, Any]:
@@ -150,6 +125,24 @@ def merged(records: list[dict[str, Any]]) -> dict[str, Any]:
         state = {k: v for each in records for k, v in each["optimizer"]["state"].items()}
         first["optimizer"] = {**first["optimizer"], "state": state}
     return first | {"random": [each["random"] for each in records]}
+
+
+def _optimizer(training: Training, ours: dict[str, Tensor], common: dict[str, Tensor]) -> Any:
+    optimizer, names = training.optimizer, training.parameter_names()
+    if optimizer is None:
+        return None
+    groups = []
+    for i, group in enumerate(optimizer.param_groups):
+        options = {key: value for key, value in group.items() if key != "params"}
+        parameters = [names[id(parameter)] for parameter in group["params"]]
+        encoded = encode(options, f"groups/{i}", common)
+        groups.append({"parameters": parameters, "options": encoded})
+    state = {
+        names[id(parameter)]: encode(kept, f"optimizer/{names[id(parameter)]}", ours)
+        for parameter, kept in optimizer.state.items()
+        if kept
+    }
+    return {"type": type(optimizer).__name__, "groups": groups, "state": state}
 
 
 def _scheduler(scheduler: Scheduler | None, tensors: dict[str, Tensor]) -> Any:

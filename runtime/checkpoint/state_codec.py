@@ -19,8 +19,6 @@ from torch import Tensor
 
 from skyfx.solver.errors import CheckpointError
 
-__all__: list[str] = ["decode", "encode"]
-
 MARK = "$"
 """The first character of the key of an object that stands for a type JSON does not have."""
 
@@ -47,7 +45,12 @@ def encode(value: Any, where: str, tensors: dict[str, Tensor]) -> Any:
     if isinstance(value, numpy.generic):
         return value.item()
     if isinstance(value, dict):
-        return _encode_dict(value, where, tensors)
+        entries = {key: encode(item, f"{where}/{key}", tensors) for key, item in value.items()}
+        is_counter = isinstance(value, Counter)
+        if not is_counter and all(isinstance(x, str) and not x.startswith(MARK) for x in entries):
+            return entries
+        pairs = [[encode(key, f"{where}: a key", {}), item] for key, item in entries.items()]
+        return {"$counter" if is_counter else "$dict": pairs}
     if type(value) in (list, tuple):
         items = [encode(item, f"{where}/{i}", tensors) for i, item in enumerate(value)]
         return items if isinstance(value, list) else {"$tuple": items}
@@ -76,13 +79,3 @@ def decode(tree: Any, tensor: Callable[[str], Tensor]) -> Any:
         case "$counter":
             return Counter(dict(decode(content, tensor)))
     return {key: decode(item, tensor) for key, item in tree.items()}
-
-
-def _encode_dict(value: dict[Any, Any], where: str, tensors: dict[str, Tensor]) -> Any:
-    items = {key: encode(item, f"{where}/{key}", tensors) for key, item in value.items()}
-    if not isinstance(value, Counter) and all(
-        isinstance(key, str) and not key.startswith(MARK) for key in items
-    ):
-        return items
-    pairs = [[encode(key, f"{where}: a key", {}), item] for key, item in items.items()]
-    return {"$counter" if isinstance(value, Counter) else "$dict": pairs}

@@ -26,8 +26,6 @@ import torch.distributed as dist
 
 from skyfx.solver.errors import SkyfxError, StageError, WorkerLostError
 
-__all__: list[str] = ["Heartbeat"]
-
 BEAT_S, SILENT_S = 0.5, 6.0
 """Seconds between two beats; seconds of silence after which a process is lost."""
 
@@ -82,12 +80,7 @@ class Heartbeat:
         clock: stands while this process is stopped.
     """
 
-    def __init__(
-        self,
-        store: dist.Store,  # type: ignore[name-defined]
-        rank: int,
-        size: int,
-    ) -> None:
+    def __init__(self, store: dist.Store, rank: int, size: int) -> None:  # type: ignore[name-defined]
         """Beat once; all processes have to before any of them calls `start`.
 
         Args:
@@ -98,7 +91,7 @@ class Heartbeat:
         self.overdue: Callable[[], str | None] = lambda: None
         self.closing: list[Callable[[], None]] = []
         self._store, self._rank = store, rank
-        self._store.set_timeout(timedelta(seconds=SILENT_S))
+        store.set_timeout(timedelta(seconds=SILENT_S))
         self._names = {i: f"rank {i}" for i in range(size)}
         self.clock = _ActiveClock()
         self._answered_s = 0.0
@@ -206,13 +199,12 @@ class Heartbeat:
                 return StageError(f"{self._names[i]}: {beat.failed}")
         for i, beat in beats.items():
             if (silent_s := self._silent_s(i)) > SILENT_S:
-                why = (
-                    "has left: its program has ended"
-                    if beat.has_left
-                    else f"has not been heard of for {silent_s:.0f} s: it was killed, stopped "
-                    "or cut off. Start the job again from the last checkpoint"
+                if beat.has_left:
+                    return WorkerLostError(f"{self._names[i]} has left: its program has ended")
+                return WorkerLostError(
+                    f"{self._names[i]} has not been heard of for {silent_s:.0f} s: it was killed, "
+                    "stopped or cut off. Start the job again from the last checkpoint"
                 )
-                return WorkerLostError(f"{self._names[i]} {why}")
             if beat.lost:
                 return WorkerLostError(beat.lost)
         return None

@@ -14,13 +14,11 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from skyfx.runtime.distributed.failure import describe, restore
 from skyfx.runtime.distributed.heartbeat import SILENT_S, Heartbeat
 from skyfx.runtime.distributed.rendezvous import rendezvous
 from skyfx.runtime.memory.malloc import keep_freed
+from skyfx.solver import errors
 from skyfx.solver.errors import StageError, WorkerLostError
-
-__all__: list[str] = ["ProcessGroup", "as_bytes"]
 
 T = TypeVar("T")
 
@@ -70,9 +68,7 @@ class ProcessGroup:
         """
         keep_freed()
         if not dist.is_initialized():
-            store, rank, size = (
-                rendezvous() if cls.is_launched() else (dist.HashStore(), 0, 1)  # type: ignore[attr-defined]
-            )
+            store, rank, size = rendezvous() if cls.is_launched() else (dist.HashStore(), 0, 1)  # type: ignore[attr-defined]
             store.set_timeout(TIMEOUT)
             dist.init_process_group(
                 "gloo", store=store, rank=rank, world_size=size, timeout=TIMEOUT
@@ -184,7 +180,8 @@ class ProcessGroup:
             dist.all_gather(lengths, torch.tensor([len(mine)]), group=self.processes)
             longest = max(int(length) for length in lengths)
             texts = [torch.zeros(longest, dtype=torch.uint8) for _ in range(self.size)]
-            dist.all_gather(texts, _as_tensor(mine.ljust(longest)), group=self.processes)
+            sent = torch.frombuffer(bytearray(mine.ljust(longest)), dtype=torch.uint8)
+            dist.all_gather(texts, sent, group=self.processes)
         return [bytes(x.numpy())[: int(n)] for x, n in zip(texts, lengths, strict=True)]
 
     def all_gather_json(self, mine: T, kind: type[T]) -> list[T]:
@@ -232,8 +229,29 @@ def as_bytes(tensor: Tensor) -> Tensor:
     return tensor.detach().to("cpu").contiguous().reshape(-1).view(torch.uint8)
 
 
-def _as_tensor(text: bytes) -> Tensor:
-    return torch.frombuffer(bytearray(text), dtype=torch.uint8)
+# An error is sent as the name of its class and its text. Only these classes are ever made from a
+# name; nothing is unpickled or evaluated.
+_BUILTINS = (MemoryError, NotImplementedError, OSError, RuntimeError, TypeError, ValueError)
+
+_CLASSES: dict[str, type[Exception]] = {
+    **{name: getattr(errors, name) for name in errors.__all__},
+    **{kind.__name__: kind for kind in _BUILTINS},
+}
+
+
+def describe(error: BaseException) -> tuple[str, str]:
+    """The name of the nearest listed class, and the text; it names the class if that is another."""
+    nearest = next(
+        (kind for kind in type(error).__mro__ if _CLASSES.get(kind.__name__) is kind),
+        errors.SkyfxError,
+    )
+    own = "" if type(error) is nearest else type(error).__name__
+    return nearest.__name__, ": ".join(part for part in (own, str(error)) if part)
+
+
+def restore(rank: int, name: str, text: str) -> Exception:
+    """The error of another process, from what `describe` returned there."""
+    return _CLASSES[name](f"rank {rank}: {text}")
 
 
 _groups: dict[dist.ProcessGroup, ProcessGroup] = {}

@@ -19,8 +19,6 @@ from torch.distributed.rendezvous import rendezvous as torch_rendezvous
 
 from skyfx.solver.errors import WorkerLostError
 
-__all__: list[str] = ["rendezvous"]
-
 COMING_S, MEETING_S = 300.0, 30.0
 """Seconds for all to come, which may load their models first; seconds for all to see that."""
 
@@ -67,13 +65,7 @@ def _attempt() -> str:
     return f"attempt {os.environ['TORCHELASTIC_RESTART_COUNT']}"
 
 
-def _wait(
-    store: dist.Store,  # type: ignore[name-defined]
-    word: str,
-    rank: int,
-    size: int,
-    patience_s: float,
-) -> None:
+def _wait(store: dist.Store, word: str, rank: int, size: int, patience_s: float) -> None:  # type: ignore[name-defined]
     """Write this word to the store and wait until all have."""
     store.set(f"{word} {rank}", "")
     keys, end_s = [f"{word} {other}" for other in range(size)], time.monotonic() + patience_s
@@ -90,13 +82,9 @@ def _wait(
 
 def _warn_of_restarts(rank: int) -> None:
     """Warn that a restart may fail: torchrun's agents then disagree about the store."""
-    known = os.environ
-    if (
-        rank == 0
-        and known.get(SHARED) == "True"
-        and int(known.get("GROUP_WORLD_SIZE", "1")) > 1
-        and int(known.get("TORCHELASTIC_MAX_RESTARTS", "0")) > 0
-    ):
+    num_agents = int(os.environ.get("GROUP_WORLD_SIZE", "1"))
+    restarts = int(os.environ.get("TORCHELASTIC_MAX_RESTARTS", "0"))
+    if rank == 0 and os.environ.get(SHARED) == "True" and num_agents > 1 and restarts > 0:
         logger.warning(
             "torchrun may fail to restart the processes of several hosts: set "
             "TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1 on each of them, before it is started"

@@ -11,7 +11,6 @@ from torch import Tensor, nn
 
 from skyfx.runtime.device import LocalDevice
 from skyfx.runtime.distributed.process_group import ProcessGroup
-from skyfx.runtime.execution.stage import Span
 from skyfx.runtime.execution.step import StagedModel, Step
 from skyfx.runtime.execution.workers import (
     INFERENCE_CAPACITY,
@@ -22,12 +21,10 @@ from skyfx.runtime.execution.workers import (
 )
 from skyfx.runtime.transport.local import Boundaries
 from skyfx.runtime.transport.message import MessageLayout
-from skyfx.runtime.transport.remote import RemoteInbound, RemoteOutbound
+from skyfx.runtime.transport.remote import ReceiveQueue, RemoteInbound, RemoteOutbound, SendQueue
 from skyfx.solver.core.plan import Stage as PlannedStage
 from skyfx.solver.core.timeline import CompletedAction
 from skyfx.solver.errors import StageError
-
-__all__: list[str] = ["DistributedWorkers"]
 
 PATIENCE_S, HANGS = 8.0, 10
 """A stage hangs when it computes for longer than both: seconds, and multiples of its plan."""
@@ -38,6 +35,8 @@ class DistributedWorkers(Workers):
 
     Every process calls the pipeline with the same batch, and gets the loss and the outputs.
     """
+
+    group: ProcessGroup
 
     def __init__(
         self,
@@ -55,7 +54,7 @@ class DistributedWorkers(Workers):
             group: all processes.
         """
         super().__init__(devices)
-        self._rank_of, self._group = rank_of, group
+        self._rank_of, self.group = rank_of, group
         self._patience_s = {
             k: max(PATIENCE_S, HANGS * stages[k].compute_s) for k in devices if stages[k].compute_s
         }
@@ -68,30 +67,24 @@ class DistributedWorkers(Workers):
             if way[1] in range(len(rank_of)) and way[1] not in devices
         }
 
-    @property
-    def group(self) -> ProcessGroup:
-        """All processes."""
-        return self._group
-
     def boundaries(
         self, splits: Sequence[StagedModel], *, training: bool, turn: int = 0
     ) -> Boundaries:
         """The links of our stages in a step; `turn` keeps the messages of several steps apart."""
         ours = super().boundaries(splits, training=training)
         before, after = dict(ours.before), dict(ours.after)
-        group, m, first = self._group, len(splits), turn * len(self._rank_of)
-        for k in self._device_of:
-            if k > 0 and k not in before:
-                forms = [split.stages[k].receives for split in splits]
-                peer = self._rank_of[k - 1]
-                sender = self._senders[k, k - 1]
-                before[k] = RemoteInbound(first + k - 1, peer, group, sender, forms, in_flight=m)
-            if k + 1 < len(self._rank_of) and k not in after:
-                in_flight = m if training else INFERENCE_CAPACITY
-                peer, sender = self._rank_of[k + 1], self._senders[k, k + 1]
-                after[k] = RemoteOutbound(
-                    first + k, peer, group, sender, in_flight=in_flight, training=training
-                )
+        m, first = len(splits), turn * len(self._rank_of)
+        in_flight = m if training else INFERENCE_CAPACITY
+        for (k, to), sender in self._senders.items():
+            peer, tag, group = self._rank_of[to], 2 * (first + min(k, to)), self.group
+            if to < k:
+                layouts = [MessageLayout(split.stages[k].receives) for split in splits]
+                values = ReceiveQueue(peer, tag, group, layouts)
+                before[k] = RemoteInbound(values, SendQueue(peer, tag + 1, group, sender, m))
+            else:
+                sent = SendQueue(peer, tag, group, sender, in_flight)
+                back = ReceiveQueue(peer, tag + 1, group)
+                after[k] = RemoteOutbound(sent, back, training=training)
         return Boundaries(before, after)
 
     def start(self, step: Step) -> RunningStep:
@@ -108,18 +101,18 @@ class DistributedWorkers(Workers):
         """Wait for the end of our stages; raises as `start` does."""
         with self._watching(step):
             super().finish(step, started)
-            step.finish()
+            step.boundaries.finish()
 
     @contextmanager
     def _watching(self, step: Step) -> Iterator[None]:
         """Tell the other processes when a stage of this one fails or hangs."""
-        heartbeat = self._group.heartbeat
+        heartbeat = self.group.heartbeat
         if heartbeat is not None:
             heartbeat.overdue = lambda: step.overdue(self._patience_s, heartbeat.clock.active_s)
         try:
             yield
         except StageError as error:
-            self._group.report_failure(error)
+            self.group.report_failure(error)
             raise
         finally:
             if heartbeat is not None:
@@ -127,22 +120,22 @@ class DistributedWorkers(Workers):
 
     def agree(self, state: Tensor) -> Tensor:
         """The state in the first process: the others may have another seed, or none."""
-        return self._group.broadcast(0, state)
+        return self.group.broadcast(0, state)
 
     def state_of(self, model: nn.Module) -> dict[str, Any]:
         """The whole model's state, each tensor from the first process that holds it."""
         state = model.state_dict()
         tensors = {name: x for name, x in state.items() if isinstance(x, Tensor)}
         ours = [name for name, x in tensors.items() if not x.is_meta]
-        held = [set(names) for names in self._group.all_gather_json(ours, list[str])]
+        held = [set(names) for names in self.group.all_gather_json(ours, list[str])]
         for name, tensor in tensors.items():
             holders = [rank for rank, names in enumerate(held) if name in names]
             if not holders:
                 raise ValueError(f"no process holds {name!r}: no stage uses it")
             values = torch.empty(tensor.shape, dtype=tensor.dtype)
-            if holders[0] == self._group.rank:
+            if holders[0] == self.group.rank:
                 values.copy_(tensor)
-            state[name] = self._group.broadcast(holders[0], values)
+            state[name] = self.group.broadcast(holders[0], values)
         return state
 
     def load_state(self, model: nn.Module, state: Mapping[str, Any]) -> Any:
@@ -168,7 +161,7 @@ class DistributedWorkers(Workers):
             if parameter.grad is not None:
                 own = torch.linalg.vector_norm(parameter.grad, norm_type)
                 sent[:, i] = torch.tensor([1.0, float(own)])
-        is_there, norms = self._group.sum(sent)
+        is_there, norms = self.group.sum(sent)
         found = norms[is_there > 0].to(torch.get_default_dtype())
         norm: Tensor = torch.linalg.vector_norm(found, norm_type)
         return norm
@@ -187,26 +180,25 @@ class DistributedWorkers(Workers):
             sent[1 + 2 * k], sent[2 + 2 * k] = forward_s, backward_s
         if ours.loss is not None:
             sent[0] = ours.loss
-        loss, *seconds = self._group.sum(sent).tolist()
+        loss, *seconds = self.group.sum(sent).tolist()
         busy = dict(enumerate(zip(seconds[::2], seconds[1::2], strict=True)))
         if not step.training:
             outputs = {m: self._outputs(step, m) for m in range(len(step.splits))}
             return StepResult(None, outputs, busy)
-        mine = ours.loss if ours.loss is not None else torch.tensor(loss)
-        return StepResult(mine, {}, busy)
+        return StepResult(torch.tensor(loss) if ours.loss is None else ours.loss, {}, busy)
 
-    def timeline(self, spans: Mapping[int, Sequence[Span]]) -> list[CompletedAction]:
+    def timeline(self, ours: list[CompletedAction]) -> list[CompletedAction]:
         """The actions of all processes in a step; a message to all aligns their clocks."""
-        self._group.sum(torch.zeros(1))
-        ours = done_since(spans, time.perf_counter())
-        every = self._group.all_gather_json(ours, list[CompletedAction])
+        self.group.sum(torch.zeros(1))
+        ours = done_since(time.perf_counter(), ours)
+        every = self.group.all_gather_json(ours, list[CompletedAction])
         return [action for actions in every for action in actions]
 
     def _outputs(self, step: Step, m: int) -> list[torch.Tensor]:
         """The outputs of a micro-batch, from the process that runs the last stage."""
         layout = MessageLayout(step.splits[m].returned)
         message = layout.pack(step.outputs[m]) if m in step.outputs else layout.buffer()
-        found = layout.unpack(self._group.broadcast(self._rank_of[-1], message))
+        found = layout.unpack(self.group.broadcast(self._rank_of[-1], message))
         return [x.detach() for x in found if x is not None]
 
 

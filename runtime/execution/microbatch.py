@@ -12,8 +12,6 @@ from torch import Tensor
 from skyfx.runtime import pytree
 from skyfx.runtime.pytree import flatten, unflatten
 
-__all__: list[str] = ["CONSTANTS", "Batch", "OutputSpec"]
-
 CONSTANTS = (Number, str, bytes, Enum, type(None), torch.dtype, torch.device, torch.layout)
 """Types of arguments other than tensors: their `repr` identifies the value."""
 
@@ -51,7 +49,21 @@ class Batch:
     @classmethod
     def of_call(cls, *args: Any, **kwargs: Any) -> "Batch":
         """From the arguments of `model(*args, **kwargs)`; raises as `of` does."""
-        return cls._flatten((args, kwargs))
+        leaves, spec = flatten((args, kwargs))
+        for leaf in leaves:
+            if not isinstance(leaf, (Tensor, *CONSTANTS)) and not is_dataclass(leaf):
+                raise TypeError(
+                    f"the batch holds an object of {type(leaf).__name__}, expected tensors, "
+                    "numbers and strings, nested in tuples, lists, dicts and dataclasses"
+                )
+        sizes = _sizes(leaves)
+        if not sizes:
+            raise TypeError(
+                "the batch holds no tensor with a batch dimension, expected one to be split along"
+            )
+        if sizes[0] == 0:
+            raise ValueError("the batch holds 0 samples, expected at least 1")
+        return cls(tuple(leaves), spec, sizes[0])
 
     @classmethod
     def of_targets(cls, targets: Any, batch_size: int) -> "Batch":
@@ -68,24 +80,6 @@ class Batch:
                 f"{found[0]}: give a target for each sample"
             )
         return cls(tuple(leaves), spec, batch_size)
-
-    @classmethod
-    def _flatten(cls, arguments: Any) -> "Batch":
-        leaves, spec = flatten(arguments)
-        for leaf in leaves:
-            if not isinstance(leaf, (Tensor, *CONSTANTS)) and not is_dataclass(leaf):
-                raise TypeError(
-                    f"the batch holds an object of {type(leaf).__name__}, expected tensors, "
-                    "numbers and strings, nested in tuples, lists, dicts and dataclasses"
-                )
-        sizes = _sizes(leaves)
-        if not sizes:
-            raise TypeError(
-                "the batch holds no tensor with a batch dimension, expected one to be split along"
-            )
-        if sizes[0] == 0:
-            raise ValueError("the batch holds 0 samples, expected at least 1")
-        return cls(tuple(leaves), spec, sizes[0])
 
     @property
     def tensors(self) -> list[Tensor]:
@@ -162,9 +156,8 @@ class OutputSpec:
         """
         if len(parts) == 1:
             return self.restore(parts[0])
-        return self.restore(
-            [_join(i, pieces, sizes) for i, pieces in enumerate(zip(*parts, strict=True))]
-        )
+        columns = enumerate(zip(*parts, strict=True))
+        return self.restore([_join(i, pieces, sizes) for i, pieces in columns])
 
 
 def _sizes(leaves: Sequence[Any]) -> list[int]:

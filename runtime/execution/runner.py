@@ -3,25 +3,23 @@
 import threading
 import time
 from collections import deque
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from typing import Any, NamedTuple, Protocol
 
+import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from skyfx.runtime.execution.microbatch import Batch
-from skyfx.runtime.execution.split_cache import SplitCache, SplitFn
-from skyfx.runtime.execution.stage import Stage
 from skyfx.runtime.execution.step import LossHead, StagedModel, Step, autocast_here
-from skyfx.runtime.execution.workers import RunningStep, StepResult, Workers
-from skyfx.runtime.rng import step_streams
+from skyfx.runtime.execution.workers import RunningStep, StepResult, Workers, done_since
+from skyfx.runtime.rng.step_streams import begin_step_streams
 from skyfx.solver.core.plan import Plan
+from skyfx.solver.core.schedule import Action
 from skyfx.solver.core.timeline import CompletedAction
 from skyfx.solver.errors import StageError, WorkerLostError
-
-__all__: list[str] = ["Deployment", "Rebalancer", "Runner", "StepTimes"]
 
 UNDER_WAY = 2
 """Batches of a stream that are in the pipeline at the same time."""
@@ -44,6 +42,10 @@ class StepTimes:
         return tuple(map(sum, zip(self.forward_s, self.backward_s, strict=True)))
 
 
+SplitFn = Callable[[Batch, bool], StagedModel]
+"""Splits the model for micro-batches like this one, for training or not, as the plan says."""
+
+
 class Deployment(NamedTuple):
     """A plan, its workers, and the model as `split` for it; `staged` is that of `microbatch`."""
 
@@ -52,6 +54,47 @@ class Deployment(NamedTuple):
     split: SplitFn
     microbatch: Batch
     staged: StagedModel
+
+
+class SplitCache:
+    """The splits that have been made, until the model has other tensors."""
+
+    def __init__(self, model: nn.Module, split: SplitFn) -> None:
+        """Split this model with this function."""
+        self._model, self._split = model, split
+        self._made: dict[Any, StagedModel] = {}
+        self._tensors_then: list[tuple[Tensor, torch.dtype]] = []
+
+    def put(self, part: Batch, staged: StagedModel, *, training: bool) -> None:
+        """Add a split that has been made for micro-batches like this one."""
+        self._made[self._setting(training), part.signature] = staged
+        self._tensors_then = self._tensors()
+
+    def of(self, parts: Sequence[Batch], *, training: bool) -> list[StagedModel]:
+        """The split of each micro-batch."""
+        # `load_state_dict(assign=True)` gives the model other tensors, and `half()` other buffers.
+        if _identities(self._tensors()) != _identities(self._tensors_then):
+            self._made.clear()
+        setting = self._setting(training)
+        keys = [(setting, part.signature) for part in parts]
+        for key, part in zip(keys, parts, strict=True):
+            if key not in self._made:
+                self.put(part, self._split(part, training), training=training)
+        return [self._made[key] for key in keys]
+
+    def _setting(self, training: bool) -> Any:
+        """The part of a key that is the same for all micro-batches: looked up once per batch."""
+        modes = [module.training for module in self._model.modules()]
+        # A model in eval mode is trained as a whole; in training mode, parts of it may be in eval.
+        parts_in_eval = tuple(modes) if training and modes[0] and not all(modes) else ()
+        return training, parts_in_eval, autocast_here()
+
+    def _tensors(self) -> list[tuple[Tensor, torch.dtype]]:
+        return [(x, x.dtype) for x in (*self._model.parameters(), *self._model.buffers())]
+
+
+def _identities(tensors: list[tuple[Tensor, torch.dtype]]) -> list[tuple[int, torch.dtype]]:
+    return [(id(x), kind) for x, kind in tensors]
 
 
 class Rebalancer(Protocol):
@@ -73,17 +116,20 @@ class Runner:
         measured: the times of the last step, None before the first one.
     """
 
-    plan: Plan
-    workers: Workers
-    measured: StepTimes | None
-    _ran: Sequence[StagedModel]
-
     def __init__(self, model: nn.Module, deployment: Deployment) -> None:
         """Run this model."""
         self._model = model
         self._calling = threading.Lock()
         self._is_closed, self._is_streaming = False, False
         self._deploy(deployment)
+
+    def _deploy(self, deployment: Deployment) -> None:
+        self.plan, self.workers = deployment.plan, deployment.workers
+        self.measured: StepTimes | None = None
+        self._ran: Sequence[StagedModel] = ()
+        self._splits = SplitCache(self._model, deployment.split)
+        training = self.plan.assumptions.training
+        self._splits.put(deployment.microbatch, deployment.staged, training=training)
 
     def infer(self, parts: list[Batch]) -> Any:
         """The return value for the whole batch, from its micro-batches; raises as `train`."""
@@ -118,9 +164,8 @@ class Runner:
                     yield self._ended(under_way)
             finally:
                 self._is_streaming = False
-                with suppress(
-                    StageError, WorkerLostError
-                ):  # raised already, or of a batch that nobody asks for
+                # raised already, or of a batch that nobody asks for
+                with suppress(StageError, WorkerLostError):
                     while under_way:
                         step, started = under_way.popleft()
                         self.workers.finish(step, started)
@@ -156,6 +201,7 @@ class Runner:
     def _step(self, parts: list[Batch], head: LossHead | None, turn: int = 0) -> Step:
         training = head is not None
         splits = self._splits.of(parts, training=training)
+        advances = [split.advances for split in splits]
         return Step(
             splits=splits,
             microbatches=parts,
@@ -163,7 +209,7 @@ class Runner:
             num_stages=len(self.plan.stages),
             boundaries=self.workers.boundaries(splits, training=training, turn=turn),
             head=head,
-            draws=self._draws(splits),
+            draws=begin_step_streams(advances, self.workers.agree),
             autocast=autocast_here(),
         )
 
@@ -173,16 +219,15 @@ class Runner:
         On several hosts the clocks agree within the time of a message to all.
         """
         with self._turn():
-            spans = {
-                k: [span for stage in stages for span in stage.spans()]
-                for k, stages in _stages(self._ran).items()
-            }
-            every = self.workers.timeline(spans)
+            ours = [
+                CompletedAction(Action(k, one.kind, one.microbatch), one.began_s, one.ended_s)
+                for split in {id(split): split for split in self._ran}.values()
+                for k, stage in split.stages.items()
+                for one in stage.spans()
+            ]
+            every = self.workers.timeline(ours)
         zero_s = min((done.began_s for done in every), default=0.0)
-        moved = (
-            CompletedAction(one.action, one.began_s - zero_s, one.ended_s - zero_s) for one in every
-        )
-        return tuple(sorted(moved, key=lambda done: done.ended_s))
+        return tuple(sorted(done_since(zero_s, every), key=lambda done: done.ended_s))
 
     def rebalance(
         self, rebalancer: Rebalancer, optimizers: Sequence[Optimizer], above: float, steps: int
@@ -204,27 +249,6 @@ class Runner:
         with self._calling:
             self._is_closed = True
             self.workers.close()
-
-    def _deploy(self, deployment: Deployment) -> None:
-        self.plan, self.workers, self.measured = deployment.plan, deployment.workers, None
-        self._ran = ()
-        self._splits = SplitCache(self._model, deployment.split)
-        training = self.plan.assumptions.training
-        self._splits.put(deployment.microbatch, deployment.staged, training=training)
-
-    def _draws(self, splits: Sequence[StagedModel]) -> step_streams.Draws | None:
-        """The states at which the random nodes of a step start; None if the model has none."""
-        advances = [split.advances for split in splits]
-        if all(one is not None and not one for one in advances):
-            return None
-        return step_streams.begin_step_streams(advances, self.workers.agree)
-
-
-def _stages(splits: Sequence[StagedModel]) -> dict[int, list[Stage]]:
-    """The stages of this process in each distinct split, by their numbers."""
-    distinct = {id(split): split for split in splits}.values()
-    numbers = sorted({k for split in distinct for k in split.stages})
-    return {k: [split.stages[k] for split in distinct] for k in numbers}
 
 
 def _gather(step: Step, result: StepResult) -> Any:

@@ -14,8 +14,6 @@ from skyfx.runtime.transport.local import Gradients, Values
 from skyfx.runtime.transport.message import TensorSpec
 from skyfx.solver.core.schedule import Kind
 
-__all__: list[str] = ["Span", "Stage"]
-
 
 class Span(NamedTuple):
     """An action of a stage, with its begin and end on `time.perf_counter`."""
@@ -24,6 +22,9 @@ class Span(NamedTuple):
     microbatch: int
     began_s: float
     ended_s: float
+
+
+_InFlight = tuple[list[GradientEdge | None], list[Tensor | None]]
 
 
 class _Begin(torch.autograd.Function):
@@ -43,12 +44,6 @@ class _Begin(torch.autograd.Function):
         i, gradients = ctx.note
         gradients[i] = gradient
         return None, None, None
-
-
-def _begin(leaf: Tensor, i: int, gradients: list[Tensor | None]) -> Tensor:
-    """The value as the first node of a stage's autograd graph."""
-    found: Tensor = _Begin.apply(leaf.requires_grad_(), i, gradients)  # type: ignore[no-untyped-call]
-    return found
 
 
 @dataclass(slots=True)
@@ -77,9 +72,7 @@ class Stage:
     _busy_s: float = 0.0
     _events: list[tuple[Kind, int, torch.Event, torch.Event]] = field(default_factory=list)
     _origin: tuple[torch.Event, float] | None = None
-    _in_flight: dict[int, tuple[list[GradientEdge | None], list[Tensor | None]]] = field(
-        default_factory=dict
-    )
+    _in_flight: dict[int, _InFlight] = field(default_factory=dict)
 
     def forward(self, microbatch: int, values: Values, *, training: bool) -> Values:
         """Run the stage forward.
@@ -94,14 +87,15 @@ class Stage:
         """
         gradients: list[Tensor | None] = [None] * len(values)
         # Moving values counts as communication, and so does waiting for the device they are on.
-        moved = [self._receive(i, value) for i, value in enumerate(values)]
+        moved = [
+            value.detach().to(self.local_device.device, copy=i in self.written)
+            for i, value in enumerate(values)
+        ]
         began = self._began()
         with torch.set_grad_enabled(training):
-            if training:
-                moved = [
-                    _begin(moved[i], i, gradients) if value.requires_grad else moved[i]
-                    for i, value in enumerate(values)
-                ]
+            for i, value in enumerate(values):
+                if training and value.requires_grad:
+                    moved[i] = _Begin.apply(moved[i].requires_grad_(), i, gradients)  # type: ignore[no-untyped-call]
             sent: Values = self.module(*moved)
         if training:  # not the values themselves, whose memory may be freed once they are sent
             roots = [get_gradient_edge(x) if x.requires_grad else None for x in sent]
@@ -119,15 +113,15 @@ class Stage:
         Returns:
             The gradients of the values that `forward` took; None where none flows.
         """
-        roots, received = self._in_flight.pop(microbatch)
-        pairs = [
-            (root, gradient.to(self.local_device.device))
-            for root, gradient in zip(roots, gradients, strict=True)
-            if gradient is not None and root is not None
-        ]
+        edges, received = self._in_flight.pop(microbatch)
+        roots, flowing = [], []
+        for edge, gradient in zip(edges, gradients, strict=True):
+            if gradient is not None and edge is not None:
+                roots.append(edge)
+                flowing.append(gradient.to(self.local_device.device))
         began = self._began()
-        if pairs:
-            torch.autograd.backward([root for root, _ in pairs], [g for _, g in pairs])
+        if roots:
+            torch.autograd.backward(roots, flowing)
         self._ended(began, Kind.BACKWARD, microbatch)
         return received
 
@@ -157,10 +151,6 @@ class Stage:
         self._busy_s = 0.0
         self._origin = None
         self.since_s = None
-
-    def _receive(self, i: int, value: Tensor) -> Tensor:
-        """The value on this stage's device; a copy of its own if the stage writes to it."""
-        return value.detach().to(self.local_device.device, copy=i in self.written)
 
     def _began(self) -> "float | torch.Event":
         """Note when an action begins, on the device's own stream if it has one."""

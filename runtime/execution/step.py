@@ -26,8 +26,6 @@ from skyfx.runtime.transport.message import TensorSpec
 from skyfx.solver.core.schedule import Kind, Orders
 from skyfx.solver.errors import StageError, WorkerLostError
 
-__all__: list[str] = ["LossHead", "StagedModel", "Step"]
-
 Autocast = Sequence[tuple[str, torch.dtype]]
 """The device types for which autocast is on, with the dtype."""
 
@@ -197,10 +195,6 @@ class Step:
                     )
         return None
 
-    def finish(self) -> None:
-        """Wait until all messages have gone out."""
-        self.boundaries.finish()
-
     def stop(self) -> None:
         """Release every stage that waits for another one, and start no further action."""
         self._stopped = True
@@ -212,7 +206,7 @@ class Step:
             for kind, dtype in self.autocast:
                 around.enter_context(torch.autocast(kind, dtype))
             if stage.is_random and self.draws is not None:
-                around.enter_context(generator_lending.use_source(self.draws.source(k, m)))
+                around.enter_context(generator_lending.use_source(self.draws(k, m)))
             sent = stage.forward(m, values, training=self.training)
             if self._is_last(k) and self.head is not None:
                 around.enter_context(self._exclusive_loss())
@@ -234,10 +228,8 @@ class Step:
             self._loss_draws = not torch.equal(before, torch.get_rng_state())
 
     def _run_backward(self, k: int, stage: Stage, m: int) -> None:
-        if self._is_last(k):
-            gradients = self._head_gradients.pop(m)
-        else:
-            gradients = self.boundaries.after[k].receive_gradients()
+        is_last, after = self._is_last(k), self.boundaries.after
+        gradients = self._head_gradients.pop(m) if is_last else after[k].receive_gradients()
         returned = stage.backward(m, gradients)
         if k:
             self.boundaries.before[k].send_gradients(returned)

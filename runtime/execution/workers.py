@@ -1,7 +1,7 @@
 """The workers of a pipeline in one process: a thread for each device."""
 
 import threading
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import FIRST_EXCEPTION, Future, ThreadPoolExecutor, wait
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -12,16 +12,10 @@ from torch import Tensor, nn
 
 from skyfx.runtime.device import LocalDevice
 from skyfx.runtime.distributed.process_group import ProcessGroup
-from skyfx.runtime.execution.stage import Span
 from skyfx.runtime.execution.step import StagedModel, Step
-from skyfx.runtime.transport.local import Boundaries, ChannelClosed, LocalLink, Values
-from skyfx.solver.core.cluster import Link, Wire, Wiring
-from skyfx.solver.core.schedule import Action
+from skyfx.runtime.transport import local
+from skyfx.solver.core.cluster import Wiring
 from skyfx.solver.core.timeline import CompletedAction
-
-__all__: list[str] = [
-    *("StepResult", "RunningStep", "Workers", "done_since", "with_torch_threads", "worker"),
-]
 
 INFERENCE_CAPACITY = 2
 """Micro-batches that may wait between two stages in inference: stages overlap in bounded memory."""
@@ -39,7 +33,7 @@ class StepResult:
     """
 
     loss: Tensor | None
-    outputs: Mapping[int, Values]
+    outputs: Mapping[int, local.Values]
     busy_s: Mapping[int, tuple[float, float]]
 
 
@@ -49,7 +43,12 @@ class Workers:
     OpenMP lets threads spin between two parallel regions only while it has no more threads than
     cores. A worker with several torch threads would be a second team of them and end that: a BERT
     with small layers then takes 1.5 times as long. A single device needs no second team.
+
+    Attributes:
+        group: the processes that run the pipeline together; None in one alone.
     """
+
+    group: ProcessGroup | None = None
 
     def __init__(
         self, devices: Mapping[int, LocalDevice], wiring: Wiring = lambda _, __: None
@@ -61,25 +60,17 @@ class Workers:
             wiring: the link to emulate between two devices, by their names; None for no delay.
         """
         self._device_of, self._wiring = devices, wiring
-        self._threads: set[int] = set()
-        self._executors: dict[str, ThreadPoolExecutor] = {}
         self._devices = {device.name: device for device in devices.values()}
-        if len(self._devices) > 1:
-            self._executors = {
-                name: worker(f"skyfx-stage-{_numbers(devices, name)}", device)
-                for name, device in self._devices.items()
-            }
-        for executor in self._executors.values():
-            self._threads.add(executor.submit(threading.get_ident).result())
-
-    @property
-    def group(self) -> ProcessGroup | None:
-        """The processes that run the pipeline together; None in one alone."""
-        return None
+        self._executors: dict[str, ThreadPoolExecutor] = {}
+        for name, device in self._devices.items() if len(self._devices) > 1 else ():
+            stages = "-".join(str(k) for k, one in devices.items() if one.name == name)
+            self._executors[name] = worker(f"skyfx-stage-{stages}", device)
+        executors = self._executors.values()
+        self._threads = {each.submit(threading.get_ident).result() for each in executors}
 
     def boundaries(
         self, splits: Sequence[StagedModel], *, training: bool, turn: int = 0
-    ) -> Boundaries:
+    ) -> local.Boundaries:
         """The links between the stages in a step.
 
         Args:
@@ -89,17 +80,14 @@ class Workers:
         """
         m = len(splits)
         capacity = m if training else min(m, INFERENCE_CAPACITY)
-        between = {
-            k: LocalLink(capacity, m, *self._wires(k))
-            for k in self._device_of
-            if k + 1 in self._device_of
-        }
-        return Boundaries(before={k + 1: one for k, one in between.items()}, after=between)
-
-    def _wires(self, k: int) -> tuple[Link | Wire | None, Link | Wire | None]:
-        """The link from a stage to the next one, and the link back."""
-        here, there = self._device_of[k].name, self._device_of[k + 1].name
-        return self._wiring(here, there), self._wiring(there, here)
+        between = {}
+        for k in self._device_of:
+            if k + 1 in self._device_of:
+                here, there = self._device_of[k].name, self._device_of[k + 1].name
+                values = local.BoundedQueue[local.Values](capacity, self._wiring(here, there))
+                gradients = local.BoundedQueue[local.Gradients](m, self._wiring(there, here))
+                between[k] = local.LocalLink(values, gradients)
+        return local.Boundaries(before={k + 1: one for k, one in between.items()}, after=between)
 
     def start(self, step: Step) -> RunningStep:
         """Begin a step; stages in the caller's thread have finished it at return.
@@ -122,7 +110,10 @@ class Workers:
         finally:  # also on Ctrl-C: no worker may continue a step that nobody waits for
             step.stop()
             wait(started)
-        _raise_first_failure(started)
+        for future in started:  # the devices that another one stopped only saw their links closed
+            error = future.exception()
+            if error is not None and not isinstance(error, local.ChannelClosed):
+                raise error
 
     def agree(self, state: Tensor) -> Tensor:
         """The state of torch's generator with which a step begins: that of this process."""
@@ -163,13 +154,9 @@ class Workers:
         total = None if step.head is None else step.head.total
         return StepResult(total, step.outputs, {k: step.busy_s(k) for k in self._device_of})
 
-    def timeline(self, spans: Mapping[int, Sequence[Span]]) -> list[CompletedAction]:
-        """The actions of all stages in a step that has run, by one clock.
-
-        Args:
-            spans: of the stages of this process, by their numbers.
-        """
-        return done_since(spans, 0.0)
+    def timeline(self, ours: list[CompletedAction]) -> list[CompletedAction]:
+        """The actions of all processes in a step that has run, by one clock."""
+        return ours
 
     def _run_here(self, step: Step) -> None:
         here = threading.get_ident()
@@ -183,28 +170,18 @@ class Workers:
             self._threads.discard(here)
 
 
-def done_since(spans: Mapping[int, Sequence[Span]], zero_s: float) -> list[CompletedAction]:
-    """The actions, in seconds since a time of `time.perf_counter`."""
-    return [
-        CompletedAction(
-            Action(k, span.kind, span.microbatch), span.began_s - zero_s, span.ended_s - zero_s
-        )
-        for k, of_stage in spans.items()
-        for span in of_stage
-    ]
-
-
-def _numbers(devices: Mapping[int, LocalDevice], name: str) -> str:
-    """The numbers of a device's stages: `0-3`."""
-    return "-".join(str(k) for k, device in devices.items() if device.name == name)
+def done_since(zero_s: float, actions: Iterable[CompletedAction]) -> list[CompletedAction]:
+    """The actions, in seconds since this time of their clock."""
+    return [CompletedAction(x.action, x.began_s - zero_s, x.ended_s - zero_s) for x in actions]
 
 
 def worker(name: str, device: LocalDevice) -> ThreadPoolExecutor:
     """A thread with its own number of torch threads; the calling thread keeps its own."""
     executor = ThreadPoolExecutor(1, thread_name_prefix=name)
-    before = torch.get_num_threads()
-    executor.submit(_use_torch_threads, device.num_threads).result()
-    torch.set_num_threads(before)
+    with with_torch_threads(torch.get_num_threads()):
+        executor.submit(torch.set_num_threads, device.num_threads).result()
+        # torch copies the process's number when a thread first asks; then the thread has its own.
+        assert executor.submit(torch.get_num_threads).result() == device.num_threads
     return executor
 
 
@@ -217,17 +194,3 @@ def with_torch_threads(num_threads: int) -> Iterator[None]:
         yield
     finally:
         torch.set_num_threads(before)
-
-
-def _use_torch_threads(num_threads: int) -> None:
-    torch.set_num_threads(num_threads)
-    # torch copies the process's number when a thread first asks; then the thread has its own.
-    assert torch.get_num_threads() == num_threads
-
-
-def _raise_first_failure(futures: Sequence[Future[None]]) -> None:
-    """Raise the failure that stopped the other devices, which only saw their links closed."""
-    for future in futures:
-        error = future.exception()
-        if error is not None and not isinstance(error, ChannelClosed):
-            raise error

@@ -17,8 +17,6 @@ from torch import Tensor
 
 from skyfx.runtime.memory.malloc import free_bytes_of_heap
 
-__all__: list[str] = ["MemoryLimits"]
-
 STACKS_BYTES = 2**27
 """Reserved by the threads of stages, OpenMP, autograd and transport, and hardly touched."""
 
@@ -40,8 +38,7 @@ class MemoryLimits:
             model: its tensors; those that are on a device already count to the limit.
         """
         self._gpus = [device for device in gpu_bytes if device.type == "cuda"]
-        self._cpu_bytes = 0
-        tensors = list(model)
+        self._cpu_bytes, tensors = 0, list(model)
         for device in self._gpus:
             total = torch.cuda.get_device_properties(device).total_memory
             besides = torch.cuda.memory_allocated(device) - _held_bytes(tensors, device)
@@ -57,7 +54,8 @@ class MemoryLimits:
             torch.cuda.set_per_process_memory_fraction(1.0, device)
         self._gpus = []
         if self._cpu_bytes:
-            _Data.give_back(self._cpu_bytes)
+            _Data.allowed.remove(self._cpu_bytes)
+            _Data.set()
             self._cpu_bytes = 0
 
 
@@ -72,18 +70,12 @@ class _Data:
     def allow(cls, size_bytes: int, held_bytes: int) -> None:
         if not cls.allowed:
             cls.before = resource.getrlimit(resource.RLIMIT_DATA)
-            cls.besides_bytes = _data_bytes() - free_bytes_of_heap() - held_bytes
-            cls.besides_bytes += STACKS_BYTES
+            cls.besides_bytes = STACKS_BYTES + _data_bytes() - free_bytes_of_heap() - held_bytes
         cls.allowed.append(size_bytes)
-        cls._set()
+        cls.set()
 
     @classmethod
-    def give_back(cls, size_bytes: int) -> None:
-        cls.allowed.remove(size_bytes)
-        cls._set()
-
-    @classmethod
-    def _set(cls) -> None:
+    def set(cls) -> None:
         soft, hard = cls.before
         if cls.allowed:
             wanted = cls.besides_bytes + sum(cls.allowed)

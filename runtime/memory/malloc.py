@@ -15,8 +15,6 @@ import os
 import sys
 from typing import Any
 
-__all__: list[str] = ["HOLES", "free_bytes_of_heap", "keep_freed", "return_freed"]
-
 HOLES = 2.5
 """Largest ratio of resident memory to a predicted peak where freed memory is kept."""
 
@@ -103,16 +101,12 @@ def _usage() -> Any:
 
 def _configure(mmap_threshold: int, trim_threshold: int) -> Any:
     """Set malloc up and return the C library; None where malloc is the user's or not glibc's."""
-    if not sys.platform.startswith("linux") or any(
-        name.startswith(USER_SETTINGS) for name in os.environ
-    ):
+    is_set_up = any(name.startswith(USER_SETTINGS) for name in os.environ)
+    if is_set_up or not sys.platform.startswith("linux"):
         return None
     libc = ctypes.CDLL(None)
-    settings = {
-        ARENA_MAX: 1,  # a thread's own heaps are unmapped as soon as they are empty
-        MMAP_THRESHOLD: mmap_threshold,
-        TRIM_THRESHOLD: trim_threshold,
-    }
-    if not hasattr(libc, "mallopt") or not all(libc.mallopt(*pair) for pair in settings.items()):
+    # One arena: a thread's own heaps are unmapped as soon as they are empty.
+    settings = (ARENA_MAX, 1), (MMAP_THRESHOLD, mmap_threshold), (TRIM_THRESHOLD, trim_threshold)
+    if not hasattr(libc, "mallopt") or not all(libc.mallopt(*pair) for pair in settings):
         return None
     return libc

@@ -11,7 +11,7 @@ import hashlib
 import random
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -21,16 +21,6 @@ from torch import Tensor
 
 from skyfx.runtime import pytree
 from skyfx.runtime.rng.generator_state import preserve_generators
-
-__all__: list[str] = [
-    "SeededStream",
-    "Source",
-    "borrow_generator",
-    "draw",
-    "draw_anything",
-    "lend_none",
-    "use_source",
-]
 
 _local = threading.local()
 _default_generators = threading.RLock()
@@ -81,7 +71,7 @@ def draw(operator: Callable[..., Any], node: str, *args: Any, **kwargs: Any) -> 
 
     Without a source, as in measuring, it draws from the default generator as it is.
     """
-    source = _source()
+    source: Source | None = getattr(_local, "source", None)
     if source is None:
         return operator(*args, **kwargs)
     start, generator = source.start(node), _default_generator(args, kwargs)
@@ -97,7 +87,7 @@ def draw(operator: Callable[..., Any], node: str, *args: Any, **kwargs: Any) -> 
 
 def draw_anything(code: Callable[..., Any], node: str, *args: Any) -> Any:
     """`draw` for code that may draw from Python's and numpy's generators as well."""
-    source = _source()
+    source: Source | None = getattr(_local, "source", None)
     if source is None:
         return code(*args)
     with _others, preserve_generators(with_torch=False):
@@ -119,15 +109,9 @@ def borrow_generator(generator: torch.Generator) -> Iterator[None]:
             generator.set_state(state)
 
 
-@contextmanager
-def lend_none() -> Iterator[None]:
+def lend_none() -> AbstractContextManager[object]:
     """Lend no default generator to another thread meanwhile."""
-    with _default_generators:
-        yield
-
-
-def _source() -> Source | None:
-    return getattr(_local, "source", None)
+    return _default_generators
 
 
 def _default_generator(args: Any, kwargs: Any) -> torch.Generator:

@@ -9,14 +9,6 @@ import numpy
 import torch
 from torch import nn
 
-__all__: list[str] = [
-    "comparable_states",
-    "generator_states",
-    "preserve_generators",
-    "preserve_model",
-    "set_generator_states",
-]
-
 
 def generator_states(*, with_torch: bool = True) -> dict[str, Any]:
     """The states, as numbers, tensors and arrays that a checkpoint can keep.
@@ -27,12 +19,8 @@ def generator_states(*, with_torch: bool = True) -> dict[str, Any]:
     others = {"python": random.getstate(), "numpy": numpy.random.get_state(legacy=False)}
     if not with_torch:
         return others
-    has_cuda = torch.cuda.is_available()
-    return {
-        "torch": torch.get_rng_state(),
-        "cuda": torch.cuda.get_rng_state_all() if has_cuda else [],
-        **others,
-    }
+    cuda = torch.cuda.get_rng_state_all() if torch.cuda.is_available() else []
+    return {"torch": torch.get_rng_state(), "cuda": cuda, **others}
 
 
 def set_generator_states(states: Mapping[str, Any]) -> None:

@@ -20,8 +20,6 @@ import numpy as np
 from numba import njit
 from torch import Tensor
 
-__all__: list[str] = ["advance", "distance", "holds_normal"]
-
 N, M, DEGREE = 624, 397, 19937
 MATRIX = 0x9908B0DF
 

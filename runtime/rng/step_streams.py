@@ -13,7 +13,7 @@ model has a separate stream instead.
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -21,8 +21,6 @@ from torch import Tensor
 from skyfx.runtime.rng import mt19937
 from skyfx.runtime.rng.generator_lending import SeededStream, Source, borrow_generator
 from skyfx.runtime.rng.mt19937 import holds_normal
-
-__all__: list[str] = ["Advance", "Advances", "Draws", "begin_step_streams"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,57 +44,36 @@ Advances = Sequence[Advance] | None
 """The advances of all random nodes of a model, in its order; None if that of one is not known."""
 
 
-class Draws(Protocol):
-    """The generator states at which the random nodes of a step start."""
-
-    def source(self, k: int, m: int) -> Source:
-        """Those of stage k and micro-batch m."""
+Draws = Callable[[int, int], Source]
+"""From a stage and a micro-batch to the generator states at which their random nodes start."""
 
 
-def begin_step_streams(advances: Sequence[Advances], agree: Callable[[Tensor], Tensor]) -> Draws:
+def begin_step_streams(
+    advances: Sequence[Advances], agree: Callable[[Tensor], Tensor]
+) -> Draws | None:
     """Begin a step, and leave torch's default generator at the state after it.
+
+    A model without random nodes leaves it as it is, and has no draws.
 
     Args:
         advances: of each micro-batch, `(num_microbatches,)`.
         agree: from the state of this process's generator to the one that all processes use.
     """
+    if all(one is not None and not one for one in advances):
+        return None
     torch.set_rng_state(agree(torch.get_rng_state()))
     known = [one for one in advances if one is not None]
     if len(known) < len(advances):
-        return _SeparateDraws(int(torch.randint(2**62, ()).item()))
-    draws = _PlainDraws(torch.get_rng_state(), known)
-    torch.set_rng_state(draws.end())
-    return draws
-
-
-@dataclass(frozen=True, slots=True)
-class _SeparateDraws:
-    """Each node of each micro-batch has a separate stream."""
-
-    seed: int
-
-    def source(self, k: int, m: int) -> Source:
-        """Those of stage k and micro-batch m."""
-        return SeededStream(self.seed, m)
-
-
-class _PlainDraws:
-    """Each node starts at the state that plain torch's generator would have."""
-
-    def __init__(self, state: Tensor, advances: Sequence[Sequence[Advance]]) -> None:
-        pairs = [(m, advance) for m, part in enumerate(advances) for advance in part]
-        self._state, self._advances = state, [advance for _, advance in pairs]
-        self._position = {(m, advance.node): i for i, (m, advance) in enumerate(pairs)}
-        self._cursors: dict[int, GeneratorCursor] = {}
-
-    def source(self, k: int, m: int) -> Source:
-        """Those of stage k and micro-batch m."""
-        cursor = self._cursors.setdefault(k, GeneratorCursor(self._state, self._advances))
-        return _PlainSource(cursor, self._position, m)
-
-    def end(self) -> Tensor:
-        """The state of the generator after all nodes."""
-        return GeneratorCursor(self._state, self._advances).move_to(len(self._advances))
+        seed = int(torch.randint(2**62, ()).item())
+        return lambda _, m: SeededStream(seed, m)
+    pairs = [(m, advance) for m, part in enumerate(known) for advance in part]
+    position = {(m, advance.node): i for i, (m, advance) in enumerate(pairs)}
+    state, nodes = torch.get_rng_state(), [advance for _, advance in pairs]
+    cursors: dict[int, GeneratorCursor] = {}
+    torch.set_rng_state(GeneratorCursor(state, nodes).move_to(len(nodes)))
+    return lambda k, m: _PlainSource(
+        cursors.setdefault(k, GeneratorCursor(state, nodes)), position, m
+    )
 
 
 class GeneratorCursor:
@@ -133,11 +110,9 @@ class _PlainSource:
     microbatch: int
 
     def start(self, node: str) -> Tensor:
-        """The state before this node."""
         return self.cursor.move_to(self.position[self.microbatch, node])
 
     def end(self, state: Tensor) -> None:
-        """The node has drawn; the cursor stands after it."""
         self.cursor.state = state
         self.cursor.position += 1
 

@@ -3,24 +3,13 @@
 import threading
 import time
 from collections import deque
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Generic, Protocol, TypeVar
 
 from torch import Tensor
 
 from skyfx.solver.core.cluster import Link, Wire
-
-__all__: list[str] = [
-    "Boundaries",
-    "BoundedQueue",
-    "ChannelClosed",
-    "Gradients",
-    "InboundLink",
-    "LocalLink",
-    "OutboundLink",
-    "Values",
-]
 
 T = TypeVar("T")
 
@@ -97,21 +86,18 @@ class BoundedQueue(Generic[T]):
         """Add an item; waits while the queue is full, but not for its arrival."""
         arrives_s = self._arrival_s(item)
         with self._changed:
-            self._changed.wait_for(lambda: self._closed or len(self._items) < self._capacity)
-            self._raise_if_closed()
+            self._wait_for(lambda: len(self._items) < self._capacity)
             self._items.append((arrives_s, item))
             self._changed.notify_all()
 
     def get(self) -> T:
         """Remove the next item; waits until it has arrived."""
         with self._changed:
-            self._changed.wait_for(lambda: self._closed or bool(self._items))
-            self._raise_if_closed()
+            self._wait_for(lambda: bool(self._items))
             arrives_s, item = self._items.popleft()
             self._changed.notify_all()
             if (late_s := arrives_s - time.perf_counter()) > 0:
-                self._changed.wait_for(lambda: self._closed, late_s)
-                self._raise_if_closed()
+                self._wait_for(lambda: False, late_s)
             return item
 
     def close(self) -> None:
@@ -129,24 +115,17 @@ class BoundedQueue(Generic[T]):
         self._busy_until_s = begins_s + size_bytes / self._wire.bandwidth_bytes_per_s
         return self._busy_until_s + self._wire.latency_s
 
-    def _raise_if_closed(self) -> None:
+    def _wait_for(self, ready: Callable[[], bool], at_most_s: float | None = None) -> None:
+        self._changed.wait_for(lambda: self._closed or ready(), at_most_s)
         if self._closed:
             raise ChannelClosed
 
 
 class LocalLink:
-    """A link within this process; both stages hold the same object."""
+    """A link within this process, by a queue in each direction; both stages hold this object."""
 
-    def __init__(
-        self,
-        values_capacity: int,
-        gradients_capacity: int,
-        there: Wire | Link | None = None,
-        back: Wire | Link | None = None,
-    ) -> None:
-        """A link with these capacities, in items; `there` and `back` are emulated, if given."""
-        self._values = BoundedQueue[Values](values_capacity, there)
-        self._gradients = BoundedQueue[Gradients](gradients_capacity, back)
+    def __init__(self, there: BoundedQueue[Values], back: BoundedQueue[Gradients]) -> None:
+        self._values, self._gradients = there, back
         self.send_values, self.receive_values = self._values.put, self._values.get
         self.send_gradients, self.receive_gradients = self._gradients.put, self._gradients.get
 

@@ -16,8 +16,6 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-__all__: list[str] = ["MessageLayout", "TensorSpec"]
-
 ALIGNMENT = 64
 """Bytes, as in torch's own allocations: kernels then add up in the same order."""
 

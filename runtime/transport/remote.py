@@ -13,7 +13,7 @@ arrive; only then the receive of their gradients is posted.
 """
 
 from collections import deque
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from concurrent.futures import Executor, Future
 
 import torch.distributed as dist
@@ -21,9 +21,7 @@ from torch import Tensor
 
 from skyfx.runtime.distributed.process_group import ProcessGroup
 from skyfx.runtime.transport.local import Gradients, Values
-from skyfx.runtime.transport.message import MessageLayout, TensorSpec
-
-__all__: list[str] = ["ReceiveQueue", "RemoteInbound", "RemoteOutbound", "SendQueue"]
+from skyfx.runtime.transport.message import MessageLayout
 
 AHEAD = 2
 """Receives that are posted at once in each direction; each has a buffer."""
@@ -65,7 +63,12 @@ class ReceiveQueue:
     """Receives messages in the order of their layouts; `ahead` receives are posted in advance."""
 
     def __init__(
-        self, peer: int, tag: int, group: ProcessGroup, layouts: Iterable[MessageLayout], ahead: int
+        self,
+        peer: int,
+        tag: int,
+        group: ProcessGroup,
+        layouts: Iterable[MessageLayout] = (),
+        ahead: int = AHEAD,
     ) -> None:
         self._peer, self._tag, self._group, self._ahead = peer, tag, group, ahead
         self._expected = deque(layouts)
@@ -90,69 +93,49 @@ class ReceiveQueue:
     def _post(self) -> None:
         while self._expected and len(self._posted) < self._ahead:
             layout = self._expected.popleft()
-            message = None if layout.is_empty else layout.buffer()
-            work = None
-            if message is not None:
+            message = work = None
+            if not layout.is_empty:
+                message = layout.buffer()
                 with self._group.raising_lost_peers():
                     work = dist.irecv(
-                        message,
-                        group=self._group.processes,
-                        tag=self._tag,
-                        group_src=self._peer,
+                        message, group=self._group.processes, tag=self._tag, group_src=self._peer
                     )
             self._posted.append((layout, message, work))
 
 
-class RemoteOutbound:
-    """The link after stage `k` of this process; `peer` runs the next stage."""
-
-    def __init__(
-        self,
-        k: int,
-        peer: int,
-        group: ProcessGroup,
-        sender: Executor,
-        *,
-        in_flight: int,
-        training: bool,
-    ) -> None:
-        self._values = SendQueue(peer, 2 * k, group, sender, in_flight)
-        self._gradients = ReceiveQueue(peer, 2 * k + 1, group, (), AHEAD)
-        self._training = training
-
-    def send_values(self, values: Values) -> None:
-        """Send a micro-batch's values, and in training expect their gradients."""
-        if self._training:  # in inference too, a tied weight requires one
-            self._gradients.expect(_flowing(values))
-        self._values.send(MessageLayout.of(values), values)
-
-    def receive_gradients(self) -> Gradients:
-        """Wait for their gradients."""
-        return self._gradients.receive()
+class _RemoteLink:
+    _sent: SendQueue
 
     def close(self) -> None:
         """Nothing to do: a posted receive cannot be cancelled."""
 
     def finish(self) -> None:
         """Wait until all messages have been sent."""
-        self._values.finish()
+        self._sent.finish()
 
 
-class RemoteInbound:
-    """The link before stage `k + 1` of this process; `peer` runs stage `k`."""
+class RemoteOutbound(_RemoteLink):
+    """The link after a stage of this process, to the next stage in another one."""
 
-    def __init__(
-        self,
-        k: int,
-        peer: int,
-        group: ProcessGroup,
-        sender: Executor,
-        forms: Iterable[Sequence[TensorSpec]],
-        *,
-        in_flight: int,
-    ) -> None:
-        self._values = ReceiveQueue(peer, 2 * k, group, map(MessageLayout, forms), AHEAD)
-        self._gradients = SendQueue(peer, 2 * k + 1, group, sender, in_flight)
+    def __init__(self, values: SendQueue, gradients: ReceiveQueue, *, training: bool) -> None:
+        self._sent, self._gradients, self._training = values, gradients, training
+
+    def send_values(self, values: Values) -> None:
+        """Send a micro-batch's values, and in training expect their gradients."""
+        if self._training:  # in inference too, a tied weight requires one
+            self._gradients.expect(_flowing(values))
+        self._sent.send(MessageLayout.of(values), values)
+
+    def receive_gradients(self) -> Gradients:
+        """Wait for their gradients."""
+        return self._gradients.receive()
+
+
+class RemoteInbound(_RemoteLink):
+    """The link before a stage of this process, from the previous stage in another one."""
+
+    def __init__(self, values: ReceiveQueue, gradients: SendQueue) -> None:
+        self._values, self._sent = values, gradients
         self._flowing = deque[MessageLayout]()
 
     def receive_values(self) -> Values:
@@ -163,14 +146,7 @@ class RemoteInbound:
 
     def send_gradients(self, gradients: Gradients) -> None:
         """Send their gradients back."""
-        self._gradients.send(self._flowing.popleft(), gradients)
-
-    def close(self) -> None:
-        """Nothing to do: a posted receive cannot be cancelled."""
-
-    def finish(self) -> None:
-        """Wait until all messages have been sent."""
-        self._gradients.finish()
+        self._sent.send(self._flowing.popleft(), gradients)
 
 
 def _flowing(values: Values) -> MessageLayout:

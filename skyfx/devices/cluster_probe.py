@@ -23,8 +23,6 @@ from skyfx.runtime.transport.remote import ReceiveQueue, SendQueue
 from skyfx.solver.core import cluster
 from skyfx.solver.core.cluster import Device, Link, Wire
 
-__all__: list[str] = ["Cluster", "probed"]
-
 SMALL_BYTES, FIRST_BYTES, MOST_BYTES = 8, 2**16, 2**26
 LONG_S = 0.1
 """A message that takes this long says enough about the bandwidth."""
@@ -78,7 +76,9 @@ def probed(hosts: DeviceInventory) -> cluster.Cluster:
         replace(device, slowdown=_slowdown(device, hosts.devices, all_speeds))
         for device in hosts.devices
     )
-    links = [*_links_here(hosts), *_links_to_others(hosts)]
+    ours = tuple(device for device in hosts.devices if device.name in hosts.local)
+    here = with_links(cluster.Cluster(devices=ours), hosts.local).links
+    links = [*here, *_links_to_others(hosts)]
     everyones = itertools.chain.from_iterable(hosts.group.all_gather_json(links, list[Link]))
     found = cluster.Cluster(devices=devices, links=tuple(everyones))
     found.check()
@@ -104,12 +104,6 @@ def _speed_s(place: LocalDevice) -> float:
     timer = Timer("mix()", globals={"mix": mix}, num_threads=place.num_threads)
     number = max(1, int(LONG_S / timer.timeit(10).mean))
     return median(timer.timeit(number).mean for _ in range(3))
-
-
-def _links_here(hosts: DeviceInventory) -> Sequence[Link]:
-    """Between the devices of this process."""
-    ours = tuple(device for device in hosts.devices if device.name in hosts.local)
-    return with_links(cluster.Cluster(devices=ours), hosts.local).links
 
 
 def _links_to_others(hosts: DeviceInventory) -> list[Link]:
@@ -140,8 +134,7 @@ def _links_to_others(hosts: DeviceInventory) -> list[Link]:
 def _to_and_from(place: LocalDevice) -> tuple[Wire, Wire]:
     """From the device to the memory that messages are made in, and back."""
     if place.device == CPU:
-        free = Wire(bandwidth_bytes_per_s=1e15, latency_s=0.0)
-        return free, free
+        return (Wire(bandwidth_bytes_per_s=1e15, latency_s=0.0),) * 2
     return copy_wire(place.device, CPU), copy_wire(CPU, place.device)
 
 
@@ -190,9 +183,8 @@ def _message_s(
             began = time.perf_counter()
             if leads:
                 out.send(mine, values)
-                come.receive()
-            else:
-                come.receive()
+            come.receive()
+            if not leads:
                 out.send(mine, values)
             times.append(time.perf_counter() - began)
         out.finish()

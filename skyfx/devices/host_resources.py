@@ -10,10 +10,6 @@ from pathlib import Path
 import psutil
 import torch
 
-__all__: list[str] = [
-    *("available_bytes", "cores", "device_type", "free_bytes", "hardware_model", "has_quota"),
-]
-
 CGROUPS = Path("/sys/fs/cgroup")
 OWN = Path("/proc/self/cgroup")
 

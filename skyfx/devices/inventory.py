@@ -18,8 +18,6 @@ from skyfx.runtime.distributed.process_group import ProcessGroup
 from skyfx.solver.core.cluster import Device
 from skyfx.solver.errors import PlanError
 
-__all__: list[str] = ["DeviceInventory", "is_cpu"]
-
 
 @dataclass(frozen=True, slots=True)
 class DeviceInventory:
@@ -53,7 +51,11 @@ class DeviceInventory:
         group = group or ProcessGroup.join()
         local = {device.name: device for device in _own_devices()}
         own = [
-            Device(name=x.name, type=x.type, memory_bytes=_memory(x, memory_bytes))
+            Device(
+                name=x.name,
+                type=x.type,
+                memory_bytes=free_bytes(x.device) if memory_bytes is None else memory_bytes,
+            )
             for x in local.values()
         ]
         by_rank = group.all_gather_json(own, list[Device])
@@ -69,10 +71,6 @@ class DeviceInventory:
         return cls(group, tuple(d for devices in by_rank for d in devices), owner_rank, local)
 
 
-def _memory(local: LocalDevice, given: float | None) -> float:
-    return free_bytes(local.device) if given is None else given
-
-
 def is_cpu(name: str) -> bool:
     """Whether the device of this name is a CPU."""
     return torch.device(name.rpartition("/")[2]).type == "cpu"
@@ -84,10 +82,8 @@ def _own_devices() -> list[LocalDevice]:
     Where there are GPUs, the host's first process has the CPU as well.
     """
     host = socket.gethostname()
-    local_rank, num_local = (
-        int(os.environ.get(name, default))
-        for name, default in (("LOCAL_RANK", "0"), ("LOCAL_WORLD_SIZE", "1"))
-    )
+    local_rank = int(os.environ.get("LOCAL_RANK", "0"))
+    num_local = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
     accelerator = torch.accelerator.current_accelerator()
     num_gpus = 0 if accelerator is None else torch.accelerator.device_count()
     found = []

@@ -4,7 +4,7 @@ import itertools
 import threading
 import time
 from collections.abc import Mapping
-from dataclasses import replace
+from dataclasses import asdict, replace
 from statistics import median
 
 import torch
@@ -12,8 +12,6 @@ import torch
 from skyfx.runtime.device import LocalDevice
 from skyfx.runtime.transport.local import BoundedQueue
 from skyfx.solver.core.cluster import Cluster, Link, Wire
-
-__all__: list[str] = ["copy_wire", "with_links"]
 
 LARGE_BYTES = 64 * 2**20
 ROUNDS = 50
@@ -33,15 +31,7 @@ def with_links(cluster: Cluster, places: Mapping[str, LocalDevice]) -> Cluster:
         pair = (source.device, target.device)
         if pair not in measured:
             measured[pair] = copy_wire(*pair, handover_s)
-        wire = measured[pair]
-        links.append(
-            Link(
-                source=source.name,
-                target=target.name,
-                bandwidth_bytes_per_s=wire.bandwidth_bytes_per_s,
-                latency_s=wire.latency_s,
-            )
-        )
+        links.append(Link(source=source.name, target=target.name, **asdict(measured[pair])))
     return replace(cluster, links=tuple(links))
 
 

@@ -14,8 +14,6 @@ from skyfx.solver.core import cluster, files
 from skyfx.solver.core.field_checks import memory_size
 from skyfx.solver.errors import PlanError
 
-__all__: list[str] = ["Device", "DeviceList", "given_cluster", "resolve"]
-
 
 @dataclass(frozen=True, slots=True)
 class Device:
@@ -96,17 +94,17 @@ def given_cluster(devices: DeviceList) -> cluster.Cluster | None:
 def _cluster(wanted: Sequence[Device], found: Sequence[torch.device]) -> cluster.Cluster:
     if not wanted:
         raise ValueError("devices is empty, expected at least one, such as ['cpu', 'cpu']")
-    resolved = cluster.Cluster(
-        devices=tuple(
-            cluster.Device(
-                name=name,
-                type=device_type(here),
-                memory_bytes=_memory(i, device, here),
-                slowdown=device.slowdown,
-            )
-            for i, (name, device, here) in enumerate(zip(_names(found), wanted, found, strict=True))
+    rows = enumerate(zip(_names(found), wanted, found, strict=True))
+    described = (
+        cluster.Device(
+            name=name,
+            type=device_type(here),
+            memory_bytes=_memory(i, device, here),
+            slowdown=device.slowdown,
         )
+        for i, (name, device, here) in rows
     )
+    resolved = cluster.Cluster(devices=tuple(described))
     resolved.check()
     return resolved
 

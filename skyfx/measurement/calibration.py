@@ -31,8 +31,7 @@ from skyfx.runtime.transport.local import Gradients
 from skyfx.tracing.capture import Capture
 from skyfx.tracing.leaf_calls import leaf_of
 from skyfx.tracing.node_names import is_operator
-
-__all__: list[str] = ["timed_segments"]
+from skyfx.tracing.tensor_binding import in_place_of
 
 SEGMENTS = 12
 LONGEST_S, RANGE = 0.1, 8
@@ -58,17 +57,16 @@ def timed_segments(
     captured: Capture, prices: OperatorCosts, place: LocalDevice, told: Callable[[int, int], None]
 ) -> Iterator[tuple[Segment, Segment | None]]:
     """Time segments of the graph, forward and, in training, backward."""
-    made_up = not has_values(captured)
-    read = dict(tensors_read(captured))
+    made_up = {} if has_values(captured) else tensors_read(captured)
     most_bytes = min(MOST_BYTES, free_bytes(place.device) / SHARE)
-    parts = list(_parts(captured, prices, read if made_up else {}, most_bytes))
+    parts = list(_parts(captured, prices, made_up, most_bytes))
     known: dict[tuple[fx.Node, ...], tuple[Segment, Segment | None]] = {}
     for i, part in enumerate(parts):
         told(i, len(parts))
         key = tuple(part)  # a small graph gives the same segment several times
         try:
             if key not in known:
-                known[key] = _timed(captured, prices, place, part, made_up=made_up)
+                known[key] = _timed(captured, prices, place, part)
             yield known[key]
         except (RuntimeError, IndexError, ValueError) as error:
             # For example: it writes in place to a tensor from outside, or reads other values.
@@ -91,38 +89,27 @@ def _parts(
         start = min(start, int(np.searchsorted(-np.cumsum(time_s[::-1])[::-1], -length)))
         end = start + 1 + int(np.searchsorted(np.cumsum(time_s[start:]), length))
         part = list(itertools.takewhile(lambda node: not leaf_of(node), nodes[start:end]))
-        if (
-            part
-            and sum(num_bytes(made_up.get(x)) for n in part for x in n.all_input_nodes) < most_bytes
-        ):
+        made_bytes = sum(num_bytes(made_up.get(x)) for n in part for x in n.all_input_nodes)
+        if part and made_bytes < most_bytes:
             yield part
 
 
 def _timed(
-    captured: Capture,
-    prices: OperatorCosts,
-    place: LocalDevice,
-    part: list[fx.Node],
-    *,
-    made_up: bool,
+    captured: Capture, prices: OperatorCosts, place: LocalDevice, part: list[fx.Node]
 ) -> tuple[Segment, Segment | None]:
     """Run a segment as a stage, one micro-batch after the other."""
     inside = set(part)
     read = dict.fromkeys(x for node in part for x in node.all_input_nodes if x not in inside)
-    tensors = {
-        x: _of_its_own(captured.attribute(x), place.device if made_up else None)
-        for x in read
-        if x.op == "get_attr"
-    }
+    made_on = None if has_values(captured) else place.device
+    attributes = [x for x in read if x.op == "get_attr"]
+    tensors = {x: _of_its_own(captured.attribute(x), made_on) for x in attributes}
     received = [x for x in read if x not in tensors]
     sent = [n for n in part if any(user not in inside for user in n.users)] or part[-1:]
     if not all(isinstance(x.meta.get("val"), Tensor) for x in (*received, *sent)):
         raise ValueError("it takes or gives several tensors as one value")
     alone = stage(captured, part, replace(place, slowdown=1.0), received, sent, tensors)
-    values = [
-        sample(x.meta["val"], place.device).requires_grad_(prices.flows[x.name][0])
-        for x in received
-    ]
+    made = ((sample(x.meta["val"], place.device), prices.flows[x.name][0]) for x in received)
+    values = [value.requires_grad_(needs) for value, needs in made]
     forward_s, backward_s = _seconds(alone, values, training=captured.training)
     costs = [prices.costs[node.name] for node in part]
     back = [c.backward_s for c in costs if c.backward_s is not None]
@@ -134,11 +121,7 @@ def _of_its_own(value: Any, made_on: torch.device | None) -> Any:
     """A parameter whose gradient is not the model's."""
     if made_on is not None and isinstance(value, Tensor):
         value = sample(value, made_on)
-    return (
-        nn.Parameter(value.detach(), value.requires_grad)
-        if isinstance(value, nn.Parameter)
-        else value
-    )
+    return in_place_of(value, value.detach()) if isinstance(value, nn.Parameter) else value
 
 
 def _seconds(alone: Stage, values: Sequence[Tensor], *, training: bool) -> tuple[float, float]:

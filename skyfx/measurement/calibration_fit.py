@@ -18,8 +18,6 @@ from numpy.typing import NDArray
 
 from skyfx.solver.core.graph import LinearFit
 
-__all__: list[str] = ["Segment", "fit", "least_absolute"]
-
 DISPATCH_S = 5e-5
 """The most that dispatch and cold caches can add to an operator, where the factor is 1. Without
 this limit, segments of few and large operators that are slower for another reason would raise it.

@@ -9,11 +9,8 @@ from torch import Tensor, nn
 
 from skyfx.measurement.flops import counted
 from skyfx.measurement.timing import Timing, backward_of, entry_s, gradients_of, timed
-from skyfx.measurement.workspace import workspace_bytes
 from skyfx.runtime import pytree
-from skyfx.tracing.torch_internals import storage_id
-
-__all__: list[str] = ["CallCost", "measure_call"]
+from skyfx.tracing.torch_internals import allocations_of, storage_id
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,14 +74,9 @@ def measure_call(
     if not training:
         outputs = _tensors(returned)
         with torch.no_grad():
-            workspace = workspace_bytes(call, _device(outputs))
-        return CallCost(
-            forward.median_s,
-            spread=forward.spread,
-            flows=(False,) * len(outputs),
-            workspace_bytes=workspace,
-            flops=flops,
-        )
+            most = workspace_bytes(call, _device(outputs))
+        flows, spread = (False,) * len(outputs), forward.spread
+        return CallCost(forward.median_s, None, spread, flows, workspace_bytes=most, flops=flops)
     del returned  # there may be no room for it twice
     with torch.enable_grad():
         if mutable:
@@ -134,23 +126,43 @@ def _with_backward(
     if gradients is not None:
         back = timed(backward_of(gradients, leaves), num_threads)
         back = replace(back, median_s=max(0.0, back.median_s - entry_s(device, num_threads)))
-    storages = {storage_id(x): x for x in kept}
-    saves_inputs = tuple(i for i, x in enumerate(call.tensors) if storage_id(x) in storages)
-    saves_outputs = tuple(i for i, x in enumerate(found) if storage_id(x) in storages)
-    known = {storage_id(x) for x in (*call.tensors, *found)}
+    storages = {storage_id(x): x.untyped_storage().nbytes() for x in kept}
+    given, made = [*map(storage_id, call.tensors)], [*map(storage_id, found)]
     return CallCost(
         forward_s=forward.median_s,
         backward_s=None if gradients is None else back.median_s,
         spread=max(forward.spread, back.spread),
         flows=tuple(x.requires_grad for x in found),
-        saves_inputs=saves_inputs,
-        saves_outputs=saves_outputs,
-        saves_bytes=sum(
-            x.untyped_storage().nbytes() for a, x in storages.items() if a not in known
-        ),
+        saves_inputs=tuple(i for i, x in enumerate(given) if x in storages),
+        saves_outputs=tuple(i for i, x in enumerate(made) if x in storages),
+        saves_bytes=sum(storages[x] for x in storages.keys() - {*given, *made}),
         workspace_bytes=workspace_bytes(gradients or call, device),
         backward_flops=0 if gradients is None else counted(gradients)[1],
     )
+
+
+def workspace_bytes(call: Callable[[], Any], device: torch.device) -> float:
+    """The most bytes that `call` has in use on `device`, beyond what it returns.
+
+    A convolution copies what it reads into another layout, attention keeps sums: nobody sees those
+    bytes in what goes in and comes out, but they are in use at the peak.
+    """
+    if device.type == "meta":
+        return 0.0
+    if device.type != "cpu":
+        torch.accelerator.reset_peak_memory_stats(device)
+        returned = call()
+        most = torch.accelerator.max_memory_allocated(device)
+        left = torch.accelerator.memory_allocated(device)
+        del returned
+        return float(most - left)
+    returned, sizes = allocations_of(call)
+    del returned
+    in_use = most = 0
+    for size in sizes:
+        in_use += size
+        most = max(most, in_use)
+    return float(most - in_use)
 
 
 def _tensors(values: Any) -> list[Tensor]:
@@ -160,9 +172,8 @@ def _tensors(values: Any) -> list[Tensor]:
 def _copy(tensor: Tensor, needs: bool) -> Tensor:
     """A copy with an autograd graph of its own, still a parameter if it was one."""
     copy = tensor.detach().clone(memory_format=torch.preserve_format)
-    if isinstance(tensor, nn.Parameter):
-        return nn.Parameter(copy, needs)
-    return copy.requires_grad_(needs)
+    is_parameter = isinstance(tensor, nn.Parameter)
+    return nn.Parameter(copy, needs) if is_parameter else copy.requires_grad_(needs)
 
 
 def _device(outputs: Sequence[Tensor]) -> torch.device:

@@ -19,8 +19,6 @@ from skyfx.measurement.call_cost import CallCost
 from skyfx.runtime.device import LocalDevice
 from skyfx.solver.core.files import replacing, require_folder
 
-__all__: list[str] = ["CostCache", "check_cache_folder"]
-
 Key = tuple[str, ...]
 
 MEASURED = 3
@@ -35,13 +33,8 @@ class CostCache:
     def __init__(self, place: LocalDevice, *, training: bool) -> None:
         self._costs: dict[str, CallCost] = {}
         self._lasting: dict[str, CallCost] = {}
-        self._what = (
-            hardware_model(place.device),
-            str(place.num_threads),
-            torch.__version__,
-            "training" if training else "inference",
-            f"measured {MEASURED}",
-        )
+        on = hardware_model(place.device), str(place.num_threads), torch.__version__
+        self._what = (*on, "training" if training else "inference", f"measured {MEASURED}")
 
     @classmethod
     @contextmanager
@@ -57,7 +50,8 @@ class CostCache:
         try:
             yield store
         finally:
-            store._write(path)
+            with replacing(path, force=True) as temporary:
+                temporary.write_bytes(msgspec.json.encode(store._lasting))
 
     def get(self, key: Key) -> CallCost | None:
         """The cost of a call, if it is known."""
@@ -80,10 +74,6 @@ class CostCache:
             return
         self._costs |= found
         self._lasting |= found
-
-    def _write(self, path: Path) -> None:
-        with replacing(path, force=True) as temporary:
-            temporary.write_bytes(msgspec.json.encode(self._lasting))
 
 
 def check_cache_folder() -> Path | None:

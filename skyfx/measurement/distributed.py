@@ -15,8 +15,6 @@ from skyfx.solver.core.cluster import Cluster
 from skyfx.solver.core.graph import DeviceCalibration, Graph
 from skyfx.tracing.capture import Capture
 
-__all__: list[str] = ["measure_distributed"]
-
 
 def measure_distributed(
     captured: Capture, hosts: DeviceInventory, cluster: Cluster, *, progress: Progress | None = None
@@ -32,24 +30,14 @@ def measure_distributed(
     alone = len(hosts.local) == 1
 
     def priced(place: LocalDevice) -> OperatorCosts:
-        return run_on(
-            place, lambda tell: price(captured, place, tell("operators")), alone, progress
-        )
+        return run_on(place, lambda tell: price(captured, place, tell), alone, progress)
 
     def calibrated(place: LocalDevice) -> DeviceCalibration:
         prices = known[place.type]
-        return run_on(
-            place,
-            lambda tell: calibrate(captured, place, prices, tell("calibration segments")),
-            alone,
-            progress,
-        )
+        return run_on(place, lambda tell: calibrate(captured, place, prices, tell), alone, progress)
 
-    prices = {
-        place.type: priced(place)
-        for place in hosts.local.values()
-        if leaders[place.type] == place.name
-    }
+    ours = hosts.local.values()
+    prices = {place.type: priced(place) for place in ours if leaders[place.type] == place.name}
     known = hosts.group.all_gather_dict(prices, dict[str, OperatorCosts])
     fits = {name: calibrated(place) for name, place in hosts.local.items()}
     fits = hosts.group.all_gather_dict(fits, dict[str, DeviceCalibration])

@@ -9,32 +9,23 @@ from collections.abc import Callable
 from typing import Any, TypeVar
 
 import torch
-from torch.utils.flop_counter import (
-    FlopCounterMode,
-    sdpa_backward_flop_count,
-    sdpa_flop_count,
-)
-
-__all__: list[str] = ["ON_CPU", "counted"]
+from torch.utils.flop_counter import FlopCounterMode, sdpa_backward_flop_count, sdpa_flop_count
 
 T = TypeVar("T")
 
 logger = logging.getLogger(__name__)
 
 
-def _attention(query: Any, key: Any, value: Any, *_: Any, **__: Any) -> int:
-    """Operations of attention; the counter gives shapes in the place of tensors."""
-    return int(sdpa_flop_count(query, key, value))  # type: ignore[no-untyped-call]
-
-
-def _attention_backward(gradient: Any, query: Any, key: Any, value: Any, *_: Any, **__: Any) -> int:
-    found = sdpa_backward_flop_count(gradient, query, key, value)  # type: ignore[no-untyped-call]
-    return int(found)
+def _attention(formula: Callable[..., Any], num_shapes: int) -> Callable[..., int]:
+    """A formula of so many shapes, which the counter gives in the place of tensors."""
+    return lambda *args, **_: int(formula(*args[:num_shapes]))
 
 
 ON_CPU: dict[Any, Callable[..., int]] = {
-    torch.ops.aten._scaled_dot_product_flash_attention_for_cpu: _attention,
-    torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward: _attention_backward,
+    torch.ops.aten._scaled_dot_product_flash_attention_for_cpu: _attention(sdpa_flop_count, 3),
+    torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward: _attention(
+        sdpa_backward_flop_count, 4
+    ),
 }
 """Formulas for kernels that torch's counter has none for."""
 

@@ -24,8 +24,6 @@ from skyfx.runtime.rng.generator_state import preserve_model
 from skyfx.solver.core.graph import DeviceCalibration, Graph, LinearFit, Node
 from skyfx.tracing.capture import Capture
 
-__all__: list[str] = ["TypeMeasurement", "assembled", "calibrate", "measure", "price", "run_on"]
-
 T = TypeVar("T")
 
 Progress = Callable[[str, int, int], None]
@@ -75,10 +73,8 @@ def measure(
     for place in {place.type: place for place in several}.values():
 
         def measured(tell: Tell, place: LocalDevice = place) -> TypeMeasurement:
-            prices = price(captured, place, tell("operators"))
-            return TypeMeasurement(
-                prices, calibrate(captured, place, prices, tell("calibration segments"))
-            )
+            prices = price(captured, place, tell)
+            return TypeMeasurement(prices, calibrate(captured, place, prices, tell))
 
         found[place.type] = run_on(place, measured, len(several) == 1, progress)
     return assembled(captured, found)
@@ -95,19 +91,18 @@ def assembled(captured: Capture, found: Mapping[str, TypeMeasurement]) -> Graph:
     )
 
 
-def price(captured: Capture, place: LocalDevice, told: Told) -> OperatorCosts:
+def price(captured: Capture, place: LocalDevice, tell: Tell) -> OperatorCosts:
     """What each node takes alone."""
-    with (
-        preserve_model(captured.module),
-        CostCache.opened(place, training=captured.training) as store,
-    ):
-        return priced(captured, place, store, told)
+    cache = CostCache.opened(place, training=captured.training)
+    with preserve_model(captured.module), cache as store:
+        return priced(captured, place, store, tell("operators"))
 
 
 def calibrate(
-    captured: Capture, place: LocalDevice, prices: OperatorCosts, told: Told
+    captured: Capture, place: LocalDevice, prices: OperatorCosts, tell: Tell
 ) -> DeviceCalibration:
     """What becomes of these prices in a neighbourhood, on this device."""
+    told = tell("calibration segments")
     with preserve_model(captured.module):
         segments = list(timed_segments(captured, prices, place, told))
     return DeviceCalibration(
@@ -145,26 +140,20 @@ def run_on(
 def _filled(
     node: Node, of: fx.Node, kept: Mapping[str, float], found: Mapping[str, TypeMeasurement]
 ) -> Node:
-    forward, backward = dict[str, float](), dict[str, float]()
-    costs = []
-    for kind, one in found.items():
-        cost = one.prices.costs.get(of.name)
-        if cost is not None:
-            costs.append(cost)
-            forward[kind] = _fitted(cost.forward_s, one.fits.forward)
-            if cost.backward_s is not None:
-                backward[kind] = _fitted(cost.backward_s, one.fits.backward)
+    known = {kind: one.prices.costs.get(of.name) for kind, one in found.items()}
+    costs = {kind: cost for kind, cost in known.items() if cost is not None}
+    back = {kind: x.backward_s for kind, x in costs.items() if x.backward_s is not None}
     flows = next(iter(found.values())).prices.flows.get(of.name, ())
     return replace(
         node,
-        forward_s=forward,
-        backward_s=backward,
+        forward_s={k: _fitted(x.forward_s, found[k].fits.forward) for k, x in costs.items()},
+        backward_s={k: _fitted(seconds, found[k].fits.backward) for k, seconds in back.items()},
         gradient_bytes=num_bytes(of.meta.get("val")) if flows == (True,) else 0,
         saved_bytes=kept.get(of.name, 0),
         # Types may have kernels of their own: of each figure the most.
-        workspace_bytes=max((cost.workspace_bytes for cost in costs), default=0.0),
-        flops=max((cost.flops for cost in costs), default=0),
-        backward_flops=max((cost.backward_flops for cost in costs), default=0),
+        workspace_bytes=max((cost.workspace_bytes for cost in costs.values()), default=0.0),
+        flops=max((cost.flops for cost in costs.values()), default=0),
+        backward_flops=max((cost.backward_flops for cost in costs.values()), default=0),
     )
 
 

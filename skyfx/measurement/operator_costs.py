@@ -4,7 +4,7 @@ A model with values is run once, and the first call of each signature is measure
 it there. A model without any, on torch's meta device, is measured on made-up values.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any
@@ -21,8 +21,6 @@ from skyfx.runtime.device import LocalDevice
 from skyfx.tracing.capture import Capture
 from skyfx.tracing.leaf_calls import leaf_of
 from skyfx.tracing.node_names import is_operator
-
-__all__: list[str] = ["OperatorCosts", "has_values", "priced", "tensors_read"]
 
 Told = Callable[[int, int], None]
 """Called with how many of how many nodes are done."""
@@ -45,7 +43,7 @@ def priced(captured: Capture, place: LocalDevice, store: CostCache, told: Told) 
         with torch.no_grad():  # what gradients cost is measured apart, and nothing is kept for them
             _Real(module, pricer).run(*inputs)
         return pricer.prices
-    tensors = dict(tensors_read(captured))
+    tensors = tensors_read(captured)
     for node in captured.module.graph.nodes:
         pricer.price(node, partial(arguments, node, tensors, place.device))
     return pricer.prices
@@ -57,10 +55,9 @@ def has_values(captured: Capture) -> bool:
     return not any(x.is_meta for x in (*tensors, *captured.microbatch.tensors))
 
 
-def tensors_read(captured: Capture) -> Iterator[tuple[fx.Node, Any]]:
+def tensors_read(captured: Capture) -> dict[fx.Node, Any]:
     """What each `get_attr` node reads."""
-    for node in captured.module.graph.find_nodes(op="get_attr"):
-        yield node, captured.attribute(node)
+    return {x: captured.attribute(x) for x in captured.module.graph.find_nodes(op="get_attr")}
 
 
 class _Real(fx.Interpreter):
@@ -80,13 +77,8 @@ class _Pricer:
 
     def __init__(self, captured: Capture, place: LocalDevice, store: CostCache, told: Told) -> None:
         self.prices = OperatorCosts()
-        self._training, self._place, self._store, self._told = (
-            captured.training,
-            place,
-            store,
-            told,
-        )
-        read = dict(tensors_read(captured))
+        self._training, self._place = captured.training, place
+        self._store, self._told, read = store, told, tensors_read(captured)
         self._parameters = {n.name: x for n, x in read.items() if isinstance(x, nn.Parameter)}
         self._regions = {n.name: x for n, x in read.items() if isinstance(x, nn.Module)}
         self._made_up = {} if has_values(captured) else read
@@ -109,22 +101,11 @@ class _Pricer:
         key = signature(target, *self._described(node), needs)
         found = self._store.get(key)
         if found is None:
-            args, kwargs = fetch()
-            found = measure_call(
-                target,
-                args,
-                kwargs,
-                needs,
-                training=self._training,
-                num_threads=self._place.num_threads,
-            )
-            found = _whole(found, self._parts(node), target)
+            training, threads = self._training, self._place.num_threads
+            found = measure_call(target, *fetch(), needs, training=training, num_threads=threads)
+            found = _whole(found, parts(node, self._made_up), target)
             self._store.put(key, found)
         return found
-
-    def _parts(self, node: fx.Node) -> float:
-        """How many times as large the call is as what was measured."""
-        return parts(node, self._made_up) if self._made_up else 1
 
     def _described(self, node: fx.Node) -> tuple[Any, Any]:
         """The arguments without values, as `signature` takes them."""
@@ -147,11 +128,10 @@ def _whole(cost: CallCost, parts: float, target: Any) -> CallCost:
     if parts == 1:
         return cost
     forward = 1 if target is torch.ops.aten.embedding.default else parts
-    backward_s = None if cost.backward_s is None else cost.backward_s * parts
     return replace(
         cost,
         forward_s=cost.forward_s * forward,
-        backward_s=backward_s,
+        backward_s=None if cost.backward_s is None else cost.backward_s * parts,
         workspace_bytes=cost.workspace_bytes * forward,
         flops=round(cost.flops * forward),
         backward_flops=round(cost.backward_flops * parts),

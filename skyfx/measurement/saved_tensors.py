@@ -11,8 +11,6 @@ from skyfx.runtime import pytree
 from skyfx.tracing.capture import Capture
 from skyfx.tracing.torch_internals import storage_id
 
-__all__: list[str] = ["saved_tensor_bytes"]
-
 
 def saved_tensor_bytes(captured: Capture, prices: OperatorCosts) -> dict[str, float]:
     """Bytes that each node is the first to keep, by its name.

@@ -11,11 +11,10 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils import _pytree as pytree
 from torch.utils.benchmark import timer
 from torch.utils.benchmark.utils.common import set_torch_threads
 
-__all__: list[str] = ["Timing", "backward_of", "entry_s", "gradients_of", "repeat", "timed"]
+from skyfx.runtime import pytree
 
 BLOCK_S, CLOCK_SHARE = 0.001, 1e-3
 """A block of calls takes at least BLOCK_S, and reading the clock (on an accelerator, waiting for

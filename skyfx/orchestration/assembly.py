@@ -18,8 +18,6 @@ from skyfx.solver.core.cluster import Cluster
 from skyfx.solver.core.plan import Plan
 from skyfx.tracing.capture import Capture
 
-__all__: list[str] = ["assemble", "deploy", "is_tight", "splitter_for"]
-
 logger = logging.getLogger(__name__)
 
 NEARLY = 0.9
@@ -82,11 +80,11 @@ def deploy(environment: Environment, splitter: Splitter, captured: Capture) -> D
 
 def _enforced_limits(model: nn.Module, environment: Environment) -> MemoryLimits:
     """Hold this process to the memory limits of its devices that the machine does not enforce."""
-    known = {device: device.memory_bytes for device in environment.local.values()}
+    known = list(environment.local.values())
     given = {
         device: limit
-        for device, limit in known.items()
-        if limit is not None and limit < NEARLY * free_bytes(device.device)
+        for device in known
+        if (limit := device.memory_bytes) is not None and limit < NEARLY * free_bytes(device.device)
     }
     cpus = [device for device in known if device.device.type == "cpu"]
     is_limited = bool(cpus) and all(device in given for device in cpus)

@@ -2,7 +2,6 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Protocol
 
 from skyfx.devices.inventory import DeviceInventory, is_cpu
 from skyfx.devices.local_links import with_links
@@ -20,68 +19,18 @@ from skyfx.solver.core.plan import Overlap, Plan
 from skyfx.solver.errors import PlanError
 from skyfx.tracing.capture import Capture
 
-__all__: list[str] = ["Environment", "environment_of"]
-
-
-class Environment(Protocol):
-    """The devices that a pipeline is planned for, and all that depends on where they are."""
-
-    @property
-    def cluster(self) -> Cluster:
-        """The devices."""
-
-    @property
-    def local(self) -> Mapping[str, LocalDevice]:
-        """The devices of this process, by name."""
-
-    @property
-    def group(self) -> ProcessGroup:
-        """The processes that plan and move together."""
-
-    @property
-    def overlap(self) -> Overlap:
-        """Whether values move while the stages compute."""
-
-    def measure(self, captured: Capture, progress: Progress | None) -> tuple[Graph, Cluster]:
-        """The model's graph, and the devices with their speeds and links."""
-
-    def plan_together(self, make: Callable[[], Plan]) -> Plan:
-        """The plan that the first process makes, in all processes; or its error in all."""
-
-    def on_cpu(self, plan: Plan) -> Sequence[bool]:
-        """Whether each stage runs on a CPU, here or elsewhere, `(num_stages,)`."""
-
-    def start_workers(self, plan: Plan) -> Workers:
-        """Start the workers for the stages of this process."""
-
-    def ranks(self, plan: Plan) -> Sequence[int]:
-        """The rank that runs each stage, `(num_stages,)`."""
-
-
-def environment_of(devices: DeviceList) -> Environment:
-    """The processes of the job where the cluster's devices are theirs, else this process.
-
-    Raises:
-        PlanError: no process has one of the devices.
-    """
-    cluster = given_cluster(devices)
-    if cluster is None or not ProcessGroup.is_launched():
-        return LocalEnvironment(*resolve(devices if cluster is None else cluster))
-    inventory = DeviceInventory.join()
-    owner_rank = inventory.owner_rank
-    missing = [device.name for device in cluster.devices if device.name not in owner_rank]
-    if missing:
-        raise PlanError(
-            f"no process of this job has a device {missing[0]!r}; they have "
-            f"{', '.join(owner_rank)}. Take names from `skyfx probe`, or pass a list of devices "
-            "to stay in one process"
-        )
-    return DistributedEnvironment(cluster, inventory)
-
 
 @dataclass(frozen=True, slots=True)
-class LocalEnvironment:
-    """All devices belong to this process; a stage copies its inputs before it computes."""
+class Environment:
+    """The devices that a pipeline is planned for, and all that depends on where they are.
+
+    In this class all are this process's; a stage copies its inputs before it computes.
+
+    Attributes:
+        cluster: the devices.
+        local: the devices of this process, by name.
+        group: the processes that plan and move together.
+    """
 
     cluster: Cluster
     local: Mapping[str, LocalDevice]
@@ -89,48 +38,41 @@ class LocalEnvironment:
 
     @property
     def overlap(self) -> Overlap:
+        """Whether values move while the stages compute."""
         return "full" if self.cluster.emulated_links else "none"
 
     def measure(self, captured: Capture, progress: Progress | None) -> tuple[Graph, Cluster]:
+        """The model's graph, and the devices with their speeds and links."""
         graph = measure(captured, self.local.values(), progress=progress)
         return graph, with_links(self.cluster, self.local)
 
     def plan_together(self, make: Callable[[], Plan]) -> Plan:
+        """The plan that the first process makes, in all processes; or its error in all."""
         return make()
 
     def on_cpu(self, plan: Plan) -> Sequence[bool]:
+        """Whether each stage runs on a CPU, here or elsewhere, `(num_stages,)`."""
         return [self.local[stage.device].device.type == "cpu" for stage in plan.stages]
 
     def start_workers(self, plan: Plan) -> Workers:
-        used = local_stages(self, plan)
-        return (
-            Workers(used, self.cluster.wiring()) if self.cluster.emulated_links else Workers(used)
-        )
+        """Start the workers for the stages of this process."""
+        wiring = [self.cluster.wiring()] if self.cluster.emulated_links else []
+        return Workers(local_stages(self, plan), *wiring)
 
     def ranks(self, plan: Plan) -> Sequence[int]:
+        """The rank that runs each stage, `(num_stages,)`."""
         return [0] * len(plan.stages)
 
 
 @dataclass(frozen=True, slots=True)
-class DistributedEnvironment:
+class _DistributedEnvironment(Environment):
     """The devices belong to several processes, all of which make the same calls."""
 
-    cluster: Cluster
-    inventory: DeviceInventory
-    overlap: Overlap = "full"
+    inventory: DeviceInventory = field(kw_only=True)
 
     @property
-    def group(self) -> ProcessGroup:
-        return self.inventory.group
-
-    @property
-    def local(self) -> Mapping[str, LocalDevice]:
-        ours = self.inventory.local
-        return {
-            device.name: replace(ours[device.name], memory_bytes=device.memory_bytes)
-            for device in self.cluster.devices
-            if device.name in ours
-        }
+    def overlap(self) -> Overlap:
+        return "full"
 
     def measure(self, captured: Capture, progress: Progress | None) -> tuple[Graph, Cluster]:
         return measure_distributed(captured, self.inventory, self.cluster, progress=progress)
@@ -148,6 +90,32 @@ class DistributedEnvironment:
 
     def ranks(self, plan: Plan) -> Sequence[int]:
         return [self.inventory.owner_rank[stage.device] for stage in plan.stages]
+
+
+def environment_of(devices: DeviceList) -> Environment:
+    """The processes of the job where the cluster's devices are theirs, else this process.
+
+    Raises:
+        PlanError: no process has one of the devices.
+    """
+    cluster = given_cluster(devices)
+    if cluster is None or not ProcessGroup.is_launched():
+        return Environment(*resolve(cluster or devices))
+    inventory = DeviceInventory.join()
+    owner_rank = inventory.owner_rank
+    missing = [device.name for device in cluster.devices if device.name not in owner_rank]
+    if missing:
+        raise PlanError(
+            f"no process of this job has a device {missing[0]!r}; they have "
+            f"{', '.join(owner_rank)}. Take names from `skyfx probe`, or pass a list of devices "
+            "to stay in one process"
+        )
+    local = {
+        device.name: replace(inventory.local[device.name], memory_bytes=device.memory_bytes)
+        for device in cluster.devices
+        if device.name in inventory.local
+    }
+    return _DistributedEnvironment(cluster, local, inventory.group, inventory=inventory)
 
 
 def local_stages(environment: Environment, plan: Plan) -> dict[int, LocalDevice]:

@@ -16,8 +16,6 @@ from skyfx.solver.core.plan import Assumptions, Mode, Plan, Strategy
 from skyfx.solver.planning.planner import solve
 from skyfx.tracing.capture import Capture, capture
 
-__all__: list[str] = ["PlanSource", "capture_microbatch", "given_plan", "keep_documents"]
-
 
 @dataclass(frozen=True, slots=True)
 class PlanSource:

@@ -8,7 +8,6 @@ step    stages take     over the plan's
 that, and move if the new plan gains enough
 """
 
-from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -28,8 +27,6 @@ from skyfx.solver.core.plan import Plan
 from skyfx.solver.costs.cost_model import evaluate
 from skyfx.tracing.capture import Capture
 from skyfx.tracing.tensor_binding import rebind
-
-__all__: list[str] = ["Rebalancing"]
 
 CALM = 0.5
 """Late steps are forgotten when a stage is late by less than this part of `above`."""
@@ -58,7 +55,7 @@ class Rebalancing:
     cluster: Cluster
     expected_s: Sequence[float] | None = None
     late: int = 0
-    ratios: deque[list[float]] = field(default_factory=deque)
+    ratios: list[list[float]] = field(default_factory=list)
 
     def replan(self, plan: Plan, measured: StepTimes, above: float, steps: int) -> Plan | None:
         """Another plan, if stages are late and it gains enough; all processes agree on it."""
@@ -78,9 +75,8 @@ class Rebalancing:
     def migrate(self, plan: Plan, optimizers: Sequence[Optimizer]) -> Deployment:
         """Move tensors between processes, then to the devices of their stages, and split."""
         environment, captured = self.environment, self.captured
-        splitter = splitter_for(environment, self.model, plan)
+        splitter, ranks = splitter_for(environment, self.model, plan), environment.ranks(plan)
         splitter.assign(captured, to_planner_graph(captured))
-        ranks = environment.ranks(plan)
         rank_of = {name: ranks[k] for name, k in splitter.owners.items()}
         rebind(captured.module, move(self.model, optimizers, rank_of, environment.group))
         deployment = deploy(environment, splitter, captured)
@@ -96,8 +92,7 @@ class Rebalancing:
             self._forget()
             return False
         self.ratios.append([s / max(e, 1e-9) for s, e in zip(stage_s, expected, strict=True)])
-        while len(self.ratios) > steps:
-            self.ratios.popleft()
+        del self.ratios[:-steps]
         self.late += by > above
         return self.late >= steps
 

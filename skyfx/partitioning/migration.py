@@ -17,9 +17,7 @@ from torch.optim import Optimizer
 from skyfx.runtime.checkpoint.layout import form_of
 from skyfx.runtime.checkpoint.state_codec import decode, encode
 from skyfx.runtime.distributed.process_group import ProcessGroup, as_bytes
-from skyfx.tracing.tensor_binding import bare, named_tensors, rebind
-
-__all__: list[str] = ["follow", "move"]
+from skyfx.tracing.tensor_binding import bare, in_place_of, named_tensors, rebind
 
 
 def move(
@@ -94,9 +92,7 @@ def _received(
     text = torch.empty(int(length), dtype=torch.uint8)
     group.receive(text, source)
     content = json.loads(bytes(text.numpy()))
-    values = _receive(tensor.shape, tensor.dtype, group, source)
-    is_parameter = isinstance(tensor, nn.Parameter)
-    new = nn.Parameter(values, tensor.requires_grad) if is_parameter else values
+    new = in_place_of(tensor, _receive(tensor.shape, tensor.dtype, group, source))
     tensors = {
         name: _receive(shape, getattr(torch, kind), group, source)
         for name, (kind, shape) in content["forms"].items()

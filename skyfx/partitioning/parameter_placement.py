@@ -8,9 +8,7 @@ from torch import Tensor, fx, nn
 from skyfx.partitioning.weights import Weights
 from skyfx.runtime.device import LocalDevice
 from skyfx.solver.errors import PlanError
-from skyfx.tracing.tensor_binding import bare, named_tensors, rebind
-
-__all__: list[str] = ["place_tensors"]
+from skyfx.tracing.tensor_binding import bare, in_place_of, named_tensors, rebind
 
 
 def place_tensors(
@@ -71,6 +69,4 @@ def _read_values(
             f"{names[0]!r} has no values, the model is on the meta device: pass weights=, a "
             "safetensors file or a folder of such files"
         )
-    values = weights.read(names, tensor, device)
-    is_parameter = isinstance(tensor, nn.Parameter)
-    return nn.Parameter(values, tensor.requires_grad) if is_parameter else values
+    return in_place_of(tensor, weights.read(names, tensor, device))

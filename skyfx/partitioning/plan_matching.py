@@ -12,8 +12,6 @@ from skyfx.solver.errors import PlanError
 from skyfx.tracing.capture import Capture
 from skyfx.tracing.node_names import original_name
 
-__all__: list[str] = ["check_plan", "match", "owned"]
-
 
 def match(
     captured: Capture, graph: Graph, plan: Plan, owners: Mapping[str, int]

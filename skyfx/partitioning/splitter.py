@@ -17,8 +17,6 @@ from skyfx.solver.core.graph import Graph
 from skyfx.solver.core.plan import Plan
 from skyfx.tracing.capture import Capture, capture
 
-__all__: list[str] = ["Splitter"]
-
 
 @dataclass(slots=True)
 class Splitter:

@@ -10,7 +10,7 @@ value that is alive at a boundary is relayed through it:
 stages that do not read them. A plan prices relaying, so the stages relay.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from torch import Tensor, fx
@@ -21,24 +21,17 @@ from skyfx.passes.subgraph import subgraph
 from skyfx.runtime.device import LocalDevice
 from skyfx.runtime.execution.stage import Stage
 from skyfx.runtime.execution.step import StagedModel
-from skyfx.runtime.rng import generator_lending
 from skyfx.runtime.transport.message import TensorSpec
 from skyfx.solver.core.graph import Graph
 from skyfx.solver.costs.cost_model import crossings
 from skyfx.tracing.capture import Capture
-
-__all__: list[str] = ["split", "stage"]
 
 StageOf = Mapping[fx.Node, int]
 Places = Sequence[LocalDevice | None]
 
 
 def split(
-    captured: Capture,
-    graph: Graph,
-    stage_of: StageOf,
-    places: Places,
-    on_cpu: Sequence[bool],
+    captured: Capture, graph: Graph, stage_of: StageOf, places: Places, on_cpu: Sequence[bool]
 ) -> StagedModel:
     """Cut a capture into stages.
 
@@ -89,15 +82,7 @@ def stage(
     """A stage of some nodes; the arguments are those of `subgraph`."""
     return Stage(
         local_device=place,
-        module=subgraph(
-            captured,
-            part,
-            received,
-            sent,
-            place.device,
-            called=_draw_in(captured),
-            tensors=tensors,
-        ),
+        module=subgraph(captured, part, received, sent, place.device, tensors),
         is_random=any(map(is_random, part)),
         receives=_forms(received),
         written=written_by(part, received),
@@ -107,14 +92,3 @@ def stage(
 def _forms(nodes: Sequence[fx.Node]) -> tuple[TensorSpec, ...]:
     values = [node.meta.get("val") for node in nodes]
     return tuple(TensorSpec.of(value) for value in values if isinstance(value, Tensor))
-
-
-def _draw_in(captured: Capture) -> Callable[[fx.Node, tuple[Any, ...]], tuple[Any, Any]]:
-    """Gives the function that a stage calls for a node: random ones draw from their own stream."""
-
-    def called(node: fx.Node, args: tuple[Any, ...]) -> tuple[Any, tuple[Any, ...]]:
-        if is_random(node):
-            return generator_lending.draw, (node.target, captured.ids[node], *args)
-        return node.target, args
-
-    return called

@@ -16,13 +16,12 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
-from torch import Tensor, nn
+from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
 from skyfx.solver.errors import PlanError
+from skyfx.tracing.tensor_binding import bare
 from skyfx.tracing.torch_internals import registered_as
-
-__all__: list[str] = ["Weights", "empty_weights"]
 
 SMALL = 2**20
 """Uninitialised tensors of at most so many elements are made anyway: they may be buffers."""
@@ -34,9 +33,9 @@ class _Empty(TorchFunctionMode):
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
         if func is torch.empty and kwargs.get("device") is None:
-            bare = func(*args, **kwargs | {"device": "meta"})
-            if bare.numel() > SMALL:
-                return bare
+            made = func(*args, **kwargs | {"device": "meta"})
+            if made.numel() > SMALL:
+                return made
         return func(*args, **kwargs)
 
 
@@ -47,12 +46,7 @@ def empty_weights() -> Iterator[None]:
     On torch's meta device buffers would have no values either. Files do not have those that a model
     computes, such as the frequencies of rotary embeddings.
     """
-
-    def without_values(parameter: nn.Parameter) -> nn.Parameter:
-        values = parameter.detach().to("meta")
-        return parameter if parameter.is_meta else nn.Parameter(values, parameter.requires_grad)
-
-    with registered_as(without_values), _Empty():
+    with registered_as(lambda x: x if x.is_meta else bare(x)), _Empty():
         yield
 
 

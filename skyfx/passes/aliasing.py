@@ -67,12 +67,13 @@ def _storages_of(node: fx.Node) -> Iterator[Hashable]:
 def _written_inputs(node: fx.Node) -> Iterator[fx.Node]:
     """The inputs that the node writes to."""
     if leaf := leaf_of(node):
-        yield from (node.args[i] for i in leaf.writes)  # type: ignore[misc]
+        yield from (node.args[i] for i in leaf.seen.writes)  # type: ignore[misc]
     if node.op != "call_function":
         return
     schema = schema_of(node)
     if schema is None:  # a subgraph, such as the body of a `with torch.no_grad()`
-        if any(_is_writer(inner) for part in subgraphs_of(node) for inner in part.graph.nodes):
+        inner = [x for part in subgraphs_of(node) for x in part.graph.nodes]
+        if any(any(_written_inputs(x)) for x in inner):
             yield from node.all_input_nodes
         return
     if node.target in _NORMS and node.args[_NORMS[node.target]]:
@@ -90,10 +91,6 @@ def subgraphs_of(node: fx.Node) -> Iterator[fx.GraphModule]:
             value = getattr(arg.graph.owning_module, str(arg.target), None)
             if isinstance(value, fx.GraphModule):
                 yield value
-
-
-def _is_writer(node: fx.Node) -> bool:
-    return any(True for _ in _written_inputs(node))
 
 
 class _Groups:

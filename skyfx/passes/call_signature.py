@@ -1,7 +1,6 @@
 """The properties of an operator's call that its cost depends on."""
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from typing import Any, TypeVar
 
 import torch
@@ -41,13 +40,5 @@ def of_tensors(node: fx.Node, of: Callable[[fx.Node], Sequence[T]]) -> list[T]:
 
     They are in the order of `needs` and `CallCost.saves_inputs`.
     """
-    mapped: Any = fx.map_arg((node.args, node.kwargs), lambda read: _Of(of(read)))  # type: ignore[arg-type, return-value]
-    leaves = pytree.tree_leaves(mapped, is_leaf=lambda leaf: isinstance(leaf, _Of))
-    return [x for leaf in leaves if isinstance(leaf, _Of) for x in leaf.tensors]
-
-
-@dataclass(frozen=True, slots=True)
-class _Of:
-    """Stands for a value among a node's arguments."""
-
-    tensors: Any
+    leaves = pytree.tree_leaves((node.args, node.kwargs))
+    return [x for leaf in leaves if isinstance(leaf, fx.Node) for x in of(leaf)]

@@ -1,7 +1,6 @@
 """Moves a captured graph to a device: its tensors, and the devices in its operators' arguments."""
 
 import copy
-from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -14,8 +13,10 @@ from skyfx.tracing.torch_internals import any_attribute_name
 
 def copy_to(module: fx.GraphModule, device: torch.device) -> fx.GraphModule:
     """The graph with its tensors on the device; itself if all of them are there."""
-    tensors = (*module.parameters(), *module.buffers())
-    if {x.device for x in tensors} | set(_devices_in(module)) <= {device}:
+    nodes = [node for part in graphs_in(module) for node in part.graph.nodes]
+    leaves = pytree.tree_leaves([(node.args, node.kwargs) for node in nodes])
+    named = {x for x in leaves if isinstance(x, torch.device)}
+    if {x.device for x in (*module.parameters(), *module.buffers())} | named <= {device}:
         return module
     with any_attribute_name():
         moved = copy.deepcopy(module).to(device)
@@ -29,15 +30,4 @@ def copy_to(module: fx.GraphModule, device: torch.device) -> fx.GraphModule:
 
 def with_device(arguments: Any, device: torch.device) -> Any:
     """The arguments of a node, with this device instead of the one of the capture."""
-    return pytree.tree_map(
-        lambda leaf: device if isinstance(leaf, torch.device) else leaf, arguments
-    )
-
-
-def _devices_in(module: fx.GraphModule) -> Iterator[torch.device]:
-    """The devices in its operators' arguments."""
-    for part in graphs_in(module):
-        for node in part.graph.nodes:
-            for leaf in pytree.tree_leaves((node.args, node.kwargs)):
-                if isinstance(leaf, torch.device):
-                    yield leaf
+    return pytree.tree_map(lambda x: device if isinstance(x, torch.device) else x, arguments)

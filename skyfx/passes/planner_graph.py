@@ -24,9 +24,7 @@ def to_planner_graph(captured: Capture) -> Graph:
             backward_s={},
             output_bytes=num_bytes(node.meta.get("val")),
             gradient_bytes=0,
-            parameter_bytes=sum(
-                num_bytes(captured.attribute(x)) for x in captured.tensors_of(node)
-            ),
+            parameter_bytes=num_bytes([captured.attribute(x) for x in captured.tensors_of(node)]),
             saved_bytes=0,
             colocate=labels.get(node),
         )

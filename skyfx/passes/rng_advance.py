@@ -43,7 +43,7 @@ logger = logging.getLogger(__name__)
 def is_random(node: fx.Node) -> bool:
     """Whether the node draws random numbers with these arguments."""
     if leaf := leaf_of(node):
-        return leaf.is_random
+        return leaf.seen.is_random
     if node.op != "call_function":
         return False
     schema = schema_of(node)

@@ -1,18 +1,17 @@
 """A part of a captured graph as a graph of its own, on a device."""
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, fx
 
 from skyfx.passes.device_transfer import copy_to, with_device
+from skyfx.passes.rng_advance import is_random
+from skyfx.runtime.rng import generator_lending
 from skyfx.tracing.capture import Capture
 from skyfx.tracing.tensor_binding import moved
 from skyfx.tracing.torch_internals import any_attribute_name
-
-Arguments = tuple[Any, tuple[Any, ...]]
-"""The function that a node calls, and its positional arguments."""
 
 
 def subgraph(
@@ -21,14 +20,11 @@ def subgraph(
     received: Sequence[fx.Node],
     sent: Sequence[fx.Node],
     device: torch.device,
-    *,
-    called: Callable[[fx.Node, tuple[Any, ...]], Arguments] = lambda node, args: (
-        node.target,
-        args,
-    ),
     tensors: Mapping[fx.Node, Tensor] | None = None,
 ) -> fx.GraphModule:
     """Copies of some nodes, with the tensors of the model themselves.
+
+    Random ones draw from a stream of their own each.
 
     Args:
         captured: the model.
@@ -36,7 +32,6 @@ def subgraph(
         received: its inputs, in this order.
         sent: its outputs, in this order.
         device: where it runs.
-        called: gives another function to call instead of a node's own, and its arguments.
         tensors: other tensors in place of the model's, by the nodes that read those.
     """
     graph, attributes = fx.Graph(), dict[str, Any]()
@@ -57,7 +52,9 @@ def subgraph(
         if node.op == "call_function":
             args = with_device(fx.map_arg(node.args, copied), device)
             kwargs = with_device(fx.map_arg(node.kwargs, copied), device)
-            target, args = called(node, args)
+            if is_random(node):
+                args = (node.target, captured.ids[node], *args)
+            target: Any = generator_lending.draw if is_random(node) else node.target
             env[node] = graph.call_function(target, args, kwargs)
         elif node.op == "call_module":
             attributes[str(node.target)] = captured.attribute(node)

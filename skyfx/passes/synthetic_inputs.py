@@ -8,10 +8,11 @@ from collections.abc import Mapping
 from typing import Any
 
 import torch
-from torch import Tensor, fx, nn
+from torch import Tensor, fx
 
 from skyfx.passes.device_transfer import copy_to, with_device
 from skyfx.runtime import pytree
+from skyfx.tracing.tensor_binding import in_place_of
 
 MOST_BYTES = 2**28
 """The most bytes of one synthetic tensor."""
@@ -37,8 +38,7 @@ def sample(like: Tensor, device: torch.device) -> Tensor:
         base.fill_(0.5) if base.is_complex() else base.uniform_()
     else:
         base.fill_(like.dtype == torch.bool)
-    made = base.expand(like.shape) if any(expanded) else base
-    return nn.Parameter(made, like.requires_grad) if isinstance(like, nn.Parameter) else made
+    return in_place_of(like, base.expand(like.shape) if any(expanded) else base)
 
 
 def parts(node: fx.Node, tensors: Mapping[fx.Node, Any]) -> float:
@@ -80,10 +80,7 @@ def arguments(
     def made(read: fx.Node) -> Any:
         value = tensors.get(read, read.meta.get("val"))
         if read in tables and share > 1:
-            rows = value[: _rows(value, share)]
-            value = (
-                nn.Parameter(rows, value.requires_grad) if isinstance(value, nn.Parameter) else rows
-            )
+            value = in_place_of(value, value[: _rows(value, share)])
         if isinstance(value, fx.GraphModule):
             return copy_to(value, device)
         return pytree.tree_map(lambda x: sample(x, device) if isinstance(x, Tensor) else x, value)

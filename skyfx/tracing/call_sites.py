@@ -13,8 +13,8 @@ import inspect
 import itertools
 import sys
 import traceback
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from functools import partial
 from types import FrameType, FunctionType
@@ -52,27 +52,19 @@ class CallSite:
         """The module whose method it is; None for a function."""
         return None if self.is_function else model.get_submodule(self.owner)
 
-    @contextmanager
-    def replaced(self, model: nn.Module, by: Callable[..., Any]) -> Iterator[None]:
+    def replaced(self, model: nn.Module, by: Callable[..., Any]) -> AbstractContextManager[None]:
         """Within it, `by` is called instead, with the own function as its first argument."""
         module = self.module(model)
         owner = sys.modules[self.owner] if module is None else module
-        with replaced(owner, self.name, _Replacement(partial(by, getattr(owner, self.name)))):
-            yield
+        return replaced(owner, self.name, _Replacement(by, getattr(owner, self.name)))
 
 
 _REPLACED = object()
 """Stands for a replacement in a copy."""
 
 
-class _Replacement:
+class _Replacement(partial[Any]):
     """Called in place of a method or function. Copies of a module do not have it."""
-
-    def __init__(self, call: Callable[..., Any]) -> None:
-        self._call = call
-
-    def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        return self._call(*args, **kwargs)
 
     def __deepcopy__(self, memo: dict[int, Any]) -> object:
         return _REPLACED

@@ -6,6 +6,7 @@ import traceback
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
+from operator import attrgetter
 from pathlib import Path
 from types import FunctionType
 from typing import Any
@@ -16,8 +17,8 @@ from torch import Tensor, fx, nn
 from skyfx.runtime.execution.microbatch import Batch, OutputSpec
 from skyfx.runtime.pipeline import Pipeline
 from skyfx.solver.errors import CaptureError
+from skyfx.tracing.data_dependence import is_library_file
 from skyfx.tracing.exporter import trace
-from skyfx.tracing.model_code import is_library_file
 from skyfx.tracing.node_names import input_names, is_tensor_attribute, node_ids
 from skyfx.tracing.tensor_binding import moved, rebind
 from skyfx.tracing.torch_internals import quiet_tracing
@@ -68,10 +69,7 @@ class Capture:
 
     def attribute(self, node: fx.Node) -> Any:
         """The value that a `get_attr` node reads: a parameter, buffer, constant or subgraph."""
-        value: Any = self.module
-        for name in str(node.target).split("."):
-            value = getattr(value, name)
-        return value
+        return attrgetter(str(node.target))(self.module)
 
 
 def capture(model: nn.Module, inputs: Any = None, *, training: bool = True) -> Capture:
@@ -109,14 +107,8 @@ def capture(model: nn.Module, inputs: Any = None, *, training: bool = True) -> C
         rebind(module, real)
     if not any(outputs.is_tensor):
         raise CaptureError(f"{type(model).__name__} returns no tensor, so there is nothing to run")
-    return Capture(
-        name=type(model).__name__,
-        module=module,
-        ids=node_ids(module.graph, input_names(model, microbatch)),
-        outputs=outputs,
-        microbatch=microbatch,
-        training=training,
-    )
+    ids = node_ids(module.graph, input_names(model, microbatch))
+    return Capture(type(model).__name__, module, ids, outputs, microbatch, training)
 
 
 def example_batch(model: nn.Module, inputs: Any) -> Batch:
@@ -175,13 +167,11 @@ def _on_one_device(model: nn.Module) -> Iterator[Mapping[int, Tensor]]:
 
 
 def _why(model: nn.Module, microbatch: Batch, error: Exception) -> str:
-    name, first_line = type(model).__name__, (str(error).strip() or repr(error)).splitlines()[0]
+    first_line = (str(error).strip() or repr(error)).splitlines()[0]
     shapes = ", ".join(str(tuple(x.shape)) for x in microbatch.tensors)
     kind = "" if isinstance(error, CaptureError) else f"{type(error).__name__}: "
-    return (
-        f"{name} cannot be captured with inputs of shapes {shapes}"
-        f"{_model_line(error)}: {kind}{first_line}"
-    )
+    of = f"{type(model).__name__} cannot be captured with inputs of shapes {shapes}"
+    return f"{of}{_model_line(error)}: {kind}{first_line}"
 
 
 def _model_line(error: Exception) -> str:

@@ -11,6 +11,7 @@ checked against that result:
 import sys
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -20,10 +21,16 @@ from torch.overrides import TorchFunctionMode
 
 from skyfx.runtime import pytree
 from skyfx.solver.errors import CaptureError
-from skyfx.tracing.model_code import is_library_file
 from skyfx.tracing.torch_internals import UNKNOWN_VALUE_ERRORS
 
 _SYMBOLIC = (torch.SymInt, torch.SymFloat, torch.SymBool)
+_LIBRARIES = (Path(torch.__file__).parent, Path(__file__).parents[1])
+
+
+@cache
+def is_library_file(file: str) -> bool:
+    """Whether a source file belongs to torch or to skyfx, which a model's author cannot change."""
+    return any(Path(file).is_relative_to(folder) for folder in _LIBRARIES)
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,10 +76,8 @@ class NoDataDependence(TorchFunctionMode):
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         try:
             returned = func(*args, **(kwargs or {}))
-        except UNKNOWN_VALUE_ERRORS as error:
-            raise DependsOnValuesError(OpSite.calling(func)) from error
-        except RuntimeError as error:
-            if func is not Tensor.tolist:
+        except (*UNKNOWN_VALUE_ERRORS, RuntimeError) as error:
+            if not isinstance(error, UNKNOWN_VALUE_ERRORS) and func is not Tensor.tolist:
                 raise
             raise DependsOnValuesError(OpSite.calling(func)) from error
         for leaf in pytree.tree_leaves(returned):
@@ -91,11 +96,10 @@ class OpSiteOverride(TorchFunctionMode):
         self._functions = {site.function for site in instead}
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        if _name(func) in self._functions:
-            instead = self._instead.get(OpSite.calling(func))
-            if instead is not None:
-                return instead(func, *args, **(kwargs or {}))
-        return func(*args, **(kwargs or {}))
+        asks = _name(func) in self._functions
+        instead = self._instead.get(OpSite.calling(func)) if asks else None
+        own = partial(instead, func) if instead else func
+        return own(*args, **(kwargs or {}))
 
 
 def _name(function: Any) -> str:

@@ -146,13 +146,9 @@ class _ForwardFailedError(Exception):
     On any other exception torch leaves the graph so far, and prints all of it.
     """
 
-    @property
-    def partial_fx_graph(self) -> str:
-        raise AttributeError
-
-    @partial_fx_graph.setter
-    def partial_fx_graph(self, graph: str) -> None:
-        pass
+    def __setattr__(self, name: str, value: object) -> None:
+        if name != "partial_fx_graph":
+            super().__setattr__(name, value)
 
 
 def _cause(failed: Exception) -> Exception:
@@ -179,10 +175,8 @@ class _TensorsOnly(nn.Module):
 
     def forward(self, *tensors: Tensor) -> tuple[Tensor, ...]:
         following = iter(tensors)
-        leaves = [
-            next(following) if isinstance(leaf, Tensor) else leaf
-            for leaf in self._microbatch.leaves
-        ]
+        given = self._microbatch.leaves
+        leaves = [next(following) if isinstance(leaf, Tensor) else leaf for leaf in given]
         model = self.get_submodule(ADAPTED)
         args, kwargs = unflatten(leaves, self._microbatch.spec)
         if has_cache(model):
@@ -200,16 +194,14 @@ class _TensorsOnly(nn.Module):
 
 def has_cache(model: nn.Module) -> bool:
     """Whether this is a transformers model that would return a cache of keys and values."""
-    config = getattr(model, "config", None)
-    takes_it = "use_cache" in inspect.signature(model.forward).parameters
-    return takes_it and bool(getattr(config, "use_cache", False))
+    wanted = bool(getattr(getattr(model, "config", None), "use_cache", False))
+    return wanted and "use_cache" in inspect.signature(model.forward).parameters
 
 
 def _drop_assertions(module: fx.GraphModule) -> None:
     """Remove checks that tie the graph to the device it was captured on."""
+    check = torch.ops.aten._assert_tensor_metadata.default
     for part in graphs_in(module):
-        for node in part.graph.find_nodes(
-            op="call_function", target=torch.ops.aten._assert_tensor_metadata.default
-        ):
+        for node in part.graph.find_nodes(op="call_function", target=check):
             part.graph.erase_node(node)
         part.recompile()

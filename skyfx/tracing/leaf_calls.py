@@ -9,6 +9,7 @@ A run of the model records what other nodes see of the call: shapes, writes, and
 random numbers. Every later call is checked against the shapes.
 """
 
+import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -39,9 +40,7 @@ class BoundCode:
     def __init__(self, owner: nn.Module | None, function: Callable[..., Any] | str) -> None:
         self.owner = owner
         self._function = function
-        self._holders: dict[str, list[tuple[dict[str, Any], str]]] = {}
-        if owner is not None:
-            self._holders = _holders(owner)
+        self._holders = {} if owner is None else _holders(owner)
 
     def __call__(self, state: Mapping[str, Tensor], args: Any, kwargs: Any) -> Any:
         """Call it with these parameters and buffers, by name."""
@@ -138,19 +137,11 @@ class RecordedCall:
             RuntimeError: the result differs from the recorded one in more than values.
         """
         following = iter(tensors)
-        leaves = [
-            next(following) if is_tensor else leaf
-            for leaf, is_tensor in zip(self.leaves, self.is_tensor, strict=True)
-        ]
+        pairs = zip(self.leaves, self.is_tensor, strict=True)
+        leaves = [next(following) if is_tensor else leaf for leaf, is_tensor in pairs]
         args, kwargs = unflatten(leaves, self.spec)
         returned = self.run(dict(zip(self.state, following, strict=True)), args, kwargs)
         form, outputs = OutputSpec.of(returned)
-        self._check(form, outputs)
-        given = {storage_id(x) for x in tensors}
-        # A node's outputs share no storage with its inputs: later writes must not reach the inputs.
-        return [x.clone() if storage_id(x) in given else x for x in outputs]
-
-    def _check(self, form: OutputSpec, outputs: Sequence[Tensor]) -> None:
         found, expected = _summarize(form, outputs), _summarize(self.form, self.outputs)
         if form.spec != self.form.spec or found != expected:
             raise RuntimeError(
@@ -158,13 +149,14 @@ class RecordedCall:
                 "the result depends on values, and later stages are made for that. Give batches "
                 "that take the same branches, or run the model on one device without skyfx"
             )
+        given = {storage_id(x) for x in tensors}
+        # A node's outputs share no storage with its inputs: later writes must not reach the inputs.
+        return [x.clone() if storage_id(x) in given else x for x in outputs]
 
     def described(self) -> str:
         """The outputs in the form that `_described` reads."""
-        return ";".join(
-            f"{str(x.dtype).removeprefix('torch.')}:{_numbers(x.shape)}:{_numbers(x.stride())}"
-            for x in self.outputs
-        )
+        kind = {x.dtype: str(x.dtype).removeprefix("torch.") for x in self.outputs}
+        return json.dumps([(kind[x.dtype], x.shape, x.stride()) for x in self.outputs])
 
 
 class Leaf(nn.Module):
@@ -172,27 +164,17 @@ class Leaf(nn.Module):
 
     def __init__(self, seen: RecordedCall) -> None:
         super().__init__()
-        self._seen = seen
-
-    @property
-    def writes(self) -> frozenset[int]:
-        """The indices of the arguments that it writes to in place."""
-        return self._seen.writes
-
-    @property
-    def is_random(self) -> bool:
-        """Whether it draws random numbers."""
-        return self._seen.is_random
+        self.seen = seen
 
     def forward(self, *tensors: Tensor) -> list[Tensor]:
         """Run the code; raises the errors of `RecordedCall`."""
-        seen = self._seen
+        seen = self.seen
         if seen.is_random:
             return list(generator_lending.draw_anything(seen, seen.name, *tensors))
         return seen(*tensors)
 
     def __repr__(self) -> str:
-        return f"Leaf({self._seen.name!r})"
+        return f"Leaf({self.seen.name!r})"
 
 
 @torch.library.custom_op("skyfx::leaf", mutates_args=())
@@ -203,16 +185,11 @@ def _operator(name: str, outputs: str, tensors: Sequence[Tensor]) -> list[Tensor
 
 @_operator.register_fake
 def _described(name: str, outputs: str, tensors: Sequence[Tensor]) -> list[Tensor]:
-    """Tensors as described, with dtypes, shapes and strides: `float32:4,8:8,1;int64::`."""
-    parts = [part.split(":") for part in outputs.split(";") if part]
+    """Tensors as described, with dtypes, shapes and strides: `[["float32", [4, 8], [8, 1]]]`."""
+    device = tensors[0].device
     return [
-        torch.empty_strided(
-            [int(size) for size in shape.split(",") if size],
-            [int(step) for step in stride.split(",") if step],
-            dtype=getattr(torch, kind),
-            device=tensors[0].device,
-        )
-        for kind, shape, stride in parts
+        torch.empty_strided(shape, stride, dtype=getattr(torch, kind), device=device)
+        for kind, shape, stride in json.loads(outputs)
     ]
 
 
@@ -250,7 +227,3 @@ def _summarize(form: OutputSpec, outputs: Sequence[Tensor]) -> str:
     shapes = (f"a tensor {tuple(x.shape)}" for x in outputs)
     pairs = zip(form.leaves, form.is_tensor, strict=True)
     return ", ".join(next(shapes) if is_tensor else repr(leaf) for leaf, is_tensor in pairs)
-
-
-def _numbers(of: Sequence[int]) -> str:
-    return ",".join(map(str, of))

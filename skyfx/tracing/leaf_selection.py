@@ -7,7 +7,7 @@ in the model's own forward, single operators are fixed to their results (see `da
 """
 
 import logging
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import is_dataclass
 from functools import partial
@@ -65,17 +65,15 @@ class LeafSelection:
         """Select the innermost call whose code has failed; False where none is left."""
         if isinstance(error, DependsOnValuesError):
             self._last_op_site = error.site
-        for site in call_sites_in(error, self._model):
-            if site not in self._call_sites and site.kind not in self._refused_kinds:
-                self._call_sites += similar_sites(site, self._model)
+        for call in call_sites_in(error, self._model):
+            if call not in self._call_sites and call.kind not in self._refused_kinds:
+                self._call_sites += similar_sites(call, self._model)
                 return True
-        if self._last_op_site is not None and self._last_op_site not in self._op_sites:
-            logger.warning(
-                "the result of %s is fixed: later batches have to give the same", self._last_op_site
-            )
-            self._op_sites.append(self._last_op_site)
-            return True
-        return False
+        if (site := self._last_op_site) is None or site in self._op_sites:
+            return False
+        logger.warning("the result of %s is fixed: later batches have to give the same", site)
+        self._op_sites.append(site)
+        return True
 
     def record(self, call: Callable[[], Any]) -> Any:
         """Call the model, and record each call at a selected site.
@@ -101,9 +99,8 @@ class LeafSelection:
         with ExitStack() as stack:
             for site in self._call_sites:
                 stack.enter_context(site.replaced(self._model, partial(instead, site)))
-            stack.enter_context(
-                OpSiteOverride({site: partial(instead, site) for site in self._op_sites})
-            )
+            ours = {site: partial(instead, site) for site in self._op_sites}
+            stack.enter_context(OpSiteOverride(ours))
             yield
 
     def _record_call(self, site: Site, own: Function, *args: Any, **kwargs: Any) -> Any:
@@ -204,15 +201,12 @@ def _may_write(module: nn.Module | None, x: Tensor) -> bool:
     return module is not None and module.training and any(x is b for b in module.buffers())
 
 
-def _check_constants(
-    name: str, verb: str, leaves: Sequence[Any], allowed: tuple[type, ...]
-) -> None:
+def _check_constants(name: str, verb: str, leaves: list[Any], allowed: tuple[type, ...]) -> None:
     """Refuse values that cannot cross the edge of a node."""
     for leaf in leaves:
         constant = allowed is _ARGUMENTS and (is_dataclass(leaf) or _is_constant_function(leaf))
-        if isinstance(leaf, slice) and any(
-            isinstance(x, Tensor) for x in (leaf.start, leaf.stop, leaf.step)
-        ):
+        ends = (leaf.start, leaf.stop, leaf.step) if isinstance(leaf, slice) else ()
+        if any(isinstance(x, Tensor) for x in ends):
             raise CaptureError(f"{name!r} {verb} a slice whose ends depend on values")
         if not isinstance(leaf, (Tensor, *allowed)) and not constant:
             raise CaptureError(f"{name!r} {verb} an object of {type(leaf).__name__}")

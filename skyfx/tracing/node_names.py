@@ -30,27 +30,21 @@ def node_ids(graph: fx.Graph, inputs: Sequence[str]) -> dict[fx.Node, str]:
     tied weight, is a node of its own: it lives on one stage, and its value is relayed to later
     readers like any other.
     """
-    names, ids = iter(inputs), {}
-    taken: set[str] = set()
+    returned = {x for output in graph.find_nodes(op="output") for x in output.all_input_nodes}
+    names, ids, taken = iter(inputs), dict[fx.Node, str](), set[str]()
     for node in graph.nodes:
         if node.op == "placeholder":
             name = next(names)
-        elif is_tensor_attribute(node) and (len(node.users) > 1 or _is_returned(node)):
+        elif is_tensor_attribute(node) and (len(node.users) > 1 or node in returned):
             name = original_name(str(node.target))
         elif is_operator(node):
-            name = ".".join(filter(None, [module_of(node), _short(op_name(node))]))
+            name = ".".join(filter(None, [module_of(node), op_name(node).split(".")[:2][-1]]))
         else:
             continue
         candidates = (f"{name}_{i}" if i else name for i in itertools.count())
         ids[node] = next(candidate for candidate in candidates if candidate not in taken)
         taken.add(ids[node])
     return ids
-
-
-def _short(op: str) -> str:
-    """`linear` of `aten.linear.default`."""
-    parts = op.split(".")
-    return parts[1] if len(parts) > 1 else op
 
 
 def graphs_in(module: fx.GraphModule) -> list[fx.GraphModule]:
@@ -82,10 +76,8 @@ def original_name(captured: str) -> str:
 
 def op_name(node: fx.Node) -> str:
     """The operator as graph files spell it: `input`, `get_attr`, `aten.addmm.default`."""
-    if node.op == "placeholder":
-        return "input"
-    if node.op == "get_attr":
-        return "get_attr"
+    if node.op in ("placeholder", "get_attr"):
+        return "input" if node.op == "placeholder" else "get_attr"
     if node.target is operator.getitem:
         return "getitem"
     if node.op == "call_module":
@@ -104,7 +96,3 @@ def input_names(model: nn.Module, microbatch: Batch) -> list[str]:
             first = positional[int(first)] if int(first) < len(positional) else f"input_{first}"
         names.append(".".join([first, *rest]))
     return names
-
-
-def _is_returned(node: fx.Node) -> bool:
-    return any(user.op == "output" for user in node.users)

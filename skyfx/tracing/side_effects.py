@@ -10,7 +10,7 @@ and would repeat the state that it met when the model was captured.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from typing import Any
 
 import torch
@@ -21,8 +21,7 @@ from skyfx.solver.errors import CaptureError
 from skyfx.tracing.torch_internals import checked_draws, checked_gradients, checked_vmap
 
 
-@contextmanager
-def refuse_custom_autograd() -> Iterator[None]:
+def refuse_custom_autograd() -> AbstractContextManager[None]:
     """Within it, a gradient that is not torch's own is refused, in this thread.
 
     torch.export looks into an autograd function's forward and forgets its backward.
@@ -38,12 +37,10 @@ def refuse_custom_autograd() -> Iterator[None]:
                 "with use_reentrant=False"
             )
 
-    with checked_gradients(check):
-        yield
+    return checked_gradients(check)
 
 
-@contextmanager
-def refuse_vmap() -> Iterator[None]:
+def refuse_vmap() -> AbstractContextManager[None]:
     """Within it, torch.vmap is refused, in this thread.
 
     It changes what the operators inside compute, and they must not be cut apart.
@@ -55,8 +52,7 @@ def refuse_vmap() -> Iterator[None]:
             "batch dimension out"
         )
 
-    with checked_vmap(refuse):
-        yield
+    return checked_vmap(refuse)
 
 
 @contextmanager

@@ -24,9 +24,13 @@ def named_tensors(module: nn.Module, *, tied: bool = False) -> dict[str, Tensor]
 
 def moved(tensor: Tensor, device: torch.device) -> Tensor:
     """A copy on another device; a copy of a parameter is a parameter with its own gradient."""
-    copy = tensor.detach().to(device)
+    return in_place_of(tensor, tensor.detach().to(device))
+
+
+def in_place_of(tensor: Tensor, values: Tensor) -> Tensor:
+    """The values, as a parameter if the tensor is one."""
     is_parameter = isinstance(tensor, nn.Parameter)
-    return nn.Parameter(copy, tensor.requires_grad) if is_parameter else copy
+    return nn.Parameter(values, tensor.requires_grad) if is_parameter else values
 
 
 def bare(tensor: Tensor) -> Tensor:

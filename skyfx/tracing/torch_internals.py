@@ -9,7 +9,7 @@ import random
 import threading
 import warnings
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from functools import partial
 from types import ModuleType
 from typing import Any
@@ -66,8 +66,7 @@ def replaced(owner: Any, name: str, value: Any) -> Iterator[None]:
             delattr(owner, name)
 
 
-@contextmanager
-def checked_calls(owner: Any, name: str, check: Callable[..., None]) -> Iterator[None]:
+def checked_calls(owner: Any, name: str, check: Callable[..., Any]) -> AbstractContextManager[None]:
     """Within it, `check` gets the arguments of each call of a function in this thread first."""
     here, function = threading.get_ident(), getattr(owner, name)
 
@@ -76,8 +75,7 @@ def checked_calls(owner: Any, name: str, check: Callable[..., None]) -> Iterator
             check(*args)
         return function(*args, **kwargs)
 
-    with replaced(owner, name, checked):
-        yield
+    return replaced(owner, name, checked)
 
 
 @contextmanager
@@ -95,20 +93,17 @@ def checked_gradients(check: Callable[[str, Sequence[Any]], None]) -> Iterator[N
             check(f"{cls.__name__}.backward", args)
         return apply(cls, *args, **kwargs)
 
-    with (
-        replaced(torch.autograd.Function, "apply", classmethod(checked_apply)),
-        checked_calls(
-            Tensor, "register_hook", lambda tensor, hook: check("a tensor's hook", (tensor,))
-        ),
-    ):
+    def check_hook(tensor: Tensor, hook: Any) -> None:
+        check("a tensor's hook", (tensor,))
+
+    applied = replaced(torch.autograd.Function, "apply", classmethod(checked_apply))
+    with applied, checked_calls(Tensor, "register_hook", check_hook):
         yield
 
 
-@contextmanager
-def checked_vmap(check: Callable[..., None]) -> Iterator[None]:
+def checked_vmap(check: Callable[..., None]) -> AbstractContextManager[None]:
     """Within it, `check` is called before each torch.vmap of this thread."""
-    with checked_calls(functorch, "vmap_impl", check):
-        yield
+    return checked_calls(functorch, "vmap_impl", check)
 
 
 @contextmanager
@@ -117,15 +112,12 @@ def checked_draws(check: Callable[..., None]) -> Iterator[None]:
 
     It gets the name of that Python module and the arguments.
     """
-    owners: list[tuple[ModuleType, Any]] = [
-        (random, random._inst),
-        (numpy.random, numpy.random.mtrand._rand),
-    ]
+    owners: dict[ModuleType, Any] = {random: random._inst, numpy.random: numpy.random.mtrand._rand}
     with ExitStack() as stack:
-        for module, generator in owners:
+        for module, generator in owners.items():
+            noticed = partial(check, module.__name__)
             for name, value in list(vars(module).items()):
                 if getattr(value, "__self__", None) is generator and "state" not in name:
-                    noticed = partial(check, module.__name__)
                     stack.enter_context(checked_calls(module, name, noticed))
         yield
 
@@ -137,15 +129,12 @@ def export_flags(*, exported: bool) -> Iterator[None]:
     Many models ask, and go another way then: they keep a mask that hides nothing, or turn a solver
     into a loop. Where torch says no, they compute as they do eagerly, which is better captured.
     """
-    with (
-        replaced(compiler, "_is_compiling_flag", exported),
-        replaced(compiler, "_is_exporting_flag", exported),
-    ):
+    compiling = replaced(compiler, "_is_compiling_flag", exported)
+    with compiling, replaced(compiler, "_is_exporting_flag", exported):
         yield
 
 
-@contextmanager
-def interceptable_lists() -> Iterator[None]:
+def interceptable_lists() -> AbstractContextManager[None]:
     """Within it, a `TorchFunctionMode` sees `Tensor.tolist` of fake tensors.
 
     Those make their lists number by number otherwise, without asking a mode.
@@ -154,8 +143,7 @@ def interceptable_lists() -> Iterator[None]:
     def tolist(tensor: Tensor) -> Any:
         return handle_torch_function(Tensor.tolist, (tensor,), tensor)
 
-    with replaced(FakeTensor, "tolist", tolist):
-        yield
+    return replaced(FakeTensor, "tolist", tolist)
 
 
 @contextmanager
@@ -196,16 +184,14 @@ def any_attribute_name() -> Iterator[None]:
         yield
 
 
-@contextmanager
-def registered_as(change: Callable[[nn.Parameter], nn.Parameter]) -> Iterator[None]:
+def registered_as(change: Callable[[nn.Parameter], Any]) -> AbstractContextManager[None]:
     """Within it, modules register the changed parameter instead of each new one."""
     register = nn.Module.register_parameter
 
     def register_changed(module: nn.Module, name: str, parameter: nn.Parameter | None) -> None:
         register(module, name, None if parameter is None else change(parameter))
 
-    with replaced(nn.Module, "register_parameter", register_changed):
-        yield
+    return replaced(nn.Module, "register_parameter", register_changed)
 
 
 def own_tensors(module: nn.Module) -> Iterator[dict[str, Any]]:

@@ -18,8 +18,6 @@ from skyfx.solver.core.field_checks import whole_number
 if TYPE_CHECKING:
     from skyfx.training.trainer import Trainer
 
-__all__: list[str] = ["Callback", "Checkpointing", "Evaluate", "StopFlag", "Timer", "Times"]
-
 Metric = Callable[[Any, Any], Tensor | float]
 """From the outputs and targets of a batch to a mean over it."""
 

@@ -5,8 +5,6 @@ import os
 import socket
 from pathlib import Path
 
-__all__: list[str] = ["log_to"]
-
 
 def log_to(folder: str | os.PathLike[str], *, level: int = logging.INFO) -> Path:
     """Append what skyfx says in this process to a file of its own: plans, times, checkpoints.
@@ -24,19 +22,13 @@ def log_to(folder: str | os.PathLike[str], *, level: int = logging.INFO) -> Path
     path = Path(folder).absolute() / f"rank-{rank}.log"
     path.parent.mkdir(parents=True, exist_ok=True)
     logger = logging.getLogger("skyfx")
-    for handler in logger.handlers:
-        if isinstance(handler, logging.FileHandler) and handler.baseFilename == str(path):
-            break
-    else:
-        handler = logging.FileHandler(path, encoding="utf-8")
-        logger.addHandler(handler)
-    handler.setFormatter(
-        logging.Formatter(
-            f"%(asctime)s.%(msecs)03d rank {rank} {socket.gethostname()} %(levelname)s %(name)s: "
-            "%(message)s",
-            datefmt="%Y-%m-%d %H:%M:%S",
-        )
-    )
+    files = [x for x in logger.handlers if isinstance(x, logging.FileHandler)]
+    same = [x for x in files if x.baseFilename == str(path)]
+    handler = same[0] if same else logging.FileHandler(path, encoding="utf-8")
+    logger.addHandler(handler)
+    process = f"rank {rank} {socket.gethostname()}"
+    form = f"%(asctime)s.%(msecs)03d {process} %(levelname)s %(name)s: %(message)s"
+    handler.setFormatter(logging.Formatter(form, datefmt="%Y-%m-%d %H:%M:%S"))
     handler.setLevel(level)
     if logger.getEffectiveLevel() > level:
         logger.setLevel(level)

@@ -17,18 +17,12 @@ from typing import Any
 
 import torch
 
-from skyfx.runtime.rng.generator_state import (
-    generator_states,
-    preserve_generators,
-    set_generator_states,
-)
-
-__all__: list[str] = ["resume", "snapshot_order"]
+from skyfx.runtime.rng import generator_state as rng
 
 
 def snapshot_order(loader: Iterable[Any]) -> dict[str, Any]:
     """Where an epoch's order begins: the global generators, and the loader's own."""
-    return {"global": generator_states(), "own": [each.get_state() for each in _own(loader)]}
+    return {"global": rng.generator_states(), "own": [each.get_state() for each in _own(loader)]}
 
 
 def resume(loader: Iterable[Any], begins: Mapping[str, Any], num_done: int) -> Iterator[Any]:
@@ -44,8 +38,8 @@ def resume(loader: Iterable[Any], begins: Mapping[str, Any], num_done: int) -> I
     """
     if num_done == 0:
         return iter(loader)
-    with preserve_generators():
-        set_generator_states(begins["global"])
+    with rng.preserve_generators():
+        rng.set_generator_states(begins["global"])
         for generator, state in zip(_own(loader), begins["own"], strict=True):
             generator.set_state(state)
         batches = iter(loader)

@@ -27,9 +27,8 @@ from skyfx.solver.core.field_checks import positive, whole_number
 from skyfx.training.callbacks import Callback, Metric, Times
 from skyfx.training.resumable_data import resume, snapshot_order
 
-__all__: list[str] = ["Trainer"]
-
 Loss = Callable[[Any, Any], Tensor]
+_COUNTS = ("epoch", "batch", "iteration", "step")
 
 
 class Trainer:
@@ -168,15 +167,14 @@ class Trainer:
 
     def state_dict(self) -> dict[str, Any]:
         """Where the training is, for a checkpoint that is saved between two iterations."""
-        counts = {name: getattr(self, name) for name in ("epoch", "batch", "iteration", "step")}
-        return counts | {"begins": self._begins if self.batch else None}
+        begins = self._begins if self.batch else None
+        return {name: getattr(self, name) for name in _COUNTS} | {"begins": begins}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Go on from there at the next `fit`."""
-        for name in ("epoch", "batch", "iteration", "step"):
+        for name in _COUNTS:
             setattr(self, name, state[name])
-        self._begins = state["begins"]
-        self._num_pending = 0
+        self._begins, self._num_pending = state["begins"], 0
 
     def any_process(self, flag: bool) -> bool:
         """Whether this holds in any of the processes; all have to ask."""
@@ -188,7 +186,8 @@ class Trainer:
         if (set_epoch := getattr(getattr(loader, "sampler", None), "set_epoch", None)) is not None:
             set_epoch(self.epoch)
         if self.batch == 0 or self._begins is None:
-            self._same_order()
+            if (group := self.pipeline.group) is not None:  # all processes draw the same from here
+                torch.set_rng_state(group.broadcast(0, torch.get_rng_state()))
             self._begins = snapshot_order(loader)
         batches = resume(loader, self._begins, self.batch)
         self._call("before_epoch")
@@ -243,11 +242,6 @@ class Trainer:
     def _is_over(self) -> bool:
         return self._is_asked_to_stop or (self._limit is not None and self.step >= self._limit)
 
-    def _same_order(self) -> None:
-        """What torch draws from now on, it draws in all processes."""
-        if (group := self.pipeline.group) is not None:
-            torch.set_rng_state(group.broadcast(0, torch.get_rng_state()))
-
     @contextmanager
     def _cast(self) -> Iterator[None]:
         with ExitStack() as around:
@@ -263,6 +257,5 @@ class Trainer:
 
 def _pair(item: Any) -> tuple[Any, Any]:
     """A batch and its targets; one without any brings its own loss."""
-    if isinstance(item, (tuple, list)) and len(item) == 2:
-        return item[0], item[1]
-    return item, None
+    is_pair = isinstance(item, (tuple, list)) and len(item) == 2
+    return (item[0], item[1]) if is_pair else (item, None)

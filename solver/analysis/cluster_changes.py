@@ -8,15 +8,6 @@ from typing import Any
 from skyfx.solver.core.cluster import Cluster, Device, Link
 from skyfx.solver.core.graph import Graph
 
-FORMS = {
-    "add": "add TYPE",
-    "drop": "drop DEVICE",
-    "link": "link DEVICE DEVICE xFACTOR",
-    "memory": "memory DEVICE xFACTOR",
-    "slow": "slow DEVICE xFACTOR",
-}
-"""The form of each change."""
-
 
 @dataclass(frozen=True, slots=True)
 class Change:
@@ -37,23 +28,23 @@ class Change:
         Raises:
             ValueError: there is no such change, or its factor is wrong.
         """
-        word, *others = text.split() or [""]
-        if word not in FORMS or len(others) != len(FORMS[word].split()) - 1:
-            forms = ", ".join(repr(form) for form in FORMS.values())
-            raise ValueError(f"change {text!r}: expected one of {forms}")
-        if word == "add":
-            if graph is not None:
-                _check_type(text, others[0], graph)
-            return cls(text, lambda cluster: _added(cluster, others[0]))
-        if word == "drop":
-            return cls(text, lambda cluster: _dropped(cluster, others[0]))
-        *names, factor = others
-        by = _factor(text, factor)
-        if word == "link":
-            return cls(text, lambda cluster: _faster_link(cluster, names[0], names[1], by))
-        if word == "memory":
-            return cls(text, lambda cluster: _with_memory(cluster, names[0], by))
-        return cls(text, lambda cluster: _slower(cluster, names[0], by))
+        match text.split():
+            case ["add", kind]:
+                if graph is not None:
+                    _check_type(text, kind, graph)
+                return cls(text, lambda cluster: _added(cluster, kind))
+            case ["drop", name]:
+                return cls(text, lambda cluster: _dropped(cluster, name))
+            case ["link", a, b, factor]:
+                by = _factor(text, factor)
+                return cls(text, lambda cluster: _faster_link(cluster, a, b, by))
+            case ["memory" | "slow" as word, name, factor]:
+                by, make = _factor(text, factor), _with_memory if word == "memory" else _slower
+                return cls(text, lambda cluster: make(cluster, name, by))
+        raise ValueError(
+            f"change {text!r}: expected one of 'add TYPE', 'drop DEVICE', "
+            "'link DEVICE DEVICE xFACTOR', 'memory DEVICE xFACTOR', 'slow DEVICE xFACTOR'"
+        )
 
 
 def apply_changes(cluster: Cluster, changes: Sequence[Change]) -> Cluster:
@@ -141,12 +132,7 @@ def _faster_link(cluster: Cluster, a: str, b: str, by: float) -> Cluster:
             raise ValueError(f"transfers from {source!r} to {target!r} are free already")
         rate = by * wire.bandwidth_bytes_per_s
         links.append(
-            Link(
-                source=source,
-                target=target,
-                bandwidth_bytes_per_s=rate,
-                latency_s=wire.latency_s,
-            )
+            Link(source=source, target=target, bandwidth_bytes_per_s=rate, latency_s=wire.latency_s)
         )
     return replace(cluster, links=tuple(links))
 

@@ -44,8 +44,7 @@ def explain_plan(graph: Graph, cluster: Cluster, plan: Plan, replan: Replan) -> 
 
 
 def _bottleneck(plan: Plan) -> str:
-    k = max(range(len(plan.stages)), key=lambda k: plan.stages[k].time_s)
-    stage = plan.stages[k]
+    k, stage = max(enumerate(plan.stages), key=lambda numbered: numbered[1].time_s)
     return (
         f"Stage {k} on {stage.device} is the bottleneck: {seconds(stage.time_s)} per micro-batch, "
         f"{_parts(stage, plan)}."
@@ -53,11 +52,7 @@ def _bottleneck(plan: Plan) -> str:
 
 
 def _parts(stage: Stage, plan: Plan) -> str:
-    parts = {
-        "computing": stage.compute_s,
-        "receiving": stage.receive_s,
-        "sending": stage.send_s,
-    }
+    parts = {"computing": stage.compute_s, "receiving": stage.receive_s, "sending": stage.send_s}
     said = ", ".join(f"{seconds(value)} {name}" for name, value in parts.items() if value)
     at_once = " (at the same time)" if plan.assumptions.overlap == "full" else ""
     return (said or "0 s computing") + at_once

@@ -4,14 +4,15 @@ Positions and sizes are computed here, in pixels; the template sets the style
 (`html_report.html.j2`).
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections import Counter
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from skyfx.solver.analysis.scenarios import COLUMNS, Scenario, predict_step_s
 from skyfx.solver.core.cluster import Cluster
 from skyfx.solver.core.graph import Graph, Node
-from skyfx.solver.core.plan import Plan, Stage
+from skyfx.solver.core.plan import Plan
 from skyfx.solver.core.schedule import Kind
 from skyfx.solver.core.timeline import CompletedAction
 from skyfx.solver.core.units import operations, seconds, size
@@ -19,16 +20,9 @@ from skyfx.solver.costs.cost_model import crossings
 
 TEMPLATE = Path(__file__).with_name("html_report.html.j2")
 
-COLOURS = {
-    "#0072b2": "#fff",
-    "#e69f00": "#000",
-    "#009e73": "#fff",
-    "#cc79a7": "#000",
-    "#56b4e9": "#000",
-    "#d55e00": "#fff",
-    "#f0e442": "#000",
-    "#999999": "#000",
-}
+COLOURS = {"#0072b2": "#fff"} | dict.fromkeys(
+    ("#e69f00", "#009e73", "#cc79a7", "#56b4e9", "#d55e00", "#f0e442", "#999999"), "#000"
+)
 """The colours of Okabe and Ito (2008), distinct for the colour-blind, and a text colour on each."""
 
 WIDTH = 960
@@ -138,23 +132,13 @@ def _stages(plan: Plan) -> Iterator[dict[str, object]]:
     overlaps = plan.assumptions.overlap == "full"
     for k, stage in enumerate(plan.stages):
         bars, begin = [], 0.0
-        for name, taken in _times(stage).items():
-            x = 0.0 if overlaps else begin
-            bars.append(
-                {
-                    "name": name,
-                    "x": scale * x,
-                    "width": scale * taken,
-                    "tip": f"{name} {seconds(taken)}",
-                }
-            )
+        for name in ("compute", "receive", "send"):
+            x, taken = 0.0 if overlaps else begin, getattr(stage, f"{name}_s")
+            tip = f"{name} {seconds(taken)}"
+            bars.append({"name": name, "x": scale * x, "width": scale * taken, "tip": tip})
             begin += taken
         idle_s = plan.bottleneck_s - stage.time_s
         yield {"k": k, "stage": stage, "bars": bars, "idle": idle_s, "binds": not idle_s}
-
-
-def _times(stage: Stage) -> Mapping[str, float]:
-    return {"compute": stage.compute_s, "receive": stage.receive_s, "send": stage.send_s}
 
 
 def _memory(plan: Plan, cluster: Cluster) -> Iterator[dict[str, object]]:
@@ -166,14 +150,10 @@ def _memory(plan: Plan, cluster: Cluster) -> Iterator[dict[str, object]]:
         most = max(stage.memory_bytes, stage.peak_bytes)
         taken[stage.device] = steady + stage.memory_bytes, peak + most
     largest = max((*(peak for _, peak in taken.values()), *filter(None, limits.values())))
+    scale = WIDTH / max(largest, 1.0)
     for device, (steady, peak) in taken.items():
-        yield {
-            "device": device,
-            "steady": steady,
-            "peak": peak,
-            "limit": limits.get(device),
-            "scale": WIDTH / max(largest, 1.0),
-        }
+        row = {"device": device, "steady": steady, "peak": peak, "limit": limits.get(device)}
+        yield row | {"scale": scale}
 
 
 def _parts(graph: Graph, plan: Plan) -> Iterator[dict[str, object]]:
@@ -182,14 +162,12 @@ def _parts(graph: Graph, plan: Plan) -> Iterator[dict[str, object]]:
     between = crossings(graph, stage_of, len(plan.stages))
     depth = _depth(graph.nodes)
     for k, stage in enumerate(plan.stages):
-        nodes = [node for node in graph.nodes if stage_of[node.id] == k]
-        groups: dict[str, list[Node]] = {}
-        for node in nodes:
-            groups.setdefault(_module(node, depth), []).append(node)
+        nodes = (node for node in graph.nodes if stage_of[node.id] == k)
+        groups = Counter(_module(node, depth) for node in nodes)
         yield {
             "k": k,
             "device": stage.device,
-            "modules": [{"name": name, "nodes": len(some)} for name, some in groups.items()],
+            "modules": [{"name": name, "nodes": num} for name, num in groups.items()],
             "cut": _cut(between[k]) if k < len(between) else None,
         }
 

@@ -25,17 +25,10 @@ class Difference:
     def of(cls, a: Plan, b: Plan) -> "Difference":
         """Compare two plans."""
         before, after = _device_of(a), _device_of(b)
-        return cls(
-            a,
-            b,
-            {
-                name: (device, after[name])
-                for name, device in before.items()
-                if after.get(name, device) != device
-            },
-            tuple(name for name in before if name not in after),
-            tuple(name for name in after if name not in before),
-        )
+        common = {name: (before[name], after[name]) for name in before if name in after}
+        moved = {name: move for name, move in common.items() if move[0] != move[1]}
+        only_a = tuple(name for name in before if name not in common)
+        return cls(a, b, moved, only_a, tuple(name for name in after if name not in common))
 
     @property
     def differ(self) -> bool:

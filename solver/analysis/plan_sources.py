@@ -29,22 +29,18 @@ def read_with_inputs(
         ValueError: the graph or the cluster is not found.
     """
     plan = files.read(path, Plan)
-    return (
-        plan,
-        _find_input(path, plan.graph, Graph, graph, "graph"),
-        _find_input(path, plan.cluster, Cluster, cluster, "cluster"),
-    )
+    model = _find_input(path, plan.graph, Graph, graph)
+    return plan, model, _find_input(path, plan.cluster, Cluster, cluster)
 
 
-def _find_input(
-    path: Path, reference: Reference, kind: type[T], given: Path | None, word: str
-) -> T:
+def _find_input(path: Path, reference: Reference, kind: type[T], given: Path | None) -> T:
     if given is not None:
         return files.read(given, kind)
     for candidate in _candidates(path, kind):
         raw = candidate.read_bytes()
         if files.digest(raw) == reference.sha256:
             return files.decode(raw, kind, str(candidate))
+    word = kind.__name__.lower()
     raise ValueError(
         f"{path}: its {word} {reference.name!r} is neither beside it nor in the current folder "
         f"(sha256 {reference.sha256[:12]}...): give --{word} FILE"

@@ -27,8 +27,6 @@ Range = float | str | tuple[float, float]
 NANOSECONDS = 9
 """Digits of a latency."""
 
-_Check = Callable[[str, float], None]
-
 
 def unlike_cluster(
     num_devices: int,
@@ -71,7 +69,7 @@ def unlike_cluster(
     draws = _draws(seed, 3 * num_devices)
     drawn = [_between(slowdowns, next(draws)) for _ in range(num_devices)]
     kinds = [_dealt(weights, next(draws)) for _ in range(num_devices)]
-    rooms = [None if memories is None else _whole(memories, next(draws)) for _ in kinds]
+    rooms = [memories and _inside(memories, round(_between(memories, next(draws)))) for _ in kinds]
     devices = tuple(
         Device(name=f"{name}{d}", type=kind, memory_bytes=room, slowdown=slow)
         for d, (slow, kind, room) in enumerate(zip(drawn, kinds, rooms, strict=True))
@@ -102,7 +100,10 @@ def _links(
     """A link per direction; with `symmetric` both are that of the earlier source."""
     pairs = list(itertools.permutations(names, 2))
     draws = itertools.islice(_draws(seed, 3 * len(names) + 2 * len(pairs)), 3 * len(names), None)
-    wires = {pair: (_rate(rates, next(draws)), _delay(delays, next(draws))) for pair in pairs}
+    wires = {}
+    for pair in pairs:
+        rate = _inside(rates, round(rates[0] * (rates[1] / rates[0]) ** next(draws)))
+        wires[pair] = rate, _inside(delays, round(_between(delays, next(draws)), NANOSECONDS))
     place = {name: d for d, name in enumerate(names)}
     links = []
     for pair in pairs:
@@ -120,7 +121,9 @@ def _draws(seed: int, num: int) -> Iterator[float]:
     return ((int(raw) >> 11) * 2.0**-53 for raw in PCG64(seed).random_raw(num))
 
 
-def _read(path: str, asked: Range, check: _Check, units: Units) -> tuple[float, float]:
+def _read(
+    path: str, asked: Range, check: Callable[[str, float], None], units: Units
+) -> tuple[float, float]:
     if isinstance(asked, str):
         asked = read_span(asked, units, path)
     low, high = asked if isinstance(asked, tuple) else (asked, asked)
@@ -150,18 +153,6 @@ def _dealt(weights: Mapping[str, float], draw: float) -> str:
 
 def _between(of: tuple[float, float], draw: float) -> float:
     return min(of[0] + (of[1] - of[0]) * draw, of[1])
-
-
-def _whole(of: tuple[float, float], draw: float) -> float:
-    return _inside(of, round(_between(of, draw)))
-
-
-def _rate(of: tuple[float, float], draw: float) -> float:
-    return _inside(of, round(of[0] * (of[1] / of[0]) ** draw))
-
-
-def _delay(of: tuple[float, float], draw: float) -> float:
-    return _inside(of, round(_between(of, draw), NANOSECONDS))
 
 
 def _inside(of: tuple[float, float], rounded: float) -> float:

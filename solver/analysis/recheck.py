@@ -56,14 +56,12 @@ def recheck(problem: Problem, lower_bound: float, time_limit_s: float = 60.0) ->
     deadline = time.monotonic() + time_limit_s
     best = Recheck("open", 0.0, "nothing")
     for found in _attempts(problem, lower_bound, deadline):
-        if found.verdict == "refuted" or found.value >= lower_bound * BELOW:
-            return found if found.verdict == "refuted" else _confirmed(found, lower_bound)
+        if found.verdict == "refuted":
+            return found
+        if found.value >= lower_bound * BELOW:
+            return Recheck("confirmed", max(found.value, lower_bound * BELOW), found.by)
         best = max(best, found, key=lambda x: x.value)
     return best
-
-
-def _confirmed(found: Recheck, lower_bound: float) -> Recheck:
-    return Recheck("confirmed", max(found.value, lower_bound * BELOW), found.by)
 
 
 def _attempts(problem: Problem, lower_bound: float, deadline: float) -> Iterator[Recheck]:
@@ -114,8 +112,8 @@ def _by_ideals(problem: Problem, bottleneck: float, deadline: float) -> Iterator
     below = _Stages(problem, ideals, States(problem)).possible(bottleneck, deadline)
     exact = problem.assumptions.training or not problem.memory_binds  # the peak is left out
     if below is False or (below and exact):
-        verdict: Literal["refuted", "open"] = "refuted" if below else "open"
-        yield Recheck(verdict, bottleneck, f"{len(ideals)} ideals x {states} states of devices")
+        by = f"{len(ideals)} ideals x {states} states of devices"
+        yield Recheck("refuted" if below else "open", bottleneck, by)
 
 
 class _Stages:
@@ -147,7 +145,7 @@ class _Stages:
                 move = self.move[g, states.all[r][1]]
                 received = np.maximum(least[r], move) if full else least[r] + move
                 sent = np.minimum(sent, np.where(received <= bottleneck, move, np.inf))
-            compute = self._compute(g, int(states.position[s]))
+            compute = self._compute(g, int(states.arrays.position[s]))
             busy = np.maximum(compute, sent[None, :]) if full else compute + sent[None, :]
             best = busy.min(axis=1)
             least[s] = np.where(best <= bottleneck, best, np.inf)
@@ -174,13 +172,11 @@ def _by_program(problem: Problem, value: float, deadline: float) -> Recheck:
     scale = value or 1.0
     model = formulation.build(problem, scale)
     model.lp += formulation.objective(model) <= value / scale
-    answer = mip_backend.minimise(
-        model.lp, {}, time_limit_s=max(0.0, deadline - time.monotonic()), gap=0.0
-    )
+    left_s = max(0.0, deadline - time.monotonic())
+    answer = mip_backend.minimise(model.lp, {}, time_limit_s=left_s, gap=0.0)
     says = f"integer program of {problem.num_units} units x {problem.num_devices} devices"
     if answer.infeasible:
         return Recheck("open", value, says)
     stages = None if answer.values is None else model.placement(answer.values)
     below = stages is not None and problem.cost(stages).objective_value <= value
-    verdict: Literal["refuted", "open"] = "refuted" if below else "open"
-    return Recheck(verdict, max(0.0, answer.bound * scale), says)
+    return Recheck("refuted" if below else "open", max(0.0, answer.bound * scale), says)

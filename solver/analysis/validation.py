@@ -156,19 +156,13 @@ def figures_agree(graph: Graph, cluster: Cluster, plan: Plan) -> Iterator[str]:
     """The plan's figures are those of the cost model."""
     cost = _cost(graph, cluster, plan)
     for field in ("bottleneck_s", "step_s", "objective_value"):
-        if not _close(getattr(plan, field), getattr(cost, field)):
-            yield f"{field}: the plan says {getattr(plan, field)!r}, it is {getattr(cost, field)!r}"
+        yield from _agrees(field, getattr(plan, field), getattr(cost, field))
     for k, stage in enumerate(plan.stages):
         for field in ("compute_s", "receive_s", "send_s", "time_s", "memory_bytes"):
-            if not _close(getattr(stage, field), getattr(cost, field)[k]):
-                yield (
-                    f"stage {k} {field}: the plan says {getattr(stage, field)!r}, "
-                    f"it is {getattr(cost, field)[k]!r}"
-                )
+            yield from _agrees(f"stage {k} {field}", getattr(stage, field), getattr(cost, field)[k])
     if any(cost.flops) and any(stage.flops for stage in plan.stages):  # both have counts
         for k, stage in enumerate(plan.stages):
-            if not _close(stage.flops, cost.flops[k]):
-                yield f"stage {k} flops: the plan says {stage.flops!r}, it is {cost.flops[k]!r}"
+            yield from _agrees(f"stage {k} flops", stage.flops, cost.flops[k])
 
 
 def simulated_step_agrees(graph: Graph, cluster: Cluster, plan: Plan) -> Iterator[str]:
@@ -176,8 +170,7 @@ def simulated_step_agrees(graph: Graph, cluster: Cluster, plan: Plan) -> Iterato
     if plan.live and plan.simulated_s and plan.assumptions.communication == "relay":
         placement = [(stage.device, stage.nodes) for stage in plan.stages]
         found = simulate(graph, cluster, placement, plan.assumptions, plan.live).step_s
-        if not _close(plan.simulated_s, found):
-            yield f"simulated_s: the plan says {plan.simulated_s!r}, it is {found!r}"
+        yield from _agrees("simulated_s", plan.simulated_s, found)
 
 
 def certificate_holds(plan: Plan) -> Iterator[str]:
@@ -196,5 +189,6 @@ def _cost(graph: Graph, cluster: Cluster, plan: Plan) -> Cost:
     return evaluate(graph, cluster, placement, plan.assumptions, plan.live)
 
 
-def _close(a: float, b: float) -> bool:
-    return math.isclose(a, b, rel_tol=FIGURE_TOLERANCE, abs_tol=FIGURE_TOLERANCE * 1e-12)
+def _agrees(field: str, said: float, found: float) -> Iterator[str]:
+    if not math.isclose(said, found, rel_tol=FIGURE_TOLERANCE, abs_tol=FIGURE_TOLERANCE * 1e-12):
+        yield f"{field}: the plan says {said!r}, it is {found!r}"

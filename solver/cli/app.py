@@ -15,47 +15,11 @@ import typer
 
 from skyfx.solver.analysis.plan_diff import Difference
 from skyfx.solver.analysis.validation import validate
+from skyfx.solver.cli import options, terminal
 from skyfx.solver.cli.cluster import cluster_app
 from skyfx.solver.cli.explain import explain_command
-from skyfx.solver.cli.options import (
-    BoundToo,
-    ClusterFile,
-    CommunicationOption,
-    Force,
-    Gap,
-    GraphFile,
-    IgnorePeaks,
-    Json,
-    LpFile,
-    Microbatches,
-    ModeOption,
-    ObjectiveOption,
-    Output,
-    OverlapOption,
-    Pins,
-    PlanFile,
-    Quiet,
-    ScheduleOption,
-    Seed,
-    SolverName,
-    StateRatio,
-    StrategyOption,
-    TimeLimit,
-    Verbose,
-)
 from skyfx.solver.cli.report import report_command
 from skyfx.solver.cli.simulate import simulate_command
-from skyfx.solver.cli.terminal import (
-    ExitCode,
-    check_output,
-    console,
-    exit_codes,
-    live_line,
-    print_document,
-    print_json,
-    say,
-    write_output,
-)
 from skyfx.solver.core import files, plan_table, units
 from skyfx.solver.core.cluster import Cluster
 from skyfx.solver.core.graph import Graph
@@ -63,7 +27,6 @@ from skyfx.solver.core.plan import Assumptions, Plan
 
 if TYPE_CHECKING:
     from skyfx.solver.analysis.recheck import Recheck
-    from skyfx.solver.planning.planner import Solution
 
 app = typer.Typer(
     help="Split a PyTorch model over unequal devices, with a proof of how good the split is.",
@@ -91,35 +54,35 @@ def skyfx(version: Version = False) -> None:
 
 @app.command("solve")
 def solve_command(
-    graph: GraphFile,
-    cluster: ClusterFile,
-    output: Output = None,
-    mode: ModeOption = "training",
-    objective: ObjectiveOption = "throughput",
-    communication: CommunicationOption = "relay",
-    overlap: OverlapOption = "none",
-    schedule: ScheduleOption = "1f1b",
-    num_microbatches: Microbatches = 8,
-    optimizer_state_ratio: StateRatio = 2.0,
-    strategy: StrategyOption = "optimal",
-    time_limit: TimeLimit = 60.0,
-    gap: Gap = 0.0,
-    seed: Seed = 0,
-    solver: SolverName = "HiGHS",
-    pin: Pins = None,
-    ignore_peaks: IgnorePeaks = False,
-    write_lp: LpFile = None,
-    json: Json = False,
-    force: Force = False,
-    quiet: Quiet = False,
-    verbose: Verbose = False,
+    graph: options.GraphFile,
+    cluster: options.ClusterFile,
+    output: options.Output = None,
+    mode: options.ModeOption = "training",
+    objective: options.ObjectiveOption = "throughput",
+    communication: options.CommunicationOption = "relay",
+    overlap: options.OverlapOption = "none",
+    schedule: options.ScheduleOption = "1f1b",
+    num_microbatches: options.Microbatches = 8,
+    optimizer_state_ratio: options.StateRatio = 2.0,
+    strategy: options.StrategyOption = "optimal",
+    time_limit: options.TimeLimit = 60.0,
+    gap: options.Gap = 0.0,
+    seed: options.Seed = 0,
+    solver: options.SolverName = "HiGHS",
+    pin: options.Pins = None,
+    ignore_peaks: options.IgnorePeaks = False,
+    write_lp: options.LpFile = None,
+    json: options.Json = False,
+    force: options.Force = False,
+    quiet: options.Quiet = False,
+    verbose: options.Verbose = False,
 ) -> None:
     """Plan GRAPH on CLUSTER and write PLAN.
 
     For example: skyfx solve bert.graph.json two.cluster.json -o bert.plan.json
     """
-    with exit_codes(verbose=verbose, quiet=quiet):
-        check_output(output, "plan", json=json, force=force)
+    with terminal.exit_codes(verbose=verbose, quiet=quiet):
+        terminal.check_output(output, "plan", json=json, force=force)
         assumptions = Assumptions(
             mode=mode,
             objective=objective,
@@ -132,10 +95,13 @@ def solve_command(
         )
         model, graph_sha256 = files.load(graph, Graph)
         devices, cluster_sha256 = files.load(cluster, Cluster)
-        _export(model, devices, assumptions, write_lp, force=force)
+        if write_lp is not None:
+            from skyfx.solver.planning.search import export
+
+            export(model, devices, assumptions, write_lp, force=force)
         from skyfx.solver.planning.planner import solve
 
-        with live_line(quiet=quiet) as progress:
+        with terminal.live_line(quiet=quiet) as progress:
             solution = solve(
                 model,
                 devices,
@@ -151,100 +117,94 @@ def solve_command(
                 cluster_name=cluster.name,
                 progress=progress,
             )
-        _hand_over(solution, output, json=json, force=force, quiet=quiet)
+        terminal.write_output(solution.plan, output, json=json, force=force)
+        if not json and not quiet:
+            plan_table.render(solution.plan, terminal.console(stderr=True))
+        if solution.interrupted:
+            terminal.say(f"skyfx: interrupted; the best plan so far: {_in_short(solution.plan)}")
+            raise typer.Exit(terminal.ExitCode.INTERRUPTED)
 
 
 @app.command()
 def check(
-    graph: GraphFile,
-    cluster: ClusterFile,
-    plan: PlanFile,
-    bound: BoundToo = False,
-    time_limit: TimeLimit = 60.0,
-    json: Json = False,
-    quiet: Quiet = False,
-    verbose: Verbose = False,
+    graph: options.GraphFile,
+    cluster: options.ClusterFile,
+    plan: options.PlanFile,
+    bound: options.BoundToo = False,
+    time_limit: options.TimeLimit = 60.0,
+    json: options.Json = False,
+    quiet: options.Quiet = False,
+    verbose: options.Verbose = False,
 ) -> None:
     """Check every rule and every figure of PLAN; exit 0 if it is valid, 1 if it is not.
 
     For example: skyfx check bert.graph.json two.cluster.json bert.plan.json --bound
     """
-    with exit_codes(verbose=verbose, quiet=quiet):
+    with terminal.exit_codes(verbose=verbose, quiet=quiet):
         model, graph_sha256 = files.load(graph, Graph)
         devices, cluster_sha256 = files.load(cluster, Cluster)
         checked = files.read(plan, Plan)
         faults = validate(model, devices, checked)
-        again = _again(model, devices, checked, time_limit) if bound and not faults else None
+        again = None
+        if bound and not faults:
+            from skyfx.solver.analysis.recheck import recheck
+            from skyfx.solver.problem.problem import Problem
+
+            problem = Problem(model, devices, checked.assumptions)
+            again = recheck(problem, checked.lower_bound, time_limit)
     made_from = ((graph, checked.graph, graph_sha256), (cluster, checked.cluster, cluster_sha256))
     for path, reference, sha256 in made_from:
         if reference.sha256 != sha256 and not quiet:
-            say(f"skyfx: warning: {plan} was made from another version of {path}")
+            terminal.say(f"skyfx: warning: {plan} was made from another version of {path}")
     if json:
         answer = {"valid": not faults, "faults": faults} | ({"bound": again} if again else {})
-        print_json(answer)
+        terminal.print_json(answer)
     else:
         typer.echo("\n".join(faults) or f"valid: {_in_short(checked)}")
         if again is not None:
             typer.echo(_verdict(again, checked))
     if faults or (again is not None and again.verdict == "refuted"):
-        raise typer.Exit(ExitCode.NOT_RIGHT)
+        raise typer.Exit(terminal.ExitCode.NOT_RIGHT)
 
 
 @app.command()
 def diff(
     a: Annotated[Path, typer.Argument(metavar="A", help="A *.plan.json file.")],
     b: Annotated[Path, typer.Argument(metavar="B", help="Another one.")],
-    json: Json = False,
+    json: options.Json = False,
 ) -> None:
     """Print the difference of the plans A and B; exit 0 if they run the same, 1 if not.
 
     For example: skyfx diff bert.plan.json slow.plan.json
     """
-    with exit_codes():
+    with terminal.exit_codes():
         found = Difference.of(files.read(a, Plan), files.read(b, Plan))
     if json:
-        print_json(found.as_json())
+        terminal.print_json(found.as_json())
     else:
         typer.echo("\n".join(found.lines()))
     if found.differ:
-        raise typer.Exit(ExitCode.NOT_RIGHT)
+        raise typer.Exit(terminal.ExitCode.NOT_RIGHT)
 
 
 @app.command()
-def show(plan: PlanFile, json: Json = False) -> None:
+def show(plan: options.PlanFile, json: options.Json = False) -> None:
     """Print PLAN as a table, or with --json as it is in the file.
 
     For example: skyfx show bert.plan.json
     """
-    with exit_codes():
+    with terminal.exit_codes():
         shown = files.read(plan, Plan)
     if json:
-        print_document(shown)
+        terminal.print_document(shown)
     else:
-        plan_table.render(shown, console(stderr=False))
+        plan_table.render(shown, terminal.console(stderr=False))
 
 
 app.command("simulate")(simulate_command)
 app.command("explain")(explain_command)
 app.command("report")(report_command)
 app.add_typer(cluster_app, name="cluster")
-
-
-def _export(
-    model: Graph, devices: Cluster, assumptions: Assumptions, path: Path | None, *, force: bool
-) -> None:
-    if path is None:
-        return
-    from skyfx.solver.planning.lp_export import export
-
-    export(model, devices, assumptions, path, force=force)
-
-
-def _again(model: Graph, devices: Cluster, plan: Plan, time_limit: float) -> "Recheck":
-    from skyfx.solver.analysis.recheck import recheck
-    from skyfx.solver.problem.problem import Problem
-
-    return recheck(Problem(model, devices, plan.assumptions), plan.lower_bound, time_limit)
 
 
 def _verdict(again: "Recheck", plan: Plan) -> str:
@@ -256,18 +216,6 @@ def _verdict(again: "Recheck", plan: Plan) -> str:
     }[again.verdict]
 
 
-def _hand_over(
-    solution: "Solution", output: Path | None, *, json: bool, force: bool, quiet: bool
-) -> None:
-    write_output(solution.plan, output, json=json, force=force)
-    if not json and not quiet:
-        plan_table.render(solution.plan, console(stderr=True))
-    if solution.interrupted:
-        say(f"skyfx: interrupted; the best plan so far: {_in_short(solution.plan)}")
-        raise typer.Exit(ExitCode.INTERRUPTED)
-
-
 def _in_short(of: Plan) -> str:
-    value = units.seconds(of.objective_value)
-    gap = units.percent(of.gap)
+    value, gap = units.seconds(of.objective_value), units.percent(of.gap)
     return f"{len(of.stages)} stages, {of.assumptions.objective} {value}, gap {gap}"

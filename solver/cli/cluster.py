@@ -5,70 +5,53 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated
 
-import typer
 from rich.table import Table
 from rich.text import Text
+from typer import Argument, Option, Typer
 
 from skyfx.solver.analysis.cluster_changes import Change, apply_changes
-from skyfx.solver.cli.options import ClusterFile, Force, Json, Quiet
-from skyfx.solver.cli.terminal import (
-    check_output,
-    console,
-    exit_codes,
-    print_document,
-    say,
-    write_output,
-)
+from skyfx.solver.cli import options, terminal
 from skyfx.solver.core import files
 from skyfx.solver.core.cluster import Cluster, Link, Wire
 from skyfx.solver.core.units import PLAIN, RATE, SIZE, TIME, rate, read_span, seconds, size
 
-cluster_app = typer.Typer(
+cluster_app = Typer(
     help="Make a cluster of unlike devices, change one, or look at it.", no_args_is_help=True
 )
 
 NewCluster = Annotated[
-    Path | None,
-    typer.Option("--output", "-o", metavar="CLUSTER", help="Where the cluster is written."),
+    Path | None, Option("--output", "-o", metavar="CLUSTER", help="Where the cluster is written.")
 ]
-NumDevices = Annotated[
-    int, typer.Option("--num-devices", "-n", metavar="N", help="How many devices.")
-]
-DrawSeed = Annotated[int, typer.Option(help="Of the draws: equal seeds make equal clusters.")]
+NumDevices = Annotated[int, Option("--num-devices", "-n", metavar="N", help="How many devices.")]
+DrawSeed = Annotated[int, Option(help="Of the draws: equal seeds make equal clusters.")]
 Types = Annotated[
     list[str] | None,
-    typer.Option(
+    Option(
         "--type",
         metavar="TYPE[=WEIGHT]",
         help="The devices' type, by default cpu; if given several times, each device gets one, all "
         "as likely or by their weights.",
     ),
 ]
-Slowdown = Annotated[
-    str, typer.Option(metavar="LOW:HIGH", help="Of a device, evenly between the two.")
-]
+Slowdown = Annotated[str, Option(metavar="LOW:HIGH", help="Of a device, evenly between the two.")]
 Memory = Annotated[
-    str | None,
-    typer.Option(metavar="LOW:HIGH", help="Of a device, such as 2GiB:8GiB; else unlimited."),
+    str | None, Option(metavar="LOW:HIGH", help="Of a device, such as 2GiB:8GiB; else unlimited.")
 ]
 Bandwidth = Annotated[
     str | None,
-    typer.Option(
+    Option(
         metavar="LOW:HIGH",
         help="Of a link, such as 20Mbit:1Gbit, each ratio as likely; else moving is free.",
     ),
 ]
-Latency = Annotated[str, typer.Option(metavar="LOW:HIGH", help="Of a link, such as 1ms:50ms.")]
-Symmetric = Annotated[
-    bool, typer.Option("--symmetric", help="Both directions of a link are alike.")
-]
+Latency = Annotated[str, Option(metavar="LOW:HIGH", help="Of a link, such as 1ms:50ms.")]
+Symmetric = Annotated[bool, Option("--symmetric", help="Both directions of a link are alike.")]
 Prefix = Annotated[
-    str,
-    typer.Option("--name", metavar="NAME", help="What devices are called, before their number."),
+    str, Option("--name", metavar="NAME", help="What devices are called, before their number.")
 ]
 Changes = Annotated[
     list[str],
-    typer.Argument(
+    Argument(
         metavar="CHANGE...",
         help="'add a100', 'drop c', 'link a b x2', 'memory a x1.5' or 'slow c x4', in turn.",
     ),
@@ -87,9 +70,9 @@ def generate_command(
     latency: Latency = "0",
     symmetric: Symmetric = False,
     name: Prefix = "d",
-    json: Json = False,
-    force: Force = False,
-    quiet: Quiet = False,
+    json: options.Json = False,
+    force: options.Force = False,
+    quiet: options.Quiet = False,
 ) -> None:
     """Draw a cluster of unlike devices and links, the same whenever it is asked for.
 
@@ -98,8 +81,8 @@ def generate_command(
     For example: skyfx cluster generate -n 63 --seed 32 --memory 2GiB:8GiB --bandwidth 20Mbit:1Gbit
     --latency 1ms:50ms -o sky.cluster.json
     """
-    with exit_codes(quiet=quiet):
-        check_output(output, "cluster", json=json, force=force)
+    with terminal.exit_codes(quiet=quiet):
+        terminal.check_output(output, "cluster", json=json, force=force)
         from skyfx.solver.analysis.random_clusters import unlike_cluster
 
         if bandwidth is None and latency != "0":
@@ -122,46 +105,46 @@ def generate_command(
 
 @cluster_app.command("change")
 def change_command(
-    cluster: ClusterFile,
+    cluster: options.ClusterFile,
     change: Changes,
     output: NewCluster = None,
-    json: Json = False,
-    force: Force = False,
-    quiet: Quiet = False,
+    json: options.Json = False,
+    force: options.Force = False,
+    quiet: options.Quiet = False,
 ) -> None:
     """Change the devices and links of CLUSTER, one change after the other.
 
     For example: skyfx cluster change lab.cluster.json 'add a100' 'drop c' 'slow b x2'
     'link a b x3' -o new.cluster.json
     """
-    with exit_codes(quiet=quiet):
-        check_output(output, "cluster", json=json, force=force)
+    with terminal.exit_codes(quiet=quiet):
+        terminal.check_output(output, "cluster", json=json, force=force)
         changes = [Change.of(text) for text in change]
         made = apply_changes(files.read(cluster, Cluster), changes)
         _hand_over(made, output, json=json, force=force, quiet=quiet)
 
 
 @cluster_app.command("show")
-def show_command(cluster: ClusterFile, json: Json = False) -> None:
+def show_command(cluster: options.ClusterFile, json: options.Json = False) -> None:
     """Print the devices of CLUSTER as a table and its links in short, or with --json as JSON.
 
     For example: skyfx cluster show lab.cluster.toml
     """
-    with exit_codes():
+    with terminal.exit_codes():
         shown = files.read(cluster, Cluster)
     if json:
-        print_document(shown)
+        terminal.print_document(shown)
         return
-    out = console(stderr=False)
+    out = terminal.console(stderr=False)
     out.print(_table(shown))
     out.print(Text(_links(shown)), highlight=False)
 
 
 def _hand_over(made: Cluster, output: Path | None, *, json: bool, force: bool, quiet: bool) -> None:
     made.check()
-    write_output(made, output, json=json, force=force)
+    terminal.write_output(made, output, json=json, force=force)
     if not json and not quiet:
-        say(f"skyfx: wrote {output}: {len(made.devices)} devices; {_links(made)}")
+        terminal.say(f"skyfx: wrote {output}: {len(made.devices)} devices; {_links(made)}")
 
 
 def _weights(said: Sequence[str]) -> Mapping[str, float]:

@@ -3,86 +3,82 @@
 from pathlib import Path
 from typing import Annotated
 
-import typer
+from typer import Argument, Option
 
 from skyfx.solver.core.plan import Communication, Mode, Objective, Overlap, Schedule, Strategy
 
-GraphFile = Annotated[Path, typer.Argument(metavar="GRAPH", help="A *.graph.json file.")]
+GraphFile = Annotated[Path, Argument(metavar="GRAPH", help="A *.graph.json file.")]
 ClusterFile = Annotated[
-    Path, typer.Argument(metavar="CLUSTER", help="A *.cluster.toml or *.cluster.json file.")
+    Path, Argument(metavar="CLUSTER", help="A *.cluster.toml or *.cluster.json file.")
 ]
-PlanFile = Annotated[Path, typer.Argument(metavar="PLAN", help="A *.plan.json file.")]
+PlanFile = Annotated[Path, Argument(metavar="PLAN", help="A *.plan.json file.")]
 Output = Annotated[
-    Path | None, typer.Option("--output", "-o", metavar="PLAN", help="Where the plan is written.")
+    Path | None, Option("--output", "-o", metavar="PLAN", help="Where the plan is written.")
 ]
-Force = Annotated[bool, typer.Option("--force", help="Replace the file if it exists.")]
-Json = Annotated[bool, typer.Option("--json", help="Print JSON and nothing else.")]
-Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Print nothing but errors.")]
-Verbose = Annotated[bool, typer.Option("--verbose", "-v", help="Also print what each method does.")]
-
-ModeOption = Annotated[Mode, typer.Option(help="Whether backward passes count.")]
-ObjectiveOption = Annotated[Objective, typer.Option(help="What to minimise.")]
+Force = Annotated[bool, Option("--force", help="Replace the file if it exists.")]
+Json = Annotated[bool, Option("--json", help="Print JSON and nothing else.")]
+Quiet = Annotated[bool, Option("--quiet", "-q", help="Print nothing but errors.")]
+Verbose = Annotated[bool, Option("--verbose", "-v", help="Also print what each method does.")]
+ModeOption = Annotated[Mode, Option(help="Whether backward passes count.")]
+ObjectiveOption = Annotated[Objective, Option(help="What to minimise.")]
 CommunicationOption = Annotated[
-    Communication, typer.Option(help="From stage to stage, or through the host's memory.")
+    Communication, Option(help="From stage to stage, or through the host's memory.")
 ]
-OverlapOption = Annotated[Overlap, typer.Option(help="Whether devices compute during transfers.")]
-ScheduleOption = Annotated[Schedule, typer.Option(help="The pipeline's schedule.")]
-Microbatches = Annotated[int, typer.Option(metavar="M", help="Micro-batches per step.")]
+OverlapOption = Annotated[Overlap, Option(help="Whether devices compute during transfers.")]
+ScheduleOption = Annotated[Schedule, Option(help="The pipeline's schedule.")]
+Microbatches = Annotated[int, Option(metavar="M", help="Micro-batches per step.")]
 StateRatio = Annotated[
-    float, typer.Option(metavar="R", help="Bytes of optimizer state per byte of parameters.")
+    float, Option(metavar="R", help="Bytes of optimizer state per byte of parameters.")
 ]
-StrategyOption = Annotated[Strategy, typer.Option(help="The best plan, or a baseline.")]
+StrategyOption = Annotated[Strategy, Option(help="The best plan, or a baseline.")]
 IgnorePeaks = Annotated[
     bool,
-    typer.Option(
+    Option(
         "--ignore-peaks",
         help="Only memory_bytes has to fit the devices, not the predicted peaks of the stages.",
     ),
 ]
 TimeLimit = Annotated[
     float,
-    typer.Option(
-        metavar="SECONDS", help="Limit of the search; then it returns the best plan so far."
-    ),
+    Option(metavar="SECONDS", help="Limit of the search; then it returns the best plan so far."),
 ]
-Gap = Annotated[float, typer.Option(metavar="G", help="Relative gap at which to stop.")]
+Gap = Annotated[float, Option(metavar="G", help="Relative gap at which to stop.")]
 SolverName = Annotated[
-    str, typer.Option("--solver", metavar="NAME", help="Any solver that `pulp.getSolver` knows.")
+    str, Option("--solver", metavar="NAME", help="Any solver that `pulp.getSolver` knows.")
 ]
 Pins = Annotated[
     list[str] | None,
-    typer.Option(
+    Option(
         metavar="PATTERN=DEVICE",
         help="Nodes or modules that must run on a device; with PATTERN!=DEVICE, that must not.",
     ),
 ]
 LpFile = Annotated[
     Path | None,
-    typer.Option("--write-lp", metavar="LP", help="Also write the integer program to this file."),
+    Option("--write-lp", metavar="LP", help="Also write the integer program to this file."),
 ]
 BoundToo = Annotated[
-    bool, typer.Option("--bound", help="Derive the lower bound again by simpler methods.")
+    bool, Option("--bound", help="Derive the lower bound again by simpler methods.")
 ]
-Seed = Annotated[int, typer.Option(help="The solver's random seed.")]
+Seed = Annotated[int, Option(help="The solver's random seed.")]
 GraphOption = Annotated[
     Path | None,
-    typer.Option("--graph", metavar="GRAPH", help="The plan's graph, if it is not beside it."),
+    Option("--graph", metavar="GRAPH", help="The plan's graph, if it is not beside it."),
 ]
 ClusterOption = Annotated[
     Path | None,
-    typer.Option(
+    Option(
         "--cluster",
         metavar="CLUSTER",
         help="The plan's cluster, if it is not beside it; or another one.",
     ),
 ]
 EachLimit = Annotated[
-    float,
-    typer.Option(metavar="SECONDS", help="Limit of each search for a plan on a changed cluster."),
+    float, Option(metavar="SECONDS", help="Limit of each search for a plan on a changed cluster.")
 ]
 WhatIf = Annotated[
     list[str] | None,
-    typer.Option(
+    Option(
         "--what-if",
         metavar="CHANGE",
         help="'add a100', 'drop c', 'link a b x2', 'memory a x1.5' or 'slow c x4'; each by itself.",

@@ -3,52 +3,38 @@
 from pathlib import Path
 from typing import Annotated
 
-import typer
+from typer import Option
 
 from skyfx.solver.analysis.cluster_changes import Change
 from skyfx.solver.analysis.explain import explain_plan
 from skyfx.solver.analysis.html_report import DrawnStep, page
 from skyfx.solver.analysis.plan_sources import read_with_inputs
 from skyfx.solver.analysis.scenarios import scenarios, simulate_plan
-from skyfx.solver.cli.options import (
-    ClusterOption,
-    EachLimit,
-    Force,
-    GraphOption,
-    PlanFile,
-    Quiet,
-    Verbose,
-    WhatIf,
-)
+from skyfx.solver.cli import options, terminal
 from skyfx.solver.cli.simulate import make_replan
-from skyfx.solver.cli.terminal import exit_codes, say
 from skyfx.solver.core import files
 from skyfx.solver.core.chrome_trace import read_trace
-from skyfx.solver.core.cluster import Cluster
-from skyfx.solver.core.plan import Plan
 
 PageFile = Annotated[
-    Path, typer.Option("--output", "-o", metavar="HTML", help="Where the page is written.")
+    Path, Option("--output", "-o", metavar="HTML", help="Where the page is written.")
 ]
 RunFile = Annotated[
     Path | None,
-    typer.Option(
-        "--run", metavar="TRACE", help="A measured step from Profile.write_trace, drawn below."
-    ),
+    Option("--run", metavar="TRACE", help="A measured step from Profile.write_trace, drawn below."),
 ]
 
 
 def report_command(
-    plan: PlanFile,
+    plan: options.PlanFile,
     output: PageFile,
-    graph: GraphOption = None,
-    cluster: ClusterOption = None,
+    graph: options.GraphOption = None,
+    cluster: options.ClusterOption = None,
     run: RunFile = None,
-    what_if: WhatIf = None,
-    time_limit: EachLimit = 5.0,
-    force: Force = False,
-    quiet: Quiet = False,
-    verbose: Verbose = False,
+    what_if: options.WhatIf = None,
+    time_limit: options.EachLimit = 5.0,
+    force: options.Force = False,
+    quiet: options.Quiet = False,
+    verbose: options.Verbose = False,
 ) -> None:
     """Draw PLAN on a page that needs no network: timeline, stages, memory and modules.
 
@@ -56,7 +42,7 @@ def report_command(
 
     For example: skyfx report bert.plan.json -o bert.html
     """
-    with exit_codes(verbose=verbose, quiet=quiet):
+    with terminal.exit_codes(verbose=verbose, quiet=quiet):
         files.refuse_overwrite(output, force=force)
         asked, model, devices = read_with_inputs(plan, graph, cluster)
         runs = []
@@ -66,15 +52,11 @@ def report_command(
             runs.append(DrawnStep("measured", read_trace(run, asked)))
         search = make_replan(asked, time_limit)
         said = list(explain_plan(model, devices, asked, search))
-        changes = [Change.of(text, model) for text in what_if or _drops(asked, devices)]
+        losses = dict.fromkeys(f"drop {stage.device}" for stage in asked.stages)
+        others = what_if or (losses if len(devices.devices) > 1 else ())
+        changes = [Change.of(text, model) for text in others]
         found = list(scenarios(model, devices, asked, changes, search))
         with files.replacing(output, force=force) as written:
             written.write_text(page(model, devices, asked, runs, said, found))
         if not quiet:
-            say(f"skyfx: wrote {output}")
-
-
-def _drops(plan: Plan, devices: Cluster) -> list[str]:
-    """Each device in use gone, if there is another one."""
-    used = dict.fromkeys(stage.device for stage in plan.stages)
-    return [f"drop {name}" for name in used if len(devices.devices) > 1]
+            terminal.say(f"skyfx: wrote {output}")

@@ -118,15 +118,9 @@ def live_line(*, quiet: bool) -> "Iterator[Progress | None]":
     with talk.status("planning") as status:
 
         def tell(value: float, bound: float) -> None:
-            status.update(_progress_line(value, max(0.0, bound)))
+            least, gap = units.seconds(max(0.0, bound)), relative_gap(value, max(0.0, bound))
+            line = f"{units.seconds(value)}, none is below {least}, gap {units.percent(gap)}"
+            unknown = f"no plan yet, none is below {least}"
+            status.update(f"planning: {unknown if math.isinf(value) else line}")
 
         yield tell
-
-
-def _progress_line(value: float, bound: float) -> str:
-    if math.isinf(value):
-        return f"planning: no plan yet, none is below {units.seconds(bound)}"
-    return (
-        f"planning: {units.seconds(value)}, none is below {units.seconds(bound)}, "
-        f"gap {units.percent(relative_gap(value, bound))}"
-    )

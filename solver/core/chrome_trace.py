@@ -53,15 +53,12 @@ def read_trace(path: str | os.PathLike[str], plan: Plan) -> tuple[CompletedActio
     """
     try:
         events = msgspec.json.decode(Path(path).read_bytes(), type=_File).traceEvents
+        slices = [event for event in events if event.ph == "X"]
+        last = max((event.pid for event in slices), default=0)
+        found = tuple(_done(event) for event in slices if event.pid == last)
     except OSError as error:
         raise FormatError(f"{path}: {error.strerror or error}") from None
-    except msgspec.MsgspecError as error:
-        raise FormatError(f"{path}: no trace of a step: {error}") from None
-    slices = [event for event in events if event.ph == "X"]
-    last = max((event.pid for event in slices), default=0)
-    try:
-        found = tuple(_done(event) for event in slices if event.pid == last)
-    except (KeyError, ValueError) as error:
+    except (msgspec.MsgspecError, KeyError, ValueError) as error:
         raise FormatError(f"{path}: no trace of a step: {error}") from None
     stages = {done.action.stage for done in found}
     if stages != set(range(len(plan.stages))):
@@ -88,11 +85,9 @@ class _File(msgspec.Struct):
 
 
 def _done(event: _Event) -> CompletedAction:
-    stage, microbatch = int(event.args["stage"]), int(event.args["micro-batch"])
+    action = Action(int(event.args["stage"]), Kind(event.cat), int(event.args["micro-batch"]))
     began_s = event.ts / 1e6
-    return CompletedAction(
-        Action(stage, Kind(event.cat), microbatch), began_s, began_s + event.dur / 1e6
-    )
+    return CompletedAction(action, began_s, began_s + event.dur / 1e6)
 
 
 def _run(
@@ -105,10 +100,10 @@ def _run(
         at = {"pid": number, "tid": row}
         yield {"ph": "M", **at, "name": "thread_name", "args": {"name": device}}
         yield {"ph": "M", **at, "name": "thread_sort_index", "args": {"sort_index": row}}
-    known = {one.action: one for one in done}
+    known, tids = {one.action: one for one in done}, [rows[device] for device in devices]
     for one in done:
         action = one.action
-        at = {"pid": number, "tid": rows[devices[action.stage]]}
+        at = {"pid": number, "tid": tids[action.stage]}
         yield {
             "ph": "X",
             **at,
@@ -119,21 +114,13 @@ def _run(
             "cname": COLOURS[action.microbatch % len(COLOURS)],
             "args": {"stage": action.stage, "micro-batch": action.microbatch},
         }
-        if (reads := known.get(_before(action))) is not None:
-            yield from _arrow(number, rows, devices, reads, one)
-
-
-def _before(action: Action) -> Action:
-    """The action on another stage that makes what this one reads."""
-    return action._replace(stage=action.stage + (-1 if action.kind is Kind.FORWARD else 1))
+        before = action.stage + (-1 if action.kind is Kind.FORWARD else 1)
+        if (reads := known.get(action._replace(stage=before))) is not None:
+            yield from _arrow(number, tids, reads, one)
 
 
 def _arrow(
-    number: int,
-    rows: dict[str, int],
-    devices: Sequence[str],
-    made: CompletedAction,
-    read: CompletedAction,
+    number: int, tids: Sequence[int], made: CompletedAction, read: CompletedAction
 ) -> Iterator[Event]:
     """From the end of what was made to the beginning of what reads it."""
     action = read.action
@@ -143,16 +130,6 @@ def _arrow(
         "name": "values" if action.kind is Kind.FORWARD else "gradients",
         "id": f"{number}.{action.stage}.{action.kind.value}.{action.microbatch}",
     }
-    yield {
-        **same,
-        "ph": "s",
-        "tid": rows[devices[made.action.stage]],
-        "ts": 1e6 * made.ended_s - ROUNDING_US,
-    }
-    yield {
-        **same,
-        "ph": "f",
-        "bp": "e",
-        "tid": rows[devices[action.stage]],
-        "ts": 1e6 * read.began_s + ROUNDING_US,
-    }
+    begin, end = 1e6 * made.ended_s - ROUNDING_US, 1e6 * read.began_s + ROUNDING_US
+    yield {**same, "ph": "s", "tid": tids[made.action.stage], "ts": begin}
+    yield {**same, "ph": "f", "bp": "e", "tid": tids[action.stage], "ts": end}

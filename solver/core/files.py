@@ -62,7 +62,10 @@ def decode(raw: bytes, kind: type[T], name: str) -> T:
     try:
         value = tomllib.loads(raw.decode()) if name.endswith(".toml") else msgspec.json.decode(raw)
         _check_format(value, kind)
-        document = _convert(value, kind)
+        try:
+            document = msgspec.convert(value, kind)
+        except msgspec.ValidationError as error:
+            raise ValueError(locate_error(error, value, kind)) from None
         document.check()
     except (ValueError, OverflowError, RecursionError) as error:
         # msgspec, tomllib and the decoding of unicode raise ValueErrors, too.
@@ -70,13 +73,6 @@ def decode(raw: bytes, kind: type[T], name: str) -> T:
     for line in unknown_fields(value, kind):
         logger.warning("%s: %s", name, line)
     return document
-
-
-def _convert(value: object, kind: type[T]) -> T:
-    try:
-        return msgspec.convert(value, kind)
-    except msgspec.ValidationError as error:
-        raise ValueError(locate_error(error, value, kind)) from None
 
 
 def _check_format(value: object, kind: type[T]) -> None:
@@ -142,7 +138,9 @@ def replacing(path: str | os.PathLike[str], *, force: bool = False) -> Iterator[
     temporary = Path(name)
     try:
         yield temporary
-        temporary.chmod(0o666 & ~_umask())
+        mask = os.umask(0)  # it can only be read by setting it
+        os.umask(mask)
+        temporary.chmod(0o666 & ~mask)
         temporary.replace(target)
     except BaseException:
         temporary.unlink(missing_ok=True)
@@ -184,9 +182,3 @@ def require_folder(what: str, path: str | os.PathLike[str]) -> Path:
         raise ValueError(
             f"{what}: found {str(folder)!r}, expected a folder to write to ({error.strerror})"
         ) from None
-
-
-def _umask() -> int:
-    mask = os.umask(0)  # it can only be read by setting it
-    os.umask(mask)
-    return mask

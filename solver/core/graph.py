@@ -2,7 +2,6 @@
 
 import hashlib
 import math
-from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import ClassVar, Literal
 
@@ -110,17 +109,13 @@ class Graph:
             raise ValueError("nodes: found an empty list, expected at least one node")
         positive("microbatch_size", self.microbatch_size)
         no_duplicates("nodes", "id", [node.id for node in self.nodes])
-        for path, value in self._numbers():
-            non_negative(path, value)
-        self._check_references()
-
-    def _numbers(self) -> Iterator[tuple[str, float]]:
         for i, node in enumerate(self.nodes):
             for field in ("forward_s", "backward_s"):
                 for device_type, seconds in getattr(node, field).items():
-                    yield f"nodes[{i}].{field}[{device_type!r}]", seconds
+                    non_negative(f"nodes[{i}].{field}[{device_type!r}]", seconds)
             for field in AMOUNTS:
-                yield f"nodes[{i}].{field}", getattr(node, field)
+                non_negative(f"nodes[{i}].{field}", getattr(node, field))
+        self._check_references()
 
     def _check_references(self) -> None:
         position = {node.id: i for i, node in enumerate(self.nodes)}

@@ -12,7 +12,7 @@ from rich.text import Text
 from skyfx.solver.core.units import percent, seconds, size
 
 if TYPE_CHECKING:
-    from skyfx.solver.core.plan import Plan, Stage
+    from skyfx.solver.core.plan import Plan
 
 COLUMNS = (
     *("stage", "device", "nodes", "modules"),
@@ -68,17 +68,12 @@ def _rows(plan: "Plan") -> list[tuple[str, ...]]:
             seconds(stage.receive_s),
             seconds(stage.send_s),
             seconds(stage.time_s),
-            _memory(stage),
+            size(stage.memory_bytes)
+            + ("" if stage.limit_bytes is None else f" of {size(stage.limit_bytes)}"),
             "<- bottleneck" if stage.time_s == plan.bottleneck_s else "",
         )
         for k, stage in enumerate(plan.stages)
     ]
-
-
-def _memory(stage: "Stage") -> str:
-    """The stage's memory, and the limit of its device where that is known."""
-    limit = "" if stage.limit_bytes is None else f" of {size(stage.limit_bytes)}"
-    return size(stage.memory_bytes) + limit
 
 
 def _modules(nodes: Sequence[str]) -> str:
@@ -102,20 +97,15 @@ def _summary(plan: "Plan") -> list[str]:
         "dynamic": plan.alternatives.dynamic,
         "best single device": plan.alternatives.best_single_device,
     }
-    simulated = []
-    if plan.alternatives.simulated_1f1b_s is not None:
-        simulated = [
-            f"simulated step {seconds(plan.simulated_s)}; of 1f1b "
-            f"{seconds(plan.alternatives.simulated_1f1b_s)}"
-        ]
+    usual_s, simulated = plan.alternatives.simulated_1f1b_s, []
+    if usual_s is not None:
+        simulated = [f"simulated step {seconds(plan.simulated_s)}; of 1f1b {seconds(usual_s)}"]
+    said = (f"{name} {'does not fit' if v is None else seconds(v)}" for name, v in others.items())
     return [
         f"bottleneck {seconds(plan.bottleneck_s)} per micro-batch, step {seconds(plan.step_s)}",
         *simulated,
         f"{plan.assumptions.objective} {seconds(plan.objective_value)}; no plan is below "
         f"{seconds(plan.lower_bound)} ({plan.solver.binding}): "
         f"gap {percent(plan.gap)}, {plan.solver.status}",
-        "instead: "
-        + ", ".join(
-            f"{name} {'does not fit' if v is None else seconds(v)}" for name, v in others.items()
-        ),
+        f"instead: {', '.join(said)}",
     ]

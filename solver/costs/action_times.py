@@ -86,10 +86,7 @@ def _seconds(
         device, members = devices[name], [nodes[v] for v in ids]
         forward = sum(node.forward_s.get(device.type, 0.0) for node in members)
         backward = sum(node.backward_s.get(device.type, 0.0) for node in members)
-        yield {
-            Kind.FORWARD: device.slowdown * forward,
-            Kind.BACKWARD: device.slowdown * backward,
-        }
+        yield {Kind.FORWARD: device.slowdown * forward, Kind.BACKWARD: device.slowdown * backward}
 
 
 def _messages(
@@ -110,6 +107,5 @@ def _messages(
 
 def _fastest(wires: Iterable[Wire | Link | None]) -> float:
     """The highest rate of a device's links: its port is at least as fast."""
-    return max(
-        (math.inf if w is None else w.bandwidth_bytes_per_s for w in wires), default=math.inf
-    )
+    rates = (math.inf if wire is None else wire.bandwidth_bytes_per_s for wire in wires)
+    return max(rates, default=math.inf)

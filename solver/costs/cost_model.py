@@ -63,10 +63,8 @@ def evaluate(
     stages = [(devices[name], [nodes[v] for v in ids]) for name, ids in placement]
     compute = [compute_s(device, members, assumptions) for device, members in stages]
     live = live or in_flight_counts(assumptions.schedule, len(stages), assumptions.microbatches)
-    memory = [
-        memory_bytes(members, assumptions, count)
-        for (_, members), count in zip(stages, live, strict=True)
-    ]
+    loads = zip(stages, live, strict=True)
+    memory = [memory_bytes(members, assumptions, count) for (_, members), count in loads]
     names = [name for name, _ in placement]
     stage_of = {v: k for k, (_, ids) in enumerate(placement) for v in ids}
     wires = cluster.wiring()
@@ -82,6 +80,7 @@ def evaluate(
     bottleneck, latency = max(by_device(names, time).values()), sum(compute) + moving
     waits = assumptions.microbatches - 1
     step = latency + (waits * bottleneck if waits else 0.0)  # 0 * infinity is not 0
+    values = {"throughput": bottleneck, "latency": latency, "step": step}
     return Cost(
         compute_s=tuple(compute),
         receive_s=tuple(receive),
@@ -92,9 +91,7 @@ def evaluate(
         bottleneck_s=bottleneck,
         latency_s=latency,
         step_s=step,
-        objective_value={"throughput": bottleneck, "latency": latency, "step": step}[
-            assumptions.objective
-        ],
+        objective_value=values[assumptions.objective],
     )
 
 
@@ -134,8 +131,7 @@ def memory_bytes(nodes: Sequence[Node], assumptions: Assumptions, live: int) -> 
     parameters = sum(node.parameter_bytes for node in nodes) * parameter_copies(assumptions)
     if not assumptions.training:
         return parameters + max((node.output_bytes for node in nodes), default=0.0)
-    saved = sum(node.saved_bytes for node in nodes)
-    return parameters + saved * live
+    return parameters + sum(node.saved_bytes for node in nodes) * live
 
 
 def crossings(graph: Graph, stage_of: Mapping[str, int], num_stages: int) -> list[list[Node]]:

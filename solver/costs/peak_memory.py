@@ -95,15 +95,11 @@ def peaks(graph: Graph, placement: Placement, assumptions: Assumptions) -> tuple
         after = outputs if last else between[k]
         made = sum(node.output_bytes for node in after if stage_of[node.id] == k)
         sent = [] if last else after
-        found.append(
-            _in_training(members, before, after, sent, made, assumptions)
-            if assumptions.training
-            else _in_inference(members, before, sent, made, assumptions)
-        )
+        found.append(_terms(members, before, after, sent, made, assumptions))
     return tuple(found)
 
 
-def _in_training(
+def _terms(
     members: Sequence[Node],
     before: Sequence[Node],
     after: Sequence[Node],
@@ -112,45 +108,25 @@ def _in_training(
     assumptions: Assumptions,
 ) -> PeakTerms:
     """`after` are values that leave the stage, `sent` those to a next one, `made` their bytes."""
+    received = sum(node.output_bytes for node in before)
+    steady = memory_bytes(members, assumptions, live=0) + POSTED * received
     message = sum(node.output_bytes for node in sent)
+    if not assumptions.training:
+        workspace = max((node.workspace_bytes for node in members), default=0.0)
+        return PeakTerms(steady, 0.0, 0.0, message, made + message + workspace, 0.0)
     loss = 0.0 if sent else LOSS_COPIES * sum(node.output_bytes for node in after)
+    saved = sum(node.saved_bytes for node in members)
+    read = {name for node in members for name in node.inputs}
+    # What no node here reads of a message is kept as long as the rest of it.
+    kept_with_others = sum(node.output_bytes for node in before if node.id not in read)
     return PeakTerms(
-        steady_bytes=memory_bytes(members, assumptions, live=0)
-        + POSTED * sum(node.output_bytes for node in before)
-        + sum(node.gradient_bytes for node in before),
-        in_flight_bytes=sum(node.saved_bytes for node in members)
-        + _kept_with_others(before, members),
+        steady_bytes=steady + sum(node.gradient_bytes for node in before),
+        in_flight_bytes=saved + kept_with_others,
         gradient_bytes=sum(node.gradient_bytes for node in sent),
         message_bytes=message,
         forward_bytes=made + message,
         backward_bytes=loss + _passing_bytes(members, after),
     )
-
-
-def _in_inference(
-    members: Sequence[Node],
-    before: Sequence[Node],
-    sent: Sequence[Node],
-    made: float,
-    assumptions: Assumptions,
-) -> PeakTerms:
-    message = sum(node.output_bytes for node in sent)
-    workspace = max((node.workspace_bytes for node in members), default=0.0)
-    return PeakTerms(
-        steady_bytes=memory_bytes(members, assumptions, live=0)
-        + POSTED * sum(node.output_bytes for node in before),
-        in_flight_bytes=0.0,
-        gradient_bytes=0.0,
-        message_bytes=message,
-        forward_bytes=made + message + workspace,
-        backward_bytes=0.0,
-    )
-
-
-def _kept_with_others(before: Sequence[Node], members: Sequence[Node]) -> float:
-    """Bytes of a message that no node here reads: they are kept as long as the rest of it."""
-    read = {name for node in members for name in node.inputs}
-    return sum(node.output_bytes for node in before if node.id not in read)
 
 
 def _passing_bytes(members: Sequence[Node], after: Sequence[Node]) -> float:
@@ -165,7 +141,7 @@ def _passing_bytes(members: Sequence[Node], after: Sequence[Node]) -> float:
         if node.id not in held:
             freed += node.saved_bytes
             continue
-        passing = _is_passing(node)
+        passing = any(part in PASSING for part in node.op.split(".")[1:2])  # `aten.add.Tensor`
         for name in node.inputs:
             reads = known.get(name)
             if name in held or (reads is not None and not reads.gradient_bytes):
@@ -180,9 +156,3 @@ def _passing_bytes(members: Sequence[Node], after: Sequence[Node]) -> float:
 
 def _total(held: dict[str, str], size: dict[str, float]) -> float:
     return sum(size[storage] for storage in set(held.values()))
-
-
-def _is_passing(node: Node) -> bool:
-    """`aten.add.Tensor` is one of `PASSING`."""
-    parts = node.op.split(".")
-    return len(parts) > 1 and parts[1] in PASSING

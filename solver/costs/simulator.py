@@ -207,9 +207,8 @@ class _StepSimulation:
 
     def _share(self, changed: _Channel) -> None:
         """Divide the two ports of a channel again among the channels that use them."""
-        for channel in dict.fromkeys(
-            (changed, *changed.ports[0].channels, *changed.ports[1].channels)
-        ):
+        one, other = changed.ports
+        for channel in dict.fromkeys((changed, *one.channels, *other.channels)):
             channel.left_bytes -= channel.rate * (self._now_s - channel.since_s)
             channel.since_s = self._now_s
             if channel not in channel.ports[0].channels:
@@ -246,14 +245,9 @@ def _stages(times: ActionTimes, devices: dict[str, _Device], *, shared: bool) ->
             return _Channel(message, (_Port(math.inf), _Port(math.inf)))
         return _Channel(message, (sending[message.sender], receiving[message.receiver]))
 
-    def channels(messages: Sequence[Message]) -> list[_Channel]:
-        return [channel(one) for one in messages]
-
     # Of the boundaries (num_stages + 1): nothing crosses the first and the last one.
-    forward, backward = (
-        [None, *channels(times.forward), None],
-        [None, *channels(times.backward), None],
-    )
+    forward = [None, *map(channel, times.forward), None]
+    backward = [None, *map(channel, times.backward), None]
     return [
         _Stage(
             device=devices[name],

@@ -2,11 +2,11 @@
 
 search = Bisection(low, high, LEVELS)
 for bottleneck in search:
-plan = oracle(bottleneck)
-if plan is None:
-search.low = bottleneck
-else:
-search.keep(bottleneck, plan.bottleneck_s)
+    plan = oracle(bottleneck)
+    if plan is None:
+        search.low = bottleneck
+    else:
+        search.keep(bottleneck, plan.bottleneck_s)
 """
 
 import math

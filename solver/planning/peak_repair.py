@@ -15,11 +15,9 @@ from skyfx.solver.errors import InfeasibleError, NoPlanError
 from skyfx.solver.methods.limits import Limits
 from skyfx.solver.methods.method import Candidate
 from skyfx.solver.methods.portfolio import SearchResult
-from skyfx.solver.planning.search import Baselines, compile_problem, search
+from skyfx.solver.planning.search import Baselines, cheapest, compile_problem, search
 from skyfx.solver.problem.problem import Problem
 from skyfx.solver.refinement.peak_annealing import RESERVE, Excess, excesses, fitting
-
-__all__: list[str] = ["knows_peaks", "repair_peaks"]
 
 FITTING_S = 10.0
 """Seconds in which a plan is changed until it fits."""
@@ -74,7 +72,7 @@ def repair_peaks(
         best = _fitted(problem, plan, SOON_S if interrupted else FITTING_S)
         is_near = best is not None and best.value <= (1 + NEAR) * found.bound.value
         if not is_near and not interrupted:
-            best = _better(best, _fitted_from_less(problem, plan, limits))
+            best = cheapest((best, _fitted_from_less(problem, plan, limits)))
     except KeyboardInterrupt:
         interrupted = True
     if best is None and interrupted:
@@ -119,11 +117,6 @@ def _fitted_from_less(problem: Problem, plan: Candidate, limits: Limits) -> Cand
     if found.interrupted:
         raise KeyboardInterrupt
     return _fitted(problem, found.incumbent, FITTING_S)
-
-
-def _better(one: Candidate | None, other: Candidate | None) -> Candidate | None:
-    found = [candidate for candidate in (one, other) if candidate is not None]
-    return min(found, key=lambda candidate: candidate.value, default=None)
 
 
 def _does_not_fit(over: list[Excess], cure: str) -> NoPlanError:

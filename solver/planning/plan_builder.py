@@ -18,8 +18,6 @@ from skyfx.solver.methods.method import Bound, Candidate
 from skyfx.solver.problem.problem import Problem
 from skyfx.solver.problem.tolerances import OPTIMALITY_TOLERANCE
 
-__all__: list[str] = ["Provenance", "ScheduledStages", "build"]
-
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Provenance:

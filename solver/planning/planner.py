@@ -33,8 +33,6 @@ from skyfx.solver.planning.stage_removal import without_needless_stages
 from skyfx.solver.problem.problem import Problem
 from skyfx.solver.refinement.peak_annealing import excesses
 
-__all__: list[str] = ["Progress", "Solution", "solve"]
-
 
 @dataclass(frozen=True, slots=True)
 class Solution:
@@ -97,12 +95,7 @@ def solve(
     one_of("solver", solver, mip_backend.names())
     asked = Problem(graph, cluster, assumptions or Assumptions())
     limits = Limits(
-        began=began,
-        time_limit_s=time_limit_s,
-        gap=gap,
-        seed=seed,
-        solver=solver,
-        progress=progress,
+        began=began, time_limit_s=time_limit_s, gap=gap, seed=seed, solver=solver, progress=progress
     )
     with as_schedule_error(asked):
         problem = compile_problem(graph, cluster, search_assumptions(asked.assumptions))

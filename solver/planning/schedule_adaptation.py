@@ -33,8 +33,6 @@ from skyfx.solver.refinement.memory_headroom import MemoryHeadroom
 from skyfx.solver.refinement.step_annealing import shortened
 from skyfx.solver.refinement.tapering import tapered
 
-__all__: list[str] = ["adapt_schedule", "as_schedule_error", "certify", "search_assumptions"]
-
 LEAST_S = 2.0
 """Seconds for a bound on plans with other micro-batches in flight."""
 

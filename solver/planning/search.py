@@ -1,9 +1,17 @@
-"""The first two steps of planning: compile the problem, then search for its best plan."""
+"""The first two steps of planning: compile the problem, then search for its best plan.
+
+For other solvers the compiled problem is written as an integer program.
+"""
 
 import time
-from dataclasses import dataclass, replace
+from collections.abc import Iterable
+from dataclasses import replace
+from itertools import repeat
+from pathlib import Path
+from typing import NamedTuple
 
 from skyfx.solver.core.cluster import Cluster
+from skyfx.solver.core.files import replacing
 from skyfx.solver.core.graph import Graph
 from skyfx.solver.core.pins import Pin
 from skyfx.solver.core.plan import Alternatives, Assumptions, Strategy
@@ -12,18 +20,19 @@ from skyfx.solver.methods.bounds.simple_bounds import simple_bound
 from skyfx.solver.methods.heuristics import baselines
 from skyfx.solver.methods.limits import Limits, interrupt
 from skyfx.solver.methods.method import Candidate
+from skyfx.solver.methods.milp import formulation
 from skyfx.solver.methods.portfolio import Portfolio, SearchResult
 from skyfx.solver.problem.infeasibility import advised, explain
 from skyfx.solver.problem.problem import Problem
 
-__all__: list[str] = ["Baselines", "compile_problem", "search"]
-
 AT_ONCE_S = 0.5
 """Seconds for each change that may make an impossible problem possible."""
 
+MAX_ROWS = 3_000_000
+"""Constraints of the largest integer program that is written."""
 
-@dataclass(frozen=True, slots=True)
-class Baselines:
+
+class Baselines(NamedTuple):
     """The plans that one would make by hand; None where one does not fit."""
 
     even: Candidate | None
@@ -33,30 +42,19 @@ class Baselines:
     @classmethod
     def of(cls, problem: Problem) -> "Baselines":
         """The baselines of a problem."""
-        return cls(
-            even=Candidate.of(problem, baselines.even(problem), "even"),
-            dynamic=Candidate.of(problem, baselines.dynamic(problem), "dynamic"),
-            best_single_device=Candidate.of(
-                problem, baselines.best_single_device(problem), "best single device"
-            ),
-        )
-
-    def best(self) -> Candidate | None:
-        """The one with the smallest objective."""
-        found = [c for c in (self.even, self.dynamic, self.best_single_device) if c is not None]
-        return min(found, key=lambda candidate: candidate.value, default=None)
+        made = (baselines.even, baselines.dynamic, baselines.best_single_device)
+        names = ("even", "dynamic", "best single device")
+        return cls(*map(Candidate.of, repeat(problem), (make(problem) for make in made), names))
 
     def alternatives(self) -> Alternatives:
         """Their objectives, for the plan."""
+        return Alternatives(**{name: one and one.value for name, one in self._asdict().items()})
 
-        def value(candidate: Candidate | None) -> float | None:
-            return None if candidate is None else candidate.value
 
-        return Alternatives(
-            even=value(self.even),
-            dynamic=value(self.dynamic),
-            best_single_device=value(self.best_single_device),
-        )
+def cheapest(candidates: Iterable[Candidate | None]) -> Candidate | None:
+    """The one with the smallest objective; None where there is none."""
+    found = [candidate for candidate in candidates if candidate is not None]
+    return min(found, key=lambda candidate: candidate.value, default=None)
 
 
 def compile_problem(graph: Graph, cluster: Cluster, assumptions: Assumptions) -> Problem:
@@ -77,6 +75,27 @@ def compile_problem(graph: Graph, cluster: Cluster, assumptions: Assumptions) ->
     return problem
 
 
+def export(
+    graph: Graph, cluster: Cluster, assumptions: Assumptions, path: Path, *, force: bool = False
+) -> None:
+    """Write the integer program in the LP format; `milp/formulation.py` explains its names.
+
+    Raises:
+        FileExistsError: the file exists and `force` is false.
+        ValueError: the program is too large to be of use.
+    """
+    problem = compile_problem(graph, cluster, assumptions)
+    rows = problem.num_units * problem.num_devices**2
+    if rows > MAX_ROWS:
+        raise ValueError(
+            f"{path}: the integer program of {problem.num_units} units x {problem.num_devices} "
+            f"devices has some {rows} constraints, at most {MAX_ROWS} are written; "
+            "leave out --write-lp"
+        )
+    with replacing(path, force=force) as temporary:
+        formulation.build(problem, simple_bound(problem).value or 1.0).lp.writeLP(str(temporary))
+
+
 def search(
     problem: Problem, limits: Limits, known: Baselines, strategy: Strategy = "optimal"
 ) -> SearchResult:
@@ -88,10 +107,15 @@ def search(
         KeyboardInterrupt: Ctrl-C came before the first plan.
     """
     if strategy != "optimal":
-        return _baseline(problem, strategy, known)
+        if (candidate := known.even if strategy == "even" else known.dynamic) is None:
+            raise NoPlanError(
+                f"the {strategy} split does not fit these devices; "
+                "strategy 'optimal' finds a plan if one exists"
+            )
+        return SearchResult(candidate, simple_bound(problem))
     with interrupt() as ctrl_c:
         try:
-            return Portfolio(problem, replace(limits, interrupt=ctrl_c), known.best()).run()
+            return Portfolio(problem, replace(limits, interrupt=ctrl_c), cheapest(known)).run()
         except InfeasibleError as error:
             raise InfeasibleError(advised(problem, str(error), _has_plan_soon)) from None
 
@@ -102,17 +126,7 @@ def _has_plan_soon(problem: Problem) -> bool:
         return False
     limits = Limits(began=time.monotonic(), time_limit_s=AT_ONCE_S, gap=1e9)
     try:
-        Portfolio(problem, limits, Baselines.of(problem).best()).run()
+        Portfolio(problem, limits, cheapest(Baselines.of(problem))).run()
     except (InfeasibleError, NoPlanError):
         return False
     return True
-
-
-def _baseline(problem: Problem, strategy: Strategy, known: Baselines) -> SearchResult:
-    candidate = known.even if strategy == "even" else known.dynamic
-    if candidate is None:
-        raise NoPlanError(
-            f"the {strategy} split does not fit these devices; "
-            "strategy 'optimal' finds a plan if one exists"
-        )
-    return SearchResult(candidate, simple_bound(problem))

@@ -11,21 +11,20 @@ between two that have only a slow one.
 """
 
 import itertools
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 
 from skyfx.solver.methods.method import Candidate
 from skyfx.solver.problem.instance import UnitPlacement
 from skyfx.solver.problem.problem import Problem
 
-__all__: list[str] = ["without_needless_stages"]
-
 ROUNDING = 1 + 1e-12
 """By how much an equal figure may differ."""
 
 
-def without_needless_stages(
-    problem: Problem, best: Candidate, fits: Callable[[UnitPlacement], bool]
-) -> Candidate:
+Fits = Callable[[UnitPlacement], bool]
+
+
+def without_needless_stages(problem: Problem, best: Candidate, fits: Fits) -> Candidate:
     """The plan with as few stages as its objective allows.
 
     Args:
@@ -39,12 +38,16 @@ def without_needless_stages(
     return best
 
 
-def _with_fewer_empty(
-    problem: Problem, best: Candidate, fits: Callable[[UnitPlacement], bool]
-) -> Candidate | None:
+def _with_fewer_empty(problem: Problem, best: Candidate, fits: Fits) -> Candidate | None:
     """The plan without some of its empty stages; None where it needs each of them."""
     stages = list(best.stages)
-    for begin, end in _empty_runs(stages):
+    empty = [k for k, (_, units) in enumerate(stages) if not len(units)]
+    runs = [  # of neighbours
+        (j, k + 1)
+        for j, k in itertools.combinations_with_replacement(empty, 2)
+        if all(x in empty for x in range(j, k))
+    ]
+    for begin, end in sorted(runs, key=lambda run: run[0] - run[1]):  # the longest first
         fewer = stages[:begin] + stages[end:]
         found = Candidate.of(problem, fewer, best.method)
         if found is not None and found.value <= best.value * ROUNDING and fits(fewer):
@@ -52,20 +55,7 @@ def _with_fewer_empty(
     return None
 
 
-def _empty_runs(stages: UnitPlacement) -> Iterator[tuple[int, int]]:
-    """Begin and end of neighbouring empty stages, the longest first."""
-    empty = [k for k, (_, units) in enumerate(stages) if not len(units)]
-    runs = [
-        (j, k + 1)
-        for j, k in itertools.combinations_with_replacement(empty, 2)
-        if all(x in empty for x in range(j, k))
-    ]
-    return iter(sorted(runs, key=lambda run: run[0] - run[1]))
-
-
-def _with_fewer_busy(
-    problem: Problem, best: Candidate, fits: Callable[[UnitPlacement], bool]
-) -> Candidate | None:
+def _with_fewer_busy(problem: Problem, best: Candidate, fits: Fits) -> Candidate | None:
     """The plan with two neighbours merged; None where that makes it worse."""
     stages = list(best.stages)
     asked = problem.assumptions
@@ -78,13 +68,8 @@ def _with_fewer_busy(
                 continue
             fewer = [*stages[:k], (device, units), *stages[k + 2 :]]
             found = Candidate.of(problem, fewer, best.method)
-            if found is not None and _is_no_worse(found, best) and fits(fewer):
+            if found is None or found.value > best.value * ROUNDING:
+                continue
+            if found.cost.latency_s <= best.cost.latency_s * ROUNDING and fits(fewer):
                 return found
     return None
-
-
-def _is_no_worse(one: Candidate, other: Candidate) -> bool:
-    return (
-        one.value <= other.value * ROUNDING
-        and one.cost.latency_s <= other.cost.latency_s * ROUNDING
-    )

@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from skyfx.runtime.distributed.failure import describe, restore
+from skyfx.runtime.distributed.process_group import describe, restore
 from skyfx.solver.errors import InfeasibleError, SkyfxError
 from tests.jobs.collectives_job import BUILTIN, OWN
 from tests.support.launcher import launch

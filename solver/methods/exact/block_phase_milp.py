@@ -17,6 +17,7 @@ Bisection on T: no solution is a proof, a solution is an order of the devices.
 Legend: `b` units of a block, repeated in `[begin, end)`; the ends before and after it may differ.
 """
 
+import itertools
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -81,8 +82,7 @@ class Blocks:
         best: tuple[int, int, int] | None = None
         for size in range(1, min(MAX_BLOCK, n // 4) + 1):
             same = (time[:, size:] == time[:, :-size]).all(axis=0)
-            edges = np.flatnonzero(np.diff(np.concatenate([[False], same, [False]])))
-            runs = edges.reshape(-1, 2)
+            runs = np.flatnonzero(np.diff(same, prepend=False, append=False)).reshape(-1, 2)
             if not len(runs):
                 continue
             begin, stop = runs[(runs[:, 1] - runs[:, 0]).argmax()]
@@ -117,15 +117,13 @@ class Blocks:
     def from_start(self, bottleneck: float) -> NDArray[np.int64]:
         """Where the first stage ends, `(G,)`; to be on the safe side, in the repeated part."""
         ends = (np.cumsum(self.time_s, axis=1) <= bottleneck).sum(axis=1)
-        reached: NDArray[np.int64] = np.maximum(ends, self.begin)
-        return reached
+        return np.asarray(np.maximum(ends, self.begin))
 
     def to_end(self, bottleneck: float) -> NDArray[np.int64]:
         """Where the last stage must start at the latest, `(G,)`; not after the repeated part."""
         left = np.cumsum(self.time_s[:, ::-1], axis=1) <= bottleneck
         starts = self.problem.num_units - left.sum(axis=1)
-        latest: NDArray[np.int64] = np.minimum(starts, self.end)
-        return latest
+        return np.asarray(np.minimum(starts, self.end))
 
 
 class PhaseModel:
@@ -133,23 +131,18 @@ class PhaseModel:
 
     def __init__(self, blocks: Blocks, bottleneck: float) -> None:
         self.blocks, self.bottleneck = blocks, bottleneck / BOUND_SAFETY
-        self.reach = blocks.reach(self.bottleneck)
-        self.first = blocks.from_start(self.bottleneck)
+        self.reach, self.first = blocks.reach(self.bottleneck), blocks.from_start(self.bottleneck)
         self.last = blocks.to_end(self.bottleneck)
         self.lp = pulp.LpProblem("phases", pulp.LpMinimize)
         groups, size = range(len(blocks.groups)), blocks.size
-        self.x = {
-            (g, f): self._count(f"x_{g}_{f}", len(blocks.groups[g]))
-            for g in groups
-            for f in range(size)
-        }
+        phases, count = itertools.product(groups, range(size)), self._count
+        self.x = {(g, f): count(f"x_{g}_{f}", len(blocks.groups[g])) for g, f in phases}
         self.heads = [self._count(f"h_{g}", 1) for g in groups]
         self.tails = [self._count(f"l_{g}", 1) for g in groups]
         z = [self._count(f"z_{f}", 1) for f in range(size)]
         self.lp.setObjective(pulp.lpSum([]))
-        self.lp += pulp.lpSum(self.heads) == 1
-        self.lp += pulp.lpSum(self.tails) == 1
-        self.lp += pulp.lpSum(z) == 1
+        for ends in (self.heads, self.tails, z):
+            self.lp += pulp.lpSum(ends) == 1
         for g in groups:
             used = pulp.lpSum(self.x[g, f] for f in range(size)) + self.heads[g] + self.tails[g]
             self.lp += used <= len(blocks.groups[g])

@@ -52,9 +52,8 @@ def host_pair_dp(task: SearchState) -> Iterator[MethodUpdate]:
     if stages is None:
         yield MethodUpdate(remark=f"{remark}: too many pairs")
         return
-    yield from _optimum(
-        task, PairTables(stages, task.limits), f"{remark}, {len(stages.before)} stages"
-    )
+    remark += f", {len(stages.before)} stages"
+    yield from _optimum(task, PairTables(stages, task.limits), remark)
 
 
 def _optimum(task: SearchState, tables: "PairTables", remark: str) -> Iterator[MethodUpdate]:
@@ -64,9 +63,8 @@ def _optimum(task: SearchState, tables: "PairTables", remark: str) -> Iterator[M
         yield MethodUpdate(infeasible=nothing_fits(task.problem), remark=remark)
         return
     if assumptions.objective == "throughput":
-        yield MethodUpdate(
-            stages=stages, bound=Bound(bottleneck * BOUND_SAFETY, "host pair dp"), remark=remark
-        )
+        bound = Bound(bottleneck * BOUND_SAFETY, "host pair dp")
+        yield MethodUpdate(stages=stages, bound=bound, remark=remark)
         return
     yield MethodUpdate(stages=stages, remark=remark)
     rounds = assumptions.microbatches - 1 if assumptions.objective == "step" else 0
@@ -98,6 +96,8 @@ class Stages:
     states: States
     before: NDArray[np.int64]
     after: NDArray[np.int64]
+    first: NDArray[np.int64]
+    """The first stage of each ideal, and `P`, `(N + 1,)`; each ideal has the empty stage."""
     moves: Floats
     peak_bytes: Floats
 
@@ -118,12 +118,7 @@ class Stages:
             if problem.peak_bytes.any():
                 inside = ideals.holds[:, after[part]] & ~ideals.holds[:, [i]]
                 peak[part] = (inside * problem.peak_bytes[:, None]).max(axis=0)
-        return cls(problem, ideals, states, before, after, moves, peak)
-
-    @cached_property
-    def first(self) -> NDArray[np.int64]:
-        """The first stage of each ideal, `(N,)`; each ideal has the empty stage."""
-        return np.searchsorted(self.before, np.arange(len(self.ideals)))
+        return cls(problem, ideals, states, before, after, first, moves, peak)
 
     def compute_s(self, group: int) -> Floats:
         """Seconds of each stage on a group's device; infinite where it cannot run."""
@@ -143,13 +138,11 @@ class Stages:
         """Whether each stage fits the memory of a group's device at a position from the end."""
         limit = self.problem.memory_limit[self.states.groups[group][0]]
         need = self._between(self.problem.need_bytes(position)) + self.peak_bytes
-        fits: NDArray[np.bool_] = need <= limit / BOUND_SAFETY
-        return fits
+        return np.asarray(need <= limit / BOUND_SAFETY)
 
     def _between(self, of_unit: Floats) -> Floats:
         held = of_unit @ self.ideals.holds
-        difference: Floats = held[self.after] - held[self.before]
-        return difference
+        return np.asarray(held[self.after] - held[self.before])
 
 
 class _Traffic:
@@ -207,45 +200,38 @@ class PairTables:
             self.limits.check()
             cost = self._stage_cost(s, group, latency, at_most)
             onward = self._onward(best, states.successors(s))
-            joined = self._join(cost, onward[stages.after], latency)
-            best[s] = np.minimum.reduceat(joined, stages.first)
+            joined = (np.add if latency else np.maximum)(cost, onward[stages.after])
+            best[s] = np.minimum.reduceat(joined, stages.first[:-1])
         start = int(best[:, 0].argmin())
         value = float(best[start, 0])
-        if not math.isfinite(value):
-            return value, None
-        return value, self._trace(best, start, latency, at_most)
+        found = math.isfinite(value)
+        return value, self._trace(best, start, latency, at_most) if found else None
 
     def _stage_cost(self, s: int, group: int, latency: bool, at_most: float) -> Floats:
-        busy, total = self._costs[group]
-        fits = self.stages.fit(group, int(self.stages.states.position[s])) & (busy <= at_most)
+        (busy, total), stages = self._costs[group], self.stages
+        fits = stages.fit(group, int(stages.states.arrays.position[s])) & (busy <= at_most)
         return np.where(fits, total if latency else busy, np.inf)
 
     def _onward(self, best: Floats, successors: NDArray[np.int32]) -> Floats:
         """The cost of all later stages at each ideal; 0 after the last stage."""
         if len(successors):
-            least: Floats = best[successors].min(axis=0)
-            return least
+            return np.asarray(best[successors].min(axis=0))
         end = np.full(best.shape[1], np.inf)
         end[-1] = 0.0
         return end
 
-    @staticmethod
-    def _join(cost: Floats, onward: Floats, latency: bool) -> Floats:
-        return cost + onward if latency else np.maximum(cost, onward)
-
     def _trace(self, best: Floats, s: int, latency: bool, at_most: float) -> UnitPlacement:
-        states, stages = self.stages.states, self.stages
-        ends = np.append(stages.first, len(stages.before))
-        path, here = [], 0
+        states, stages, path, here = self.stages.states, self.stages, [], 0
         while s >= 0:
             successors = states.successors(s)
-            part = slice(ends[here], ends[here + 1])
+            part = slice(stages.first[here], stages.first[here + 1])
             cost = self._stage_cost(s, states.all[s][1], latency, at_most)
             onward = self._onward(best, successors)[stages.after[part]]
-            there = int(stages.after[part][self._join(cost[part], onward, latency).argmin()])
+            joined = (np.add if latency else np.maximum)(cost[part], onward)
+            there = int(stages.after[part][joined.argmin()])
             path.append((s, here, there))
             s = int(successors[best[successors, there].argmin()]) if len(successors) else -1
             here = there
-        devices = list(states.devices([state for state, _, _ in path]))
+        devices = states.devices([state for state, _, _ in path])
         chosen = [(d, i, j) for d, (_, i, j) in zip(devices, path, strict=True)]
-        return stages.ideals.placement(chosen, [0.0] * len(chosen), math.inf)
+        return stages.ideals.placement(chosen, math.inf)

@@ -109,10 +109,9 @@ class WindowTables:
         bounds, window = self._boundaries(devices)
         if not self.num_alive:
             return math.inf, None
-        shape = window.shape
-        if shape[0] * shape[1] > MAX_CELLS:
+        if window.size > MAX_CELLS:
             return None
-        best = np.full(shape, np.inf)
+        shape, best = window.shape, np.full(window.shape, np.inf)
         after, group = np.zeros(shape, dtype=np.int32), np.zeros(shape, dtype=np.int16)
         best[-1, 0] = 0.0
         rules, tables = Rules(limit, proven, full), Tables(best, after, group, window)
@@ -134,8 +133,7 @@ class WindowTables:
             counts[groups[-1]] -= 1
             chain.append(bounds.members[x])
         free = [iter(group) for group in self._states.groups]
-        devices = [next(free[g]) for g in groups]
-        return self.ideals.placement(devices, chain, [0.0] * len(devices), math.inf)
+        return self.ideals.placement([next(free[g]) for g in groups], chain, math.inf)
 
     def _boundaries(self, devices: Devices) -> tuple[Boundaries, Floats]:
         """The ideals in the window of any state, by growing work, and their windows, `(N, C)`.
@@ -155,16 +153,8 @@ class WindowTables:
         columns = np.split(inside[kept], [1, 1 + groups, 1 + 2 * groups, 2 + 2 * groups], axis=1)
         w, compute, barred, parameters, saved = map(np.ascontiguousarray, columns)
         first, values, crosses = self._crossing(self.members[kept], devices)
-        bounds = Boundaries(
-            self.members[kept],
-            w[:, 0],
-            compute,
-            barred,
-            parameters[:, 0],
-            saved[:, 0],
-            first,
-            values,
-        )
+        memory = parameters[:, 0], saved[:, 0]
+        bounds = Boundaries(self.members[kept], w[:, 0], compute, barred, *memory, first, values)
         # Without both ends the devices cannot do all work within T.
         ends = len(kept) and kept[0] == 0 and kept[-1] == len(weight) - 1
         self.num_alive = len(kept) if ends else 0
@@ -173,19 +163,11 @@ class WindowTables:
 
     def _held(self, members: Any) -> Floats:
         """Sums over ideals: weighted work, seconds and barred units by group, parameters, saved."""
-        of_bytes = members.view(np.uint8)
-        held = np.unpackbits(of_bytes, axis=1, bitorder="little")[:, : len(self.ideals.units)]
-        time = self._time_s
-        finite = np.isfinite(time)
-        parts = (
-            self._weight[None],
-            np.where(finite, time, 0.0),
-            ~finite,
-            self.problem.parameter_bytes[self.ideals.units][None],
-            self.problem.saved_bytes[self.ideals.units][None],
-        )
-        sums: Floats = held.astype(float) @ np.concatenate(parts).T
-        return sums
+        time, units = self._states.time_s[:, self.ideals.units], self.ideals.units
+        weight, finite = self.ideals.weights(self._states.time_s), np.isfinite(time)
+        memory = self.problem.parameter_bytes[units], self.problem.saved_bytes[units]
+        parts = np.vstack([weight, np.where(finite, time, 0.0), ~finite, *memory])
+        return np.asarray(self.ideals.held(members).astype(float) @ parts.T)
 
     def _crossing(self, members: Any, devices: Devices) -> tuple[Any, Any, Floats]:
         """The values that cross after each ideal, and how many tensors and bytes they are."""
@@ -238,30 +220,17 @@ class WindowTables:
         return [tuple(map(int, index)) for index in np.ndindex(*sizes)]
 
     @cached_property
-    def _time_s(self) -> Floats:
-        return self._states.time_s[:, self.ideals.units]
-
-    @cached_property
     def _price(self) -> Floats:
         return prices(self._states.time_s)
 
     @cached_property
-    def _weight(self) -> Floats:
-        weight = (self._price[:, None] * self._time_s).min(axis=0)
-        return np.where(np.isfinite(weight), weight, 0.0)  # one that runs nowhere is barred
-
-    @cached_property
     def _wires(self) -> Floats:
         """Latency and seconds per byte to the host and from it, `(G, 4)`."""
-        wire, groups = self.problem.host_wire, self._states.groups
-        return np.array(
-            [(*wire(g[0], to_host=True), *wire(g[0], to_host=False)) for g in groups], dtype=float
-        )
+        wire, first = self.problem.host_wire, [group[0] for group in self._states.groups]
+        return np.array([(*wire(d, to_host=True), *wire(d, to_host=False)) for d in first], float)
 
     @cached_property
     def _values(self) -> list[tuple[Value, list[int]]]:
         """Values that units of the lattice make, and the other units there that read them."""
         place = self.ideals.place
-        return [
-            (v, readers) for v, readers in self.ideals.values if readers and v.producer in place
-        ]
+        return [(v, of) for v, of in self.ideals.values if of and v.producer in place]

@@ -16,14 +16,14 @@ import itertools
 import math
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
 from skyfx.solver.costs.moves import move_s, send_s
 from skyfx.solver.methods.bisection import INTERVALS, Bisection
+from skyfx.solver.methods.bounds.simple_bounds import largest_unit
 from skyfx.solver.methods.method import MethodUpdate, SearchState
 from skyfx.solver.problem.coarsening import thin_cuts
 from skyfx.solver.problem.instance import Floats, Value
@@ -37,8 +37,7 @@ MAX_CUTS = 257
 Intervals = list[tuple[int, range]]
 
 
-@dataclass(frozen=True, slots=True)
-class State:
+class State(NamedTuple):
     """A stage on `device` at `position` from the end, which is 1.
 
     `successors` are the indices, in the list of states, of the states that may come next.
@@ -60,11 +59,11 @@ def interval_plan(problem: Problem, at_most: float, deadline: float = math.inf) 
     Returns:
         Device and interval of units of each stage; None where none of this shape keeps `at_most`.
     """
-    table = _Table(problem)
-    states = list(_states(problem))
+    table, few = _Table(problem), problem.num_devices <= MAX_EXACT_DEVICES
+    states = list(_subset_states(problem.num_devices) if few else _ordered_states(problem))
     high = at_most if math.isfinite(at_most) else table.most_bottleneck()
     best = table.plan(states, high)
-    search = Bisection(table.least_bottleneck(), high, INTERVALS)
+    search = Bisection(largest_unit(problem).value, high, INTERVALS)
     for bottleneck in search if best is not None else ():
         if time.monotonic() >= deadline:
             break
@@ -83,13 +82,6 @@ def interval_dp(task: SearchState) -> Iterator[MethodUpdate]:
     yield MethodUpdate(stages=stages)
 
 
-def _states(problem: Problem) -> Iterator[State]:
-    if problem.num_devices <= MAX_EXACT_DEVICES:
-        yield from _subset_states(problem.num_devices)
-    else:
-        yield from _ordered_states(_device_order(problem))
-
-
 def _subset_states(num_devices: int) -> Iterator[State]:
     index: dict[tuple[int, int], int] = {}
     for size in range(1, num_devices + 1):
@@ -102,7 +94,13 @@ def _subset_states(num_devices: int) -> Iterator[State]:
                 yield State(d, size, successors)
 
 
-def _ordered_states(order: list[int]) -> Iterator[State]:
+def _ordered_states(problem: Problem) -> Iterator[State]:
+    """The fastest devices, slowest of them first.
+
+    Late stages keep fewer activations, so they may hold more layers.
+    """
+    work = np.where(np.isfinite(problem.time_s), problem.time_s, 1e30).sum(axis=1)
+    order = work.argsort(kind="stable")[:MAX_ORDERED_DEVICES][::-1].tolist()
     index: dict[tuple[int, int], int] = {}
     for place in reversed(range(len(order))):
         for used in range(1, len(order) - place + 1):
@@ -113,34 +111,19 @@ def _ordered_states(order: list[int]) -> Iterator[State]:
                 yield State(order[place], used, successors)
 
 
-def _device_order(problem: Problem) -> list[int]:
-    """The fastest devices, slowest of them first.
-
-    Late stages keep fewer activations, so they may hold more layers.
-    """
-    work = np.where(np.isfinite(problem.time_s), problem.time_s, 1e30).sum(axis=1)
-    return sorted(range(problem.num_devices), key=lambda d: work[d])[:MAX_ORDERED_DEVICES][::-1]
-
-
 class _Table:
     """Costs of all intervals `[cuts[i], cuts[j])`, as `(num_cuts, num_cuts)` arrays."""
 
     def __init__(self, problem: Problem) -> None:
         self._problem = problem
-        self._full = problem.assumptions.overlap == "full"
+        self._add = np.maximum if problem.assumptions.overlap == "full" else np.add
         self._crossing = live_values(problem)
         self._cuts = thin_cuts(problem, range(problem.num_units), MAX_CUTS - 1)
         self._later = np.tri(len(self._cuts), dtype=bool).T  # j >= i; an empty stage only relays
         self._relay = problem.assumptions.communication == "relay"
         host = None if self._relay else _host_counts(problem, self._cuts)
         self._stage_s = [self._stage_time(d, host) for d in range(problem.num_devices)]
-        self._memory = [
-            self._stage_memory(position) for position in range(1, problem.num_devices + 1)
-        ]
-
-    def least_bottleneck(self) -> float:
-        """No stage can be faster than the largest unit on its fastest device."""
-        return float(self._problem.time_s.min(axis=0).max())
+        self._memory = [self._stage_memory(p + 1) for p in range(problem.num_devices)]
 
     def most_bottleneck(self) -> float:
         """No sensible plan is slower than all on the slowest device, with the slowest moves."""
@@ -187,9 +170,6 @@ class _Table:
             stages.append((states[state].device, range(self._cuts[i], self._cuts[j])))
             i, state = j, int(then[i])
         return stages
-
-    def _add(self, a: Floats, b: Floats) -> Floats:
-        return np.maximum(a, b) if self._full else a + b
 
     def _allowed(self, state: State) -> Floats:
         fits = self._memory[state.position - 1] <= self._problem.memory_limit[state.device]

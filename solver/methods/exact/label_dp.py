@@ -13,17 +13,21 @@ can only lower the bound, and a plan gives each of them a place afterwards.
 
 import math
 from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import cached_property
+
+import numpy as np
 
 from skyfx.solver.methods.bisection import INTERVAL_LABELS, LABELS, Bisection
 from skyfx.solver.methods.bounds.simple_bounds import largest_unit
-from skyfx.solver.methods.exact.label_lattice import LabelLattice
-from skyfx.solver.methods.exact.label_tables import LabelTables
-from skyfx.solver.methods.ideals.device_states import States
-from skyfx.solver.methods.ideals.order_ideals import Ideals
+from skyfx.solver.methods.exact.label_kernel import BUSY, Costs, Rules
+from skyfx.solver.methods.exact.label_lattice import WIDTH, LabelLattice, interval_lattices
+from skyfx.solver.methods.ideals.device_states import States, prices
+from skyfx.solver.methods.ideals.relaxed_charges import RelaxedCharges
 from skyfx.solver.methods.ideals.relaxed_units import relax_until, work_share
 from skyfx.solver.methods.method import Bound, MethodUpdate, SearchState
 from skyfx.solver.problem.infeasibility import nothing_fits
-from skyfx.solver.problem.linear_extensions import depth_first_extension, graph_order
+from skyfx.solver.problem.instance import Floats, UnitPlacement
 from skyfx.solver.problem.tolerances import BOUND_SAFETY
 
 MAX_CELLS = 6_000_000
@@ -38,6 +42,9 @@ CELLS_PER_S = 1_000_000
 MUCH = 0.03
 """Share of all work that is relaxed only where the ideals cannot all be listed."""
 
+PLAN_WIDTH = 6
+"""Labels per cell, for a plan."""
+
 MAX_IDEALS = 100_000
 CLOSE = 2e-3
 """Distance of the two ends of T at which to stop if no plan reaches the upper end."""
@@ -45,13 +52,9 @@ CLOSE = 2e-3
 
 def interval_label_dp(task: SearchState) -> Iterator[MethodUpdate]:
     """Find the best plans of which every stage is an interval of one order of the units."""
-    problem, states = task.problem, task.features.num_states
-    high = task.bottleneck_s
-    for order in (depth_first_extension(problem), graph_order(problem)):
-        ideals = Ideals.line(problem, order)
-        lattice = LabelLattice(problem, ideals, States(problem), limits=task.limits)
+    problem, high = task.problem, task.bottleneck_s
+    for lattice, remark in interval_lattices(task):
         tables = LabelTables(lattice)
-        remark = f"{len(ideals)} cuts x {states} states of devices"
         if not math.isfinite(high) and (shortest := lattice.shortest()):
             yield MethodUpdate(stages=shortest[1], remark=remark)
             high = problem.cost(shortest[1]).bottleneck_s
@@ -124,3 +127,66 @@ def _halve(
         yield MethodUpdate(stages=stages, remark=remark)
         if not search.reached and lattice.relaxed and search.high < search.low * (1 + CLOSE):
             return  # the relaxed units hide more than the distance of the two
+
+
+@dataclass
+class LabelTables:
+    """The tables of the dynamic program for throughput, ready for any T."""
+
+    lattice: LabelLattice
+
+    def possible(self, bottleneck: float) -> bool:
+        """Whether there may be a plan with no stage above `bottleneck`; a no is a proof."""
+        rules = self._rules(bottleneck, WIDTH, proof=True)
+        return len(self.lattice.labels(rules, self._costs(rules))) > 0
+
+    def plan(self, bottleneck: float) -> UnitPlacement | None:
+        """A plan with no stage above `bottleneck` except for relaxed units; or None."""
+        rules = self._rules(bottleneck, PLAN_WIDTH, proof=False)
+        costs = self._costs(rules)
+        return self.lattice.best(self.lattice.labels(rules, costs), costs, bottleneck)
+
+    def _rules(self, bottleneck: float, width: int, *, proof: bool) -> Rules:
+        relaxed = sum(tree.weight for tree in self._charges.trees) * BOUND_SAFETY
+        overlaps = self.lattice.problem.assumptions.overlap == "full"
+        return Rules(bottleneck / BOUND_SAFETY, relaxed, overlaps, BUSY, width, proof)
+
+    def _costs(self, rules: Rules) -> Costs:
+        price = self._price if self.lattice.relaxed else np.zeros(len(self._price))
+        with np.errstate(over="ignore"):  # infinite room is right
+            room = self.lattice.room(self._price) * rules.bottleneck / BOUND_SAFETY
+        need, limit = self.lattice.memory
+        times = self._time_s, self.lattice.move_s
+        return Costs(*times, need, limit, price, self._rest, room, *self._relaxed_after)
+
+    @cached_property
+    def _charges(self) -> RelaxedCharges:
+        lattice = self.lattice
+        return RelaxedCharges.of(lattice.problem, lattice.states, lattice.relaxed, self._price)
+
+    @cached_property
+    def _time_s(self) -> Floats:
+        """Seconds of each unit with its charges, a little less for a proof, `(G, n)`."""
+        return np.asarray(self.lattice.states.time_s + self._charges.time_s * BOUND_SAFETY)
+
+    @cached_property
+    def _relaxed_after(self) -> tuple[Floats, Floats]:
+        """The most and the least weighted relaxed work after each ideal, `(N,)` each."""
+        ideals = self.lattice.ideals
+        most, least = np.zeros(len(ideals)), np.zeros(len(ideals))
+        for tree in self._charges.trees:
+            can = ~np.any([ideals.holds[ideals.after[i]].any(axis=0) for i in tree.units], axis=0)
+            must = ~np.any([ideals.holds[ideals.before[i]].all(axis=0) for i in tree.units], axis=0)
+            most += tree.weight / BOUND_SAFETY * can
+            least += tree.weight * BOUND_SAFETY * must
+        return most, least
+
+    @cached_property
+    def _rest(self) -> Floats:
+        """The least weighted time of the units in each ideal, `(N,)`."""
+        least = (self._price[:, None] * self._time_s).min(axis=0)
+        return np.array([least[inside].sum() for inside in self.lattice.ideals.holds.T])
+
+    @cached_property
+    def _price(self) -> Floats:
+        return prices(self.lattice.states.time_s)

@@ -96,31 +96,29 @@ class Tables(NamedTuple):
 @njit(cache=True)
 def propagate(begin: int, end: int, used: int, rules: Any, tables: Any) -> int:
     """Add the labels of states `begin` to `end` after `used` labels; how many now, or OVERFLOW."""
-    states, covers, costs, pool, cells = tables
-    start, count = cells
-    sums = np.empty((3, MOST_OPEN))
-    opened = Labels(sums[0], sums[1], sums[2], np.empty(MOST_OPEN, dtype=np.int32))
+    states, covers, costs, (t, a, m, back), (start, count) = tables
+    (first, target, unit), (time, _, need, limit, _, rest, room, _, _) = covers, costs
+    ts, as_, ms = np.empty(MOST_OPEN), np.empty(MOST_OPEN), np.empty(MOST_OPEN)
+    opened = Labels(ts, as_, ms, np.empty(MOST_OPEN, dtype=np.int32))
     spare = -rules.relaxed if rules.mode == STEP else 0.0
     for s in range(begin, end):
         g, p = states.group[s], states.position[s]
         for i in range(start.shape[1] - 1, -1, -1):
             start[s, i], count[s, i] = used, 0
-            if costs.rest[i] > costs.room[s] + spare or not _reached(states, covers, count, s, i):
+            if rest[i] > room[s] + spare or not _reached(states, covers, count, s, i):
                 continue
             num = _close(rules, tables, s, i, opened)
-            for x in range(covers.first[i], covers.first[i + 1]):
-                unit, j = covers.unit[x], covers.target[x]
+            for x in range(first[i], first[i + 1]):
+                u, j = unit[x], target[x]
                 for label in range(start[s, j], start[s, j] + count[s, j]):
-                    longer = pool.t[label] + costs.time[g, unit]
-                    larger = pool.m[label] + costs.need[p, unit]
-                    if longer <= rules.bottleneck and larger <= costs.limit[g]:
-                        num = _add(opened, num, longer, pool.a[label], larger, label)
+                    longer, larger = t[label] + time[g, u], m[label] + need[p, u]
+                    if longer <= rules.bottleneck and larger <= limit[g]:
+                        num = _add(opened, num, longer, a[label], larger, label)
             num = _reduce(opened, _prune(rules, costs, opened, num, g, s, i), rules)
-            if used + num > len(pool.t):
+            if used + num > len(t):
                 return OVERFLOW
             for x in range(num):
-                pool.t[used], pool.a[used] = opened.t[x], opened.a[x]
-                pool.m[used], pool.back[used] = opened.m[x], opened.back[x]
+                t[used], a[used], m[used], back[used] = ts[x], as_[x], ms[x], opened.back[x]
                 used += 1
             count[s, i] = num
     return int(used)
@@ -129,37 +127,38 @@ def propagate(begin: int, end: int, used: int, rules: Any, tables: Any) -> int:
 @njit(cache=True, inline="always")
 def _reached(states: Any, covers: Any, count: Any, s: int, i: int) -> bool:
     """Whether any label can come to a cell; most have none, and this is the quick way out."""
-    for x in range(covers.first[i], covers.first[i + 1]):
-        if count[s, covers.target[x]]:
+    first, target, _ = covers
+    for x in range(first[i], first[i + 1]):
+        if count[s, target[x]]:
             return True
-    for x in range(states.first[s], states.first[s + 1]):
-        if count[states.successor[x], i]:
+    _, _, begin, successor = states
+    for x in range(begin[s], begin[s + 1]):
+        if count[successor[x], i]:
             return True
-    return bool(states.first[s] == states.first[s + 1])
+    return bool(begin[s] == begin[s + 1])
 
 
 @njit(cache=True)
 def _close(rules: Any, tables: Any, s: int, i: int, opened: Any) -> int:
     """Open a stage of state s that ends at ideal i: a label closes, or the pipeline ends."""
-    states, _, costs, pool, cells = tables
-    bottleneck, mode = rules.bottleneck, rules.mode
-    most, least = costs.most[i], costs.least[i]
-    (start, count), t, a, num = cells, pool.t, pool.a, 0
-    if states.first[s] == states.first[s + 1]:
+    (group, _, first, successor), _, costs, (t, a, _, _), (start, count) = tables
+    (bottleneck, _, overlaps, mode, _, _), move_s, prices = rules, costs.move, costs.price
+    most, least, num = costs.most[i], costs.least[i], 0
+    if first[s] == first[s + 1]:
         return _add(opened, 0, 0.0, 0.0, 0.0, NONE) if i == start.shape[1] - 1 else 0
-    for x in range(states.first[s], states.first[s + 1]):
-        r = states.successor[x]
-        move, price = costs.move[states.group[s], states.group[r], i], costs.price[states.group[r]]
+    for x in range(first[s], first[s + 1]):
+        r = successor[x]
+        move, price = move_s[group[s], group[r], i], prices[group[r]]
         for label in range(start[r, i], start[r, i] + count[r, i]):
             if mode == SHORTEST:
                 num = _add(opened, num, t[label] + move, 0.0, 0.0, label)
-            elif mode == STEP and rules.overlaps:
+            elif mode == STEP and overlaps:
                 if move <= bottleneck:
                     num = _add(opened, num, 0.0, a[label] + t[label] + move, 0.0, label)
             elif mode == STEP:
                 if t[label] + move <= bottleneck:
                     num = _add(opened, num, move, a[label] + t[label], 0.0, label)
-            elif rules.overlaps:
+            elif overlaps:
                 busy = a[label] + price * (t[label] - bottleneck)
                 if move <= bottleneck and busy <= -least:
                     num = _add(opened, num, 0.0, max(busy, -most), 0.0, label)

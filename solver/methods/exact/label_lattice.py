@@ -4,6 +4,7 @@
 """
 
 import math
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from functools import cached_property
 
@@ -26,7 +27,9 @@ from skyfx.solver.methods.exact.label_kernel import (
 from skyfx.solver.methods.ideals.device_states import States
 from skyfx.solver.methods.ideals.order_ideals import Ideals
 from skyfx.solver.methods.limits import Limits
+from skyfx.solver.methods.method import SearchState
 from skyfx.solver.problem.instance import Floats, UnitPlacement
+from skyfx.solver.problem.linear_extensions import depth_first_extension, graph_order
 from skyfx.solver.problem.problem import Problem
 from skyfx.solver.problem.tolerances import BOUND_SAFETY
 
@@ -43,6 +46,15 @@ UNBOUNDED = 1e300
 """A bottleneck that every plan keeps, unless a device cannot run a unit."""
 
 
+def interval_lattices(task: SearchState) -> Iterator[tuple["LabelLattice", str]]:
+    """Of each order of the units, the lattice of its intervals, and a remark on its size."""
+    problem = task.problem
+    for order in (depth_first_extension(problem), graph_order(problem)):
+        ideals = Ideals.line(problem, order)
+        remark = f"{len(ideals)} cuts x {task.features.num_states} states of devices"
+        yield LabelLattice(problem, ideals, States(problem), limits=task.limits), remark
+
+
 @dataclass
 class LabelLattice:
     """The labels of a problem, ready for any T; `relaxed` units are not in `ideals`."""
@@ -57,7 +69,7 @@ class LabelLattice:
 
     def __post_init__(self) -> None:
         shape = (len(self.states.all), len(self.ideals))
-        self._cells = Cells(np.zeros(shape, dtype=np.int32), np.zeros(shape, dtype=np.int32))
+        self._cells = Cells(*np.zeros((2, *shape), dtype=np.int32))
         t, a, m = (np.empty(self.pool_size) for _ in range(3))
         self._pool = Labels(t, a, m, np.empty(self.pool_size, dtype=np.int32))
         self.most_labels = WIDTH if WIDTH * shape[0] * shape[1] < self.pool_size else 8
@@ -87,7 +99,7 @@ class LabelLattice:
     ) -> UnitPlacement | None:
         """Of the plans of these labels, the one with the least objective."""
         path = np.empty((len(self.ideals) + self.problem.num_devices, 2), dtype=np.int64)
-        plans: list[UnitPlacement] = []
+        plans = []
         for label in labels:
             length = backtrack(label, self._tables(costs), path)
             plans.append(self._placement(path[:length].tolist(), bottleneck))
@@ -104,9 +116,8 @@ class LabelLattice:
         free = np.full(len(self.states.all), math.inf)
         price = np.zeros(len(self.states.groups))
         need, limit = self.memory
-        costs = Costs(
-            self.states.time_s, self.move_s, need, limit, price, nothing, free, nothing, nothing
-        )
+        times = self.states.time_s, self.move_s
+        costs = Costs(*times, need, limit, price, nothing, free, nothing, nothing)
         labels = self.labels(rules, costs)
         stages = self.best(labels, costs, math.inf)
         return None if stages is None else (self.latency_s(labels) + self.relaxed_s, stages)
@@ -131,15 +142,13 @@ class LabelLattice:
     def move_s(self) -> Floats:
         """Seconds to move what crosses the boundary after each ideal, `(G, G, N)`."""
         wires = self.states.wires[..., None]
-        move: Floats = move_s(wires, wires.swapaxes(1, 2), self.ideals.crossing)
-        return move
+        return np.asarray(move_s(wires, wires.swapaxes(1, 2), self.ideals.crossing))
 
     def room(self, price: Floats) -> Floats:
         """The price of each state's first device and of all devices not in the state, `(S,)`."""
         free = np.array([len(group) for group in self.states.groups])
         counts = np.array([counts for counts, _ in self.states.all])
-        room: Floats = (free - counts) @ price + price[self.states.group]
-        return room
+        return np.asarray((free - counts) @ price + price[self.states.arrays.group])
 
     def _tables(self, costs: Costs) -> Tables:
         return Tables(self.states.arrays, self.ideals.covers, costs, self._pool, self._cells)
@@ -149,11 +158,6 @@ class LabelLattice:
         closing = [x for x, y in enumerate(path) if [*path, [-1]][x + 1][0] != y[0]]
         states, ends = zip(*(path[x] for x in closing), strict=True)
         groups = [self.states.all[state][1] for state in states]
-        moves = [
-            float(self.move_s[g, h, i]) for g, h, i in zip(groups, groups[1:], ends, strict=False)
-        ]
-        moving = [a + b for a, b in zip([0.0, *moves], [*moves, 0.0], strict=True)]
-        if self.problem.assumptions.overlap == "full":
-            moving = [0.0] * len(groups)
+        moves: list[float] = self.move_s[groups[:-1], groups[1:], ends[:-1]].tolist()
         stages = zip(self.states.devices(states), [0, *ends], ends, strict=False)
-        return self.ideals.placement(stages, moving, bottleneck)
+        return self.ideals.placement(stages, bottleneck, moves)

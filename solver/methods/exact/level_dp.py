@@ -32,7 +32,7 @@ from skyfx.solver.methods.ideals.bitset_kernels import covers
 from skyfx.solver.methods.ideals.device_states import States, prices
 from skyfx.solver.methods.limits import Limits
 from skyfx.solver.methods.method import Bound, Candidate, MethodUpdate, SearchState
-from skyfx.solver.problem.instance import Floats, UnitPlacement
+from skyfx.solver.problem.instance import UnitPlacement
 from skyfx.solver.problem.problem import Problem
 from skyfx.solver.problem.tolerances import BOUND_SAFETY
 
@@ -64,14 +64,8 @@ def _within(task: SearchState, most_cells: int) -> Iterator[MethodUpdate]:
     if max(sizes) * num_states > MAX_LEVEL:
         yield MethodUpdate(remark=remark)
         return
-    tables = LevelTables(
-        task.problem, States(task.problem), task.limits, task.features.lattice, levels
-    )
-    yield from _halve(task, tables, remark)
-
-
-def _halve(task: SearchState, tables: "LevelTables", remark: str) -> Iterator[MethodUpdate]:
-    """Bisect on T between the proven bound and the best plan."""
+    ideals, states = task.features.lattice, States(task.problem)
+    tables = LevelTables(task.problem, states, task.limits, ideals, levels)
     search = Bisection(task.bound.value, task.bottleneck_s, LEVELS)
     for bottleneck in search:
         stages = tables.plan(bottleneck)
@@ -100,6 +94,7 @@ class LevelTables:
     def plan(self, bottleneck: float) -> UnitPlacement | None:
         """A plan with no stage above `bottleneck`, or None: then there is none."""
         costs = self._costs(bottleneck / BOUND_SAFETY)
+        full = self.problem.assumptions.overlap == "full"
         levels, num = self.by_size, len(self.states.all)
         how: list[Any] = []
         above = np.full((1, num), np.inf)
@@ -107,7 +102,7 @@ class LevelTables:
             size = len(levels[depth].inside)
             least = np.empty((size, num))
             how.append(np.zeros((size, num), dtype=np.uint8))
-            rules = Rules(bottleneck / BOUND_SAFETY, self._full, depth == len(levels) - 1)
+            rules = Rules(bottleneck / BOUND_SAFETY, full, depth == len(levels) - 1)
             step = 1 + PART // num
             for begin in range(0, size, step):
                 self.limits.check()
@@ -135,42 +130,26 @@ class LevelTables:
         groups = [self.states.all[state][1] for state in states]
         pairs = zip(groups[:-1], groups[1:], chain[1:-1], strict=True)
         moves = [self._move_s(g, h, *at) for g, h, at in pairs]
-        moving = [a + b for a, b in zip([0.0, *moves], [*moves, 0.0], strict=True)]
-        return self.ideals.placement(
-            list(self.states.devices(states)),
-            [self.levels[level][0][number] for level, number in chain],
-            [0.0] * len(moving) if self._full else moving,
-            bottleneck,
-        )
+        members = [self.levels[level][0][number] for level, number in chain]
+        devices = list(self.states.devices(states))
+        return self.ideals.placement(devices, members, bottleneck, moves)
 
     def _move_s(self, g: int, h: int, depth: int, x: int) -> float:
         wires, crossing = self.states.wires, self.by_size[depth].crossing
         return float(move_s(wires[:, g, h], wires[:, h, g], Crossing(*(at[x] for at in crossing))))
 
-    @property
-    def _full(self) -> bool:
-        return self.problem.assumptions.overlap == "full"
-
     @cached_property
     def by_size(self) -> list[Level]:
         """The ideals of each size."""
-        found, weight = [], self._weight
+        found, weight = [], self.ideals.weights(self.states.time_s)
         following = [*self.levels[1:], self.levels[0]]
         for (level, ready), (larger, _) in zip(self.levels, following, strict=True):
             self.limits.check()
-            of_bytes = level.view(np.uint8)
-            held = np.unpackbits(of_bytes, axis=1, bitorder="little")[:, : len(weight)]
-            inside = held @ weight
+            inside = self.ideals.held(level) @ weight
             crossing = crossing_sums(level, self._values)
             outside = weight.sum() - inside
             found.append(Level(covers(level, ready, larger), crossing, inside, outside))
         return found
-
-    @cached_property
-    def _weight(self) -> Floats:
-        time = self.states.time_s
-        weight = (prices(time)[:, None] * time[:, self.ideals.units]).min(axis=0)
-        return np.where(np.isfinite(weight), weight, 0.0)  # one that runs nowhere is found to
 
     @cached_property
     def _values(self) -> Values:
@@ -192,12 +171,6 @@ class LevelTables:
         used = np.array([counts for counts, _ in states.all]) @ price
         whole = np.array([len(group) for group in states.groups]) @ price
         with np.errstate(over="ignore"):  # room without end is right
-            left = (whole - used + price[states.group]) * (bottleneck / BOUND_SAFETY)
+            left = (whole - used + price[states.arrays.group]) * (bottleneck / BOUND_SAFETY)
             used = used * (bottleneck / BOUND_SAFETY)
-        return Costs(
-            states.arrays,
-            states.time_s[:, self.ideals.units],
-            states.wires,
-            left,
-            used,
-        )
+        return Costs(states.arrays, states.time_s[:, self.ideals.units], states.wires, left, used)

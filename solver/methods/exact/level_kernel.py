@@ -96,14 +96,7 @@ def crossing_sums(members: Any, values: Any) -> Any:
 
 @njit(cache=True)
 def descend(
-    begin: int,
-    end: int,
-    rules: Any,
-    level: Any,
-    costs: Any,
-    above: Any,
-    least: Any,
-    how: Any,
+    begin: int, end: int, rules: Any, level: Any, costs: Any, above: Any, least: Any, how: Any
 ) -> None:
     """Work out the labels of the ideals from `begin` to `end` of a level from those of the next.
 
@@ -117,37 +110,35 @@ def descend(
         least: of this level, `(N, S)`; to be filled.
         how: how each label came about, `(N, S)`; to be filled.
     """
-    states, covers, wires = costs.states, level.covers, costs.wires
-    groups, bottleneck = costs.time.shape[0], rules.bottleneck
+    # Unpacked before the loops: a field of a tuple that is read in a loop costs its time there.
+    bottleneck, overlaps, last = rules
+    (first, target, unit), crossings, inside, outside = level
+    forward_bytes, backward_bytes, forward, backward = crossings
+    (group, _, begins, successor), time, wires, left, used = costs
+    groups = time.shape[0]
     move = np.empty((groups, groups))
     for x in range(begin, end):
         least[x] = np.inf
-        crossing = Crossing(
-            level.crossing.forward_bytes[x],
-            level.crossing.backward_bytes[x],
-            level.crossing.forward[x],
-            level.crossing.backward[x],
-        )
+        crossing = Crossing(forward_bytes[x], backward_bytes[x], forward[x], backward[x])
         for g in range(groups):
             for h in range(groups):
                 there, back = (wires[0, g, h], wires[1, g, h]), (wires[0, h, g], wires[1, h, g])
                 move[g, h] = move_s(there, back, crossing)
-        for s in range(len(states.group)):
-            if level.inside[x] > costs.left[s] or level.outside[x] > costs.used[s]:
+        for s in range(len(group)):
+            if inside[x] > left[s] or outside[x] > used[s]:
                 continue
-            g, best, way = states.group[s], np.inf, 0
-            if rules.last and states.first[s] == states.first[s + 1]:
+            g, best, way = group[s], np.inf, 0
+            if last and begins[s] == begins[s + 1]:
                 best, way = 0.0, BEGINS
-            for k in range(covers.first[x], covers.first[x + 1]):
-                longer = above[covers.target[k], s] + costs.time[g, covers.unit[k]]
+            for k in range(first[x], first[x + 1]):
+                longer = above[target[k], s] + time[g, unit[k]]
                 if longer < best:
-                    best, way = longer, k - covers.first[x]
-            for k in range(states.first[s], states.first[s + 1]):
-                r = states.successor[k]
-                moved, closed = move[g, states.group[r]], least[x, r]
-                busy = max(closed, moved) if rules.overlaps else closed + moved
-                opened = 0.0 if rules.overlaps else moved
+                    best, way = longer, k - first[x]
+            for k in range(begins[s], begins[s + 1]):
+                moved, closed = move[g, group[successor[k]]], least[x, successor[k]]
+                busy = max(closed, moved) if overlaps else closed + moved
+                opened = 0.0 if overlaps else moved
                 if busy <= bottleneck and opened < best:
-                    best, way = opened, CLOSES + k - states.first[s]
+                    best, way = opened, CLOSES + k - begins[s]
             if best <= bottleneck:
                 least[x, s], how[x, s] = best, way

@@ -15,18 +15,17 @@ import heapq
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
+from typing import NamedTuple
 
 import numpy as np
 
 from skyfx.solver.methods.bounds.simple_bounds import bottleneck_bound, least_weighted, water_levels
 from skyfx.solver.methods.exact.label_kernel import STEP, Costs, Rules
-from skyfx.solver.methods.exact.label_lattice import LabelLattice
+from skyfx.solver.methods.exact.label_lattice import LabelLattice, interval_lattices
 from skyfx.solver.methods.ideals.device_states import States
-from skyfx.solver.methods.ideals.order_ideals import Ideals
 from skyfx.solver.methods.ideals.relaxed_units import relax_until
 from skyfx.solver.methods.method import Bound, Candidate, MethodUpdate, SearchState
 from skyfx.solver.problem.instance import Floats, UnitPlacement
-from skyfx.solver.problem.linear_extensions import depth_first_extension, graph_order
 from skyfx.solver.problem.tolerances import BOUND_SAFETY, OPTIMALITY_TOLERANCE
 
 MAX_CELLS = 3_000_000
@@ -47,12 +46,8 @@ FINE = 1e-3
 
 def interval_step_label_dp(task: SearchState) -> Iterator[MethodUpdate]:
     """Find the best plans of which every stage is an interval of one order of the units."""
-    problem, states = task.problem, task.features.num_states
-    for order in (depth_first_extension(problem), graph_order(problem)):
-        ideals = Ideals.line(problem, order)
-        tables = StepLabelTables(LabelLattice(problem, ideals, States(problem), limits=task.limits))
-        remark = f"{len(ideals)} cuts x {states} states of devices"
-        for answer in _Halving(task, tables, remark).run():
+    for lattice, remark in interval_lattices(task):
+        for answer in _Halving(task, StepLabelTables(lattice), remark).run():
             yield MethodUpdate(stages=answer.stages, remark=remark)
 
 
@@ -96,7 +91,9 @@ class StepLabelTables:
     def _costs(self, bottleneck: float) -> Costs:
         lattice = self.lattice
         need, limit = lattice.memory
-        extra = max(self._extras, key=lambda y: self._least_s(y, bottleneck))
+        sizes = np.array([len(group) for group in lattice.states.groups])
+        # The highest lower bound of the latency if no device takes more than the bottleneck.
+        extra = max(self._extras, key=lambda y: self._weighted(y).sum() - bottleneck * (y @ sizes))
         rest = self._weighted(extra) @ lattice.ideals.holds * BOUND_SAFETY
         nothing = np.zeros(len(lattice.ideals))
         room = lattice.room(extra) * bottleneck / BOUND_SAFETY
@@ -114,14 +111,8 @@ class StepLabelTables:
         least = least_weighted(self.lattice.states.time_s, 1 + extra)
         return np.where(np.isfinite(least), least, 0.0)
 
-    def _least_s(self, extra: Floats, bottleneck: float) -> float:
-        """A lower bound of the latency if no device takes more than the bottleneck."""
-        sizes = np.array([len(group) for group in self.lattice.states.groups])
-        return float(self._weighted(extra).sum() - bottleneck * (extra @ sizes))
 
-
-@dataclass(order=True, slots=True)
-class _Between:
+class _Between(NamedTuple):
     """Plans with a bottleneck from `low` to `high`, of which none has less latency."""
 
     bound: float

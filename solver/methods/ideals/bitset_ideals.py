@@ -8,9 +8,10 @@ from typing import Any
 import numpy as np
 
 from skyfx.solver.methods.ideals.bitset_kernels import ascend
+from skyfx.solver.methods.ideals.device_states import prices
 from skyfx.solver.methods.ideals.order_ideals import Ideals, bits, floating, neighbours
 from skyfx.solver.methods.limits import Limits
-from skyfx.solver.problem.instance import UnitPlacement, Value
+from skyfx.solver.problem.instance import Floats, UnitPlacement, Value
 from skyfx.solver.problem.problem import Problem
 
 
@@ -81,16 +82,25 @@ class BitIdeals:
                 return None
         return levels
 
+    def held(self, sets: Any) -> Any:
+        """Whether each set holds each unit, `(N, n)`, of 0 and 1."""
+        return np.unpackbits(sets.view(np.uint8), axis=1, bitorder="little", count=len(self.units))
+
+    def weights(self, time_s: Floats) -> Floats:
+        """The least priced time of each unit, `(n,)`; 0 for one that runs nowhere."""
+        least = (prices(time_s)[:, None] * time_s[:, self.units]).min(axis=0)
+        return np.where(np.isfinite(least), least, 0.0)
+
     def placement(
-        self, devices: list[int], chain: list[Any], moving_s: Sequence[float], bottleneck: float
+        self, devices: list[int], chain: list[Any], bottleneck: float, moves_s: Sequence[float] = ()
     ) -> UnitPlacement:
         """The plan whose stages, on these devices, lie between the ideals of a chain.
 
-        `moving_s` and `bottleneck` are those of `Ideals.placement`.
+        `bottleneck` and `moves_s` are those of `Ideals.placement`.
         """
         members = [
             sum(1 << self.units[x] for x in bits(int.from_bytes(words.tobytes(), "little")))
             for words in chain
         ]
         stages = [(d, k, k + 1) for k, d in enumerate(devices)]
-        return Ideals.chain(self.problem, members).placement(stages, moving_s, bottleneck)
+        return Ideals.chain(self.problem, members).placement(stages, bottleneck, moves_s)

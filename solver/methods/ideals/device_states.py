@@ -5,6 +5,7 @@ used per group counts. With all devices unlike, these are all subsets; with few 
 """
 
 import itertools
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -22,7 +23,7 @@ Counts = tuple[int, ...]
 
 
 class StateArrays(NamedTuple):
-    """Of `S` states, the group and position of each, `(S,)`, and their successors.
+    """Of `S` states, the group of each, the number of stages from it on, `(S,)`, and successors.
 
     Those of state s are `successor[first[s]:first[s + 1]]`.
     """
@@ -46,9 +47,7 @@ class States:
     def number(cls, problem: Problem) -> int:
         """The number of states, without listing them."""
         sizes = [len(group) + 1 for group in problem.identical_devices]
-        total = 1
-        for size in sizes:
-            total *= size
+        total = math.prod(sizes)
         return sum(total // size * (size - 1) for size in sizes)
 
     @property
@@ -64,16 +63,6 @@ class States:
         return [(counts, g) for counts in by_size for g in range(len(ranges)) if counts[g]]
 
     @cached_property
-    def group(self) -> np.ndarray:
-        """The group of each state's stage, `(S,)`."""
-        return np.array([g for _, g in self.all], dtype=np.int32)
-
-    @cached_property
-    def position(self) -> np.ndarray:
-        """The number of stages from each state's stage on, `(S,)`."""
-        return np.array([sum(counts) for counts, _ in self.all], dtype=np.int32)
-
-    @cached_property
     def arrays(self) -> StateArrays:
         """All states, for compiled loops."""
         index = {state: s for s, state in enumerate(self.all)}
@@ -82,14 +71,14 @@ class States:
             rest = tuple(c - (h == g) for h, c in enumerate(counts))
             successor += [index[rest, h] for h, c in enumerate(rest) if c]
             first.append(len(successor))
-        lists = (np.array(x, dtype=np.int32) for x in (first, successor))
-        return StateArrays(self.group, self.position, *lists)
+        group, position = [g for _, g in self.all], [sum(counts) for counts, _ in self.all]
+        columns = group, position, first, successor
+        return StateArrays(*(np.array(column, dtype=np.int32) for column in columns))
 
     def successors(self, s: int) -> np.ndarray:
         """The states that can come after a state."""
         first, successor = self.arrays[2:]
-        part: np.ndarray = successor[first[s] : first[s + 1]]
-        return part
+        return np.asarray(successor[first[s] : first[s + 1]])
 
     @cached_property
     def wires(self) -> Floats:
@@ -118,5 +107,4 @@ def prices(time_s: Floats) -> Floats:
     With any prices `y >= 0`, stages that keep T do no more weighted work than `T sum_g y[g]`.
     """
     work = np.where(np.isfinite(time_s), time_s, 0.0).sum(axis=1)
-    price: Floats = np.where(work > 0, 1.0 / np.where(work > 0, work, 1.0), 1.0)
-    return price
+    return np.asarray(np.divide(1.0, work, out=np.ones_like(work), where=work > 0))

@@ -110,10 +110,9 @@ class Ideals:
     def holds(self) -> NDArray[np.bool_]:
         """Whether a unit is in an ideal, `(n, N)`; units outside are in none."""
         n = self.problem.num_units
-        width = (n + 7) // 8
-        raw = b"".join(ideal.to_bytes(width, "little") for ideal in self.members)
-        packed = np.frombuffer(raw, dtype=np.uint8).reshape(len(self), width)
-        bits = np.unpackbits(packed, axis=1, bitorder="little")[:, :n]
+        raw = b"".join(ideal.to_bytes((n + 7) // 8, "little") for ideal in self.members)
+        packed = np.frombuffer(raw, dtype=np.uint8).reshape(len(self), -1)
+        bits = np.unpackbits(packed, axis=1, bitorder="little", count=n)
         return np.ascontiguousarray(bits.T).astype(bool)
 
     @cached_property
@@ -130,30 +129,31 @@ class Ideals:
         return crossing
 
     def placement(
-        self, stages: Iterable[tuple[int, int, int]], moving_s: Sequence[float], bottleneck: float
+        self, of: Iterable[tuple[int, int, int]], bottleneck: float, moves_s: Sequence[float] = ()
     ) -> UnitPlacement:
         """The plan of `(device, ideal before, ideal after)` per stage, with the units outside.
 
         Each unit outside goes as near to its readers as `bottleneck` allows, in seconds. One
         without readers goes near to its inputs, or near to the model's caller if it has none.
-        `moving_s` is the time that each stage sends and receives.
+        `moves_s` are the times of the moves between the stages, if they count.
         """
         taken = [
-            (d, list(bits(self.members[after] & ~self.members[before])))
-            for d, before, after in stages
+            (d, list(bits(self.members[after] & ~self.members[before]))) for d, before, after in of
         ]
         time_s, last = self.problem.time_s, len(taken) - 1
         relay = self.problem.assumptions.communication == "relay"
-        computing = (float(time_s[d, part].sum()) for d, part in taken)
-        load = [c + m for c, m in zip(computing, moving_s, strict=True)]
+        waits = moves_s and self.problem.assumptions.overlap != "full"
+        moves = [0.0, *moves_s, 0.0] if waits else [0.0] * (len(taken) + 1)
+        around = zip(taken, moves, moves[1:], strict=False)
+        load = [float(time_s[d, part].sum()) + (a + b) for (d, part), a, b in around]
         stage_of = {i: k for k, (_, part) in enumerate(taken) for i in part}
         for i in sorted(self.outside, reverse=True):
-            earliest = max((stage_of[j] for j in self._before[i]), default=0)
+            earliest = max((stage_of[j] for j in self.before[i]), default=0)
             latest = min((stage_of[j] for j in self.problem.readers[i]), default=last)
-            if relay and self._is_input(i):
+            if relay and self.problem.graph.nodes[self.problem.members[i][0]].is_input:
                 latest = earliest
             times = {k: load[k] + time_s[taken[k][0], i] for k in range(earliest, latest + 1)}
-            late = bool(self.problem.readers[i]) or not self._before[i]
+            late = bool(self.problem.readers[i]) or not self.before[i]
             near = sorted(times, reverse=late)
             k = next((k for k in near if times[k] <= bottleneck), None)
             k = min(times, key=lambda k: times[k]) if k is None else k
@@ -161,12 +161,8 @@ class Ideals:
             taken[k][1].append(i)
         return [(d, sorted(part)) for d, part in taken]
 
-    def around(self, unit: int) -> tuple[list[int], list[int]]:
-        """The units in the lattice that a unit outside reads, and the units that read it."""
-        return self._before[unit], self._after[unit]
-
     @cached_property
-    def _after(self) -> list[list[int]]:
+    def after(self) -> list[list[int]]:
         """Per unit, the units in the lattice that read it, also through units outside."""
         after = [0] * self.problem.num_units
         for a, b in sorted(self.problem.edges, reverse=True):
@@ -174,7 +170,7 @@ class Ideals:
         return [list(bits(readers)) for readers in after]
 
     @cached_property
-    def _before(self) -> list[list[int]]:
+    def before(self) -> list[list[int]]:
         """Per unit, the units in the lattice that it reads, also through units outside."""
         return [list(bits(reads)) for reads in neighbours(self.problem, self.outside)[1]]
 
@@ -184,14 +180,8 @@ class Ideals:
         live: NDArray[np.bool_] = np.logical_not(self.holds[readers].all(axis=0)) | value.is_output
         if value.is_input:
             return live
-        if value.producer in self.outside:
-            live &= self.holds[readers].any(axis=0)
-        else:
-            live &= self.holds[value.producer]
-        return live
-
-    def _is_input(self, unit: int) -> bool:
-        return self.problem.graph.nodes[self.problem.members[unit][0]].is_input
+        outside = value.producer in self.outside
+        return live & (self.holds[readers].any(axis=0) if outside else self.holds[value.producer])
 
 
 def floating(problem: Problem) -> list[int]:

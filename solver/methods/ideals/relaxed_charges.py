@@ -15,7 +15,7 @@ time of each unit, `least(u) = min_e y[e] time_e(u)`, the same argument gives
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 
@@ -24,16 +24,14 @@ from skyfx.solver.problem.instance import Floats
 from skyfx.solver.problem.problem import Problem
 
 
-@dataclass(frozen=True, slots=True)
-class RelaxedTree:
+class RelaxedTree(NamedTuple):
     """Relaxed units that are charged together, and the rest of their weighted work."""
 
     units: tuple[int, ...]
     weight: float
 
 
-@dataclass(frozen=True, slots=True)
-class RelaxedCharges:
+class RelaxedCharges(NamedTuple):
     """Seconds charged to each unit on each group's devices, `(G, n)`, and all trees."""
 
     time_s: Floats
@@ -71,17 +69,15 @@ class _Trees:
         self.reader = [r[0] if len(r) == 1 else None for r in problem.readers]
         self.whole = [True] * n
         self.units: list[list[int]] = [[] for _ in range(n)]
-        self.charge = np.zeros((n, len(price)))
-        self.cut = np.zeros((n, len(price)))
+        self.charge, self.cut = np.zeros((2, n, len(price)))
 
     def add(self, unit: int) -> None:
         """Add a unit after all its inputs."""
         time, receive, price = self.time_s[:, unit], self.receive_s[:, unit], self.price
         self.units[unit].append(unit)
         self.charge[unit] = np.minimum(receive, time + self.charge[unit])
-        self.cut[unit] = np.minimum(
-            price * receive, price * time - self.least[unit] + self.cut[unit]
-        )
+        inside = price * time - self.least[unit] + self.cut[unit]
+        self.cut[unit] = np.minimum(price * receive, inside)
         reader = self.reader[unit]
         if reader is not None:
             self.units[reader] += self.units[unit]
@@ -96,14 +92,11 @@ class _Trees:
 
 def _receive_s(problem: Problem, states: States) -> Floats:
     """The least seconds to receive a unit's outputs and send their gradients back, `(G, n)`."""
-    groups = states.groups
     if problem.assumptions.overlap == "full":  # receiving takes no time of its own
         return np.zeros_like(states.time_s)
-    apart = np.array(
-        [[g != h or len(groups[g]) > 1 for h in range(len(groups))] for g in range(len(groups))]
-    )
-    into = np.where(apart, states.wires[1], np.inf).min(axis=0)
-    back = np.where(apart, states.wires[1], np.inf).min(axis=1)
+    alone = np.diag([len(group) == 1 for group in states.groups])
+    wires = np.where(alone, np.inf, states.wires[1])
+    into, back = wires.min(axis=0), wires.min(axis=1)
     receive = np.zeros_like(states.time_s)
     for value in problem.values:
         with np.errstate(invalid="ignore"):

@@ -56,8 +56,7 @@ def _share(problem: Problem) -> np.ndarray:
     """The share of each unit in all work, `(n,)`, as an average over the devices."""
     time = np.where(np.isfinite(problem.time_s), problem.time_s, 0.0)
     of_device = time / np.maximum(time.sum(axis=1, keepdims=True), 1e-300)
-    share: np.ndarray = of_device.mean(axis=0)
-    return share
+    return np.asarray(of_device.mean(axis=0))
 
 
 def _moving(problem: Problem) -> np.ndarray:
@@ -73,8 +72,7 @@ def _moving(problem: Problem) -> np.ndarray:
         ends = [value.producer, *value.consumers]
         size[ends] += value.output_bytes + value.gradient_bytes
     whole = max(float(time.sum(axis=1).mean()), 1e-300)
-    moving: np.ndarray = size * (float(np.mean(wires)) if wires else 0.0) / whole
-    return moving
+    return size * (float(np.mean(wires)) if wires else 0.0) / whole
 
 
 def _order(problem: Problem) -> list[int]:

@@ -23,7 +23,7 @@ from tests.support.models import BATCH, Case, mixture
 
 def priced(captured: Capture) -> Graph:
     """The graph, without calibration segments."""
-    prices = price(captured, PLACE, lambda done, total: None)
+    prices = price(captured, PLACE, lambda _: lambda *_: None)
     return assembled(
         captured, {"cpu": TypeMeasurement(prices, DeviceCalibration(type="cpu", spread=0.0))}
     )

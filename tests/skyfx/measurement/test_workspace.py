@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from skyfx.measurement.workspace import workspace_bytes
+from skyfx.measurement.call_cost import workspace_bytes
 
 CPU = torch.device("cpu")
 MEGABYTE = torch.ones(2**18)

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 import skyfx
 from skyfx.solver.errors import CaptureError
 from skyfx.tracing.capture import capture
-from skyfx.tracing.model_code import is_library_file
+from skyfx.tracing.data_dependence import is_library_file
 
 TORCH, SKYFX = Path(torch.__file__).parent, Path(skyfx.__file__).parent
 

@@ -8,9 +8,8 @@ from hypothesis import strategies as st
 
 from skyfx.solver import Assumptions, Cluster, Graph
 from skyfx.solver.methods.bounds.simple_bounds import simple_bound
-from skyfx.solver.methods.exact.label_dp import label_dp
+from skyfx.solver.methods.exact.label_dp import LabelTables, label_dp
 from skyfx.solver.methods.exact.label_lattice import LabelLattice
-from skyfx.solver.methods.exact.label_tables import LabelTables
 from skyfx.solver.methods.features import ProblemFeatures
 from skyfx.solver.methods.ideals.device_states import States
 from skyfx.solver.methods.ideals.relaxed_units import relax_until
