@@ -48,16 +48,12 @@ def host_pair_dp(task: SearchState) -> Iterator[MethodUpdate]:
         yield MethodUpdate(remark=f"too many ideals, with {states} states of devices")
         return
     remark = f"{len(ideals)} ideals x {states} states of devices"
-    stages = Stages.of(problem, ideals, States(problem))
-    if stages is None:
+    every = Stages.of(problem, ideals, States(problem))
+    if every is None:
         yield MethodUpdate(remark=f"{remark}: too many pairs")
         return
-    remark += f", {len(stages.before)} stages"
-    yield from _optimum(task, PairTables(stages, task.limits), remark)
-
-
-def _optimum(task: SearchState, tables: "PairTables", remark: str) -> Iterator[MethodUpdate]:
-    assumptions = task.problem.assumptions
+    remark += f", {len(every.before)} stages"
+    tables, assumptions = PairTables(every, task.limits), problem.assumptions
     bottleneck, stages = tables.best(latency=False)
     if stages is None:
         yield MethodUpdate(infeasible=nothing_fits(task.problem), remark=remark)
@@ -105,8 +101,7 @@ class Stages:
     def of(cls, problem: Problem, ideals: Ideals, states: States) -> "Stages | None":
         """List the stages; None where there are too many."""
         held = ideals.holds.astype(np.float32)
-        size = held.sum(axis=0)
-        before, after = np.nonzero(held.T @ held == size[:, None])
+        before, after = np.nonzero(held.T @ held == held.sum(axis=0)[:, None])
         if len(before) > MAX_PAIRS:
             return None
         first = np.searchsorted(before, np.arange(len(ideals) + 1))
@@ -127,12 +122,6 @@ class Stages:
         compute = self._between(np.where(runs, time_s, 0.0))
         compute[self._between(~runs * 1.0) > 0.5] = np.inf
         return compute
-
-    def moving_s(self, group: int) -> tuple[Floats, Floats]:
-        """Seconds of sending and of receiving."""
-        device = self.states.groups[group][0]
-        to_host, from_host = (self.problem.host_wire(device, to_host=way) for way in (True, False))
-        return send_s(to_host, *self.moves[:2]), send_s(from_host, *self.moves[2:])
 
     def fit(self, group: int, position: int) -> NDArray[np.bool_]:
         """Whether each stage fits the memory of a group's device at a position from the end."""
@@ -183,8 +172,10 @@ class PairTables:
         """Per group, seconds that each stage takes, and seconds that it adds to the latency."""
         full = self.stages.problem.assumptions.overlap == "full"
         costs = []
-        for group in range(len(self.stages.states.groups)):
-            compute, (send, receive) = self.stages.compute_s(group), self.stages.moving_s(group)
+        for group, (device, *_) in enumerate(self.stages.states.groups):
+            compute, wire = self.stages.compute_s(group), self.stages.problem.host_wire
+            send = send_s(wire(device, to_host=True), *self.stages.moves[:2])
+            receive = send_s(wire(device, to_host=False), *self.stages.moves[2:])
             total = compute + send + receive
             busy = np.maximum(compute, np.maximum(send, receive)) if full else total
             costs.append((busy, total))

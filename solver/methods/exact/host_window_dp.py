@@ -24,7 +24,7 @@ from skyfx.solver.methods.exact.host_window_kernel import (
     reach,
 )
 from skyfx.solver.methods.ideals.bitset_ideals import BitIdeals
-from skyfx.solver.methods.ideals.device_states import States, prices
+from skyfx.solver.methods.ideals.device_states import States
 from skyfx.solver.methods.limits import Limits
 from skyfx.solver.methods.method import Bound, MethodUpdate, SearchState
 from skyfx.solver.problem.infeasibility import nothing_fits
@@ -164,7 +164,7 @@ class WindowTables:
     def _held(self, members: Any) -> Floats:
         """Sums over ideals: weighted work, seconds and barred units by group, parameters, saved."""
         time, units = self._states.time_s[:, self.ideals.units], self.ideals.units
-        weight, finite = self.ideals.weights(self._states.time_s), np.isfinite(time)
+        weight, finite = self.ideals.weights(self._states), np.isfinite(time)
         memory = self.problem.parameter_bytes[units], self.problem.saved_bytes[units]
         parts = np.vstack([weight, np.where(finite, time, 0.0), ~finite, *memory])
         return np.asarray(self.ideals.held(members).astype(float) @ parts.T)
@@ -189,7 +189,7 @@ class WindowTables:
             for of in self._counts
         ]
         free = np.array([len(group) for group in groups]) - np.array(self._counts)
-        writing = self._price[:, None] * self._wires[:, :2]
+        writing = self._states.price[:, None] * self._wires[:, :2]
         write = [writing[left > 0].min(axis=0) if any(left) else (0.0, 0.0) for left in free]
         live = [in_flight_at(problem.assumptions, p) for p in range(problem.num_devices + 1)]
         place = self.ideals.place
@@ -204,9 +204,9 @@ class WindowTables:
             np.array(live, dtype=float),
             np.array([sum(counts) for counts in self._counts]),
             np.array(more),
-            free @ self._price * (bottleneck / BOUND_SAFETY),
+            free @ self._states.price * (bottleneck / BOUND_SAFETY),
             np.array(write) * BOUND_SAFETY,
-            self._price,
+            self._states.price,
         )
 
     @cached_property
@@ -218,10 +218,6 @@ class WindowTables:
         """Devices used per group, of each state; the first state uses none."""
         sizes = [len(group) + 1 for group in self._states.groups]
         return [tuple(map(int, index)) for index in np.ndindex(*sizes)]
-
-    @cached_property
-    def _price(self) -> Floats:
-        return prices(self._states.time_s)
 
     @cached_property
     def _wires(self) -> Floats:

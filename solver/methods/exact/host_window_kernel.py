@@ -16,7 +16,7 @@ import numpy as np
 from numba import njit
 
 from skyfx.solver.costs.moves import send_s
-from skyfx.solver.methods.ideals.bitset_kernels import has, within
+from skyfx.solver.methods.ideals.bitset_ideals import has, within
 
 
 class Boundaries(NamedTuple):
@@ -81,15 +81,6 @@ class Tables(NamedTuple):
     """The group of its device."""
     window: Any
     """Weighted work in the ideal and of writing."""
-
-
-class Moved(NamedTuple):
-    """Tensors and bytes that a stage writes, tensors and bytes that it reads."""
-
-    writes: float
-    written: float
-    reads: float
-    read: float
 
 
 @njit(cache=True)
@@ -179,7 +170,7 @@ def _stage(x: int, y: int, rules: Any, bounds: Any, devices: Any, tables: Any) -
     """The stage between two ideals, on each device and before each state that allow it."""
     bottleneck, proven, overlaps = rules
     best, after, group, window = tables
-    moved = Moved(-1.0, 0.0, 0.0, 0.0)
+    writes, written, reads, read = -1.0, 0.0, 0.0, 0.0
     for g in range(devices.more.shape[1]):
         compute = bounds.compute[y, g] - bounds.compute[x, g]
         if bounds.barred[y, g] != bounds.barred[x, g] or compute > bottleneck:
@@ -192,22 +183,17 @@ def _stage(x: int, y: int, rules: Any, bounds: Any, devices: Any, tables: Any) -
             if max(compute, best[y, c], proven) >= best[x, then]:
                 continue  # no better plan comes of it, whatever moves
             if busy < 0:
-                if moved.writes < 0:
-                    moved = _moved(x, y, bounds, devices)
-                busy = _busy(compute, moved, devices.wire[g], overlaps)
+                if writes < 0:
+                    writes, written, reads, read = _moved(x, y, bounds, devices)
+                wire = devices.wire[g]
+                send = send_s((wire[0], wire[1]), writes, written)
+                receive = send_s((wire[2], wire[3]), reads, read)
+                busy = max(compute, send, receive) if overlaps else compute + send + receive
             value = max(busy, best[y, c])
             if value > bottleneck or value >= best[x, then]:
                 continue
             if _fits(x, y, g, then, bounds, devices):
                 best[x, then], after[x, then], group[x, then] = value, y, g
-
-
-@njit(cache=True, inline="always")
-def _busy(compute: float, moved: Any, wire: Any, overlaps: bool) -> float:
-    """Seconds of a stage that computes, writes and reads."""
-    write = send_s((wire[0], wire[1]), moved.writes, moved.written)
-    read = send_s((wire[2], wire[3]), moved.reads, moved.read)
-    return float(max(compute, write, read) if overlaps else compute + write + read)
 
 
 @njit(cache=True)
@@ -223,7 +209,7 @@ def _drop(y: int, best: Any, devices: Any) -> None:
 
 @njit(cache=True)
 def _moved(x: int, y: int, bounds: Any, devices: Any) -> Any:
-    """The values that a stage writes and reads."""
+    """Tensors and bytes that a stage writes, and tensors and bytes that it reads."""
     writes = written = reads = read = 0.0
     inner, outer = bounds.members[x], bounds.members[y]
     for k in range(bounds.first[y], bounds.first[y + 1]):
@@ -238,7 +224,7 @@ def _moved(x: int, y: int, bounds: Any, devices: Any) -> Any:
                 reads += devices.count[v]
                 read += devices.size[v]
                 break
-    return Moved(writes, written, reads, read)
+    return writes, written, reads, read
 
 
 @njit(cache=True)

@@ -95,10 +95,7 @@ def _subset_states(num_devices: int) -> Iterator[State]:
 
 
 def _ordered_states(problem: Problem) -> Iterator[State]:
-    """The fastest devices, slowest of them first.
-
-    Late stages keep fewer activations, so they may hold more layers.
-    """
+    """States of the fastest devices, slowest first: late stages have memory for more layers."""
     work = np.where(np.isfinite(problem.time_s), problem.time_s, 1e30).sum(axis=1)
     order = work.argsort(kind="stable")[:MAX_ORDERED_DEVICES][::-1].tolist()
     index: dict[tuple[int, int], int] = {}

@@ -22,7 +22,7 @@ from skyfx.solver.methods.bisection import INTERVAL_LABELS, LABELS, Bisection
 from skyfx.solver.methods.bounds.simple_bounds import largest_unit
 from skyfx.solver.methods.exact.label_kernel import BUSY, Costs, Rules
 from skyfx.solver.methods.exact.label_lattice import WIDTH, LabelLattice, interval_lattices
-from skyfx.solver.methods.ideals.device_states import States, prices
+from skyfx.solver.methods.ideals.device_states import States
 from skyfx.solver.methods.ideals.relaxed_charges import RelaxedCharges
 from skyfx.solver.methods.ideals.relaxed_units import relax_until, work_share
 from skyfx.solver.methods.method import Bound, MethodUpdate, SearchState
@@ -96,10 +96,7 @@ def _lowest_s(task: SearchState) -> float:
 def _halve(
     task: SearchState, lattice: LabelLattice, remark: str, *, hopeful: bool
 ) -> Iterator[MethodUpdate]:
-    """Bisect on T between the proven bound and the best plan.
-
-    Plans are searched for only if `hopeful`: hardly any holds if much work is relaxed.
-    """
+    """Bisect on T; search for plans only if `hopeful`: few hold where much work is relaxed."""
     assumptions, problem = task.problem.assumptions, task.problem
     latency_s, rounds, high = 0.0, 1, task.bottleneck_s
     if assumptions.objective != "throughput" or task.incumbent is None:
@@ -152,17 +149,17 @@ class LabelTables:
         return Rules(bottleneck / BOUND_SAFETY, relaxed, overlaps, BUSY, width, proof)
 
     def _costs(self, rules: Rules) -> Costs:
-        price = self._price if self.lattice.relaxed else np.zeros(len(self._price))
+        price = self.lattice.states.price
         with np.errstate(over="ignore"):  # infinite room is right
-            room = self.lattice.room(self._price) * rules.bottleneck / BOUND_SAFETY
+            room = self.lattice.room(price) * rules.bottleneck / BOUND_SAFETY
         need, limit = self.lattice.memory
-        times = self._time_s, self.lattice.move_s
+        times, price = (self._time_s, self.lattice.move_s), price * bool(self.lattice.relaxed)
         return Costs(*times, need, limit, price, self._rest, room, *self._relaxed_after)
 
     @cached_property
     def _charges(self) -> RelaxedCharges:
         lattice = self.lattice
-        return RelaxedCharges.of(lattice.problem, lattice.states, lattice.relaxed, self._price)
+        return RelaxedCharges.of(lattice.problem, lattice.states, lattice.relaxed)
 
     @cached_property
     def _time_s(self) -> Floats:
@@ -184,9 +181,5 @@ class LabelTables:
     @cached_property
     def _rest(self) -> Floats:
         """The least weighted time of the units in each ideal, `(N,)`."""
-        least = (self._price[:, None] * self._time_s).min(axis=0)
+        least = (self.lattice.states.price[:, None] * self._time_s).min(axis=0)
         return np.array([least[inside].sum() for inside in self.lattice.ideals.holds.T])
-
-    @cached_property
-    def _price(self) -> Floats:
-        return prices(self.lattice.states.time_s)

@@ -27,9 +27,8 @@ from skyfx.solver.methods.exact.level_kernel import (
     descend,
 )
 from skyfx.solver.methods.features import MAX_CELLS, MAX_LEVEL
-from skyfx.solver.methods.ideals.bitset_ideals import BitIdeals
-from skyfx.solver.methods.ideals.bitset_kernels import covers
-from skyfx.solver.methods.ideals.device_states import States, prices
+from skyfx.solver.methods.ideals.bitset_ideals import BitIdeals, covers
+from skyfx.solver.methods.ideals.device_states import States
 from skyfx.solver.methods.limits import Limits
 from skyfx.solver.methods.method import Bound, Candidate, MethodUpdate, SearchState
 from skyfx.solver.problem.instance import UnitPlacement
@@ -128,20 +127,18 @@ class LevelTables:
                 depth += 1
         chain.append((depth, x))
         groups = [self.states.all[state][1] for state in states]
-        pairs = zip(groups[:-1], groups[1:], chain[1:-1], strict=True)
-        moves = [self._move_s(g, h, *at) for g, h, at in pairs]
+        wires, moves = self.states.wires, []
+        for g, h, (level, number) in zip(groups[:-1], groups[1:], chain[1:-1], strict=True):
+            crossing = Crossing(*(of[number] for of in self.by_size[level].crossing))
+            moves.append(float(move_s(wires[:, g, h], wires[:, h, g], crossing)))
         members = [self.levels[level][0][number] for level, number in chain]
         devices = list(self.states.devices(states))
         return self.ideals.placement(devices, members, bottleneck, moves)
 
-    def _move_s(self, g: int, h: int, depth: int, x: int) -> float:
-        wires, crossing = self.states.wires, self.by_size[depth].crossing
-        return float(move_s(wires[:, g, h], wires[:, h, g], Crossing(*(at[x] for at in crossing))))
-
     @cached_property
     def by_size(self) -> list[Level]:
         """The ideals of each size."""
-        found, weight = [], self.ideals.weights(self.states.time_s)
+        found, weight = [], self.ideals.weights(self.states)
         following = [*self.levels[1:], self.levels[0]]
         for (level, ready), (larger, _) in zip(self.levels, following, strict=True):
             self.limits.check()
@@ -167,7 +164,7 @@ class LevelTables:
 
     def _costs(self, bottleneck: float) -> Costs:
         states = self.states
-        price = prices(states.time_s)
+        price = states.price
         used = np.array([counts for counts, _ in states.all]) @ price
         whole = np.array([len(group) for group in states.groups]) @ price
         with np.errstate(over="ignore"):  # room without end is right

@@ -15,7 +15,7 @@ import numpy as np
 from numba import njit
 
 from skyfx.solver.costs.moves import Crossing, move_s
-from skyfx.solver.methods.ideals.bitset_kernels import has, within
+from skyfx.solver.methods.ideals.bitset_ideals import has, within
 from skyfx.solver.methods.ideals.device_states import StateArrays
 from skyfx.solver.methods.ideals.order_ideals import Covers
 

@@ -19,8 +19,6 @@ from skyfx.solver.problem.problem import Problem
 MAX_STATES = 20_000
 """The most states for a DP that visits each one; eleven unlike devices have 11,264."""
 
-Counts = tuple[int, ...]
-
 
 class StateArrays(NamedTuple):
     """Of `S` states, the group of each, the number of stages from it on, `(S,)`, and successors.
@@ -56,7 +54,7 @@ class States:
         return self.problem.identical_devices
 
     @cached_property
-    def all(self) -> list[tuple[Counts, int]]:
+    def all(self) -> list[tuple[tuple[int, ...], int]]:
         """The states."""
         ranges = [range(len(group) + 1) for group in self.groups]
         by_size = sorted(itertools.product(*ranges), key=sum)
@@ -95,16 +93,16 @@ class States:
         """Seconds of each unit on each group's devices, `(G, n)`."""
         return self.problem.time_s[[group[0] for group in self.groups]]
 
+    @cached_property
+    def price(self) -> Floats:
+        """A price of each group's time, `(G,)`: its speed over all units.
+
+        With any prices `y >= 0`, stages that keep T do no more weighted work than `T sum_g y[g]`.
+        """
+        work = np.where(np.isfinite(self.time_s), self.time_s, 0.0).sum(axis=1)
+        return np.asarray(np.divide(1.0, work, out=np.ones_like(work), where=work > 0))
+
     def devices(self, states: Sequence[int]) -> Iterator[int]:
         """A device for each state of a plan, no device twice."""
         free = [iter(group) for group in self.groups]
         return (next(free[self.all[s][1]]) for s in states)
-
-
-def prices(time_s: Floats) -> Floats:
-    """A price of each group's time, `(G,)`: its speed over all units of `time_s`, `(G, n)`.
-
-    With any prices `y >= 0`, stages that keep T do no more weighted work than `T sum_g y[g]`.
-    """
-    work = np.where(np.isfinite(time_s), time_s, 0.0).sum(axis=1)
-    return np.asarray(np.divide(1.0, work, out=np.ones_like(work), where=work > 0))

@@ -38,11 +38,9 @@ class RelaxedCharges(NamedTuple):
     trees: tuple[RelaxedTree, ...]
 
     @classmethod
-    def of(
-        cls, problem: Problem, states: States, relaxed: Sequence[int], price: Floats
-    ) -> "RelaxedCharges":
+    def of(cls, problem: Problem, states: States, relaxed: Sequence[int]) -> "RelaxedCharges":
         """Charge each tree to its reader; a unit with several readers is a tree of its own."""
-        growing = _Trees(problem, states, price)
+        growing = _Trees(problem, states)
         for unit in sorted(relaxed):
             growing.add(unit)
         charged = np.zeros_like(states.time_s)
@@ -61,15 +59,15 @@ class RelaxedCharges(NamedTuple):
 class _Trees:
     """The trees of units with one reader, built from their leaves on."""
 
-    def __init__(self, problem: Problem, states: States, price: Floats) -> None:
-        self.time_s, self.price = states.time_s, price
+    def __init__(self, problem: Problem, states: States) -> None:
+        self.time_s, self.price = states.time_s, states.price
         n = problem.num_units
         self.receive_s = _receive_s(problem, states)
-        self.least: Floats = (price[:, None] * self.time_s).min(axis=0)
+        self.least: Floats = (self.price[:, None] * self.time_s).min(axis=0)
         self.reader = [r[0] if len(r) == 1 else None for r in problem.readers]
         self.whole = [True] * n
         self.units: list[list[int]] = [[] for _ in range(n)]
-        self.charge, self.cut = np.zeros((2, n, len(price)))
+        self.charge, self.cut = np.zeros((2, n, len(self.price)))
 
     def add(self, unit: int) -> None:
         """Add a unit after all its inputs."""

@@ -6,8 +6,7 @@ from hypothesis import strategies as st
 
 from skyfx.solver import Assumptions, Cluster, Graph
 from skyfx.solver.methods.exact.level_dp import LevelTables
-from skyfx.solver.methods.ideals.bitset_ideals import BitIdeals
-from skyfx.solver.methods.ideals.bitset_kernels import covers, has, lowest, within
+from skyfx.solver.methods.ideals.bitset_ideals import BitIdeals, covers, has, lowest, within
 from skyfx.solver.methods.ideals.device_states import States
 from skyfx.solver.methods.ideals.order_ideals import Ideals, bits
 from skyfx.solver.methods.limits import Limits

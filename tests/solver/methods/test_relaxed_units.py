@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from skyfx.solver import Assumptions, Cluster, Graph
-from skyfx.solver.methods.ideals.device_states import States, prices
+from skyfx.solver.methods.ideals.device_states import States
 from skyfx.solver.methods.ideals.order_ideals import Ideals
 from skyfx.solver.methods.ideals.relaxed_charges import RelaxedCharges
 from skyfx.solver.methods.ideals.relaxed_units import relax_until, work_share
@@ -58,8 +58,8 @@ def test_every_plan_takes_at_least_what_is_charged(
     states = States(problem)
     runs = np.isfinite(states.time_s).any(axis=0)  # a unit that runs nowhere leaves no plan
     relaxed = [i for i in sorted(units) if i < problem.num_units and runs[i]]
-    price = prices(states.time_s)
-    charges = RelaxedCharges.of(problem, states, relaxed, price)
+    price = states.price
+    charges = RelaxedCharges.of(problem, states, relaxed)
     group_of = {c.devices[d].name: x for x, group in enumerate(states.groups) for d in group}
     left = sum(tree.weight for tree in charges.trees)
     with np.errstate(invalid="ignore"):
