@@ -4,7 +4,7 @@
 
 Clones what is committed into a temporary folder, installs it there as the README says, and goes
 through the documents and the first lines of the examples from top to bottom, each in a folder of
-its own. Of a Markdown file's blocks are run:
+its own, two at once. Of a Markdown file's blocks are run:
 
     ```console            by bash, with the environment that was installed
     ```console two-hosts  by two of them at once, as by two hosts that meet at `node1`, if the
@@ -26,6 +26,7 @@ import tempfile
 import time
 import tomllib
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -35,6 +36,9 @@ ELSEWHERE = {"python3 scripts/demo.py\npython3 scripts/test.py\n": "the checks b
 """Blocks that something else runs."""
 
 TIMEOUT_S = 600
+
+FIRST = "README"
+"""The clone with the environment."""
 
 
 @dataclass(frozen=True)
@@ -98,15 +102,14 @@ def may_name_hosts() -> bool:
 
 
 class Walk:
-    """A newcomer with a clone and, in it, an environment of their own."""
+    """A newcomer with clones and, in the first one, an environment of their own."""
 
     def __init__(self, home: Path) -> None:
-        self.home, self.clone = home, home / "skyfx"
-        self.num_run = 0
+        self.home = home
         pins = tomllib.loads((ROOT / "pyproject.toml").read_text())["dependency-groups"]["dev"]
         (home / "pins.txt").write_text("\n".join(pins))  # the versions that the tests ran with
         python3 = Path(sys.executable).resolve().parent
-        path = os.pathsep.join([str(self.clone / "env/bin"), str(python3), os.environ["PATH"]])
+        path = os.pathsep.join([str(home / FIRST / "env/bin"), str(python3), os.environ["PATH"]])
         taken = ("VIRTUAL_ENV", "PYTHONPATH", "SKYFX_CACHE")
         self.environment = {k: v for k, v in os.environ.items() if k not in taken} | {
             "PATH": path,
@@ -114,37 +117,45 @@ class Walk:
             "PIP_NO_COMPILE": "1",  # of torch and transformers, of which a walk imports a part
             "OMP_NUM_THREADS": "1",
         }
-        self._call(["git", "clone", "--quiet", str(ROOT), str(self.clone)], home)
 
-    def through(self, document: str) -> None:
-        """Run what a document says, in the clone, or in a folder of its own beside it."""
-        path = self.clone / document
-        folder = self.clone
-        self._call(["git", "clean", "-dffxq", "-e", "env"], folder)  # what others have left
+    def through(self, document: str) -> tuple[int, str]:
+        """Run all blocks of a document.
+
+        The README and the examples run in a clone, the other documents in an empty folder.
+
+        Returns:
+            How many blocks ran, and what they printed.
+        """
+        folder = self.home / Path(document).stem
+        source = ROOT / document
         if document.startswith("docs/"):
-            folder = self.home / path.stem
             folder.mkdir()
-        for block in programs(path):
+        else:
+            self._call(["git", "clone", "--quiet", str(ROOT), str(folder)], self.home)
+            source = folder / document
+        num_run, printed = 0, ""
+        for block in programs(source):
             if block.text in ELSEWHERE:
                 continue
             if block.file is not None:
                 (folder / block.file).write_text(block.text)
                 continue
-            print(f"\n{document}:\n{block.text.rstrip()}", flush=True)
+            printed += f"\n{document}:\n{block.text.rstrip()}\n"
             if "two-hosts" in block.flags and not may_name_hosts():
-                print("[left out: hosts of this machine cannot be named (unshare --uts)]")
+                printed += "[left out: hosts of this machine cannot be named (unshare --uts)]\n"
                 continue
             began = time.perf_counter()
             if block.kind == "python":
-                self._call(["python", "-c", block.text], folder)
+                printed += self._call(["python", "-c", block.text], folder)
             elif "two-hosts" in block.flags:
-                self._as_two(block.text, folder)
+                printed += self._as_two(block.text, folder)
             else:
-                self._call(["bash", "-euo", "pipefail", "-c", block.text], folder)
-            self.num_run += 1
-            print(f"[{time.perf_counter() - began:.0f} s]", flush=True)
+                printed += self._call(["bash", "-euo", "pipefail", "-c", block.text], folder)
+            num_run += 1
+            printed += f"[{time.perf_counter() - began:.0f} s]\n"
+        return num_run, printed
 
-    def _as_two(self, text: str, folder: Path) -> None:
+    def _as_two(self, text: str, folder: Path) -> str:
         """Two shells that run the same at once, each on a core, and meet on this machine.
 
         Nobody knows the addresses that go with their names, so torchrun is told.
@@ -173,16 +184,16 @@ class Walk:
             for i, host in enumerate(("node1", "node2"))
         ]
         try:
-            for one in both:
-                said, _ = one.communicate(timeout=TIMEOUT_S)
-                print(said, end="", flush=True)
+            printed = "".join(one.communicate(timeout=TIMEOUT_S)[0] for one in both)
         finally:
             for one in both:
                 one.kill()
         if any(one.returncode for one in both):
-            sys.exit(f"walk: ended with {[one.returncode for one in both]}")
+            print(printed, flush=True)
+            sys.exit(f"walk: ended with {[one.returncode for one in both]}: {text}")
+        return printed
 
-    def _call(self, command: list[str], folder: Path) -> None:
+    def _call(self, command: list[str], folder: Path) -> str:
         ended = subprocess.run(
             command,
             cwd=folder,
@@ -193,9 +204,10 @@ class Walk:
             timeout=TIMEOUT_S,
             check=False,
         )
-        print(ended.stdout, end="", flush=True)
         if ended.returncode:
-            sys.exit(f"walk: ended with {ended.returncode}")
+            print(ended.stdout, flush=True)
+            sys.exit(f"walk: ended with {ended.returncode}: {command[-1]}")
+        return ended.stdout
 
 
 def main() -> None:
@@ -205,10 +217,15 @@ def main() -> None:
     began = time.perf_counter()
     with tempfile.TemporaryDirectory(prefix="skyfx-walk-") as home:
         walk = Walk(Path(home))
-        for document in asked if "README.md" in asked else ["README.md", *asked]:
-            walk.through(document)
+        num_run, printed = walk.through("README.md")  # which makes the environment
+        print(printed, flush=True)
+        others = [document for document in asked if document != "README.md"]
+        with ThreadPoolExecutor(2) as walkers:
+            for num, printed in walkers.map(walk.through, others):
+                print(printed, flush=True)
+                num_run += num
     print(
-        f"\nwalk: {walk.num_run} blocks of {len(asked)} documents, all of which ran, in "
+        f"\nwalk: {num_run} blocks of {len(asked)} documents, all of which ran, in "
         f"{time.perf_counter() - began:.0f} s"
     )
 

@@ -174,49 +174,26 @@ def throughput_search(search: SearchState) -> Iterator[MethodUpdate]:
     )
 
 
+STEPS = (only.STEP, only.RELAY, only.FEW_STATES, only.INCUMBENT)
+LEVELS = (only.RELAY, only.THROUGHPUT, only.FEW_LEVEL_STATES, only.INCUMBENT)
+SHIFTS = (only.RELAY, only.THROUGHPUT, only.SEVERAL_STAGES, only.SHIFTABLE)
+FREE_CHAIN = (only.ENOUGH_MEMORY, only.FREE_MOVES, only.CHAIN, only.RUNS_EVERYWHERE)
+
 METHODS: tuple[Entry, ...] = (
     Entry("slices", coarse_search, (only.LONG,), budget=0.4),
-    Entry(
-        "interval step dp",
-        interval_step_label_dp,
-        (only.STEP, only.RELAY, only.FEW_STATES, only.INCUMBENT),
-        budget=0.3,
-    ),
-    Entry(
-        "step label dp",
-        step_label_dp,
-        (only.STEP, only.RELAY, only.FEW_STATES, only.INCUMBENT),
-        budget=0.7,
-    ),
+    Entry("interval step dp", interval_step_label_dp, STEPS, budget=0.3),
+    Entry("step label dp", step_label_dp, STEPS, budget=0.7),
     Entry("throughput", throughput_search, (only.STEP,)),
-    Entry(
-        "block-phase milp",
-        block_phase_milp,
-        (only.THROUGHPUT, only.ENOUGH_MEMORY, only.FREE_MOVES, only.CHAIN, only.RUNS_EVERYWHERE),
-    ),
+    Entry("block-phase milp", block_phase_milp, (only.THROUGHPUT, *FREE_CHAIN)),
     Entry("interval dp", interval_dp, (only.ORDERED_DEVICES,)),
     Entry("interval label dp", interval_label_dp, (only.RELAY, only.FEW_STATES)),
     Entry("memory dual bound", memory_dual_bound, (only.LATENCY, only.MEMORY_BINDS)),
     Entry("order-split", order_split, (only.RELAY, only.MANY_STATES)),
-    Entry(
-        "local search",
-        local_search,
-        (only.RELAY, only.THROUGHPUT, only.SEVERAL_STAGES, only.SHIFTABLE),
-    ),
-    Entry(
-        "level dp", level_dp, (only.RELAY, only.THROUGHPUT, only.FEW_LEVEL_STATES, only.INCUMBENT)
-    ),
-    Entry(
-        "restarted local search",
-        restarted_local_search,
-        (only.RELAY, only.THROUGHPUT, only.SEVERAL_STAGES, only.SHIFTABLE, only.UNLISTED_IDEALS),
-    ),
+    Entry("local search", local_search, SHIFTS),
+    Entry("level dp", level_dp, LEVELS),
+    Entry("restarted local search", restarted_local_search, (*SHIFTS, only.UNLISTED_IDEALS)),
     Entry("label dp", label_dp, (only.RELAY, only.FEW_STATES)),
-    Entry(
-        "level dp (large)",
-        large_level_dp,
-        (only.RELAY, only.THROUGHPUT, only.FEW_LEVEL_STATES, only.INCUMBENT),
-    ),
+    Entry("level dp (large)", large_level_dp, LEVELS),
     Entry("host window dp", host_window_dp, (only.HOST, only.THROUGHPUT, only.FEW_COUNTS)),
     Entry("host pair dp", host_pair_dp, (only.HOST, only.FEW_STATES)),
     Entry("interval dual bound", interval_dual_bound, (only.RELAY, only.THROUGHPUT, only.CHAIN)),

@@ -6,16 +6,19 @@ devices with less memory. The bound of the search holds for these plans too.
 """
 
 import time
+from collections.abc import Iterator
 from dataclasses import replace
 
 from skyfx.solver.core.plan import Strategy
 from skyfx.solver.core.units import size
 from skyfx.solver.costs.peak_memory import peak_bytes
 from skyfx.solver.errors import InfeasibleError, NoPlanError
+from skyfx.solver.methods.heuristics.baselines import dynamic, even
 from skyfx.solver.methods.limits import Limits
 from skyfx.solver.methods.method import Candidate
 from skyfx.solver.methods.portfolio import SearchResult
 from skyfx.solver.planning.search import Baselines, cheapest, compile_problem, search
+from skyfx.solver.problem.instance import UnitPlacement
 from skyfx.solver.problem.problem import Problem
 from skyfx.solver.refinement.peak_annealing import RESERVE, Excess, excesses, fitting
 
@@ -75,6 +78,7 @@ def repair_peaks(
             best = cheapest((best, _fitted_from_less(problem, plan, limits)))
     except KeyboardInterrupt:
         interrupted = True
+    best = cheapest((best, *_simple_plans(problem)))
     if best is None and interrupted:
         raise KeyboardInterrupt
     if best is None:
@@ -84,6 +88,20 @@ def repair_peaks(
             f"(num_microbatches, now {problem.assumptions.microbatches})",
         )
     return replace(found, incumbent=best, interrupted=interrupted)
+
+
+def _simple_plans(problem: Problem) -> Iterator[Candidate]:
+    """All on one device, the even split and the heuristic's, where their peaks fit."""
+    everything = range(problem.num_units)
+    made: list[tuple[str, UnitPlacement | None]] = [
+        ("even", even(problem)),
+        ("dynamic", dynamic(problem)),
+        *(("best single device", [(d, everything)]) for d in range(problem.num_devices)),
+    ]
+    for method, stages in made:
+        candidate = Candidate.of(problem, stages, method)
+        if candidate is not None and not excesses(problem, candidate.stages):
+            yield candidate
 
 
 def _fitted(problem: Problem, plan: Candidate, seconds: float) -> Candidate | None:

@@ -24,19 +24,10 @@ def explain(problem: Problem) -> str | None:
     return _unit_without_a_type(problem) or _unit_too_large(problem) or _total_too_large(problem)
 
 
-def _least_need(problem: Problem) -> np.ndarray:
-    """Bytes `(n,)` that a unit needs in the best position, which is the last."""
-    return problem.need_bytes(position=1)
-
-
 def _node(problem: Problem, unit: int) -> str:
     members = [problem.graph.nodes[j] for j in problem.members[unit]]
-    name = repr(members[0].id)
-    return (
-        name
-        if len(members) == 1
-        else f"{name} with the {len(members) - 1} nodes that it must stay with"
-    )
+    with_it = f" with the {len(members) - 1} nodes that it must stay with"
+    return repr(members[0].id) + with_it * (len(members) > 1)
 
 
 def _unit_without_a_type(problem: Problem) -> str | None:
@@ -73,18 +64,17 @@ def _pinned_nowhere(problem: Problem, unit: int) -> str | None:
 
 
 def _unit_too_large(problem: Problem) -> str | None:
-    need = _least_need(problem) + problem.peak_bytes
+    need = problem.need_bytes(1) + problem.peak_bytes  # in the last position, which needs least
     largest = problem.memory_limit.max()
     unit = int(need.argmax())
     if need[unit] <= largest:
         return None
-    return (
-        f"{_node(problem, unit)} needs {size(need[unit])}, the largest device has {size(largest)}."
-    )
+    sizes = f"{size(need[unit])}, the largest device has {size(largest)}."
+    return f"{_node(problem, unit)} needs {sizes}"
 
 
 def _total_too_large(problem: Problem) -> str | None:
-    need, offered = float(_least_need(problem).sum()), float(problem.memory_limit.sum())
+    need, offered = float(problem.need_bytes(1).sum()), float(problem.memory_limit.sum())
     if need <= offered:
         return None
     devices = "\n".join(

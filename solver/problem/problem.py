@@ -41,11 +41,9 @@ class Problem(Instance):
         """The devices in groups within which any two can be swapped and no plan's cost changes."""
         groups: list[list[int]] = []
         for d in range(self.num_devices):
-            group = next((g for g in groups if self._identical(g[0], d)), None)
-            if group is None:
-                groups.append([d])
-            else:
-                group.append(d)
+            if (group := next((g for g in groups if self._identical(g[0], d)), None)) is None:
+                groups.append(group := [])
+            group.append(d)
         return groups
 
     def _identical(self, d: int, e: int) -> bool:

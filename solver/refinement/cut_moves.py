@@ -56,24 +56,16 @@ def anneal_cuts(
 ) -> Result | None:
     """Anneal the cuts and devices of segments, as `anneal`."""
     random = np.random.default_rng(seed)
-    return anneal(
-        segments,
-        lambda segments: _neighbour(segments, problem.num_devices, random),
-        assess,
-        cooling,
-        random,
-    )
 
+    def neighbour(near: Segments) -> Segments | None:
+        """None where a stage would have nothing to do."""
+        if random.random() < OTHER_DEVICES:
+            devices, ends = _other_devices(near, problem.num_devices, random)
+        else:
+            devices, ends = list(near[0]), moved(near[1], random)
+        return (tuple(devices), tuple(ends)) if all_have_units(ends) else None
 
-def _neighbour(
-    segments: Segments, num_devices: int, random: np.random.Generator
-) -> Segments | None:
-    """Segments near these; None where a stage would have nothing to do."""
-    if random.random() < OTHER_DEVICES:
-        devices, ends = _other_devices(segments, num_devices, random)
-    else:
-        devices, ends = list(segments[0]), moved(segments[1], random)
-    return (tuple(devices), tuple(ends)) if all_have_units(ends) else None
+    return anneal(segments, neighbour, assess, cooling, random)
 
 
 def _other_devices(

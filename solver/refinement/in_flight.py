@@ -90,9 +90,7 @@ class _Search:
 
     def _try(self, live: Live) -> bool:
         """Whether a vector is better than the best one, and so is the best one now."""
-        if deadlock_reason(live) or max(live) > self._m or live in self._known:
-            return False
-        if self._left == 0:
+        if deadlock_reason(live) or max(live) > self._m or live in self._known or self._left == 0:
             return False
         self._left -= 1
         timeline = self._followed(live)
@@ -113,10 +111,7 @@ class _Search:
 
     def _extra(self, live: Live) -> int:
         """Live micro-batches beyond 1F1B's: between equal steps, the one with fewer is better."""
-        return sum(
-            max(0, n - search_assumptions)
-            for n, search_assumptions in zip(live, self._usual, strict=True)
-        )
+        return sum(max(0, n - usual) for n, usual in zip(live, self._usual, strict=True))
 
 
 def _near(live: Live) -> Iterator[Live]:

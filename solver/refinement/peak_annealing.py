@@ -70,9 +70,8 @@ def fitting(problem: Problem, stages: UnitPlacement, deadline: float) -> Candida
         found = Candidate.of(problem, stages, "fitting")
         if found is None:
             return Assessed(math.inf)
-        over = sum(
-            one.peak_bytes / max(one.limit_bytes, 1.0) - 1 for one in excesses(problem, stages)
-        )
+        too_large = excesses(problem, stages)
+        over = sum(one.peak_bytes / max(one.limit_bytes, 1.0) - 1 for one in too_large)
         score = found.value / unit + EXCESS_WEIGHT * over
         return Assessed(score, found.value if over == 0 else math.inf, found)
 

@@ -75,9 +75,7 @@ class StepBound:
         self._problem, self._order = problem, order
         self._rounds = problem.assumptions.microbatches
         self._full = problem.assumptions.overlap == "full"
-        self._forward, self._backward = (
-            self._running(part) for part in ("forward_s", "backward_s")
-        )
+        self._forward, self._backward = map(self._running, ("forward_s", "backward_s"))
         self._barred = prefix_sums((~problem.allowed[:, order]).astype(float))
         self._live_bytes = np.array(live_values(problem, order)[:2])
 

@@ -32,14 +32,8 @@ import pulp
 
 from skyfx.solver.methods import mip_backend
 from skyfx.solver.methods.bisection import INTERVAL_DUAL, Bisection
-from skyfx.solver.methods.bounds.pricing import (
-    ANY,
-    BEGIN,
-    Columns,
-    assign_roles,
-    best_columns,
-    work_shares,
-)
+from skyfx.solver.methods.bounds import pricing
+from skyfx.solver.methods.bounds.pricing import ANY, BEGIN, Columns
 from skyfx.solver.methods.limits import Limits
 from skyfx.solver.methods.method import Bound, MethodUpdate, SearchState
 from skyfx.solver.problem.instance import Floats
@@ -62,7 +56,7 @@ NEAR = 2e-5
 def interval_dual_bound(task: SearchState) -> Iterator[MethodUpdate]:
     """Bound the bottleneck of a chain."""
     problem = task.problem
-    of, prices = interval_tables(problem, range(problem.num_units)), work_shares(problem)
+    of, prices = interval_tables(problem, range(problem.num_units)), pricing.work_shares(problem)
     if problem.assumptions.overlap == "full":  # moving takes no time of its own
         of = of._replace(receive=np.zeros_like(of.receive), send=np.zeros_like(of.send))
     high = task.bottleneck_s
@@ -70,15 +64,13 @@ def interval_dual_bound(task: SearchState) -> Iterator[MethodUpdate]:
         high = float(of.prefix_time[:, -1].max()) + 2 * float(of.receive.max() + of.send.max())
     best = task.bound.value
 
-    def told(ruled_out: float, remark: str) -> MethodUpdate:
-        return MethodUpdate(
-            bound=Bound(ruled_out * BOUND_SAFETY, "prices of intervals"), remark=remark
-        )
+    def told(remark: str) -> MethodUpdate:
+        return MethodUpdate(bound=Bound(best * BOUND_SAFETY, "prices of intervals"), remark=remark)
 
     ruled_out = _ruled_out(prices, best, high, of)
     if ruled_out > best:
         best = ruled_out
-        yield told(best, "each unit's part of all work as its price")
+        yield told("each unit's part of all work as its price")
     _, kind_of = np.unique(problem.time_s, axis=1, return_inverse=True)
     kind_of = kind_of.reshape(-1)
     if kind_of.max() >= MAX_KINDS:
@@ -88,16 +80,16 @@ def interval_dual_bound(task: SearchState) -> Iterator[MethodUpdate]:
             prices, ruled_out = better, _ruled_out(better, best, high, of)
             if ruled_out > best:
                 best = ruled_out
-                yield told(best, f"prices of {kind_of.max() + 1} kinds of units")
+                yield told(f"prices of {kind_of.max() + 1} kinds of units")
 
 
 def _earned(prices: Floats, bottleneck: float, of: IntervalTables) -> tuple[float, Columns]:
     """The value of all devices' best intervals within T, infinite if one can do all; and these."""
-    columns = best_columns(prefix_sums(prices), bottleneck, of)
+    columns = pricing.best_columns(prefix_sums(prices), bottleneck, of)
     if columns.end[BEGIN].max() == len(prices):
         return math.inf, columns
     value = columns.value
-    gain, _ = assign_roles(np.maximum(value[BEGIN:] - value[ANY], 0.0))
+    gain, _ = pricing.assign_roles(np.maximum(value[BEGIN:] - value[ANY], 0.0))
     return float(value[ANY].sum()) + gain, columns
 
 

@@ -21,9 +21,9 @@ import numpy as np
 from numba import njit
 
 from skyfx.solver.methods.bounds.pricing import ANY, BEGIN, assign_roles, best_columns, work_shares
-from skyfx.solver.methods.heuristics.first_fit import first_fit
+from skyfx.solver.methods.bounds.simple_bounds import largest_unit
 from skyfx.solver.methods.limits import Limits
-from skyfx.solver.methods.method import MethodUpdate, SearchState
+from skyfx.solver.methods.method import Candidate, MethodUpdate, SearchState
 from skyfx.solver.problem.instance import UnitPlacement
 from skyfx.solver.problem.interval_tables import interval_tables, move, prefix_sums
 from skyfx.solver.problem.linear_extensions import depth_first_extension
@@ -36,6 +36,9 @@ WIDER_STEP = 2e-3
 """The same after the beam was widened."""
 
 FIRST_WIDTH, WIDER = 250, 4
+
+LIMITS = 40
+"""Limits of time within which devices are filled for a first plan."""
 
 MAX_CHILDREN = 1 << 21
 """States that the widest beam's may lead to."""
@@ -50,10 +53,10 @@ def beam_search(task: SearchState) -> Iterator[MethodUpdate]:
         return
     low, high = task.bound.value, min(task.bottleneck_s, search.most_s)
     if task.incumbent is None:
-        first = first_fit(problem, search.order, search.most_s, task.limits)
-        high = search.most_s if first is None else first.cost.bottleneck_s
+        first = _first_fit(problem, search.order, search.most_s, task.limits)
+        high = first.cost.bottleneck_s if first else search.most_s
         yield MethodUpdate(
-            stages=None if first is None else first.stages, remark="devices filled one by one"
+            stages=first.stages if first else None, remark="devices filled one by one"
         )
     aim = min(low * (1 + task.limits.gap), high)
     width, step, tried, found = FIRST_WIDTH, FIRST_STEP, 0, 0
@@ -72,6 +75,40 @@ def beam_search(task: SearchState) -> Iterator[MethodUpdate]:
             return
         else:
             width, step = width * WIDER, WIDER_STEP
+
+
+def _first_fit(
+    problem: Problem, order: list[int], most_s: float, limits: Limits
+) -> Candidate | None:
+    """The best of the plans whose stages fill their devices, within growing limits of time."""
+    least_s = min(largest_unit(problem).value, most_s)  # infinite if a unit runs nowhere
+    best: Candidate | None = None
+    for limit_s in np.geomspace(least_s, most_s, LIMITS):
+        limits.check()
+        found = Candidate.of(problem, _fill(problem, order, float(limit_s)))
+        if found is not None and (best is None or found.value < best.value):
+            best = found
+    return best
+
+
+def _fill(problem: Problem, order: list[int], limit_s: float) -> UnitPlacement | None:
+    """Give each part of the order to the device whose memory or time it fills best."""
+    need = prefix_sums(problem.need_bytes(problem.num_devices)[order])
+    time = prefix_sums(np.minimum(problem.time_s[:, order], 1e30))
+    free_bytes = np.minimum(problem.memory_limit, 2 * need[-1] + 1) - problem.peak_bytes.max()
+    unused, start, stages = free_bytes > 0, 0, []
+    free_bytes = np.maximum(free_bytes, 1e-300)
+    while start < len(order):
+        fits = np.searchsorted(need, need[start] + free_bytes, side="right") - 1
+        ends = np.minimum(fits, (time <= time[:, [start]] + limit_s).sum(axis=1) - 1)
+        took = np.take_along_axis(time, ends[:, None], 1)[:, 0] - time[:, start]
+        share = np.maximum((need[ends] - need[start]) / free_bytes, took / limit_s)
+        d = int(np.where(unused & (ends > start), share, -1.0).argmax())
+        if not unused[d] or ends[d] <= start:
+            return None
+        stages.append((d, sorted(order[start : ends[d]])))
+        unused[d], start = False, int(ends[d])
+    return stages
 
 
 class _States(NamedTuple):

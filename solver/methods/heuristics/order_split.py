@@ -99,10 +99,8 @@ class _Search:
 
     def answer(self) -> MethodUpdate:
         """What has been found."""
-        stages = None if self.best is None else self.best.stages
-        return MethodUpdate(
-            stages=stages, remark=f"{self.tried} orders of the devices and bottlenecks"
-        )
+        remark = f"{self.tried} orders of the devices and bottlenecks"
+        return MethodUpdate(stages=self.best.stages if self.best else None, remark=remark)
 
     def orders(self) -> Iterator[Order]:
         """Those to begin with: the fastest first, and the best plan's with the others behind."""
@@ -214,11 +212,8 @@ def cheapest(devices: Any, bottleneck: float, full: bool, of: Any) -> tuple[Any,
     before = np.zeros((num, n + 1), dtype=np.int64)
     for k in range(num):
         d = devices[k]
-        w, need, limit = (
-            of.prefix_time[d],
-            of.need[min(len(of.need), num - k) - 1],
-            of.limit[d] / BOUND_SAFETY,
-        )
+        w, need = of.prefix_time[d], of.need[min(len(of.need), num - k) - 1]
+        limit = of.limit[d] / BOUND_SAFETY
         for i in range(n):
             came, received, last = (0.0 if i == 0 else math.inf), 0.0, -1
             for q in range(k if i > 0 else 0):

@@ -88,7 +88,7 @@ def test_many_unlike_devices_with_little_memory_are_filled_in_the_order_of_their
     )
     asked = Assumptions(mode="inference", objective="latency", microbatches=1)
     g, c = graph([replace(unit, output_bytes=0.0) for unit in units]), Cluster(devices=devices)
-    plan = solve(g, c, asked, time_limit_s=10.0, gap=0.001).plan
+    plan = solve(g, c, asked, time_limit_s=120.0, gap=0.001).plan
     assert plan.objective_value == pytest.approx(50 * (1 + 1.25 + 1.5 + 1.75))
     assert plan.lower_bound == pytest.approx(plan.objective_value, rel=0.001)
     assert validate(g, c, plan) == ()
@@ -134,7 +134,8 @@ def test_a_long_model_on_many_unlike_devices_gets_more_than_the_heuristic(object
     g, c = unlike_chain(1, layers=60, num_devices=30)
     c = replace(c, devices=tuple(replace(d, memory_bytes=None) for d in c.devices))
     asked = Assumptions(objective=objective, microbatches=8, overlap="full")
-    plan = solve(g, c, asked, time_limit_s=20.0, gap=0.02).plan
+    gap = 0.02 if objective == "latency" else 0.2
+    plan = solve(g, c, asked, time_limit_s=120.0, gap=gap).plan
     assert validate(g, c, plan) == ()
     assert referee_faults(g, c, plan) == []
     assert plan.alternatives.dynamic is not None
