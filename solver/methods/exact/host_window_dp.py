@@ -141,7 +141,8 @@ class WindowTables:
         A window is the weighted work in the ideal and, unless devices write while they compute,
         the least weighted time to write the values that cross.
         """
-        inside = np.concatenate([self._held(part) for part in np.array_split(self.members, 64)])
+        parts, of_units = np.array_split(self.members, 64), self._of_units
+        inside = np.concatenate([self.ideals.held(p).astype(float) @ of_units for p in parts])
         weight = inside[:, 0]
         used = devices.room.max() - devices.room
         fits = np.zeros(len(weight), dtype=bool)
@@ -161,13 +162,13 @@ class WindowTables:
         full = self.problem.assumptions.overlap == "full"
         return bounds, w + crosses @ devices.write.T * (not full)
 
-    def _held(self, members: Any) -> Floats:
-        """Sums over ideals: weighted work, seconds and barred units by group, parameters, saved."""
+    @cached_property
+    def _of_units(self) -> Floats:
+        """Per unit, weighted work, seconds and whether barred by group, parameters, saved bytes."""
         time, units = self._states.time_s[:, self.ideals.units], self.ideals.units
         weight, finite = self.ideals.weights(self._states), np.isfinite(time)
         memory = self.problem.parameter_bytes[units], self.problem.saved_bytes[units]
-        parts = np.vstack([weight, np.where(finite, time, 0.0), ~finite, *memory])
-        return np.asarray(self.ideals.held(members).astype(float) @ parts.T)
+        return np.vstack([weight, np.where(finite, time, 0.0), ~finite, *memory]).T
 
     def _crossing(self, members: Any, devices: Devices) -> tuple[Any, Any, Floats]:
         """The values that cross after each ideal, and how many tensors and bytes they are."""

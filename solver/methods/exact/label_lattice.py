@@ -147,8 +147,7 @@ class LabelLattice:
     def room(self, price: Floats) -> Floats:
         """The price of each state's first device and of all devices not in the state, `(S,)`."""
         free = np.array([len(group) for group in self.states.groups])
-        counts = np.array([counts for counts, _ in self.states.all])
-        return np.asarray((free - counts) @ price + price[self.states.arrays.group])
+        return np.asarray((free - self.states.counts) @ price + price[self.states.arrays.group])
 
     def _tables(self, costs: Costs) -> Tables:
         return Tables(self.states.arrays, self.ideals.covers, costs, self._pool, self._cells)

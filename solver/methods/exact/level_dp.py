@@ -165,7 +165,7 @@ class LevelTables:
     def _costs(self, bottleneck: float) -> Costs:
         states = self.states
         price = states.price
-        used = np.array([counts for counts, _ in states.all]) @ price
+        used = states.counts @ price
         whole = np.array([len(group) for group in states.groups]) @ price
         with np.errstate(over="ignore"):  # room without end is right
             left = (whole - used + price[states.arrays.group]) * (bottleneck / BOUND_SAFETY)

@@ -79,6 +79,11 @@ class States:
         return np.asarray(successor[first[s] : first[s + 1]])
 
     @cached_property
+    def counts(self) -> np.ndarray:
+        """The devices of each group from each state's stage on, `(S, G)`."""
+        return np.array([counts for counts, _ in self.all])
+
+    @cached_property
     def wires(self) -> Floats:
         """Latency and seconds per byte from group to group, `(2, G, G)`."""
         size = len(self.groups)
