@@ -1,4 +1,4 @@
-"""A GPU with little memory beside a CPU: `python -m benchmarks.beside_gpu.__main__ [--write]`.
+"""A GPU with little memory beside a CPU: `python -m benchmarks.beside_gpu [--write]`.
 
 Training steps of models that need more memory than the GPU may take, in turns, against what one
 would do otherwise. Needs a GPU and accelerate, which is no part of the development environment.

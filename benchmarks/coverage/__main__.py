@@ -1,6 +1,7 @@
 """What can be captured: `python -m benchmarks.coverage [--family F] [--only TEXT] [--write]`.
 
-Each model is checked by a process of its own with a time limit; see `check`.
+Each model is checked by a process of its own with a time limit
+(`benchmarks.coverage.check_model`).
 """
 
 import argparse
