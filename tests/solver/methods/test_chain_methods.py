@@ -94,7 +94,7 @@ def test_a_chain_on_unlike_devices_is_nearly_proven() -> None:
 
 def test_many_devices_and_a_general_graph_get_a_valid_plan() -> None:
     g, c = layered(seed=1, num_nodes=300, num_devices=40)
-    plan = solve(g, c, time_limit_s=3.0).plan
+    plan = solve(g, c, time_limit_s=3.0, enforce_peaks=False).plan
     assert validate(g, c, plan) == ()
     assert referee_faults(g, c, plan) == []
 
