@@ -2,7 +2,6 @@
 
 import os
 from collections.abc import Iterable, Sequence
-from pathlib import Path
 from typing import Any, get_args
 
 from torch import nn
@@ -15,18 +14,16 @@ from skyfx.orchestration.environment import environment_of
 from skyfx.orchestration.plan_resolution import (
     PlanSource,
     capture_microbatch,
+    check_files,
+    check_patterns,
+    check_request,
     given_plan,
-    keep_documents,
 )
 from skyfx.orchestration.rebalancing import Rebalancing
-from skyfx.partitioning.weights import Weights
-from skyfx.passes.planner_graph import to_planner_graph
 from skyfx.runtime.device import LocalDevice
 from skyfx.runtime.pipeline import Pipeline
-from skyfx.solver.core.field_checks import non_negative, one_of, text_sequence, whole_number
-from skyfx.solver.core.files import require_folder
+from skyfx.solver.core.field_checks import one_of, text_sequence, whole_number
 from skyfx.solver.core.graph import Graph
-from skyfx.solver.core.pins import Pin
 from skyfx.solver.core.plan import Assumptions, Mode, Objective, Plan, Schedule, Strategy
 from skyfx.tracing.capture import example_batch
 
@@ -88,11 +85,7 @@ def partition(
             in time, or none within its memory peaks).
     """
     environment = environment_of(devices)
-    if weights is not None:
-        Weights(weights).close()
-    if keep is not None:
-        require_folder("keep", keep)
-    check_cache_folder()
+    check_files(weights, keep)
     batch = example_batch(model, example_inputs)
     if plan is not None:
         found, captured = given_plan(plan, model, batch, environment.cluster)
@@ -108,29 +101,13 @@ def partition(
         optimizer_state_ratio=optimizer_state_ratio,
         pins=tuple(pins),
     )
-    one_of("strategy", strategy, get_args(Strategy))
-    non_negative("gap", gap)
-    non_negative("time_limit_s", time_limit_s)
-    assumptions.check()
-    wanted = [Pin.of(pin) for pin in assumptions.pins]
-    names = [device.name for device in environment.cluster.devices]
-    for pin in wanted:
-        pin.check_device(names)
+    check_request(assumptions, environment.cluster, strategy, gap, time_limit_s)
     captured = capture_microbatch(model, batch, mode, num_microbatches)
-    nodes = to_planner_graph(captured).nodes if wanted else ()
-    for pin in wanted:
-        pin.check_pattern(nodes)
+    check_patterns(assumptions.pins, captured)
     graph, cluster = environment.measure(captured, progress)
     source = PlanSource(graph, batch, assumptions, strategy, gap, time_limit_s)
-
-    def planned() -> Plan:
-        found = source.replan(cluster)
-        if keep is not None:
-            keep_documents(graph, cluster, found, Path(keep))
-        return found
-
+    agreed = environment.plan_together(lambda: source.first_plan(cluster, keep))
     rebalancer = Rebalancing(model, environment, captured, source, cluster)
-    agreed = environment.plan_together(planned)
     return assemble(model, agreed, captured, environment, weights, rebalancer)
 
 

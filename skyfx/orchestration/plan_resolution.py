@@ -2,16 +2,24 @@
 
 import math
 import os
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import get_args
 
 from torch import nn
 
+from skyfx.measurement.cost_cache import check_cache_folder
 from skyfx.partitioning.plan_matching import check_plan
+from skyfx.partitioning.weights import Weights
+from skyfx.passes.planner_graph import to_planner_graph
 from skyfx.runtime.execution.microbatch import Batch
 from skyfx.solver.core import files
 from skyfx.solver.core.cluster import Cluster
+from skyfx.solver.core.field_checks import non_negative, one_of
+from skyfx.solver.core.files import require_folder
 from skyfx.solver.core.graph import Graph
+from skyfx.solver.core.pins import Pin
 from skyfx.solver.core.plan import Assumptions, Mode, Plan, Strategy
 from skyfx.solver.planning.planner import solve
 from skyfx.tracing.capture import Capture, capture
@@ -50,6 +58,45 @@ class PlanSource:
             raise KeyboardInterrupt
         return solution.plan
 
+    def first_plan(self, cluster: Cluster, keep: str | os.PathLike[str] | None) -> Plan:
+        """The plan; it and the files that it was made from are written to the folder `keep`."""
+        plan = self.replan(cluster)
+        if keep is not None:
+            for document, kind in ((self.graph, "graph"), (cluster, "cluster"), (plan, "plan")):
+                files.write(document, Path(keep) / f"{plan.graph.name}.{kind}.json", force=True)
+        return plan
+
+
+def check_files(
+    weights: str | os.PathLike[str] | None, keep: str | os.PathLike[str] | None
+) -> None:
+    """Refuse weights that cannot be read, and folders that cannot be written."""
+    if weights is not None:
+        Weights(weights).close()
+    if keep is not None:
+        require_folder("keep", keep)
+    check_cache_folder()
+
+
+def check_request(
+    assumptions: Assumptions, cluster: Cluster, strategy: Strategy, gap: float, time_limit_s: float
+) -> None:
+    """Refuse what the planner would refuse, before there is a graph."""
+    one_of("strategy", strategy, get_args(Strategy))
+    non_negative("gap", gap)
+    non_negative("time_limit_s", time_limit_s)
+    assumptions.check()
+    names = [device.name for device in cluster.devices]
+    for pin in map(Pin.of, assumptions.pins):
+        pin.check_device(names)
+
+
+def check_patterns(pins: Sequence[str], captured: Capture) -> None:
+    """Refuse pins that match no node."""
+    nodes = to_planner_graph(captured).nodes if pins else ()
+    for pin in map(Pin.of, pins):
+        pin.check_pattern(nodes)
+
 
 def capture_microbatch(
     model: nn.Module, batch: Batch, mode: Mode, num_microbatches: int
@@ -72,10 +119,3 @@ def given_plan(
     captured = capture_microbatch(model, batch, assumed.mode, assumed.microbatches)
     check_plan(read, captured, [device.name for device in cluster.devices])
     return read, captured
-
-
-def keep_documents(graph: Graph, cluster: Cluster, plan: Plan, folder: Path) -> None:
-    """Write a plan and the files that it was made from to a folder, over earlier ones."""
-    folder.mkdir(parents=True, exist_ok=True)
-    for document, kind in ((graph, "graph"), (cluster, "cluster"), (plan, "plan")):
-        files.write(document, folder / f"{plan.graph.name}.{kind}.json", force=True)
