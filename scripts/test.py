@@ -3,8 +3,8 @@
     python3 scripts/test.py [--fast | --long] [options of pytest]
 
 By default all tests run, and each property is tried on the same cases in each run. `--fast` is
-the inner loop: no test that starts a process, no benchmark, no slow test, a tenth of the cases.
-`--long` tries ten times the cases, others in each run.
+the inner loop: no test that starts a process, no benchmark, no slow test, a quarter of the cases.
+`--long` tries 25 times as many cases, others in each run.
 """
 
 import sys
