@@ -41,9 +41,9 @@ class Segment:
 
 
 def fit(segments: Sequence[Segment]) -> LinearFit | None:
-    """Fit the three numbers; None if there are too few segments."""
+    """Fit the three numbers; None if there are too few segments, or operators that take no time."""
     segments = [segment for segment in segments if segment.seconds > 0]
-    if len(segments) < FEWEST:
+    if len(segments) < FEWEST or not any(segment.alone_s > 0 for segment in segments):
         return None
     # With these columns, "not below zero" also limits the overhead to DISPATCH_S times the factor.
     rows = np.array([[s.alone_s, s.alone_s + DISPATCH_S * s.nodes, 1.0] for s in segments])

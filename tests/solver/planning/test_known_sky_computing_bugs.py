@@ -25,6 +25,7 @@ from skyfx.solver.methods import mip_backend, portfolio
 from skyfx.solver.methods.heuristics.baselines import dynamic
 from skyfx.solver.methods.milp import formulation
 from skyfx.solver.methods.milp.milp_method import integer_program
+from skyfx.solver.methods.requirements import Entry
 from skyfx.solver.problem.instance import UnitPlacement
 from skyfx.solver.problem.problem import Problem
 from skyfx.tracing.capture import capture
@@ -63,7 +64,7 @@ class Hasty(pulp.HiGHS):
 def by_program_alone(monkeypatch: pytest.MonkeyPatch) -> None:
     """Plans come from the integer program, and PuLP knows these solvers as well."""
     known = {kind.name: kind for kind in (Imprecise, Hasty)}
-    monkeypatch.setattr(portfolio, "METHODS", {"integer program": integer_program})
+    monkeypatch.setattr(portfolio, "METHODS", [Entry("integer program", integer_program)])
     monkeypatch.setattr(pulp, "listSolvers", lambda: list(known))
     monkeypatch.setattr(pulp, "getSolver", lambda name, **options: known[name](**options))
 

@@ -71,7 +71,10 @@ def test_no_plan_is_worse_than_a_device_alone_that_fits(
 ) -> None:
     a = replace(a, communication="relay", pins=())
     unlimited = replace(c, devices=tuple(replace(d, memory_bytes=None) for d in c.devices))
-    limit = part * 1.1 * peak(solve(g, unlimited, a).plan)
+    try:
+        limit = part * 1.1 * peak(solve(g, unlimited, a).plan)
+    except InfeasibleError:  # no device has the type that a node was measured on
+        return
     c = replace(c, devices=tuple(replace(d, memory_bytes=limit) for d in c.devices))
     for device in c.devices:
         try:
