@@ -76,7 +76,8 @@ class StepBound:
         self._rounds = problem.assumptions.microbatches
         self._full = problem.assumptions.overlap == "full"
         self._forward, self._backward = map(self._running, ("forward_s", "backward_s"))
-        self._barred = prefix_sums((~problem.allowed[:, order]).astype(float))
+        barred = ~problem.allowed | ~np.isfinite(problem.time_s)  # by pins, or without times
+        self._barred = prefix_sums(barred[:, order].astype(float))
         self._live_bytes = np.array(live_values(problem, order)[:2])
 
     def step_s(self, segments: Segments) -> float:

@@ -18,6 +18,7 @@ from tests.support.independent_validator import referee_faults
 from tests.support.planning_instances import (
     all_plans,
     assumptions,
+    cluster,
     clusters,
     cpus,
     graph,
@@ -116,3 +117,11 @@ def test_a_slow_link_is_reckoned_with(overlap: str) -> None:
     assert plan.simulated_s < search_assumptions.simulated_s
     assert validate(g, c, plan) == ()
     assert referee_faults(g, c, plan) == []
+
+
+def test_a_device_without_times_for_a_unit_gets_none() -> None:
+    g = graph([node("a", forward_s={"fast": 0.0}, backward_s={"fast": 1.0})])
+    c = cluster(Device(name="d0", type="fast"), Device(name="d1", type="slow"))
+    plan = solve(g, c, Assumptions(schedule="tapered", microbatches=1)).plan
+    assert [stage.device for stage in plan.stages] == ["d0"]
+    assert validate(g, c, plan) == ()
