@@ -204,7 +204,9 @@ def compared(case: Case) -> Iterator[Sequence[str]]:
 
 def main() -> None:
     """Print the table, and with `--write` keep it in docs/."""
-    parser = argparse.ArgumentParser(description="skyfx on a GPU beside a CPU")
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks.beside_gpu", description="skyfx on a GPU beside a CPU"
+    )
     parser.add_argument("--write", action="store_true", help=f"write {RESULT.name}")
     options = parser.parse_args()
     rows: list[Sequence[str]] = []

@@ -39,7 +39,7 @@ CLUSTERS: dict[str, tuple[Sequence[Host], Sequence[str]]] = {
 
 def main() -> None:
     """Run the clusters, print the table, and with `--write` keep it in docs/."""
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.fidelity", description=__doc__)
     parser.add_argument(
         "--keep", type=Path, default="fidelity", help="folder for all figures, graphs and plans"
     )

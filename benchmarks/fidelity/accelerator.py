@@ -66,7 +66,9 @@ def loss_fn(outputs: Any, targets: Tensor) -> Tensor:
 
 def main() -> None:
     """Print a line for each plan, and keep all figures in a file."""
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks.fidelity.accelerator", description=__doc__
+    )
     parser.add_argument("--rows", type=Path, required=True, help="JSON file to write")
     rows = []
     arguments = parser.parse_args()

@@ -29,7 +29,9 @@ NAMES = ("cpu", "cpu", "cpu", "cpu")
 
 def main() -> None:
     """Print a line for each plan, and keep all figures in a file."""
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks.fidelity.alone", description=__doc__
+    )
     parser.add_argument("--rows", type=Path, required=True, help="JSON file to write")
     arguments = parser.parse_args()
     os.sched_setaffinity(0, {max(os.sched_getaffinity(0))})

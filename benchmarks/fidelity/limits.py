@@ -47,7 +47,10 @@ of the same plan's where devices have no limits, so that malloc keeps what is fr
 
 def main() -> None:
     """Run all models at all limits, with both settings of malloc."""
-    parser = argparse.ArgumentParser(description="plans within memory limits, run under them")
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks.fidelity.limits",
+        description="plans within memory limits, run under them",
+    )
     parser.add_argument("--write", action="store_true", help=f"write {RESULT.name}")
     parser.add_argument("--only", default="", help="models whose name contains this")
     options = parser.parse_args()

@@ -27,7 +27,9 @@ Row = dict[str, Any]
 
 def main() -> None:
     """Run the clusters, print the table, and with `--write` keep it in docs/."""
-    parser = argparse.ArgumentParser(description="skyfx and its rivals on unlike hosts")
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks.hosts", description="skyfx and its rivals on unlike hosts"
+    )
     parser.add_argument("--rows", type=Path, default="hosts.jsonl", help="what has been run")
     parser.add_argument("--only", default="", help="clusters that have this in their names")
     parser.add_argument("--write", action="store_true", help=f"write {RESULT.name}")

@@ -42,7 +42,7 @@ MOST_BYTES, SHARE = 2**28, 8
 """Bytes of parameters that are made up for a segment: at most MOST_BYTES, and one SHARE-th of the
 device's free memory."""
 
-BLOCK_S, QUOTA_S, MOST_S = 0.01, 0.1, 0.3
+BLOCK_S, QUOTA_S, MOST_S = 0.01, 0.1, 0.08
 """Seconds of a block of micro-batches, QUOTA_S under a quota of CPU time; of all blocks at most
 MOST_S, if their median is not settled before. A container with a quota runs at full speed for some
 milliseconds of each 0.1 s and then not at all: only a block of that length shows its speed."""

@@ -16,18 +16,19 @@ from torch.utils.benchmark.utils.common import set_torch_threads
 
 from skyfx.runtime import pytree
 
-BLOCK_S, CLOCK_SHARE = 0.001, 1e-3
+BLOCK_S, CLOCK_SHARE = 0.0005, 1e-3
 """A block of calls takes at least BLOCK_S, and reading the clock (on an accelerator, waiting for
 it) at most CLOCK_SHARE of that."""
 
-MOST_S, MIN_RUNS = 0.02, 5
+MOST_S, MIN_RUNS = 0.01, 5
 """Blocks are repeated at least MIN_RUNS times, then until the median is settled or MOST_S is up."""
 
 LONG_S, LONG_RUNS = 0.02, 3
 """A call that takes LONG_S is steady, and LONG_RUNS of it are enough."""
 
-SETTLED = 0.01
-"""A median is settled when its standard error, estimated from the quartiles, is 1 % of it."""
+SETTLED = 0.02
+"""A median is settled when its standard error, estimated from the quartiles, is 2 % of it. A stage
+has many operators, and their errors do not add up but by their squares."""
 
 Gradients = Callable[[], Sequence[Tensor | None]]
 """Computes the gradients of some tensors, None where none flows."""

@@ -12,6 +12,9 @@ from skyfx.solver.methods.limits import Limits
 from skyfx.solver.problem.problem import Problem
 
 MAX_LEVEL_STATES = 5000
+MAX_IDEALS = 3_000_000
+"""Ideals that are listed: to list them takes some seconds and a quarter of a gigabyte."""
+
 MAX_CELLS = 600_000_000
 """States times ideals; a cell takes a byte."""
 
@@ -61,10 +64,11 @@ class ProblemFeatures:
         return BitIdeals(self.problem)
 
     def levels(self, at_most: int, limits: Limits) -> list[tuple[Any, Any]] | None:
-        """All ideals by size, as `BitIdeals.levels`; None for more than `at_most`.
+        """All ideals by size, as `BitIdeals.levels`; None for more than `at_most`, or MAX_IDEALS.
 
         They are enumerated once, and again only where more of them are allowed than before.
         """
+        at_most = min(at_most, MAX_IDEALS)
         if self._levels is None and at_most > self._fewer_than_all:
             self._levels = self.lattice.levels(at_most, limits)
             self._fewer_than_all = at_most if self._levels is None else 0

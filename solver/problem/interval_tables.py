@@ -9,9 +9,9 @@ from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
-from numba import njit
 
 from skyfx.solver.costs.moves import Crossing, move_s
+from skyfx.solver.kernels import kernel
 from skyfx.solver.problem.instance import Floats
 from skyfx.solver.problem.problem import Problem
 
@@ -90,7 +90,7 @@ def _cheapest(wires: Floats, crossing: Crossing) -> tuple[Floats, Floats]:
     return receive, send
 
 
-@njit(cache=True)
+@kernel()
 def move(d: int, e: int, i: int, crossing: Any, wires: Any) -> float:
     """Seconds to move what crosses at cut i from device d to e, and its gradients back."""
     forward, backward = crossing.forward[i], crossing.backward[i]

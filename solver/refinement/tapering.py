@@ -90,12 +90,13 @@ class StepBound:
         backward = self._backward[d, end] - self._backward[d, begin]
         there = self._moves(d[:-1], d[1:], cut, 0)
         back = self._moves(d[1:], d[:-1], cut, 1)
+        moved_back = self._sizes(cut, 1) * self._problem.wires[1, d[1:], d[:-1]]
         both, moving = forward + backward, there + back
         before = np.concatenate([[0.0], np.cumsum(both[:-1] + moving)])
         latency = before[-1] + both[-1]
         waits = self._rounds - 1
-        if self._full:  # moves of other micro-batches go on meanwhile
-            again, last = both, max(backward.max(), back.max(initial=0.0))
+        if self._full:  # moves of other micro-batches go on meanwhile, and no latency holds a link
+            again, last = both, max(backward.max(), moved_back.max(initial=0.0))
         else:
             again = both + np.append(moving, 0.0) + np.append(0.0, moving)
             last = (backward + np.append(back, 0.0) + np.append(0.0, back)).max()
@@ -103,9 +104,14 @@ class StepBound:
 
     def _moves(self, source: Any, target: Any, cut: Any, way: int) -> Floats:
         """Seconds of what crosses the cuts, forward (0) or back (1)."""
-        size_bytes = self._live_bytes[way, cut]
+        size_bytes = self._sizes(cut, way)
         moved: Floats = send_s(self._problem.wires[:, source, target], size_bytes > 0, size_bytes)
         return moved
+
+    def _sizes(self, cut: Any, way: int) -> Floats:
+        """Bytes of it."""
+        sizes: Floats = self._live_bytes[way, cut]
+        return sizes
 
     def _running(self, part: str) -> Floats:
         """Seconds of the units before each cut, `(D, n + 1)`; none where a device may not run."""

@@ -1,91 +1,121 @@
-"""The examples, as a user runs them."""
+"""The examples, in this process; the walk runs their commands as a user does."""
 
+import runpy
 import subprocess
 import sys
+from collections.abc import Callable
+from contextlib import chdir
 from pathlib import Path
+from unittest import mock
 
 import pytest
+import torch
 
 from tests.support import ROOT
+from tests.support.cli_runner import run_command
+
+Run = Callable[..., str]
 
 
-def run(folder: Path, *command: str) -> str:
-    """What it prints; in a folder of its own."""
-    done = subprocess.run(
-        [sys.executable, *command], cwd=folder, capture_output=True, text=True, check=False
-    )
-    assert done.returncode == 0, done.stdout + done.stderr
-    return done.stdout
+@pytest.fixture
+def run(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Run:
+    """Runs an example in a folder of its own, and returns what it prints."""
+
+    def called(name: str, *arguments: str) -> str:
+        path, threads = str(ROOT / "examples" / name), torch.get_num_threads()
+        capsys.readouterr()
+        try:
+            with (
+                chdir(tmp_path),
+                mock.patch.object(sys, "argv", [path, *arguments]),
+                mock.patch.object(sys, "path", [str(ROOT / "examples"), *sys.path]),
+            ):
+                runpy.run_path(path, run_name="__main__")
+        finally:
+            torch.set_num_threads(threads)
+        return capsys.readouterr().out
+
+    return called
 
 
-def example(name: str) -> str:
-    return str(ROOT / "examples" / name)
-
-
-def test_quickstart(tmp_path: Path) -> None:
-    said = run(tmp_path, example("quickstart.py"))
+def test_quickstart(run: Run) -> None:
+    said = run("quickstart.py")
     losses = [float(line.split()[-1]) for line in said.splitlines() if "  loss " in line]
     assert losses[-1] < losses[0]
     assert "inferred (16, 32, 8)" in said
 
 
-def test_fine_tuning_equals_plain_torch(tmp_path: Path) -> None:
-    said = run(tmp_path, example("word_senses.py"), "--steps", "1")
+def test_fine_tuning_equals_plain_torch(run: Run) -> None:
+    said = run("word_senses.py", "--steps", "1")
     assert "gap" in said
     assert "largest difference to one device's loss: 0.0e+00" in said
 
 
-def test_an_image_model_learns_to_read_digits(tmp_path: Path) -> None:
-    said = run(tmp_path, example("digits.py"), "--steps", "40")
+def test_an_image_model_learns_to_read_digits(run: Run) -> None:
+    said = run("digits.py", "--steps", "40")
     share = float(said.rpartition("right about ")[2].partition("%")[0])
     assert share > 70  # guessing: 10
 
 
-def test_a_network_learns_from_files_in_the_format_of_cifar_10(tmp_path: Path) -> None:
-    said = run(tmp_path, example("cifar.py"))
+def test_a_network_learns_from_files_in_the_format_of_cifar_10(run: Run) -> None:
+    said = run("cifar.py")
     share = float(said.rpartition("right about ")[2].partition("%")[0])
     assert share > 70  # guessing: 10
 
 
-def test_an_offline_plan_is_run(tmp_path: Path) -> None:
+def test_an_offline_plan_is_run(tmp_path: Path, run: Run) -> None:
     graph, cluster, plan = "net.graph.json", "two.cluster.json", "net.plan.json"
-    model = f"{example('offline_plan.py')}:build"
-    run(
-        tmp_path,
-        *("-m", "skyfx", "capture", model, "-d", "cpu", "-d", "cpu"),
-        *("-o", graph, "--cluster", cluster),
+    model = f"{ROOT / 'examples/offline_plan.py'}:build"
+    made = (
+        ("capture", model, "-d", "cpu", "-d", "cpu", "-o", graph, "--cluster", cluster),
+        ("solve", graph, cluster, "-o", plan),
     )
-    run(tmp_path, "-m", "skyfx", "solve", graph, cluster, "-o", plan)
-    assert "loss" in run(tmp_path, example("offline_plan.py"), plan)
+    for arguments in made:
+        done = run_command(*arguments, folder=tmp_path)
+        assert done.returncode == 0, done.stderr
+    assert "loss" in run("offline_plan.py", plan)
 
 
 def losses(said: str) -> list[str]:
     return [line for line in said.splitlines() if line.startswith("step ")]
 
 
-def test_fine_tuning_on_glue_equals_one_device_and_goes_on_in_mid_epoch(tmp_path: Path) -> None:
+def test_fine_tuning_on_glue_equals_one_device_and_goes_on_in_mid_epoch(run: Run) -> None:
     """Losses and accuracy of a whole epoch in every digit, dropout included."""
-    script = example("bert_mnli.py")
-    whole = run(tmp_path, script, "--layers", "2", "--compare")
+    whole = run("bert_mnli.py", "--layers", "2", "--compare")
     assert "largest difference to one device's loss: 0.0e+00" in whole
     pipelined, alone = (line.partition(": ")[2] for line in whole.splitlines() if ": loss " in line)
     assert pipelined == alone
     expected = [line.partition("  one device")[0] for line in losses(whole)]
     assert len(expected) == 8
-    first = run(tmp_path, script, "--layers", "2", "--run", "kept", "--max-steps", "3")
-    second = run(tmp_path, script, "--layers", "2", "--run", "kept")
+    first = run("bert_mnli.py", "--layers", "2", "--run", "kept", "--max-steps", "3")
+    second = run("bert_mnli.py", "--layers", "2", "--run", "kept")
     assert (losses(first), losses(second)) == (expected[:3], expected[3:])
     assert pipelined in second
 
 
-def test_streams(tmp_path: Path) -> None:
-    assert "12 batches: " in run(tmp_path, example("streaming.py"))
+def test_streams(run: Run) -> None:
+    assert "12 batches: " in run("streaming.py")
 
 
-@pytest.mark.parametrize("launcher", [(), ("-m", "torch.distributed.run", "--standalone")])
-def test_your_own_hosts(tmp_path: Path, launcher: tuple[str, ...]) -> None:
-    processes = ("--nproc-per-node=2",) if launcher else ()
-    said = run(tmp_path, *launcher, *processes, example("hosts.py"))
-    assert [line.split()[1] for line in said.splitlines() if line.startswith("step ")] == [
-        str(step) for step in range(10)
-    ]
+def assert_ten_steps(said: str) -> None:
+    steps = [line.split()[1] for line in said.splitlines() if line.startswith("step ")]
+    assert steps == [str(step) for step in range(10)]
+
+
+def test_your_own_hosts_are_one_host(run: Run) -> None:
+    assert_ten_steps(run("hosts.py"))
+
+
+def test_your_own_hosts(tmp_path: Path) -> None:
+    script = str(ROOT / "examples/hosts.py")
+    launcher = ("-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2")
+    done = subprocess.run(
+        [sys.executable, *launcher, script],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert_ten_steps(done.stdout)

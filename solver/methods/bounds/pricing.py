@@ -11,8 +11,8 @@ import math
 from typing import Any, NamedTuple
 
 import numpy as np
-from numba import njit
 
+from skyfx.solver.kernels import kernel
 from skyfx.solver.problem.instance import Floats
 from skyfx.solver.problem.problem import Problem
 from skyfx.solver.problem.tolerances import BOUND_SAFETY
@@ -38,7 +38,7 @@ def work_shares(problem: Problem) -> Floats:
     return prices
 
 
-@njit(cache=True)
+@kernel()
 def best_columns(earned: Any, bottleneck: float, tables: Any) -> Columns:
     """The interval of most value for each device in each role.
 
@@ -69,7 +69,7 @@ def best_columns(earned: Any, bottleneck: float, tables: Any) -> Columns:
     return Columns(value, start, end)
 
 
-@njit(cache=True)
+@kernel()
 def assign_roles(gains: Any) -> tuple[float, Any]:
     """The largest gain of a choice of different devices for the roles, of `gains[role, d]`.
 
@@ -111,7 +111,7 @@ def assign_roles(gains: Any) -> tuple[float, Any]:
     return float(gain), -v[1:]
 
 
-@njit(cache=True)
+@kernel()
 def _between(d: int, p: int, earned: Any, bottleneck: float, tables: Any) -> tuple[float, int, int]:
     """The interval `[start, end)` of most value on device d with the memory `need[p]`."""
     w, need, limit, last = tables.prefix_time, tables.need, tables.limit, len(earned) - 2
@@ -133,7 +133,7 @@ def _between(d: int, p: int, earned: Any, bottleneck: float, tables: Any) -> tup
     return best, start, end
 
 
-@njit(cache=True)
+@kernel()
 def _begins(d: int, bottleneck: float, tables: Any) -> int:
     """The last end of an interval from the first unit on, which receives nothing."""
     w, n = tables.prefix_time, tables.prefix_time.shape[1] - 1
@@ -144,7 +144,7 @@ def _begins(d: int, bottleneck: float, tables: Any) -> int:
     return 0
 
 
-@njit(cache=True)
+@kernel()
 def _ends(d: int, bottleneck: float, tables: Any) -> int:
     """The first start of an interval up to the last unit, which sends nothing."""
     w, need, n = tables.prefix_time, tables.need, tables.prefix_time.shape[1] - 1

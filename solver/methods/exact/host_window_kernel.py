@@ -13,9 +13,9 @@ to `first[x + 1]`.
 from typing import Any, NamedTuple
 
 import numpy as np
-from numba import njit
 
 from skyfx.solver.costs.moves import send_s
+from skyfx.solver.kernels import kernel
 from skyfx.solver.methods.ideals.bitset_ideals import has, within
 
 
@@ -83,7 +83,7 @@ class WindowArrays(NamedTuple):
     """Weighted work in the ideal and of writing."""
 
 
-@njit(cache=True)
+@kernel()
 def crossing(members: Any, producer: Any, readers: Any, first: Any, values: Any) -> int:
     """List the values that cross after each ideal; how many, or -1 if `values` is too short."""
     num = 0
@@ -99,7 +99,7 @@ def crossing(members: Any, producer: Any, readers: Any, first: Any, values: Any)
     return num
 
 
-@njit(cache=True)
+@kernel()
 def reach(begin: int, end: int, rules: Any, bounds: Any, devices: Any, tables: Any) -> None:
     """Update `best` by all stages that end at an ideal from `begin` down to `end`, exclusive.
 
@@ -136,7 +136,7 @@ def reach(begin: int, end: int, rules: Any, bounds: Any, devices: Any, tables: A
             _stage(promising[k], y, rules, bounds, devices, tables)
 
 
-@njit(cache=True)
+@kernel()
 def _promising(
     y: int, promising: Any, num: int, rules: Any, bounds: Any, devices: Any, tables: Any
 ) -> int:
@@ -165,7 +165,7 @@ def _promising(
     return kept
 
 
-@njit(cache=True)
+@kernel()
 def _stage(x: int, y: int, rules: Any, bounds: Any, devices: Any, tables: Any) -> None:
     """The stage between two ideals, on each device and before each state that allow it."""
     bottleneck, proven, overlaps = rules
@@ -196,7 +196,7 @@ def _stage(x: int, y: int, rules: Any, bounds: Any, devices: Any, tables: Any) -
                 best[x, then], after[x, then], group[x, then] = value, y, g
 
 
-@njit(cache=True)
+@kernel()
 def _drop(y: int, best: Any, devices: Any) -> None:
     """Drop states that are no better than a state with fewer devices."""
     least = best[y].copy()  # of each state and of those with fewer devices
@@ -207,7 +207,7 @@ def _drop(y: int, best: Any, devices: Any) -> None:
                 least[then], best[y, then] = least[c], np.inf
 
 
-@njit(cache=True)
+@kernel()
 def _moved(x: int, y: int, bounds: Any, devices: Any) -> Any:
     """Tensors and bytes that a stage writes, and tensors and bytes that it reads."""
     writes = written = reads = read = 0.0
@@ -227,7 +227,7 @@ def _moved(x: int, y: int, bounds: Any, devices: Any) -> Any:
     return writes, written, reads, read
 
 
-@njit(cache=True)
+@kernel()
 def _fits(x: int, y: int, g: int, c: int, bounds: Any, devices: Any) -> bool:
     """Whether the stage fits the memory of a device of group g, the last device that c counts."""
     limit = devices.limit[g]

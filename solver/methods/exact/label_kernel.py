@@ -26,8 +26,8 @@ import math
 from typing import Any, NamedTuple
 
 import numpy as np
-from numba import njit
 
+from skyfx.solver.kernels import kernel
 from skyfx.solver.methods.ideals.device_states import StateArrays
 from skyfx.solver.methods.ideals.order_ideals import Covers
 
@@ -93,7 +93,7 @@ class LabelArrays(NamedTuple):
     cells: Cells
 
 
-@njit(cache=True)
+@kernel()
 def propagate(begin: int, end: int, used: int, rules: Any, tables: Any) -> int:
     """Add the labels of states `begin` to `end` after `used` labels; how many now, or OVERFLOW."""
     states, covers, costs, (t, a, m, back), (start, count) = tables
@@ -124,7 +124,7 @@ def propagate(begin: int, end: int, used: int, rules: Any, tables: Any) -> int:
     return int(used)
 
 
-@njit(cache=True, inline="always")
+@kernel(inline=True)
 def _reached(states: Any, covers: Any, count: Any, s: int, i: int) -> bool:
     """Whether any label can come to a cell; most have none, and this is the quick way out."""
     first, target, _ = covers
@@ -138,7 +138,7 @@ def _reached(states: Any, covers: Any, count: Any, s: int, i: int) -> bool:
     return bool(begin[s] == begin[s + 1])
 
 
-@njit(cache=True)
+@kernel()
 def _close_stage(rules: Any, tables: Any, s: int, i: int, opened: Any) -> int:
     """Open a stage of state s that ends at ideal i: a label closes, or the pipeline ends."""
     (group, _, first, successor), _, costs, (t, a, _, _), (start, count) = tables
@@ -169,7 +169,7 @@ def _close_stage(rules: Any, tables: Any, s: int, i: int, opened: Any) -> int:
     return num
 
 
-@njit(cache=True)
+@kernel()
 def _add(opened: Any, num: int, t: float, a: float, m: float, back: int) -> int:
     """Add a label unless another is as good; drop those that it makes useless."""
     ts, as_, ms, backs = opened
@@ -188,7 +188,7 @@ def _add(opened: Any, num: int, t: float, a: float, m: float, back: int) -> int:
     return kept + 1
 
 
-@njit(cache=True)
+@kernel()
 def _prune(rules: Any, costs: Any, opened: Any, num: int, g: int, s: int, i: int) -> int:
     """Keep the labels that leave enough weighted time for the units in ideal i."""
     ts, as_, ms, backs = opened
@@ -203,7 +203,7 @@ def _prune(rules: Any, costs: Any, opened: Any, num: int, g: int, s: int, i: int
     return kept
 
 
-@njit(cache=True)
+@kernel()
 def _reduce(opened: Any, num: int, rules: Any) -> int:
     """At most `width` labels: the two nearest become one of them, or their minimum for a proof.
 
@@ -233,7 +233,7 @@ def _reduce(opened: Any, num: int, rules: Any) -> int:
     return num
 
 
-@njit(cache=True)
+@kernel()
 def complete_labels(rules: Any, tables: Any, labels: Any) -> int:
     """Write the best whole plans' labels to `labels`, least sum first; returns how many."""
     states, _, costs, pool, cells = tables
@@ -256,7 +256,7 @@ def complete_labels(rules: Any, tables: Any, labels: Any) -> int:
     return num
 
 
-@njit(cache=True)
+@kernel()
 def backtrack(label: int, tables: Any, path: Any) -> int:
     """Write the cells `(state, ideal)` of a plan to `path`, first stage first; returns how many."""
     states, covers, _, pool, cells = tables

@@ -26,7 +26,7 @@ from skyfx.solver.methods.exact.level_kernel import (
     crossing_sums,
     descend,
 )
-from skyfx.solver.methods.features import MAX_CELLS, MAX_LEVEL
+from skyfx.solver.methods.features import MAX_CELLS, MAX_IDEALS, MAX_LEVEL
 from skyfx.solver.methods.ideals.bitset_ideals import BitIdeals, covers
 from skyfx.solver.methods.ideals.device_states import States
 from skyfx.solver.methods.limits import Limits
@@ -35,8 +35,8 @@ from skyfx.solver.problem.instance import UnitPlacement
 from skyfx.solver.problem.problem import Problem
 from skyfx.solver.problem.tolerances import BOUND_SAFETY
 
-QUICK_CELLS = 120_000_000
-"""States times ideals that take a short time."""
+QUICK_CELLS, QUICK_IDEALS = 120_000_000, 1_500_000
+"""States times ideals, and ideals, that take a short time."""
 
 PART = 1_000_000
 """Cells between two looks at the clock."""
@@ -44,19 +44,20 @@ PART = 1_000_000
 
 def level_dp(task: SearchState) -> Iterator[MethodUpdate]:
     """Find and prove the best bottleneck, where all ideals can be listed and are few."""
-    yield from _level_dp(task, QUICK_CELLS)
+    yield from _level_dp(task, QUICK_CELLS, QUICK_IDEALS)
 
 
 def large_level_dp(task: SearchState) -> Iterator[MethodUpdate]:
     """As `level_dp`, with many ideals; `label_dp` is faster where few units have to be relaxed."""
-    yield from _level_dp(task, MAX_CELLS)
+    yield from _level_dp(task, MAX_CELLS, MAX_IDEALS)
 
 
-def _level_dp(task: SearchState, most_cells: int) -> Iterator[MethodUpdate]:
+def _level_dp(task: SearchState, max_cells: int, max_ideals: int) -> Iterator[MethodUpdate]:
     num_states = task.features.num_states
-    levels = task.features.levels(most_cells // num_states, task.limits)
+    at_most = min(max_ideals, max_cells // num_states)
+    levels = task.features.levels(at_most, task.limits)
     if levels is None:
-        yield MethodUpdate(remark=f"more than {most_cells // num_states} ideals")
+        yield MethodUpdate(remark=f"more than {at_most} ideals")
         return
     sizes = [len(ideals) for ideals, _ in levels]
     remark = f"{sum(sizes)} ideals x {num_states} states of devices"

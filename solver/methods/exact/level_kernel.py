@@ -12,9 +12,9 @@ Legend: `x` ideal, `s`, `r` states, r a successor of s; `g`, `h` groups of ident
 from typing import Any, NamedTuple
 
 import numpy as np
-from numba import njit
 
 from skyfx.solver.costs.moves import Crossing, move_s
+from skyfx.solver.kernels import kernel
 from skyfx.solver.methods.ideals.bitset_ideals import has, within
 from skyfx.solver.methods.ideals.device_states import StateArrays
 from skyfx.solver.methods.ideals.order_ideals import Covers
@@ -69,7 +69,7 @@ class LevelCosts(NamedTuple):
     """Weighted work that the devices of a state can do in T, `(S,)`."""
 
 
-@njit(cache=True)
+@kernel()
 def crossing_sums(members: Any, values: Any) -> Any:
     """What crosses the boundary after each ideal, `(N,)` each."""
     sums = np.zeros((4, len(members)))
@@ -94,7 +94,7 @@ def crossing_sums(members: Any, values: Any) -> Any:
     return crossing
 
 
-@njit(cache=True)
+@kernel()
 def descend(
     begin: int, end: int, rules: Any, level: Any, costs: Any, above: Any, least: Any, how: Any
 ) -> None:

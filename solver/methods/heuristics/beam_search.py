@@ -18,8 +18,8 @@ from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 import numpy as np
-from numba import njit
 
+from skyfx.solver.kernels import kernel
 from skyfx.solver.methods.bounds.pricing import ANY, BEGIN, assign_roles, best_columns, work_shares
 from skyfx.solver.methods.bounds.simple_bounds import largest_unit
 from skyfx.solver.methods.limits import Limits
@@ -199,7 +199,7 @@ def _best(children: _States, count: int, width: int) -> Any:
     return rows[np.sort(first)[:width]]
 
 
-@njit(cache=True)
+@kernel()
 def expand(
     stage: int, states: Any, children: Any, bottleneck: float, value: Any, earned: Any, of: Any
 ) -> int:
@@ -242,7 +242,7 @@ def expand(
     return count
 
 
-@njit(cache=True)
+@kernel()
 def _furthest(w: Any, time: float, need: Any, room: float, start: int) -> int:
     """The furthest end that time without sending, and memory, allow."""
     low, high = start, len(w) - 1
@@ -255,7 +255,7 @@ def _furthest(w: Any, time: float, need: Any, room: float, start: int) -> int:
     return low
 
 
-@njit(cache=True)
+@kernel()
 def _reached(e: int, start: int, left: float, need: Any, of: Any) -> int:
     """Where a stage of device e may end at the furthest that has so much time left."""
     w, send = of.prefix_time[e], of.send[e]

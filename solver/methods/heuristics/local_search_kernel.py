@@ -8,8 +8,8 @@ import math
 from typing import Any, NamedTuple
 
 import numpy as np
-from numba import njit
 
+from skyfx.solver.kernels import kernel
 from skyfx.solver.problem.instance import Floats
 
 DOUBLINGS = 5
@@ -63,7 +63,7 @@ class Marks(NamedTuple):
     value: Any
 
 
-@njit(cache=True)
+@kernel()
 def shift(devices: Any, stage_of: Any, heat: float, rounds: int, seed: int, of: Any) -> int:
     """Try so many moves at one temperature; returns how many were made."""
     np.random.seed(seed)
@@ -88,7 +88,7 @@ def shift(devices: Any, stage_of: Any, heat: float, rounds: int, seed: int, of: 
     return made
 
 
-@njit(cache=True)
+@kernel()
 def _swap(devices: Any, stage_of: Any, sums: Any, norm: float, heat: float, of: Any) -> float:
     """Swap the devices of two stages; returns the new norm, or -1 if not accepted."""
     i, j = np.random.randint(len(devices)), np.random.randint(len(devices))
@@ -103,7 +103,7 @@ def _swap(devices: Any, stage_of: Any, sums: Any, norm: float, heat: float, of: 
     return -1.0
 
 
-@njit(cache=True)
+@kernel()
 def _carry(
     moved: Any,
     to: int,
@@ -149,13 +149,13 @@ def _carry(
     return -1.0
 
 
-@njit(cache=True)
+@kernel()
 def _accept(old: float, new: float, heat: float) -> bool:
     """Whether to accept a move; a better one always."""
     return bool(new <= old or (old > 0 and np.random.random() < math.exp((1 - new / old) / heat)))
 
 
-@njit(cache=True)
+@kernel()
 def _closure(unit: int, to: int, stage_of: Any, moved: Any, marks: Any, stamp: int, of: Any) -> int:
     """The units of a stage that have to move with one; 0 if they are too many."""
     up, k = to < stage_of[unit], stage_of[unit]
@@ -175,7 +175,7 @@ def _closure(unit: int, to: int, stage_of: Any, moved: Any, marks: Any, stamp: i
     return count
 
 
-@njit(cache=True)
+@kernel()
 def _crosses(v: int, b: int, stage_of: Any, num: int, of: Any) -> bool:
     """Whether a value crosses the boundary after stage b."""
     if of.producer[v] >= 0 and stage_of[of.producer[v]] > b:
@@ -188,7 +188,7 @@ def _crosses(v: int, b: int, stage_of: Any, num: int, of: Any) -> bool:
     return False
 
 
-@njit(cache=True)
+@kernel()
 def totals(devices: Any, stage_of: Any, of: Any) -> Totals:
     """Add up the stages and the boundaries of a plan."""
     num = len(devices)
@@ -204,7 +204,7 @@ def totals(devices: Any, stage_of: Any, of: Any) -> Totals:
     return Totals(compute, memory, crossing)
 
 
-@njit(cache=True)
+@kernel()
 def _norm(devices: Any, sums: Any, of: Any) -> float:
     """The norm of the stages' times."""
     num = len(devices)

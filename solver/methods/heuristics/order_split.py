@@ -1,4 +1,4 @@
-"""The best cuts for one order of the devices, each of which may be left out.
+"""The best cuts for one order of the devices, each of which may be left out or only relay.
 
 order of the units     a b c | d e f g | h i j
 order of the devices     p   |    r    |   s        q has nothing to do
@@ -19,8 +19,8 @@ from contextlib import suppress
 from typing import Any
 
 import numpy as np
-from numba import njit
 
+from skyfx.solver.kernels import kernel
 from skyfx.solver.methods.bisection import ORDER_SPLIT, Bisection
 from skyfx.solver.methods.bounds.simple_bounds import bottleneck_bound
 from skyfx.solver.methods.heuristics.annealing import Assessed, Cooling, anneal
@@ -193,7 +193,7 @@ class _OrderSearch:
         return search.high
 
 
-@njit(cache=True)
+@kernel()
 def cheapest(devices: Any, bottleneck: float, full: bool, of: Any) -> tuple[Any, Any, Any]:
     """The labels of all devices at all cuts.
 
@@ -225,7 +225,7 @@ def cheapest(devices: Any, bottleneck: float, full: bool, of: Any) -> tuple[Any,
             if came == math.inf:
                 continue
             opened = 0.0 if full else received
-            for j in range(i + 1, n + 1):
+            for j in range(max(i, 1), n + 1):  # from i on: a stage may only pass values on
                 took = w[j] - w[i]
                 if opened + took > bottleneck or need[j] - need[i] > limit:
                     break

@@ -6,8 +6,8 @@ from functools import cached_property
 from typing import Any
 
 import numpy as np
-from numba import njit
 
+from skyfx.solver.kernels import kernel
 from skyfx.solver.methods.ideals.device_states import States
 from skyfx.solver.methods.ideals.order_ideals import Covers, Ideals, bits, floating, neighbours
 from skyfx.solver.methods.limits import Limits
@@ -108,13 +108,13 @@ class BitIdeals:
         return Ideals.chain(self.problem, members).placement(stages, bottleneck, moves_s)
 
 
-@njit(cache=True, inline="always")
+@kernel(inline=True)
 def has(bits: Any, i: int) -> bool:
     """Whether unit i is in a set."""
     return bool((bits[i >> 6] >> np.uint64(i & 63)) & ONE)
 
 
-@njit(cache=True)
+@kernel()
 def _hash(bits: Any) -> Any:
     key = np.uint64(0x243F6A8885A308D3)
     for x in range(len(bits)):
@@ -123,7 +123,7 @@ def _hash(bits: Any) -> Any:
     return key
 
 
-@njit(cache=True)
+@kernel()
 def _slot(bits: Any, rows: Any, table: Any) -> int:
     """The slot of a set in the hash table, or the free slot for it."""
     num = len(table)
@@ -140,7 +140,7 @@ def _slot(bits: Any, rows: Any, table: Any) -> int:
     return int(k)
 
 
-@njit(cache=True)
+@kernel()
 def ascend(ideals: Any, ready: Any, reads: Any, readers: Any, at_most: int) -> Any:
     """The ideals with one unit more than these; the first `at_most + 1` of them.
 
@@ -187,7 +187,7 @@ def ascend(ideals: Any, ready: Any, reads: Any, readers: Any, at_most: int) -> A
     return rows[:num], nexts[:num]
 
 
-@njit(cache=True)
+@kernel()
 def _twice(rows: Any) -> Any:
     """The same rows and as many empty ones."""
     larger = np.empty((2 * len(rows), rows.shape[1]), dtype=np.uint64)
@@ -195,7 +195,7 @@ def _twice(rows: Any) -> Any:
     return larger
 
 
-@njit(cache=True, inline="always")
+@kernel(inline=True)
 def lowest(word: Any) -> int:
     """The index of the lowest bit."""
     power, x = word & (~word + ONE), 0
@@ -206,7 +206,7 @@ def lowest(word: Any) -> int:
     return x
 
 
-@njit(cache=True)
+@kernel()
 def covers(ideals: Any, ready: Any, larger: Any) -> Any:
     """The covers of each ideal: the ideals of the next level with one unit more.
 
@@ -243,7 +243,7 @@ def covers(ideals: Any, ready: Any, larger: Any) -> Any:
     return Covers(first, target[:num], unit[:num])
 
 
-@njit(cache=True, inline="always")
+@kernel(inline=True)
 def within(small: Any, large: Any) -> bool:
     """Whether a set is within another."""
     for x in range(len(small)):  # noqa: SIM110 (numba compiles no generators)

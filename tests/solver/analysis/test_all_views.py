@@ -19,7 +19,7 @@ from skyfx.solver.core import files
 from skyfx.solver.core.chrome_trace import chrome_trace, read_trace
 from skyfx.solver.core.plan import SCHEDULES_WITH_COUNTS, Schedule
 from skyfx.solver.core.plan_table import COLUMNS
-from skyfx.solver.errors import InfeasibleError
+from skyfx.solver.errors import InfeasibleError, NoPlanError
 from tests.support.html_reader import HtmlReader
 from tests.support.planning_instances import (
     all_plans,
@@ -125,7 +125,7 @@ def test_plans_of_the_solver_are_shown(
     a = replace(a, schedule=schedule) if relay and a.training else a
     try:
         plan = solve(g, c, a, time_limit_s=2.0).plan
-    except (InfeasibleError, ValueError):
+    except (InfeasibleError, NoPlanError, ValueError):
         return
     assert_shown(g, c, plan, tmp_path_factory.mktemp("views"))
 
