@@ -103,7 +103,9 @@ def chains(draw: st.DrawFn, max_nodes: int = 6) -> Graph:
     """Graphs with a single topological order: each node reads the one before it, and maybe more."""
     g = draw(graphs(max_nodes))
     nodes = [
-        node if i == 0 else replace(node, inputs=tuple({*node.inputs, g.nodes[i - 1].id}))
+        node
+        if i == 0
+        else replace(node, op="op", inputs=tuple(dict.fromkeys((*node.inputs, g.nodes[i - 1].id))))
         for i, node in enumerate(g.nodes)
     ]
     return replace(g, nodes=tuple(nodes))

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from benchmarks.planner.instances import unlike_chain
-from skyfx.solver import Assumptions, Cluster, Device, Graph, solve, validate
+from skyfx.solver import Assumptions, Cluster, Device, Graph, Link, solve, validate
 from skyfx.solver.methods.heuristics.order_split import OrderSplitter
 from skyfx.solver.methods.method import Candidate
 from skyfx.solver.problem.coarsening import coarsen, refine, thin_cuts
@@ -28,6 +28,8 @@ from tests.support.planning_instances import (
     node,
 )
 from tests.support.tiers import cases
+
+KINDS = (("a", "slow"), ("b", "cpu"), ("c", "fast"))
 
 
 @cases(150)
@@ -49,6 +51,17 @@ def test_an_order_of_a_chain_is_cut_as_well_as_can_be(
     assert all(latency_s >= best * (1 - 1e-6) for latency_s in kept)
     if not problem.memory_binds:
         assert min(kept) == pytest.approx(best)
+
+
+def test_a_device_may_only_relay() -> None:
+    """The first and the last device have one unit each; the link between them is slow."""
+    g = graph([node("a", forward_s={"slow": 1.0}), node("b", ("a",), forward_s={"fast": 1.0})])
+    c = Cluster(
+        devices=tuple(Device(name=n, type=t) for n, t in KINDS),
+        links=(Link(source="a", target="c", bandwidth_bytes_per_s=1.0, latency_s=9.0),),
+    )
+    a = Assumptions(mode="inference", objective="latency", overlap="full")
+    assert OrderSplitter(Problem(g, c, a)).plan([0, 1, 2]) == [(0, [0]), (1, []), (2, [1])]
 
 
 @cases(60)

@@ -60,6 +60,20 @@ def test_no_schedule_undercuts_what_its_stages_need(
     assert found.step_s >= least_s * (1 - 1e-9)
 
 
+def test_latency_holds_no_link() -> None:
+    """A gradient of 1 byte takes 2 s and arrives 1 s later; the next one leaves meanwhile."""
+    wire = {"bandwidth_bytes_per_s": 0.5, "latency_s": 1.0}
+    g = chain(2, forward_s={}, backward_s={}, output_bytes=0.0, gradient_bytes=1.0)
+    c = cluster(*cpus(1.0, 1.0).devices, links=(Link(source="d1", target="d0", **wire),))
+    a = replace(ASKED, microbatches=2)
+    stages = [(0, [0]), (1, [1])]
+    order, segments = segments_of(stages)
+    problem = Problem(g, c, a)
+    assert StepBound(problem, order).step_s(segments) == 5.0
+    placement = problem.placement(stages)
+    assert simulate(g, c, placement, replace(a, schedule="1f1b")).step_s == 5.0
+
+
 def test_equal_devices_get_less_to_do_the_later_they_come() -> None:
     """80 operators of 3 s on four devices: 20 each make a step of 660 s."""
     g, c = chain(80), cpus(1.0, 1.0, 1.0, 1.0)
