@@ -59,9 +59,11 @@ def return_freed() -> bool:
     libc.malloc_trim(0)
     size = 1 << free_bytes_of_heap().bit_length()
     while size >= SMALL_MMAP_THRESHOLD:
-        mapped = _usage().mapped_blocks
+        before = _usage()
         block = libc.malloc(ctypes.c_size_t(size))
-        if _usage().mapped_blocks == mapped and block:
+        after = _usage()
+        is_from_kernel = (before.mapped_blocks, before.arena) != (after.mapped_blocks, after.arena)
+        if block and not is_from_kernel:
             _fillings.append(block)
         else:  # no free part of the heap is as large
             libc.free(ctypes.c_void_p(block))

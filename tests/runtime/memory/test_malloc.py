@@ -78,3 +78,24 @@ def test_a_plan_near_its_limit_returns_what_is_freed() -> None:
     assert roomy < 0.01 * PAGES
     _, tight = faults(PLANNED.format(memory=25e6))
     assert tight > 0.99 * PAGES
+
+
+def test_the_heap_does_not_grow_to_return_what_is_freed() -> None:
+    """Where the kernel maps no more blocks, malloc takes new memory into the heap instead."""
+    script = """
+import ctypes, resource, torch
+from skyfx.runtime.memory import malloc
+resource.setrlimit(resource.RLIMIT_DATA, (2**32, 2**32))
+ctypes.CDLL(None).mallopt(-4, 0)  # M_MMAP_MAX
+held = [torch.empty(5_000_000) for _ in range(8)]
+del held[::2]
+before = malloc._usage().arena
+assert malloc.return_freed()
+print(malloc._usage().arena - before)
+"""
+    kept = {k: v for k, v in os.environ.items() if not k.startswith(("MALLOC_", "GLIBC_"))}
+    ran = subprocess.run(
+        [sys.executable, "-c", script], env=kept, capture_output=True, text=True, check=False
+    )
+    assert ran.returncode == 0, ran.stderr
+    assert int(ran.stdout) <= 0
