@@ -61,6 +61,15 @@ class Pipeline:
         """The times of the last call; None before the first one."""
         return self._runner.measured
 
+    @property
+    def draws_as_plain_torch(self) -> bool:
+        """Whether dropout and the like draw what plain torch would draw from the same seed.
+
+        Not where how much is drawn depends on values, nor on a GPU; then each random operator has
+        a stream of its own.
+        """
+        return self._runner.draws_as_plain_torch
+
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         """Infer: the model in eval mode, without gradients, on one micro-batch after another.
 

@@ -8,7 +8,7 @@ from statistics import median
 from torch import nn
 
 from skyfx.runtime.execution.runner import StepTimes
-from skyfx.runtime.rng.generator_state import preserve_model
+from skyfx.runtime.model_state import preserve_state
 from skyfx.solver.core import files
 from skyfx.solver.core.chrome_trace import chrome_trace
 from skyfx.solver.core.plan import Plan
@@ -98,7 +98,7 @@ def measured(model: nn.Module, step: Callable[[], StepTimes | None], steps: int)
     """The times of `steps` steps, after one to warm up; leaves the model as it was."""
     gradients = [(parameter, parameter.grad) for parameter in model.parameters()]
     took = []
-    with preserve_model(model):
+    with preserve_state(model):
         try:
             for _ in range(1 + steps):
                 for parameter, _ in gradients:

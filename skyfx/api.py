@@ -26,6 +26,7 @@ from skyfx.solver.core.field_checks import one_of, text_sequence, whole_number
 from skyfx.solver.core.graph import Graph
 from skyfx.solver.core.plan import Assumptions, Mode, Objective, Plan, Schedule, Strategy
 from skyfx.tracing.capture import example_batch
+from skyfx.verification.check import Check, checked
 
 
 def partition(
@@ -45,6 +46,7 @@ def partition(
     gap: float = 0.01,
     time_limit_s: float = 20.0,
     keep: str | os.PathLike[str] | None = None,
+    check: Check = "full",
     progress: Progress | None = None,
 ) -> Pipeline:
     """Split a model over devices and get it ready to run.
@@ -70,6 +72,9 @@ def partition(
         time_limit_s: seconds after which the best plan so far is taken, with its true gap.
         keep: folder that graph, cluster and plan are written to (by the first process), as from
             `skyfx capture` and `skyfx solve`; earlier ones of the same name are replaced.
+        check: `full` runs the micro-batch that was captured through plain torch and through the
+            stages before the pipeline is handed over, and compares outputs, gradients, buffers,
+            attributes of modules and random generators; `off` does not.
         progress: told of each node that has been measured.
 
     Returns:
@@ -77,6 +82,7 @@ def partition(
 
     Raises:
         CaptureError: the model cannot be captured.
+        VerificationError: the stages would not do what the model does; the model is as before.
         ValueError: an argument is wrong; nothing has been captured or measured then, but for a
             pin that matches nothing.
         PlanError: a device is not on this machine, the weights cannot be read, or the plan is not
@@ -84,12 +90,19 @@ def partition(
         InfeasibleError: the model does not fit the devices (`NoPlanError`: no plan was found
             in time, or none within its memory peaks).
     """
+    one_of("check", check, get_args(Check))
     environment = environment_of(devices)
     check_files(weights, keep)
     batch = example_batch(model, example_inputs)
     if plan is not None:
         found, captured = given_plan(plan, model, batch, environment.cluster)
-        return assemble(model, found, captured, environment, weights)
+        return checked(
+            model,
+            captured,
+            environment,
+            check,
+            lambda: assemble(model, found, captured, environment, weights),
+        )
     whole_number("num_microbatches", num_microbatches, least=1)
     text_sequence("pins", pins)
     assumptions = Assumptions(
@@ -108,7 +121,13 @@ def partition(
     source = PlanSource(graph, batch, assumptions, strategy, gap, time_limit_s)
     agreed = environment.plan_together(lambda: source.first_plan(cluster, keep))
     rebalancer = Rebalancing(model, environment, captured, source, cluster)
-    return assemble(model, agreed, captured, environment, weights, rebalancer)
+    return checked(
+        model,
+        captured,
+        environment,
+        check,
+        lambda: assemble(model, agreed, captured, environment, weights, rebalancer),
+    )
 
 
 def capture_and_measure(

@@ -7,6 +7,7 @@ SkyfxError
  +-- PlanError (ValueError)     a plan does not belong to this graph or cluster, or breaks a rule
  +-- InfeasibleError            no plan can exist
  +-- NoPlanError                no plan was found within the time limit
+ +-- VerificationError          the stages would not compute what the model computes
  +-- StageError                 a stage of a running pipeline failed
  +-- WorkerLostError            a process of the job is gone or silent
 
@@ -23,6 +24,7 @@ __all__ = [
     "PlanError",
     "SkyfxError",
     "StageError",
+    "VerificationError",
     "WorkerLostError",
 ]
 
@@ -57,6 +59,10 @@ class NoPlanError(SkyfxError):
 
 class StageError(SkyfxError):
     """A stage of a running pipeline failed; the stage's own exception is the cause."""
+
+
+class VerificationError(SkyfxError):
+    """The stages would not compute what the model computes; what differs, and the cure."""
 
 
 class WorkerLostError(SkyfxError):

@@ -26,7 +26,7 @@ from skyfx.api import partition
 from skyfx.passes.rng_advance import is_random
 from skyfx.runtime.execution.microbatch import OutputSpec
 from skyfx.runtime.pytree import flatten
-from skyfx.runtime.rng.generator_state import preserve_model
+from skyfx.runtime.model_state import preserve_state
 from skyfx.solver.errors import CaptureError
 from skyfx.tracing.capture import Capture, capture
 from skyfx.tracing.exporter import has_cache
@@ -89,14 +89,14 @@ def check(family: str, name: str) -> Result:
 def _infer(model: nn.Module, batch: dict[str, Tensor], result: Result) -> None:
     model.eval()
     torch.manual_seed(1)
-    with torch.no_grad(), preserve_model(model):
+    with torch.no_grad(), preserve_state(model):
         expected = OutputSpec.of(_without_cache(model, batch))[1]
     captured = capture(model, batch, training=False)
     _describe(model, captured, result)
     plan = even_plan(captured, NUM_STAGES, mode="inference", microbatches=1)
     if _is_random(captured):
         torch.manual_seed(1)
-        with torch.no_grad(), preserve_model(model):
+        with torch.no_grad(), preserve_state(model):
             found = captured.module(*captured.microbatch.tensors)
     else:
         with partition(model, ["cpu"] * NUM_STAGES, example_inputs=batch, plan=plan) as pipeline:
@@ -115,7 +115,7 @@ def _train(model: nn.Module, batch: dict[str, Tensor], result: Result) -> None:
     model.train()
     torch.manual_seed(1)
     try:
-        with preserve_model(model):
+        with preserve_state(model):
             loss(_without_cache(model, batch), None).backward()
             expected = _taken(model)
     except Exception as error:
@@ -124,7 +124,7 @@ def _train(model: nn.Module, batch: dict[str, Tensor], result: Result) -> None:
     captured = capture(model, batch)
     torch.manual_seed(1)
     if _is_random(captured):
-        with preserve_model(model):
+        with preserve_state(model):
             loss(captured.module(*captured.microbatch.tensors), None).backward()
             found = _taken(model)
     else:

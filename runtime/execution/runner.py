@@ -82,6 +82,11 @@ class SplitCache:
                 self.put(part, self._split(part, training), training=training)
         return [self._made[key] for key in keys]
 
+    @property
+    def draws_as_plain_torch(self) -> bool:
+        """Whether it is known of all random nodes how many numbers they draw."""
+        return all(staged.advances is not None for staged in self._made.values())
+
     def _setting(self, training: bool) -> Any:
         """The part of a key that is the same for all micro-batches: looked up once per batch."""
         modes = [module.training for module in self._model.modules()]
@@ -130,6 +135,11 @@ class Runner:
         self._splits = SplitCache(self._model, deployment.split)
         training = self.plan.assumptions.training
         self._splits.put(deployment.microbatch, deployment.staged, training=training)
+
+    @property
+    def draws_as_plain_torch(self) -> bool:
+        """Whether random nodes draw the numbers that plain torch would draw."""
+        return self._splits.draws_as_plain_torch
 
     def infer(self, parts: list[Batch]) -> Any:
         """The return value for the whole batch, from its micro-batches; raises as `train`."""

@@ -7,7 +7,6 @@ from typing import Any
 
 import numpy
 import torch
-from torch import nn
 
 
 def generator_states(*, with_torch: bool = True) -> dict[str, Any]:
@@ -42,24 +41,6 @@ def preserve_generators(*, with_torch: bool = True) -> Iterator[None]:
         yield
     finally:
         set_generator_states(before)
-
-
-@contextmanager
-def preserve_model(model: nn.Module) -> Iterator[None]:
-    """Set the generators and the model's buffers back at the end, for a run that only looks."""
-    before = [
-        (owner, name, buffer, buffer.clone())
-        for owner in model.modules()
-        for name, buffer in owner.named_buffers(recurse=False)
-    ]
-    try:
-        with preserve_generators():
-            yield
-    finally:
-        with torch.no_grad():
-            for owner, name, buffer, value in before:
-                setattr(owner, name, buffer)
-                buffer.copy_(value)
 
 
 def comparable_states() -> dict[str, Any]:

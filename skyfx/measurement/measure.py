@@ -20,7 +20,7 @@ from skyfx.measurement.saved_tensors import saved_tensor_bytes
 from skyfx.passes.planner_graph import num_bytes, to_planner_graph
 from skyfx.runtime.device import LocalDevice
 from skyfx.runtime.execution.workers import worker
-from skyfx.runtime.rng.generator_state import preserve_model
+from skyfx.runtime.model_state import preserve_state
 from skyfx.solver.core.graph import DeviceCalibration, Graph, LinearFit, Node
 from skyfx.tracing.capture import Capture
 
@@ -94,7 +94,7 @@ def assembled(captured: Capture, found: Mapping[str, TypeMeasurement]) -> Graph:
 def price(captured: Capture, place: LocalDevice, tell: Tell) -> OperatorCosts:
     """What each node takes alone."""
     cache = CostCache.opened(place, training=captured.training)
-    with preserve_model(captured.module), cache as store:
+    with preserve_state(captured.module), cache as store:
         return priced(captured, place, store, tell("operators"))
 
 
@@ -103,7 +103,7 @@ def calibrate(
 ) -> DeviceCalibration:
     """What becomes of these prices in a neighbourhood, on this device."""
     told = tell("calibration segments")
-    with preserve_model(captured.module):
+    with preserve_state(captured.module):
         segments = list(timed_segments(captured, prices, place, told))
     return DeviceCalibration(
         type=place.type,

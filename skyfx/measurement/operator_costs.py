@@ -39,7 +39,8 @@ def priced(captured: Capture, place: LocalDevice, store: CostCache, told: Told) 
     pricer = _Pricer(captured, place, store, told)
     if has_values(captured):
         module = copy_to(captured.module, place.device)
-        inputs = [x.to(place.device) for x in captured.microbatch.tensors]
+        # Copies: a model may write to its inputs.
+        inputs = [x.to(place.device, copy=True) for x in captured.microbatch.tensors]
         with torch.no_grad():  # what gradients cost is measured apart, and nothing is kept for them
             _Real(module, pricer).run(*inputs)
         return pricer.prices

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, fx, nn
 
 from skyfx.runtime.execution.microbatch import Batch, OutputSpec
+from skyfx.runtime.model_state import preserve_state
 from skyfx.runtime.pipeline import Pipeline
 from skyfx.solver.errors import CaptureError
 from skyfx.tracing.data_dependence import is_library_file
@@ -95,8 +96,9 @@ def capture(model: nn.Module, inputs: Any = None, *, training: bool = True) -> C
     with (
         _capturing,
         quiet_tracing(),
-        _mode(model, training=training),
-        _on_one_device(model) as real,
+        in_mode(model, training=training),
+        on_one_device(model) as real,
+        preserve_state(model),
         torch.inference_mode(False),
         torch.enable_grad(),
     ):
@@ -134,7 +136,7 @@ def example_batch(model: nn.Module, inputs: Any) -> Batch:
 
 
 @contextmanager
-def _mode(model: nn.Module, *, training: bool) -> Iterator[None]:
+def in_mode(model: nn.Module, *, training: bool) -> Iterator[None]:
     """The model in the mode to capture, each submodule back in its own afterwards."""
     before = {module: module.training for module in model.modules()}
     if not training:
@@ -149,7 +151,7 @@ def _mode(model: nn.Module, *, training: bool) -> Iterator[None]:
 
 
 @contextmanager
-def _on_one_device(model: nn.Module) -> Iterator[Mapping[int, Tensor]]:
+def on_one_device(model: nn.Module) -> Iterator[Mapping[int, Tensor]]:
     """Within it, a model is on the CPU, or on the meta device if any tensor has no values.
 
     A split model is on the devices of its stages, and a model without weights may have its buffers.

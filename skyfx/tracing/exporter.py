@@ -17,8 +17,8 @@ import torch
 from torch import Tensor, fx, nn
 
 from skyfx.runtime.execution.microbatch import Batch, OutputSpec
+from skyfx.runtime.model_state import preserve_state
 from skyfx.runtime.pytree import unflatten
-from skyfx.runtime.rng.generator_state import preserve_model
 from skyfx.solver.errors import CaptureError
 from skyfx.tracing import side_effects
 from skyfx.tracing.data_dependence import NoDataDependence
@@ -73,7 +73,7 @@ def _check_runs(model: nn.Module, adapter: "_TensorsOnly") -> None:
         Exception: its own, if it does not run on these inputs at all.
     """
     try:
-        with preserve_model(model), side_effects.numbers_kept(model):
+        with preserve_state(model):
             adapter(*adapter.tensors)
     except _ForwardFailedError as failed:
         if not isinstance(failed.__cause__, CaptureError):
@@ -88,7 +88,7 @@ def _add_leaf(
     """Make one more call a leaf, because of this error; False where that is impossible."""
     while selection.add(error):
         try:
-            with preserve_model(model), side_effects.numbers_kept(model):
+            with preserve_state(model):
                 selection.record(partial(adapter(), *adapter().tensors))
         except _ForwardFailedError as failed:
             error = _cause(failed)
@@ -113,7 +113,6 @@ def _export(
         side_effects.refuse_foreign_rng(),
         side_effects.refuse_vmap(),
         side_effects.refuse_custom_autograd() if training else nullcontext(),
-        side_effects.numbers_kept(model),
     ):
         with selection.stand_ins():
             program = torch.export.export(once, once.tensors, strict=False)

@@ -97,19 +97,6 @@ def set_numbers(model: nn.Module, values: Mapping[str, float]) -> None:
         setattr(model.get_submodule(path), key, value)
 
 
-@contextmanager
-def numbers_kept(model: nn.Module) -> Iterator[None]:
-    """Within it, forward may change the numbers of the modules; afterwards they are as before."""
-    before = numbers(model)
-    try:
-        yield
-    finally:
-        for name in numbers(model).keys() - before.keys():
-            path, _, key = name.rpartition(".")
-            delattr(model.get_submodule(path), key)
-        set_numbers(model, before)
-
-
 def check_numbers(first: Mapping[str, float], second: Mapping[str, float]) -> None:
     """Refuse a number that forward has changed in both of two runs, such as a counter.
 

@@ -37,10 +37,8 @@ UNKNOWN_VALUE_ERRORS = (
 _writing_code = threading.RLock()
 """Held by the thread for which torch.fx writes code for any attribute name."""
 
-_OWN_WARNING = (
-    r"The tensor attributes? (self\.[^,]*_flat_weights\[\d+\](, )?)+ (was|were) assigned during"
-)
-"""A warning about every LSTM and GRU, which their users can do nothing about."""
+_OWN_WARNING = r"The tensor attributes? .* (was|were) assigned during export"
+"""A warning about every LSTM and GRU, and about attributes that skyfx looks after itself."""
 
 _OWN_LOGS = {
     "torch._subclasses.fake_tensor": ("failed while attempting", "fake tensor raised TypeError"),

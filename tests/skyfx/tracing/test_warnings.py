@@ -45,12 +45,6 @@ class Outspoken(nn.Module):
         return self.branch(x) + 1
 
 
-class Remembers(nn.Module):
-    def forward(self, x: Tensor) -> Tensor:
-        self.last = x * 2
-        return self.last + 1
-
-
 @pytest.fixture
 def logged() -> Iterator[list[str]]:
     """The messages that torch's loggers let through from warnings on."""
@@ -101,8 +95,3 @@ def test_a_warning_of_the_model_comes_through_once() -> None:
         warnings.simplefilter("default")
         capture(Outspoken(), torch.ones(BATCH, WIDTH))
     assert [str(warning.message) for warning in caught] == ["use NewModel"]
-
-
-def test_a_tensor_that_the_model_assigns_is_still_warned_of() -> None:
-    with pytest.warns(UserWarning, match=r"self.model.last was assigned during export"):
-        capture(Remembers(), torch.ones(BATCH, WIDTH))

@@ -1,0 +1,1 @@
+"""Whether the stages compute what the model computes."""

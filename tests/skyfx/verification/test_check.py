@@ -1,0 +1,384 @@
+"""`partition` hands over nothing that does otherwise than the model, and leaves no trace."""
+
+import random
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+import skyfx
+from skyfx.partitioning import splitter
+from skyfx.runtime.execution.step import StagedModel
+from skyfx.runtime.model_state import ModelState, content, equal
+from skyfx.solver.errors import VerificationError
+from skyfx.tracing.capture import capture
+from tests.support.plans import even_plan
+
+TWO, WIDTH = ["cpu", "cpu"], 8
+BATCH = torch.linspace(-1, 1, 8 * WIDTH).reshape(8, WIDTH)
+
+
+class Net(nn.Module):
+    """Two linear layers, and between them what a test says."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.first, self.last = nn.Linear(WIDTH, WIDTH), nn.Linear(WIDTH, WIDTH)
+
+    def between(self, h: Tensor) -> Tensor:
+        return h
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.last(self.between(torch.tanh(self.first(x))))
+
+
+def partitioned(model: nn.Module, **options: Any) -> skyfx.Pipeline:
+    example = BATCH[:2]
+    plan = even_plan(capture(model, example, training=True), 2)
+    plan = replace(plan, assumptions=replace(plan.assumptions, microbatches=4))
+    return skyfx.partition(model, TWO, example_inputs=BATCH, plan=plan, **options)
+
+
+def refusal(model: nn.Module) -> str:
+    with pytest.raises(VerificationError) as refused:
+        partitioned(model).close()
+    text = str(refused.value)
+    assert len(text.splitlines()) <= 3
+    return text
+
+
+class Keeps(Net):
+    """A mixture of experts keeps its auxiliary loss like that."""
+
+    def between(self, h: Tensor) -> Tensor:
+        self.l_aux = h.pow(2).mean()
+        return h
+
+
+class Appends(Net):
+    def __init__(self) -> None:
+        super().__init__()
+        self.log: list[Tensor] = []
+
+    def between(self, h: Tensor) -> Tensor:
+        self.log.append(h.detach().mean())
+        return h
+
+
+class Counts(Net):
+    def __init__(self) -> None:
+        super().__init__()
+        self.counts = {"calls": 0}
+
+    def between(self, h: Tensor) -> Tensor:
+        self.counts["calls"] += 1
+        return h * (1 + self.counts["calls"])
+
+
+class Recurs(Net):
+    def __init__(self) -> None:
+        super().__init__()
+        self.state = torch.zeros(WIDTH)
+
+    def between(self, h: Tensor) -> Tensor:
+        h = h + self.state
+        self.state = h.detach().mean(0)
+        return h
+
+
+class Teaches(Net):
+    """The teacher's part gets no gradient in plain torch."""
+
+    def between(self, h: Tensor) -> Tensor:
+        with torch.inference_mode():
+            told = self.first(h)
+        return h + told.clone()
+
+
+class Forks(Net):
+    def between(self, h: Tensor) -> Tensor:
+        with torch.random.fork_rng():
+            torch.manual_seed(3)
+            return h + torch.randn(WIDTH)
+
+
+class Seeds(Net):
+    def between(self, h: Tensor) -> Tensor:
+        torch.manual_seed(3)
+        return h + torch.randn(WIDTH)
+
+
+class MakesGenerator(Net):
+    """The same noise in each call."""
+
+    def between(self, h: Tensor) -> Tensor:
+        return h + torch.randn(h.shape, generator=torch.Generator().manual_seed(5))
+
+
+class HoldsPython(Net):
+    def __init__(self) -> None:
+        super().__init__()
+        self.numbers = random.Random(1)
+
+    def between(self, h: Tensor) -> Tensor:
+        return h * self.numbers.random()
+
+
+class HoldsNumpy(Net):
+    def __init__(self) -> None:
+        super().__init__()
+        self.numbers = np.random.default_rng(1)
+
+    def between(self, h: Tensor) -> Tensor:
+        return h * float(self.numbers.random())
+
+
+class Round(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        return x.round()
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> Tensor:
+        return gradient
+
+
+straight_through = Round.apply
+"""Bound before skyfx could see a call of it, as in torch's own documents."""
+
+
+class StraightThrough(Net):
+    def between(self, h: Tensor) -> Tensor:
+        return straight_through(h * 3)  # type: ignore[no-untyped-call]
+
+
+SITUATIONS = {
+    Keeps: "'l_aux'",
+    Appends: "'log'",
+    Counts: "'counts'",
+    Recurs: "'state'",
+    Teaches: "another gradient",
+    Forks: "",
+    Seeds: "torch's generator",
+    MakesGenerator: "output 0",
+    HoldsPython: "'numbers'",
+    HoldsNumpy: "'numbers'",
+    StraightThrough: "'first.weight' has another gradient",
+}
+
+
+@pytest.mark.parametrize("kind", SITUATIONS)
+def test_what_stages_would_do_otherwise_is_refused(kind: type[Net]) -> None:
+    assert SITUATIONS[kind] in refusal(kind())
+
+
+def test_a_hook_that_collects_is_refused() -> None:
+    model, collected = Net(), []
+    model.seen = collected  # type: ignore[assignment]
+    model.first.register_forward_hook(lambda _, __, output: collected.append(output.detach()))
+    assert "'seen'" in refusal(model)
+
+
+class Moves(Net):
+    """Changes all that can be put back."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("mean", torch.zeros(WIDTH))
+        self.ema, self.norm = torch.ones(WIDTH), nn.BatchNorm1d(WIDTH)
+
+    def between(self, h: Tensor) -> Tensor:
+        self.mean.mul_(0.5).add_(h.detach().mean(0))  # type: ignore[operator]
+        self.ema.mul_(0.9)
+        return functional.dropout(self.norm(h) * self.ema, 0.5)
+
+
+def test_all_is_as_before_when_it_is_handed_over() -> None:
+    model = Moves()
+    model.first.weight.grad = gradient = torch.ones(WIDTH, WIDTH)
+    ema = model.ema
+    torch.manual_seed(5)
+    before = ModelState.of(model)
+    with partitioned(model):
+        after = ModelState.of(model)
+        assert before.generators == after.generators
+        assert equal(dict(before.values), dict(after.values))
+        assert model.ema is ema
+        assert model.first.weight.grad is gradient
+        assert torch.equal(gradient, torch.ones(WIDTH, WIDTH))
+        assert model.last.weight.grad is None
+
+
+def test_a_refused_model_is_as_before() -> None:
+    model = Appends()
+    model.log.append(torch.ones(()))
+    before = ModelState.of(model)
+    refusal(model)
+    assert equal(dict(before.values), dict(ModelState.of(model).values))
+
+
+def test_a_generator_that_the_model_holds_is_right() -> None:
+    class Holds(Net):
+        def __init__(self) -> None:
+            super().__init__()
+            self.noise = torch.Generator().manual_seed(5)
+
+        def between(self, h: Tensor) -> Tensor:
+            return h + torch.randn(h.shape, generator=self.noise)
+
+    model = Holds()
+    state = model.noise.get_state()
+    with partitioned(model):
+        assert torch.equal(model.noise.get_state(), state)
+
+
+def test_who_knows_better_gets_the_pipeline() -> None:
+    with partitioned(Appends(), check="off") as pipeline:
+        pipeline.train_step(BATCH, BATCH, functional.mse_loss)
+    with pytest.raises(ValueError, match="check is 'all', expected 'full' or 'off'"):
+        skyfx.partition(Net(), TWO, example_inputs=BATCH, check="all")  # type: ignore[arg-type]
+
+
+def test_a_model_that_writes_to_its_input_is_right() -> None:
+    class Writes(Net):
+        def forward(self, x: Tensor) -> Tensor:
+            return super().forward(x.mul_(2))
+
+    batch = BATCH.clone()
+    with skyfx.partition(Writes(), ["cpu"], example_inputs=batch, num_microbatches=2):
+        assert torch.equal(batch, BATCH)
+
+
+# Ten ways to split a model wrongly.
+
+
+class Whole(nn.Module):
+    """Has all that the mutations break."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.first, self.norm = nn.Linear(WIDTH, WIDTH), nn.BatchNorm1d(WIDTH)
+        self.last = nn.Linear(WIDTH, WIDTH)
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        h = torch.relu(self.norm(self.first(x)))
+        h = functional.dropout(h, 0.5) * 2.0 - h
+        return self.last(h), torch.sigmoid(h)
+
+
+Target = Callable[..., Any]
+
+
+def replaced(staged: StagedModel, name: str, function: Callable[[Target], Target]) -> None:
+    """Each operator whose name has this becomes what `function` makes of it."""
+    found = 0
+    for stage in staged.stages.values():
+        for node in stage.module.graph.nodes:
+            if node.op == "call_function" and name in node.name:
+                node.target = function(node.target)
+                found += 1
+        stage.module.recompile()
+    assert found
+
+
+def drop_gradient(staged: StagedModel) -> None:
+    replaced(staged, "relu", lambda of: lambda *args: of(*args).detach() + 0 * args[0])
+
+
+def scale_gradient(staged: StagedModel) -> None:
+    def scaled(of: Target) -> Target:
+        return lambda *args: 2 * of(*args) - of(*args).detach()
+
+    replaced(staged, "sigmoid", scaled)
+
+
+def forget_buffer(staged: StagedModel) -> None:
+    def without_writing(of: Target) -> Target:
+        def run(x: Tensor, weight: Any, bias: Any, mean: Any, var: Any, *rest: Any) -> Any:
+            return of(x, weight, bias, mean.clone(), var.clone(), *rest)
+
+        return run
+
+    replaced(staged, "batch_norm", without_writing)
+
+
+def other_operator(staged: StagedModel) -> None:
+    replaced(staged, "relu", lambda of: functional.gelu)
+
+
+def other_constant(staged: StagedModel) -> None:
+    replaced(staged, "mul", lambda of: lambda x, y: of(x, 1.001 * y))
+
+
+def swap_arguments(staged: StagedModel) -> None:
+    replaced(staged, "sub", lambda of: lambda x, y: of(y, x))
+
+
+def other_mask(staged: StagedModel) -> None:
+    def of_another_sample(draw: Target) -> Target:
+        return lambda of, node, x, *rest: x * draw(of, node, torch.ones_like(x), *rest).flip(0)
+
+    replaced(staged, "draw", of_another_sample)
+
+
+def no_mask(staged: StagedModel) -> None:
+    replaced(staged, "draw", lambda draw: lambda of, node, x, *rest: x)
+
+
+def copied_parameter(staged: StagedModel) -> None:
+    replaced(staged, "linear", lambda of: lambda x, w, b: of(x, w.detach(), b))
+
+
+def other_sample(staged: StagedModel) -> None:
+    """The value of another micro-batch, as if messages had changed places."""
+    replaced(staged, "sigmoid", lambda of: lambda x: of(x.flip(0)))
+
+
+WAYS = [
+    drop_gradient,
+    scale_gradient,
+    forget_buffer,
+    other_operator,
+    other_constant,
+    swap_arguments,
+    other_mask,
+    no_mask,
+    copied_parameter,
+    other_sample,
+]
+
+
+@pytest.mark.parametrize("break_it", WAYS, ids=lambda way: way.__name__)
+def test_a_wrong_split_is_refused(
+    break_it: Callable[[StagedModel], None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    right = splitter.split
+
+    def wrong(*args: Any) -> StagedModel:
+        staged = right(*args)
+        break_it(staged)
+        return staged
+
+    partitioned(Whole()).close()
+    monkeypatch.setattr(splitter, "split", wrong)
+    refusal(Whole())
+
+
+def test_contents_are_copies_that_compare_by_value() -> None:
+    numbers = random.Random(1)
+    value = {"a": [torch.ones(2), 1.0, float("nan")], "b": (None, np.arange(3)), "c": numbers}
+    before = content(value)
+    assert equal(before, content(value))
+    value["a"][0].add_(1)
+    assert not equal(before, content(value))
+    value["a"][0].sub_(1)
+    assert equal(before, content(value))
+    numbers.random()
+    assert not equal(before, content(value))
