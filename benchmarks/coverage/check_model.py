@@ -25,8 +25,8 @@ from benchmarks.coverage.tiny_models import build
 from skyfx.api import partition
 from skyfx.passes.rng_advance import is_random
 from skyfx.runtime.execution.microbatch import OutputSpec
-from skyfx.runtime.pytree import flatten
 from skyfx.runtime.model_state import preserve_state
+from skyfx.runtime.pytree import flatten
 from skyfx.solver.errors import CaptureError
 from skyfx.tracing.capture import Capture, capture
 from skyfx.tracing.exporter import has_cache
