@@ -99,6 +99,7 @@ def partition(
         return checked(
             model,
             captured,
+            batch,
             environment,
             check,
             lambda: assemble(model, found, captured, environment, weights),
@@ -124,6 +125,7 @@ def partition(
     return checked(
         model,
         captured,
+        batch,
         environment,
         check,
         lambda: assemble(model, agreed, captured, environment, weights, rebalancer),

@@ -8,15 +8,21 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
+from skyfx.measurement.operator_costs import has_values
 from skyfx.orchestration.environment import Environment
+from skyfx.runtime.execution.microbatch import Batch
 from skyfx.runtime.pipeline import Pipeline
 from skyfx.solver.errors import VerificationError
 from skyfx.tracing.capture import Capture
 from skyfx.verification.comparison import PRECISION, Comparison
 from skyfx.verification.observation import observe_plain, observe_staged
+from skyfx.verification.sample_independence import check_samples
 
 Check = Literal["full", "off"]
 """What is checked before a pipeline is handed over: all, or nothing."""
+
+BETWEEN_DEVICES = 2e-2
+"""The least tolerance where a stage is on a GPU, which may round products to ten bits (TF32)."""
 
 logger = logging.getLogger(__name__)
 
@@ -24,6 +30,7 @@ logger = logging.getLogger(__name__)
 def checked(
     model: nn.Module,
     captured: Capture,
+    batch: Batch,
     environment: Environment,
     check: Check,
     make: Callable[[], Pipeline],
@@ -33,31 +40,38 @@ def checked(
     Args:
         model: before `make` moves its parameters to the devices of their stages.
         captured: the model as captured, with the micro-batch.
+        batch: the example, of which the micro-batch is a part.
         environment: its processes agree on what was found.
         check: `off` makes the pipeline and no more.
         make: splits the model.
 
     Raises:
-        VerificationError: the stages do something else; the pipeline is closed then.
+        VerificationError: the stages do something else, the pipeline is closed then; or the batch
+            cannot be computed in micro-batches.
     """
     if check == "off":
         return make()
-    tensors = (*model.parameters(), *model.buffers(), *captured.microbatch.tensors)
-    if any(x.is_meta for x in tensors):
+    group, training = environment.group, captured.training
+    if not all(group.run_together(lambda: has_values(captured))):
         logger.info("the stages are not held against the model, which has no values yet")
         return make()
-    training = captured.training
-    plain = observe_plain(model, captured.microbatch, training=training)
-    if training and not plain.has_gradients:
+    size = captured.microbatch.batch_size
+    group.run_together(lambda: check_samples(model, batch, size, tolerance(captured)))
+    run = partial(observe_plain, model, captured.microbatch, training=training)
+    plain = group.barrier_after(run)
+    if training and not all(group.run_together(lambda: plain.has_gradients)):
         logger.info("the stages are not held against the model, whose outputs need no gradient")
         return make()
     pipeline = make()
     try:
+        allowed = tolerance(captured)
+        if not all(environment.on_cpu(pipeline.plan)):
+            allowed = max(allowed, BETWEEN_DEVICES)
         # A generator that forward makes begins anew in each call of the model, but not in stages.
         for _ in range(1 + has_generators(captured)):
             staged = observe_staged(model, pipeline, captured.microbatch, training=training)
-            both = Comparison(plain, staged, tolerance(captured), pipeline.draws_as_plain_torch)
-            environment.group.run_together(partial(_refuse, captured.name, both))
+            both = Comparison(plain, staged, allowed, pipeline.draws_as_plain_torch)
+            group.run_together(partial(_refuse, captured.name, both))
     except BaseException:
         pipeline.close()
         raise

@@ -79,7 +79,7 @@ class Comparison:
             expected = self.plain.gradients.get(name)
             if expected is not None and found is not None:
                 pairs.append((expected, found))
-        return max((_distance(*pair) for pair in pairs), default=0.0)
+        return max((distance(*pair) for pair in pairs), default=0.0)
 
     def _of_attributes(self) -> Iterator[Deviation]:
         before, then = self.plain.before.values, self.plain.after.values
@@ -107,7 +107,7 @@ class Comparison:
         for i, (expected, found) in enumerate(pairs):
             if not self._same(expected, found):
                 what = (
-                    f"output {i} differs by {_distance(expected, found):.0e} of its largest number"
+                    f"output {i} differs by {distance(expected, found):.0e} of its largest number"
                 )
                 yield Deviation(what, _said(expected), _said(found), OUTPUT)
 
@@ -138,7 +138,7 @@ class Comparison:
             return equal(expected, found)
         if (expected.shape, expected.dtype) != (found.shape, found.dtype):
             return False
-        off = _distance(expected, found)
+        off = distance(expected, found)
         return off <= self.tolerance or off * _largest(expected) <= floor
 
 
@@ -152,7 +152,7 @@ def _largest(x: Tensor) -> float:
     return float(finite.abs().max()) if finite.numel() else 0.0
 
 
-def _distance(expected: Tensor, found: Tensor) -> float:
+def distance(expected: Tensor, found: Tensor) -> float:
     """The largest difference in parts of the largest number; infinite where only one is finite."""
     if not _is_real(expected) or not expected.numel():
         return 0.0

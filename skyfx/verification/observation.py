@@ -42,10 +42,7 @@ def observe_plain(model: nn.Module, microbatch: Batch, *, training: bool) -> Obs
     """Run the model itself; it is as before afterwards."""
 
     def run() -> list[Tensor]:
-        args, kwargs = _fresh(microbatch).restore()
-        if has_cache(model):
-            kwargs = {"use_cache": False} | kwargs
-        _, outputs = OutputSpec.of(model(*args, **kwargs))
+        outputs = plain_outputs(model, microbatch)
         loss = weighted_sum(outputs)
         if training and loss is not None:
             loss.backward()  # type: ignore[no-untyped-call]
@@ -53,6 +50,15 @@ def observe_plain(model: nn.Module, microbatch: Batch, *, training: bool) -> Obs
 
     with in_mode(model, training=training), on_one_device(model):
         return _observed(model, run, training=training)
+
+
+def plain_outputs(model: nn.Module, microbatch: Batch) -> list[Tensor]:
+    """The tensors that the model returns for a copy of a micro-batch."""
+    args, kwargs = _fresh(microbatch).restore()
+    if has_cache(model):
+        kwargs = {"use_cache": False} | kwargs
+    _, outputs = OutputSpec.of(model(*args, **kwargs))
+    return outputs
 
 
 def observe_staged(

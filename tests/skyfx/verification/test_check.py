@@ -255,6 +255,50 @@ def test_a_model_that_writes_to_its_input_is_right() -> None:
         assert torch.equal(batch, BATCH)
 
 
+class Centres(Net):
+    def between(self, h: Tensor) -> Tensor:
+        return h - h.mean(0)
+
+
+class Pairs(Net):
+    """Similarities of each sample with each other, as CLIP has them."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.first(x) @ self.last(x).T
+
+
+class TimeFirst(Net):
+    """Torch's default for an LSTM: the samples are in dimension 1."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.recurrent = nn.LSTM(WIDTH, WIDTH)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.recurrent(x)[0]
+
+
+@pytest.mark.parametrize("mode", ["training", "inference"])
+@pytest.mark.parametrize("kind", [Centres, Pairs, TimeFirst])
+def test_a_batch_that_cannot_be_cut_is_refused(kind: type[Net], mode: Any) -> None:
+    batch = BATCH[:, None].expand(8, 3, WIDTH) if kind is TimeFirst else BATCH
+    model = kind()
+    with pytest.raises(VerificationError, match="cannot be computed in micro-batches: output 0"):
+        skyfx.partition(model, ["cpu"], example_inputs=batch, num_microbatches=4, mode=mode)
+    with skyfx.partition(model, ["cpu"], example_inputs=batch, num_microbatches=1, mode=mode):
+        pass
+
+
+def test_outputs_without_samples_are_not_compared() -> None:
+    class Loss(Net):
+        def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+            y = super().forward(x)
+            return y.pow(2).mean(), y
+
+    with skyfx.partition(Loss(), ["cpu"], example_inputs=BATCH, num_microbatches=4):
+        pass
+
+
 # Ten ways to split a model wrongly.
 
 
