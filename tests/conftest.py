@@ -15,7 +15,6 @@ __all__ = ["folder", "skyfx", "skyfx_process"]
 tiers.register_profiles()
 
 
-@pytest.hookimpl(tryfirst=True)  # xdist, which reads the groups, comes after
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
         if isinstance(item, pytest.Function):

@@ -11,7 +11,7 @@ import pytest
 from skyfx.solver.core.cluster import Cluster
 from skyfx.solver.core.files import read
 from tests.support import ROOT
-from tests.support.launcher import launch
+from tests.support.launcher import launch, torchrun
 from tests.support.models import BATCH, CASES
 from tests.support.plans import SIZE
 
@@ -83,7 +83,7 @@ def test_hosts_measure_and_plan_together(reports: Reports) -> None:
 
 def test_probe_writes_the_devices_and_the_links_between_them(tmp_path: Path) -> None:
     path = tmp_path / "two.cluster.json"
-    done = launch(2, "-m", "skyfx", "probe", "-o", str(path))
+    done = torchrun(2, "-m", "skyfx", "probe", "-o", str(path))
     assert done.returncode == 0, done.stderr[-3000:]
     cluster = read(path, Cluster)
     names = [device.name for device in cluster.devices]
@@ -97,7 +97,7 @@ def test_probe_writes_the_devices_and_the_links_between_them(tmp_path: Path) -> 
     for link in cluster.links:  # of one machine with itself
         assert 1e6 < link.bandwidth_bytes_per_s < 1e12
         assert 0 < link.latency_s < 1
-    again = launch(2, "-m", "skyfx", "probe", "-o", str(path))
+    again = torchrun(2, "-m", "skyfx", "probe", "-o", str(path))
     assert again.returncode != 0
     assert "--force" in again.stderr
 

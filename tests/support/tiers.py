@@ -39,11 +39,7 @@ def cases(usual: int) -> settings:
 
 
 def mark(test: pytest.Function) -> None:
-    """Add the marks that `pyproject.toml` registers, but for `slow`, which a test says itself.
-
-    Tests that share a fixture of their module form a group: one worker runs them all, so the
-    fixture is made once.
-    """
+    """Add the marks that `pyproject.toml` registers, but for `slow`, which a test says itself."""
     room = test.path.parent.name
     used = set(_used(_functions(test)))
     if is_hypothesis_test(test.obj):
@@ -56,8 +52,6 @@ def mark(test: pytest.Function) -> None:
         test.add_marker("gpu")
     if test.path.name.startswith("test_benchmark"):
         test.add_marker("benchmark")
-    if any(fixture.scope == "module" for fixture in _fixtures(test)):
-        test.add_marker(pytest.mark.xdist_group(test.path.stem))
 
 
 def _fixtures(test: pytest.Function) -> list[Any]:
