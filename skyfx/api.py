@@ -94,42 +94,33 @@ def partition(
     environment = environment_of(devices)
     check_files(weights, keep)
     batch = example_batch(model, example_inputs)
+    rebalancer: Rebalancing | None = None
     if plan is not None:
-        found, captured = given_plan(plan, model, batch, environment.cluster)
-        return checked(
-            model,
-            captured,
-            batch,
-            environment,
-            check,
-            lambda: assemble(model, found, captured, environment, weights),
+        agreed, captured = given_plan(plan, model, batch, environment.cluster)
+    else:
+        whole_number("num_microbatches", num_microbatches, least=1)
+        text_sequence("pins", pins)
+        assumptions = Assumptions(
+            mode=mode,
+            objective=objective,
+            schedule=schedule,
+            overlap=environment.overlap,
+            microbatches=num_microbatches,
+            optimizer_state_ratio=optimizer_state_ratio,
+            pins=tuple(pins),
         )
-    whole_number("num_microbatches", num_microbatches, least=1)
-    text_sequence("pins", pins)
-    assumptions = Assumptions(
-        mode=mode,
-        objective=objective,
-        schedule=schedule,
-        overlap=environment.overlap,
-        microbatches=num_microbatches,
-        optimizer_state_ratio=optimizer_state_ratio,
-        pins=tuple(pins),
-    )
-    check_request(assumptions, environment.cluster, strategy, gap, time_limit_s)
-    captured = capture_microbatch(model, batch, mode, num_microbatches)
-    check_patterns(assumptions.pins, captured)
-    graph, cluster = environment.measure(captured, progress)
-    source = PlanSource(graph, batch, assumptions, strategy, gap, time_limit_s)
-    agreed = environment.plan_together(lambda: source.first_plan(cluster, keep))
-    rebalancer = Rebalancing(model, environment, captured, source, cluster)
-    return checked(
-        model,
-        captured,
-        batch,
-        environment,
-        check,
-        lambda: assemble(model, agreed, captured, environment, weights, rebalancer),
-    )
+        check_request(assumptions, environment.cluster, strategy, gap, time_limit_s)
+        captured = capture_microbatch(model, batch, mode, num_microbatches)
+        check_patterns(assumptions.pins, captured)
+        graph, cluster = environment.measure(captured, progress)
+        source = PlanSource(graph, batch, assumptions, strategy, gap, time_limit_s)
+        agreed = environment.plan_together(lambda: source.first_plan(cluster, keep))
+        rebalancer = Rebalancing(model, environment, captured, source, cluster)
+
+    def make() -> Pipeline:
+        return assemble(model, agreed, captured, environment, weights, rebalancer)
+
+    return checked(model, captured, batch, environment, check, make)
 
 
 def capture_and_measure(

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from skyfx.runtime.execution.microbatch import Batch
-from skyfx.runtime.model_state import preserve_state
+from skyfx.runtime.model_state import ModelState, preserve_state
 from skyfx.solver.errors import VerificationError
 from skyfx.tracing.capture import in_mode, on_one_device
 from skyfx.verification.comparison import distance
@@ -36,13 +36,13 @@ def check_samples(model: nn.Module, batch: Batch, size: int, tolerance: float) -
     parts = both.split(size)
     if len(parts) < 2:
         return
-    drawn: list[bool] = []
+    is_fixed: list[bool] = []
 
     def outputs(part: Batch) -> Sequence[Tensor]:
         with preserve_state(model):
-            before = torch.get_rng_state()
+            before = ModelState.of(model)
             found = plain_outputs(model, part)
-            drawn.append(not torch.equal(before, torch.get_rng_state()))
+            is_fixed.append(before.equals(ModelState.of(model)))
         return found
 
     with in_mode(model, training=False), on_one_device(model), torch.no_grad():
@@ -51,8 +51,8 @@ def check_samples(model: nn.Module, batch: Batch, size: int, tolerance: float) -
         except Exception as error:
             logger.info("whether samples are independent is not known, eval mode fails: %r", error)
             return
-    if any(drawn):
-        logger.info("whether samples are independent is not known: the model draws in eval mode")
+    if not all(is_fixed):
+        logger.info("whether samples are independent is not known: forward has state in eval mode")
         return
     sizes = [part.batch_size for part in parts]
     for i, (whole, *pieces) in enumerate(zip(together, *alone, strict=True)):

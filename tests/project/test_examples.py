@@ -33,6 +33,7 @@ def run(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Run:
                 runpy.run_path(path, run_name="__main__")
         finally:
             torch.set_num_threads(threads)
+        assert not torch.distributed.is_initialized()
         return capsys.readouterr().out
 
     return called
@@ -98,24 +99,20 @@ def test_streams(run: Run) -> None:
     assert "12 batches: " in run("streaming.py")
 
 
-def assert_ten_steps(said: str) -> None:
-    steps = [line.split()[1] for line in said.splitlines() if line.startswith("step ")]
-    assert steps == [str(step) for step in range(10)]
-
-
-def test_your_own_hosts_are_one_host(run: Run) -> None:
-    assert_ten_steps(run("hosts.py"))
-
-
-def test_your_own_hosts(tmp_path: Path) -> None:
-    script = str(ROOT / "examples/hosts.py")
-    launcher = ("-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2")
+@pytest.mark.parametrize(
+    "launcher",
+    [(), ("-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2")],
+    ids=["one process", "torchrun"],
+)
+def test_your_own_hosts(tmp_path: Path, launcher: tuple[str, ...]) -> None:
+    """In processes of their own, as they stay members of a process group."""
     done = subprocess.run(
-        [sys.executable, *launcher, script],
+        [sys.executable, *launcher, str(ROOT / "examples/hosts.py")],
         cwd=tmp_path,
         capture_output=True,
         text=True,
         check=False,
     )
     assert done.returncode == 0, done.stdout + done.stderr
-    assert_ten_steps(done.stdout)
+    steps = [line.split()[1] for line in done.stdout.splitlines() if line.startswith("step ")]
+    assert steps == [str(step) for step in range(10)]

@@ -48,7 +48,9 @@ def interleaved_plan(
     return replace(plan, assumptions=given, stages=tuple(stages))
 
 
-def split_evenly(case: Case, num_devices: int = 3, **assumptions: Any) -> skyfx.Pipeline:
+def split_evenly(
+    case: Case, num_devices: int = 3, *, check: Any = "full", **assumptions: Any
+) -> skyfx.Pipeline:
     """A pipeline of the model with a stage on every device, two where they are interleaved."""
     training = assumptions.get("mode", "training") == "training"
     schedule = assumptions.pop("schedule", "1f1b")
@@ -62,4 +64,5 @@ def split_evenly(case: Case, num_devices: int = 3, **assumptions: Any) -> skyfx.
     else:
         plan = even_plan(captured, num_devices, schedule=schedule, **assumptions)
     assert len({stage.device for stage in plan.stages}) == num_devices
-    return skyfx.partition(case.model, ["cpu"] * num_devices, example_inputs=case.batch, plan=plan)
+    devices = ["cpu"] * num_devices
+    return skyfx.partition(case.model, devices, example_inputs=case.batch, plan=plan, check=check)

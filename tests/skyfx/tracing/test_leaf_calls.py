@@ -152,7 +152,8 @@ def test_it_is_cut_around_and_trains_exactly(name: str) -> None:
     ours = case(MODELS[name]())
     alone = Case(copy.deepcopy(ours.model), ours.batch, ours.targets, ours.loss_fn)
     assert 1 <= len(kept(capture(ours.model, ours.batch[:SIZE]))) <= 2
-    with split_evenly(ours) as pipeline:
+    # Some decide by a whole micro-batch, so their batches should not be cut.
+    with split_evenly(ours, check="off") as pipeline:
         for _ in range(2):
             expected = unsplit_reference.train_step(alone, SIZE)
             found = pipeline.train_step(ours.batch, ours.targets, ours.loss_fn)
@@ -238,7 +239,7 @@ def test_another_shape_than_was_captured_ends_the_step_with_both() -> None:
     made = case(Selected(Selects()))
     made.batch[:, 0] = torch.tensor([1.0, 1, 1, 1, -1, 1, 1, 1])
     with (
-        split_evenly(made) as pipeline,
+        split_evenly(made, check="off") as pipeline,
         pytest.raises(
             StageError,
             match=r"'middle' has returned a tensor \(1, 6\), .* a tensor \(2, 6\)",
@@ -314,7 +315,7 @@ def test_in_the_models_own_forward_lines_are_fixed_and_held_against_that() -> No
     batch = {"x": x, "lengths": lengths}
     made = Case(Itself(), batch, torch.randn(BATCH, WIDTH), functional.mse_loss)
     alone = Case(copy.deepcopy(made.model), batch, made.targets, made.loss_fn)
-    with split_evenly(made) as pipeline:
+    with split_evenly(made, check="off") as pipeline:
         expected = unsplit_reference.train_step(alone, SIZE)
         found = pipeline.train_step(made.batch, made.targets, made.loss_fn)
         assert torch.equal(found, expected)
