@@ -49,6 +49,7 @@ def test_without_weights_there_are_buffers_and_no_parameters_values() -> None:
     assert not any(x.is_meta for x in nn.Linear(2**11, 2**11).parameters())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("tied", [False, True])
 @pytest.mark.parametrize("mode", ["training", "inference"])
 def test_stages_read_their_tensors_from_shards_by_their_names(
