@@ -34,7 +34,7 @@ class ModelState:
     """The values at one moment, by name; tensors and containers are copies.
 
     Attributes:
-        values: of buffers and attributes; a container's parts have names of their own.
+        values: of buffers and attributes, as `content` gives them.
         generators: the states of torch's, Python's and numpy's generators.
     """
 

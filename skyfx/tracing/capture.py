@@ -15,7 +15,6 @@ import torch
 from torch import Tensor, fx, nn
 
 from skyfx.runtime.execution.microbatch import Batch, OutputSpec
-from skyfx.runtime.model_state import preserve_state
 from skyfx.runtime.pipeline import Pipeline
 from skyfx.solver.errors import CaptureError
 from skyfx.tracing.data_dependence import is_library_file
@@ -98,7 +97,6 @@ def capture(model: nn.Module, inputs: Any = None, *, training: bool = True) -> C
         quiet_tracing(),
         in_mode(model, training=training),
         on_one_device(model) as real,
-        preserve_state(model),
         torch.inference_mode(False),
         torch.enable_grad(),
     ):

@@ -113,6 +113,7 @@ def _export(
         side_effects.refuse_foreign_rng(),
         side_effects.refuse_vmap(),
         side_effects.refuse_custom_autograd() if training else nullcontext(),
+        preserve_state(model),  # each attempt begins with the same numbers, lists and tensors
     ):
         with selection.stand_ins():
             program = torch.export.export(once, once.tensors, strict=False)
