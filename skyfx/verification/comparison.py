@@ -182,7 +182,7 @@ def distance(expected: Tensor, found: Tensor) -> float:
     """The largest difference in parts of the largest number; infinite where only one is finite."""
     if not _is_rounded(expected) or not expected.numel():
         return 0.0
-    one, other = expected.cpu(), found.cpu()
+    one, other = expected.detach().cpu(), found.detach().cpu()
     if torch.equal(one, other):  # as stages on CPUs are nearly always
         return 0.0
     one, other = _numbers(one), _numbers(other)
