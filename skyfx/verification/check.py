@@ -70,7 +70,8 @@ def checked(
         # A generator that forward makes begins anew in each call of the model, but not in stages.
         for _ in range(1 + has_generators(captured)):
             staged = observe_staged(model, pipeline, captured.microbatch, training=training)
-            both = Comparison(plain, staged, allowed, pipeline.draws_as_plain_torch)
+            draws = pipeline.draws_as_plain_torch
+            both = Comparison(plain, staged, allowed, draws, captured.settled)
             group.run_together(partial(_refuse, captured.name, both))
     except BaseException:
         pipeline.close()

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from skyfx.runtime.model_state import NO_VALUES, equal
+from skyfx.runtime.contents import NO_VALUES, equal
 from skyfx.verification.observation import Observation
 
 PRECISION = {torch.float64: 1e-9, torch.float32: 1e-4, torch.float16: 1e-2, torch.bfloat16: 5e-2}
@@ -57,12 +57,14 @@ class Comparison:
         tolerance: in parts of a tensor's largest number.
         same_draws: whether both have drawn the same random numbers; else it is only compared which
             attributes have changed.
+        settled: attributes that the model assigns once, and no stage does.
     """
 
     plain: Observation
     staged: Observation
     tolerance: float
     same_draws: bool
+    settled: frozenset[str] = frozenset()
 
     def differences(self) -> Iterator[Deviation]:
         """All that differs, the most telling first."""
@@ -84,6 +86,8 @@ class Comparison:
     def _of_attributes(self) -> Iterator[Deviation]:
         before, then = self.plain.before.values, self.plain.after.values
         for name in dict.fromkeys((*then, *self.staged.after.values)):
+            if name in self.settled:
+                continue
             expected, found = then.get(name), self.staged.after.values.get(name)
             if self.same_draws:
                 is_same = self._same(expected, found)

@@ -13,8 +13,9 @@ from torch.nn import functional
 
 import skyfx
 from skyfx.partitioning import splitter
+from skyfx.runtime.contents import content, equal
 from skyfx.runtime.execution.step import StagedModel
-from skyfx.runtime.model_state import ModelState, content, equal
+from skyfx.runtime.model_state import ModelState
 from skyfx.solver.errors import VerificationError
 from skyfx.tracing.capture import capture
 from tests.support.plans import even_plan
