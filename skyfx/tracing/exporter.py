@@ -260,16 +260,16 @@ class _TensorsOnly(nn.Module):
         if has_cache(model):
             kwargs = {"use_cache": False} | kwargs
         watch = AttributeWatch(model)
-        try:
-            with (
-                interceptable_lists(),
-                NoDataDependence(),
-                export_flags(exported=self._exported),
-                buffers_kept(model),
-            ):
-                self.returned.form, found = OutputSpec.of(model(*args, **kwargs))
-        except Exception as error:
-            raise _ForwardFailedError from error
+        with buffers_kept(model):
+            try:
+                with (
+                    interceptable_lists(),
+                    NoDataDependence(),
+                    export_flags(exported=self._exported),
+                ):
+                    self.returned.form, found = OutputSpec.of(model(*args, **kwargs))
+            except Exception as error:
+                raise _ForwardFailedError from error
         changes = watch.changes()
         left = {name: changes[name] for name in changes.keys() - set(self._left_out)}
         self.returned.assigned, of_attributes = AssignedAttributes.of(left)

@@ -82,18 +82,18 @@ def buffers_kept(module: nn.Module) -> Iterator[None]:
         CaptureError: a buffer has another shape.
     """
     before = [
-        (owner, name, buffer)
-        for owner in module.modules()
+        (f"{path}.{name}".lstrip("."), owner, name, buffer)
+        for path, owner in module.named_modules()
         for name, buffer in owner.named_buffers(recurse=False)
     ]
     yield
-    for owner, name, buffer in before:
+    for path, owner, name, buffer in before:
         new = getattr(owner, name)
         if new is buffer:
             continue
         if not isinstance(new, Tensor) or new.shape != buffer.shape:
             raise CaptureError(
-                f"buffer {name!r} is assigned with another shape than {tuple(buffer.shape)}, which "
+                f"buffer {path!r} is assigned with another shape than {tuple(buffer.shape)}, which "
                 "a captured graph cannot: give it one shape from the beginning"
             )
         setattr(owner, name, buffer)

@@ -153,12 +153,13 @@ class Recurrent(Layers):
 
     def __init__(self) -> None:
         super().__init__()
-        self.state, self.ema = torch.zeros(WIDTH), torch.ones(WIDTH)
+        self.ema = torch.ones(WIDTH)
+        self.kept_state = torch.zeros(WIDTH)
         self.register_buffer("mean", torch.zeros(WIDTH))
 
     def between(self, h: Tensor) -> Tensor:
-        h = h + self.state - self.mean
-        self.state = 0.5 * self.state + h.detach().mean(0)
+        h = h + self.kept_state - self.mean
+        self.kept_state = 0.5 * self.kept_state + h.detach().mean(0)
         self.ema.mul_(0.9).add_(h.detach().mean(0))
         self.mean = 0.9 * self.mean + h.detach().mean(0)
         return h * self.ema
