@@ -9,7 +9,6 @@ further). Calls that torch.export cannot follow become leaves (see `leaf_selecti
 import inspect
 import itertools
 from collections.abc import Callable, Collection, Sequence
-from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from functools import partial
 
@@ -21,7 +20,7 @@ from skyfx.runtime.execution.microbatch import Batch, OutputSpec
 from skyfx.runtime.model_state import preserve_state
 from skyfx.runtime.pytree import tree_leaves, unflatten
 from skyfx.solver.errors import CaptureError
-from skyfx.tracing import side_effects
+from skyfx.tracing import autograd_effects, side_effects
 from skyfx.tracing.attribute_effects import (
     AttributeEffects,
     attribute_effects,
@@ -90,7 +89,7 @@ def trace(model: nn.Module, microbatch: Batch, *, training: bool) -> Traced:
 def _effects(model: nn.Module, microbatch: Batch) -> AttributeEffects:
     def run() -> Sequence[Tensor]:
         adapter = _TensorsOnly(model, microbatch, exported=False)
-        outputs: Sequence[Tensor] = adapter(*adapter.tensors)
+        outputs: Sequence[Tensor] = adapter(*adapter.copies())
         return outputs[: len(outputs) - adapter.returned.assigned.form.num_tensors]
 
     return attribute_effects(model, run)
@@ -149,7 +148,7 @@ def _check_runs(model: nn.Module, adapter: "_TensorsOnly") -> None:
     """
     try:
         with preserve_state(model):
-            adapter(*adapter.tensors)
+            adapter(*adapter.copies())
     except _ForwardFailedError as failed:
         if not isinstance(failed.__cause__, CaptureError):
             raise _cause(failed) from None
@@ -164,7 +163,7 @@ def _add_leaf(
     while selection.add(error):
         try:
             with preserve_state(model):
-                selection.record(partial(adapter(), *adapter().tensors))
+                selection.record(partial(adapter(), *adapter().copies()))
         except _ForwardFailedError as failed:
             error = _cause(failed)
             if not isinstance(error, CaptureError):
@@ -186,8 +185,7 @@ def _export(
     with (
         any_attribute_name(),
         side_effects.refuse_foreign_rng(),
-        side_effects.refuse_vmap(),
-        side_effects.refuse_custom_autograd() if training else nullcontext(),
+        autograd_effects.traceable(training=training),
         preserve_state(model),  # each attempt begins with the same numbers, lists and tensors
     ):
         with selection.stand_ins():
@@ -250,6 +248,10 @@ class _TensorsOnly(nn.Module):
     def tensors(self) -> tuple[Tensor, ...]:
         """Its arguments: no attribute, which torch.export would take for a part of the model."""
         return tuple(self._microbatch.tensors)
+
+    def copies(self) -> list[Tensor]:
+        """Copies of its arguments, as forward may write to them, or have them require gradients."""
+        return [x.clone() for x in self._microbatch.tensors]
 
     def forward(self, *tensors: Tensor) -> tuple[Tensor, ...]:
         following = iter(tensors)

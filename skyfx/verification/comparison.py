@@ -160,7 +160,7 @@ def distance(expected: Tensor, found: Tensor) -> float:
     """The largest difference in parts of the largest number; infinite where only one is finite."""
     if not _is_real(expected) or not expected.numel():
         return 0.0
-    one, other = expected.cpu().double(), found.cpu().double()
+    one, other = expected.detach().cpu().double(), found.detach().cpu().double()
     is_finite = one.isfinite()
     if not torch.equal(is_finite, other.isfinite()):
         return float("inf")

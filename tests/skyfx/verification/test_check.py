@@ -64,15 +64,6 @@ class Counts(Net):
         return h * (1 + self.counts["calls"])
 
 
-class Teaches(Net):
-    """The teacher's part gets no gradient in plain torch."""
-
-    def between(self, h: Tensor) -> Tensor:
-        with torch.inference_mode():
-            told = self.first(h)
-        return h + told.clone()
-
-
 class Forks(Net):
     def between(self, h: Tensor) -> Tensor:
         with torch.random.fork_rng():
@@ -111,34 +102,13 @@ class HoldsNumpy(Net):
         return h * float(self.numbers.random())
 
 
-class Round(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx: Any, x: Tensor) -> Tensor:
-        return x.round()
-
-    @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> Tensor:
-        return gradient
-
-
-straight_through = Round.apply
-"""Bound before skyfx could see a call of it, as in torch's own documents."""
-
-
-class StraightThrough(Net):
-    def between(self, h: Tensor) -> Tensor:
-        return straight_through(h * 3)  # type: ignore[no-untyped-call]
-
-
 SITUATIONS = {
     Counts: "'counts'",
-    Teaches: "another gradient",
     Forks: "",
     Seeds: "torch's generator",
     MakesGenerator: "output 0",
     HoldsPython: "'numbers'",
     HoldsNumpy: "'numbers'",
-    StraightThrough: "'first.weight' has another gradient",
 }
 
 
