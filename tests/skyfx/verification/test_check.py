@@ -18,6 +18,7 @@ from skyfx.runtime.execution.step import StagedModel
 from skyfx.runtime.model_state import ModelState
 from skyfx.solver.errors import CaptureError, VerificationError
 from skyfx.tracing.capture import capture
+from skyfx.verification import capacity
 from tests.support.plans import even_plan
 
 TWO, WIDTH = ["cpu", "cpu"], 8
@@ -173,7 +174,7 @@ def test_a_generator_that_the_model_holds_is_right() -> None:
 def test_who_knows_better_gets_the_pipeline() -> None:
     with partitioned(Seeds(), check="off") as pipeline:
         pipeline.train_step(BATCH, BATCH, functional.mse_loss)
-    with pytest.raises(ValueError, match="check is 'all', expected 'full' or 'off'"):
+    with pytest.raises(ValueError, match="check is 'all', expected 'full', 'outputs' or 'off'"):
         skyfx.partition(Net(), TWO, example_inputs=BATCH, check="all")  # type: ignore[arg-type]
 
 
@@ -331,9 +332,15 @@ WAYS = [
 ]
 
 
-@pytest.mark.parametrize("break_it", WAYS, ids=lambda way: way.__name__)
-def test_a_wrong_split_is_refused(
-    break_it: Callable[[StagedModel], None], monkeypatch: pytest.MonkeyPatch
+@pytest.fixture(params=["the model", "its parts"])
+def against(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What the stages are held against: parts, where the machine has no memory left."""
+    if request.param == "its parts":
+        monkeypatch.setattr(capacity, "free_bytes", lambda _: 0.0)
+
+
+def break_each_split(
+    monkeypatch: pytest.MonkeyPatch, break_it: Callable[[StagedModel], None]
 ) -> None:
     right = splitter.split
 
@@ -342,6 +349,38 @@ def test_a_wrong_split_is_refused(
         break_it(staged)
         return staged
 
-    partitioned(Whole()).close()
     monkeypatch.setattr(splitter, "split", wrong)
+
+
+@pytest.mark.usefixtures("against")
+@pytest.mark.parametrize("break_it", WAYS, ids=lambda way: way.__name__)
+def test_a_wrong_split_is_refused(
+    break_it: Callable[[StagedModel], None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    break_each_split(monkeypatch, break_it)
     refusal(Whole())
+
+
+IN_BACKWARD = {drop_gradient, scale_gradient, copied_parameter}
+
+
+@pytest.mark.usefixtures("against")
+@pytest.mark.parametrize("break_it", WAYS, ids=lambda way: way.__name__)
+def test_outputs_alone_show_what_is_wrong_in_forward(
+    break_it: Callable[[StagedModel], None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    break_each_split(monkeypatch, break_it)
+    if break_it in IN_BACKWARD:
+        with partitioned(Whole(), check="outputs") as pipeline:
+            assert "gradients" not in pipeline.verified.tensors
+    else:
+        with pytest.raises(VerificationError):
+            partitioned(Whole(), check="outputs")
+
+
+@pytest.mark.usefixtures("against")
+def test_a_pipeline_says_what_was_verified() -> None:
+    with partitioned(Whole()) as pipeline:
+        assert pipeline.verified.tensors["gradients"] == 6
+        assert pipeline.verified.largest == 0
+        assert "equal to the last bit" in str(pipeline)
