@@ -1,7 +1,7 @@
 """Holds a pipeline against the model that it was made from, before anyone trains."""
 
 import logging
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
@@ -17,6 +17,7 @@ from skyfx.runtime.pipeline import Pipeline
 from skyfx.runtime.verified import Verified
 from skyfx.solver.core.plan import Plan
 from skyfx.solver.errors import VerificationError
+from skyfx.tracing.attribute_effects import line_of
 from skyfx.tracing.capture import Capture
 from skyfx.verification.capacity import lacking
 from skyfx.verification.comparison import (
@@ -28,7 +29,7 @@ from skyfx.verification.comparison import (
     Deviation,
     compare,
 )
-from skyfx.verification.model_line import assigning_line, deviating_line
+from skyfx.verification.model_line import deviating_line
 from skyfx.verification.observation import RunMode, observe_plain, observe_staged
 from skyfx.verification.sample_independence import check_samples
 from skyfx.verification.stage_parts import StageParts
@@ -149,7 +150,8 @@ class PipelineCheck:
         allowed = tolerance(self.captured, self.environment.on_cpu(self.plan))
 
         def compared() -> tuple[Mapping[str, Sequence[str]], float, str]:
-            found = compare(plain, staged, allowed)
+            settled = self.captured.settled
+            found = compare(_without(settled, plain), _without(settled, staged), allowed)
             if found.deviations:
                 name, first = self.captured.name, self._located(found.deviations[0], how)
                 raise VerificationError(f"the stages would not do what {name} does: {first}")
@@ -161,14 +163,20 @@ class PipelineCheck:
         """With the line of the model that does it, where that can be found."""
         is_whole = self.environment.group.size == 1 and all(self.environment.on_cpu(self.plan))
         line = ""
-        if deviation.kind == STATE:
-            line = assigning_line(self.model, deviation.name)
-        elif deviation.kind in (GENERATORS, OUTPUTS, GRADIENTS) and is_whole:
-            try:
+        try:
+            if deviation.kind == STATE:
+                line = line_of(self.model, deviation.name)
+            elif deviation.kind in (GENERATORS, OUTPUTS, GRADIENTS) and is_whole:
                 line = deviating_line(self.model, self.captured, how, tolerance(self.captured))
-            except Exception as error:  # the deviation is to be told anyway
-                logger.info("the line that differs is not known: %r", error)
+        except Exception as error:  # the deviation is to be told anyway
+            logger.info("the line that differs is not known: %r", error)
         return deviation.at(line)
+
+
+def _without(names: Collection[str], contents: Contents) -> Contents:
+    """The contents but for these attributes."""
+    state = {name: x for name, x in contents.get(STATE, {}).items() if name not in names}
+    return {**contents, STATE: state}
 
 
 def merged(found: Sequence[Any], remark: str) -> Verified:

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from skyfx.runtime.model_state import NO_VALUES, equal
+from skyfx.runtime.contents import NO_VALUES, equal
 
 Contents = Mapping[str, Mapping[str, Any]]
 """What a run gave and left, by kind and name."""
@@ -87,8 +87,8 @@ class Deviation:
         return f"{self.what} {both}{self.place}.\n{KINDS[self.kind].cure}"
 
     def at(self, line: str) -> "Deviation":
-        """The same with the line of the model, `FILE:LINE`."""
-        return replace(self, place=f", at {line}" if line else "")
+        """The same with the line of the model, ` at FILE:LINE` or empty."""
+        return replace(self, place=line)
 
 
 @dataclass(frozen=True, slots=True)

@@ -5,14 +5,10 @@ the same of its gradient. The line where plain torch makes a value that the grap
 the graph one that plain torch has nowhere, is the first that differs.
 """
 
-import ast
-import inspect
 import re
 import sys
-import textwrap
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
-from functools import cache
 from typing import Any
 
 import torch
@@ -50,7 +46,7 @@ class Made:
 
 
 def deviating_line(model: nn.Module, captured: Capture, how: RunMode, tolerance: float) -> str:
-    """Where the model first does what the captured graph does not: `FILE:LINE`; empty if unknown.
+    """Where the model does what the captured graph does not, as ` at FILE:LINE` or empty.
 
     Args:
         model: as a whole on the CPU; it is as before afterwards.
@@ -72,7 +68,7 @@ def deviating_line(model: nn.Module, captured: Capture, how: RunMode, tolerance:
     observed(model, run_plain, how)
     observed(model, run_graph, how)
     found = _first(plain.made, staged.made, tolerance)
-    return "" if found is None else "{}:{}".format(*found.lines[-1])
+    return "" if found is None else " at {}:{}".format(*found.lines[-1])
 
 
 def _backward(outputs: Sequence[Tensor], how: RunMode) -> dict[str, Any]:
@@ -177,63 +173,3 @@ def _lines_under_way() -> list[Line]:
             lines.append((frame.f_code.co_filename, frame.f_lineno))
         frame = frame.f_back
     return lines[::-1]
-
-
-def assigning_line(model: nn.Module, name: str) -> str:
-    """Where the class of a module assigns this attribute or changes it; empty if unknown.
-
-    Args:
-        model: has the attribute, perhaps in a submodule.
-        name: from the model on, such as `encoder.layers.0.calls`.
-    """
-    path, _, attribute = name.rpartition(".")
-    owners = dict(model.named_modules(remove_duplicate=False))
-    if path not in owners:
-        return ""
-    for kind in type(owners[path]).__mro__:
-        if kind is nn.Module:
-            break
-        for line in _changes(kind).get(attribute, ()):
-            return f"{inspect.getsourcefile(kind)}:{line}"
-    return ""
-
-
-@cache
-def _changes(kind: type) -> dict[str, list[int]]:
-    """The lines of a class, but for `__init__`, that may change each attribute of `self`."""
-    try:
-        source, first = inspect.getsourcelines(kind)
-        tree = ast.parse(textwrap.dedent("".join(source)))
-    except (OSError, TypeError, SyntaxError):
-        return {}
-    (body,) = tree.body
-    nodes = [
-        node
-        for function in ast.iter_child_nodes(body)
-        if isinstance(function, ast.FunctionDef) and function.name != "__init__"
-        for node in ast.walk(function)
-    ]
-    found: dict[str, list[int]] = {}
-    # A call may only read: assignments come first.
-    for node in sorted(nodes, key=lambda node: isinstance(node, ast.Call)):
-        for name in _changed(node):
-            found.setdefault(name, []).append(first + node.lineno - 1)  # type: ignore[attr-defined]
-    return found
-
-
-def _changed(node: ast.AST) -> Iterator[str]:
-    """The attributes that `self.x = `, `self.x[i] += ` or `self.x.append()` change."""
-    targets: list[ast.expr] = []
-    if isinstance(node, ast.Assign):
-        targets = node.targets
-    elif isinstance(node, ast.AugAssign | ast.AnnAssign):
-        targets = [node.target]
-    elif isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute):
-        targets = [node.func.value]
-    for target in targets:
-        while isinstance(target, ast.Subscript | ast.Call):
-            target = target.value if isinstance(target, ast.Subscript) else target.func
-        if isinstance(target, ast.Tuple):
-            targets.extend(target.elts)
-        elif isinstance(target, ast.Attribute) and isinstance(target.value, ast.Name):
-            yield target.attr

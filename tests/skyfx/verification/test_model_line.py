@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from skyfx.tracing.capture import capture
-from skyfx.verification.model_line import assigning_line, deviating_line
+from skyfx.verification.model_line import deviating_line
 from skyfx.verification.observation import RunMode
 
 X = torch.linspace(-1, 1, 16).reshape(2, 8)
@@ -21,9 +21,6 @@ class Net(nn.Module):
         super().__init__()
         torch.manual_seed(0)
         self.first, self.last = nn.Linear(8, 8), nn.Linear(8, 8)
-        self.log: list[float] = []
-        self.counts = {"calls": 0}
-        self.mean = torch.zeros(8)
         self.scale = 2.0
 
     def forward(self, x: Tensor) -> Tensor:
@@ -51,7 +48,7 @@ class OtherGradient(Net):
 def line_of(code: Any, text: str) -> str:
     source, first = inspect.getsourcelines(code)
     (offset,) = (i for i, line in enumerate(source) if text in line)
-    return f"{__file__}:{first + offset}"
+    return f" at {__file__}:{first + offset}"
 
 
 @pytest.mark.parametrize(
@@ -68,31 +65,3 @@ def test_the_first_line_that_differs_is_found(
 def test_equal_runs_differ_nowhere() -> None:
     model = Net()
     assert deviating_line(model, capture(model, X), TRAINING, 1e-4) == ""
-
-
-class Changes(Net):
-    def between(self, h: Tensor) -> Tensor:
-        self.log.append(0.0)
-        self.counts["calls"] += 1
-        if self.mean.sum() > 0:
-            self.mean = h.detach().mean(0)
-        self.scale, other = 3.0, 1.0
-        return h * other
-
-
-@pytest.mark.parametrize(
-    ("name", "text"),
-    [
-        ("0.log", "append"),
-        ("0.counts", "calls"),
-        ("0.mean", "self.mean ="),
-        ("0.scale", "self.scale,"),
-    ],
-)
-def test_the_line_that_changes_an_attribute_is_found(name: str, text: str) -> None:
-    assert assigning_line(nn.Sequential(Changes()), name) == line_of(Changes.between, text)
-
-
-@pytest.mark.parametrize("name", ["0.unknown", "nowhere.log", "0.first.in_features"])
-def test_a_line_that_is_nowhere_is_empty(name: str) -> None:
-    assert assigning_line(nn.Sequential(Changes()), name) == ""
