@@ -183,7 +183,7 @@ def _partitioned(model: nn.Module, example: Any, mode: Any, num: int, result: Re
 
 def _run(pipeline: Pipeline, model: nn.Module, batch: Any, mode: str, num: int, k: int) -> Step:
     if mode == "inference":
-        return Step.of_inference(pipeline, batch, num)
+        return Step.of_inference(pipeline, batch, num, k)
     parts = sizes(split(batch, num))
     return Step.of_training(model, k, parts, lambda f: pipeline.train_step(batch, None, f))
 

@@ -46,14 +46,16 @@ class Step:
     """Whether an optimizer has stepped before."""
 
     @classmethod
-    def of_inference(cls, pipeline: Pipeline, batch: Any, num: int) -> "Step":
-        """A call of the pipeline; part by part where outputs have no dimension of samples."""
+    def of_inference(cls, pipeline: Pipeline, batch: Any, num: int, k: int) -> "Step":
+        """Call `k` of the pipeline; part by part where outputs have no dimension of samples."""
+        _seed(k)
         try:
             outputs = OutputSpec.of(pipeline(batch))[1]
         except ValueError as error:
             if "no batch dimension to be joined along" not in str(error):
                 raise
             parts = split(batch, num)
+            _seed(k)
             outputs = joined([OutputSpec.of(pipeline(x))[1] for x, _ in parts], sizes(parts))
         return cls(outputs, {}, {})
 
@@ -93,13 +95,13 @@ class PlainModel:
     def run(self, batch: Any, num: int, mode: str, seed: int) -> Step:
         """One batch, or one step."""
         if mode == "inference":
-            return self.infer(batch, num)
+            return self.infer(batch, num, seed)
         return self.train_step(batch, num, seed)
 
-    def infer(self, batch: Any, num: int) -> Step:
+    def infer(self, batch: Any, num: int, seed: int = 0) -> Step:
         """In eval mode and without gradients."""
         self.model.eval()
-        _seed(0)
+        _seed(seed)
         with torch.no_grad():
             parts = split(batch, num)
             outputs = [OutputSpec.of(self.call(part))[1] for part, _ in parts]
