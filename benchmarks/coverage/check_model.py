@@ -237,6 +237,7 @@ def report(family: str, name: str, to: Connection) -> None:
     random.seed(0)
     numpy.random.seed(0)
     logging.getLogger("transformers").setLevel(logging.ERROR)
+    logging.getLogger("skyfx").setLevel(logging.ERROR)  # it may say a line of its own
     warnings.filterwarnings("ignore", module="transformers|timm")
     with to, Printed() as printed:
         to.send(asdict(check(family, name, printed)))

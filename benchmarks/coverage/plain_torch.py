@@ -225,7 +225,7 @@ def _length(batch: Any) -> int:
 
 def joined(parts: Sequence[Sequence[Tensor]], sizes: Sequence[int]) -> list[Tensor]:
     """The outputs of all micro-batches, of so many samples each."""
-    return [_joined(pieces, sizes) for pieces in zip(*parts, strict=True)]
+    return [_joined([x.detach() for x in pieces], sizes) for pieces in zip(*parts, strict=True)]
 
 
 def _joined(pieces: Sequence[Tensor], sizes: Sequence[int]) -> Tensor:

@@ -21,7 +21,6 @@ __all__: list[str] = ["MODELS"]
 MODELS: Models = {
     **plain_nets.MODELS,
     **plain_corners.MODELS,
-    **vision.MODELS,
     **vit_pytorch.MODELS,
     **x_transformers.MODELS,
     **lucidrains.MODELS,
@@ -31,4 +30,5 @@ MODELS: Models = {
     **medical.MODELS,
     **graphs.MODELS,
     **science.MODELS,
+    **vision.MODELS,
 }

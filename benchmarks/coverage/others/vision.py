@@ -1,12 +1,22 @@
 """Models that see: torchvision, segmentation-models-pytorch, kornia, open_clip."""
 
+import importlib
 from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from benchmarks.coverage.others.recipes import Models, floats, image, made, prefixed, several
+from benchmarks.coverage.others.recipes import (
+    Models,
+    Recipe,
+    floats,
+    image,
+    made,
+    of,
+    prefixed,
+    several,
+)
 
 __all__: list[str] = ["MODELS"]
 
@@ -17,35 +27,67 @@ def _seen(name: str, side: int = 64, **more: Any) -> tuple[Callable[[], nn.Modul
     return lambda: made(f"torchvision.models.{name}", **arguments), image(side)
 
 
-TORCHVISION: Models = {
-    name: _seen(name, side)
-    for name, side in {
-        "resnet18": 64,
-        "resnext50_32x4d": 64,
-        "wide_resnet50_2": 64,
-        "mobilenet_v2": 64,
-        "mobilenet_v3_small": 64,
-        "shufflenet_v2_x0_5": 64,
-        "squeezenet1_1": 64,
-        "mnasnet0_5": 64,
-        "efficientnet_b0": 64,
-        "efficientnet_v2_s": 64,
-        "densenet121": 64,
-        "regnet_y_400mf": 64,
-        "convnext_tiny": 64,
-        "swin_t": 64,
-        "swin_v2_t": 64,
-        "vit_b_32": 224,
-        "maxvit_t": 224,
-    }.items()
-} | {
-    "googlenet": _seen("googlenet", 96, init_weights=False),
-    "inception_v3": _seen("inception_v3", 128, init_weights=False),
+def _blocks(*widths: int) -> list[Any]:
+    return [
+        made("torchvision.models.convnext.CNBlockConfig", a, b, 1)
+        for a, b in zip(widths, (*widths[1:], None), strict=True)
+    ]
+
+
+def _swin(**more: Any) -> Recipe:
+    given = {"patch_size": [4, 4], "embed_dim": 16, "depths": [2, 2], "num_heads": [2, 2]}
+    given |= {"window_size": [4, 4], "num_classes": 5, "stochastic_depth_prob": 0.2}
+    return lambda: made("torchvision.models.SwinTransformer", **(given | more)), image()
+
+
+def _second_swin() -> nn.Module:
+    swin = importlib.import_module("torchvision.models.swin_transformer")
+    parts = {"block": swin.SwinTransformerBlockV2, "downsample_layer": swin.PatchMergingV2}
+    return _swin(**parts)[0]()
+
+
+def _resnet(**more: Any) -> nn.Module:
+    block = importlib.import_module("torchvision.models.resnet").Bottleneck
+    return made("torchvision.models.ResNet", block, [1, 1, 1, 1], num_classes=5, **more)
+
+
+NAMES = """
+    resnet18 mobilenet_v2 mobilenet_v3_small shufflenet_v2_x0_5 squeezenet1_1 mnasnet0_5
+    efficientnet_b0 regnet_y_400mf
+"""
+TORCHVISION: Models = {name: _seen(name) for name in NAMES.split()} | {
+    "ResNeXt": (lambda: _resnet(groups=8, width_per_group=2), image()),
+    "ResNet dilated": (
+        lambda: _resnet(replace_stride_with_dilation=[False, True, True], zero_init_residual=True),
+        image(),
+    ),
+    "DenseNet": of("torchvision.models.DenseNet", image(), 8, (2, 2, 2), 16, memory_efficient=True),
+    "ConvNeXt": (
+        lambda: made(
+            "torchvision.models.ConvNeXt", _blocks(16, 24), stochastic_depth_prob=0.2, num_classes=5
+        ),
+        image(64),
+    ),
+    "Swin": _swin(),
+    "Swin v2": (_second_swin, image()),
+    "ViT": of("torchvision.models.VisionTransformer", image(), 32, 8, 2, 2, 32, 64, num_classes=5),
+    "MaxViT": of(
+        "torchvision.models.MaxVit",
+        image(64),
+        (64, 64),
+        8,
+        4,
+        [8, 16],
+        [1, 1],
+        8,
+        0.2,
+        num_classes=5,
+    ),
+    "GoogLeNet": _seen("googlenet", 96, init_weights=False),
     "deeplabv3": _seen(
         "segmentation.deeplabv3_mobilenet_v3_large", weights_backbone=None, aux_loss=True
     ),
     "lraspp": _seen("segmentation.lraspp_mobilenet_v3_large", weights_backbone=None),
-    "fcn": _seen("segmentation.fcn_resnet50", weights_backbone=None),
     "r3d_18": (
         lambda: made("torchvision.models.video.r3d_18", weights=None, num_classes=5),
         floats(3, 4, 32, 32),
