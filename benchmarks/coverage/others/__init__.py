@@ -1,13 +1,16 @@
 """Tiny models of packages other than transformers and timm, and of plain torch."""
 
 from benchmarks.coverage.others import (
+    diffusers_transformers,
+    diffusers_unets,
     generative,
     graphs,
-    image_diffusion,
     lucidrains,
     medical,
     plain_corners,
+    plain_gradients,
     plain_nets,
+    plain_sequences,
     science,
     sequences,
     vision,
@@ -20,12 +23,15 @@ __all__: list[str] = ["MODELS"]
 
 MODELS: Models = {
     **plain_nets.MODELS,
+    **plain_sequences.MODELS,
+    **plain_gradients.MODELS,
     **plain_corners.MODELS,
     **vit_pytorch.MODELS,
     **x_transformers.MODELS,
     **lucidrains.MODELS,
     **sequences.MODELS,
-    **image_diffusion.MODELS,
+    **diffusers_unets.MODELS,
+    **diffusers_transformers.MODELS,
     **generative.MODELS,
     **medical.MODELS,
     **graphs.MODELS,

@@ -36,12 +36,10 @@ MODELS: Models = prefixed(
         "ViT": _vit("ViT", **DROPS),
         "ViT mean": _vit("ViT", pool="mean"),
         "SimpleViT": _vit("SimpleViT"),
-        "simple_flash": _vit("simple_flash_attn_vit.SimpleViT", use_flash=False),
         "SimpleViT registers": _vit("simple_vit_with_register_tokens.SimpleViT"),
         "SimpleViT patch dropout": _vit(
             "simple_vit_with_patch_dropout.SimpleViT", patch_dropout=0.5
         ),
-        "SimpleViT qk norm": _vit("simple_vit_with_qk_norm.SimpleViT"),
         "SimpleViT fft": _vit("simple_vit_with_fft.SimpleViT", freq_patch_size=8),
         "SimpleViT value residual": _vit("simple_vit_with_value_residual.SimpleViT"),
         "SimpleViT hyper": _vit(
@@ -56,7 +54,6 @@ MODELS: Models = prefixed(
         "ats ViT": _vit("ats_vit.ViT", max_tokens_per_depth=(12, 8)),
         "small dataset ViT": _vit("vit_for_small_dataset.ViT"),
         "learnable memory": _vit("learnable_memory_vit.ViT"),
-        "decorr": _vit("vit_with_decorr.ViT"),
         "T2TViT": (
             lambda: made(
                 "vit_pytorch.t2t.T2TViT",
