@@ -136,6 +136,5 @@ def _server() -> subprocess.Popen[str]:
         stdout=subprocess.PIPE,
         text=True,
     )
-    assert started.stdin is not None
-    atexit.register(started.stdin.close)
+    atexit.register(started.communicate)  # the end of its input ends it
     return started
