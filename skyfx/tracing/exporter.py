@@ -8,7 +8,7 @@ further). Calls that torch.export cannot follow become leaves (see `leaf_selecti
 
 import inspect
 import itertools
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext, suppress
 from functools import partial
 from types import MappingProxyType
@@ -23,7 +23,7 @@ from skyfx.solver.errors import CaptureError
 from skyfx.tracing import side_effects
 from skyfx.tracing.data_dependence import NoDataDependence
 from skyfx.tracing.leaf_calls import put_leaves
-from skyfx.tracing.leaf_selection import CalledOtherwiseError, LeafSelection
+from skyfx.tracing.leaf_selection import CalledOtherwiseError, LeafSelection, Places
 from skyfx.tracing.node_names import ADAPTED, graphs_in
 from skyfx.tracing.torch_internals import any_attribute_name, export_flags, interceptable_lists
 
@@ -32,16 +32,29 @@ Adapter = Callable[[], "_TensorsOnly"]
 
 
 def trace(
-    model: nn.Module, microbatch: Batch, *, training: bool
-) -> tuple[fx.GraphModule, OutputSpec]:
-    """The captured graph, and the form of the outputs.
+    model: nn.Module,
+    microbatch: Batch,
+    others: Sequence[Batch] = (),
+    places: Places | None = None,
+    *,
+    training: bool,
+) -> tuple[fx.GraphModule, OutputSpec, Places]:
+    """The captured graph, the form of the outputs, and where code became leaves.
 
-    The first attempts have no leaves, and do not tell the model that it is exported.
+    It begins with the places of an earlier capture, if there are any. The first other attempts have
+    no leaves, and do not tell the model that it is exported. What the graph has fixed is held
+    against other micro-batches of the same form.
 
     Raises:
         CaptureError: the graph would leave something out.
         Exception: the model's own, or torch.export's where no call can become a leaf instead.
     """
+    if places is not None and places != Places():
+        with suppress(Exception):
+            adapter = partial(_TensorsOnly, model, microbatch, exported=False)
+            selection = LeafSelection(model, places)
+            _record(model, adapter, selection)
+            return *_export(model, adapter, selection, training=training), selection.places
     errors: list[Exception] = []
     ways = list(itertools.product((False, True), (False, True)))
     while ways:
@@ -50,7 +63,12 @@ def trace(
         selection = LeafSelection(model)
         while True:
             try:
-                return _export(model, adapter, selection, training=training)
+                traced = _export(model, adapter, selection, training=training)
+                for other in others if selection.calls else ():
+                    again = _TensorsOnly(model, other, exported=exported)
+                    with preserve_state(model):
+                        selection.hold_against(partial(again, *again.tensors))
+                return *traced, selection.places
             except Exception as failed:
                 errors.append(_cause(failed))
             if len(errors) == 1:
@@ -88,8 +106,7 @@ def _add_leaf(
     """Make one more call a leaf, because of this error; False where that is impossible."""
     while selection.add(error):
         try:
-            with preserve_state(model):
-                selection.record(partial(adapter(), *adapter().tensors))
+            _record(model, adapter, selection)
         except _ForwardFailedError as failed:
             error = _cause(failed)
             if not isinstance(error, CaptureError):
@@ -97,6 +114,11 @@ def _add_leaf(
         else:
             return True
     return False
+
+
+def _record(model: nn.Module, adapter: Adapter, selection: LeafSelection) -> None:
+    with preserve_state(model):
+        selection.record(partial(adapter(), *adapter().tensors))
 
 
 def _export(

@@ -34,6 +34,10 @@ UNKNOWN_VALUE_ERRORS = (
 )
 """The errors of torch.export where it would have to know a value."""
 
+DECISIONS = {("torch.nn.modules.transformer", "_detect_is_causal_mask")}
+"""Functions of torch's own modules, by their Python modules, that branch on values and return a
+decision: whether a mask hides the future and nothing else."""
+
 _writing_code = threading.RLock()
 """Held by the thread for which torch.fx writes code for any attribute name."""
 
@@ -207,8 +211,8 @@ def storage_id(tensor: Tensor) -> int:
 
 
 def num_writes(tensor: Tensor) -> int:
-    """How many times the tensor has been written to in place."""
-    return tensor._version
+    """How many times the tensor has been written to in place; 0 where torch does not count."""
+    return 0 if tensor.is_inference() else tensor._version
 
 
 def schema_of(node: fx.Node) -> Any:
