@@ -5,9 +5,9 @@ they must not depend on values. Two things tell whether they do: another micro-b
 run on the same arguments with other values.
 """
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext, suppress
-from dataclasses import is_dataclass
+from dataclasses import dataclass, is_dataclass
 from types import EllipsisType, FunctionType
 from typing import Any
 
@@ -19,18 +19,30 @@ from skyfx.runtime import pytree
 from skyfx.runtime.execution.microbatch import CONSTANTS, OutputSpec
 from skyfx.runtime.model_state import preserve_state
 from skyfx.runtime.pytree import flatten
-from skyfx.runtime.rng.generator_state import comparable_states
+from skyfx.runtime.rng.generator_state import comparable_states, preserve_generators
 from skyfx.solver.errors import CaptureError
 from skyfx.tracing.call_sites import CallSite, copy_of, decides
 from skyfx.tracing.data_dependence import OpSite
 from skyfx.tracing.forward_lines import ForwardCode, Lines
 from skyfx.tracing.leaf_arguments import Held, check_unchanged, flatten_held, unflatten_held
 from skyfx.tracing.leaf_calls import BoundCode, RecordedCall, buffers_kept
+from skyfx.tracing.other_values import CHANGES
 from skyfx.tracing.reached_tensors import reached, reached_by
 from skyfx.tracing.tensor_binding import named_tensors
-from skyfx.tracing.torch_internals import export_flags, num_writes
+from skyfx.tracing.torch_internals import checked_derivatives, export_flags, num_writes
 
-LeafSite = CallSite | Lines | OpSite
+
+@dataclass(frozen=True, slots=True)
+class FunctionSite:
+    """All calls of an autograd function."""
+
+    function: type
+
+    def __str__(self) -> str:
+        return self.function.__name__
+
+
+LeafSite = CallSite | FunctionSite | Lines | OpSite
 Function = Callable[..., Any]
 
 _ARGUMENTS = (*CONSTANTS, Held, slice, EllipsisType)
@@ -81,18 +93,21 @@ class Recorder:
         named = {} if module is None else named_tensors(module)
         given = [x for x in leaves if isinstance(x, Tensor)]
         writes = {id(x): num_writes(x) for x in (*given, *named.values())}
-        generators = comparable_states()
-        before = [_copy(x) for x in leaves] if self._may_vary(own) else None
-        with _UsedTensors(named) as used, export_flags(exported=False), self._buffers_kept():
+        generators, derivatives = comparable_states(), list[bool]()
+        before = [x.detach().clone() if isinstance(x, Tensor) else x for x in leaves]
+        noted = checked_derivatives(lambda *_: derivatives.append(True))
+        kept = self._buffers_kept()
+        with _UsedTensors(named) as used, export_flags(exported=False), kept, noted:
             returned = self._run(own, leaves, spec)
         is_random = generators != comparable_states()
-        others = [] if before is None else list(self._other_results(own, before, spec))
+        others = list(self._other_results(own, before, spec)) if self._may_vary(own) else []
         self._check_results(returned, others)
         held = tuple(f"{x.path}." for x in leaves if isinstance(x, Held))
-        reached = (*held, *self._reached(own))
-        state = [n for n in named if n in used.names or n.startswith(reached)]
+        needed = (*held, *self._reached())
+        state = [n for n in named if n in used.names or n.startswith(needed)]
         tensors = [*given, *(named[n] for n in state)]
         form, outputs = OutputSpec.of(returned)
+        written = {i for i, x in enumerate(tensors) if num_writes(x) != writes[id(x)]}
         call = RecordedCall(
             name=f"{site}/{len(self.calls)}" if self.calls else str(site),
             run=self._bound_code(own),
@@ -102,13 +117,12 @@ class Recorder:
             state=tuple(state),
             form=form,
             outputs=tuple(x.detach().to("meta") for x in outputs),
-            writes=frozenset(
-                i
-                for i, x in enumerate(tensors)
-                if num_writes(x) != writes[id(x)] or _may_write(module, x)
-            ),
+            writes=frozenset(written | {i for i, x in enumerate(tensors) if _may_write(module, x)}),
             is_random=is_random,
+            needs=tuple(x.requires_grad for x in tensors) if derivatives else (),
         )
+        if derivatives:
+            _check_apart(call, tensors, outputs if not (written or call.is_random) else None)
         self.calls.append(call)
         return returned
 
@@ -192,12 +206,12 @@ class Recorder:
         self, own: Function, before: list[Any], spec: pytree.TreeSpec
     ) -> Iterator[Any]:
         """The results for other values of its arguments, where they make sense."""
-        for change in _CHANGES:
+        for change in CHANGES:
             changed = [change(x) if isinstance(x, Tensor) else x for x in before]
             with preserve_state(self._model), suppress(Exception):
                 yield self._run(own, changed, spec)
 
-    def _reached(self, own: Function) -> tuple[str, ...]:
+    def _reached(self) -> tuple[str, ...]:
         """What other runs may need of the module's tensors: names, or beginnings of names."""
         if self._code is not None:
             assert isinstance(self._site, Lines)
@@ -230,41 +244,27 @@ class _UsedTensors(TorchFunctionMode):
         return func(*args, **(kwargs or {}))
 
 
+def _check_apart(
+    call: RecordedCall, tensors: Sequence[Tensor], expected: Sequence[Tensor] | None
+) -> None:
+    """Refuse a call that differentiates what was computed outside of it.
+
+    Args:
+        call: it computes a derivative.
+        tensors: those it was recorded with.
+        expected: its outputs then; None if they may differ in another run.
+    """
+    copies = [x.detach().clone().requires_grad_(x.requires_grad) for x in tensors]
+    with preserve_generators():
+        found = call(*copies)
+    if expected is not None and not all(map(torch.equal, found, expected)):
+        raise CaptureError("a derivative leads out of it")
+
+
 def form_of(value: Any) -> tuple[Any, ...]:
     """All of a value but what its tensors hold."""
     leaves, spec = flatten(value)
     return str(spec), *((x.shape, x.dtype) if isinstance(x, Tensor) else x for x in leaves)
-
-
-def _copy(value: Any) -> Any:
-    return value.detach().clone() if isinstance(value, Tensor) else value
-
-
-def _negative(x: Tensor) -> Tensor:
-    """Another value for each number: smaller whole numbers, which are indices or lengths."""
-    if x.dtype == torch.bool:
-        return ~x
-    return -x if x.is_floating_point() or x.is_complex() else x // 2
-
-
-def _half(x: Tensor) -> Tensor:
-    generator = torch.Generator().manual_seed(x.numel())
-    chosen = torch.rand(x.shape, generator=generator) < 0.5
-    return torch.where(chosen, _negative(x), x)
-
-
-def _drawn(x: Tensor) -> Tensor:
-    generator = torch.Generator().manual_seed(x.numel())
-    index = torch.randint(max(1, x.numel()), x.shape, generator=generator)
-    return x.flatten()[index] if x.numel() else x.clone()
-
-
-def _largest(x: Tensor) -> Tensor:
-    return x.amax().expand_as(x).clone() if x.numel() and not x.is_complex() else x.clone()
-
-
-_CHANGES = (_negative, _half, _drawn, _largest, torch.zeros_like)
-"""Other values of a tensor, most of which are valid where it was."""
 
 
 def _may_write(module: nn.Module | None, x: Tensor) -> bool:

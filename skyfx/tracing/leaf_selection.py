@@ -17,6 +17,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from skyfx.solver.errors import CaptureError
+from skyfx.tracing.autograd_effects import CustomGradientError
 from skyfx.tracing.call_sites import CallSite, call_sites_in, similar_sites
 from skyfx.tracing.data_dependence import DependsOnValuesError, OpSite, OpSiteOverride
 from skyfx.tracing.forward_lines import ForwardCode, Lines
@@ -25,10 +26,12 @@ from skyfx.tracing.leaf_calls import RecordedCall, stand_in
 from skyfx.tracing.leaf_recording import (
     CannotCrossError,
     Function,
+    FunctionSite,
     LeafSite,
     Recorder,
 )
 from skyfx.tracing.tensor_binding import named_tensors
+from skyfx.tracing.torch_internals import replaced_functions
 
 logger = logging.getLogger(__name__)
 
@@ -46,12 +49,14 @@ class Places:
 
     Attributes:
         calls: methods and functions.
+        functions: autograd functions; None for each that cannot become a leaf.
         lines: of the model's own forward.
         operators: whose results are fixed.
         refused: kinds of calls, and lines, that cannot become leaves.
     """
 
     calls: tuple[CallSite, ...] = ()
+    functions: tuple[tuple[type, FunctionSite | None], ...] = ()
     lines: tuple[Lines, ...] = ()
     operators: tuple[OpSite, ...] = ()
     refused: frozenset[Any] = frozenset()
@@ -64,6 +69,7 @@ class LeafSelection:
         self._model = model
         self._code = ForwardCode.of(model)
         self._call_sites = list(places.calls)
+        self._function_sites = dict(places.functions)
         self._lines = list(places.lines)
         self._op_sites = list(places.operators)
         self._refused = set(places.refused)
@@ -82,6 +88,7 @@ class LeafSelection:
         """Where the calls are."""
         return Places(
             tuple(self._call_sites),
+            tuple(self._function_sites.items()),
             tuple(self._lines),
             tuple(self._op_sites),
             frozenset(self._refused),
@@ -91,6 +98,8 @@ class LeafSelection:
         """Select the innermost place whose code has failed; False where none is left."""
         if isinstance(error, DependsOnValuesError):
             self._last_op_site = error.site
+        if isinstance(error, CustomGradientError) and self._add_function(error.function):
+            return True
         for call in call_sites_in(error, self._model):
             if call not in self._call_sites and call.kind not in self._refused:
                 self._call_sites += similar_sites(call, self._model)
@@ -101,6 +110,13 @@ class LeafSelection:
             return False
         logger.warning("the result of %s is fixed: later batches have to give the same", site)
         self._op_sites.append(site)
+        return True
+
+    def _add_function(self, function: type) -> bool:
+        """Select an autograd function; torch's own ones are run for what is around them."""
+        if function in self._function_sites or function.__module__.startswith("torch."):
+            return False
+        self._function_sites[function] = FunctionSite(function)
         return True
 
     def _add_lines(self, code: ForwardCode, error: BaseException) -> bool:
@@ -120,7 +136,8 @@ class LeafSelection:
         Raises:
             CaptureError: one of the calls cannot become a leaf; its site is selected no longer.
         """
-        sites: list[LeafSite] = [*self._call_sites, *self._lines, *self._op_sites]
+        functions = filter(None, self._function_sites.values())
+        sites: list[LeafSite] = [*self._call_sites, *functions, *self._lines, *self._op_sites]
         self._recorders = {site: Recorder(self._model, site, self._code) for site in sites}
         with self._replaced(self._record_call):
             return call()
@@ -153,7 +170,16 @@ class LeafSelection:
                 stack.enter_context(self._code.taken_out(lines))
             ours = {site: partial(instead, site) for site in self._op_sites}
             stack.enter_context(OpSiteOverride(ours))
+            stack.enter_context(replaced_functions(partial(self._apply, instead)))
             yield
+
+    def _apply(
+        self, instead: Function, function: type, own: Function, *args: Any, **kwargs: Any
+    ) -> Any:
+        """Call an autograd function, by `instead` if it is selected."""
+        site = self._function_sites.get(function)
+        called = own if site is None else partial(instead, site, own)
+        return called(*args, **kwargs)
 
     def _record_call(self, site: LeafSite, own: Function, *args: Any, **kwargs: Any) -> Any:
         with self._refusing(site) as is_inside:
@@ -189,6 +215,8 @@ class LeafSelection:
             if isinstance(site, CallSite):
                 self._refused.add(site.kind)
                 self._call_sites = [other for other in self._call_sites if other.kind != site.kind]
+            elif isinstance(site, FunctionSite):
+                self._function_sites[site.function] = None
             elif isinstance(site, Lines):
                 self._refused.add(site)
                 self._lines.remove(site)
