@@ -82,13 +82,13 @@ class PipelineCheck:
         model, captured, group = self.model, self.captured, self.environment.group
         size = captured.microbatch.batch_size
         group.run_together(lambda: check_samples(model, self.batch, size, tolerance(captured)))
-        plain = group.barrier_after(partial(observe_plain, model, captured.microbatch, how))
+        plain = group.barrier_after(partial(observe_plain, model, captured, how))
         remark = "" if how.backward or not how.training else "gradients (check='outputs')"
         with self._opened() as pipeline:
             # A generator that forward makes begins anew in each call of the model, but not in
             # stages.
             for _ in range(1 + has_generators(captured)):
-                staged = observe_staged(model, pipeline, captured.microbatch, how)
+                staged = observe_staged(model, pipeline, captured, captured.microbatch, how)
                 if pipeline.draws_as_plain_torch:
                     both = plain.contents, staged.contents
                 else:

@@ -13,7 +13,7 @@ from skyfx.runtime.contents import NO_VALUES, equal
 from skyfx.runtime.execution.microbatch import Batch, OutputSpec
 from skyfx.runtime.model_state import ModelState, preserve_state
 from skyfx.runtime.pipeline import Pipeline
-from skyfx.tracing.capture import in_mode, on_one_device
+from skyfx.tracing.capture import Capture, in_mode, on_one_device
 from skyfx.tracing.exporter import has_cache
 from skyfx.verification.comparison import (
     GENERATORS,
@@ -63,13 +63,14 @@ class Observation:
         return "as before" if equal(self.before.get(name), value) else "another"
 
 
-def observe_plain(model: nn.Module, microbatch: Batch, how: RunMode) -> Observation:
-    """Run the model itself; it is as before afterwards."""
+def observe_plain(model: nn.Module, captured: Capture, how: RunMode) -> Observation:
+    """Run the model itself on the micro-batch of its capture; it is as before afterwards."""
 
     def run() -> Contents:
-        outputs = plain_outputs(model, microbatch)
+        outputs = plain_outputs(model, captured.microbatch)
         if how.backward:
-            weighted_sum(outputs).backward()  # type: ignore[no-untyped-call]
+            # `loss_fn` may read what forward leaves on attributes.
+            weighted_sum([*outputs, *captured.assigned.tensors_on(model)]).backward()  # type: ignore[no-untyped-call]
         return {OUTPUTS: numbered(outputs)}
 
     with in_mode(model, training=how.training), on_one_device(model):
@@ -86,7 +87,11 @@ def plain_outputs(model: nn.Module, microbatch: Batch) -> list[Tensor]:
 
 
 def observe_staged(
-    model: nn.Module, pipeline: Pipeline, microbatch: Batch, how: RunMode
+    model: nn.Module,
+    pipeline: Pipeline,
+    captured: Capture,
+    microbatch: Batch,
+    how: RunMode,
 ) -> Observation:
     """Run the stages; the model is as before afterwards."""
     found: list[Tensor] = []
@@ -94,7 +99,7 @@ def observe_staged(
     def loss_fn(returned: Any, _: Any) -> Tensor:
         _, outputs = OutputSpec.of(returned)
         found[:] = outputs
-        return weighted_sum(outputs)
+        return weighted_sum([*outputs, *captured.assigned.tensors_on(model)])
 
     def run() -> Contents:
         fresh = _fresh(microbatch)
