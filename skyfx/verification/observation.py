@@ -128,14 +128,15 @@ def _fresh(microbatch: Batch) -> Batch:
 def weighted_sum(outputs: Sequence[Tensor]) -> Tensor:
     """A loss with another gradient for each number of the outputs that require one."""
     parts = [
-        (x * _weights(x)).sum().float().cpu()
+        (x * weights(x)).sum().float().cpu()
         for x in outputs
         if x.requires_grad and x.is_floating_point()
     ]
     return torch.stack(parts).sum() if parts else torch.zeros((), requires_grad=True)
 
 
-def _weights(x: Tensor) -> Tensor:
+def weights(x: Tensor) -> Tensor:
+    """Another factor for each number of a tensor."""
     numbers = torch.arange(x.numel(), device=x.device, dtype=torch.float32)
     return (torch.cos(numbers) / math.sqrt(max(1, x.numel()))).to(x.dtype).reshape(x.shape)
 
