@@ -16,7 +16,7 @@ from skyfx.runtime.execution.step import StagedModel
 from skyfx.solver.core.graph import Graph
 from skyfx.solver.core.plan import Plan
 from skyfx.tracing.capture import Capture, capture
-from skyfx.tracing.leaf_selection import Places
+from skyfx.tracing.leaf_selection import NOWHERE, Places
 
 
 @dataclass(slots=True)
@@ -37,7 +37,7 @@ class Splitter:
     on_cpu: Sequence[bool]
     weights: Weights | None = None
     owners: dict[str, int] = field(default_factory=dict)
-    places: Places | None = None
+    places: Places = NOWHERE
 
     def __call__(self, microbatch: Batch, training: bool) -> StagedModel:
         """Capture the model for micro-batches like this one, and split it."""
@@ -46,7 +46,8 @@ class Splitter:
     def split(self, captured: Capture) -> StagedModel:
         """Put the model's tensors on the devices of their stages, and cut the capture."""
         graph = to_planner_graph(captured)
-        self.places = self.places or captured.places
+        if self.places == NOWHERE:
+            self.places = captured.places
         stage_of = self.assign(captured, graph)
         place_tensors(self.model, captured.module, self.owners, self.devices, self.weights)
         return split(captured, graph, stage_of, self.devices, self.on_cpu)

@@ -14,12 +14,13 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 
+from skyfx.runtime.execution.assigned_attributes import AssignedAttributes
 from skyfx.runtime.execution.microbatch import Batch, OutputSpec
 from skyfx.runtime.pipeline import Pipeline
 from skyfx.solver.errors import CaptureError
 from skyfx.tracing.data_dependence import is_library_file
 from skyfx.tracing.exporter import trace
-from skyfx.tracing.leaf_selection import Places
+from skyfx.tracing.leaf_selection import NOWHERE, Places
 from skyfx.tracing.node_names import input_names, is_tensor_attribute, node_ids
 from skyfx.tracing.tensor_binding import moved, rebind
 from skyfx.tracing.torch_internals import quiet_tracing
@@ -46,6 +47,8 @@ class Capture:
         ids: the nodes that a plan places, in order, with their ids. Equal operators of equal
             modules have equal ids in every capture of the model, whatever the mode and shapes.
         outputs: the form of the model's outputs.
+        assigned: the form of what forward leaves on attributes.
+        settled: attributes that only a first call of the model assigns, always alike.
         microbatch: the inputs of the capture.
         training: whether it was captured for training.
         places: where the model's code became leaves.
@@ -55,13 +58,15 @@ class Capture:
     module: fx.GraphModule
     ids: dict[fx.Node, str]
     outputs: OutputSpec
+    assigned: AssignedAttributes
+    settled: frozenset[str]
     microbatch: Batch
     training: bool
     places: Places
 
     @property
     def output_nodes(self) -> list[fx.Node]:
-        """The nodes whose values the model returns, `(num_outputs,)`."""
+        """The nodes whose values the model returns, and then those that it leaves on attributes."""
         (output,) = self.module.graph.find_nodes(op="output")
         return list(output.args[0])
 
@@ -81,7 +86,7 @@ def capture(
     *,
     training: bool = True,
     others: Sequence[Batch] = (),
-    places: Places | None = None,
+    places: Places = NOWHERE,
 ) -> Capture:
     """Capture a model.
 
@@ -110,14 +115,23 @@ def capture(
         torch.enable_grad(),
     ):
         try:
-            module, outputs, found = trace(model, microbatch, same, places, training=training)
+            traced = trace(model, microbatch, same, places, training=training)
         except Exception as error:
             raise CaptureError(_why(model, microbatch, error)) from error
-        rebind(module, real)
-    if not any(outputs.is_tensor):
+        rebind(traced.module, real)
+    if not traced.outputs.num_tensors:
         raise CaptureError(f"{type(model).__name__} returns no tensor, so there is nothing to run")
-    ids = node_ids(module.graph, input_names(model, microbatch))
-    return Capture(type(model).__name__, module, ids, outputs, microbatch, training, found)
+    return Capture(
+        name=type(model).__name__,
+        module=traced.module,
+        ids=node_ids(traced.module.graph, input_names(model, microbatch)),
+        outputs=traced.outputs,
+        assigned=traced.assigned,
+        settled=traced.settled,
+        microbatch=microbatch,
+        training=training,
+        places=traced.places,
+    )
 
 
 def example_batch(model: nn.Module, inputs: Any) -> Batch:

@@ -16,11 +16,13 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from skyfx.runtime import pytree
+from skyfx.runtime.execution.assigned_attributes import AssignedAttributes
 from skyfx.runtime.execution.microbatch import CONSTANTS, OutputSpec
 from skyfx.runtime.model_state import preserve_state
 from skyfx.runtime.pytree import flatten
 from skyfx.runtime.rng.generator_state import comparable_states, preserve_generators
 from skyfx.solver.errors import CaptureError
+from skyfx.tracing.attribute_watch import AttributeWatch
 from skyfx.tracing.call_sites import CallSite, copy_of, decides
 from skyfx.tracing.data_dependence import OpSite
 from skyfx.tracing.forward_lines import ForwardCode, Lines
@@ -95,11 +97,14 @@ class Recorder:
         writes = {id(x): num_writes(x) for x in (*given, *named.values())}
         generators, derivatives = comparable_states(), list[bool]()
         before = [x.detach().clone() if isinstance(x, Tensor) else x for x in leaves]
+        watch = None if module is None else AttributeWatch(module)
+        code = self._bound_code(own)  # with the attributes as they are before the call
         noted = checked_derivatives(lambda *_: derivatives.append(True))
         kept = self._buffers_kept()
         with _UsedTensors(named) as used, export_flags(exported=False), kept, noted:
             returned = self._run(own, leaves, spec)
         is_random = generators != comparable_states()
+        assigned, left = AssignedAttributes.of({} if watch is None else watch.tensor_changes())
         others = list(self._other_results(own, before, spec)) if self._may_vary(own) else []
         self._check_results(returned, others)
         held = tuple(f"{x.path}." for x in leaves if isinstance(x, Held))
@@ -107,15 +112,17 @@ class Recorder:
         state = [n for n in named if n in used.names or n.startswith(needed)]
         tensors = [*given, *(named[n] for n in state)]
         form, outputs = OutputSpec.of(returned)
+        outputs = [*outputs, *left]
         written = {i for i, x in enumerate(tensors) if num_writes(x) != writes[id(x)]}
         call = RecordedCall(
             name=f"{site}/{len(self.calls)}" if self.calls else str(site),
-            run=self._bound_code(own),
+            run=code,
             leaves=tuple(None if isinstance(x, Tensor) else x for x in leaves),
             is_tensor=tuple(isinstance(x, Tensor) for x in leaves),
             spec=spec,
             state=tuple(state),
             form=form,
+            assigned=assigned,
             outputs=tuple(x.detach().to("meta") for x in outputs),
             writes=frozenset(written | {i for i, x in enumerate(tensors) if _may_write(module, x)}),
             is_random=is_random,
@@ -139,7 +146,7 @@ class Recorder:
             returned = own(*args, **kwargs)
         if call is None:
             return returned, ""
-        seen = call.form.restore(call.outputs)
+        seen = call.form.restore(call.outputs[: call.form.num_tensors])
         if self._signature and not self._signature.returns:
             parts = list(zip(self._signature.gives, seen, returned, strict=True))
         else:

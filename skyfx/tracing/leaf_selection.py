@@ -62,10 +62,14 @@ class Places:
     refused: frozenset[Any] = frozenset()
 
 
+NOWHERE = Places()
+"""Where no code becomes a leaf."""
+
+
 class LeafSelection:
     """The sites of a model whose calls become leaves, and the calls that were recorded there."""
 
-    def __init__(self, model: nn.Module, places: Places = Places()) -> None:
+    def __init__(self, model: nn.Module, places: Places = NOWHERE) -> None:
         self._model = model
         self._code = ForwardCode.of(model)
         self._call_sites = list(places.calls)
@@ -233,7 +237,7 @@ class LeafSelection:
             raise CalledOtherwiseError(f"{site} gets other arguments in the trace than in the run")
         named = {} if module is None else named_tensors(module, tied=True)
         given = [x for x in leaves if isinstance(x, Tensor)]
-        return stand_in(call, [*given, *(named[name] for name in call.state)])
+        return stand_in(call, [*given, *(named[name] for name in call.state)], module)
 
 
 class _LinesRefusedError(CaptureError):

@@ -37,8 +37,7 @@ UNKNOWN_VALUE_ERRORS = (
 """The errors of torch.export where it would have to know a value."""
 
 DECISIONS = {("torch.nn.modules.transformer", "_detect_is_causal_mask")}
-"""Functions of torch's own modules, by their Python modules, that branch on values and return a
-decision: whether a mask hides the future and nothing else."""
+"""Functions of torch, by their Python modules, that branch on values and return a decision."""
 
 _DERIVATIVES = (
     (torch.autograd, "_engine_run_backward"),
@@ -276,6 +275,13 @@ def num_writes(tensor: Tensor) -> int:
 def schema_of(node: fx.Node) -> Any:
     """The schema of the operator that a node calls; None for other functions."""
     return getattr(node.target, "_schema", None)
+
+
+def written_arguments(node: fx.Node) -> Iterator[Any]:
+    """The arguments that the operator of a node writes to, as its schema says."""
+    for i, argument in enumerate(getattr(schema_of(node), "arguments", ())):
+        if argument.alias_info is not None and argument.alias_info.is_write:
+            yield node.args[i] if i < len(node.args) else node.kwargs.get(argument.name)
 
 
 def allocations_of(call: Callable[[], Any]) -> tuple[Any, list[int]]:
