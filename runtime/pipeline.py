@@ -147,7 +147,7 @@ class Pipeline:
         parts = whole.split(self._microbatch_size)
         goals = Batch.of_targets(targets, whole.batch_size).split(self._microbatch_size)
         weights = [part.batch_size / whole.batch_size for part in parts]
-        head = LossHead(loss_fn or returned_loss, goals, weights)
+        head = LossHead(self._model, loss_fn or returned_loss, goals, weights)
         return self._runner.train(parts, head)
 
     def profile(

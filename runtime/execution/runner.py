@@ -148,7 +148,7 @@ class Runner:
             parts: the micro-batches.
             as_trained: whether by the graph for training, such as with dropout.
         """
-        return _gather(*self._run(parts, None, as_trained=as_trained))
+        return self._gather(*self._run(parts, None, as_trained=as_trained))
 
     def staged(self, part: Batch, *, training: bool) -> StagedModel:
         """The stages that run micro-batches like this one."""
@@ -162,7 +162,10 @@ class Runner:
             StageError: a stage failed.
             WorkerLostError: another process is gone.
         """
-        _, result = self._run(parts, head)
+        step, result = self._run(parts, head)
+        for staged in step.splits:
+            if len(self.plan.stages) - 1 not in staged.stages:  # another process has the values
+                staged.leave(self._model, [form.empty() for form in staged.returned])
         assert result.loss is not None
         return result.loss
 
@@ -207,7 +210,15 @@ class Runner:
     def _ended(self, under_way: deque[tuple[Step, RunningStep]]) -> Any:
         step, started = under_way.popleft()
         self.workers.finish(step, started)
-        return _gather(step, self.workers.result(step))
+        return self._gather(step, self.workers.result(step))
+
+    def _gather(self, step: Step, result: StepResult) -> Any:
+        """The return value of the whole batch; attributes are as its last micro-batch left them."""
+        pieces = [
+            staged.leave(self._model, result.outputs[m]) for m, staged in enumerate(step.splits)
+        ]
+        sizes = [part.batch_size for part in step.microbatches]
+        return step.splits[0].outputs.gather(pieces, sizes)
 
     @contextmanager
     def _turn(self) -> Iterator[None]:
@@ -278,9 +289,3 @@ class Runner:
         with self._calling:
             self._is_closed = True
             self.workers.close()
-
-
-def _gather(step: Step, result: StepResult) -> Any:
-    """The return value of the whole batch, from those of its micro-batches."""
-    pieces = [result.outputs[m] for m in range(len(step.microbatches))]
-    return step.splits[0].outputs.gather(pieces, [part.batch_size for part in step.microbatches])

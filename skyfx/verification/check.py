@@ -1,7 +1,7 @@
 """Holds a pipeline against the model that it was made from, before anyone trains."""
 
 import logging
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
@@ -19,7 +19,7 @@ from skyfx.solver.core.plan import Plan
 from skyfx.solver.errors import VerificationError
 from skyfx.tracing.capture import Capture
 from skyfx.verification.capacity import lacking
-from skyfx.verification.comparison import Contents, compare
+from skyfx.verification.comparison import STATE, Contents, compare
 from skyfx.verification.observation import RunMode, observe_plain, observe_staged
 from skyfx.verification.sample_independence import check_samples
 from skyfx.verification.stage_parts import StageParts
@@ -140,7 +140,8 @@ class PipelineCheck:
         allowed = tolerance(self.captured, self.environment.on_cpu(self.plan))
 
         def compared() -> tuple[Mapping[str, Sequence[str]], float, str]:
-            found = compare(plain, staged, allowed)
+            settled = self.captured.settled
+            found = compare(_without(settled, plain), _without(settled, staged), allowed)
             if found.deviations:
                 first = found.deviations[0]
                 name = self.captured.name
@@ -148,6 +149,12 @@ class PipelineCheck:
             return found.names, found.largest, found.where
 
         return merged(self.environment.group.run_together(compared), remark)
+
+
+def _without(names: Collection[str], contents: Contents) -> Contents:
+    """The contents but for these attributes."""
+    state = {name: x for name, x in contents.get(STATE, {}).items() if name not in names}
+    return {**contents, STATE: state}
 
 
 def merged(found: Sequence[Any], remark: str) -> Verified:

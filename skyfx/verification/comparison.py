@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from skyfx.runtime.model_state import NO_VALUES, equal
+from skyfx.runtime.contents import NO_VALUES, equal
 
 Contents = Mapping[str, Mapping[str, Any]]
 """What a run gave and left, by kind and name."""

@@ -9,8 +9,9 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
+from skyfx.runtime.contents import NO_VALUES, equal
 from skyfx.runtime.execution.microbatch import Batch, OutputSpec
-from skyfx.runtime.model_state import NO_VALUES, ModelState, equal, preserve_state
+from skyfx.runtime.model_state import ModelState, preserve_state
 from skyfx.runtime.pipeline import Pipeline
 from skyfx.tracing.capture import in_mode, on_one_device
 from skyfx.tracing.exporter import has_cache
