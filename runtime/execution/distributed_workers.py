@@ -18,6 +18,7 @@ from skyfx.runtime.execution.workers import (
     StepResult,
     Workers,
     done_since,
+    numbers_of,
 )
 from skyfx.runtime.transport.local import Boundaries
 from skyfx.runtime.transport.message import MessageLayout
