@@ -18,9 +18,19 @@ from skyfx.runtime.pipeline import Pipeline
 from skyfx.runtime.verified import Verified
 from skyfx.solver.core.plan import Plan
 from skyfx.solver.errors import VerificationError
+from skyfx.tracing.attribute_effects import line_of
 from skyfx.tracing.capture import Capture
 from skyfx.verification.capacity import lacking
-from skyfx.verification.comparison import STATE, Contents, compare
+from skyfx.verification.comparison import (
+    GENERATORS,
+    GRADIENTS,
+    OUTPUTS,
+    STATE,
+    Contents,
+    Deviation,
+    compare,
+)
+from skyfx.verification.model_line import deviating_line
 from skyfx.verification.observation import RunMode, observe_plain, observe_staged
 from skyfx.verification.sample_independence import check_samples
 from skyfx.verification.stage_parts import StageParts
@@ -85,18 +95,18 @@ class PipelineCheck:
         size = captured.microbatch.batch_size
         samples = partial(check_samples, model, self.batch, size, tolerance(captured), how.written)
         group.run_together(samples)
-        plain = group.barrier_after(partial(observe_plain, model, captured.microbatch, how))
+        plain = group.barrier_after(partial(observe_plain, model, captured, how))
         remark = "" if how.backward or not how.training else "gradients (check='outputs')"
         with self._opened() as pipeline:
             # A generator that forward makes begins anew in each call of the model, but not in
             # stages.
             for _ in range(1 + has_generators(captured)):
-                staged = observe_staged(model, pipeline, captured.microbatch, how)
+                staged = observe_staged(model, pipeline, captured, captured.microbatch, how)
                 if pipeline.draws_as_plain_torch:
                     both = plain.contents, staged.contents
                 else:
                     both = plain.changes(), staged.changes()
-                pipeline.verified = self._agreed(*both, remark)
+                pipeline.verified = self._agreed(*both, how, remark)
             if not pipeline.draws_as_plain_torch:
                 why = "that outputs are the model's, whose random numbers are others"
                 pipeline.verified = self._parts_agreed(pipeline, captured.microbatch, how, why)
@@ -115,7 +125,7 @@ class PipelineCheck:
         self, pipeline: Pipeline, microbatch: Batch, how: RunMode, remark: str
     ) -> Verified:
         parts = StageParts.of(self.model, self.captured, pipeline)
-        return self._agreed(*parts.observe(pipeline, microbatch, how), remark)
+        return self._agreed(*parts.observe(pipeline, microbatch, how), how, remark)
 
     @contextmanager
     def _opened(self) -> Iterator[Pipeline]:
@@ -134,7 +144,7 @@ class PipelineCheck:
         logger.info("%s", verified)
         return pipeline
 
-    def _agreed(self, plain: Contents, staged: Contents, remark: str) -> Verified:
+    def _agreed(self, plain: Contents, staged: Contents, how: RunMode, remark: str) -> Verified:
         """What all processes have compared together.
 
         Raises:
@@ -146,12 +156,24 @@ class PipelineCheck:
             settled = self.captured.settled
             found = compare(_without(settled, plain), _without(settled, staged), allowed)
             if found.deviations:
-                first = found.deviations[0]
-                name = self.captured.name
+                name, first = self.captured.name, self._located(found.deviations[0], how)
                 raise VerificationError(f"the stages would not do what {name} does: {first}")
             return found.names, found.largest, found.where
 
         return merged(self.environment.group.run_together(compared), remark)
+
+    def _located(self, deviation: Deviation, how: RunMode) -> Deviation:
+        """With the line of the model that does it, where that can be found."""
+        is_whole = self.environment.group.size == 1 and all(self.environment.on_cpu(self.plan))
+        line = ""
+        try:
+            if deviation.kind == STATE:
+                line = line_of(self.model, deviation.name)
+            elif deviation.kind in (GENERATORS, OUTPUTS, GRADIENTS) and is_whole:
+                line = deviating_line(self.model, self.captured, how, tolerance(self.captured))
+        except Exception as error:  # the deviation is to be told anyway
+            logger.info("the line that differs is not known: %r", error)
+        return deviation.at(line)
 
 
 def _without(names: Collection[str], contents: Contents) -> Contents:

@@ -13,7 +13,7 @@ from skyfx.runtime.contents import NO_VALUES, equal
 from skyfx.runtime.execution.microbatch import Batch, OutputSpec
 from skyfx.runtime.model_state import ModelState, preserve_state
 from skyfx.runtime.pipeline import Pipeline
-from skyfx.tracing.capture import in_mode, on_one_device
+from skyfx.tracing.capture import Capture, in_mode, on_one_device
 from skyfx.tracing.exporter import has_cache
 from skyfx.verification.comparison import (
     GENERATORS,
@@ -67,13 +67,14 @@ class Observation:
         return "as before" if equal(self.before.get(name), value) else "another"
 
 
-def observe_plain(model: nn.Module, microbatch: Batch, how: RunMode) -> Observation:
-    """Run the model itself; it is as before afterwards."""
+def observe_plain(model: nn.Module, captured: Capture, how: RunMode) -> Observation:
+    """Run the model itself on the micro-batch of its capture; it is as before afterwards."""
 
     def run() -> Contents:
-        outputs = plain_outputs(model, microbatch)
+        outputs = plain_outputs(model, captured.microbatch)
         if how.backward:
-            weighted_sum(outputs).backward()  # type: ignore[no-untyped-call]
+            # `loss_fn` may read what forward leaves on attributes.
+            weighted_sum([*outputs, *captured.assigned.tensors_on(model)]).backward()  # type: ignore[no-untyped-call]
         return {OUTPUTS: numbered(outputs)}
 
     with in_mode(model, training=how.training), on_one_device(model):
@@ -90,7 +91,11 @@ def plain_outputs(model: nn.Module, microbatch: Batch) -> list[Tensor]:
 
 
 def observe_staged(
-    model: nn.Module, pipeline: Pipeline, microbatch: Batch, how: RunMode
+    model: nn.Module,
+    pipeline: Pipeline,
+    captured: Capture,
+    microbatch: Batch,
+    how: RunMode,
 ) -> Observation:
     """Run the stages; the model is as before afterwards."""
     found: list[Tensor] = []
@@ -98,7 +103,7 @@ def observe_staged(
     def loss_fn(returned: Any, _: Any) -> Tensor:
         _, outputs = OutputSpec.of(returned)
         found[:] = outputs
-        return weighted_sum(outputs)
+        return weighted_sum([*outputs, *captured.assigned.tensors_on(model)])
 
     def run() -> Contents:
         fresh = _fresh(microbatch)
@@ -127,14 +132,15 @@ def _fresh(microbatch: Batch) -> Batch:
 def weighted_sum(outputs: Sequence[Tensor]) -> Tensor:
     """A loss with another gradient for each number of the outputs that require one."""
     parts = [
-        (x * _weights(x)).sum().float().cpu()
+        (x * weights(x)).sum().float().cpu()
         for x in outputs
         if x.requires_grad and x.is_floating_point()
     ]
     return torch.stack(parts).sum() if parts else torch.zeros((), requires_grad=True)
 
 
-def _weights(x: Tensor) -> Tensor:
+def weights(x: Tensor) -> Tensor:
+    """Another factor for each number of a tensor."""
     numbers = torch.arange(x.numel(), device=x.device, dtype=torch.float32)
     return (torch.cos(numbers) / math.sqrt(max(1, x.numel()))).to(x.dtype).reshape(x.shape)
 
