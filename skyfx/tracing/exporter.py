@@ -15,7 +15,7 @@ from torch import Tensor, fx, nn
 
 from skyfx.runtime.execution.assigned_attributes import AssignedAttributes
 from skyfx.runtime.execution.microbatch import Batch, OutputSpec
-from skyfx.runtime.model_state import preserve_state
+from skyfx.runtime.model_state import preserve_run, preserve_state
 from skyfx.runtime.pytree import tree_leaves
 from skyfx.solver.errors import CaptureError
 from skyfx.tracing import autograd_effects, side_effects
@@ -152,7 +152,7 @@ def _trace(
                 traced = _export(model, adapter, selection, training=training)
                 for other in others if selection.calls else ():
                     again = TensorsOnly(model, other, left_out, exported=exported)
-                    with preserve_state(model):
+                    with preserve_run(model):
                         selection.hold_against(partial(again, *again.copies()))
                 return traced
             except Exception as failed:
@@ -177,7 +177,7 @@ def _check_runs(model: nn.Module, adapter: TensorsOnly) -> None:
         Exception: its own, if it does not run on these inputs at all.
     """
     try:
-        with preserve_state(model):
+        with preserve_run(model):
             adapter(*adapter.copies())
     except ForwardFailedError as failed:
         if not isinstance(failed.__cause__, CaptureError):
@@ -203,7 +203,7 @@ def _add_leaf(
 
 
 def _record(model: nn.Module, adapter: Adapter, selection: LeafSelection) -> None:
-    with preserve_state(model):
+    with preserve_run(model):
         selection.record(partial(adapter(), *adapter().copies()))
 
 

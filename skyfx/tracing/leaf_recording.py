@@ -18,7 +18,7 @@ from torch.overrides import TorchFunctionMode
 from skyfx.runtime import pytree
 from skyfx.runtime.execution.assigned_attributes import AssignedAttributes
 from skyfx.runtime.execution.microbatch import CONSTANTS, OutputSpec
-from skyfx.runtime.model_state import preserve_state
+from skyfx.runtime.model_state import preserve_run
 from skyfx.runtime.pytree import flatten
 from skyfx.runtime.rng.generator_state import comparable_states, preserve_generators
 from skyfx.solver.errors import CaptureError
@@ -215,7 +215,7 @@ class Recorder:
         """The results for other values of its arguments, where they make sense."""
         for change in CHANGES:
             changed = [change(x) if isinstance(x, Tensor) else x for x in before]
-            with preserve_state(self._model), suppress(Exception):
+            with preserve_run(self._model), suppress(Exception):
                 yield self._run(own, changed, spec)
 
     def _reached(self) -> tuple[str, ...]:
