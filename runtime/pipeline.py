@@ -14,6 +14,7 @@ from skyfx.runtime.execution.microbatch import Batch
 from skyfx.runtime.execution.runner import Deployment, Rebalancer, Runner, StepTimes
 from skyfx.runtime.execution.step import LossHead, returned_loss
 from skyfx.runtime.profile import Profile, measured
+from skyfx.runtime.verified import Verified
 from skyfx.solver.core.plan import Plan
 from skyfx.solver.errors import SkyfxError
 
@@ -23,6 +24,9 @@ class Pipeline:
 
     The parameters are the model's own: any optimizer and learning-rate scheduler works on them. Use
     it as a context manager, or call `close`; the end of the program ends the workers as well.
+
+    Attributes:
+        verified: what was compared with plain torch before the pipeline was handed over.
     """
 
     def __init__(
@@ -45,11 +49,17 @@ class Pipeline:
         self._microbatch_size = deployment.microbatch.batch_size
         self._rebalancer = rebalancer
         self._closing = [] if closing is None else [closing]
+        self.verified = Verified(remark="it was not asked for")
 
     @property
     def plan(self) -> Plan:
         """Stages, predicted times, bound and gap."""
         return self._runner.plan
+
+    @property
+    def runner(self) -> Runner:
+        """Runs the steps, for skyfx's own use."""
+        return self._runner
 
     @property
     def group(self) -> ProcessGroup | None:
@@ -137,7 +147,7 @@ class Pipeline:
         parts = whole.split(self._microbatch_size)
         goals = Batch.of_targets(targets, whole.batch_size).split(self._microbatch_size)
         weights = [part.batch_size / whole.batch_size for part in parts]
-        head = LossHead(loss_fn or returned_loss, goals, weights)
+        head = LossHead(self._model, loss_fn or returned_loss, goals, weights)
         return self._runner.train(parts, head)
 
     def profile(
@@ -174,13 +184,16 @@ class Pipeline:
     def clip_grad_norm_(self, max_norm: float, norm_type: float = 2.0) -> Tensor:
         """Scale all gradients down so that their norm is at most `max_norm`.
 
-        As `torch.nn.utils.clip_grad_norm_`, which would use the gradients of this process only. All
-        processes have to call it.
+        As `torch.nn.utils.clip_grad_norm_`, which would use the gradients of this process only, and
+        takes no sparse ones. All processes have to call it.
 
         Returns:
             The norm before scaling.
         """
         parameters = list(self._model.parameters())
+        for x in parameters:
+            if x.grad is not None and x.grad.is_sparse:
+                x.grad = x.grad.coalesce()  # torch scales no others
         norm = self._runner.workers.gradient_norm(parameters, norm_type)
         torch.nn.utils.clip_grads_with_norm_(parameters, max_norm, norm)
         return norm
@@ -294,6 +307,6 @@ class Pipeline:
                 raise
 
     def __str__(self) -> str:
-        return str(self.plan)
+        return f"{self.plan}\n{self.verified}"
 
     __repr__ = __str__

@@ -26,7 +26,7 @@ from skyfx.solver.core.field_checks import one_of, text_sequence, whole_number
 from skyfx.solver.core.graph import Graph
 from skyfx.solver.core.plan import Assumptions, Mode, Objective, Plan, Schedule, Strategy
 from skyfx.tracing.capture import example_batch
-from skyfx.verification.check import Check, checked
+from skyfx.verification.check import Check, PipelineCheck
 
 
 def partition(
@@ -74,7 +74,10 @@ def partition(
             `skyfx capture` and `skyfx solve`; earlier ones of the same name are replaced.
         check: `full` runs the micro-batch that was captured through plain torch and through the
             stages before the pipeline is handed over, and compares outputs, gradients, buffers,
-            attributes of modules and random generators; `off` does not.
+            attributes of modules and random generators; `outputs` runs no backward, and compares
+            all but gradients; `off` compares nothing. Where the whole model does not fit this
+            process, each stage is held against its own part. `Pipeline.verified` says what was
+            compared, and to what digit.
         progress: told of each node that has been measured.
 
     Returns:
@@ -120,7 +123,7 @@ def partition(
     def make() -> Pipeline:
         return assemble(model, agreed, captured, environment, weights, rebalancer)
 
-    return checked(model, captured, batch, environment, check, make)
+    return PipelineCheck(model, captured, batch, agreed, environment, make).pipeline(check)
 
 
 def capture_and_measure(

@@ -141,9 +141,19 @@ class Runner:
         """Whether random nodes draw the numbers that plain torch would draw."""
         return self._splits.draws_as_plain_torch
 
-    def infer(self, parts: list[Batch]) -> Any:
-        """The return value for the whole batch, from its micro-batches; raises as `train`."""
-        return _gather(*self._run(parts, None))
+    def infer(self, parts: list[Batch], *, as_trained: bool = False) -> Any:
+        """The return value for the whole batch, from its micro-batches; raises as `train`.
+
+        Args:
+            parts: the micro-batches.
+            as_trained: whether by the graph for training, such as with dropout.
+        """
+        return self._gather(*self._run(parts, None, as_trained=as_trained))
+
+    def staged(self, part: Batch, *, training: bool) -> StagedModel:
+        """The stages that run micro-batches like this one."""
+        (found,) = self._splits.of([part], training=training)
+        return found
 
     def train(self, parts: list[Batch], head: LossHead) -> Tensor:
         """The loss of the whole batch, after forward and backward of all its micro-batches.
@@ -152,7 +162,10 @@ class Runner:
             StageError: a stage failed.
             WorkerLostError: another process is gone.
         """
-        _, result = self._run(parts, head)
+        step, result = self._run(parts, head)
+        for staged in step.splits:
+            if len(self.plan.stages) - 1 not in staged.stages:
+                staged.leave_empty(self._model)
         assert result.loss is not None
         return result.loss
 
@@ -180,9 +193,11 @@ class Runner:
                         step, started = under_way.popleft()
                         self.workers.finish(step, started)
 
-    def _run(self, parts: list[Batch], head: LossHead | None) -> tuple[Step, StepResult]:
+    def _run(
+        self, parts: list[Batch], head: LossHead | None, *, as_trained: bool = False
+    ) -> tuple[Step, StepResult]:
         with self._turn():
-            step = self._step(parts, head)
+            step = self._step(parts, head, as_trained=as_trained)
             self._ran = step.splits
             began = time.perf_counter()
             self.workers.finish(step, self.workers.start(step))
@@ -195,7 +210,15 @@ class Runner:
     def _ended(self, under_way: deque[tuple[Step, RunningStep]]) -> Any:
         step, started = under_way.popleft()
         self.workers.finish(step, started)
-        return _gather(step, self.workers.result(step))
+        return self._gather(step, self.workers.result(step))
+
+    def _gather(self, step: Step, result: StepResult) -> Any:
+        """The return value of the whole batch; attributes are as its last micro-batch left them."""
+        pieces = [
+            staged.leave(self._model, result.outputs[m]) for m, staged in enumerate(step.splits)
+        ]
+        sizes = [part.batch_size for part in step.microbatches]
+        return step.splits[0].outputs.gather(pieces, sizes)
 
     @contextmanager
     def _turn(self) -> Iterator[None]:
@@ -208,9 +231,16 @@ class Runner:
                 raise RuntimeError("this pipeline is closed; partition the model again")
             yield
 
-    def _step(self, parts: list[Batch], head: LossHead | None, turn: int = 0) -> Step:
+    def _step(
+        self,
+        parts: list[Batch],
+        head: LossHead | None,
+        turn: int = 0,
+        *,
+        as_trained: bool = False,
+    ) -> Step:
         training = head is not None
-        splits = self._splits.of(parts, training=training)
+        splits = self._splits.of(parts, training=training or as_trained)
         advances = [split.advances for split in splits]
         return Step(
             splits=splits,
@@ -259,9 +289,3 @@ class Runner:
         with self._calling:
             self._is_closed = True
             self.workers.close()
-
-
-def _gather(step: Step, result: StepResult) -> Any:
-    """The return value of the whole batch, from those of its micro-batches."""
-    pieces = [result.outputs[m] for m in range(len(step.microbatches))]
-    return step.splits[0].outputs.gather(pieces, [part.batch_size for part in step.microbatches])

@@ -6,12 +6,14 @@ import numpy
 import pytest
 import torch
 from torch import Tensor, nn
-from torch.utils.checkpoint import checkpoint
+from torch.nn.functional import mse_loss
 
 from skyfx.solver.errors import CaptureError
 from skyfx.tracing.capture import capture
+from skyfx.tracing.leaf_calls import leaf_of
+from tests.support import unsplit_reference
 from tests.support.models import BATCH, Case
-from tests.support.plans import split_evenly
+from tests.support.plans import SIZE, split_evenly
 
 WIDTH = 4
 
@@ -23,23 +25,6 @@ class Layers(nn.Module):
         super().__init__()
         self.first = nn.Linear(WIDTH, WIDTH)
         self.last = nn.Linear(WIDTH, WIDTH)
-
-
-class Tripled(torch.autograd.Function):
-    """The identity, with a gradient that is not its own."""
-
-    @staticmethod
-    def forward(ctx: object, x: Tensor) -> Tensor:
-        return x.clone()
-
-    @staticmethod
-    def backward(ctx: object, gradient: Tensor) -> Tensor:
-        return 3 * gradient
-
-
-class OwnGradient(Layers):
-    def forward(self, x: Tensor) -> Tensor:
-        return self.last(Tripled.apply(self.first(x)))
 
 
 class HookOnTensor(Layers):
@@ -56,11 +41,6 @@ class HookOnModule(Layers):
 
     def forward(self, x: Tensor) -> Tensor:
         return self.last(self.first(x))
-
-
-class Reentrant(Layers):
-    def forward(self, x: Tensor) -> Tensor:
-        return self.last(checkpoint(self.first, x.requires_grad_(), use_reentrant=True))
 
 
 class PythonDraws(Layers):
@@ -81,16 +61,6 @@ class Counts(Layers):
         return self.first(x) * self.calls
 
 
-class Replaces(Layers):
-    def __init__(self) -> None:
-        super().__init__()
-        self.register_buffer("mean", torch.zeros(WIDTH))
-
-    def forward(self, x: Tensor) -> Tensor:
-        self.mean = self.mean + x.detach().mean(0)
-        return self.first(x) - self.mean
-
-
 class Batched(Layers):
     def forward(self, x: Tensor) -> Tensor:
         return torch.vmap(self.first)(x)
@@ -99,15 +69,7 @@ class Batched(Layers):
 @pytest.mark.parametrize(
     ("kind", "message"),
     [
-        (OwnGradient, r"at .*test_side_effects.py:\d+: Tripled.backward would be lost.*custom_op"),
-        (HookOnTensor, r"at .*test_side_effects.py:\d+: a tensor's hook would be lost"),
-        (HookOnModule, r"BackwardHookFunction.backward would be lost.* remove backward hooks"),
-        (Reentrant, r"CheckpointFunction.backward would be lost.* use_reentrant=False"),
-        (PythonDraws, r"forward draws from random, so every step would repeat one draw"),
-        (NumpyDraws, r"forward draws from numpy.random"),
-        (Counts, r"forward changes the number 'calls' \(1, then 2\).* keep it in a buffer"),
-        (Replaces, r"forward assigns buffer 'mean' anew.* `self.mean.copy_\(...\)`"),
-        (Batched, r"forward uses torch.vmap"),
+        (Counts, r"changes 'calls' \(1, then 2\) at .*test_side_effects.py:\d+.* in a buffer"),
     ],
 )
 def test_what_a_graph_would_leave_out_is_refused(kind: type[Layers], message: str) -> None:
@@ -119,10 +81,27 @@ def test_what_a_graph_would_leave_out_is_refused(kind: type[Layers], message: st
     assert vars(model).get("calls", 0) == 0
 
 
-def test_gradients_of_the_models_own_do_not_matter_for_inference() -> None:
-    model, x = OwnGradient().eval(), torch.randn(BATCH, WIDTH)
-    captured = capture(model, x, training=False)
-    assert torch.equal(captured.module(x)[0], model(x))
+@pytest.mark.parametrize("kind", [HookOnTensor, HookOnModule, Batched])
+def test_gradients_of_hooks_and_vmap_in_the_models_own_forward_are_exact(
+    kind: type[Layers],
+) -> None:
+    made = Case(kind(), torch.randn(BATCH, WIDTH), torch.randn(BATCH, WIDTH), mse_loss)
+    alone = unsplit_reference.unsplit(made)
+    with split_evenly(made, 2) as pipeline:
+        expected = unsplit_reference.train_step(alone, SIZE)
+        assert torch.equal(pipeline.train_step(made.batch, made.targets, mse_loss), expected)
+        unsplit_reference.assert_equal_gradients(pipeline, alone.model)
+
+
+@pytest.mark.parametrize("kind", [PythonDraws, NumpyDraws])
+def test_foreign_draws_in_the_models_own_forward_differ_from_step_to_step(
+    kind: type[Layers],
+) -> None:
+    states = random.getstate(), str(numpy.random.get_state())
+    captured = capture(kind(), torch.randn(BATCH, WIDTH))
+    assert (random.getstate(), str(numpy.random.get_state())) == states
+    leaves = [leaf for node in captured.ids if (leaf := leaf_of(node))]
+    assert [leaf.seen.is_random for leaf in leaves] == [True]
 
 
 @torch.library.custom_op("skyfx_tests::tripled", mutates_args=())
@@ -139,7 +118,7 @@ class OwnOperator(Layers):
         return self.last(tripled(self.first(x)))
 
 
-def test_the_cure_for_a_gradient_of_the_models_own_works() -> None:
+def test_an_operator_of_the_users_own_has_its_gradient() -> None:
     model, x = OwnOperator(), torch.randn(BATCH, WIDTH)
     model(x).sum().backward()
     expected = [p.grad.clone() for p in model.parameters()]
