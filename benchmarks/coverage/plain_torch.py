@@ -14,7 +14,7 @@ from benchmarks.coverage.tiny_models import Subject
 from skyfx.runtime.execution.microbatch import OutputSpec
 from skyfx.runtime.model_state import ModelState, equal
 from skyfx.runtime.pipeline import Pipeline
-from skyfx.tracing.exporter import has_cache
+from skyfx.tracing.adapter import has_cache
 
 __all__: list[str] = ["Differences", "PlainModel", "Step", "mixes_samples"]
 
