@@ -149,6 +149,7 @@ class Subject:
             LIBRARIES.append(_declare_torchvision())
         self.family, self.name = family, name
         self.num_microbatches = 1 if family == "transformers" else 2
+        self.model()  # a package may draw random numbers while it is imported
 
     def model(self, *, dropout: bool = True) -> nn.Module:
         """The model with values that are the same each time, in eval mode."""
