@@ -12,7 +12,7 @@ import torch
 from torch import nn
 
 from skyfx.runtime.contents import content, equal, restorer
-from skyfx.runtime.reachable_state import Slot, reachable_slots
+from skyfx.runtime.reachable_state import Slot, reachable_objects, reachable_slots
 from skyfx.runtime.rng.generator_state import comparable_states, preserve_generators
 
 NOT_STATE = frozenset(
@@ -38,7 +38,7 @@ class ModelState:
     def of(cls, model: nn.Module) -> "ModelState":
         """The state of a model and of this process's generators."""
         known: set[int] = set()
-        values = {slot.name: content(slot.value, known) for slot in _slots(model)}
+        values = {slot.name: content(slot.value, known) for slot in state_slots(model)}
         return cls(values, comparable_states())
 
     def equals(self, other: "ModelState") -> bool:
@@ -54,16 +54,17 @@ def preserve_state(model: nn.Module) -> Iterator[None]:
     Tensors, lists, dicts and sets are the same objects again, with their former content.
     """
     known: set[int] = set()
-    undo = [_restorer(slot, known) for slot in _slots(model)]
-    names = {id(module): set(vars(module)) for module in model.modules()}
+    undo = [_restorer(slot, known) for slot in state_slots(model)]
+    owners = [*model.modules(), *reachable_objects(model)]
+    names = [(owner, set(vars(owner))) for owner in owners if hasattr(owner, "__dict__")]
     try:
         with preserve_generators():
             yield
     finally:
         with torch.no_grad():
-            for module in model.modules():
-                for key in set(vars(module)) - names.get(id(module), set()):
-                    delattr(module, key)
+            for owner, known_names in names:
+                for key in set(vars(owner)) - known_names:
+                    del vars(owner)[key]
             for restore in undo:
                 restore()
 
@@ -75,14 +76,19 @@ def attribute_slots(module: nn.Module, prefix: str = "") -> Iterator[Slot]:
         yield Slot(prefix + name, held, name)
 
 
-def _slots(model: nn.Module) -> Iterator[Slot]:
+def state_slots(model: nn.Module) -> Iterator[Slot]:
     """Attributes and buffers by their names from the model on, and what its code reaches."""
+    yield from module_slots(model)
+    yield from reachable_slots(model)
+
+
+def module_slots(model: nn.Module) -> Iterator[Slot]:
+    """Attributes and buffers by their names from the model on."""
     for path, module in model.named_modules():
         prefix = f"{path}." if path else ""
         yield from attribute_slots(module, prefix)
         for name in module._buffers:
             yield Slot(prefix + name, module._buffers, name)
-    yield from reachable_slots(model)
 
 
 def _is_hook_table(name: str) -> bool:

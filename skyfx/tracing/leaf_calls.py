@@ -57,7 +57,7 @@ class BoundCode:
                 held[key] = tensor
         if self.owner is None or not isinstance(self._function, str):
             return self._function(*args, **kwargs), {}  # type: ignore[operator]
-        watch = AttributeWatch(self.owner)
+        watch = AttributeWatch(self.owner, reachable=False)
         with buffers_kept(self.owner):
             returned = getattr(self.owner, self._function)(*args, **kwargs)
         changes = watch.tensor_changes()

@@ -176,7 +176,7 @@ class LeafSelection:
         writes = {id(x): num_writes(x) for x in (*given, *named.values())}
         generators, derivatives = comparable_states(), list[bool]()
         kept = nullcontext() if module is None else buffers_kept(module)
-        watch = None if module is None else AttributeWatch(module)
+        watch = None if module is None else AttributeWatch(module, reachable=False)
         code = _bound_code(site, own, module)  # with the attributes as they are before the call
         noted = checked_derivatives(lambda *_: derivatives.append(True))
         with _UsedTensors(named) as used, export_flags(exported=False), kept, noted:
