@@ -26,10 +26,14 @@ from skyfx.verification.comparison import (
 
 
 class RunMode(NamedTuple):
-    """How a micro-batch is run: the model in training or eval mode, and whether backward too."""
+    """How a micro-batch is run: the model in training or eval mode, and whether backward too.
+
+    `written` has the names of the parameters that forward itself writes to.
+    """
 
     training: bool
     backward: bool
+    written: tuple[str, ...] = ()
 
 
 SEED = 20_220_101
@@ -149,12 +153,12 @@ def observed(model: nn.Module, run: Callable[[], Contents], how: RunMode) -> Obs
         run: returns what it gives, by kind.
         how: with gradients or without.
     """
-    with _gradients_apart(model), preserve_state(model):
+    with _gradients_apart(model), preserve_state(model, how.written):
         torch.manual_seed(SEED)
-        before = ModelState.of(model)
+        before = ModelState.of(model, how.written)
         with torch.set_grad_enabled(how.backward):
             gave = run()
-        after = ModelState.of(model)
+        after = ModelState.of(model, how.written)
         contents = {
             # Draws from Python's and numpy's generators are refused when the model is captured.
             GENERATORS: {"torch": after.generators["torch"]},
@@ -170,7 +174,7 @@ def observed(model: nn.Module, run: Callable[[], Contents], how: RunMode) -> Obs
 def _kept(x: Tensor | None) -> Any:
     if x is None or x.is_meta:
         return None if x is None else NO_VALUES
-    return x.detach().cpu()
+    return x.detach().to_dense().cpu()
 
 
 @contextmanager
