@@ -77,6 +77,7 @@ class _Reach:
         self._model = model
         self._met: set[Any] = set(map(id, model.modules()))
         self.objects: list[Any] = []
+        self.functions: list[FunctionType] = []
 
     def slots(self) -> Iterator[Slot]:
         """All of them."""
@@ -113,6 +114,7 @@ class _Reach:
         if id(function) in self._met:
             return
         self._met.add(id(function))
+        self.functions.append(function)
         for name, cell in zip(
             function.__code__.co_freevars, function.__closure__ or (), strict=True
         ):
@@ -170,6 +172,13 @@ def reachable_objects(model: nn.Module) -> list[Any]:
     reach = _Reach(model)
     list(reach.slots())
     return reach.objects
+
+
+def reachable_functions(model: nn.Module) -> list[FunctionType]:
+    """The forwards, the hooks, and the functions that they call."""
+    reach = _Reach(model)
+    list(reach.slots())
+    return reach.functions
 
 
 def hooks_of(module: nn.Module) -> list[Any]:
