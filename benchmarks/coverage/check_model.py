@@ -7,7 +7,6 @@ forward leaves on the modules. `partition` has its own check on; this one does n
 
 import logging
 import os
-import random
 import re
 import time
 import warnings
@@ -15,7 +14,6 @@ from dataclasses import asdict, dataclass, field
 from multiprocessing.connection import Connection
 from typing import Any
 
-import numpy
 import torch
 from torch import nn
 
@@ -234,8 +232,6 @@ def report(family: str, name: str, to: Connection) -> None:
     torch.set_num_threads(1)
     # Each stage has one thread, too: torch adds up in another order on more.
     resolve.cores = inventory.cores = lambda: 1.0
-    random.seed(0)
-    numpy.random.seed(0)
     logging.getLogger("transformers").setLevel(logging.ERROR)
     logging.getLogger("skyfx").setLevel(logging.ERROR)  # it may say a line of its own
     warnings.filterwarnings("ignore", module="transformers|timm")

@@ -1,16 +1,14 @@
 """What plain torch does, micro-batch by micro-batch, and how a pipeline's step differs from it."""
 
-import random
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import numpy
 import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_flatten, tree_map
 
-from benchmarks.coverage.tiny_models import Subject
+from benchmarks.coverage.tiny_models import Subject, seed
 from skyfx.runtime.execution.microbatch import OutputSpec
 from skyfx.runtime.model_state import ModelState, equal
 from skyfx.runtime.pipeline import Pipeline
@@ -48,14 +46,14 @@ class Step:
     @classmethod
     def of_inference(cls, pipeline: Pipeline, batch: Any, num: int, k: int) -> "Step":
         """Call `k` of the pipeline; part by part where outputs have no dimension of samples."""
-        _seed(k)
+        seed(k)
         try:
             outputs = OutputSpec.of(pipeline(batch))[1]
         except ValueError as error:
             if "no batch dimension to be joined along" not in str(error):
                 raise
             parts = split(batch, num)
-            _seed(k)
+            seed(k)
             outputs = joined([OutputSpec.of(pipeline(x))[1] for x, _ in parts], sizes(parts))
         return cls(outputs, {}, {})
 
@@ -64,7 +62,7 @@ class Step:
         cls, model: nn.Module, k: int, sizes: Sequence[int], step: Callable[[Any], Any]
     ) -> "Step":
         """Step `k` by a function of the loss, and one of the optimizer."""
-        _seed(k)
+        seed(k)
         before, parts = ModelState.of(model), []
 
         def loss_fn(outputs: Any, _: Any) -> Tensor:
@@ -101,7 +99,7 @@ class PlainModel:
     def infer(self, batch: Any, num: int, seed: int = 0) -> Step:
         """In eval mode and without gradients."""
         self.model.eval()
-        _seed(seed)
+        seed(seed)
         with torch.no_grad():
             parts = split(batch, num)
             outputs = [OutputSpec.of(self.call(part))[1] for part, _ in parts]
@@ -245,12 +243,6 @@ def loss(outputs: Any) -> Tensor:
             real = torch.view_as_real(x).sum(-1) if x.is_complex() else x
             total = total + (real.float() * weights).sum() / x.numel() ** 0.5
     return total
-
-
-def _seed(number: int) -> None:
-    torch.manual_seed(number)
-    random.seed(number)
-    numpy.random.seed(number)
 
 
 def _numbers(outputs: float, gradients: float) -> str:

@@ -1,9 +1,11 @@
 """Tiny randomly initialised models of many architectures, each with one batch of inputs."""
 
 import inspect
+import random
 from importlib.util import find_spec
 from typing import Any
 
+import numpy
 import torch
 from torch import Tensor, nn
 
@@ -11,7 +13,7 @@ from benchmarks.coverage import others
 from benchmarks.coverage.inputs import batch
 from benchmarks.coverage.shrink_configs import tiny_config
 
-__all__: list[str] = ["Subject", "names"]
+__all__: list[str] = ["Subject", "names", "seed"]
 
 # No models of their own, in need of a library that is not installed, or without a forward pass on
 # tensors alone.
@@ -136,6 +138,13 @@ def _images(model: Any, name: str) -> dict[str, Tensor]:
     return {parameter: torch.randn(4, channels, high, wide)}
 
 
+def seed(number: int) -> None:
+    """Of all generators that are there without being made."""
+    torch.manual_seed(number)
+    random.seed(number)
+    numpy.random.seed(number)
+
+
 class Subject:
     """A tiny model that can be made anew, and batches for it.
 
@@ -153,7 +162,7 @@ class Subject:
 
     def model(self, *, dropout: bool = True) -> nn.Module:
         """The model with values that are the same each time, in eval mode."""
-        torch.manual_seed(0)
+        seed(0)
         if self.family == "timm":
             model = _timm_model(self.name)
         elif self.family == "others":
@@ -172,7 +181,7 @@ class Subject:
     def batch(self, k: int) -> Any:
         """The k-th batch; the first one is the example."""
         sized = None if self.family == "others" else self.model()
-        torch.manual_seed(1 + k)
+        seed(1 + k)
         if sized is None:
             return others.MODELS[self.name][1]()
         return _images(sized, self.name) if self.family == "timm" else batch(sized, self.name)
