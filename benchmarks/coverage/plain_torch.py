@@ -90,22 +90,22 @@ class PlainModel:
     def __init__(self, subject: Subject, *, dropout: bool = True) -> None:
         self.model = subject.model(dropout=dropout)
 
-    def run(self, batch: Any, num: int, mode: str, seed: int) -> Step:
+    def run(self, batch: Any, num: int, mode: str, k: int) -> Step:
         """One batch, or one step."""
         if mode == "inference":
-            return self.infer(batch, num, seed)
-        return self.train_step(batch, num, seed)
+            return self.infer(batch, num, k)
+        return self.train_step(batch, num, k)
 
-    def infer(self, batch: Any, num: int, seed: int = 0) -> Step:
+    def infer(self, batch: Any, num: int, k: int = 0) -> Step:
         """In eval mode and without gradients."""
         self.model.eval()
-        seed(seed)
+        seed(k)
         with torch.no_grad():
             parts = split(batch, num)
             outputs = [OutputSpec.of(self.call(part))[1] for part, _ in parts]
         return Step(joined(outputs, sizes(parts)), {}, {})
 
-    def train_step(self, batch: Any, num: int, seed: int) -> Step:
+    def train_step(self, batch: Any, num: int, k: int) -> Step:
         """In training mode: all micro-batches, and one step of the optimizer."""
         self.model.train()
         parts = split(batch, num)
@@ -114,7 +114,7 @@ class PlainModel:
             for part, share in parts:
                 (loss_fn(self.call(part), None) * share).backward()
 
-        return Step.of_training(self.model, seed, sizes(parts), step)
+        return Step.of_training(self.model, k, sizes(parts), step)
 
     def call(self, batch: Any) -> Any:
         """As a pipeline does: without storing keys and values for another call."""
