@@ -32,6 +32,13 @@ def atoms() -> tuple[Tensor, Tensor, Tensor]:
     return torch.randint(1, 9, (NODES,)), torch.randn(NODES, 3) * 2, graphs()
 
 
+def _pairs(at: Tensor, graphs: Tensor) -> tuple[Tensor, Tensor]:
+    """Pairs of atoms of one molecule, and their distances."""
+    near = (graphs[:, None] == graphs[None]) & ~torch.eye(len(at), dtype=torch.bool)
+    pairs = near.nonzero().T
+    return pairs, (at[pairs[0]] - at[pairs[1]]).norm(dim=-1)
+
+
 GRAPH = several(nodes(), edges)
 
 
@@ -83,7 +90,7 @@ MODELS: Models = prefixed(
             num_filters=16,
             num_interactions=1,
             num_gaussians=8,
-            interaction_graph=None,
+            interaction_graph=_pairs,
         ),
         "MetaPath AttentiveFP": _net(
             "AttentiveFP",

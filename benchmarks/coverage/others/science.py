@@ -136,6 +136,7 @@ NEURALOP: Models = {
         out_channels=1,
         hidden_channels=8,
         n_layers=3,
+        channel_mlp_skip="linear",
         uno_out_channels=[8, 8, 8],
         uno_n_modes=[[4, 4]] * 3,
         uno_scalings=[[1.0, 1.0], [0.5, 0.5], [2.0, 2.0]],

@@ -123,7 +123,7 @@ SEGMENTATION: Models = {
 KORNIA: Models = {
     "VisionTransformer": (
         lambda: made(
-            "kornia.contrib.VisionTransformer",
+            "kornia.models.vit.VisionTransformer",
             image_size=32,
             patch_size=8,
             embed_dim=32,
@@ -132,11 +132,11 @@ KORNIA: Models = {
         ),
         image(),
     ),
-    "HardNet": (lambda: made("kornia.feature.HardNet"), image(32, 1)),
-    "SOSNet": (lambda: made("kornia.feature.SOSNet"), image(32, 1)),
-    "TFeat": (lambda: made("kornia.feature.TFeat"), image(32, 1)),
-    "HyNet": (lambda: made("kornia.feature.HyNet"), image(32, 1)),
-    "KeyNet": (lambda: made("kornia.feature.KeyNet"), image(32, 1)),
+    "HardNet": (lambda: made("kornia.feature.HardNet", pretrained=False), image(32, 1)),
+    "SOSNet": (lambda: made("kornia.feature.SOSNet", pretrained=False), image(32, 1)),
+    "TFeat": (lambda: made("kornia.feature.TFeat", pretrained=False), image(32, 1)),
+    "HyNet": (lambda: made("kornia.feature.HyNet", pretrained=False), image(32, 1)),
+    "KeyNet": (lambda: made("kornia.feature.KeyNet", pretrained=False), image(32, 1)),
 }
 
 
