@@ -1,5 +1,6 @@
 """The one call: capture a model, measure it, solve for a plan, split it, start the pipeline."""
 
+import logging
 import os
 from collections.abc import Iterable, Sequence
 from typing import Any, get_args
@@ -13,20 +14,25 @@ from skyfx.orchestration.assembly import assemble
 from skyfx.orchestration.environment import environment_of
 from skyfx.orchestration.plan_resolution import (
     PlanSource,
-    capture_microbatch,
     check_files,
     check_patterns,
     check_request,
-    given_plan,
+    read_plan,
 )
 from skyfx.orchestration.rebalancing import Rebalancing
+from skyfx.partitioning.plan_matching import check_plan
 from skyfx.runtime.device import LocalDevice
+from skyfx.runtime.execution.batch_cutter import BatchCutter
+from skyfx.runtime.execution.batch_dims import BatchDims
 from skyfx.runtime.pipeline import Pipeline
 from skyfx.solver.core.field_checks import one_of, text_sequence, whole_number
 from skyfx.solver.core.graph import Graph
 from skyfx.solver.core.plan import Assumptions, Mode, Objective, Plan, Schedule, Strategy
 from skyfx.tracing.capture import example_batch
 from skyfx.verification.check import Check, checked
+from skyfx.verification.sample_independence import batch_rule, capture_microbatch, decide, decided
+
+logger = logging.getLogger(__name__)
 
 
 def partition(
@@ -41,6 +47,8 @@ def partition(
     schedule: Schedule = "1f1b",
     strategy: Strategy = "optimal",
     num_microbatches: int = 8,
+    batch_dims: Any = None,
+    target_dims: Any = None,
     optimizer_state_ratio: float = 2.0,
     pins: Sequence[str] = (),
     gap: float = 0.01,
@@ -64,7 +72,13 @@ def partition(
             (the stages made for that, too: the shortest step, whatever the objective) or
             `interleaved` (two stages a device).
         strategy: `optimal`, or the baselines `even` or `dynamic`.
-        num_microbatches: parts that a batch is split into.
+        num_microbatches: parts that a batch is split into; with 1 no batch is ever cut.
+        batch_dims: the dimension of the samples: a number for all tensors, or a dict by argument's
+            name or position, with None for what is not cut and `"entries"` for a list that has
+            one entry for each sample. By default, and for arguments that a dict leaves out,
+            dimension 0 of tensors that share the batch size in `example_inputs`; see
+            `Pipeline.batch_dims`.
+        target_dims: the same for the targets of a loss, by their keys or positions.
         optimizer_state_ratio: bytes of optimizer state per byte of parameters; 2 for Adam.
         pins: `PATTERN=DEVICE` or `PATTERN!=DEVICE`: nodes or modules that have to be on a device,
             or must not be, such as `embeddings=cpu`.
@@ -94,9 +108,14 @@ def partition(
     environment = environment_of(devices)
     check_files(weights, keep)
     batch = example_batch(model, example_inputs)
+    rule, targets = batch_rule(model, batch, batch_dims), BatchDims.of_targets(target_dims)
     rebalancer: Rebalancing | None = None
     if plan is not None:
-        agreed, captured = given_plan(plan, model, batch, environment.cluster)
+        agreed = read_plan(plan)
+        assumptions = agreed.assumptions
+        decision = decided(model, batch, rule, assumptions, environment.group, check)
+        captured = capture_microbatch(model, batch, decision, training=assumptions.training)
+        check_plan(agreed, captured, [device.name for device in environment.cluster.devices])
     else:
         whole_number("num_microbatches", num_microbatches, least=1)
         text_sequence("pins", pins)
@@ -110,17 +129,22 @@ def partition(
             pins=tuple(pins),
         )
         check_request(assumptions, environment.cluster, strategy, gap, time_limit_s)
-        captured = capture_microbatch(model, batch, mode, num_microbatches)
+        decision = decided(model, batch, rule, assumptions, environment.group, check)
+        captured = capture_microbatch(model, batch, decision, training=assumptions.training)
         check_patterns(assumptions.pins, captured)
         graph, cluster = environment.measure(captured, progress)
-        source = PlanSource(graph, batch, assumptions, strategy, gap, time_limit_s)
+        placed = batch.placed(decision.rule)
+        source = PlanSource(graph, placed, assumptions, strategy, gap, time_limit_s)
         agreed = environment.plan_together(lambda: source.first_plan(cluster, keep))
         rebalancer = Rebalancing(model, environment, captured, source, cluster)
 
-    def make() -> Pipeline:
-        return assemble(model, agreed, captured, environment, weights, rebalancer)
+    cutter = BatchCutter(decision.rule, decision.size, decision.joins, targets)
+    logger.info("batches are cut along: %s", cutter)
 
-    return checked(model, captured, batch, environment, check, make)
+    def make() -> Pipeline:
+        return assemble(model, agreed, captured, environment, cutter, weights, rebalancer)
+
+    return checked(model, captured, environment, check, make)
 
 
 def capture_and_measure(
@@ -142,5 +166,7 @@ def capture_and_measure(
     whole_number("num_microbatches", num_microbatches, least=1)
     check_cache_folder()
     batch = example_batch(model, example_inputs)
-    captured = capture_microbatch(model, batch, mode, num_microbatches)
+    rule, training = batch_rule(model, batch, None), mode == "training"
+    decision = decide(model, batch, rule, num_microbatches, training=training, verify=False)
+    captured = capture_microbatch(model, batch, decision, training=training)
     return measure(captured, places, progress=progress)

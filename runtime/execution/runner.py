@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from skyfx.runtime.execution.microbatch import Batch
+from skyfx.runtime.execution.output_joins import OutputJoins
 from skyfx.runtime.execution.step import LossHead, StagedModel, Step, autocast_here
 from skyfx.runtime.execution.workers import RunningStep, StepResult, Workers, done_since
 from skyfx.runtime.rng.step_streams import begin_step_streams
@@ -121,9 +122,9 @@ class Runner:
         measured: the times of the last step, None before the first one.
     """
 
-    def __init__(self, model: nn.Module, deployment: Deployment) -> None:
-        """Run this model."""
-        self._model = model
+    def __init__(self, model: nn.Module, deployment: Deployment, joins: OutputJoins) -> None:
+        """Run this model; `joins` says how the outputs of micro-batches are joined."""
+        self._model, self._joins = model, joins
         self._calling = threading.Lock()
         self._is_closed, self._is_streaming = False, False
         self._deploy(deployment)
@@ -143,7 +144,7 @@ class Runner:
 
     def infer(self, parts: list[Batch]) -> Any:
         """The return value for the whole batch, from its micro-batches; raises as `train`."""
-        return _gather(*self._run(parts, None))
+        return self._gather(*self._run(parts, None))
 
     def train(self, parts: list[Batch], head: LossHead) -> Tensor:
         """The loss of the whole batch, after forward and backward of all its micro-batches.
@@ -195,7 +196,14 @@ class Runner:
     def _ended(self, under_way: deque[tuple[Step, RunningStep]]) -> Any:
         step, started = under_way.popleft()
         self.workers.finish(step, started)
-        return _gather(step, self.workers.result(step))
+        return self._gather(step, self.workers.result(step))
+
+    def _gather(self, step: Step, result: StepResult) -> Any:
+        """The return value of the whole batch, from those of its micro-batches."""
+        parts = step.microbatches
+        pieces = [result.outputs[m] for m in range(len(parts))]
+        sizes = [part.batch_size for part in parts]
+        return step.splits[0].outputs.gather(pieces, sizes, self._joins)
 
     @contextmanager
     def _turn(self) -> Iterator[None]:
@@ -259,9 +267,3 @@ class Runner:
         with self._calling:
             self._is_closed = True
             self.workers.close()
-
-
-def _gather(step: Step, result: StepResult) -> Any:
-    """The return value of the whole batch, from those of its micro-batches."""
-    pieces = [result.outputs[m] for m in range(len(step.microbatches))]
-    return step.splits[0].outputs.gather(pieces, [part.batch_size for part in step.microbatches])

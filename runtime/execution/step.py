@@ -17,6 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from skyfx.runtime.execution.batch_dims import TARGETS
 from skyfx.runtime.execution.microbatch import Batch, OutputSpec
 from skyfx.runtime.execution.stage import Stage
 from skyfx.runtime.rng import generator_lending
@@ -82,8 +83,8 @@ class LossHead:
         """
         leaves = [x.detach().requires_grad_(x.requires_grad) for x in outputs]
         with torch.enable_grad():
-            targets = self.targets[microbatch].to(outputs[0].device)
-            loss = self.loss_fn(form.restore(leaves), targets.restore())
+            _, given = self.targets[microbatch].to(outputs[0].device).restore()
+            loss = self.loss_fn(form.restore(leaves), given[TARGETS])
             _check_loss(loss)
             share = loss * self.weights[microbatch]
             share.backward()  # type: ignore[no-untyped-call]

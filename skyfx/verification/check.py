@@ -10,13 +10,11 @@ from torch import Tensor, nn
 
 from skyfx.measurement.operator_costs import has_values
 from skyfx.orchestration.environment import Environment
-from skyfx.runtime.execution.microbatch import Batch
 from skyfx.runtime.pipeline import Pipeline
 from skyfx.solver.errors import VerificationError
 from skyfx.tracing.capture import Capture
 from skyfx.verification.comparison import PRECISION, Comparison
 from skyfx.verification.observation import observe_plain, observe_staged
-from skyfx.verification.sample_independence import check_samples
 
 Check = Literal["full", "off"]
 """What is checked before a pipeline is handed over: all, or nothing."""
@@ -30,7 +28,6 @@ logger = logging.getLogger(__name__)
 def checked(
     model: nn.Module,
     captured: Capture,
-    batch: Batch,
     environment: Environment,
     check: Check,
     make: Callable[[], Pipeline],
@@ -40,14 +37,12 @@ def checked(
     Args:
         model: before `make` moves its parameters to the devices of their stages.
         captured: the model as captured, with the micro-batch.
-        batch: the example, of which the micro-batch is a part.
         environment: its processes agree on what was found.
         check: `off` makes the pipeline and no more.
         make: splits the model.
 
     Raises:
-        VerificationError: the stages do something else, the pipeline is closed then; or the batch
-            cannot be computed in micro-batches.
+        VerificationError: the stages do something else; the pipeline is closed then.
     """
     if check == "off":
         return make()
@@ -55,8 +50,6 @@ def checked(
     if not all(group.run_together(lambda: has_values(captured))):
         logger.info("the stages are not held against the model, which has no values yet")
         return make()
-    size = captured.microbatch.batch_size
-    group.run_together(lambda: check_samples(model, batch, size, tolerance(captured)))
     run = partial(observe_plain, model, captured.microbatch, training=training)
     plain = group.barrier_after(run)
     if training and not all(group.run_together(lambda: plain.has_gradients)):

@@ -42,7 +42,7 @@ def observe_plain(model: nn.Module, microbatch: Batch, *, training: bool) -> Obs
     """Run the model itself; it is as before afterwards."""
 
     def run() -> list[Tensor]:
-        outputs = plain_outputs(model, microbatch)
+        _, outputs = plain_outputs(model, microbatch)
         loss = weighted_sum(outputs)
         if training and loss is not None:
             loss.backward()  # type: ignore[no-untyped-call]
@@ -52,13 +52,12 @@ def observe_plain(model: nn.Module, microbatch: Batch, *, training: bool) -> Obs
         return _observed(model, run, training=training)
 
 
-def plain_outputs(model: nn.Module, microbatch: Batch) -> list[Tensor]:
-    """The tensors that the model returns for a copy of a micro-batch."""
+def plain_outputs(model: nn.Module, microbatch: Batch) -> tuple[OutputSpec, list[Tensor]]:
+    """What the model returns for a copy of a micro-batch: its form and its tensors."""
     args, kwargs = _fresh(microbatch).restore()
     if has_cache(model):
         kwargs = {"use_cache": False} | kwargs
-    _, outputs = OutputSpec.of(model(*args, **kwargs))
-    return outputs
+    return OutputSpec.of(model(*args, **kwargs))
 
 
 def observe_staged(
