@@ -130,11 +130,25 @@ class BatchDims:
         numbers = self._numbers(leaves) if num_samples is None else [num_samples]
         return self._decided(leaves, numbers[0]) if numbers else self
 
-    def without_one(self) -> Iterator[tuple[str, "BatchDims"]]:
-        """For each tensor that is cut because of its size, the rule that does not cut it."""
-        for name, dim in self.found.items():
-            if dim is not None:
-                yield name, replace(self, found={**self.found, name: None})
+    def neighbours(self, leaves: Leaves) -> Iterator["BatchDims"]:
+        """The rules that a caller could ask for instead, each about one tensor more."""
+        number = max(self._numbers(leaves), default=0)
+        for path, leaf in _tensors(leaves):
+            name = self.name(path)
+            if name not in self.found:
+                continue
+            dims = [d for d in range(leaf.ndim) if leaf.shape[d] == number]
+            others: list[Dim] = [*dims] if self.found[name] is None else [None]
+            found = {key: dim for key, dim in self.found.items() if key != name}
+            for dim in others:
+                yield replace(self, asked={**self.asked, name: dim}, found=found)
+
+    @property
+    def told(self) -> str:
+        """What a caller has to say to get this rule."""
+        if not self.asked:
+            return f"{self.argument}={self.default}"
+        return f"{self.argument}={({} if self.default == 0 else dict(self.found)) | dict(self.asked)}"
 
     def placement(self, leaves: Leaves) -> Placement:
         """Where the samples of a batch are; a single row for all samples goes whole.
