@@ -16,6 +16,7 @@ from skyfx.runtime.execution.microbatch import Batch
 from skyfx.runtime.execution.runner import Deployment, Rebalancer, Runner, StepTimes
 from skyfx.runtime.execution.step import LossHead, returned_loss
 from skyfx.runtime.profile import Profile, measured
+from skyfx.runtime.verified import Verified
 from skyfx.solver.core.plan import Plan
 from skyfx.solver.errors import SkyfxError
 
@@ -25,6 +26,9 @@ class Pipeline:
 
     The parameters are the model's own: any optimizer and learning-rate scheduler works on them. Use
     it as a context manager, or call `close`; the end of the program ends the workers as well.
+
+    Attributes:
+        verified: what was compared with plain torch before the pipeline was handed over.
     """
 
     def __init__(
@@ -49,11 +53,17 @@ class Pipeline:
         self._cutter = cutter
         self._rebalancer = rebalancer
         self._closing = [] if closing is None else [closing]
+        self.verified = Verified(remark="it was not asked for")
 
     @property
     def plan(self) -> Plan:
         """Stages, predicted times, bound and gap."""
         return self._runner.plan
+
+    @property
+    def runner(self) -> Runner:
+        """Runs the steps, for skyfx's own use."""
+        return self._runner
 
     @property
     def group(self) -> ProcessGroup | None:
@@ -313,6 +323,6 @@ class Pipeline:
                 raise
 
     def __str__(self) -> str:
-        return str(self.plan)
+        return f"{self.plan}\n{self.verified}"
 
     __repr__ = __str__

@@ -3,7 +3,7 @@
 import logging
 import os
 from collections.abc import Iterable, Sequence
-from typing import Any, get_args
+from typing import Any, Literal, get_args
 
 from torch import nn
 
@@ -23,14 +23,15 @@ from skyfx.orchestration.rebalancing import Rebalancing
 from skyfx.partitioning.plan_matching import check_plan
 from skyfx.runtime.device import LocalDevice
 from skyfx.runtime.execution.batch_cutter import BatchCutter
-from skyfx.runtime.execution.batch_dims import BatchDims
+from skyfx.runtime.execution.batch_dims import AskedDims, BatchDims
 from skyfx.runtime.pipeline import Pipeline
 from skyfx.solver.core.field_checks import one_of, text_sequence, whole_number
 from skyfx.solver.core.graph import Graph
 from skyfx.solver.core.plan import Assumptions, Mode, Objective, Plan, Schedule, Strategy
+from skyfx.solver.errors import VerificationError
 from skyfx.tracing.capture import example_batch
-from skyfx.verification.check import Check, checked
-from skyfx.verification.sample_independence import batch_rule, capture_microbatch, decide, decided
+from skyfx.verification.check import Check, PipelineCheck
+from skyfx.verification.cut_decision import batch_rule, capture_microbatch, decide, decided
 
 logger = logging.getLogger(__name__)
 
@@ -47,8 +48,8 @@ def partition(
     schedule: Schedule = "1f1b",
     strategy: Strategy = "optimal",
     num_microbatches: int = 8,
-    batch_dims: Any = None,
-    target_dims: Any = None,
+    batch_dims: AskedDims = None,
+    target_dims: AskedDims | Literal["entries"] = None,
     optimizer_state_ratio: float = 2.0,
     pins: Sequence[str] = (),
     gap: float = 0.01,
@@ -88,7 +89,10 @@ def partition(
             `skyfx capture` and `skyfx solve`; earlier ones of the same name are replaced.
         check: `full` runs the micro-batch that was captured through plain torch and through the
             stages before the pipeline is handed over, and compares outputs, gradients, buffers,
-            attributes of modules and random generators; `off` does not.
+            attributes of modules and random generators; `outputs` runs no backward, and compares
+            all but gradients; `off` compares nothing. Where the whole model does not fit this
+            process, each stage is held against its own part. `Pipeline.verified` says what was
+            compared, and to what digit.
         progress: told of each node that has been measured.
 
     Returns:
@@ -106,6 +110,7 @@ def partition(
     """
     one_of("check", check, get_args(Check))
     environment = environment_of(devices)
+    group = environment.group
     check_files(weights, keep)
     batch = example_batch(model, example_inputs)
     rule, targets = batch_rule(model, batch, batch_dims), BatchDims.of_targets(target_dims)
@@ -113,8 +118,8 @@ def partition(
     if plan is not None:
         agreed = read_plan(plan)
         assumptions = agreed.assumptions
-        decision = decided(model, batch, rule, assumptions, environment.group, check)
-        captured = capture_microbatch(model, batch, decision, training=assumptions.training)
+        cut = decided(model, batch, rule, assumptions, group, verify=check != "off")
+        captured = capture_microbatch(model, batch, cut, training=assumptions.training)
         check_plan(agreed, captured, [device.name for device in environment.cluster.devices])
     else:
         whole_number("num_microbatches", num_microbatches, least=1)
@@ -129,22 +134,23 @@ def partition(
             pins=tuple(pins),
         )
         check_request(assumptions, environment.cluster, strategy, gap, time_limit_s)
-        decision = decided(model, batch, rule, assumptions, environment.group, check)
-        captured = capture_microbatch(model, batch, decision, training=assumptions.training)
+        cut = decided(model, batch, rule, assumptions, group, verify=check != "off")
+        captured = capture_microbatch(model, batch, cut, training=assumptions.training)
         check_patterns(assumptions.pins, captured)
         graph, cluster = environment.measure(captured, progress)
-        placed = batch.placed(decision.rule)
-        source = PlanSource(graph, placed, assumptions, strategy, gap, time_limit_s)
+        whole = batch.placed(cut.rule)
+        source = PlanSource(graph, whole, assumptions, strategy, gap, time_limit_s)
         agreed = environment.plan_together(lambda: source.first_plan(cluster, keep))
         rebalancer = Rebalancing(model, environment, captured, source, cluster)
 
-    cutter = BatchCutter(decision.rule, decision.size, decision.joins, targets)
+    cutter = BatchCutter(cut.rule, cut.size, cut.joins, targets)
     logger.info("batches are cut along: %s", cutter)
 
     def make() -> Pipeline:
         return assemble(model, agreed, captured, environment, cutter, weights, rebalancer)
 
-    return checked(model, captured, environment, check, make)
+    whole = batch.placed(cut.rule)
+    return PipelineCheck(model, captured, whole, agreed, environment, make).pipeline(check)
 
 
 def capture_and_measure(
@@ -167,6 +173,9 @@ def capture_and_measure(
     check_cache_folder()
     batch = example_batch(model, example_inputs)
     rule, training = batch_rule(model, batch, None), mode == "training"
-    decision = decide(model, batch, rule, num_microbatches, training=training, verify=False)
-    captured = capture_microbatch(model, batch, decision, training=training)
+    try:
+        cut = decide(model, batch, rule, num_microbatches, training=training)
+    except VerificationError:  # `partition` says it
+        cut = decide(model, batch, rule, num_microbatches, training=training, verify=False)
+    captured = capture_microbatch(model, batch, cut, training=training)
     return measure(captured, places, progress=progress)

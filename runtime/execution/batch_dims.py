@@ -16,6 +16,9 @@ from torch import Tensor
 Dim = int | Literal["entries"] | None
 """How an argument is cut: along a dimension, between the entries of a list, or not at all."""
 
+AskedDims = int | Mapping[str | int, Dim] | None
+"""What a caller says: a dimension for all tensors, or for each argument, by name or position."""
+
 Path = tuple[str | int, ...]
 """The keys that lead to a value in a batch; the indices of lists and tuples are numbers."""
 
@@ -148,7 +151,9 @@ class BatchDims:
         """What a caller has to say to get this rule."""
         if not self.asked:
             return f"{self.argument}={self.default}"
-        return f"{self.argument}={({} if self.default == 0 else dict(self.found)) | dict(self.asked)}"
+        return (
+            f"{self.argument}={({} if self.default == 0 else dict(self.found)) | dict(self.asked)}"
+        )
 
     def placement(self, leaves: Leaves) -> Placement:
         """Where the samples of a batch are; a single row for all samples goes whole.

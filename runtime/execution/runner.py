@@ -142,9 +142,19 @@ class Runner:
         """Whether random nodes draw the numbers that plain torch would draw."""
         return self._splits.draws_as_plain_torch
 
-    def infer(self, parts: list[Batch]) -> Any:
-        """The return value for the whole batch, from its micro-batches; raises as `train`."""
-        return self._gather(*self._run(parts, None))
+    def infer(self, parts: list[Batch], *, as_trained: bool = False) -> Any:
+        """The return value for the whole batch, from its micro-batches; raises as `train`.
+
+        Args:
+            parts: the micro-batches.
+            as_trained: whether by the graph for training, such as with dropout.
+        """
+        return self._gather(*self._run(parts, None, as_trained=as_trained))
+
+    def staged(self, part: Batch, *, training: bool) -> StagedModel:
+        """The stages that run micro-batches like this one."""
+        (found,) = self._splits.of([part], training=training)
+        return found
 
     def train(self, parts: list[Batch], head: LossHead) -> Tensor:
         """The loss of the whole batch, after forward and backward of all its micro-batches.
@@ -181,9 +191,11 @@ class Runner:
                         step, started = under_way.popleft()
                         self.workers.finish(step, started)
 
-    def _run(self, parts: list[Batch], head: LossHead | None) -> tuple[Step, StepResult]:
+    def _run(
+        self, parts: list[Batch], head: LossHead | None, *, as_trained: bool = False
+    ) -> tuple[Step, StepResult]:
         with self._turn():
-            step = self._step(parts, head)
+            step = self._step(parts, head, as_trained=as_trained)
             self._ran = step.splits
             began = time.perf_counter()
             self.workers.finish(step, self.workers.start(step))
@@ -216,9 +228,16 @@ class Runner:
                 raise RuntimeError("this pipeline is closed; partition the model again")
             yield
 
-    def _step(self, parts: list[Batch], head: LossHead | None, turn: int = 0) -> Step:
+    def _step(
+        self,
+        parts: list[Batch],
+        head: LossHead | None,
+        turn: int = 0,
+        *,
+        as_trained: bool = False,
+    ) -> Step:
         training = head is not None
-        splits = self._splits.of(parts, training=training)
+        splits = self._splits.of(parts, training=training or as_trained)
         advances = [split.advances for split in splits]
         return Step(
             splits=splits,

@@ -103,6 +103,7 @@ class RecordedCall:
         outputs: the tensors of the result, without values, on torch's meta device.
         writes: the indices of the tensors that it writes to.
         is_random: whether it draws random numbers.
+        needs: which tensors require a gradient, if the code computes derivatives; else empty.
     """
 
     name: str
@@ -115,6 +116,7 @@ class RecordedCall:
     outputs: tuple[Tensor, ...]
     writes: frozenset[int]
     is_random: bool
+    needs: tuple[bool, ...] = ()
 
     def is_given(self, leaves: Sequence[Any], spec: pytree.TreeSpec) -> bool:
         """Whether these are its arguments, apart from the values of tensors.
@@ -136,12 +138,10 @@ class RecordedCall:
         Raises:
             RuntimeError: the result differs from the recorded one in more than values.
         """
-        following = iter(tensors)
-        pairs = zip(self.leaves, self.is_tensor, strict=True)
-        leaves = [next(following) if is_tensor else leaf for leaf, is_tensor in pairs]
-        args, kwargs = unflatten(leaves, self.spec)
-        returned = self.run(dict(zip(self.state, following, strict=True)), args, kwargs)
-        form, outputs = OutputSpec.of(returned)
+        is_on = torch.is_grad_enabled()
+        with torch.set_grad_enabled(is_on or bool(self.needs)):
+            form, outputs = OutputSpec.of(self._run(self._differentiable(tensors)))
+            outputs = outputs if is_on else [x.detach() for x in outputs]
         found, expected = _summarize(form, outputs), _summarize(self.form, self.outputs)
         if form.spec != self.form.spec or found != expected:
             raise RuntimeError(
@@ -152,6 +152,21 @@ class RecordedCall:
         given = {storage_id(x) for x in tensors}
         # A node's outputs share no storage with its inputs: later writes must not reach the inputs.
         return [x.clone() if storage_id(x) in given else x for x in outputs]
+
+    def _run(self, tensors: Sequence[Tensor]) -> Any:
+        following = iter(tensors)
+        pairs = zip(self.leaves, self.is_tensor, strict=True)
+        leaves = [next(following) if is_tensor else leaf for leaf, is_tensor in pairs]
+        args, kwargs = unflatten(leaves, self.spec)
+        return self.run(dict(zip(self.state, following, strict=True)), args, kwargs)
+
+    def _differentiable(self, tensors: Sequence[Tensor]) -> list[Tensor]:
+        """The tensors as the code differentiates by them, also where gradients are off."""
+        needs = self.needs or (False,) * len(tensors)
+        return [
+            x.detach().requires_grad_() if need and not x.requires_grad else x
+            for x, need in zip(tensors, needs, strict=True)
+        ]
 
     def described(self) -> str:
         """The outputs in the form that `_described` reads."""

@@ -1,8 +1,8 @@
 """Where the samples of batches are: decided once at the example, by evidence, for all that follow.
 
-    rule                              two micro-batches, together and apart
-    dimension 0 of x and of table     a part fails                              no
-    dimension 0 of x                  equal to 1e-07                            yes
+rule                              two micro-batches, together and apart
+dimension 0 of x and of table     a part fails                              no
+dimension 0 of x                  equal to 1e-07                            yes
 """
 
 import inspect

@@ -89,7 +89,7 @@ def samples_apart(model: nn.Module, batch: Batch, cut: BatchCut, *, training: bo
         form, together = plain_outputs(model, both)
         alone = [plain_outputs(model, part)[1] for part in parts]
     except Exception as error:
-        text = (str(error).strip() or repr(error)).splitlines()[0]
+        text = (str(error).strip() or repr(error)).splitlines()[0].rstrip(".")
         fault = f"a part of it fails{model_line(error)}: {type(error).__name__}: {text}"
         return replace(cut, fault=fault)
     sizes = [part.batch_size for part in parts]
@@ -119,7 +119,7 @@ def _compared(
         if join is None and any(x.shape != whole.shape for x in parts):
             return replace(cut, fault=shape)
         if join is None and differs and not (training and whole.numel() == 1):
-            unjoined = unjoined or f"{shape}, with other values"
+            unjoined = unjoined or f"{shape}, but not the same: there is nothing to join"
         if join is not None and differs > off:
             off = differs
             doubt = f"{what} differs from that apart by {off:.0e} of its largest number"

@@ -17,6 +17,7 @@ from skyfx.runtime.execution.step import StagedModel
 from skyfx.runtime.model_state import ModelState, content, equal
 from skyfx.solver.errors import VerificationError
 from skyfx.tracing.capture import capture
+from skyfx.verification import capacity
 from tests.support.plans import even_plan
 
 TWO, WIDTH = ["cpu", "cpu"], 8
@@ -92,15 +93,6 @@ class Recurs(Net):
         return h
 
 
-class Teaches(Net):
-    """The teacher's part gets no gradient in plain torch."""
-
-    def between(self, h: Tensor) -> Tensor:
-        with torch.inference_mode():
-            told = self.first(h)
-        return h + told.clone()
-
-
 class Forks(Net):
     def between(self, h: Tensor) -> Tensor:
         with torch.random.fork_rng():
@@ -139,37 +131,16 @@ class HoldsNumpy(Net):
         return h * float(self.numbers.random())
 
 
-class Round(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx: Any, x: Tensor) -> Tensor:
-        return x.round()
-
-    @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> Tensor:
-        return gradient
-
-
-straight_through = Round.apply
-"""Bound before skyfx could see a call of it, as in torch's own documents."""
-
-
-class StraightThrough(Net):
-    def between(self, h: Tensor) -> Tensor:
-        return straight_through(h * 3)  # type: ignore[no-untyped-call]
-
-
 SITUATIONS = {
     Keeps: "'l_aux'",
     Appends: "'log'",
     Counts: "'counts'",
     Recurs: "'state'",
-    Teaches: "another gradient",
     Forks: "",
     Seeds: "torch's generator",
     MakesGenerator: "output 0",
     HoldsPython: "'numbers'",
     HoldsNumpy: "'numbers'",
-    StraightThrough: "'first.weight' has another gradient",
 }
 
 
@@ -241,7 +212,7 @@ def test_a_generator_that_the_model_holds_is_right() -> None:
 def test_who_knows_better_gets_the_pipeline() -> None:
     with partitioned(Appends(), check="off") as pipeline:
         pipeline.train_step(BATCH, BATCH, functional.mse_loss)
-    with pytest.raises(ValueError, match="check is 'all', expected 'full' or 'off'"):
+    with pytest.raises(ValueError, match="check is 'all', expected 'full', 'outputs' or 'off'"):
         skyfx.partition(Net(), TWO, example_inputs=BATCH, check="all")  # type: ignore[arg-type]
 
 
@@ -399,9 +370,15 @@ WAYS = [
 ]
 
 
-@pytest.mark.parametrize("break_it", WAYS, ids=lambda way: way.__name__)
-def test_a_wrong_split_is_refused(
-    break_it: Callable[[StagedModel], None], monkeypatch: pytest.MonkeyPatch
+@pytest.fixture(params=["the model", "its parts"])
+def against(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What the stages are held against: parts, where the machine has no memory left."""
+    if request.param == "its parts":
+        monkeypatch.setattr(capacity, "free_bytes", lambda _: 0.0)
+
+
+def break_each_split(
+    monkeypatch: pytest.MonkeyPatch, break_it: Callable[[StagedModel], None]
 ) -> None:
     right = splitter.split
 
@@ -410,9 +387,41 @@ def test_a_wrong_split_is_refused(
         break_it(staged)
         return staged
 
-    partitioned(Whole()).close()
     monkeypatch.setattr(splitter, "split", wrong)
+
+
+@pytest.mark.usefixtures("against")
+@pytest.mark.parametrize("break_it", WAYS, ids=lambda way: way.__name__)
+def test_a_wrong_split_is_refused(
+    break_it: Callable[[StagedModel], None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    break_each_split(monkeypatch, break_it)
     refusal(Whole())
+
+
+IN_BACKWARD = {drop_gradient, scale_gradient, copied_parameter}
+
+
+@pytest.mark.usefixtures("against")
+@pytest.mark.parametrize("break_it", WAYS, ids=lambda way: way.__name__)
+def test_outputs_alone_show_what_is_wrong_in_forward(
+    break_it: Callable[[StagedModel], None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    break_each_split(monkeypatch, break_it)
+    if break_it in IN_BACKWARD:
+        with partitioned(Whole(), check="outputs") as pipeline:
+            assert "gradients" not in pipeline.verified.tensors
+    else:
+        with pytest.raises(VerificationError):
+            partitioned(Whole(), check="outputs")
+
+
+@pytest.mark.usefixtures("against")
+def test_a_pipeline_says_what_was_verified() -> None:
+    with partitioned(Whole()) as pipeline:
+        assert pipeline.verified.tensors["gradients"] == 6
+        assert pipeline.verified.largest == 0
+        assert "equal to the last bit" in str(pipeline)
 
 
 def test_contents_are_copies_that_compare_by_value() -> None:
