@@ -228,7 +228,9 @@ class BatchDims:
         """The rule for a batch of so many samples, with what is new in this one."""
         found: dict[str, Dim] = {}
         for path, number in _lists(leaves).items():
-            rows = {_size(x, self.default) for where, x in _tensors(leaves) if _within(where, path)}
+            rows = {
+                _size(x, self.default) for where, x in _tensors(leaves) if _is_inside(where, path)
+            }
             is_clear = prefer_lists or rows != {num_samples}
             if self.said(path) == NEW and number == num_samples > 1 and rows and is_clear:
                 found[self.name(path)] = "entries"
@@ -255,7 +257,7 @@ def _lists(leaves: Leaves) -> dict[Path, int]:
     return found
 
 
-def _within(path: Path, outer: Path) -> bool:
+def _is_inside(path: Path, outer: Path) -> bool:
     return path[: len(outer)] == outer
 
 
