@@ -170,7 +170,12 @@ class OutputSpec:
         constants = tuple(leaf if isinstance(leaf, kept) else None for leaf in leaves)
         return cls(spec, constants, tuple(isinstance(leaf, Tensor) for leaf in leaves)), tensors
 
-    def restore(self, tensors: Sequence[Tensor]) -> Any:
+    @property
+    def num_tensors(self) -> int:
+        """The number of its tensors."""
+        return sum(self.is_tensor)
+
+    def restore(self, tensors: Sequence[Any]) -> Any:
         """The return value of one micro-batch."""
         following = iter(tensors)
         leaves = [

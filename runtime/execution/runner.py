@@ -163,7 +163,10 @@ class Runner:
             StageError: a stage failed.
             WorkerLostError: another process is gone.
         """
-        _, result = self._run(parts, head)
+        step, result = self._run(parts, head)
+        for staged in step.splits:
+            if len(self.plan.stages) - 1 not in staged.stages:
+                staged.leave_empty(self._model)
         assert result.loss is not None
         return result.loss
 
@@ -211,10 +214,11 @@ class Runner:
         return self._gather(step, self.workers.result(step))
 
     def _gather(self, step: Step, result: StepResult) -> Any:
-        """The return value of the whole batch, from those of its micro-batches."""
-        parts = step.microbatches
-        pieces = [result.outputs[m] for m in range(len(parts))]
-        sizes = [part.batch_size for part in parts]
+        """The return value of the whole batch; attributes are as its last micro-batch left them."""
+        pieces = [
+            staged.leave(self._model, result.outputs[m]) for m, staged in enumerate(step.splits)
+        ]
+        sizes = [part.batch_size for part in step.microbatches]
         return step.splits[0].outputs.gather(pieces, sizes, self._joins)
 
     @contextmanager

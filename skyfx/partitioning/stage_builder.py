@@ -51,6 +51,7 @@ def split(
     return StagedModel(
         stages=stages,
         outputs=captured.outputs,
+        assigned=captured.assigned,
         returned=_forms(captured.output_nodes),
         advances=advances(captured, lambda node: on_cpu[stage_of[node]]),
     )

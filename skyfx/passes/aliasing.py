@@ -19,11 +19,13 @@ from collections.abc import Hashable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
-from torch import Tensor, fx
+from torch import Tensor, fx, nn
 
 from skyfx.runtime import pytree
+from skyfx.tracing.capture import Capture
 from skyfx.tracing.leaf_calls import leaf_of
-from skyfx.tracing.torch_internals import schema_of, storage_id
+from skyfx.tracing.node_names import original_name
+from skyfx.tracing.torch_internals import schema_of, storage_id, written_arguments
 
 _NORMS = {torch.ops.aten.batch_norm.default: 5, torch.ops.aten.instance_norm.default: 5}
 """Operators that update their running statistics (arguments 3 and 4) where this argument is true;
@@ -57,6 +59,18 @@ def written_by(nodes: Iterable[fx.Node], values: Sequence[fx.Node]) -> frozenset
     return frozenset(i for i, value in enumerate(values) if written & set(_storages_of(value)))
 
 
+def written_parameters(captured: Capture) -> tuple[str, ...]:
+    """The names of the parameters that forward itself writes to, as `max_norm` of embeddings does.
+
+    They are a state of the model, like buffers.
+    """
+    graph = captured.module.graph
+    written = {s for node in graph.nodes for x in _written_inputs(node) for s in _storages_of(x)}
+    reads = [x for x in graph.find_nodes(op="get_attr") if written & set(_storages_of(x))]
+    named = {original_name(str(x.target)): captured.attribute(x) for x in reads}
+    return tuple(name for name, x in named.items() if isinstance(x, nn.Parameter))
+
+
 def _storages_of(node: fx.Node) -> Iterator[Hashable]:
     """The storages of the node's value, shared as torch.export's fake tensors share them."""
     for leaf in pytree.tree_leaves(node.meta.get("val")):
@@ -78,10 +92,8 @@ def _written_inputs(node: fx.Node) -> Iterator[fx.Node]:
         return
     if node.target in _NORMS and node.args[_NORMS[node.target]]:
         yield from (arg for arg in node.args[3:5] if isinstance(arg, fx.Node))
-    for i, argument in enumerate(schema.arguments):
-        if argument.alias_info is not None and argument.alias_info.is_write:
-            value = node.args[i] if i < len(node.args) else node.kwargs.get(argument.name)
-            yield from (leaf for leaf in pytree.tree_leaves(value) if isinstance(leaf, fx.Node))
+    for value in written_arguments(node):
+        yield from (leaf for leaf in pytree.tree_leaves(value) if isinstance(leaf, fx.Node))
 
 
 def subgraphs_of(node: fx.Node) -> Iterator[fx.GraphModule]:

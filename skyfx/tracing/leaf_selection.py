@@ -18,10 +18,12 @@ import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
+from skyfx.runtime.execution.assigned_attributes import AssignedAttributes
 from skyfx.runtime.execution.microbatch import CONSTANTS, OutputSpec
 from skyfx.runtime.pytree import flatten
 from skyfx.runtime.rng.generator_state import comparable_states, preserve_generators
 from skyfx.solver.errors import CaptureError
+from skyfx.tracing.attribute_watch import AttributeWatch
 from skyfx.tracing.autograd_effects import CustomGradientError
 from skyfx.tracing.call_sites import CallSite, call_sites_in, copy_of, similar_sites
 from skyfx.tracing.data_dependence import DependsOnValuesError, OpSite, OpSiteOverride
@@ -174,6 +176,8 @@ class LeafSelection:
         writes = {id(x): num_writes(x) for x in (*given, *named.values())}
         generators, derivatives = comparable_states(), list[bool]()
         kept = nullcontext() if module is None else buffers_kept(module)
+        watch = None if module is None else AttributeWatch(module)
+        code = _bound_code(site, own, module)  # with the attributes as they are before the call
         noted = checked_derivatives(lambda *_: derivatives.append(True))
         with _UsedTensors(named) as used, export_flags(exported=False), kept, noted:
             returned = own(*args, **kwargs)
@@ -184,15 +188,18 @@ class LeafSelection:
         state = [n for n in named if n in used.names or is_forward]
         tensors = [*given, *(named[n] for n in state)]
         form, outputs = OutputSpec.of(returned)
+        assigned, left = AssignedAttributes.of({} if watch is None else watch.tensor_changes())
+        outputs = [*outputs, *left]
         written = {i for i, x in enumerate(tensors) if num_writes(x) != writes[id(x)]}
         call = RecordedCall(
             name=name,
-            run=_bound_code(site, own, module),
+            run=code,
             leaves=tuple(None if isinstance(x, Tensor) else x for x in leaves),
             is_tensor=tuple(isinstance(x, Tensor) for x in leaves),
             spec=spec,
             state=tuple(state),
             form=form,
+            assigned=assigned,
             outputs=tuple(x.detach().to("meta") for x in outputs),
             writes=frozenset(written | {i for i, x in enumerate(tensors) if _may_write(module, x)}),
             is_random=generators != comparable_states(),
@@ -214,7 +221,7 @@ class LeafSelection:
         module = self._module_of(site)
         named = {} if module is None else named_tensors(module, tied=True)
         given = [x for x in leaves if isinstance(x, Tensor)]
-        return stand_in(call, [*given, *(named[name] for name in call.state)])
+        return stand_in(call, [*given, *(named[name] for name in call.state)], module)
 
 
 class _UsedTensors(TorchFunctionMode):

@@ -8,11 +8,9 @@ The graph holds operators. It has no place for
 and would repeat the state that it met when the model was captured.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
-
-from torch import Tensor, nn
 
 from skyfx.runtime.rng.generator_state import comparable_states, preserve_generators
 from skyfx.solver.errors import CaptureError
@@ -42,47 +40,3 @@ def refuse_foreign_rng() -> Iterator[None]:
     for name in ("random", "numpy.random"):
         if before[name] != after[name]:
             refuse(name)
-
-
-def numbers(model: nn.Module) -> dict[str, float]:
-    """The plain numbers that the model's modules hold, by name, such as counters and sizes."""
-    return {
-        f"{path}.{key}" if path else key: value
-        for path, module in model.named_modules()
-        for key, value in vars(module).items()
-        if type(value) in (bool, int, float) and key != "training"
-    }
-
-
-def set_numbers(model: nn.Module, values: Mapping[str, float]) -> None:
-    """Give the model's modules these numbers."""
-    for name, value in values.items():
-        path, _, key = name.rpartition(".")
-        setattr(model.get_submodule(path), key, value)
-
-
-def check_numbers(first: Mapping[str, float], second: Mapping[str, float]) -> None:
-    """Refuse a number that forward has changed in both of two runs, such as a counter.
-
-    Raises:
-        CaptureError: names the first one, and the cure.
-    """
-    for name in first.keys() & second.keys():
-        raise CaptureError(
-            f"forward changes the number {name!r} ({first[name]}, then {second[name]}), which a "
-            "captured graph cannot: keep it in a buffer, and write to that in place"
-        )
-
-
-def check_buffers(before: Mapping[str, Tensor], after: Mapping[str, Tensor]) -> None:
-    """Refuse buffers that forward has replaced.
-
-    Raises:
-        CaptureError: names the first one, and the cure.
-    """
-    for name in before.keys() & after.keys():
-        if before[name] is not after[name]:
-            raise CaptureError(
-                f"forward assigns buffer {name!r} anew, which a captured graph cannot do: write to "
-                f"it in place, as by `self.{name.rpartition('.')[2]}.copy_(...)`"
-            )

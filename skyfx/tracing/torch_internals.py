@@ -274,6 +274,13 @@ def schema_of(node: fx.Node) -> Any:
     return getattr(node.target, "_schema", None)
 
 
+def written_arguments(node: fx.Node) -> Iterator[Any]:
+    """The arguments that the operator of a node writes to, as its schema says."""
+    for i, argument in enumerate(getattr(schema_of(node), "arguments", ())):
+        if argument.alias_info is not None and argument.alias_info.is_write:
+            yield node.args[i] if i < len(node.args) else node.kwargs.get(argument.name)
+
+
 def allocations_of(call: Callable[[], Any]) -> tuple[Any, list[int]]:
     """The result of a call, and the bytes of each allocation (negative: release) on the CPU."""
     # Of torch's profilers the one that tells of each allocation in its turn, and prints nothing.

@@ -20,13 +20,12 @@ from skyfx.devices.host_resources import free_bytes
 from skyfx.runtime.distributed.process_group import ProcessGroup
 from skyfx.runtime.execution.batch_dims import BatchDims
 from skyfx.runtime.execution.microbatch import Batch
-from skyfx.runtime.model_state import preserve_state
+from skyfx.runtime.model_state import ModelState, preserve_run
 from skyfx.solver.core.plan import Assumptions
 from skyfx.solver.errors import VerificationError
 from skyfx.tracing.capture import Capture, capture, in_mode, on_one_device
-from skyfx.verification.comparison import distance
 from skyfx.verification.observation import plain_outputs
-from skyfx.verification.sample_independence import COARSEST, BatchCut, samples_apart
+from skyfx.verification.sample_independence import BatchCut, samples_apart
 from skyfx.verification.tolerance import rounding, tolerance
 
 MOST_CURES = 12
@@ -106,7 +105,7 @@ def decide(
         return first
     trial = _Trial(model, batch, num_microbatches, training)
     with (
-        preserve_state(model),
+        preserve_run(model),
         in_mode(model, training=False),
         on_one_device(model),
         torch.no_grad(),
@@ -164,8 +163,8 @@ class _Trial:
         possible = [cut for cut in tried if not cut.fault]
         if possible or not tried:
             return next(iter(possible), None)
-        if not self._is_repeatable():
-            logger.info("where samples are is not known: eval mode fails, or varies")
+        if not self._is_fixed():
+            logger.info("where samples are is not known: eval mode fails, draws or has state")
             return None
         raise VerificationError(_said(tried[0].fault, next(self._cures(tried[0].rule), "")))
 
@@ -182,14 +181,15 @@ class _Trial:
         tensors = (*self.model.parameters(), *self.model.buffers(), *self.batch.tensors)
         return cut.is_seen and not cut.fault and cut.off <= rounding({x.dtype for x in tensors})
 
-    def _is_repeatable(self) -> bool:
-        """Whether eval mode runs on the whole batch, and gives the same once more."""
+    def _is_fixed(self) -> bool:
+        """Whether eval mode runs on the whole batch, and leaves the model and generators alone."""
         try:
-            once, again = (plain_outputs(self.model, self.batch)[1] for _ in range(2))
+            with preserve_run(self.model):
+                before = ModelState.of(self.model)
+                plain_outputs(self.model, self.batch)
+                return before.equals(ModelState.of(self.model))
         except Exception:
             return False
-        pairs = list(zip(once, again, strict=False))
-        return all(x.shape == y.shape and distance(x, y) <= COARSEST for x, y in pairs)
 
     def _cures(self, rule: BatchDims) -> Iterator[str]:
         """What a caller may say instead so that the batch can be cut."""

@@ -344,3 +344,13 @@ def test_only_known_warnings_are_silenced() -> None:
             for message in (known, *others):
                 warnings.warn(message, stacklevel=1)
     assert [str(warning.message) for warning in caught] == others
+
+
+def test_a_schema_says_what_an_operator_writes_to() -> None:
+    graph = fx.Graph()
+    x, y = graph.placeholder("x"), graph.placeholder("y")
+    adds = graph.call_function(torch.ops.aten.add_.Tensor, (x, y))
+    into = graph.call_function(torch.ops.aten.add.out, (x, y), {"out": y})
+    reads = graph.call_function(torch.ops.aten.add.Tensor, (x, y))
+    found = [list(torch_internals.written_arguments(node)) for node in (adds, into, reads, x)]
+    assert found == [[x], [y], [], []]

@@ -207,18 +207,21 @@ def test_a_graph_is_refused_and_goes_whole() -> None:
     assert cut(Graphs(), GRAPH, number=1).size is None
 
 
+class Counts(Does):
+    """Each call gives something else."""
+
+    calls = 0
+
+    def forward(self, x: Tensor) -> Any:
+        self.calls += 1
+        return super().forward(x) * self.calls
+
+
 def test_a_model_is_as_before_and_what_varies_in_eval_mode_is_not_judged() -> None:
-    class Counts(Does):
-        calls = 0
-
-        def forward(self, x: Tensor) -> Any:
-            self.calls += 1
-            return super().forward(x) * self.calls
-
     model = Counts()
     assert not cut(model, ROWS[:, 0]).is_seen
     assert model.calls == 0
-    assert not cut(Does(lambda h: h + torch.randn(WIDTH)), ROWS[:, 0]).is_seen
+    assert not cut(Does(lambda h: h + torch.randn(len(h), 1)), ROWS[:, 0]).is_seen
 
 
 def test_an_argument_that_is_none_is_refused() -> None:
