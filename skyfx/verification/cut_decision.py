@@ -28,6 +28,9 @@ from skyfx.verification.observation import plain_outputs
 from skyfx.verification.sample_independence import BatchCut, samples_apart
 from skyfx.verification.tolerance import rounding, tolerance
 
+MOST_OTHERS = 3
+"""How many micro-batches are held against the one that is captured."""
+
 MOST_CURES = 12
 """How many other rules are tried to find one to name in a refusal."""
 
@@ -120,7 +123,8 @@ def capture_microbatch(model: nn.Module, batch: Batch, cut: BatchCut, *, trainin
         VerificationError: it computes in finer types than the evidence allowed for.
     """
     placed = batch.placed(cut.rule)
-    captured = capture(model, placed.split(cut.size or placed.batch_size)[0], training=training)
+    first, *others = placed.split(cut.size or placed.batch_size)
+    captured = capture(model, first, training=training, others=others[:MOST_OTHERS])
     if cut.off > tolerance(captured):
         raise VerificationError(_said(cut.doubt))
     return captured
