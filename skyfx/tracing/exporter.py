@@ -17,7 +17,7 @@ from torch import Tensor, fx, nn
 
 from skyfx.runtime.execution.assigned_attributes import AssignedAttributes
 from skyfx.runtime.execution.microbatch import Batch, OutputSpec
-from skyfx.runtime.model_state import preserve_state
+from skyfx.runtime.model_state import preserve_run, preserve_state
 from skyfx.runtime.pytree import tree_leaves, unflatten
 from skyfx.solver.errors import CaptureError
 from skyfx.tracing import autograd_effects, side_effects
@@ -147,7 +147,7 @@ def _check_runs(model: nn.Module, adapter: "_TensorsOnly") -> None:
         Exception: its own, if it does not run on these inputs at all.
     """
     try:
-        with preserve_state(model):
+        with preserve_run(model):
             adapter(*adapter.copies())
     except _ForwardFailedError as failed:
         if not isinstance(failed.__cause__, CaptureError):
@@ -162,7 +162,7 @@ def _add_leaf(
     """Make one more call a leaf, because of this error; False where that is impossible."""
     while selection.add(error):
         try:
-            with preserve_state(model):
+            with preserve_run(model):
                 selection.record(partial(adapter(), *adapter().copies()))
         except _ForwardFailedError as failed:
             error = _cause(failed)

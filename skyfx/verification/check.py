@@ -12,6 +12,7 @@ from torch import nn
 
 from skyfx.measurement.operator_costs import has_values
 from skyfx.orchestration.environment import Environment
+from skyfx.passes.aliasing import written_parameters
 from skyfx.runtime.execution.microbatch import Batch
 from skyfx.runtime.pipeline import Pipeline
 from skyfx.runtime.verified import Verified
@@ -70,7 +71,8 @@ class PipelineCheck:
         """
         if check == "off":
             return self._made(Verified(remark="check='off'"))
-        how = RunMode(self.captured.training, self.captured.training and check == "full")
+        training, written = self.captured.training, written_parameters(self.captured)
+        how = RunMode(training, training and check == "full", written)
         if any(x.is_meta for x in self.batch.tensors):
             return self._made(Verified(remark="the example inputs have no values"))
         if why := self._too_large(how):
@@ -91,14 +93,15 @@ class PipelineCheck:
         """Hold the stages against the model."""
         model, captured, group = self.model, self.captured, self.environment.group
         size = captured.microbatch.batch_size
-        group.run_together(lambda: check_samples(model, self.batch, size, tolerance(captured)))
-        plain = group.barrier_after(partial(observe_plain, model, captured.microbatch, how))
+        samples = partial(check_samples, model, self.batch, size, tolerance(captured), how.written)
+        group.run_together(samples)
+        plain = group.barrier_after(partial(observe_plain, model, captured, how))
         remark = "" if how.backward or not how.training else "gradients (check='outputs')"
         with self._opened() as pipeline:
             # A generator that forward makes begins anew in each call of the model, but not in
             # stages.
             for _ in range(1 + has_generators(captured)):
-                staged = observe_staged(model, pipeline, captured.microbatch, how)
+                staged = observe_staged(model, pipeline, captured, captured.microbatch, how)
                 if pipeline.draws_as_plain_torch:
                     both = plain.contents, staged.contents
                 else:

@@ -13,7 +13,7 @@ from skyfx.runtime.contents import NO_VALUES, equal
 from skyfx.runtime.execution.microbatch import Batch, OutputSpec
 from skyfx.runtime.model_state import ModelState, preserve_state
 from skyfx.runtime.pipeline import Pipeline
-from skyfx.tracing.capture import in_mode, on_one_device
+from skyfx.tracing.capture import Capture, in_mode, on_one_device
 from skyfx.tracing.exporter import has_cache
 from skyfx.verification.comparison import (
     GENERATORS,
@@ -26,10 +26,14 @@ from skyfx.verification.comparison import (
 
 
 class RunMode(NamedTuple):
-    """How a micro-batch is run: the model in training or eval mode, and whether backward too."""
+    """How a micro-batch is run: the model in training or eval mode, and whether backward too.
+
+    `written` has the names of the parameters that forward itself writes to.
+    """
 
     training: bool
     backward: bool
+    written: tuple[str, ...] = ()
 
 
 SEED = 20_220_101
@@ -63,13 +67,14 @@ class Observation:
         return "as before" if equal(self.before.get(name), value) else "another"
 
 
-def observe_plain(model: nn.Module, microbatch: Batch, how: RunMode) -> Observation:
-    """Run the model itself; it is as before afterwards."""
+def observe_plain(model: nn.Module, captured: Capture, how: RunMode) -> Observation:
+    """Run the model itself on the micro-batch of its capture; it is as before afterwards."""
 
     def run() -> Contents:
-        outputs = plain_outputs(model, microbatch)
+        outputs = plain_outputs(model, captured.microbatch)
         if how.backward:
-            weighted_sum(outputs).backward()  # type: ignore[no-untyped-call]
+            # `loss_fn` may read what forward leaves on attributes.
+            weighted_sum([*outputs, *captured.assigned.tensors_on(model)]).backward()  # type: ignore[no-untyped-call]
         return {OUTPUTS: numbered(outputs)}
 
     with in_mode(model, training=how.training), on_one_device(model):
@@ -86,7 +91,11 @@ def plain_outputs(model: nn.Module, microbatch: Batch) -> list[Tensor]:
 
 
 def observe_staged(
-    model: nn.Module, pipeline: Pipeline, microbatch: Batch, how: RunMode
+    model: nn.Module,
+    pipeline: Pipeline,
+    captured: Capture,
+    microbatch: Batch,
+    how: RunMode,
 ) -> Observation:
     """Run the stages; the model is as before afterwards."""
     found: list[Tensor] = []
@@ -94,7 +103,7 @@ def observe_staged(
     def loss_fn(returned: Any, _: Any) -> Tensor:
         _, outputs = OutputSpec.of(returned)
         found[:] = outputs
-        return weighted_sum(outputs)
+        return weighted_sum([*outputs, *captured.assigned.tensors_on(model)])
 
     def run() -> Contents:
         fresh = _fresh(microbatch)
@@ -144,12 +153,12 @@ def observed(model: nn.Module, run: Callable[[], Contents], how: RunMode) -> Obs
         run: returns what it gives, by kind.
         how: with gradients or without.
     """
-    with _gradients_apart(model), preserve_state(model):
+    with _gradients_apart(model), preserve_state(model, how.written):
         torch.manual_seed(SEED)
-        before = ModelState.of(model)
+        before = ModelState.of(model, how.written)
         with torch.set_grad_enabled(how.backward):
             gave = run()
-        after = ModelState.of(model)
+        after = ModelState.of(model, how.written)
         contents = {
             # Draws from Python's and numpy's generators are refused when the model is captured.
             GENERATORS: {"torch": after.generators["torch"]},
@@ -165,7 +174,7 @@ def observed(model: nn.Module, run: Callable[[], Contents], how: RunMode) -> Obs
 def _kept(x: Tensor | None) -> Any:
     if x is None or x.is_meta:
         return None if x is None else NO_VALUES
-    return x.detach().cpu()
+    return x.detach().to_dense().cpu()
 
 
 @contextmanager
