@@ -17,7 +17,10 @@ from skyfx.runtime.rng.generator_state import comparable_states, preserve_genera
 from skyfx.runtime.written_parameters import WrittenParameters, parameter_restorer
 
 NOT_STATE = frozenset(
-    ("training", "_parameters", "_buffers", "_modules", "_non_persistent_buffers_set")
+    (
+        *("training", "_parameters", "_buffers", "_modules", "_non_persistent_buffers_set"),
+        *("_flat_weights", "_flat_weight_refs"),  # an LSTM's parameters once more
+    )
 )
 """Attributes of every module that torch keeps for itself, or that `ModelState` reads otherwise."""
 

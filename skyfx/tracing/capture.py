@@ -3,9 +3,10 @@
 import sysconfig
 import threading
 import traceback
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from functools import partial
 from operator import attrgetter
 from pathlib import Path
 from types import FunctionType
@@ -19,7 +20,8 @@ from skyfx.runtime.execution.microbatch import Batch, OutputSpec
 from skyfx.runtime.pipeline import Pipeline
 from skyfx.solver.errors import CaptureError
 from skyfx.tracing.data_dependence import is_library_file
-from skyfx.tracing.exporter import trace
+from skyfx.tracing.exporter import Traced, trace
+from skyfx.tracing.leaf_selection import NOWHERE, Places
 from skyfx.tracing.node_names import input_names, is_tensor_attribute, node_ids
 from skyfx.tracing.tensor_binding import moved, rebind
 from skyfx.tracing.torch_internals import quiet_tracing
@@ -50,6 +52,7 @@ class Capture:
         settled: attributes that only a first call of the model assigns, always alike.
         microbatch: the inputs of the capture.
         training: whether it was captured for training.
+        places: where the model's code became leaves.
     """
 
     name: str
@@ -60,6 +63,7 @@ class Capture:
     settled: frozenset[str]
     microbatch: Batch
     training: bool
+    places: Places
 
     @property
     def output_nodes(self) -> list[fx.Node]:
@@ -77,7 +81,14 @@ class Capture:
         return attrgetter(str(node.target))(self.module)
 
 
-def capture(model: nn.Module, inputs: Any = None, *, training: bool = True) -> Capture:
+def capture(
+    model: nn.Module,
+    inputs: Any = None,
+    *,
+    training: bool = True,
+    others: Sequence[Batch] = (),
+    places: Places = NOWHERE,
+) -> Capture:
     """Capture a model.
 
     Args:
@@ -86,27 +97,25 @@ def capture(model: nn.Module, inputs: Any = None, *, training: bool = True) -> C
             For a transformers model it may be left out.
         training: capture the model as it trains (submodules that are in eval mode while the model
             itself is in training mode stay so), or as it infers.
+        others: more micro-batches; where the model's code depends on values, they show how.
+        places: those of an earlier capture, to begin with.
 
     Raises:
         CaptureError: the model cannot be captured; the message names the line of its code.
         TypeError: the model is no module, or the inputs are of a wrong type.
     """
-    microbatch = example_batch(model, inputs)
-    if any(x.is_meta for x in model.parameters()):
-        microbatch = microbatch.to(torch.device("meta"))
-    elif not any(x.is_meta for x in microbatch.tensors):
-        microbatch = microbatch.to(torch.device("cpu"))
-    # Gradients are on in eval mode too: without them some modules take another, fused path.
+    microbatch = _placed(model, example_batch(model, inputs))
+    same = [_placed(model, x) for x in others if x.signature == microbatch.signature]
+    traced_once = partial(trace, model, microbatch, same, places, training=training)
     with (
         _capturing,
         quiet_tracing(),
         in_mode(model, training=training),
         on_one_device(model) as real,
         torch.inference_mode(False),
-        torch.enable_grad(),
     ):
         try:
-            traced = trace(model, microbatch, training=training)
+            traced = _with_gradients(traced_once, training=training)
         except Exception as error:
             raise CaptureError(_why(model, microbatch, error)) from error
         rebind(traced.module, real)
@@ -121,14 +130,31 @@ def capture(model: nn.Module, inputs: Any = None, *, training: bool = True) -> C
         settled=traced.settled,
         microbatch=microbatch,
         training=training,
+        places=traced.places,
     )
+
+
+def _with_gradients(traced: Callable[[], Traced], *, training: bool) -> Traced:
+    """The graph. Gradients are on in eval mode too, as some modules take another way without them.
+
+    They are off only where the model does not run with them, such as FlexAttention on CPUs.
+    """
+    try:
+        with torch.enable_grad():
+            return traced()
+    except Exception:
+        if training:
+            raise
+        with suppress(Exception), torch.no_grad():
+            return traced()
+        raise
 
 
 def example_batch(model: nn.Module, inputs: Any) -> Batch:
     """The example inputs as a batch; a transformers model that gets None has its own.
 
     Raises:
-        CaptureError: there are no inputs, and the model has none of its own.
+        CaptureError: there are no inputs, and the model has none of its own; or it is a script.
         TypeError: the model is no module, or the inputs are of a wrong type.
     """
     if not isinstance(model, nn.Module):
@@ -136,6 +162,13 @@ def example_batch(model: nn.Module, inputs: Any) -> Batch:
         kind = f"the class {model.__name__}" if is_class else f"a {type(model).__name__}"
         cure = next(text for types, text in _CURES.items() if isinstance(model, types))
         raise TypeError(f"model is {kind}, expected a torch.nn.Module: {cure}")
+    for name, part in model.named_modules():
+        if isinstance(part, torch.jit.ScriptModule):
+            what = f"{name!r}, a part of the model," if name else "the model"
+            raise CaptureError(
+                f"{what} is compiled by torch.jit, and only torch can look into that: pass the "
+                "model without `torch.jit.script` or `torch.jit.trace`"
+            )
     if inputs is None:
         inputs = getattr(model, "dummy_inputs", None)
     if inputs is None:
@@ -144,6 +177,13 @@ def example_batch(model: nn.Module, inputs: Any) -> Batch:
             "tensor, a tuple of positional or a dict of keyword arguments of one batch"
         )
     return inputs if isinstance(inputs, Batch) else Batch.of(inputs)
+
+
+def _placed(model: nn.Module, batch: Batch) -> Batch:
+    """The batch on the device that the model is captured on."""
+    if any(x.is_meta for x in model.parameters()):
+        return batch.to(torch.device("meta"))
+    return batch if any(x.is_meta for x in batch.tensors) else batch.to(torch.device("cpu"))
 
 
 @contextmanager

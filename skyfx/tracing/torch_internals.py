@@ -36,6 +36,9 @@ UNKNOWN_VALUE_ERRORS = (
 )
 """The errors of torch.export where it would have to know a value."""
 
+DECISIONS = {("torch.nn.modules.transformer", "_detect_is_causal_mask")}
+"""Functions of torch, by their Python modules, that branch on values and return a decision."""
+
 _DERIVATIVES = (
     (torch.autograd, "_engine_run_backward"),
     (eager_transforms, "grad_increment_nesting"),
@@ -46,8 +49,11 @@ _DERIVATIVES = (
 _writing_code = threading.RLock()
 """Held by the thread for which torch.fx writes code for any attribute name."""
 
-_OWN_WARNING = r"The tensor attributes? .* (was|were) assigned during export"
-"""A warning about every LSTM and GRU, and about attributes that skyfx looks after itself."""
+_OWN_WARNINGS = (
+    r"The tensor attributes? .* (was|were) assigned during export",
+    r"A model attribute .* requires gradient",
+)
+"""Warnings about every LSTM and GRU, and about attributes that skyfx looks after itself."""
 
 _OWN_LOGS = {
     "torch._subclasses.fake_tensor": ("failed while attempting", "fake tensor raised TypeError"),
@@ -217,7 +223,8 @@ def quiet_tracing() -> Iterator[None]:
         logger.addFilter(concerns_the_model)
     try:
         with warnings.catch_warnings():
-            warnings.filterwarnings("ignore", _OWN_WARNING)
+            for message in _OWN_WARNINGS:
+                warnings.filterwarnings("ignore", message)
             yield
     finally:
         for logger in loggers:
@@ -265,8 +272,8 @@ def storage_id(tensor: Tensor) -> int:
 
 
 def num_writes(tensor: Tensor) -> int:
-    """How many times the tensor has been written to in place."""
-    return tensor._version
+    """How many times the tensor has been written to in place; 0 where torch does not count."""
+    return 0 if tensor.is_inference() else tensor._version
 
 
 def schema_of(node: fx.Node) -> Any:

@@ -14,8 +14,8 @@ from skyfx.runtime.execution.microbatch import Batch, OutputSpec
 from skyfx.runtime.execution.step import LossHead
 from skyfx.runtime.model_state import ModelState, preserve_state
 from skyfx.runtime.pipeline import Pipeline
+from skyfx.tracing.adapter import has_cache
 from skyfx.tracing.capture import Capture, in_mode, on_one_device
-from skyfx.tracing.exporter import has_cache
 from skyfx.verification.comparison import (
     GENERATORS,
     GRADIENTS,
