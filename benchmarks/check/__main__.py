@@ -25,11 +25,13 @@ from torch.nn import functional
 from benchmarks.common.documents import table, when_and_where
 from skyfx.orchestration.assembly import assemble
 from skyfx.orchestration.environment import environment_of
-from skyfx.orchestration.plan_resolution import PlanSource, capture_microbatch
+from skyfx.orchestration.plan_resolution import PlanSource
+from skyfx.runtime.execution.batch_cutter import BatchCutter
 from skyfx.runtime.execution.microbatch import Batch
 from skyfx.runtime.pipeline import Pipeline
 from skyfx.solver.core.plan import Assumptions
 from skyfx.verification.check import PipelineCheck
+from skyfx.verification.cut_decision import batch_rule, capture_microbatch, decide
 from skyfx.verification.observation import weighted_sum
 
 RESULT = Path(__file__).parents[2] / "docs" / "check-cost.md"
@@ -113,9 +115,13 @@ class Subject:
     def __init__(self, name: str) -> None:
         torch.manual_seed(0)
         self.model, inputs = MODELS[name]()
-        self.batch = Batch.of(inputs)
+        batch = Batch.of(inputs)
+        rule = batch_rule(self.model, batch, None)
+        cut = decide(self.model, batch, rule, MICROBATCHES, training=True)
+        self.batch = batch.placed(cut.rule)
+        self.cutter = BatchCutter(cut.rule, cut.size, cut.joins)
         self.environment = environment_of(["cpu", "cpu"])
-        self.captured = capture_microbatch(self.model, self.batch, "training", MICROBATCHES)
+        self.captured = capture_microbatch(self.model, batch, cut, training=True)
         graph, cluster = self.environment.measure(self.captured, None)
         assumptions = Assumptions(microbatches=MICROBATCHES)
         source = PlanSource(graph, self.batch, assumptions, "optimal", 0.1, 10.0)
@@ -129,7 +135,8 @@ class Subject:
 
     def _make(self) -> Pipeline:
         began_s = time.perf_counter()
-        pipeline = assemble(self.model, self.plan, self.captured, self.environment)
+        found = self.model, self.plan, self.captured, self.environment, self.cutter
+        pipeline = assemble(*found)
         self.splitting_s = time.perf_counter() - began_s
         return pipeline
 

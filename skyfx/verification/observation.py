@@ -76,7 +76,7 @@ def observe_plain(
     def run() -> Contents:
         found = []
         for part in parts:
-            found.append(plain_outputs(model, part))
+            found.append(plain_outputs(model, part)[1])
             if how.backward:
                 # `loss_fn` may read what forward leaves on attributes.
                 loss = weighted_sum([*found[-1], *captured.assigned.tensors_on(model)])
@@ -88,13 +88,12 @@ def observe_plain(
         return observed(model, run, how)
 
 
-def plain_outputs(model: nn.Module, microbatch: Batch) -> list[Tensor]:
-    """The tensors that the model returns for a copy of a micro-batch."""
+def plain_outputs(model: nn.Module, microbatch: Batch) -> tuple[OutputSpec, list[Tensor]]:
+    """What the model returns for a copy of a micro-batch: its form and its tensors."""
     args, kwargs = _fresh(microbatch).restore()
     if has_cache(model):
         kwargs = {"use_cache": False} | kwargs
-    _, outputs = OutputSpec.of(model(*args, **kwargs))
-    return outputs
+    return OutputSpec.of(model(*args, **kwargs))
 
 
 def observe_staged(
@@ -115,7 +114,7 @@ def observe_staged(
     def run() -> Contents:
         fresh = [_fresh(part) for part in parts]
         if how.backward:
-            targets = [Batch.of_targets(None, part.batch_size) for part in parts]
+            targets = [Batch.of_targets(None) for _ in parts]
             head = LossHead(model, loss_fn, targets, [1 / len(parts)] * len(parts))
             pipeline.runner.train(fresh, head)
         else:
