@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from skyfx.runtime.execution.microbatch import Batch
+from skyfx.runtime.execution.output_joins import OutputJoins
 from skyfx.runtime.execution.step import LossHead, StagedModel, Step, autocast_here
 from skyfx.runtime.execution.workers import RunningStep, StepResult, Workers, done_since
 from skyfx.runtime.rng.step_streams import begin_step_streams
@@ -121,9 +122,9 @@ class Runner:
         measured: the times of the last step, None before the first one.
     """
 
-    def __init__(self, model: nn.Module, deployment: Deployment) -> None:
-        """Run this model."""
-        self._model = model
+    def __init__(self, model: nn.Module, deployment: Deployment, joins: OutputJoins) -> None:
+        """Run this model; `joins` says how the outputs of micro-batches are joined."""
+        self._model, self._joins = model, joins
         self._calling = threading.Lock()
         self._is_closed, self._is_streaming = False, False
         self._deploy(deployment)
@@ -218,7 +219,7 @@ class Runner:
             staged.leave(self._model, result.outputs[m]) for m, staged in enumerate(step.splits)
         ]
         sizes = [part.batch_size for part in step.microbatches]
-        return step.splits[0].outputs.gather(pieces, sizes)
+        return step.splits[0].outputs.gather(pieces, sizes, self._joins)
 
     @contextmanager
     def _turn(self) -> Iterator[None]:
