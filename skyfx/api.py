@@ -87,9 +87,9 @@ def partition(
         time_limit_s: seconds after which the best plan so far is taken, with its true gap.
         keep: folder that graph, cluster and plan are written to (by the first process), as from
             `skyfx capture` and `skyfx solve`; earlier ones of the same name are replaced.
-        check: `full` runs the micro-batch that was captured through plain torch and through the
-            stages before the pipeline is handed over, and compares outputs, gradients, buffers,
-            attributes of modules and random generators; `outputs` runs no backward, and compares
+        check: `full` runs two micro-batches through plain torch and through the stages before the
+            pipeline is handed over, and compares outputs, gradients, buffers, attributes of
+            modules and random generators; `outputs` runs no backward, and compares
             all but gradients; `off` compares nothing. Where the whole model does not fit this
             process, each stage is held against its own part. `Pipeline.verified` says what was
             compared, and to what digit.

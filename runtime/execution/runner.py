@@ -142,14 +142,19 @@ class Runner:
         """Whether random nodes draw the numbers that plain torch would draw."""
         return self._splits.draws_as_plain_torch
 
-    def infer(self, parts: list[Batch], *, as_trained: bool = False) -> Any:
-        """The return value for the whole batch, from its micro-batches; raises as `train`.
+    def infer(self, parts: list[Batch]) -> Any:
+        """The return value for the whole batch, from its micro-batches; raises as `train`."""
+        return self._gather(*self._run(parts, None))
+
+    def outputs(self, parts: list[Batch], *, training: bool) -> list[list[Tensor]]:
+        """The tensors that the model returns for each micro-batch; raises as `train`.
 
         Args:
             parts: the micro-batches.
-            as_trained: whether by the graph for training, such as with dropout.
+            training: whether by the graph for training, such as with dropout.
         """
-        return self._gather(*self._run(parts, None, as_trained=as_trained))
+        step, result = self._run(parts, None, as_trained=training)
+        return self._left(step, result)
 
     def staged(self, part: Batch, *, training: bool) -> StagedModel:
         """The stages that run micro-batches like this one."""
@@ -215,11 +220,15 @@ class Runner:
 
     def _gather(self, step: Step, result: StepResult) -> Any:
         """The return value of the whole batch; attributes are as its last micro-batch left them."""
-        pieces = [
-            staged.leave(self._model, result.outputs[m]) for m, staged in enumerate(step.splits)
-        ]
         sizes = [part.batch_size for part in step.microbatches]
-        return step.splits[0].outputs.gather(pieces, sizes, self._joins)
+        return step.splits[0].outputs.gather(self._left(step, result), sizes, self._joins)
+
+    def _left(self, step: Step, result: StepResult) -> list[list[Tensor]]:
+        """The returned tensors of each micro-batch, after it has left its attributes."""
+        return [
+            list(staged.leave(self._model, result.outputs[m]))
+            for m, staged in enumerate(step.splits)
+        ]
 
     @contextmanager
     def _turn(self) -> Iterator[None]:
