@@ -134,7 +134,8 @@ class Differences:
 
     def worst(self) -> tuple[str, str]:
         """Right, rounding or wrong; and what differs."""
-        names, outputs, gradients = self.of_names(), self.of_outputs(), self.of_gradients()
+        names = self.of_names() or self.of_values()
+        outputs, gradients = self.of_outputs(), self.of_gradients()
         if names or outputs > ROUNDING or gradients > ROUNDING:
             return "wrong", names or _numbers(outputs, gradients)
         allowed = LATER if self.expected.is_later else 0.0
@@ -143,7 +144,7 @@ class Differences:
         return "right", ""
 
     def of_names(self) -> str:
-        """What is there on one side only, or has another form; or an attribute that differs."""
+        """What is there on one side only, or has another form."""
         found, expected = self.found, self.expected
         shapes = [[tuple(x.shape) for x in one.outputs] for one in (found, expected)]
         if shapes[0] != shapes[1]:
@@ -156,6 +157,11 @@ class Differences:
             one = min(found.changed.keys() ^ expected.changed.keys())
             where = "the pipeline" if one in found.changed else "plain torch"
             return f"{one} is changed in {where} only"
+        return ""
+
+    def of_values(self) -> str:
+        """The buffer or attribute that both change, but not to the same."""
+        found, expected = self.found, self.expected
         for name, value in expected.changed.items():
             if not _close(found.changed[name], value):
                 return f"{name} is changed to something else"
