@@ -2,6 +2,7 @@
 
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from functools import partial
 from typing import Any
 
 import torch
@@ -12,7 +13,8 @@ from skyfx.runtime.checkpoint.snapshot import Scheduler
 from skyfx.runtime.distributed.process_group import ProcessGroup
 from skyfx.runtime.execution.microbatch import Batch
 from skyfx.runtime.execution.runner import Deployment, Rebalancer, Runner, StepTimes
-from skyfx.runtime.execution.step import LossHead, returned_loss
+from skyfx.runtime.execution.shared_data import CallData
+from skyfx.runtime.execution.step import returned_loss
 from skyfx.runtime.profile import Profile, measured
 from skyfx.solver.core.plan import Plan
 from skyfx.solver.errors import SkyfxError
@@ -42,7 +44,6 @@ class Pipeline:
         """
         self._model = model
         self._runner = Runner(model, deployment)
-        self._microbatch_size = deployment.microbatch.batch_size
         self._rebalancer = rebalancer
         self._closing = [] if closing is None else [closing]
 
@@ -75,7 +76,8 @@ class Pipeline:
 
         Args:
             args: one batch as in `partition` (a tensor, a tuple, a dict), or the model's own
-                positional arguments.
+                positional arguments. None in a process that does not run the first stage, if it
+                has not read the batch.
             kwargs: the model's own keyword arguments.
 
         Returns:
@@ -83,10 +85,11 @@ class Pipeline:
 
         Raises:
             StageError: a stage failed; the cause is the stage's own exception.
+            DisagreementError: another process makes another call, or has another batch.
         """
-        is_batch = len(args) == 1 and not kwargs
-        batch = Batch.of(*args) if is_batch else Batch.of_call(*args, **kwargs)
-        return self._runner.infer(batch.split(self._microbatch_size))
+        if len(args) == 1 and not kwargs:
+            return self._runner.infer(partial(CallData.of, *args))
+        return self._runner.infer(lambda: CallData(Batch.of_call(*args, **kwargs)))
 
     def stream(self, batches: Iterable[Any]) -> Iterator[Any]:
         """Infer one batch after another; stages do not idle between two batches.
@@ -99,10 +102,10 @@ class Pipeline:
 
         Raises:
             StageError: a stage failed; results of earlier batches have been yielded.
+            DisagreementError: another process makes another call, or has another batch.
             RuntimeError: another call was made before the stream's end.
         """
-        parts = (Batch.of(batch).split(self._microbatch_size) for batch in batches)
-        yield from self._runner.stream(parts)
+        yield from self._runner.stream(partial(CallData.of, batch) for batch in batches)
 
     def train_step(
         self, batch: Any, targets: Any = None, loss_fn: Callable[[Any, Any], Tensor] | None = None
@@ -111,7 +114,9 @@ class Pipeline:
 
         Args:
             batch: a tensor, a tuple of the model's positional or a dict of its keyword arguments.
+                Only the process that runs the first stage reads it; others may give None.
             targets: a tensor or any nesting of tensors, split along dimension 0 like the batch.
+                Only the process that runs the last stage reads them.
             loss_fn: from the model's outputs and the targets of one micro-batch to its mean loss.
                 By default the loss that the model returns.
 
@@ -123,22 +128,14 @@ class Pipeline:
                 samples, or the batch requires a gradient.
             StageError: a stage failed; gradients are then incomplete, so call
                 `optimizer.zero_grad()`.
+            DisagreementError: another process makes another call, or has other data.
         """
         if not self.plan.assumptions.training:
             raise ValueError(
                 "this pipeline was planned for inference: partition with mode='training' to train"
             )
-        whole = Batch.of(batch)
-        if any(x.requires_grad for x in whole.tensors):
-            raise ValueError(
-                "a tensor of the batch requires a gradient, but gradients end at the pipeline's "
-                "inputs: move its computation into the model, or detach it"
-            )
-        parts = whole.split(self._microbatch_size)
-        goals = Batch.of_targets(targets, whole.batch_size).split(self._microbatch_size)
-        weights = [part.batch_size / whole.batch_size for part in parts]
-        head = LossHead(loss_fn or returned_loss, goals, weights)
-        return self._runner.train(parts, head)
+        make = partial(CallData.for_training, batch, targets)
+        return self._runner.train(make, loss_fn or returned_loss)
 
     def profile(
         self,
@@ -168,6 +165,7 @@ class Pipeline:
                 self(batch)
             return self.measured
 
+        self._runner.workers.enter("profile", steps=steps)
         times = measured(self._model, step, steps)
         return Profile.of(self.plan, times, self._runner.timeline())
 
@@ -181,6 +179,7 @@ class Pipeline:
             The norm before scaling.
         """
         parameters = list(self._model.parameters())
+        self._runner.workers.enter("clip_grad_norm_", max_norm=max_norm, norm_type=norm_type)
         norm = self._runner.workers.gradient_norm(parameters, norm_type)
         torch.nn.utils.clip_grads_with_norm_(parameters, max_norm, norm)
         return norm
@@ -202,7 +201,7 @@ class Pipeline:
             module: the name of a submodule, such as `bert.encoder.layer.3`, to get its state by
                 its own names.
         """
-        return self._runner.workers.state_of(self._model.get_submodule(module))
+        return self._runner.workers.state_of(self._model, module)
 
     def load_state_dict(self, state: Mapping[str, Any], module: str = "") -> Any:
         """Load the `state_dict` of a pipeline or of the unsplit model; all processes call it.
@@ -211,7 +210,7 @@ class Pipeline:
             state: by name, of the whole model or of the submodule.
             module: the name of that submodule.
         """
-        return self._runner.workers.load_state(self._model.get_submodule(module), state)
+        return self._runner.workers.load_state(self._model, state, module)
 
     def checkpoints(
         self,
@@ -234,6 +233,7 @@ class Pipeline:
             Saves and loads; closing the pipeline waits for a save that is under way.
         """
         self._runner.workers.refuse_reentry()
+        self._runner.workers.enter("checkpoints")
         model, group = self._model, self.group
         made = Checkpoints(
             model, folder, optimizer=optimizer, scheduler=scheduler, keep=keep, group=group

@@ -2,6 +2,7 @@
 
 import os
 from collections.abc import Iterable, Sequence
+from functools import partial
 from typing import Any, get_args
 
 from torch import nn
@@ -9,15 +10,16 @@ from torch import nn
 from skyfx.devices.resolve import DeviceList
 from skyfx.measurement.cost_cache import check_cache_folder
 from skyfx.measurement.measure import Progress, measure
+from skyfx.orchestration.agreement import Initial, agree
 from skyfx.orchestration.assembly import assemble
 from skyfx.orchestration.environment import environment_of
 from skyfx.orchestration.plan_resolution import (
     PlanSource,
     capture_microbatch,
-    check_files,
     check_patterns,
     check_request,
     given_plan,
+    read_arguments,
 )
 from skyfx.orchestration.rebalancing import Rebalancing
 from skyfx.runtime.device import LocalDevice
@@ -47,6 +49,7 @@ def partition(
     time_limit_s: float = 20.0,
     keep: str | os.PathLike[str] | None = None,
     check: Check = "full",
+    initial: Initial = "same",
     progress: Progress | None = None,
 ) -> Pipeline:
     """Split a model over devices and get it ready to run.
@@ -75,6 +78,8 @@ def partition(
         check: `full` runs the micro-batch that was captured through plain torch and through the
             stages before the pipeline is handed over, and compares outputs, gradients, buffers,
             attributes of modules and random generators; `off` does not.
+        initial: in several processes, parameters and buffers have to be the `same` in all, or are
+            those of the `first` one.
         progress: told of each node that has been measured.
 
     Returns:
@@ -82,6 +87,7 @@ def partition(
 
     Raises:
         CaptureError: the model cannot be captured.
+        DisagreementError: another process has another model, or asks for something else.
         VerificationError: the stages would not do what the model does; the model is as before.
         ValueError: an argument is wrong; nothing has been captured or measured then, but for a
             pin that matches nothing.
@@ -91,12 +97,21 @@ def partition(
             in time, or none within its memory peaks).
     """
     one_of("check", check, get_args(Check))
+    one_of("initial", initial, get_args(Initial))
     environment = environment_of(devices)
-    check_files(weights, keep)
-    batch = example_batch(model, example_inputs)
+    read = partial(read_arguments, model, example_inputs, plan, weights, keep)
+    batch, given = environment.group.barrier_after(read)
+    asked = {
+        "devices": [device.name for device in environment.cluster.devices],
+        "plan": None if given is None else [(x.device, x.nodes) for x in given.stages],
+        **{"mode": mode, "objective": objective, "schedule": schedule, "strategy": strategy},
+        **{"num_microbatches": num_microbatches, "optimizer_state_ratio": optimizer_state_ratio},
+        **{"pins": pins, "gap": gap, "time_limit_s": time_limit_s, "check": check},
+    }
+    batch = agree(model, batch, asked, environment.group, initial)
     rebalancer: Rebalancing | None = None
-    if plan is not None:
-        agreed, captured = given_plan(plan, model, batch, environment.cluster)
+    if given is not None:
+        agreed, captured = given_plan(given, model, batch, environment.cluster)
     else:
         whole_number("num_microbatches", num_microbatches, least=1)
         text_sequence("pins", pins)
@@ -120,7 +135,9 @@ def partition(
     def make() -> Pipeline:
         return assemble(model, agreed, captured, environment, weights, rebalancer)
 
-    return checked(model, captured, batch, environment, check, make)
+    pipeline = checked(model, captured, batch, environment, check, make)
+    environment.group.counts.clear()  # the check's own steps
+    return pipeline
 
 
 def capture_and_measure(

@@ -8,11 +8,12 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from typing import Any, NamedTuple, Protocol
 
-import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from skyfx.runtime.execution.microbatch import Batch
+from skyfx.runtime.execution.shared_data import CallData
+from skyfx.runtime.execution.split_cache import SplitCache, SplitFn
 from skyfx.runtime.execution.step import LossHead, StagedModel, Step, autocast_here
 from skyfx.runtime.execution.workers import RunningStep, StepResult, Workers, done_since
 from skyfx.runtime.rng.step_streams import begin_step_streams
@@ -42,8 +43,11 @@ class StepTimes:
         return tuple(map(sum, zip(self.forward_s, self.backward_s, strict=True)))
 
 
-SplitFn = Callable[[Batch, bool], StagedModel]
-"""Splits the model for micro-batches like this one, for training or not, as the plan says."""
+MakeData = Callable[[], CallData]
+"""Makes the data of a call, or raises."""
+
+LossFn = Callable[[Any, Any], Tensor]
+"""From the outputs and the targets of a micro-batch to its mean loss."""
 
 
 class Deployment(NamedTuple):
@@ -54,52 +58,6 @@ class Deployment(NamedTuple):
     split: SplitFn
     microbatch: Batch
     staged: StagedModel
-
-
-class SplitCache:
-    """The splits that have been made, until the model has other tensors."""
-
-    def __init__(self, model: nn.Module, split: SplitFn) -> None:
-        """Split this model with this function."""
-        self._model, self._split = model, split
-        self._made: dict[Any, StagedModel] = {}
-        self._tensors_then: list[tuple[Tensor, torch.dtype]] = []
-
-    def put(self, part: Batch, staged: StagedModel, *, training: bool) -> None:
-        """Add a split that has been made for micro-batches like this one."""
-        self._made[self._setting(training), part.signature] = staged
-        self._tensors_then = self._tensors()
-
-    def of(self, parts: Sequence[Batch], *, training: bool) -> list[StagedModel]:
-        """The split of each micro-batch."""
-        # `load_state_dict(assign=True)` gives the model other tensors, and `half()` other buffers.
-        if _identities(self._tensors()) != _identities(self._tensors_then):
-            self._made.clear()
-        setting = self._setting(training)
-        keys = [(setting, part.signature) for part in parts]
-        for key, part in zip(keys, parts, strict=True):
-            if key not in self._made:
-                self.put(part, self._split(part, training), training=training)
-        return [self._made[key] for key in keys]
-
-    @property
-    def draws_as_plain_torch(self) -> bool:
-        """Whether it is known of all random nodes how many numbers they draw."""
-        return all(staged.advances is not None for staged in self._made.values())
-
-    def _setting(self, training: bool) -> Any:
-        """The part of a key that is the same for all micro-batches: looked up once per batch."""
-        modes = [module.training for module in self._model.modules()]
-        # A model in eval mode is trained as a whole; in training mode, parts of it may be in eval.
-        parts_in_eval = tuple(modes) if training and modes[0] and not all(modes) else ()
-        return training, parts_in_eval, autocast_here()
-
-    def _tensors(self) -> list[tuple[Tensor, torch.dtype]]:
-        return [(x, x.dtype) for x in (*self._model.parameters(), *self._model.buffers())]
-
-
-def _identities(tensors: list[tuple[Tensor, torch.dtype]]) -> list[tuple[int, torch.dtype]]:
-    return [(id(x), kind) for x, kind in tensors]
 
 
 class Rebalancer(Protocol):
@@ -134,6 +92,8 @@ class Runner:
         self._ran: Sequence[StagedModel] = ()
         self._splits = SplitCache(self._model, deployment.split)
         training = self.plan.assumptions.training
+        self._size = deployment.microbatch.batch_size
+        self.workers.learn(deployment.microbatch)
         self._splits.put(deployment.microbatch, deployment.staged, training=training)
 
     @property
@@ -141,22 +101,23 @@ class Runner:
         """Whether random nodes draw the numbers that plain torch would draw."""
         return self._splits.draws_as_plain_torch
 
-    def infer(self, parts: list[Batch]) -> Any:
+    def infer(self, make: MakeData) -> Any:
         """The return value for the whole batch, from its micro-batches; raises as `train`."""
-        return _gather(*self._run(parts, None))
+        return _gather(*self._run("pipeline(batch)", make, None))
 
-    def train(self, parts: list[Batch], head: LossHead) -> Tensor:
+    def train(self, make: MakeData, loss_fn: LossFn) -> Tensor:
         """The loss of the whole batch, after forward and backward of all its micro-batches.
 
         Raises:
             StageError: a stage failed.
             WorkerLostError: another process is gone.
+            DisagreementError: another process does something else.
         """
-        _, result = self._run(parts, head)
+        _, result = self._run("train_step", make, loss_fn)
         assert result.loss is not None
         return result.loss
 
-    def stream(self, batches: Iterable[list[Batch]]) -> Iterator[Any]:
+    def stream(self, batches: Iterable[MakeData]) -> Iterator[Any]:
         """Infer one batch after another; the next one begins before one ends.
 
         So the stages do not idle between two batches. `UNDER_WAY` batches are in memory.
@@ -165,11 +126,12 @@ class Runner:
         with self._turn():
             self._is_streaming = True
             try:
-                for i, parts in enumerate(batches):
-                    step = self._step(parts, None, turn=i % UNDER_WAY)
+                for i, make in enumerate(batches):
+                    step = self._step(f"stream (batch {i + 1})", make, None, turn=i % UNDER_WAY)
                     under_way.append((step, self.workers.start(step)))
                     if len(under_way) == UNDER_WAY:
                         yield self._ended(under_way)
+                self.workers.enter("stream (its end)")
                 while under_way:
                     yield self._ended(under_way)
             finally:
@@ -180,9 +142,9 @@ class Runner:
                         step, started = under_way.popleft()
                         self.workers.finish(step, started)
 
-    def _run(self, parts: list[Batch], head: LossHead | None) -> tuple[Step, StepResult]:
+    def _run(self, call: str, make: MakeData, loss_fn: LossFn | None) -> tuple[Step, StepResult]:
         with self._turn():
-            step = self._step(parts, head)
+            step = self._step(call, make, loss_fn)
             self._ran = step.splits
             began = time.perf_counter()
             self.workers.finish(step, self.workers.start(step))
@@ -208,8 +170,17 @@ class Runner:
                 raise RuntimeError("this pipeline is closed; partition the model again")
             yield
 
-    def _step(self, parts: list[Batch], head: LossHead | None, turn: int = 0) -> Step:
-        training = head is not None
+    def _step(self, call: str, make: MakeData, loss_fn: LossFn | None, turn: int = 0) -> Step:
+        training = loss_fn is not None
+        data = self.workers.meet(call, make, setting=self._splits.setting(training))
+        assert data.batch is not None
+        parts = data.batch.split(self._size)
+        parts = self.workers.fill(parts, self._splits.lacking(parts, training=training))
+        head = None
+        if loss_fn is not None:
+            size = data.batch.batch_size
+            goals = Batch.of_targets(data.targets, size).split(self._size)
+            head = LossHead(loss_fn, goals, [part.batch_size / size for part in parts])
         splits = self._splits.of(parts, training=training)
         advances = [split.advances for split in splits]
         return Step(

@@ -5,7 +5,7 @@ import os
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import get_args
+from typing import Any, get_args
 
 from torch import nn
 
@@ -22,7 +22,7 @@ from skyfx.solver.core.graph import Graph
 from skyfx.solver.core.pins import Pin
 from skyfx.solver.core.plan import Assumptions, Mode, Plan, Strategy
 from skyfx.solver.planning.planner import solve
-from skyfx.tracing.capture import Capture, capture
+from skyfx.tracing.capture import Capture, capture, example_batch
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,16 +106,30 @@ def capture_microbatch(
     return capture(model, microbatch, training=mode == "training")
 
 
+def read_arguments(
+    model: nn.Module,
+    example_inputs: Any,
+    plan: Plan | str | os.PathLike[str] | None,
+    weights: str | os.PathLike[str] | None,
+    keep: str | os.PathLike[str] | None,
+) -> tuple[Batch, Plan | None]:
+    """The example, and the plan if the caller gives one; refuses files that cannot be used."""
+    check_files(weights, keep)
+    batch = example_batch(model, example_inputs)
+    if plan is None or isinstance(plan, Plan):
+        return batch, plan
+    return batch, files.read(plan, Plan)
+
+
 def given_plan(
-    plan: Plan | str | os.PathLike[str], model: nn.Module, batch: Batch, cluster: Cluster
+    plan: Plan, model: nn.Module, batch: Batch, cluster: Cluster
 ) -> tuple[Plan, Capture]:
-    """The plan, read from its file if need be, and the capture of the model that it is for.
+    """The plan, and the capture of the model that it is for.
 
     Raises:
         PlanError: the plan is for another model or other devices.
     """
-    read = plan if isinstance(plan, Plan) else files.read(plan, Plan)
-    assumed = read.assumptions
+    assumed = plan.assumptions
     captured = capture_microbatch(model, batch, assumed.mode, assumed.microbatches)
-    check_plan(read, captured, [device.name for device in cluster.devices])
-    return read, captured
+    check_plan(plan, captured, [device.name for device in cluster.devices])
+    return plan, captured
