@@ -16,6 +16,7 @@ from skyfx.runtime.execution.runner import Deployment, Rebalancer, Runner, StepT
 from skyfx.runtime.execution.shared_data import CallData
 from skyfx.runtime.execution.step import returned_loss
 from skyfx.runtime.profile import Profile, measured
+from skyfx.runtime.verified import Verified
 from skyfx.solver.core.plan import Plan
 from skyfx.solver.errors import SkyfxError
 
@@ -25,6 +26,13 @@ class Pipeline:
 
     The parameters are the model's own: any optimizer and learning-rate scheduler works on them. Use
     it as a context manager, or call `close`; the end of the program ends the workers as well.
+
+    All processes of a job make the same calls with the same data, else all raise
+    `DisagreementError`. Only the process of the first stage reads batches, and only that of the
+    last one targets: elsewhere they may be None.
+
+    Attributes:
+        verified: what was compared with plain torch before the pipeline was handed over.
     """
 
     def __init__(
@@ -46,11 +54,17 @@ class Pipeline:
         self._runner = Runner(model, deployment)
         self._rebalancer = rebalancer
         self._closing = [] if closing is None else [closing]
+        self.verified = Verified(remark="it was not asked for")
 
     @property
     def plan(self) -> Plan:
         """Stages, predicted times, bound and gap."""
         return self._runner.plan
+
+    @property
+    def runner(self) -> Runner:
+        """Runs the steps, for skyfx's own use."""
+        return self._runner
 
     @property
     def group(self) -> ProcessGroup | None:
@@ -76,8 +90,7 @@ class Pipeline:
 
         Args:
             args: one batch as in `partition` (a tensor, a tuple, a dict), or the model's own
-                positional arguments. None in a process that does not run the first stage, if it
-                has not read the batch.
+                positional arguments.
             kwargs: the model's own keyword arguments.
 
         Returns:
@@ -85,7 +98,6 @@ class Pipeline:
 
         Raises:
             StageError: a stage failed; the cause is the stage's own exception.
-            DisagreementError: another process makes another call, or has another batch.
         """
         if len(args) == 1 and not kwargs:
             return self._runner.infer(partial(CallData.of, *args))
@@ -102,7 +114,6 @@ class Pipeline:
 
         Raises:
             StageError: a stage failed; results of earlier batches have been yielded.
-            DisagreementError: another process makes another call, or has another batch.
             RuntimeError: another call was made before the stream's end.
         """
         yield from self._runner.stream(partial(CallData.of, batch) for batch in batches)
@@ -114,9 +125,7 @@ class Pipeline:
 
         Args:
             batch: a tensor, a tuple of the model's positional or a dict of its keyword arguments.
-                Only the process that runs the first stage reads it; others may give None.
             targets: a tensor or any nesting of tensors, split along dimension 0 like the batch.
-                Only the process that runs the last stage reads them.
             loss_fn: from the model's outputs and the targets of one micro-batch to its mean loss.
                 By default the loss that the model returns.
 
@@ -128,12 +137,7 @@ class Pipeline:
                 samples, or the batch requires a gradient.
             StageError: a stage failed; gradients are then incomplete, so call
                 `optimizer.zero_grad()`.
-            DisagreementError: another process makes another call, or has other data.
         """
-        if not self.plan.assumptions.training:
-            raise ValueError(
-                "this pipeline was planned for inference: partition with mode='training' to train"
-            )
         make = partial(CallData.for_training, batch, targets)
         return self._runner.train(make, loss_fn or returned_loss)
 
@@ -267,8 +271,6 @@ class Pipeline:
                 "this pipeline was made from a given plan, so there are no measurements to make "
                 "another one from: partition without plan="
             )
-        if any(x.grad is not None for x in self._model.parameters()):
-            raise ValueError("parameters have gradients: rebalance after optimizer.zero_grad()")
         return self._runner.rebalance(self._rebalancer, optimizers, above, steps)
 
     def close(self) -> None:
@@ -294,6 +296,6 @@ class Pipeline:
                 raise
 
     def __str__(self) -> str:
-        return str(self.plan)
+        return f"{self.plan}\n{self.verified}"
 
     __repr__ = __str__

@@ -28,7 +28,7 @@ from skyfx.solver.core.field_checks import one_of, text_sequence, whole_number
 from skyfx.solver.core.graph import Graph
 from skyfx.solver.core.plan import Assumptions, Mode, Objective, Plan, Schedule, Strategy
 from skyfx.tracing.capture import example_batch
-from skyfx.verification.check import Check, checked
+from skyfx.verification.check import Check, PipelineCheck
 
 
 def partition(
@@ -77,7 +77,10 @@ def partition(
             `skyfx capture` and `skyfx solve`; earlier ones of the same name are replaced.
         check: `full` runs the micro-batch that was captured through plain torch and through the
             stages before the pipeline is handed over, and compares outputs, gradients, buffers,
-            attributes of modules and random generators; `off` does not.
+            attributes of modules and random generators; `outputs` runs no backward, and compares
+            all but gradients; `off` compares nothing. Where the whole model does not fit this
+            process, each stage is held against its own part. `Pipeline.verified` says what was
+            compared, and to what digit.
         initial: in several processes, parameters and buffers have to be the `same` in all, or are
             those of the `first` one.
         progress: told of each node that has been measured.
@@ -135,7 +138,8 @@ def partition(
     def make() -> Pipeline:
         return assemble(model, agreed, captured, environment, weights, rebalancer)
 
-    pipeline = checked(model, captured, batch, environment, check, make)
+    checking = PipelineCheck(model, captured, batch, agreed, environment, make)
+    pipeline = checking.pipeline(check)
     environment.group.counts.clear()  # the check's own steps
     return pipeline
 

@@ -139,6 +139,11 @@ class OutputSpec:
         constants = tuple(leaf if isinstance(leaf, kept) else None for leaf in leaves)
         return cls(spec, constants, tuple(isinstance(leaf, Tensor) for leaf in leaves)), tensors
 
+    @property
+    def num_tensors(self) -> int:
+        """The number of its tensors."""
+        return sum(self.is_tensor)
+
     def restore(self, tensors: Sequence[Tensor]) -> Any:
         """The return value of one micro-batch."""
         following = iter(tensors)

@@ -50,6 +50,15 @@ LossFn = Callable[[Any, Any], Tensor]
 """From the outputs and the targets of a micro-batch to its mean loss."""
 
 
+class _Request(NamedTuple):
+    """A call with data: inference, by the graph for training if so asked, or with a loss."""
+
+    name: str
+    make: MakeData
+    loss_fn: LossFn | None = None
+    as_trained: bool = False
+
+
 class Deployment(NamedTuple):
     """A plan, its workers, and the model as `split` for it; `staged` is that of `microbatch`."""
 
@@ -101,19 +110,37 @@ class Runner:
         """Whether random nodes draw the numbers that plain torch would draw."""
         return self._splits.draws_as_plain_torch
 
-    def infer(self, make: MakeData) -> Any:
-        """The return value for the whole batch, from its micro-batches; raises as `train`."""
-        return _gather(*self._run("pipeline(batch)", make, None))
+    def infer(self, make: MakeData, *, as_trained: bool = False) -> Any:
+        """The return value for the whole batch, from its micro-batches; raises as `train`.
+
+        Args:
+            make: its batch.
+            as_trained: whether by the graph for training, such as with dropout.
+        """
+        return self._gather(*self._run(_Request("pipeline(batch)", make, as_trained=as_trained)))
+
+    def staged(self, part: Batch, *, training: bool) -> StagedModel:
+        """The stages that run micro-batches like this one."""
+        (found,) = self._splits.of([part], training=training)
+        return found
 
     def train(self, make: MakeData, loss_fn: LossFn) -> Tensor:
         """The loss of the whole batch, after forward and backward of all its micro-batches.
 
         Raises:
+            ValueError: the plan is for inference.
             StageError: a stage failed.
             WorkerLostError: another process is gone.
             DisagreementError: another process does something else.
         """
-        _, result = self._run("train_step", make, loss_fn)
+        if not self.plan.assumptions.training:
+            raise ValueError(
+                "this pipeline was planned for inference: partition with mode='training' to train"
+            )
+        step, result = self._run(_Request("train_step", make, loss_fn))
+        for staged in step.splits:
+            if len(self.plan.stages) - 1 not in staged.stages:  # another process has the values
+                staged.leave(self._model, [form.empty() for form in staged.returned])
         assert result.loss is not None
         return result.loss
 
@@ -127,7 +154,8 @@ class Runner:
             self._is_streaming = True
             try:
                 for i, make in enumerate(batches):
-                    step = self._step(f"stream (batch {i + 1})", make, None, turn=i % UNDER_WAY)
+                    request = _Request(f"stream (batch {i + 1})", make)
+                    step = self._step(request, turn=i % UNDER_WAY)
                     under_way.append((step, self.workers.start(step)))
                     if len(under_way) == UNDER_WAY:
                         yield self._ended(under_way)
@@ -142,9 +170,9 @@ class Runner:
                         step, started = under_way.popleft()
                         self.workers.finish(step, started)
 
-    def _run(self, call: str, make: MakeData, loss_fn: LossFn | None) -> tuple[Step, StepResult]:
+    def _run(self, request: _Request) -> tuple[Step, StepResult]:
         with self._turn():
-            step = self._step(call, make, loss_fn)
+            step = self._step(request)
             self._ran = step.splits
             began = time.perf_counter()
             self.workers.finish(step, self.workers.start(step))
@@ -157,7 +185,15 @@ class Runner:
     def _ended(self, under_way: deque[tuple[Step, RunningStep]]) -> Any:
         step, started = under_way.popleft()
         self.workers.finish(step, started)
-        return _gather(step, self.workers.result(step))
+        return self._gather(step, self.workers.result(step))
+
+    def _gather(self, step: Step, result: StepResult) -> Any:
+        """The return value of the whole batch; attributes are as its last micro-batch left them."""
+        pieces = [
+            staged.leave(self._model, result.outputs[m]) for m, staged in enumerate(step.splits)
+        ]
+        sizes = [part.batch_size for part in step.microbatches]
+        return step.splits[0].outputs.gather(pieces, sizes)
 
     @contextmanager
     def _turn(self) -> Iterator[None]:
@@ -170,29 +206,33 @@ class Runner:
                 raise RuntimeError("this pipeline is closed; partition the model again")
             yield
 
-    def _step(self, call: str, make: MakeData, loss_fn: LossFn | None, turn: int = 0) -> Step:
-        training = loss_fn is not None
-        data = self.workers.meet(call, make, setting=self._splits.setting(training))
+    def _step(self, request: _Request, turn: int = 0) -> Step:
+        is_trained = request.loss_fn is not None
+        by_training = is_trained or request.as_trained
+        setting = self._splits.setting(by_training)
+        data = self.workers.meet(request.name, request.make, setting=setting)
         assert data.batch is not None
         parts = data.batch.split(self._size)
-        parts = self.workers.fill(parts, self._splits.lacking(parts, training=training))
-        head = None
-        if loss_fn is not None:
-            size = data.batch.batch_size
-            goals = Batch.of_targets(data.targets, size).split(self._size)
-            head = LossHead(loss_fn, goals, [part.batch_size / size for part in parts])
-        splits = self._splits.of(parts, training=training)
+        parts = self.workers.fill(parts, self._splits.lacking(parts, training=by_training))
+        splits = self._splits.of(parts, training=by_training)
         advances = [split.advances for split in splits]
         return Step(
             splits=splits,
             microbatches=parts,
-            actions=self.plan.orders(len(parts), training=training),
+            actions=self.plan.orders(len(parts), training=is_trained),
             num_stages=len(self.plan.stages),
-            boundaries=self.workers.boundaries(splits, training=training, turn=turn),
-            head=head,
+            boundaries=self.workers.boundaries(splits, training=is_trained, turn=turn),
+            head=self._head(request.loss_fn, data, parts),
             draws=begin_step_streams(advances, self.workers.agree),
             autocast=autocast_here(),
         )
+
+    def _head(self, loss_fn: LossFn | None, data: CallData, parts: list[Batch]) -> LossHead | None:
+        if loss_fn is None:
+            return None
+        size = sum(part.batch_size for part in parts)
+        goals = Batch.of_targets(data.targets, size).split(self._size)
+        return LossHead(self._model, loss_fn, goals, [part.batch_size / size for part in parts])
 
     def timeline(self) -> tuple[CompletedAction, ...]:
         """The actions of the last step, in seconds since its first; all processes call it.
@@ -214,6 +254,8 @@ class Runner:
         self, rebalancer: Rebalancer, optimizers: Sequence[Optimizer], above: float, steps: int
     ) -> bool:
         """Go on with another plan if there is a better one; returns whether there was."""
+        if any(x.grad is not None for x in self._model.parameters()):
+            raise ValueError("parameters have gradients: rebalance after optimizer.zero_grad()")
         with self._turn():
             if self.measured is None:
                 return False
@@ -230,9 +272,3 @@ class Runner:
         with self._calling:
             self._is_closed = True
             self.workers.close()
-
-
-def _gather(step: Step, result: StepResult) -> Any:
-    """The return value of the whole batch, from those of its micro-batches."""
-    pieces = [result.outputs[m] for m in range(len(step.microbatches))]
-    return step.splits[0].outputs.gather(pieces, [part.batch_size for part in step.microbatches])

@@ -3,7 +3,7 @@
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 import torch
 from torch import Tensor, fx
@@ -22,6 +22,16 @@ class Span(NamedTuple):
     microbatch: int
     began_s: float
     ended_s: float
+
+
+class StageObserver(Protocol):
+    """Is told what a stage takes and gives."""
+
+    def ran_forward(self, values: Values, sent: Values) -> None:
+        """A micro-batch went forward: what came, and what the stage sends."""
+
+    def ran_backward(self, gradients: Gradients, returned: Gradients) -> None:
+        """It went backward: the gradients that came, and those that the stage returns."""
 
 
 _InFlight = tuple[list[GradientEdge | None], list[Tensor | None]]
@@ -60,6 +70,7 @@ class Stage:
         written: positions of inputs that the module writes to; it gets copies, since they are
             parts of the caller's batch.
         since_s: while the stage computes, the time at which it began, on `time.perf_counter`.
+        observer: is told of each action, if there is one.
     """
 
     local_device: LocalDevice
@@ -68,6 +79,7 @@ class Stage:
     receives: tuple[TensorSpec, ...]
     written: frozenset[int] = frozenset()
     since_s: float | None = None
+    observer: StageObserver | None = None
     _spans: list[Span] = field(default_factory=list)
     _busy_s: float = 0.0
     _events: list[tuple[Kind, int, torch.Event, torch.Event]] = field(default_factory=list)
@@ -101,6 +113,8 @@ class Stage:
             roots = [get_gradient_edge(x) if x.requires_grad else None for x in sent]
             self._in_flight[microbatch] = (roots, gradients)
         self._ended(began, Kind.FORWARD, microbatch)
+        if self.observer is not None:
+            self.observer.ran_forward(values, sent)
         return sent
 
     def backward(self, microbatch: int, gradients: Gradients) -> Gradients:
@@ -123,6 +137,8 @@ class Stage:
         if roots:
             torch.autograd.backward(roots, flowing)
         self._ended(began, Kind.BACKWARD, microbatch)
+        if self.observer is not None:
+            self.observer.ran_backward(gradients, received)
         return received
 
     @property

@@ -15,8 +15,9 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
+from skyfx.runtime.execution.assigned_attributes import AssignedAttributes
 from skyfx.runtime.execution.microbatch import Batch, OutputSpec
 from skyfx.runtime.execution.stage import Stage
 from skyfx.runtime.rng import generator_lending
@@ -52,26 +53,38 @@ class StagedModel:
     Attributes:
         stages: by their number; those of other processes are missing.
         outputs: how the return value nests.
-        returned: the forms of its tensors.
+        assigned: the form of what forward leaves on attributes.
+        returned: the forms of the tensors of both.
         advances: how far the random nodes advance torch's generator.
     """
 
     stages: Mapping[int, Stage]
     outputs: OutputSpec
+    assigned: AssignedAttributes
     returned: tuple[TensorSpec, ...]
     advances: Advances
+
+    def leave(self, model: nn.Module, values: Sequence[Tensor]) -> Sequence[Tensor]:
+        """Put on the model's attributes what the last stage has sent for them; returns the rest."""
+        num_outputs = self.outputs.num_tensors
+        self.assigned.leave(model, values[num_outputs:])
+        return values[:num_outputs]
 
 
 @dataclass(slots=True)
 class LossHead:
-    """The loss of each micro-batch, weighted by its share of the batch."""
+    """The loss of each micro-batch, weighted by its share of the batch.
 
+    Before it is computed, the attributes of `model` are as forward has left them.
+    """
+
+    model: nn.Module
     loss_fn: Callable[[Any, Any], Tensor]
     targets: Sequence[Batch]
     weights: Sequence[float]
     total: Tensor | None = None
 
-    def __call__(self, microbatch: int, form: OutputSpec, outputs: Values) -> Gradients:
+    def __call__(self, microbatch: int, staged: StagedModel, outputs: Values) -> Gradients:
         """Add this micro-batch's loss to `total`.
 
         Returns:
@@ -81,15 +94,19 @@ class LossHead:
             ValueError: the loss is not a single number, or does not depend on the outputs.
         """
         leaves = [x.detach().requires_grad_(x.requires_grad) for x in outputs]
+        returned = staged.leave(self.model, leaves)
         with torch.enable_grad():
             targets = self.targets[microbatch].to(outputs[0].device)
-            loss = self.loss_fn(form.restore(leaves), targets.restore())
+            loss = self.loss_fn(staged.outputs.restore(returned), targets.restore())
             _check_loss(loss)
             share = loss * self.weights[microbatch]
             share.backward()  # type: ignore[no-untyped-call]
         share = share.detach()
         self.total = share if self.total is None else self.total + share
-        return [leaf.grad for leaf in leaves]
+        gradients = [leaf.grad for leaf in leaves]
+        for leaf in leaves[len(returned) :]:  # which stay on the model
+            leaf.grad = None
+        return gradients
 
 
 def _check_loss(loss: Any) -> None:
@@ -210,7 +227,7 @@ class Step:
             sent = stage.forward(m, values, training=self.training)
             if self._is_last(k) and self.head is not None:
                 around.enter_context(self._exclusive_loss())
-                self._head_gradients[m] = self.head(m, self.splits[m].outputs, sent)
+                self._head_gradients[m] = self.head(m, self.splits[m], sent)
         if not self._is_last(k):
             self.boundaries.after[k].send_values(sent)
         elif self.head is None:

@@ -83,6 +83,14 @@ class _Data:
         resource.setrlimit(resource.RLIMIT_DATA, (soft, hard))
 
 
+def allowed_bytes() -> float:
+    """What this process may still allocate under its limit on data; infinite without one."""
+    soft, _ = resource.getrlimit(resource.RLIMIT_DATA)
+    if soft == resource.RLIM_INFINITY or sys.platform != "linux":
+        return float("inf")
+    return float(max(0, soft - _data_bytes() + free_bytes_of_heap()))
+
+
 def _data_bytes() -> int:
     """Bytes that the kernel counts as data of this process."""
     for line in Path("/proc/self/status").read_text().splitlines():

@@ -46,6 +46,10 @@ class TensorSpec(NamedTuple):
         strides = None if plain else torch.empty_like(tensor, device="meta").stride()
         return cls(tuple(tensor.shape), tensor.dtype, strides)
 
+    def empty(self) -> Tensor:
+        """A tensor of this form without values."""
+        return torch.empty(self.shape, dtype=self.dtype, device="meta")
+
     @property
     def num_bytes(self) -> int:
         """Bytes, contiguous."""

@@ -42,21 +42,22 @@ def split(
         places: the device of each stage, `(num_stages,)`; None in another process.
         on_cpu: whether each stage runs on a CPU, `(num_stages,)`.
     """
-    boundaries = _boundaries(captured, graph, stage_of, len(places))
+    between = boundaries(captured, graph, stage_of, len(places))
     stages = {}
     for k, place in enumerate(places):
         if place is not None:
             part = [node for node in captured.ids if stage_of[node] == k]
-            stages[k] = stage(captured, part, place, boundaries[k], boundaries[k + 1])
+            stages[k] = stage(captured, part, place, between[k], between[k + 1])
     return StagedModel(
         stages=stages,
         outputs=captured.outputs,
+        assigned=captured.assigned,
         returned=_forms(captured.output_nodes),
         advances=advances(captured, lambda node: on_cpu[stage_of[node]]),
     )
 
 
-def _boundaries(
+def boundaries(
     captured: Capture, graph: Graph, stage_of: StageOf, num_stages: int
 ) -> list[list[fx.Node]]:
     """The values at each boundary, `(num_stages + 1,)`: from the model's inputs to its outputs.

@@ -23,7 +23,7 @@ from torch import Tensor, fx
 
 from skyfx.runtime import pytree
 from skyfx.tracing.leaf_calls import leaf_of
-from skyfx.tracing.torch_internals import schema_of, storage_id
+from skyfx.tracing.torch_internals import schema_of, storage_id, written_arguments
 
 _NORMS = {torch.ops.aten.batch_norm.default: 5, torch.ops.aten.instance_norm.default: 5}
 """Operators that update their running statistics (arguments 3 and 4) where this argument is true;
@@ -78,10 +78,8 @@ def _written_inputs(node: fx.Node) -> Iterator[fx.Node]:
         return
     if node.target in _NORMS and node.args[_NORMS[node.target]]:
         yield from (arg for arg in node.args[3:5] if isinstance(arg, fx.Node))
-    for i, argument in enumerate(schema.arguments):
-        if argument.alias_info is not None and argument.alias_info.is_write:
-            value = node.args[i] if i < len(node.args) else node.kwargs.get(argument.name)
-            yield from (leaf for leaf in pytree.tree_leaves(value) if isinstance(leaf, fx.Node))
+    for value in written_arguments(node):
+        yield from (leaf for leaf in pytree.tree_leaves(value) if isinstance(leaf, fx.Node))
 
 
 def subgraphs_of(node: fx.Node) -> Iterator[fx.GraphModule]:

@@ -22,6 +22,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from skyfx.runtime.pytree import tree_leaves
 from skyfx.tracing.tensor_binding import bare, named_tensors
 from skyfx.tracing.torch_internals import replaced
 
@@ -74,8 +75,8 @@ def copy_of(module: nn.Module) -> nn.Module:
     """A copy in which nothing is replaced, and whose parameters and buffers have no values."""
     memo: dict[int, Any] = {id(x): bare(x) for x in named_tensors(module).values()}
     for part in module.modules():  # computed tensors that are no parameters cannot be copied
-        computed = [x for x in vars(part).values() if isinstance(x, Tensor) and not x.is_leaf]
-        memo |= {id(x): x.detach() for x in computed}
+        held = tree_leaves(list(vars(part).values()))
+        memo |= {id(x): x.detach() for x in held if isinstance(x, Tensor) and not x.is_leaf}
     copied = copy.deepcopy(module, memo)
     for part in copied.modules():
         for name in [n for n, value in vars(part).items() if value is _REPLACED]:

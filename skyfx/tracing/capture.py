@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 
+from skyfx.runtime.execution.assigned_attributes import AssignedAttributes
 from skyfx.runtime.execution.microbatch import Batch, OutputSpec
 from skyfx.runtime.pipeline import Pipeline
 from skyfx.solver.errors import CaptureError
@@ -45,6 +46,8 @@ class Capture:
         ids: the nodes that a plan places, in order, with their ids. Equal operators of equal
             modules have equal ids in every capture of the model, whatever the mode and shapes.
         outputs: the form of the model's outputs.
+        assigned: the form of what forward leaves on attributes.
+        settled: attributes that only a first call of the model assigns, always alike.
         microbatch: the inputs of the capture.
         training: whether it was captured for training.
     """
@@ -53,12 +56,14 @@ class Capture:
     module: fx.GraphModule
     ids: dict[fx.Node, str]
     outputs: OutputSpec
+    assigned: AssignedAttributes
+    settled: frozenset[str]
     microbatch: Batch
     training: bool
 
     @property
     def output_nodes(self) -> list[fx.Node]:
-        """The nodes whose values the model returns, `(num_outputs,)`."""
+        """The nodes whose values the model returns, and then those that it leaves on attributes."""
         (output,) = self.module.graph.find_nodes(op="output")
         return list(output.args[0])
 
@@ -101,14 +106,22 @@ def capture(model: nn.Module, inputs: Any = None, *, training: bool = True) -> C
         torch.enable_grad(),
     ):
         try:
-            module, outputs = trace(model, microbatch, training=training)
+            traced = trace(model, microbatch, training=training)
         except Exception as error:
             raise CaptureError(_why(model, microbatch, error)) from error
-        rebind(module, real)
-    if not any(outputs.is_tensor):
+        rebind(traced.module, real)
+    if not traced.outputs.num_tensors:
         raise CaptureError(f"{type(model).__name__} returns no tensor, so there is nothing to run")
-    ids = node_ids(module.graph, input_names(model, microbatch))
-    return Capture(type(model).__name__, module, ids, outputs, microbatch, training)
+    return Capture(
+        name=type(model).__name__,
+        module=traced.module,
+        ids=node_ids(traced.module.graph, input_names(model, microbatch)),
+        outputs=traced.outputs,
+        assigned=traced.assigned,
+        settled=traced.settled,
+        microbatch=microbatch,
+        training=training,
+    )
 
 
 def example_batch(model: nn.Module, inputs: Any) -> Batch:

@@ -8,22 +8,31 @@ further). Calls that torch.export cannot follow become leaves (see `leaf_selecti
 
 import inspect
 import itertools
-from collections.abc import Callable, Mapping
-from contextlib import nullcontext, suppress
+from collections.abc import Callable, Collection, Sequence
+from dataclasses import dataclass, replace
 from functools import partial
-from types import MappingProxyType
 
 import torch
 from torch import Tensor, fx, nn
 
+from skyfx.runtime.execution.assigned_attributes import AssignedAttributes
 from skyfx.runtime.execution.microbatch import Batch, OutputSpec
 from skyfx.runtime.model_state import preserve_state
-from skyfx.runtime.pytree import unflatten
+from skyfx.runtime.pytree import tree_leaves, unflatten
 from skyfx.solver.errors import CaptureError
-from skyfx.tracing import side_effects
+from skyfx.tracing import autograd_effects, side_effects
+from skyfx.tracing.attribute_effects import (
+    AttributeEffects,
+    attribute_effects,
+    is_constant,
+    line_of,
+    remembered_tensors,
+)
+from skyfx.tracing.attribute_watch import AttributeWatch
 from skyfx.tracing.data_dependence import NoDataDependence
-from skyfx.tracing.leaf_calls import put_leaves
+from skyfx.tracing.leaf_calls import buffers_kept, put_leaves
 from skyfx.tracing.leaf_selection import CalledOtherwiseError, LeafSelection
+from skyfx.tracing.mutable_attributes import RegisteredBuffers, written_attributes
 from skyfx.tracing.node_names import ADAPTED, graphs_in
 from skyfx.tracing.torch_internals import any_attribute_name, export_flags, interceptable_lists
 
@@ -31,22 +40,87 @@ Adapter = Callable[[], "_TensorsOnly"]
 """Makes an adapter: torch.export needs a fresh one each time."""
 
 
-def trace(
-    model: nn.Module, microbatch: Batch, *, training: bool
-) -> tuple[fx.GraphModule, OutputSpec]:
-    """The captured graph, and the form of the outputs.
+@dataclass(frozen=True, slots=True)
+class Traced:
+    """A model as torch.export has traced it.
 
-    The first attempts have no leaves, and do not tell the model that it is exported.
+    Attributes:
+        module: the captured graph; it returns the tensors of the outputs, then of the attributes.
+        outputs: the form of what the model returns.
+        assigned: the form of what it leaves on attributes.
+        settled: attributes that only the first call of the model assigns.
+    """
+
+    module: fx.GraphModule
+    outputs: OutputSpec
+    assigned: AssignedAttributes
+    settled: frozenset[str] = frozenset()
+
+
+def trace(model: nn.Module, microbatch: Batch, *, training: bool) -> Traced:
+    """The captured graph, and the form of its outputs.
+
+    Plain tensors that forward changes have become buffers of the model then.
 
     Raises:
         CaptureError: the graph would leave something out.
         Exception: the model's own, or torch.export's where no call can become a leaf instead.
     """
+    buffers, effects = RegisteredBuffers(model), AttributeEffects()
+    left_out: frozenset[str] = frozenset()
+    try:
+        while True:
+            traced = _trace(model, microbatch, left_out, training=training)
+            changed = written_attributes(model, traced.module)
+            if not changed and traced.assigned.names <= effects.renewed.keys():
+                assigned = traced.assigned.by(effects.renewed)
+                return replace(traced, assigned=assigned, settled=effects.settled)
+            if not changed:
+                effects = _effects(model, microbatch)
+                changed = remembered_tensors(model, effects)
+                _check_settled(model, traced, effects.settled)
+                left_out |= traced.assigned.names - effects.renewed.keys()
+            buffers.register(changed)
+    except BaseException:
+        buffers.undo()
+        raise
+
+
+def _effects(model: nn.Module, microbatch: Batch) -> AttributeEffects:
+    def run() -> Sequence[Tensor]:
+        adapter = _TensorsOnly(model, microbatch, exported=False)
+        outputs: Sequence[Tensor] = adapter(*adapter.copies())
+        return outputs[: len(outputs) - adapter.returned.assigned.form.num_tensors]
+
+    return attribute_effects(model, run)
+
+
+def _check_settled(model: nn.Module, traced: Traced, settled: frozenset[str]) -> None:
+    """Refuse an attribute that keeps a value of the first call's inputs or parameters.
+
+    Raises:
+        CaptureError: names it, its line and the cure.
+    """
+    (output,) = traced.module.graph.find_nodes(op="output")
+    nodes = output.args[0][traced.outputs.num_tensors :]
+    values = traced.assigned.form.restore(nodes)
+    for (name, _), value in zip(traced.assigned.ways, values, strict=True):
+        if name in settled and not all(map(is_constant, tree_leaves(value))):
+            raise CaptureError(
+                f"forward keeps {name!r} of its first call{line_of(model, name)}, and stages would "
+                "compute it in each call: call the model once on such a batch before"
+            )
+
+
+def _trace(
+    model: nn.Module, microbatch: Batch, left_out: frozenset[str], *, training: bool
+) -> Traced:
+    """One graph. The first attempts have no leaves, and do not tell the model of the export."""
     errors: list[Exception] = []
     ways = list(itertools.product((False, True), (False, True)))
     while ways:
         with_leaves, exported = ways.pop(0)
-        adapter = partial(_TensorsOnly, model, microbatch, exported=exported)
+        adapter = partial(_TensorsOnly, model, microbatch, left_out, exported=exported)
         selection = LeafSelection(model)
         while True:
             try:
@@ -74,7 +148,7 @@ def _check_runs(model: nn.Module, adapter: "_TensorsOnly") -> None:
     """
     try:
         with preserve_state(model):
-            adapter(*adapter.tensors)
+            adapter(*adapter.copies())
     except _ForwardFailedError as failed:
         if not isinstance(failed.__cause__, CaptureError):
             raise _cause(failed) from None
@@ -89,7 +163,7 @@ def _add_leaf(
     while selection.add(error):
         try:
             with preserve_state(model):
-                selection.record(partial(adapter(), *adapter().tensors))
+                selection.record(partial(adapter(), *adapter().copies()))
         except _ForwardFailedError as failed:
             error = _cause(failed)
             if not isinstance(error, CaptureError):
@@ -101,43 +175,36 @@ def _add_leaf(
 
 def _export(
     model: nn.Module, adapter: Adapter, selection: LeafSelection, *, training: bool
-) -> tuple[fx.GraphModule, OutputSpec]:
-    """The model as torch.export traces it, and the form of the outputs.
+) -> Traced:
+    """The model as torch.export traces it.
 
     Raises:
-        CaptureError: forward counts something, or has another refused side effect.
+        CaptureError: forward has a refused side effect.
     """
-    once, again = adapter(), adapter()
+    once = adapter()
     with (
         any_attribute_name(),
         side_effects.refuse_foreign_rng(),
-        side_effects.refuse_vmap(),
-        side_effects.refuse_custom_autograd() if training else nullcontext(),
+        autograd_effects.traceable(training=training),
         preserve_state(model),  # each attempt begins with the same numbers, lists and tensors
     ):
         with selection.stand_ins():
             program = torch.export.export(once, once.tensors, strict=False)
-        if changed := once.returned.changed:
-            # Either a counter, or a cache that is filled once.
-            side_effects.set_numbers(model, changed)
-            with suppress(Exception), selection.stand_ins():
-                torch.export.export(again, again.tensors, strict=False)
-            side_effects.check_numbers(changed, again.returned.changed)
         module = program.module(check_guards=False)
         assert isinstance(module, fx.GraphModule)
         put_leaves(module, selection.calls)
         _drop_assertions(module)
-    return module, once.returned.form
+    return Traced(module, once.returned.form, once.returned.assigned)
 
 
 class _Returned:
-    """The form of the outputs, and the numbers of the model that have changed.
+    """The forms of the outputs and of assigned attributes.
 
     torch.export undoes what is set on the adapter and the model.
     """
 
     form: OutputSpec
-    changed: Mapping[str, float] = MappingProxyType({})
+    assigned: AssignedAttributes
 
 
 class _ForwardFailedError(Exception):
@@ -161,17 +228,30 @@ def _cause(failed: Exception) -> Exception:
 class _TensorsOnly(nn.Module):
     """The model as a function from the tensors of a micro-batch to the tensors that it returns."""
 
-    def __init__(self, model: nn.Module, microbatch: Batch, *, exported: bool) -> None:
+    def __init__(
+        self,
+        model: nn.Module,
+        microbatch: Batch,
+        left_out: Collection[str] = (),
+        *,
+        exported: bool,
+    ) -> None:
+        """Call this model; attributes that it assigns are outputs, but for those `left_out`."""
         super().__init__()
         self.add_module(ADAPTED, model)
         self.returned = _Returned()
         self._microbatch = microbatch
+        self._left_out = left_out
         self._exported = exported
 
     @property
     def tensors(self) -> tuple[Tensor, ...]:
         """Its arguments: no attribute, which torch.export would take for a part of the model."""
         return tuple(self._microbatch.tensors)
+
+    def copies(self) -> list[Tensor]:
+        """Copies of its arguments, as forward may write to them, or have them require gradients."""
+        return [x.clone() for x in self._microbatch.tensors]
 
     def forward(self, *tensors: Tensor) -> tuple[Tensor, ...]:
         following = iter(tensors)
@@ -181,15 +261,21 @@ class _TensorsOnly(nn.Module):
         args, kwargs = unflatten(leaves, self._microbatch.spec)
         if has_cache(model):
             kwargs = {"use_cache": False} | kwargs
-        buffers, numbers = dict(model.named_buffers()), side_effects.numbers(model)
-        try:
-            with interceptable_lists(), NoDataDependence(), export_flags(exported=self._exported):
-                self.returned.form, found = OutputSpec.of(model(*args, **kwargs))
-        except Exception as error:
-            raise _ForwardFailedError from error
-        side_effects.check_buffers(buffers, dict(model.named_buffers()))
-        self.returned.changed = dict(side_effects.numbers(model).items() - numbers.items())
-        return tuple(found)
+        watch = AttributeWatch(model)
+        with buffers_kept(model):
+            try:
+                with (
+                    interceptable_lists(),
+                    NoDataDependence(),
+                    export_flags(exported=self._exported),
+                ):
+                    self.returned.form, found = OutputSpec.of(model(*args, **kwargs))
+            except Exception as error:
+                raise _ForwardFailedError from error
+        changes = watch.changes()
+        left = {name: changes[name] for name in changes.keys() - set(self._left_out)}
+        self.returned.assigned, of_attributes = AssignedAttributes.of(left)
+        return (*found, *of_attributes)
 
 
 def has_cache(model: nn.Module) -> bool:

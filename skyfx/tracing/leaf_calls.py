@@ -19,10 +19,12 @@ import torch
 from torch import Tensor, fx, nn
 
 from skyfx.runtime import pytree
+from skyfx.runtime.execution.assigned_attributes import AssignedAttributes, Change
 from skyfx.runtime.execution.microbatch import CONSTANTS, OutputSpec
 from skyfx.runtime.pytree import unflatten
 from skyfx.runtime.rng import generator_lending
 from skyfx.solver.errors import CaptureError
+from skyfx.tracing.attribute_watch import AttributeWatch
 from skyfx.tracing.node_names import graphs_in
 from skyfx.tracing.tensor_binding import named_tensors
 from skyfx.tracing.torch_internals import own_tensors, storage_id
@@ -42,15 +44,25 @@ class BoundCode:
         self._function = function
         self._holders = {} if owner is None else _holders(owner)
 
-    def __call__(self, state: Mapping[str, Tensor], args: Any, kwargs: Any) -> Any:
-        """Call it with these parameters and buffers, by name."""
+    def __call__(
+        self, state: Mapping[str, Tensor], args: Any, kwargs: Any
+    ) -> tuple[Any, Mapping[str, Change]]:
+        """Call it with these parameters and buffers, by name.
+
+        Returns:
+            The result, and what the call has left on attributes, which are as before.
+        """
         for name, tensor in state.items():
             for held, key in self._holders[name]:
                 held[key] = tensor
         if self.owner is None or not isinstance(self._function, str):
-            return self._function(*args, **kwargs)  # type: ignore[operator]
+            return self._function(*args, **kwargs), {}  # type: ignore[operator]
+        watch = AttributeWatch(self.owner)
         with buffers_kept(self.owner):
-            return getattr(self.owner, self._function)(*args, **kwargs)
+            returned = getattr(self.owner, self._function)(*args, **kwargs)
+        changes = watch.tensor_changes()
+        watch.put_back()
+        return returned, changes
 
 
 def _holders(owner: nn.Module) -> dict[str, list[tuple[dict[str, Any], str]]]:
@@ -70,22 +82,22 @@ def buffers_kept(module: nn.Module) -> Iterator[None]:
         CaptureError: a buffer has another shape.
     """
     before = [
-        (owner, name, buffer)
-        for owner in module.modules()
+        (f"{path}.{name}".lstrip("."), owner, name, buffer)
+        for path, owner in module.named_modules()
         for name, buffer in owner.named_buffers(recurse=False)
     ]
     yield
-    for owner, name, buffer in before:
+    for path, owner, name, buffer in before:
         new = getattr(owner, name)
         if new is buffer:
             continue
         if not isinstance(new, Tensor) or new.shape != buffer.shape:
             raise CaptureError(
-                f"buffer {name!r} is assigned with another shape than {tuple(buffer.shape)}"
+                f"buffer {path!r} is assigned with another shape than {tuple(buffer.shape)}, which "
+                "a captured graph cannot: give it one shape from the beginning"
             )
         setattr(owner, name, buffer)
-        with torch.no_grad():
-            buffer.copy_(new)
+        buffer.copy_(new.detach())
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,9 +112,11 @@ class RecordedCall:
         spec: how the arguments nest.
         state: names of the parameters and buffers that follow the arguments' tensors.
         form: the form of the result.
-        outputs: the tensors of the result, without values, on torch's meta device.
+        assigned: the form of the tensors that it leaves on attributes of its module.
+        outputs: the tensors of both, without values, on torch's meta device.
         writes: the indices of the tensors that it writes to.
         is_random: whether it draws random numbers.
+        needs: which tensors require a gradient, if the code computes derivatives; else empty.
     """
 
     name: str
@@ -112,9 +126,11 @@ class RecordedCall:
     spec: pytree.TreeSpec
     state: tuple[str, ...]
     form: OutputSpec
+    assigned: AssignedAttributes
     outputs: tuple[Tensor, ...]
     writes: frozenset[int]
     is_random: bool
+    needs: tuple[bool, ...] = ()
 
     def is_given(self, leaves: Sequence[Any], spec: pytree.TreeSpec) -> bool:
         """Whether these are its arguments, apart from the values of tensors.
@@ -136,14 +152,14 @@ class RecordedCall:
         Raises:
             RuntimeError: the result differs from the recorded one in more than values.
         """
-        following = iter(tensors)
-        pairs = zip(self.leaves, self.is_tensor, strict=True)
-        leaves = [next(following) if is_tensor else leaf for leaf, is_tensor in pairs]
-        args, kwargs = unflatten(leaves, self.spec)
-        returned = self.run(dict(zip(self.state, following, strict=True)), args, kwargs)
+        is_on = torch.is_grad_enabled()
+        with torch.set_grad_enabled(is_on or bool(self.needs)):
+            returned, changes = self._run(self._differentiable(tensors))
         form, outputs = OutputSpec.of(returned)
+        assigned, left = AssignedAttributes.of(changes)
+        outputs = [x if is_on else x.detach() for x in (*outputs, *left)]
         found, expected = _summarize(form, outputs), _summarize(self.form, self.outputs)
-        if form.spec != self.form.spec or found != expected:
+        if form.spec != self.form.spec or found != expected or assigned != self.assigned:
             raise RuntimeError(
                 f"{self.name!r} has returned {found}, but {expected} when the model was captured: "
                 "the result depends on values, and later stages are made for that. Give batches "
@@ -152,6 +168,21 @@ class RecordedCall:
         given = {storage_id(x) for x in tensors}
         # A node's outputs share no storage with its inputs: later writes must not reach the inputs.
         return [x.clone() if storage_id(x) in given else x for x in outputs]
+
+    def _run(self, tensors: Sequence[Tensor]) -> tuple[Any, Mapping[str, Change]]:
+        following = iter(tensors)
+        pairs = zip(self.leaves, self.is_tensor, strict=True)
+        leaves = [next(following) if is_tensor else leaf for leaf, is_tensor in pairs]
+        args, kwargs = unflatten(leaves, self.spec)
+        return self.run(dict(zip(self.state, following, strict=True)), args, kwargs)
+
+    def _differentiable(self, tensors: Sequence[Tensor]) -> list[Tensor]:
+        """The tensors as the code differentiates by them, also where gradients are off."""
+        needs = self.needs or (False,) * len(tensors)
+        return [
+            x.detach().requires_grad_() if need and not x.requires_grad else x
+            for x, need in zip(tensors, needs, strict=True)
+        ]
 
     def described(self) -> str:
         """The outputs in the form that `_described` reads."""
@@ -193,9 +224,15 @@ def _described(name: str, outputs: str, tensors: Sequence[Tensor]) -> list[Tenso
     ]
 
 
-def stand_in(seen: RecordedCall, tensors: Sequence[Tensor]) -> Any:
-    """The result of the call as torch.export traces it: from one operator."""
-    return seen.form.restore(torch.ops.skyfx.leaf(seen.name, seen.described(), tensors))
+def stand_in(seen: RecordedCall, tensors: Sequence[Tensor], module: nn.Module | None) -> Any:
+    """The result of the call as torch.export traces it: from one operator.
+
+    What the call leaves on attributes of its module is there afterwards.
+    """
+    outputs = torch.ops.skyfx.leaf(seen.name, seen.described(), tensors)
+    if module is not None:
+        seen.assigned.leave(module, outputs[seen.form.num_tensors :])
+    return seen.form.restore(outputs[: seen.form.num_tensors])
 
 
 def put_leaves(module: fx.GraphModule, seen: Sequence[RecordedCall]) -> None:
@@ -226,4 +263,5 @@ def _summarize(form: OutputSpec, outputs: Sequence[Tensor]) -> str:
     """The shapes of tensors, and the constants between them."""
     shapes = (f"a tensor {tuple(x.shape)}" for x in outputs)
     pairs = zip(form.leaves, form.is_tensor, strict=True)
-    return ", ".join(next(shapes) if is_tensor else repr(leaf) for leaf, is_tensor in pairs)
+    parts = [next(shapes) if is_tensor else repr(leaf) for leaf, is_tensor in pairs]
+    return ", ".join([*parts, *shapes])  # the rest is left on attributes

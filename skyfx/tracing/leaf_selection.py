@@ -7,28 +7,49 @@ in the model's own forward, single operators are fixed to their results (see `da
 """
 
 import logging
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager, nullcontext
-from dataclasses import is_dataclass
+from dataclasses import dataclass, is_dataclass
 from functools import partial
 from types import EllipsisType, FunctionType
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
+from skyfx.runtime.execution.assigned_attributes import AssignedAttributes
 from skyfx.runtime.execution.microbatch import CONSTANTS, OutputSpec
 from skyfx.runtime.pytree import flatten
-from skyfx.runtime.rng.generator_state import comparable_states
+from skyfx.runtime.rng.generator_state import comparable_states, preserve_generators
 from skyfx.solver.errors import CaptureError
+from skyfx.tracing.attribute_watch import AttributeWatch
+from skyfx.tracing.autograd_effects import CustomGradientError
 from skyfx.tracing.call_sites import CallSite, call_sites_in, copy_of, similar_sites
 from skyfx.tracing.data_dependence import DependsOnValuesError, OpSite, OpSiteOverride
 from skyfx.tracing.leaf_calls import BoundCode, RecordedCall, buffers_kept, stand_in
 from skyfx.tracing.tensor_binding import named_tensors
-from skyfx.tracing.torch_internals import export_flags, num_writes
+from skyfx.tracing.torch_internals import (
+    checked_derivatives,
+    export_flags,
+    num_writes,
+    replaced_functions,
+)
 
 Function = Callable[..., Any]
-LeafSite = CallSite | OpSite
+
+
+@dataclass(frozen=True, slots=True)
+class FunctionSite:
+    """All calls of an autograd function."""
+
+    function: type
+
+    def __str__(self) -> str:
+        return self.function.__name__
+
+
+LeafSite = CallSite | FunctionSite | OpSite
 
 logger = logging.getLogger(__name__)
 
@@ -49,6 +70,7 @@ class LeafSelection:
     def __init__(self, model: nn.Module) -> None:
         self._model = model
         self._call_sites: list[CallSite] = []
+        self._function_sites: dict[type, FunctionSite | None] = {}
         self._op_sites: list[OpSite] = []
         self._refused_kinds: set[tuple[Any, ...]] = set()
         self._last_op_site: OpSite | None = None
@@ -65,6 +87,8 @@ class LeafSelection:
         """Select the innermost call whose code has failed; False where none is left."""
         if isinstance(error, DependsOnValuesError):
             self._last_op_site = error.site
+        if isinstance(error, CustomGradientError) and self._add_function(error.function):
+            return True
         for call in call_sites_in(error, self._model):
             if call not in self._call_sites and call.kind not in self._refused_kinds:
                 self._call_sites += similar_sites(call, self._model)
@@ -75,13 +99,21 @@ class LeafSelection:
         self._op_sites.append(site)
         return True
 
+    def _add_function(self, function: type) -> bool:
+        """Select an autograd function; torch's own ones are run for what is around them."""
+        if function in self._function_sites or function.__module__.startswith("torch."):
+            return False
+        self._function_sites[function] = FunctionSite(function)
+        return True
+
     def record(self, call: Callable[[], Any]) -> Any:
         """Call the model, and record each call at a selected site.
 
         Raises:
             CaptureError: one of the calls cannot become a leaf; its site is selected no longer.
         """
-        sites: list[LeafSite] = [*self._call_sites, *self._op_sites]
+        functions = filter(None, self._function_sites.values())
+        sites: list[LeafSite] = [*self._call_sites, *functions, *self._op_sites]
         self._recorded = {site: [] for site in sites}
         with self._replaced(self._record_call):
             return call()
@@ -101,7 +133,16 @@ class LeafSelection:
                 stack.enter_context(site.replaced(self._model, partial(instead, site)))
             ours = {site: partial(instead, site) for site in self._op_sites}
             stack.enter_context(OpSiteOverride(ours))
+            stack.enter_context(replaced_functions(partial(self._apply, instead)))
             yield
+
+    def _apply(
+        self, instead: Function, function: type, own: Function, *args: Any, **kwargs: Any
+    ) -> Any:
+        """Call an autograd function, by `instead` if it is selected."""
+        site = self._function_sites.get(function)
+        called = own if site is None else partial(instead, site, own)
+        return called(*args, **kwargs)
 
     def _record_call(self, site: LeafSite, own: Function, *args: Any, **kwargs: Any) -> Any:
         if self._is_recording:  # a call inside another leaf
@@ -113,6 +154,8 @@ class LeafSelection:
             if isinstance(site, CallSite):
                 self._refused_kinds.add(site.kind)
                 self._call_sites = [other for other in self._call_sites if other.kind != site.kind]
+            if isinstance(site, FunctionSite):
+                self._function_sites[site.function] = None
             raise CaptureError(f"{site}: {error}") from error
         finally:
             self._is_recording = False
@@ -131,9 +174,12 @@ class LeafSelection:
         named = {} if module is None else named_tensors(module)
         given = [x for x in leaves if isinstance(x, Tensor)]
         writes = {id(x): num_writes(x) for x in (*given, *named.values())}
-        generators = comparable_states()
+        generators, derivatives = comparable_states(), list[bool]()
         kept = nullcontext() if module is None else buffers_kept(module)
-        with _UsedTensors(named) as used, export_flags(exported=False), kept:
+        watch = None if module is None else AttributeWatch(module)
+        code = _bound_code(site, own, module)  # with the attributes as they are before the call
+        noted = checked_derivatives(lambda *_: derivatives.append(True))
+        with _UsedTensors(named) as used, export_flags(exported=False), kept, noted:
             returned = own(*args, **kwargs)
         # A computed number may be another one next time, but the graph has it fixed.
         constants = CONSTANTS if isinstance(site, OpSite) else (str, type(None))
@@ -142,22 +188,26 @@ class LeafSelection:
         state = [n for n in named if n in used.names or is_forward]
         tensors = [*given, *(named[n] for n in state)]
         form, outputs = OutputSpec.of(returned)
-        return returned, RecordedCall(
+        assigned, left = AssignedAttributes.of({} if watch is None else watch.tensor_changes())
+        outputs = [*outputs, *left]
+        written = {i for i, x in enumerate(tensors) if num_writes(x) != writes[id(x)]}
+        call = RecordedCall(
             name=name,
-            run=_bound_code(site, own, module),
+            run=code,
             leaves=tuple(None if isinstance(x, Tensor) else x for x in leaves),
             is_tensor=tuple(isinstance(x, Tensor) for x in leaves),
             spec=spec,
             state=tuple(state),
             form=form,
+            assigned=assigned,
             outputs=tuple(x.detach().to("meta") for x in outputs),
-            writes=frozenset(
-                i
-                for i, x in enumerate(tensors)
-                if num_writes(x) != writes[id(x)] or _may_write(module, x)
-            ),
+            writes=frozenset(written | {i for i, x in enumerate(tensors) if _may_write(module, x)}),
             is_random=generators != comparable_states(),
+            needs=tuple(x.requires_grad for x in tensors) if derivatives else (),
         )
+        if derivatives:
+            _check_apart(call, tensors, outputs if not (written or call.is_random) else None)
+        return returned, call
 
     def _module_of(self, site: LeafSite) -> nn.Module | None:
         """The module whose method is called at the site."""
@@ -171,7 +221,7 @@ class LeafSelection:
         module = self._module_of(site)
         named = {} if module is None else named_tensors(module, tied=True)
         given = [x for x in leaves if isinstance(x, Tensor)]
-        return stand_in(call, [*given, *(named[name] for name in call.state)])
+        return stand_in(call, [*given, *(named[name] for name in call.state)], module)
 
 
 class _UsedTensors(TorchFunctionMode):
@@ -189,9 +239,26 @@ class _UsedTensors(TorchFunctionMode):
         return func(*args, **(kwargs or {}))
 
 
+def _check_apart(
+    call: RecordedCall, tensors: Sequence[Tensor], expected: Sequence[Tensor] | None
+) -> None:
+    """Refuse a call that differentiates what was computed outside of it.
+
+    Args:
+        call: it computes a derivative.
+        tensors: those it was recorded with.
+        expected: its outputs then; None if they may differ in another run.
+    """
+    copies = [x.detach().clone().requires_grad_(x.requires_grad) for x in tensors]
+    with preserve_generators():
+        found = call(*copies)
+    if expected is not None and not all(map(torch.equal, found, expected)):
+        raise CaptureError("a derivative leads out of it")
+
+
 def _bound_code(site: LeafSite, own: Function, module: nn.Module | None) -> BoundCode:
     """The code of a call, to be called again."""
-    if module is None or isinstance(site, OpSite):
+    if module is None or not isinstance(site, CallSite):
         return BoundCode(None, own)
     return BoundCode(copy_of(module), site.name)
 

@@ -2,57 +2,19 @@
 
 The graph holds operators. It has no place for
 
-    custom gradients                   autograd functions, hooks
     random numbers from outside torch  `random`, `numpy.random`
     the state of Python objects        `self.calls += 1`, `self.mean = new_mean`
 
 and would repeat the state that it met when the model was captured.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, contextmanager
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
-
-import torch
-from torch import Tensor, nn
 
 from skyfx.runtime.rng.generator_state import comparable_states, preserve_generators
 from skyfx.solver.errors import CaptureError
-from skyfx.tracing.torch_internals import checked_draws, checked_gradients, checked_vmap
-
-
-def refuse_custom_autograd() -> AbstractContextManager[None]:
-    """Within it, a gradient that is not torch's own is refused, in this thread.
-
-    torch.export looks into an autograd function's forward and forgets its backward.
-    """
-
-    def check(what: str, args: Sequence[Any]) -> None:
-        differentiable = any(isinstance(x, Tensor) and x.requires_grad for x in args)
-        if differentiable and torch.is_grad_enabled():
-            raise CaptureError(
-                f"{what} would be lost, because a captured graph has the gradients of torch's "
-                "operators only. Write it with torch's operators, or make it one by "
-                "torch.library.custom_op and register_autograd; remove backward hooks; checkpoint "
-                "with use_reentrant=False"
-            )
-
-    return checked_gradients(check)
-
-
-def refuse_vmap() -> AbstractContextManager[None]:
-    """Within it, torch.vmap is refused, in this thread.
-
-    It changes what the operators inside compute, and they must not be cut apart.
-    """
-
-    def refuse(*args: Any) -> None:
-        raise CaptureError(
-            "forward uses torch.vmap, and a captured graph cannot be cut inside it: write the "
-            "batch dimension out"
-        )
-
-    return checked_vmap(refuse)
+from skyfx.tracing.torch_internals import checked_draws
 
 
 @contextmanager
@@ -78,47 +40,3 @@ def refuse_foreign_rng() -> Iterator[None]:
     for name in ("random", "numpy.random"):
         if before[name] != after[name]:
             refuse(name)
-
-
-def numbers(model: nn.Module) -> dict[str, float]:
-    """The plain numbers that the model's modules hold, by name, such as counters and sizes."""
-    return {
-        f"{path}.{key}" if path else key: value
-        for path, module in model.named_modules()
-        for key, value in vars(module).items()
-        if type(value) in (bool, int, float) and key != "training"
-    }
-
-
-def set_numbers(model: nn.Module, values: Mapping[str, float]) -> None:
-    """Give the model's modules these numbers."""
-    for name, value in values.items():
-        path, _, key = name.rpartition(".")
-        setattr(model.get_submodule(path), key, value)
-
-
-def check_numbers(first: Mapping[str, float], second: Mapping[str, float]) -> None:
-    """Refuse a number that forward has changed in both of two runs, such as a counter.
-
-    Raises:
-        CaptureError: names the first one, and the cure.
-    """
-    for name in first.keys() & second.keys():
-        raise CaptureError(
-            f"forward changes the number {name!r} ({first[name]}, then {second[name]}), which a "
-            "captured graph cannot: keep it in a buffer, and write to that in place"
-        )
-
-
-def check_buffers(before: Mapping[str, Tensor], after: Mapping[str, Tensor]) -> None:
-    """Refuse buffers that forward has replaced.
-
-    Raises:
-        CaptureError: names the first one, and the cure.
-    """
-    for name in before.keys() & after.keys():
-        if before[name] is not after[name]:
-            raise CaptureError(
-                f"forward assigns buffer {name!r} anew, which a captured graph cannot do: write to "
-                f"it in place, as by `self.{name.rpartition('.')[2]}.copy_(...)`"
-            )

@@ -8,7 +8,7 @@ import logging
 import random
 import threading
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 from functools import partial
 from types import ModuleType
@@ -18,14 +18,16 @@ import numpy
 import torch
 from torch import Tensor, compiler, fx, nn
 from torch._functorch import apis as functorch
+from torch._functorch import eager_transforms
 from torch._subclasses.fake_tensor import (
     DataDependentOutputException,
     DynamicOutputShapeException,
     FakeTensor,
 )
-from torch.autograd import profiler_legacy
+from torch.autograd import grad_mode, profiler_legacy
 from torch.fx.experimental.symbolic_shapes import GuardOnDataDependentSymNode
 from torch.overrides import handle_torch_function
+from torch.utils.checkpoint import CheckpointFunction
 
 UNKNOWN_VALUE_ERRORS = (
     GuardOnDataDependentSymNode,
@@ -33,6 +35,13 @@ UNKNOWN_VALUE_ERRORS = (
     DynamicOutputShapeException,
 )
 """The errors of torch.export where it would have to know a value."""
+
+_DERIVATIVES = (
+    (torch.autograd, "_engine_run_backward"),
+    (eager_transforms, "grad_increment_nesting"),
+    (eager_transforms, "jvp_increment_nesting"),
+)
+"""Where all derivatives begin, however the model calls them."""
 
 _writing_code = threading.RLock()
 """Held by the thread for which torch.fx writes code for any attribute name."""
@@ -77,26 +86,75 @@ def checked_calls(owner: Any, name: str, check: Callable[..., Any]) -> AbstractC
 
 
 @contextmanager
-def checked_gradients(check: Callable[[str, Sequence[Any]], None]) -> Iterator[None]:
-    """Within it, `check` gets each custom gradient of this thread first: its name and arguments.
+def replaced_functions(instead: Callable[..., Any]) -> Iterator[None]:
+    """Within it, autograd functions of this thread are called by `instead`.
 
-    Custom gradients are autograd functions and hooks of tensors.
+    It gets the class, its own `apply` and the arguments. A name that was bound to `Round.apply`
+    before leads here, too.
     """
-    here = threading.get_ident()
-    apply = vars(torch.autograd.Function)["apply"].__func__
+    here, base = threading.get_ident(), torch.autograd.function._SingleLevelFunction
+    outer = vars(base).get("apply")
 
-    def checked_apply(cls: Any, *args: Any, **kwargs: Any) -> Any:
+    def apply(cls: Any, *args: Any, **kwargs: Any) -> Any:
+        own = super(base, cls).apply if outer is None else outer.__get__(None, cls)
         # What torch uses inside, as for `torch.library.custom_op`, is part of an operator.
-        if threading.get_ident() == here and not cls.__module__.startswith("torch._"):
-            check(f"{cls.__name__}.backward", args)
-        return apply(cls, *args, **kwargs)
+        if threading.get_ident() != here or cls.__module__.startswith("torch._"):
+            return own(*args, **kwargs)
+        return instead(cls, own, *args, **kwargs)
 
-    def check_hook(tensor: Tensor, hook: Any) -> None:
-        check("a tensor's hook", (tensor,))
-
-    applied = replaced(torch.autograd.Function, "apply", classmethod(checked_apply))
-    with applied, checked_calls(Tensor, "register_hook", check_hook):
+    with replaced(base, "apply", classmethod(apply)):
         yield
+
+
+def is_reentrant_checkpoint(function: type) -> bool:
+    """Whether an autograd function runs a checkpoint with `use_reentrant=True`.
+
+    Its arguments are the function to run, whether to keep random states, and those to run it with.
+    """
+    return function is CheckpointFunction
+
+
+@contextmanager
+def inference_modes_as_grad_modes() -> Iterator[None]:
+    """Within it, `torch.inference_mode` switches gradients off (or on), and does no more.
+
+    torch.export notes `torch.no_grad`, and overlooks `torch.inference_mode`.
+    """
+    here, modes = threading.get_ident(), grad_mode.inference_mode
+    own_enter, own_exit = modes.__enter__, modes.__exit__
+
+    def enter(mode: Any) -> None:
+        if threading.get_ident() != here:
+            return own_enter(mode)
+        mode.skyfx_before = torch.is_grad_enabled()
+        torch.set_grad_enabled(not mode.mode)
+        return None
+
+    def leave(mode: Any, *error: Any) -> None:
+        if threading.get_ident() != here:
+            return own_exit(mode, *error)
+        torch.set_grad_enabled(mode.skyfx_before)
+        return None
+
+    with replaced(modes, "__enter__", enter), replaced(modes, "__exit__", leave):
+        yield
+
+
+@contextmanager
+def checked_derivatives(check: Callable[..., None]) -> Iterator[None]:
+    """Within it, `check` is called before each derivative that this thread computes.
+
+    They are those of `torch.autograd.grad`, of `backward`, and of `torch.func`.
+    """
+    with ExitStack() as stack:
+        for owner, name in _DERIVATIVES:
+            stack.enter_context(checked_calls(owner, name, check))
+        yield
+
+
+def checked_hooks(check: Callable[..., None]) -> AbstractContextManager[None]:
+    """Within it, `check` gets each tensor of this thread that gets a hook for its gradient."""
+    return checked_calls(Tensor, "register_hook", check)
 
 
 def checked_vmap(check: Callable[..., None]) -> AbstractContextManager[None]:
@@ -214,6 +272,13 @@ def num_writes(tensor: Tensor) -> int:
 def schema_of(node: fx.Node) -> Any:
     """The schema of the operator that a node calls; None for other functions."""
     return getattr(node.target, "_schema", None)
+
+
+def written_arguments(node: fx.Node) -> Iterator[Any]:
+    """The arguments that the operator of a node writes to, as its schema says."""
+    for i, argument in enumerate(getattr(schema_of(node), "arguments", ())):
+        if argument.alias_info is not None and argument.alias_info.is_write:
+            yield node.args[i] if i < len(node.args) else node.kwargs.get(argument.name)
 
 
 def allocations_of(call: Callable[[], Any]) -> tuple[Any, list[int]]:

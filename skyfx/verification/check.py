@@ -1,98 +1,173 @@
 """Holds a pipeline against the model that it was made from, before anyone trains."""
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
 from functools import partial
-from typing import Literal
+from typing import Any, Literal
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from skyfx.measurement.operator_costs import has_values
 from skyfx.orchestration.environment import Environment
 from skyfx.runtime.execution.microbatch import Batch
 from skyfx.runtime.pipeline import Pipeline
+from skyfx.runtime.verified import Verified
+from skyfx.solver.core.plan import Plan
 from skyfx.solver.errors import VerificationError
 from skyfx.tracing.capture import Capture
-from skyfx.verification.comparison import PRECISION, Comparison
-from skyfx.verification.observation import observe_plain, observe_staged
+from skyfx.verification.capacity import lacking
+from skyfx.verification.comparison import STATE, Contents, compare
+from skyfx.verification.observation import RunMode, observe_plain, observe_staged
 from skyfx.verification.sample_independence import check_samples
+from skyfx.verification.stage_parts import StageParts
+from skyfx.verification.tolerance import tolerance
 
-Check = Literal["full", "off"]
-"""What is checked before a pipeline is handed over: all, or nothing."""
-
-BETWEEN_DEVICES = 2e-2
-"""The least tolerance where a stage is on a GPU, which may round products to ten bits (TF32)."""
+Check = Literal["full", "outputs", "off"]
+"""What is checked before a pipeline is handed over: all, all but gradients, or nothing."""
 
 logger = logging.getLogger(__name__)
 
 
-def checked(
-    model: nn.Module,
-    captured: Capture,
-    batch: Batch,
-    environment: Environment,
-    check: Check,
-    make: Callable[[], Pipeline],
-) -> Pipeline:
-    """The pipeline, once its stages have done to one micro-batch what the model does.
+@dataclass(frozen=True, slots=True)
+class PipelineCheck:
+    """One micro-batch through plain torch and through the stages; both have to agree.
 
-    Args:
+    Attributes:
         model: before `make` moves its parameters to the devices of their stages.
         captured: the model as captured, with the micro-batch.
         batch: the example, of which the micro-batch is a part.
+        plan: of the stages.
         environment: its processes agree on what was found.
-        check: `off` makes the pipeline and no more.
         make: splits the model.
-
-    Raises:
-        VerificationError: the stages do something else, the pipeline is closed then; or the batch
-            cannot be computed in micro-batches.
     """
-    if check == "off":
-        return make()
-    group, training = environment.group, captured.training
-    if not all(group.run_together(lambda: has_values(captured))):
-        logger.info("the stages are not held against the model, which has no values yet")
-        return make()
-    size = captured.microbatch.batch_size
-    group.run_together(lambda: check_samples(model, batch, size, tolerance(captured)))
-    run = partial(observe_plain, model, captured.microbatch, training=training)
-    plain = group.barrier_after(run)
-    if training and not all(group.run_together(lambda: plain.has_gradients)):
-        logger.info("the stages are not held against the model, whose outputs need no gradient")
-        return make()
-    pipeline = make()
-    try:
-        allowed = tolerance(captured)
-        if not all(environment.on_cpu(pipeline.plan)):
-            allowed = max(allowed, BETWEEN_DEVICES)
-        # A generator that forward makes begins anew in each call of the model, but not in stages.
-        for _ in range(1 + has_generators(captured)):
-            staged = observe_staged(model, pipeline, captured.microbatch, training=training)
-            both = Comparison(plain, staged, allowed, pipeline.draws_as_plain_torch)
-            group.run_together(partial(_refuse, captured.name, both))
-    except BaseException:
-        pipeline.close()
-        raise
-    return pipeline
+
+    model: nn.Module
+    captured: Capture
+    batch: Batch
+    plan: Plan
+    environment: Environment
+    make: Callable[[], Pipeline]
+
+    def pipeline(self, check: Check) -> Pipeline:
+        """The pipeline, once its stages have done to one micro-batch what the model does.
+
+        Raises:
+            VerificationError: the stages do something else, the pipeline is closed then; or the
+                batch cannot be computed in micro-batches.
+        """
+        if check == "off":
+            return self._made(Verified(remark="check='off'"))
+        how = RunMode(self.captured.training, self.captured.training and check == "full")
+        if any(x.is_meta for x in self.batch.tensors):
+            return self._made(Verified(remark="the example inputs have no values"))
+        if why := self._too_large(how):
+            return self._by_stage(how, why)
+        return self._as_whole(how)
+
+    def _too_large(self, how: RunMode) -> str:
+        """Why the whole model cannot be run in each process; the same text in all."""
+
+        def lacks() -> str:
+            if not has_values(self.captured):
+                return "the model has no values before its stages read them"
+            return lacking(self.model, self.captured, self.plan, self.environment, how)
+
+        return next(filter(None, self.environment.group.run_together(lacks)), "")
+
+    def _as_whole(self, how: RunMode) -> Pipeline:
+        """Hold the stages against the model."""
+        model, captured, group = self.model, self.captured, self.environment.group
+        size = captured.microbatch.batch_size
+        group.run_together(lambda: check_samples(model, self.batch, size, tolerance(captured)))
+        plain = group.barrier_after(partial(observe_plain, model, captured.microbatch, how))
+        remark = "" if how.backward or not how.training else "gradients (check='outputs')"
+        with self._opened() as pipeline:
+            # A generator that forward makes begins anew in each call of the model, but not in
+            # stages.
+            for _ in range(1 + has_generators(captured)):
+                staged = observe_staged(model, pipeline, captured.microbatch, how)
+                if pipeline.draws_as_plain_torch:
+                    both = plain.contents, staged.contents
+                else:
+                    both = plain.changes(), staged.changes()
+                pipeline.verified = self._agreed(*both, remark)
+            if not pipeline.draws_as_plain_torch:
+                why = "that outputs are the model's, whose random numbers are others"
+                pipeline.verified = self._parts_agreed(pipeline, captured.microbatch, how, why)
+            return pipeline
+
+    def _by_stage(self, how: RunMode, why: str) -> Pipeline:
+        """Hold each stage against its part of the captured graph."""
+        size = self.captured.microbatch.batch_size
+        microbatch = self.batch.split(size)[0].to(torch.device("cpu"))
+        remark = f"that the captured graph is what forward does, as {why}"
+        with self._opened() as pipeline:
+            pipeline.verified = self._parts_agreed(pipeline, microbatch, how, remark)
+            return pipeline
+
+    def _parts_agreed(
+        self, pipeline: Pipeline, microbatch: Batch, how: RunMode, remark: str
+    ) -> Verified:
+        parts = StageParts.of(self.model, self.captured, pipeline)
+        return self._agreed(*parts.observe(pipeline, microbatch, how), remark)
+
+    @contextmanager
+    def _opened(self) -> Iterator[Pipeline]:
+        """The pipeline, which is closed if it is refused."""
+        pipeline = self.make()
+        try:
+            yield pipeline
+        except BaseException:
+            pipeline.close()
+            raise
+        logger.info("%s", pipeline.verified)
+
+    def _made(self, verified: Verified) -> Pipeline:
+        pipeline = self.make()
+        pipeline.verified = verified
+        logger.info("%s", verified)
+        return pipeline
+
+    def _agreed(self, plain: Contents, staged: Contents, remark: str) -> Verified:
+        """What all processes have compared together.
+
+        Raises:
+            VerificationError: it differs, in one of them.
+        """
+        allowed = tolerance(self.captured, self.environment.on_cpu(self.plan))
+
+        def compared() -> tuple[Mapping[str, Sequence[str]], float, str]:
+            settled = self.captured.settled
+            found = compare(_without(settled, plain), _without(settled, staged), allowed)
+            if found.deviations:
+                first = found.deviations[0]
+                name = self.captured.name
+                raise VerificationError(f"the stages would not do what {name} does: {first}")
+            return found.names, found.largest, found.where
+
+        return merged(self.environment.group.run_together(compared), remark)
 
 
-def tolerance(captured: Capture) -> float:
-    """How far two runs may differ by rounding: that of the least precise type in the graph."""
-    values = (x.meta.get("val") for x in captured.module.graph.nodes)
-    types = {x.dtype for x in values if isinstance(x, Tensor)}
-    return max((PRECISION[kind] for kind in types if kind in PRECISION), default=0.0)
+def _without(names: Collection[str], contents: Contents) -> Contents:
+    """The contents but for these attributes."""
+    state = {name: x for name, x in contents.get(STATE, {}).items() if name not in names}
+    return {**contents, STATE: state}
+
+
+def merged(found: Sequence[Any], remark: str) -> Verified:
+    """What several processes have compared: names by kind, the largest difference and its place."""
+    kinds = dict.fromkeys(kind for names, _, _ in found for kind in names)
+    tensors = {
+        kind: len({x for names, _, _ in found for x in names.get(kind, ())}) for kind in kinds
+    }
+    largest, where = max((one[1:] for one in found), default=(0.0, ""))
+    return Verified(tensors, largest, where, remark)
 
 
 def has_generators(captured: Capture) -> bool:
     """Whether the graph draws from generators other than torch's default ones."""
     constants = captured.module.graph.find_nodes(op="get_attr")
     return any(isinstance(captured.attribute(x), torch.Generator) for x in constants)
-
-
-def _refuse(name: str, both: Comparison) -> None:
-    first = next(both.differences(), None)
-    if first is not None:
-        raise VerificationError(f"the stages would not do what {name} does: {first}")
-    logger.info("the stages do what plain torch does, to %.0e", both.largest())

@@ -1,162 +1,191 @@
-"""What the stages do otherwise than the model."""
+"""What the stages do otherwise than plain torch: one walk through all that both gave and left."""
 
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from skyfx.runtime.model_state import NO_VALUES, equal
-from skyfx.verification.observation import Observation
+from skyfx.runtime.contents import NO_VALUES, equal
 
-PRECISION = {torch.float64: 1e-9, torch.float32: 1e-4, torch.float16: 1e-2, torch.bfloat16: 5e-2}
-"""How far two runs may differ by rounding, in parts of a tensor's largest number, by type."""
+Contents = Mapping[str, Mapping[str, Any]]
+"""What a run gave and left, by kind and name."""
 
-FLOOR = 1e-6
-"""A gradient so small beside the largest one of all is rounding."""
+STATE, GENERATORS, OUTPUTS = "buffers and attributes", "generators", "outputs"
+VALUES, GRADIENTS, FLOWING = "values between stages", "gradients", "gradients between stages"
 
-ATTRIBUTE = (
-    "stages do not keep what forward leaves on Python objects. Keep it in a buffer that forward "
-    "writes in place, or return it; remove hooks that collect"
-)
-OUTPUT = (
-    "forward reads what the stages do not have, such as a seed, a generator of its own or numbers "
-    "from outside torch. Pass it in as an input, or draw from torch's default generator"
-)
-GRADIENT = (
+
+@dataclass(frozen=True, slots=True)
+class Kind:
+    """A kind of contents.
+
+    Attributes:
+        says: what it means where one of them differs, with its `name` and by how much, `off`.
+        cure: what to do then.
+        floor: a number so small beside the largest one of all of this kind is rounding.
+    """
+
+    says: str
+    cure: str
+    floor: float = 0.0
+
+
+_GRADIENT = (
     "forward has gradients of its own, or switches them, and a captured graph does not. Put these "
     "lines into a submodule of their own, or write them with torch's operators"
 )
-DRAWS = (
-    "forward seeds a generator, or sets its state back. Draw such numbers once, and keep them in a "
-    "buffer"
+_STAGE = (
+    "The stage's device computes otherwise than plain torch, or this is a fault of skyfx. Try "
+    "another device for these nodes (pins=), and report it"
 )
+_FLOOR = 1e-6
+
+KINDS = {
+    STATE: Kind(
+        "forward changes {name!r}",
+        "stages do not keep what forward leaves on Python objects. Keep it in a buffer that "
+        "forward writes in place, or return it; remove hooks that collect",
+    ),
+    GENERATORS: Kind(
+        "forward leaves {name}'s generator in another state",
+        "forward seeds a generator, or sets its state back. Draw such numbers once, and keep them "
+        "in a buffer",
+    ),
+    OUTPUTS: Kind(
+        "output {name} differs by {off:.0e} of its largest number",
+        "forward reads what the stages do not have, such as a seed, a generator of its own or "
+        "numbers from outside torch. Pass it in as an input, or draw from torch's default "
+        "generator",
+    ),
+    VALUES: Kind("{name} differs by {off:.0e} of its largest number", _STAGE),
+    GRADIENTS: Kind("{name!r} has another gradient", _GRADIENT, _FLOOR),
+    FLOWING: Kind("{name} has another gradient", _STAGE, _FLOOR),
+}
+"""The most telling first."""
 
 
 @dataclass(frozen=True, slots=True)
 class Deviation:
-    """One thing that differs: what it is, what plain torch has, what the stages have, the cure."""
+    """One thing that differs: what it is, what plain torch has, what the stages have, the cure.
 
+    Attributes:
+        place: the line of the model that does it, if known.
+    """
+
+    kind: str
+    name: str
     what: str
     plain: str
     staged: str
-    cure: str
+    place: str = ""
 
     def __str__(self) -> str:
-        return f"{self.what} (plain torch: {self.plain}, stages: {self.staged}).\n{self.cure}"
+        both = f"(plain torch: {self.plain}, stages: {self.staged})"
+        return f"{self.what} {both}{self.place}.\n{KINDS[self.kind].cure}"
+
+    def at(self, place: str) -> "Deviation":
+        """The same with the line of the model."""
+        return replace(self, place=f", {place}" if place else "")
 
 
 @dataclass(frozen=True, slots=True)
 class Comparison:
-    """Two observations of the same micro-batch.
+    """What two runs of the same micro-batch have in common, and what not.
 
     Attributes:
-        plain: the model in plain torch.
-        staged: its stages, as far as they are in this process.
-        tolerance: in parts of a tensor's largest number.
-        same_draws: whether both have drawn the same random numbers; else it is only compared which
-            attributes have changed.
+        names: of the tensors that were compared, by kind.
+        largest: their largest difference that is still rounding, in parts of the largest number.
+        where: which tensor has that.
+        deviations: all that differs by more, the most telling first.
     """
 
-    plain: Observation
-    staged: Observation
-    tolerance: float
-    same_draws: bool
+    names: Mapping[str, Sequence[str]]
+    largest: float
+    where: str
+    deviations: Sequence[Deviation]
 
-    def differences(self) -> Iterator[Deviation]:
-        """All that differs, the most telling first."""
-        yield from self._of_attributes()
-        if self.same_draws:
-            yield from self._of_generators()
-            yield from self._of_outputs()
-            yield from self._of_gradients()
 
-    def largest(self) -> float:
-        """The largest difference of outputs and gradients, in parts of the largest number."""
-        pairs = list(zip(self.plain.outputs, self.staged.outputs, strict=False))
-        for name, found in self.staged.gradients.items():
-            expected = self.plain.gradients.get(name)
-            if expected is not None and found is not None:
-                pairs.append((expected, found))
-        return max((distance(*pair) for pair in pairs), default=0.0)
+def compare(plain: Contents, staged: Contents, tolerance: float) -> Comparison:
+    """Hold what the stages gave and left against what plain torch did.
 
-    def _of_attributes(self) -> Iterator[Deviation]:
-        before, then = self.plain.before.values, self.plain.after.values
-        for name in dict.fromkeys((*then, *self.staged.after.values)):
-            expected, found = then.get(name), self.staged.after.values.get(name)
-            if self.same_draws:
-                is_same = self._same(expected, found)
-            else:  # changed, or not, by both
-                was = before.get(name)
-                is_same = equal(was, expected) == equal(was, found)
-            if not is_same:
-                what = f"forward changes {name!r}"
-                yield Deviation(what, _said(expected), _said(found), ATTRIBUTE)
+    Args:
+        plain: all of it.
+        staged: what other processes have is missing, or `NO_VALUES`.
+        tolerance: how far two tensors may differ, in parts of the largest number.
+    """
+    names: dict[str, list[str]] = {}
+    largest, where = 0.0, ""
+    deviations = []
+    for kind in KINDS:
+        ours, theirs = staged.get(kind, {}), plain.get(kind, {})
+        floor = _Floor(KINDS[kind].floor, theirs)
+        for name in dict.fromkeys((*theirs, *ours)) if ours else ():
+            expected, found = theirs.get(name), ours.get(name)
+            off = difference(expected, found)
+            if off > tolerance and not floor.covers(expected, found, off):
+                what = KINDS[kind].says.format(name=name, off=off)
+                said = _said(expected), _said(found)
+                deviations.append(Deviation(kind, name, what, *said))
+            elif isinstance(expected, Tensor) and not is_elsewhere(found):
+                names.setdefault(kind, []).append(name)
+                if tolerance >= off > largest:
+                    largest, where = off, f"{kind}: {name}"
+    return Comparison(names, largest, where, deviations)
 
-    def _of_generators(self) -> Iterator[Deviation]:
-        # Draws from Python's and numpy's generators are refused when the model is captured.
-        if self.staged.after.generators["torch"] != self.plain.after.generators["torch"]:
-            what = "forward leaves torch's generator in another state"
-            yield Deviation(what, "its own", "another", DRAWS)
 
-    def _of_outputs(self) -> Iterator[Deviation]:
-        if not self.staged.outputs:
-            return  # another process has them
-        pairs = zip(self.plain.outputs, self.staged.outputs, strict=True)
-        for i, (expected, found) in enumerate(pairs):
-            if not self._same(expected, found):
-                what = (
-                    f"output {i} differs by {distance(expected, found):.0e} of its largest number"
-                )
-                yield Deviation(what, _said(expected), _said(found), OUTPUT)
+class _Floor:
+    """The size of numbers that are rounding beside the largest one of a kind."""
 
-    def _of_gradients(self) -> Iterator[Deviation]:
-        sizes = [_largest(x) for x in self.plain.gradients.values() if x is not None]
-        floor = FLOOR * max(sizes, default=0.0)
-        for name, found in self.staged.gradients.items():
-            expected = self.plain.gradients.get(name)
-            known = [x for x in (expected, found) if x is not None]
-            if len(known) == 1:
-                is_same = _largest(known[0]) <= floor
-            else:
-                is_same = self._same(expected, found, floor)
-            if not is_same:
-                what = f"{name!r} has another gradient"
-                yield Deviation(what, _said(expected), _said(found), GRADIENT)
+    def __init__(self, share: float, contents: Mapping[str, Any]) -> None:
+        self._share, self._contents = share, contents
 
-    def _same(self, expected: Any, found: Any, floor: float = 0.0) -> bool:
-        """Whether two contents are equal but for rounding."""
-        if isinstance(expected, list) and isinstance(found, list):
-            return len(expected) == len(found) and all(map(self._same, expected, found))
-        if isinstance(expected, dict) and isinstance(found, dict):
-            same_keys = expected.keys() == found.keys()
-            return same_keys and all(self._same(expected[k], found[k]) for k in expected)
-        if isinstance(found, str) and found == NO_VALUES:
-            return True  # another process compares it
-        if not (_is_real(expected) and _is_real(found)):
-            return equal(expected, found)
-        if (expected.shape, expected.dtype) != (found.shape, found.dtype):
+    @cached_property
+    def _size(self) -> float:
+        sizes = (_largest(x) for x in self._contents.values() if _is_rounded(x))
+        return self._share * max(sizes, default=0.0)
+
+    def covers(self, expected: Any, found: Any, off: float) -> bool:
+        """Whether two contents that differ are both so small, or differ by so little."""
+        known = [x for x in (expected, found) if x is not None]
+        if not self._share or not known or not all(map(_is_rounded, known)):
             return False
-        off = distance(expected, found)
-        return off <= self.tolerance or off * _largest(expected) <= floor
+        if len(known) == 1:
+            return _largest(known[0]) <= self._size
+        return off * _largest(expected) <= self._size
 
 
-def _is_real(value: Any) -> bool:
-    return isinstance(value, Tensor) and value.is_floating_point()
+def difference(expected: Any, found: Any) -> float:
+    """How far two contents are apart, in parts of a tensor's largest number; 0 where equal.
+
+    Infinite where they differ in more than their numbers.
+    """
+    if is_elsewhere(found):
+        return 0.0
+    if isinstance(expected, list) and isinstance(found, list) and len(expected) == len(found):
+        return max(map(difference, expected, found), default=0.0)
+    if isinstance(expected, dict) and isinstance(found, dict) and expected.keys() == found.keys():
+        return max((difference(expected[k], found[k]) for k in expected), default=0.0)
+    if _is_rounded(expected) and _is_rounded(found):
+        same_form = (expected.shape, expected.dtype) == (found.shape, found.dtype)
+        return distance(expected, found) if same_form else float("inf")
+    return 0.0 if equal(expected, found) else float("inf")
 
 
-def _largest(x: Tensor) -> float:
-    """The largest finite number."""
-    finite = x[x.isfinite()]
-    return float(finite.abs().max()) if finite.numel() else 0.0
+def is_elsewhere(value: Any) -> bool:
+    """Whether another process has the value, and compares it."""
+    return isinstance(value, str) and value == NO_VALUES
 
 
 def distance(expected: Tensor, found: Tensor) -> float:
     """The largest difference in parts of the largest number; infinite where only one is finite."""
-    if not _is_real(expected) or not expected.numel():
+    if not _is_rounded(expected) or not expected.numel():
         return 0.0
-    one, other = expected.cpu().double(), found.cpu().double()
+    one, other = expected.detach().cpu(), found.detach().cpu()
+    if torch.equal(one, other):  # as stages on CPUs are nearly always
+        return 0.0
+    one, other = _numbers(one), _numbers(other)
     is_finite = one.isfinite()
     if not torch.equal(is_finite, other.isfinite()):
         return float("inf")
@@ -166,11 +195,26 @@ def distance(expected: Tensor, found: Tensor) -> float:
     return off / (_largest(one) or 1.0)
 
 
+def _is_rounded(value: Any) -> bool:
+    return isinstance(value, Tensor) and (value.is_floating_point() or value.is_complex())
+
+
+def _numbers(x: Tensor) -> Tensor:
+    return (torch.view_as_real(x) if x.is_complex() else x).double()
+
+
+def _largest(x: Tensor) -> float:
+    """The largest finite number."""
+    x = _numbers(x)
+    finite = x[x.isfinite()]
+    return float(finite.abs().max()) if finite.numel() else 0.0
+
+
 def _said(value: Any) -> str:
     if value is None:
         return "none"
     if isinstance(value, Tensor):
-        norm = f" and norm {float(value.double().norm()):.4g}" if _is_real(value) else ""
+        norm = f" and norm {float(_numbers(value).norm()):.4g}" if _is_rounded(value) else ""
         return f"a tensor of shape {tuple(value.shape)}{norm}"
     if isinstance(value, list | dict):
         return f"{len(value)} entries"

@@ -4,16 +4,34 @@ import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
+from skyfx.runtime.contents import NO_VALUES, equal
 from skyfx.runtime.execution.microbatch import Batch, OutputSpec
+from skyfx.runtime.execution.shared_data import CallData
 from skyfx.runtime.model_state import ModelState, preserve_state
 from skyfx.runtime.pipeline import Pipeline
 from skyfx.tracing.capture import in_mode, on_one_device
 from skyfx.tracing.exporter import has_cache
+from skyfx.verification.comparison import (
+    GENERATORS,
+    GRADIENTS,
+    OUTPUTS,
+    STATE,
+    Contents,
+    is_elsewhere,
+)
+
+
+class RunMode(NamedTuple):
+    """How a micro-batch is run: the model in training or eval mode, and whether backward too."""
+
+    training: bool
+    backward: bool
+
 
 SEED = 20_220_101
 """Of torch's generator in both runs, so that dropout drops the same."""
@@ -24,32 +42,39 @@ class Observation:
     """What a run gave and left.
 
     Attributes:
-        outputs: the tensors that the model returned; empty where another process has them.
-        has_gradients: whether any of them requires a gradient.
-        gradients: by name of the parameters that require one and are here; None for none.
-        before: buffers, attributes and generators.
-        after: the same afterwards.
+        contents: outputs, gradients, buffers and attributes, generators; what other processes have
+            is missing, or `NO_VALUES`.
+        before: buffers and attributes as they were.
     """
 
-    outputs: Sequence[Tensor]
-    has_gradients: bool
-    gradients: Mapping[str, Tensor | None]
-    before: ModelState
-    after: ModelState
+    contents: Contents
+    before: Mapping[str, Any]
+
+    def changes(self) -> Contents:
+        """No more than which buffers and attributes have changed.
+
+        That is all that two runs with different random numbers have in common.
+        """
+        after = self.contents[STATE]
+        return {STATE: {x: self._change(x, after.get(x)) for x in {**self.before, **after}}}
+
+    def _change(self, name: str, value: Any) -> str:
+        if is_elsewhere(value):
+            return NO_VALUES
+        return "as before" if equal(self.before.get(name), value) else "another"
 
 
-def observe_plain(model: nn.Module, microbatch: Batch, *, training: bool) -> Observation:
+def observe_plain(model: nn.Module, microbatch: Batch, how: RunMode) -> Observation:
     """Run the model itself; it is as before afterwards."""
 
-    def run() -> list[Tensor]:
+    def run() -> Contents:
         outputs = plain_outputs(model, microbatch)
-        loss = weighted_sum(outputs)
-        if training and loss is not None:
-            loss.backward()  # type: ignore[no-untyped-call]
-        return outputs
+        if how.backward:
+            weighted_sum(outputs).backward()  # type: ignore[no-untyped-call]
+        return {OUTPUTS: numbered(outputs)}
 
-    with in_mode(model, training=training), on_one_device(model):
-        return _observed(model, run, training=training)
+    with in_mode(model, training=how.training), on_one_device(model):
+        return observed(model, run, how)
 
 
 def plain_outputs(model: nn.Module, microbatch: Batch) -> list[Tensor]:
@@ -62,7 +87,7 @@ def plain_outputs(model: nn.Module, microbatch: Batch) -> list[Tensor]:
 
 
 def observe_staged(
-    model: nn.Module, pipeline: Pipeline, microbatch: Batch, *, training: bool
+    model: nn.Module, pipeline: Pipeline, microbatch: Batch, how: RunMode
 ) -> Observation:
     """Run the stages; the model is as before afterwards."""
     found: list[Tensor] = []
@@ -70,21 +95,24 @@ def observe_staged(
     def loss_fn(returned: Any, _: Any) -> Tensor:
         _, outputs = OutputSpec.of(returned)
         found[:] = outputs
-        loss = weighted_sum(outputs)
-        assert loss is not None
-        return loss
+        return weighted_sum(outputs)
 
-    args, kwargs = _fresh(microbatch).restore()
-    batch = kwargs or tuple(args)  # a batch is one or the other
-
-    def run() -> list[Tensor]:
-        if training:
-            pipeline.train_step(batch, None, loss_fn)
+    def run() -> Contents:
+        fresh = _fresh(microbatch)
+        if how.backward:
+            args, kwargs = fresh.restore()
+            pipeline.train_step(kwargs or tuple(args), None, loss_fn)  # a batch is one or the other
         else:
-            _, found[:] = OutputSpec.of(pipeline(batch))
-        return found
+            returned = pipeline.runner.infer(lambda: CallData(fresh), as_trained=how.training)
+            _, found[:] = OutputSpec.of(returned)
+        return {OUTPUTS: numbered(found)}
 
-    return _observed(model, run, training=training)
+    return observed(model, run, how)
+
+
+def numbered(outputs: Sequence[Tensor]) -> Mapping[str, Tensor]:
+    """Outputs by their numbers."""
+    return {str(i): x for i, x in enumerate(outputs)}
 
 
 def _fresh(microbatch: Batch) -> Batch:
@@ -93,14 +121,14 @@ def _fresh(microbatch: Batch) -> Batch:
     return replace(microbatch, leaves=tuple(copies))
 
 
-def weighted_sum(outputs: Sequence[Tensor]) -> Tensor | None:
-    """A loss with another gradient for each number of the outputs; None without gradients."""
+def weighted_sum(outputs: Sequence[Tensor]) -> Tensor:
+    """A loss with another gradient for each number of the outputs that require one."""
     parts = [
         (x * _weights(x)).sum().float().cpu()
         for x in outputs
         if x.requires_grad and x.is_floating_point()
     ]
-    return torch.stack(parts).sum() if parts else None
+    return torch.stack(parts).sum() if parts else torch.zeros((), requires_grad=True)
 
 
 def _weights(x: Tensor) -> Tensor:
@@ -108,23 +136,36 @@ def _weights(x: Tensor) -> Tensor:
     return (torch.cos(numbers) / math.sqrt(max(1, x.numel()))).to(x.dtype).reshape(x.shape)
 
 
-def _observed(
-    model: nn.Module, run: Callable[[], Sequence[Tensor]], *, training: bool
-) -> Observation:
+def observed(model: nn.Module, run: Callable[[], Contents], how: RunMode) -> Observation:
+    """What a run gives and leaves; the model is as before afterwards.
+
+    Args:
+        model: has the parameters whose gradients are read.
+        run: returns what it gives, by kind.
+        how: with gradients or without.
+    """
     with _gradients_apart(model), preserve_state(model):
         torch.manual_seed(SEED)
         before = ModelState.of(model)
-        with torch.set_grad_enabled(training):
-            outputs = run()
+        with torch.set_grad_enabled(how.backward):
+            gave = run()
         after = ModelState.of(model)
-        gradients = {
-            name: None if x.grad is None else x.grad.detach().cpu()
-            for name, x in model.named_parameters()
-            if training and not x.is_meta
+        contents = {
+            # Draws from Python's and numpy's generators are refused when the model is captured.
+            GENERATORS: {"torch": after.generators["torch"]},
+            STATE: after.values,
+            **{kind: {x: _kept(y) for x, y in some.items()} for kind, some in gave.items()},
         }
-        has_gradients = any(x.requires_grad for x in outputs)
-        copies = [x.detach().cpu() for x in outputs]
-        return Observation(copies, has_gradients, gradients, before, after)
+        if how.backward:
+            gradients = ((x, y if y.is_meta else y.grad) for x, y in model.named_parameters())
+            contents[GRADIENTS] = {x: _kept(y) for x, y in gradients}
+        return Observation(contents, before.values)
+
+
+def _kept(x: Tensor | None) -> Any:
+    if x is None or x.is_meta:
+        return None if x is None else NO_VALUES
+    return x.detach().cpu()
 
 
 @contextmanager

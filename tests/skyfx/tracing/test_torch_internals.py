@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, fx, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.overrides import TorchFunctionMode
+from torch.utils.checkpoint import checkpoint
 
 from skyfx.tracing import torch_internals
 
@@ -56,21 +57,34 @@ def test_an_inherited_attribute_is_inherited_again() -> None:
     assert "forward" not in vars(Child)
 
 
-def test_autograd_functions_are_noticed_in_this_thread() -> None:
+bound_early = Doubled.apply
+
+
+def test_autograd_functions_are_called_otherwise_in_this_thread() -> None:
     seen, x = list[str](), torch.ones(2, requires_grad=True)
-    with torch_internals.checked_gradients(lambda name, args: seen.append(f"{name} {len(args)}")):
-        y = Doubled.apply(x)
+
+    def call(name: str) -> Callable[..., Any]:
+        def instead(function: type, own: Callable[..., Any], *args: Any) -> Any:
+            seen.append(f"{name} {function.__name__} {len(args)}")
+            return own(*args)
+
+        return instead
+
+    with torch_internals.replaced_functions(call("outer")):
+        with torch_internals.replaced_functions(call("inner")):
+            y = bound_early(x)
+        Doubled.apply(x)
         in_another_thread(lambda: Doubled.apply(x))
     Doubled.apply(x)
-    assert seen == ["Doubled.backward 1"]
+    assert seen == ["inner Doubled 1", "outer Doubled 1", "outer Doubled 1"]
     assert torch.equal(torch.autograd.grad(y.sum(), x)[0], 2 * torch.ones(2))
 
 
-def test_operators_of_the_users_own_are_no_custom_gradients() -> None:
+def test_operators_of_the_users_own_are_no_autograd_functions() -> None:
     operator = torch.library.custom_op("skyfx_tests::negative", mutates_args=())(negative)
     operator.register_autograd(lambda ctx, gradient: -gradient)
-    seen = list[str]()
-    with torch_internals.checked_gradients(lambda name, args: seen.append(name)):
+    seen = list[type]()
+    with torch_internals.replaced_functions(lambda function, own, *args: seen.append(function)):
         operator(torch.ones(2, requires_grad=True))
     assert seen == []
 
@@ -79,13 +93,82 @@ def negative(x: Tensor) -> Tensor:
     return -x
 
 
-def test_hooks_of_tensors_are_noticed() -> None:
+def test_a_reentrant_checkpoint_is_an_autograd_function() -> None:
+    seen = list[bool]()
+
+    def instead(function: type, own: Callable[..., Any], *args: Any) -> Any:
+        seen.append(torch_internals.is_reentrant_checkpoint(function))
+        if not seen[-1]:
+            return own(*args)
+        run, _, *given = args
+        return run(*given)
+
+    x = torch.ones(2, requires_grad=True)
+    with torch_internals.replaced_functions(instead):
+        assert torch.equal(checkpoint(torch.neg, x, use_reentrant=True), -x)
+        assert torch.equal(checkpoint(torch.neg, x, use_reentrant=False), -x)
+        Doubled.apply(x)
+    assert seen == [True, False]
+
+
+def test_inference_modes_switch_gradients() -> None:
+    seen = list[bool]()
+    bound = torch.inference_mode(True)(torch.is_grad_enabled)
+    with torch_internals.inference_modes_as_grad_modes():
+        with torch.inference_mode():
+            assert not torch.is_inference_mode_enabled()
+            assert not torch.is_grad_enabled()
+            with torch.inference_mode(False):
+                assert torch.is_grad_enabled()
+            assert not torch.is_grad_enabled()
+            in_another_thread(lambda: seen.append(torch.is_inference_mode_enabled()))
+        assert torch.is_grad_enabled()
+        assert not bound()
+    assert seen == [False]  # modes of that thread
+    with torch.inference_mode():
+        assert torch.is_inference_mode_enabled()
+
+
+@pytest.mark.parametrize(
+    "compute",
+    [
+        lambda x: torch.autograd.grad(x.sin().sum(), x),
+        lambda x: x.sin().sum().backward(),
+        lambda x: torch.func.grad(lambda y: y.sin().sum())(x),
+        lambda x: torch.func.vjp(torch.sin, x),
+        lambda x: torch.func.jvp(torch.sin, (x,), (x,)),
+        lambda x: torch.func.hessian(lambda y: y.sin().sum())(x),
+    ],
+)
+@pytest.mark.filterwarnings("ignore:`torch.jit.script` is deprecated")
+def test_derivatives_are_noticed(compute: Callable[[Tensor], Any]) -> None:
     seen, x = list[str](), torch.ones(2, requires_grad=True)
-    with torch_internals.checked_gradients(lambda name, args: seen.append(name)):
+    with torch_internals.checked_derivatives(lambda *_: seen.append("derivative")):
+        in_another_thread(lambda: compute(x))
+        assert seen == []
+        compute(x)
+    assert seen[:1] == ["derivative"]
+    first = len(seen)
+    compute(x)
+    assert len(seen) == first
+
+
+def test_hooks_of_tensors_are_noticed() -> None:
+    seen, x = list[Tensor](), torch.ones(2, requires_grad=True)
+    with torch_internals.checked_hooks(lambda tensor, hook: seen.append(tensor)):
         x.register_hook(lambda gradient: 3 * gradient)
     (2 * x).sum().backward()
-    assert seen == ["a tensor's hook"]
+    assert [*map(id, seen)] == [id(x)]
     assert torch.equal(x.grad, torch.full((2,), 6.0))
+
+
+def test_data_is_an_operator() -> None:
+    x = torch.ones(2, requires_grad=True)
+    y = torch.ops.aten.data(x)
+    y.add_(1)
+    assert not y.requires_grad
+    assert torch.equal(x, torch.full((2,), 2.0))
+    assert torch_internals.num_writes(x) == 0  # unlike `detach`: backward does not mind
 
 
 def test_vmap_is_noticed() -> None:
@@ -261,3 +344,13 @@ def test_only_known_warnings_are_silenced() -> None:
             for message in (known, *others):
                 warnings.warn(message, stacklevel=1)
     assert [str(warning.message) for warning in caught] == others
+
+
+def test_a_schema_says_what_an_operator_writes_to() -> None:
+    graph = fx.Graph()
+    x, y = graph.placeholder("x"), graph.placeholder("y")
+    adds = graph.call_function(torch.ops.aten.add_.Tensor, (x, y))
+    into = graph.call_function(torch.ops.aten.add.out, (x, y), {"out": y})
+    reads = graph.call_function(torch.ops.aten.add.Tensor, (x, y))
+    found = [list(torch_internals.written_arguments(node)) for node in (adds, into, reads, x)]
+    assert found == [[x], [y], [], []]

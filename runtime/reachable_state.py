@@ -1,0 +1,160 @@
+"""Python state outside of a model's modules that its code can change.
+
+calls = 0                                 a global that a forward names
+class Net: log = []                       an attribute of a class
+def hook(module, args, output):           a hook, which the modules keep:
+    seen.append(output)                   its closure, its globals, its object
+"""
+
+from collections import deque
+from collections.abc import Iterator, MutableMapping, MutableSequence, MutableSet
+from dataclasses import dataclass
+from functools import partial
+from types import CellType, CodeType, FunctionType, MethodType, ModuleType
+from typing import Any
+
+import numpy
+import torch
+from torch import Tensor, nn
+
+from skyfx.runtime.contents import is_closed
+
+_CHANGING = (
+    bool,
+    int,
+    float,
+    Tensor,
+    numpy.ndarray,
+    MutableMapping,
+    MutableSequence,
+    MutableSet,
+    deque,
+    torch.Generator,
+)
+"""Types of variables that are looked at: many others, such as loggers, keep caches of their own."""
+
+_DEPTH = 4
+"""How far functions that functions name are followed."""
+
+
+@dataclass(frozen=True, slots=True)
+class Slot:
+    """A place that holds a value: a key of a dict, a variable of a closure, or of a class.
+
+    Attributes:
+        name: as messages have it.
+        owner: the dict, the cell or the class.
+        key: of the dict or the class.
+    """
+
+    name: str
+    owner: MutableMapping[str, Any] | CellType | type
+    key: str = ""
+
+    @property
+    def value(self) -> Any:
+        """What is there now; None for a variable that is not set yet."""
+        if isinstance(self.owner, type):
+            return vars(self.owner)[self.key]
+        if isinstance(self.owner, CellType):
+            return self.owner.cell_contents if self.owner != CellType() else None
+        return self.owner.get(self.key)
+
+    def put(self, value: Any) -> None:
+        """Put a value there."""
+        if isinstance(self.owner, type):
+            setattr(self.owner, self.key, value)
+        elif isinstance(self.owner, CellType):
+            self.owner.cell_contents = value
+        else:
+            self.owner[self.key] = value
+
+
+class _Reach:
+    """Walks from functions to the variables that they name; each is met once."""
+
+    def __init__(self) -> None:
+        self._met: set[Any] = set()
+
+    def of_class(self, kind: type[nn.Module]) -> Iterator[Slot]:
+        """Attributes of a module's class, and what its forward reaches."""
+        for base in [base for base in kind.__mro__ if not is_closed(base)]:
+            for name, value in list(vars(base).items()):
+                if isinstance(value, _CHANGING) and not name.startswith("__"):
+                    yield from self._once(Slot(f"{base.__qualname__}.{name}", base, name))
+        if not is_closed(kind):
+            yield from self._of_function(kind.forward, _DEPTH, kind)
+
+    def of_hook(self, hook: Any, prefix: str) -> Iterator[Slot]:
+        """What a hook reaches: a function, a method, or any object that can be called."""
+        while isinstance(hook, partial):
+            for i, argument in enumerate(hook.args):
+                yield Slot(f"{prefix}hook[{i}]", {"": argument})
+            hook = hook.func
+        owner = getattr(hook, "__self__", hook)
+        if not isinstance(owner, nn.Module | FunctionType) and not is_closed(type(owner)):
+            for name in list(getattr(owner, "__dict__", ())):
+                slot = Slot(f"{prefix}{type(owner).__name__}.{name}", vars(owner), name)
+                yield from self._once(slot)
+        function = hook if isinstance(hook, FunctionType | MethodType) else type(hook).__call__
+        yield from self._of_function(function, _DEPTH)
+
+    def _of_function(self, function: Any, depth: int, kind: type = object) -> Iterator[Slot]:
+        """Variables of its closure, globals that it names, and those of functions among them."""
+        function = getattr(function, "__func__", function)
+        if not isinstance(function, FunctionType) or is_closed(function) or not depth:
+            return
+        if id(function) in self._met:
+            return
+        self._met.add(id(function))
+        for name, cell in zip(
+            function.__code__.co_freevars, function.__closure__ or (), strict=True
+        ):
+            slot = Slot(f"{function.__qualname__}: {name}", cell)
+            yield from self._of_variable(slot, depth)
+        names = _names_in(function.__code__)
+        module = str(function.__globals__.get("__name__"))
+        for name in sorted(names & function.__globals__.keys()):
+            slot = Slot(f"{module}.{name}", function.__globals__, name)
+            if isinstance(slot.value, ModuleType) and not is_closed(slot.value):
+                there = vars(slot.value)
+                for inner in sorted(names & there.keys()):
+                    inside = Slot(f"{slot.value.__name__}.{inner}", there, inner)
+                    yield from self._of_variable(inside, depth)
+            yield from self._of_variable(slot, depth)
+        for name in sorted(names):  # methods that a method calls
+            yield from self._of_function(getattr(kind, name, None), depth - 1, kind)
+
+    def _of_variable(self, slot: Slot, depth: int) -> Iterator[Slot]:
+        value = slot.value
+        if isinstance(value, FunctionType | MethodType):
+            yield from self._of_function(value, depth - 1)
+        elif isinstance(value, _CHANGING):
+            yield from self._once(slot)
+
+    def _once(self, slot: Slot) -> Iterator[Slot]:
+        place = (id(slot.owner), slot.key)
+        if place not in self._met:
+            self._met.add(place)
+            yield slot
+
+
+def reachable_slots(model: nn.Module) -> Iterator[Slot]:
+    """What the classes of a model's modules, their forwards and their hooks reach."""
+    reach = _Reach()
+    for kind in dict.fromkeys(type(module) for module in model.modules()):
+        yield from reach.of_class(kind)
+    for path, module in model.named_modules():
+        for hook in hooks_of(module):
+            yield from reach.of_hook(hook, f"{path}." if path else "")
+
+
+def hooks_of(module: nn.Module) -> list[Any]:
+    """The forward hooks of a module, before it and after it."""
+    return [*module._forward_pre_hooks.values(), *module._forward_hooks.values()]
+
+
+def _names_in(code: CodeType) -> set[str]:
+    """Names of globals and attributes in a function and the functions inside it."""
+    inner = [const for const in code.co_consts if isinstance(const, CodeType)]
+    return set(code.co_names).union(*map(_names_in, inner))

@@ -1,0 +1,33 @@
+"""What `partition` has verified of a pipeline, as the pipeline tells it."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+
+@dataclass(frozen=True, slots=True)
+class Verified:
+    """What a pipeline's stages were compared with plain torch in; print it to see a sentence.
+
+    Attributes:
+        tensors: how many tensors of each kind were compared, such as `{"gradients": 199}`; none
+            where nothing was.
+        largest: the largest difference, in parts of that tensor's largest number; 0 means equal to
+            the last bit.
+        where: which tensor that is.
+        remark: what was not verified, and why; empty if all was.
+    """
+
+    tensors: Mapping[str, int] = field(default_factory=dict)
+    largest: float = 0.0
+    where: str = ""
+    remark: str = ""
+
+    def __str__(self) -> str:
+        if not self.tensors:
+            return f"not verified: {self.remark}"
+        counts = ", ".join(f"{kind} ({count})" for kind, count in self.tensors.items())
+        digits = "equal to the last bit"
+        if self.largest:
+            digits = f"equal to {self.largest:.0e} of the largest number ({self.where})"
+        remark = f"; not verified: {self.remark}" if self.remark else ""
+        return f"verified against plain torch: {counts}, {digits}{remark}"

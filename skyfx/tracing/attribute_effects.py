@@ -1,0 +1,176 @@
+"""Which of the attributes that a forward assigns can be outputs of a captured graph.
+
+Calls of the model show it, each but the first with what the first has left:
+
+    renewed      the next call leaves the same    self.l_aux = aux      an output of the graph
+    settled      only the first assigns it        if self.mask is None  stages make it each time
+    remembered   the next call depends on it      self.calls += 1       a buffer, or refused
+"""
+
+import inspect
+import re
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, fx, nn
+
+from skyfx.runtime.contents import content, equal
+from skyfx.runtime.execution.assigned_attributes import AssignedAttributes, Change, Way
+from skyfx.runtime.model_state import preserve_state
+from skyfx.runtime.pytree import tree_leaves, tree_map
+from skyfx.solver.errors import CaptureError
+from skyfx.tracing.attribute_watch import AttributeWatch
+from skyfx.tracing.mutable_attributes import plain_tensors
+
+Run = Callable[[], Sequence[Tensor]]
+
+_FORMS_ONLY = ("_like", "new_", "type_as", "expand_as", "view_as")
+"""Parts of the names of operators that take the form of an argument, and not its values."""
+
+
+@dataclass(frozen=True, slots=True)
+class AttributeEffects:
+    """What the calls have shown, by the attributes' names from the model on.
+
+    Attributes:
+        renewed: each call leaves them, whatever they were; also numbers that settle. The way is
+            that of the second call: a list that forward clears and fills looks appended to while
+            it is empty.
+        settled: one call assigns them.
+        remembered: a call depends on what the call before has left; what both have left.
+    """
+
+    renewed: Mapping[str, Way] = field(default_factory=dict)
+    settled: frozenset[str] = frozenset()
+    remembered: Mapping[str, tuple[Any, Any]] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class _Call:
+    """The outputs of a call, and what it has left."""
+
+    outputs: list[Any]
+    changes: Mapping[str, Change]
+    contents: Mapping[str, Any]
+
+    def differs_from(self, first: "_Call") -> bool:
+        """Whether it shows that the first has gone before."""
+        both = self.contents.keys() & first.contents.keys()
+        return not (
+            equal(self.outputs, first.outputs)
+            and all(equal(self.contents[name], first.contents[name]) for name in both)
+        )
+
+
+def attribute_effects(model: nn.Module, run: Run) -> AttributeEffects:
+    """Call a model some times; it is as before afterwards.
+
+    Args:
+        model: whose attributes are meant.
+        run: calls it on the micro-batch of the capture.
+    """
+    first = _called(model, run)
+    second = _called(model, run, first, first.changes)
+    remembered: dict[str, tuple[Any, Any]] = {}
+    if second.differs_from(first):
+        for name in first.changes:
+            after_it = _called(model, run, first, [name])
+            if after_it.differs_from(first):
+                remembered[name] = first.contents[name], after_it.contents.get(name)
+    rest = first.changes.keys() - remembered.keys()
+    plain = {name for name in rest if not AssignedAttributes.of({name: first.changes[name]})[1]}
+    ways = {name: second.changes.get(name, first.changes[name]).way for name in first.changes}
+    renewed = {name: ways[name] for name in rest & (second.changes.keys() | plain)}
+    return AttributeEffects(renewed, frozenset(rest - renewed.keys()), remembered)
+
+
+def line_of(model: nn.Module, attribute: str) -> str:
+    """Where the code of a module assigns an attribute, as ` at FILE:LINE`, if it is found."""
+    path, _, key = attribute.rpartition(".")
+    kind = type(model.get_submodule(path))
+    assigns = re.compile(rf"\bself\.{re.escape(key)}\b(\[.*\])?\s*([-+*/@|&^%]|//|\*\*)?=(?!=)")
+    names = re.compile(rf"\bself\.{re.escape(key)}\b")
+    for wanted in (assigns, names):
+        for name, function in inspect.getmembers(kind, inspect.isfunction):
+            if name == "__init__" or function.__module__.partition(".")[0] == "torch":
+                continue
+            try:
+                lines, begin = inspect.getsourcelines(function)
+            except OSError:
+                continue
+            for i, line in enumerate(lines):
+                if wanted.search(line):
+                    return f" at {inspect.getsourcefile(function)}:{begin + i}"
+    return ""
+
+
+def _called(
+    model: nn.Module, run: Run, first: _Call | None = None, left: Collection[str] = ()
+) -> _Call:
+    """Call the model, with these of the attributes that the first call has left."""
+    with preserve_state(model):
+        if first is not None:
+            form, tensors = AssignedAttributes.of({name: first.changes[name] for name in left})
+            form.leave(model, tensors)
+        watch = AttributeWatch(model)
+        outputs = [content(x) for x in run()]
+        changes = {
+            name: Change(way, tree_map(_copied, value))
+            for name, (way, value) in watch.changes().items()
+        }
+        return _Call(outputs, changes, {name: content(x.value) for name, x in changes.items()})
+
+
+def _copied(value: Any) -> Any:
+    return value.detach().clone() if isinstance(value, Tensor) else value
+
+
+def remembered_tensors(model: nn.Module, effects: AttributeEffects) -> list[str]:
+    """The attributes by which a call depends on the one before, each a plain tensor.
+
+    Raises:
+        CaptureError: one of them is none, or gets another shape: names it, its line and the cure.
+    """
+    plain = plain_tensors(model)
+    for name, (one, other) in effects.remembered.items():
+        forms = {_form(value) for value in (plain.get(name), one, other)}
+        if name not in plain or len(forms) > 1:
+            line = line_of(model, name)
+            raise CaptureError(
+                f"forward changes {name!r} ({_said(one)}, then {_said(other)}){line} and depends "
+                "on that in the next call, which a captured graph cannot: keep it in a buffer of "
+                "one shape (register_buffer), and write to that in place"
+            )
+    return list(effects.remembered)
+
+
+def is_constant(node: Any) -> bool:
+    """Whether a value of a captured graph is the same in each call.
+
+    It is, unless it is made of the values of inputs or parameters, or drawn.
+    """
+    if not isinstance(node, fx.Node):
+        return True
+    value = node.meta.get("val")
+    if node.op == "placeholder" or (isinstance(value, Tensor) and value.requires_grad):
+        return False
+    if torch.Tag.nondeterministic_seeded in getattr(node.target, "tags", ()):
+        return False
+    given = node.all_input_nodes
+    if any(part in str(node.target) for part in _FORMS_ONLY):
+        given = given[:1] if "_as" in str(node.target) else []
+    return all(map(is_constant, given))
+
+
+def _form(value: Any) -> Any:
+    return (value.shape, value.dtype) if isinstance(value, Tensor) else None
+
+
+def _said(value: Any) -> str:
+    """A content in some words."""
+    if isinstance(value, Tensor):
+        return f"a tensor of shape {tuple(value.shape)}"
+    has_tensors = any(isinstance(x, Tensor) for x in tree_leaves(value))
+    return f"{len(value)} entries" if has_tensors else f"{value!r:.60}"

@@ -1,0 +1,125 @@
+"""Sees what code leaves on the attributes of modules."""
+
+from collections import deque
+from collections.abc import Mapping
+from typing import Any
+
+from torch import Tensor, nn
+
+from skyfx.runtime.execution.assigned_attributes import Change, Way
+from skyfx.runtime.model_state import attribute_slots
+from skyfx.runtime.pytree import flatten
+
+_PLAIN = (bool, int, float, str, type(None))
+_MISSING = object()
+
+
+class AttributeWatch:
+    """Remembers the attributes of a module and its submodules, to say later which have changed.
+
+    It compares objects, not values, and so also works while torch traces. Tensors that are written
+    in place are the same objects.
+    """
+
+    def __init__(self, model: nn.Module) -> None:
+        self._model = model
+        self._before = {name: (value, _parts(value)) for name, value in _attributes(model).items()}
+
+    def changes(self) -> dict[str, Change]:
+        """What has become of which attribute since, where it can be brought back.
+
+        That is where the new value is a tensor, a plain value, or a nesting of them.
+        """
+        found: dict[str, Change] = {}
+        for name, value in _attributes(self._model).items():
+            before, parts = self._before.get(name, (_MISSING, None))
+            change = _change(before, parts, value)
+            if change is not None and _has_only(change.value, Tensor, *_PLAIN):
+                found[name] = change
+        return found
+
+    def tensor_changes(self) -> dict[str, Change]:
+        """Those whose new values are tensors: a computed number may be another one next time."""
+        return {name: x for name, x in self.changes().items() if _has_only(x.value, Tensor)}
+
+    def put_back(self) -> None:
+        """Give each attribute the object and the items that it had."""
+        for name in _attributes(self._model).keys() | self._before.keys():
+            path, _, key = name.rpartition(".")
+            module = self._model.get_submodule(path)
+            if name not in self._before:
+                delattr(module, key)
+                continue
+            value, parts = self._before[name]
+            if getattr(module, key, _MISSING) is not value:
+                setattr(module, key, value)
+            _refill(value, parts)
+
+
+def _attributes(model: nn.Module) -> dict[str, Any]:
+    """Attributes and buffers, by their names from the model on."""
+    found: dict[str, Any] = {}
+    for path, module in model.named_modules():
+        prefix = f"{path}." if path else ""
+        found |= {slot.name: slot.value for slot in attribute_slots(module, prefix)}
+        found |= {prefix + name: buffer for name, buffer in module._buffers.items()}
+    return found
+
+
+def _parts(value: Any) -> Any:
+    """The items of a container, and of the containers in it."""
+    if isinstance(value, Mapping):
+        return {key: (one, _parts(one)) for key, one in value.items()}
+    if isinstance(value, list | tuple | deque):
+        return [(one, _parts(one)) for one in value]
+    return None
+
+
+def _is_same(one: Any, other: Any) -> bool:
+    """Whether two parts are the same objects with the same parts."""
+    (value, parts), (value_then, parts_then) = one, other
+    if isinstance(value, _PLAIN) and type(value) is type(value_then):
+        return bool(value == value_then) or value is value_then
+    return value is value_then and _have_same(parts, parts_then)
+
+
+def _have_same(parts: Any, parts_then: Any) -> bool:
+    if isinstance(parts, dict) and isinstance(parts_then, dict):
+        same_keys = list(parts) == list(parts_then)
+        return same_keys and all(_is_same(parts[key], parts_then[key]) for key in parts)
+    if isinstance(parts, list) and isinstance(parts_then, list):
+        same_length = len(parts) == len(parts_then)
+        return same_length and all(map(_is_same, parts, parts_then))
+    return parts is parts_then
+
+
+def _change(before: Any, parts_then: Any, value: Any) -> Change | None:
+    parts = _parts(value)
+    if _is_same((value, parts), (before, parts_then)):
+        return None
+    if value is not before:
+        return Change(Way.SET, value)
+    if isinstance(value, list):
+        first = parts[: len(parts_then)]
+        if len(first) < len(parts) and _have_same(first, parts_then):
+            return Change(Way.APPEND, value[len(parts_then) :])
+    return Change(Way.REFILL, value)
+
+
+def _has_only(value: Any, *types: type) -> bool:
+    return all(isinstance(leaf, types) for leaf in flatten(value)[0])
+
+
+def _refill(value: Any, parts: Any) -> None:
+    if isinstance(value, dict) and isinstance(parts, dict):
+        if not _have_same(_parts(value), parts):
+            value.clear()
+            value.update({key: one for key, (one, _) in parts.items()})
+        for one, inner in parts.values():
+            _refill(one, inner)
+    elif isinstance(parts, list):
+        if isinstance(value, list | deque) and not _have_same(_parts(value), parts):
+            value.clear()
+            value.extend(one for one, _ in parts)
+        for one, inner in parts:
+            _refill(one, inner)

@@ -1,0 +1,108 @@
+"""What forward leaves on modules is there for the loss, as in plain torch, gradient included."""
+
+import copy
+from dataclasses import replace
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+import skyfx
+from skyfx.solver.errors import CaptureError
+from skyfx.tracing.capture import capture
+from tests.support import attribute_models
+from tests.support.attribute_models import BATCH, KINDS, NUM_MICROBATCHES, SIZE, Layers
+from tests.support.plans import even_plan
+
+
+def partitioned(model: nn.Module, **options: Any) -> skyfx.Pipeline:
+    plan = even_plan(capture(model, BATCH[:SIZE], training=True), 2)
+    plan = replace(plan, assumptions=replace(plan.assumptions, microbatches=NUM_MICROBATCHES))
+    return skyfx.partition(model, ["cpu", "cpu"], example_inputs=BATCH, plan=plan, **options)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_training_reads_what_forward_leaves(kind: type[Layers]) -> None:
+    model = kind()
+    plain = attribute_models.unsplit(model)
+    with partitioned(model) as pipeline:
+        found = attribute_models.pipeline_steps(pipeline, model, 3)
+        assert found == attribute_models.plain_steps(plain, 3)
+        assert attribute_models.attributes(model) == attribute_models.attributes(plain)
+        outputs = pipeline(BATCH)
+        plain.eval()
+        with torch.no_grad():
+            expected = torch.cat([plain(x) for x in BATCH.split(SIZE)])
+        assert torch.equal(outputs, expected)
+        assert attribute_models.attributes(model) == attribute_models.attributes(plain)
+    copy.deepcopy(model)
+
+
+class Counting(Layers):
+    def __init__(self) -> None:
+        super().__init__()
+        self.counts = {"calls": 0}
+
+    def between(self, h: Tensor) -> Tensor:
+        self.counts["calls"] += 1
+        return h
+
+
+class Starting(Layers):
+    """Its state begins as nothing."""
+
+    state: Tensor | None = None
+
+    def between(self, h: Tensor) -> Tensor:
+        self.state = h.detach() if self.state is None else h.detach() + self.state
+        return h + self.state
+
+
+class FirstBatch(Layers):
+    """Normalises by what its first batch had."""
+
+    scale: Tensor | None = None
+
+    def between(self, h: Tensor) -> Tensor:
+        if self.scale is None:
+            self.scale = h.detach().std()
+        return h / self.scale
+
+
+@pytest.mark.parametrize(
+    ("kind", "message"),
+    [
+        (Counting, r"changes 'counts' \({'calls': 1}, then {'calls': 2}\) at .*:\d+.* in a buffer"),
+        (Starting, r"changes 'state' \(a tensor of shape \(2, 8\), then .*\) at .*:\d+.*_buffer"),
+        (FirstBatch, r"keeps 'scale' of its first call at .*:\d+.*: call the model once"),
+    ],
+)
+def test_what_the_next_call_depends_on_is_refused(kind: type[Layers], message: str) -> None:
+    model = kind()
+    before = attribute_models.attributes(model)
+    with pytest.raises(CaptureError, match=message) as refused:
+        capture(model, BATCH[:SIZE])
+    assert len(str(refused.value).splitlines()) <= 3
+    assert attribute_models.attributes(model) == before
+
+
+def test_a_call_before_is_the_cure_for_what_the_first_batch_leaves() -> None:
+    model = FirstBatch()
+    model(BATCH)
+    plain = attribute_models.unsplit(model)
+    with partitioned(model) as pipeline:
+        found = attribute_models.pipeline_steps(pipeline, model, 1)
+    assert found == attribute_models.plain_steps(plain, 1)
+
+
+def test_refused_buffers_are_plain_tensors_again() -> None:
+    class Both(Starting, attribute_models.Recurrent):
+        def between(self, h: Tensor) -> Tensor:
+            return Starting.between(self, attribute_models.Recurrent.between(self, h))
+
+    model = Both()
+    with pytest.raises(CaptureError):
+        capture(model, BATCH[:SIZE])
+    assert "ema" in vars(model)
+    assert dict(model.named_buffers()).keys() == {"mean"}

@@ -1,0 +1,93 @@
+"""Each type of the table is copied, compared by value, and put back into the same object."""
+
+import random
+from collections import OrderedDict, defaultdict, deque
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from skyfx.runtime.contents import NO_VALUES, content, equal, restorer
+
+
+class Counter:
+    """An object of a class that torch does not know."""
+
+    def __init__(self) -> None:
+        self.calls, self.seen = 0, [torch.ones(2)]
+
+    def count(self) -> None:
+        self.calls += 1
+        self.seen.append(torch.zeros(1))
+
+
+def fill(array: Any) -> None:
+    array[0] = 7
+
+
+CHANGES = {
+    "tensor": (torch.ones(2), lambda x: x.add_(1)),
+    "bfloat16": (torch.ones(2, dtype=torch.bfloat16), lambda x: x.mul_(2)),
+    "with nan": (torch.tensor([float("nan"), 1.0]), lambda x: x.add_(1)),
+    "resized": (torch.ones(2), lambda x: setattr(x, "data", torch.zeros(3))),
+    "array": (np.arange(3.0), fill),
+    "strings": (np.array(["a", "b"], dtype=object), fill),
+    "random": (random.Random(1), random.Random.random),
+    "numpy": (np.random.default_rng(1), lambda x: x.random()),
+    "numpy, old": (np.random.RandomState(1), lambda x: x.rand()),
+    "mersenne": (np.random.Generator(np.random.MT19937(1)), lambda x: x.random()),
+    "generator": (torch.Generator().manual_seed(1), lambda x: torch.rand(1, generator=x)),
+    "list": ([torch.ones(1), 2.0], lambda x: x.append(3)),
+    "inside": ({"a": [torch.ones(1)]}, lambda x: x["a"][0].add_(1)),
+    "tuple": ((torch.ones(1), [1]), lambda x: x[1].clear()),
+    "deque": (deque([1, 2], maxlen=2), lambda x: x.append(3)),
+    "dict": ({"calls": 1}, lambda x: x.update(calls=2)),
+    "ordered": (OrderedDict(a=1, b=2), lambda x: x.popitem()),
+    "default": (defaultdict(int, a=1), lambda x: x["b"]),
+    "set": ({1, 2}, lambda x: x.add(3)),
+    "object": (Counter(), Counter.count),
+    "namespace": (SimpleNamespace(n=1), lambda x: setattr(x, "n", 2)),
+}
+
+
+@pytest.mark.parametrize("name", CHANGES)
+def test_a_change_is_seen_and_undone(name: str) -> None:
+    value, change = CHANGES[name]
+    before, restore = content(value), restorer(value)
+    assert equal(before, content(value))
+    change(value)
+    assert not equal(before, content(value))
+    restore()
+    assert equal(before, content(value))
+    assert type(content(value)) is type(before)
+
+
+def test_what_stays_out() -> None:
+    assert content(nn.Parameter(torch.ones(1))) == NO_VALUES
+    assert content(torch.ones(1, device="meta")) == NO_VALUES
+    assert content(nn.Linear(1, 1)) is nn.Linear
+    assert not equal(content(1), content(True))
+    assert equal(content(float("nan")), content(float("nan")))
+    assert not equal(content(torch.float32), content(torch.float16))
+
+
+def test_what_refers_to_itself_is_read_once() -> None:
+    value: list[Any] = [1]
+    value.append(value)
+    before, restore = content(value), restorer(value)
+    value.pop(0)
+    assert not equal(before, content(value))
+    restore()
+    assert equal(before, content(value))
+    assert value[1] is value
+
+
+def test_a_tensor_that_is_as_before_is_not_written() -> None:
+    value = torch.ones(1).expand(3)  # which refuses writes
+    restorer(value)()
+    with torch.inference_mode():
+        made = torch.ones(2)
+    restorer(made)()

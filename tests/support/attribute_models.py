@@ -1,0 +1,250 @@
+"""Models that leave something on their modules, for `loss_fn` or for the next call."""
+
+import copy
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+WIDTH, SIZE, NUM_MICROBATCHES = 8, 2, 4
+BATCH = torch.linspace(-1, 1, SIZE * NUM_MICROBATCHES * WIDTH).reshape(-1, WIDTH)
+TARGETS = BATCH.flip(0).contiguous()
+
+Loss = Callable[[Any, Any], Tensor]
+
+
+class Layers(nn.Module):
+    """Two linear layers, and between them what a subclass does."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.first, self.inner, self.last = (nn.Linear(WIDTH, WIDTH) for _ in range(3))
+
+    def between(self, h: Tensor) -> Tensor:
+        return h
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = torch.tanh(self.first(x))
+        return self.last(torch.tanh(self.inner(self.between(h))))
+
+    def kept(self) -> Any:
+        """What the loss adds."""
+        return ()
+
+    def loss(self, outputs: Tensor, targets: Tensor) -> Tensor:
+        return functional.mse_loss(outputs, targets) + sum(self.kept())
+
+
+class Experts(nn.Module):
+    """Keeps its auxiliary loss, as DeepSpeed's and fairseq's do."""
+
+    l_aux: Tensor | None = None
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.gate, self.expert = nn.Linear(WIDTH, 2), nn.Linear(WIDTH, WIDTH)
+
+    def forward(self, h: Tensor) -> Tensor:
+        gates = self.gate(h).softmax(-1)
+        self.l_aux = (gates.mean(0) * (gates > 0.5).float().mean(0)).sum()
+        return h + gates[:, :1] * self.expert(h)
+
+
+class Mixture(Layers):
+    def __init__(self) -> None:
+        super().__init__()
+        self.moe = Experts()
+
+    def between(self, h: Tensor) -> Tensor:
+        return self.moe(h)
+
+    def kept(self) -> Any:
+        return [0.1 * self.moe.l_aux]
+
+
+class PickingExperts(Experts):
+    """Picks by values, so it stays whole."""
+
+    def forward(self, h: Tensor) -> Tensor:
+        gates = self.gate(h).softmax(-1)
+        self.l_aux = gates.mean(0).pow(2).sum()
+        (rows,) = torch.where(gates[:, 0] > 0.5)
+        return h.index_add(0, rows, self.expert(h[rows]))
+
+
+class PickingMixture(Mixture):
+    def __init__(self) -> None:
+        super().__init__()
+        self.moe = PickingExperts()
+
+
+class Nested(Layers):
+    """Tensors in containers that are made anew, and what only training assigns."""
+
+    regular: Tensor | None = None
+
+    def between(self, h: Tensor) -> Tensor:
+        self.length = len(h)
+        self.losses = []
+        self.losses.append(h.pow(2).mean())
+        self.losses.append(h.abs().mean())
+        self.means = (h.mean(), {"seen": h.detach().mean(0), "of": self.length})
+        if self.training:
+            self.regular = self.first.weight.pow(2).sum()
+        return h
+
+    def kept(self) -> Any:
+        assert self.means[1]["of"] == self.length
+        return [0.1 * self.losses[0], self.losses[1], self.means[0], 0.01 * self.regular]
+
+
+class Appending(Layers):
+    """The loss reads a list and clears it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.losses: list[Tensor] = []
+
+    def between(self, h: Tensor) -> Tensor:
+        self.losses.append(h.pow(2).mean())
+        return h
+
+    def kept(self) -> Any:
+        kept = list(self.losses)
+        self.losses.clear()
+        return kept
+
+
+class Growing(Layers):
+    """Nobody clears this list."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.log: list[Tensor] = []
+
+    def between(self, h: Tensor) -> Tensor:
+        self.log.append(h.detach().mean())
+        return h
+
+
+class Clearing(Layers):
+    """Clears its list itself, and has a dict whose entries are assigned."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.losses: list[Tensor] = []
+        self.stats: dict[str, Any] = {"name": "inner"}
+
+    def between(self, h: Tensor) -> Tensor:
+        self.losses.clear()
+        self.losses.append(h.pow(2).mean())
+        self.stats["aux"] = h.abs().mean()
+        return h
+
+    def kept(self) -> Any:
+        return [*self.losses, self.stats["aux"]]
+
+
+class Recurrent(Layers):
+    """State from call to call: assigned anew, written in place, and a buffer assigned anew."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.ema = torch.ones(WIDTH)
+        self.kept_state = torch.zeros(WIDTH)
+        self.register_buffer("mean", torch.zeros(WIDTH))
+
+    def between(self, h: Tensor) -> Tensor:
+        h = h + self.kept_state - self.mean
+        self.kept_state = 0.5 * self.kept_state + h.detach().mean(0)
+        self.ema.mul_(0.9).add_(h.detach().mean(0))
+        self.mean = 0.9 * self.mean + h.detach().mean(0)
+        return h * self.ema
+
+
+class Masking(Layers):
+    """Makes a mask when it first needs one."""
+
+    mask: Tensor | None = None
+
+    def between(self, h: Tensor) -> Tensor:
+        if self.mask is None or self.mask.shape != h.shape:
+            self.mask = torch.ones_like(h).tril()
+        return h * self.mask
+
+
+KINDS: list[type[Layers]] = [
+    Mixture,
+    PickingMixture,
+    Nested,
+    Appending,
+    Growing,
+    Clearing,
+    Recurrent,
+    Masking,
+]
+
+
+def attributes(model: nn.Module) -> dict[str, Any]:
+    """Tensors and plain values that its modules hold, by name."""
+    held = {
+        f"{path}.{name}": copy_of(value)
+        for path, module in model.named_modules()
+        for name, value in {**vars(module), **module._buffers}.items()
+        if not name.startswith("_") and name not in ("training", "mask")
+    }
+    return held
+
+
+def copy_of(value: Any) -> Any:
+    """The value, in which tensors are lists of numbers."""
+    if isinstance(value, Tensor):
+        return value.tolist()
+    if isinstance(value, dict):
+        return {key: copy_of(one) for key, one in value.items()}
+    return [copy_of(one) for one in value] if isinstance(value, list | tuple) else value
+
+
+def plain_steps(model: Layers, num_steps: int) -> list[Any]:
+    """Losses and gradients of training steps in plain torch, micro-batch by micro-batch."""
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    said = []
+    for _ in range(num_steps):
+        total = torch.zeros(())
+        for x, y in zip(BATCH.split(SIZE), TARGETS.split(SIZE), strict=True):
+            share = model.loss(model(x), y) / NUM_MICROBATCHES
+            share.backward()
+            total += share.detach()
+        said.append((float(total), gradients(model)))
+        optimizer.step()
+        optimizer.zero_grad()
+    return said
+
+
+def pipeline_steps(pipeline: Any, model: Layers, num_steps: int) -> list[Any]:
+    """The same of a pipeline."""
+    optimizer = torch.optim.SGD(pipeline.parameters(), lr=0.1)
+    said = []
+    for _ in range(num_steps):
+        loss = pipeline.train_step(BATCH, TARGETS, model.loss)
+        said.append((float(loss), gradients(model)))
+        optimizer.step()
+        optimizer.zero_grad()
+    return said
+
+
+def gradients(model: nn.Module) -> dict[str, Any]:
+    """Of the parameters that are here."""
+    return {
+        name: None if x.grad is None else x.grad.tolist()
+        for name, x in model.named_parameters()
+        if not x.is_meta
+    }
+
+
+def unsplit(model: Layers) -> Layers:
+    """A copy for plain torch."""
+    return copy.deepcopy(model)
