@@ -13,7 +13,7 @@ from skyfx.runtime.checkpoint.snapshot import Scheduler
 from skyfx.runtime.distributed.process_group import ProcessGroup
 from skyfx.runtime.execution.microbatch import Batch
 from skyfx.runtime.execution.runner import Deployment, Rebalancer, Runner, StepTimes
-from skyfx.runtime.execution.shared_data import CallData
+from skyfx.runtime.execution.shared_data import CallData, Reads
 from skyfx.runtime.execution.step import returned_loss
 from skyfx.runtime.profile import Profile, measured
 from skyfx.runtime.verified import Verified
@@ -28,8 +28,7 @@ class Pipeline:
     it as a context manager, or call `close`; the end of the program ends the workers as well.
 
     All processes of a job make the same calls with the same data, else all raise
-    `DisagreementError`. Only the process of the first stage reads batches, and only that of the
-    last one targets: elsewhere they may be None.
+    `DisagreementError`. Where `reads` says that a process reads none, data may be None.
 
     Attributes:
         verified: what was compared with plain torch before the pipeline was handed over.
@@ -70,6 +69,11 @@ class Pipeline:
     def group(self) -> ProcessGroup | None:
         """The processes that run it together; None in a single process."""
         return self._runner.workers.group
+
+    @property
+    def reads(self) -> Reads:
+        """Whether this process reads `batch` (for the first stage) and `targets` (for the last)."""
+        return self._runner.workers.reads
 
     @property
     def measured(self) -> StepTimes | None:
@@ -176,8 +180,7 @@ class Pipeline:
     def clip_grad_norm_(self, max_norm: float, norm_type: float = 2.0) -> Tensor:
         """Scale all gradients down so that their norm is at most `max_norm`.
 
-        As `torch.nn.utils.clip_grad_norm_`, which would use the gradients of this process only. All
-        processes have to call it.
+        As `torch.nn.utils.clip_grad_norm_`, which would use the gradients of this process only.
 
         Returns:
             The norm before scaling.
@@ -267,10 +270,7 @@ class Pipeline:
                 parameter has a gradient.
         """
         if self._rebalancer is None:
-            raise ValueError(
-                "this pipeline was made from a given plan, so there are no measurements to make "
-                "another one from: partition without plan="
-            )
+            raise ValueError("the plan was given, and nothing measured: partition without plan=")
         return self._runner.rebalance(self._rebalancer, optimizers, above, steps)
 
     def close(self) -> None:

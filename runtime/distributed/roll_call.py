@@ -127,7 +127,7 @@ def meet(
         raise failure
     readers = readers or {}
     if not fits:
-        raise _difference(calls, readers)
+        raise disagreement(calls, readers)
     given = {kind: _given(rows, i) for i, kind in enumerate(mine.data)}
     for kind, reader in readers.items():
         if (held := given.get(kind)) and held.ranks and reader not in held.ranks:
@@ -176,7 +176,7 @@ def _fit(rows: Sequence[Sequence[int]]) -> bool:
     return len({row[0] for row in rows}) == 1 and all(len(each) <= 1 for each in data)
 
 
-def _difference(calls: Sequence[Call], readers: Mapping[str, int]) -> Exception:
+def disagreement(calls: Sequence[Call], readers: Mapping[str, int]) -> Exception:
     """The error that says in what the calls differ."""
     for rank, call in enumerate(calls):
         if call.failed is not None:

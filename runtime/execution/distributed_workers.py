@@ -13,7 +13,7 @@ from skyfx.runtime.device import LocalDevice
 from skyfx.runtime.distributed.process_group import ProcessGroup
 from skyfx.runtime.distributed.roll_call import enter
 from skyfx.runtime.execution.microbatch import Batch
-from skyfx.runtime.execution.shared_data import CallData, SharedData
+from skyfx.runtime.execution.shared_data import CallData, Reads, SharedData
 from skyfx.runtime.execution.step import StagedModel, Step
 from skyfx.runtime.execution.workers import (
     INFERENCE_CAPACITY,
@@ -75,6 +75,12 @@ class DistributedWorkers(Workers):
             if way[1] in range(len(rank_of)) and way[1] not in devices
         }
 
+    @property
+    def reads(self) -> Reads:
+        """What this process reads of the data of a call."""
+        own = self.group.rank
+        return Reads(batch=own == self._rank_of[0], targets=own == self._rank_of[-1])
+
     def learn(self, batch: Batch) -> None:
         """Know the nesting of a batch, of which this process may be given None later."""
         if self._shared is not None:
@@ -84,10 +90,10 @@ class DistributedWorkers(Workers):
         """Begin a call; raises in all processes if they make different ones."""
         enter(self.group, call, pipeline=self._number, **asked)
 
-    def meet(self, call: str, make: Callable[[], CallData], **asked: Any) -> CallData:
+    def meet(self, call: str, make: Callable[[], CallData], asked: Mapping[str, Any]) -> CallData:
         """Begin a call with data; raises in all processes if they have different ones."""
         if self._shared is None:
-            return super().meet(call, make)
+            return super().meet(call, make, asked)
         number = self.group.counts[call] + 1
         name = f"{call} (step {number})" if call == "train_step" else call
         texts = {key: str(value) for key, value in asked.items()}

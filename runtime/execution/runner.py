@@ -209,8 +209,9 @@ class Runner:
     def _step(self, request: _Request, turn: int = 0) -> Step:
         is_trained = request.loss_fn is not None
         by_training = is_trained or request.as_trained
-        setting = self._splits.setting(by_training)
-        data = self.workers.meet(request.name, request.make, setting=setting)
+        _, modes, autocast = self._splits.setting(by_training)
+        asked = {"autocast": autocast or "off", "modules in training mode": modes or "all or none"}
+        data = self.workers.meet(request.name, request.make, asked)
         assert data.batch is not None
         parts = data.batch.split(self._size)
         parts = self.workers.fill(parts, self._splits.lacking(parts, training=by_training))

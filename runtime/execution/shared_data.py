@@ -50,6 +50,13 @@ class CallData(NamedTuple):
         return data
 
 
+class Reads(NamedTuple):
+    """Whether this process reads the batch (for the first stage) and the targets (for the last)."""
+
+    batch: bool
+    targets: bool
+
+
 class _Form(NamedTuple):
     """What a process without the batch has to know of it."""
 

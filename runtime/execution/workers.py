@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from skyfx.runtime.device import LocalDevice
 from skyfx.runtime.distributed.process_group import ProcessGroup
 from skyfx.runtime.execution.microbatch import Batch
-from skyfx.runtime.execution.shared_data import CallData
+from skyfx.runtime.execution.shared_data import CallData, Reads
 from skyfx.runtime.execution.step import StagedModel, Step
 from skyfx.runtime.transport import local
 from skyfx.solver.core.cluster import Wiring
@@ -117,13 +117,18 @@ class Workers:
             if error is not None and not isinstance(error, local.ChannelClosed):
                 raise error
 
+    @property
+    def reads(self) -> Reads:
+        """What this process reads of the data of a call."""
+        return Reads(batch=True, targets=True)
+
     def learn(self, batch: Batch) -> None:
         """Know what a batch is like, before the first call."""
 
     def enter(self, call: str, **asked: Any) -> None:
         """Begin a call that all processes have to make, with these arguments."""
 
-    def meet(self, call: str, make: Callable[[], CallData], **asked: Any) -> CallData:
+    def meet(self, call: str, make: Callable[[], CallData], asked: Mapping[str, Any]) -> CallData:
         """Begin a call with data, of which all processes are given the same.
 
         Raises:

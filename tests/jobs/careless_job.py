@@ -20,6 +20,7 @@ from torch.nn import functional
 import skyfx
 from skyfx.runtime.distributed.process_group import ProcessGroup
 from skyfx.runtime.execution.microbatch import Batch
+from skyfx.runtime.execution.shared_data import Reads
 from skyfx.runtime.pipeline import Pipeline
 from skyfx.solver import Plan
 from skyfx.tracing.capture import capture
@@ -149,38 +150,38 @@ def mismatches(job: Job) -> dict[str, Any]:
     return found
 
 
-def losses(job: Job, pipeline: Pipeline, given: Callable[[int, Tensor], Tensor | None]) -> Any:
-    """Trains, with other shapes at the end; `given` says what this process is given."""
+def losses(pipeline: Pipeline, job: Job, *, where_read: bool = False) -> list[float]:
+    """Trains, with other shapes at the end; data are given everywhere, or where they are read."""
+    reads = pipeline.reads if where_read else Reads(batch=True, targets=True)
     torch.manual_seed(3)
     optimizer = torch.optim.SGD(pipeline.parameters(), lr=0.1)
     found = []
     for samples in (SAMPLES, SAMPLES, SAMPLES - 1, SAMPLES - 1, 2):
         batch, targets = job.data(samples, seed=samples)
         loss = pipeline.train_step(
-            given(job.first, batch), given(job.last, targets), functional.mse_loss
+            batch if reads.batch else None, targets if reads.targets else None, functional.mse_loss
         )
         optimizer.step()
         optimizer.zero_grad()
         found.append(loss.item())
         dist.barrier()  # of the program's own
-    batch = job.data(seed=9)[0]
-    found.append(pipeline(given(job.first, batch)).sum().item())
-    found += [x.sum().item() for x in pipeline.stream([given(job.first, batch)] * 3)]
-    return found
+    given = job.data(seed=9)[0] if reads.batch else None
+    return [*found, *(x.sum().item() for x in (pipeline(given), *pipeline.stream([given] * 3)))]
 
 
 def right(job: Job) -> dict[str, Any]:
     """What need not be the same: data that a process does not read, and initial values."""
     with job.partition() as pipeline:
-        everywhere = losses(job, pipeline, lambda _, x: x)
+        everywhere = losses(pipeline, job)
     with job.partition() as pipeline:
-        where_read = losses(job, pipeline, lambda reader, x: x if job.rank == reader else None)
+        assert pipeline.reads == (job.rank == job.first, job.rank == job.last)
+        where_read = losses(pipeline, job, where_read=True)
     with job.partition(job.model(seed=job.rank), initial="first") as pipeline:
-        first = losses(job, pipeline, lambda _, x: x)
+        first = losses(pipeline, job)
     torch.manual_seed(job.rank)
     example = torch.randn(SAMPLES, FEATURES)
     with job.partition(example_inputs=example, check="full") as pipeline:
-        examples = losses(job, pipeline, lambda _, x: x)
+        examples = losses(pipeline, job)
     return {"everywhere": everywhere, "others": [where_read, first, examples]}
 
 
