@@ -1,9 +1,9 @@
 """All that a forward can change: tensors, attributes of modules, and random generators.
 
-Parameters are not among it: an optimizer changes them, no forward does.
+Parameters are not among it, unless they are named: an optimizer changes them, and few forwards do.
 """
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -14,9 +14,13 @@ from torch import nn
 from skyfx.runtime.contents import content, equal, restorer
 from skyfx.runtime.reachable_state import Slot, reachable_slots
 from skyfx.runtime.rng.generator_state import comparable_states, preserve_generators
+from skyfx.runtime.written_parameters import WrittenParameters, parameter_restorer
 
 NOT_STATE = frozenset(
-    ("training", "_parameters", "_buffers", "_modules", "_non_persistent_buffers_set")
+    (
+        *("training", "_parameters", "_buffers", "_modules", "_non_persistent_buffers_set"),
+        *("_flat_weights", "_flat_weight_refs"),  # an LSTM's parameters once more
+    )
 )
 """Attributes of every module that torch keeps for itself, or that `ModelState` reads otherwise."""
 
@@ -35,10 +39,16 @@ class ModelState:
     generators: Mapping[str, Any]
 
     @classmethod
-    def of(cls, model: nn.Module) -> "ModelState":
-        """The state of a model and of this process's generators."""
+    def of(cls, model: nn.Module, parameters: Sequence[str] = ()) -> "ModelState":
+        """The state of a model and of this process's generators.
+
+        Args:
+            model: the model.
+            parameters: the names of those that belong to the state.
+        """
         known: set[int] = set()
         values = {slot.name: content(slot.value, known) for slot in _slots(model)}
+        values |= {x: content(model.get_parameter(x).detach(), known) for x in parameters}
         return cls(values, comparable_states())
 
     def equals(self, other: "ModelState") -> bool:
@@ -48,13 +58,18 @@ class ModelState:
 
 
 @contextmanager
-def preserve_state(model: nn.Module) -> Iterator[None]:
+def preserve_state(model: nn.Module, parameters: Sequence[str] = ()) -> Iterator[None]:
     """Within it, forward may change what it likes; afterwards all is as before.
 
     Tensors, lists, dicts and sets are the same objects again, with their former content.
+
+    Args:
+        model: the model.
+        parameters: the names of those that forward may change.
     """
     known: set[int] = set()
     undo = [_restorer(slot, known) for slot in _slots(model)]
+    undo += [parameter_restorer(model.get_parameter(name)) for name in parameters]
     names = {id(module): set(vars(module)) for module in model.modules()}
     try:
         with preserve_generators():
@@ -66,6 +81,21 @@ def preserve_state(model: nn.Module) -> Iterator[None]:
                     delattr(module, key)
             for restore in undo:
                 restore()
+
+
+@contextmanager
+def preserve_run(model: nn.Module) -> Iterator[None]:
+    """As `preserve_state`, for code of the model that runs in this thread and may write anything.
+
+    Parameters that it writes to are noticed, and are as before, too.
+    """
+    written = WrittenParameters(model)
+    with preserve_state(model):
+        try:
+            with written:
+                yield
+        finally:
+            written.restore()
 
 
 def attribute_slots(module: nn.Module, prefix: str = "") -> Iterator[Slot]:

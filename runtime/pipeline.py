@@ -180,13 +180,17 @@ class Pipeline:
     def clip_grad_norm_(self, max_norm: float, norm_type: float = 2.0) -> Tensor:
         """Scale all gradients down so that their norm is at most `max_norm`.
 
-        As `torch.nn.utils.clip_grad_norm_`, which would use the gradients of this process only.
+        As `torch.nn.utils.clip_grad_norm_`, which would use the gradients of this process only, and
+        takes no sparse ones.
 
         Returns:
             The norm before scaling.
         """
         parameters = list(self._model.parameters())
         self._runner.workers.enter("clip_grad_norm_", max_norm=max_norm, norm_type=norm_type)
+        for x in parameters:
+            if x.grad is not None and x.grad.is_sparse:
+                x.grad = x.grad.coalesce()  # torch scales no others
         norm = self._runner.workers.gradient_norm(parameters, norm_type)
         torch.nn.utils.clip_grads_with_norm_(parameters, max_norm, norm)
         return norm

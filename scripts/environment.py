@@ -35,5 +35,6 @@ def ready() -> None:
     print("[2/3] pip, new enough for dependency groups", flush=True)
     run("-m", "pip", "install", "--quiet", "pip>=25.1")
     print("[3/3] torch, transformers, the solver and the tools: some minutes", flush=True)
-    run("-m", "pip", "install", "--group", "dev", "--editable", ".")
+    # Not compiled: of torch and transformers only a part is ever imported.
+    run("-m", "pip", "install", "--no-compile", "--group", "dev", "--editable", ".")
     MARK.write_text(wanted)

@@ -118,8 +118,14 @@ class Walk:
             "OMP_NUM_THREADS": "1",
         }
 
+    def install(self) -> str:
+        """Clone, and run the README's first block, which makes the environment."""
+        folder = self.home / FIRST
+        self._call(["git", "clone", "--quiet", str(ROOT), str(folder)], self.home)
+        return self._run(next(programs(folder / "README.md")), "README.md", folder)
+
     def through(self, document: str) -> tuple[int, str]:
-        """Run all blocks of a document.
+        """Run all blocks of a document; of the README, those after the first.
 
         The README and the examples run in a clone, the other documents in an empty folder.
 
@@ -127,33 +133,36 @@ class Walk:
             How many blocks ran, and what they printed.
         """
         folder = self.home / Path(document).stem
-        source = ROOT / document
+        source = folder / document
         if document.startswith("docs/"):
             folder.mkdir()
-        else:
+            source = ROOT / document
+        elif document != "README.md":
             self._call(["git", "clone", "--quiet", str(ROOT), str(folder)], self.home)
-            source = folder / document
         num_run, printed = 0, ""
-        for block in programs(source):
-            if block.text in ELSEWHERE:
+        for i, block in enumerate(programs(source)):
+            if block.text in ELSEWHERE or (document == "README.md" and i == 0):
                 continue
             if block.file is not None:
                 (folder / block.file).write_text(block.text)
                 continue
-            printed += f"\n{document}:\n{block.text.rstrip()}\n"
-            if "two-hosts" in block.flags and not may_name_hosts():
-                printed += "[left out: hosts of this machine cannot be named (unshare --uts)]\n"
-                continue
-            began = time.perf_counter()
-            if block.kind == "python":
-                printed += self._call(["python", "-c", block.text], folder)
-            elif "two-hosts" in block.flags:
-                printed += self._as_two(block.text, folder)
-            else:
-                printed += self._call(["bash", "-euo", "pipefail", "-c", block.text], folder)
+            printed += self._run(block, document, folder)
             num_run += 1
-            printed += f"[{time.perf_counter() - began:.0f} s]\n"
         return num_run, printed
+
+    def _run(self, block: Block, document: str, folder: Path) -> str:
+        """Run one block; returns it with what it printed and the seconds that it took."""
+        head = f"\n{document}:\n{block.text.rstrip()}\n"
+        if "two-hosts" in block.flags and not may_name_hosts():
+            return head + "[left out: hosts of this machine cannot be named (unshare --uts)]\n"
+        began = time.perf_counter()
+        if block.kind == "python":
+            printed = self._call(["python", "-c", block.text], folder)
+        elif "two-hosts" in block.flags:
+            printed = self._as_two(block.text, folder)
+        else:
+            printed = self._call(["bash", "-euo", "pipefail", "-c", block.text], folder)
+        return f"{head}{printed}[{time.perf_counter() - began:.0f} s]\n"
 
     def _as_two(self, text: str, folder: Path) -> str:
         """Two shells that run the same at once, each on a core, and meet on this machine.
@@ -217,11 +226,10 @@ def main() -> None:
     began = time.perf_counter()
     with tempfile.TemporaryDirectory(prefix="skyfx-walk-") as home:
         walk = Walk(Path(home))
-        num_run, printed = walk.through("README.md")  # which makes the environment
-        print(printed, flush=True)
-        others = [document for document in asked if document != "README.md"]
+        print(walk.install(), flush=True)
+        num_run = 1
         with ThreadPoolExecutor(2) as walkers:
-            for num, printed in walkers.map(walk.through, others):
+            for num, printed in walkers.map(walk.through, asked):
                 print(printed, flush=True)
                 num_run += num
     print(

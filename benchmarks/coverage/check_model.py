@@ -28,8 +28,8 @@ from skyfx.runtime.execution.microbatch import OutputSpec
 from skyfx.runtime.model_state import preserve_state
 from skyfx.runtime.pytree import flatten
 from skyfx.solver.errors import CaptureError
+from skyfx.tracing.adapter import has_cache
 from skyfx.tracing.capture import Capture, capture
-from skyfx.tracing.exporter import has_cache
 from skyfx.tracing.leaf_calls import leaf_of
 from tests.support.plans import even_plan
 

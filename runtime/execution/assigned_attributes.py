@@ -16,6 +16,7 @@ from typing import Any, NamedTuple
 from torch import Tensor, nn
 
 from skyfx.runtime.execution.microbatch import OutputSpec
+from skyfx.runtime.pytree import flatten
 
 
 class Way(Enum):
@@ -63,8 +64,7 @@ class AssignedAttributes:
     def leave(self, model: nn.Module, tensors: Sequence[Tensor]) -> None:
         """Do to the model's attributes what forward does, with these tensors."""
         for (name, way), value in zip(self.ways, self.form.restore(tensors), strict=True):
-            path, _, key = name.rpartition(".")
-            module = model.get_submodule(path)
+            module, key = _place(model, name)
             held: Any = getattr(module, key, None)
             if way is Way.SET or type(held) is not type(value):
                 setattr(module, key, value)
@@ -73,3 +73,31 @@ class AssignedAttributes:
                 held.clear()
             fill = held.update if isinstance(value, Mapping) else held.extend
             fill(value)
+
+    def leave_empty(self, model: nn.Module, tensors: Sequence[Tensor]) -> None:
+        """The same with tensors without values, where another process has them.
+
+        A list keeps those of the last call only: who empties it has the values.
+        """
+        for name, way in self.ways:
+            module, key = _place(model, name)
+            if way is Way.APPEND:
+                held = getattr(module, key)
+                held[:] = [x for x in held if not (isinstance(x, Tensor) and x.is_meta)]
+        self.leave(model, tensors)
+
+    def tensors_on(self, model: nn.Module) -> list[Tensor]:
+        """The tensors that a call has left on the model."""
+        marks = [object() for _ in range(self.form.num_tensors)]
+        found: list[Tensor] = []
+        for (name, _), value in zip(self.ways, self.form.restore(marks), strict=True):
+            module, key = _place(model, name)
+            held = [x for x in flatten(getattr(module, key, None))[0] if isinstance(x, Tensor)]
+            found += held[len(held) - sum(x in marks for x in flatten(value)[0]) :]
+        return found
+
+
+def _place(model: nn.Module, name: str) -> tuple[nn.Module, str]:
+    """The module that has the attribute, and its name there."""
+    path, _, key = name.rpartition(".")
+    return model.get_submodule(path), key

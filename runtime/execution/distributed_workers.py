@@ -21,6 +21,7 @@ from skyfx.runtime.execution.workers import (
     StepResult,
     Workers,
     done_since,
+    numbers_of,
 )
 from skyfx.runtime.transport.local import Boundaries
 from skyfx.runtime.transport.message import MessageLayout
@@ -201,7 +202,7 @@ class DistributedWorkers(Workers):
         sent = torch.zeros(2, len(parameters), dtype=torch.float64)
         for i, parameter in enumerate(parameters):
             if parameter.grad is not None:
-                own = torch.linalg.vector_norm(parameter.grad, norm_type)
+                own = torch.linalg.vector_norm(numbers_of(parameter.grad), norm_type)
                 sent[:, i] = torch.tensor([1.0, float(own)])
         is_there, norms = self.group.sum(sent)
         found = norms[is_there > 0].to(torch.get_default_dtype())

@@ -144,7 +144,7 @@ class OutputSpec:
         """The number of its tensors."""
         return sum(self.is_tensor)
 
-    def restore(self, tensors: Sequence[Tensor]) -> Any:
+    def restore(self, tensors: Sequence[Any]) -> Any:
         """The return value of one micro-batch."""
         following = iter(tensors)
         leaves = [

@@ -139,8 +139,8 @@ class Runner:
             )
         step, result = self._run(_Request("train_step", make, loss_fn))
         for staged in step.splits:
-            if len(self.plan.stages) - 1 not in staged.stages:  # another process has the values
-                staged.leave(self._model, [form.empty() for form in staged.returned])
+            if len(self.plan.stages) - 1 not in staged.stages:
+                staged.leave_empty(self._model)
         assert result.loss is not None
         return result.loss
 

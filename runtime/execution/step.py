@@ -70,6 +70,11 @@ class StagedModel:
         self.assigned.leave(model, values[num_outputs:])
         return values[:num_outputs]
 
+    def leave_empty(self, model: nn.Module) -> None:
+        """The same where another process runs the last stage: tensors without values."""
+        forms = self.returned[self.outputs.num_tensors :]
+        self.assigned.leave_empty(model, [form.empty() for form in forms])
+
 
 @dataclass(slots=True)
 class LossHead:

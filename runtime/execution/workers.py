@@ -155,7 +155,7 @@ class Workers:
 
     def gradient_norm(self, parameters: Sequence[nn.Parameter], norm_type: float) -> Tensor:
         """The norm of all gradients as one vector, as of `torch.nn.utils.get_total_norm`."""
-        gradients = [x.grad for x in parameters if x.grad is not None]
+        gradients = [numbers_of(x.grad) for x in parameters if x.grad is not None]
         return torch.nn.utils.get_total_norm(gradients, norm_type)
 
     def refuse_reentry(self) -> None:
@@ -220,3 +220,8 @@ def with_torch_threads(num_threads: int) -> Iterator[None]:
         yield
     finally:
         torch.set_num_threads(before)
+
+
+def numbers_of(gradient: Tensor) -> Tensor:
+    """Its numbers as a dense tensor; those of a sparse one are a row for each row that it has."""
+    return gradient.coalesce().values() if gradient.is_sparse else gradient

@@ -6,6 +6,7 @@ fit to calibration segments. Neither depends on how many equal layers the model 
 
 import threading
 from collections.abc import Callable, Iterable, Mapping
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
 from statistics import median
 from typing import TypeVar
@@ -17,12 +18,14 @@ from skyfx.measurement.calibration_fit import fit
 from skyfx.measurement.cost_cache import CostCache, check_cache_folder
 from skyfx.measurement.operator_costs import OperatorCosts, priced
 from skyfx.measurement.saved_tensors import saved_tensor_bytes
+from skyfx.passes.aliasing import written_parameters
 from skyfx.passes.planner_graph import num_bytes, to_planner_graph
 from skyfx.runtime.device import LocalDevice
 from skyfx.runtime.execution.workers import worker
 from skyfx.runtime.model_state import preserve_state
 from skyfx.solver.core.graph import DeviceCalibration, Graph, LinearFit, Node
 from skyfx.tracing.capture import Capture
+from skyfx.tracing.node_names import ADAPTED
 
 T = TypeVar("T")
 
@@ -94,7 +97,7 @@ def assembled(captured: Capture, found: Mapping[str, TypeMeasurement]) -> Graph:
 def price(captured: Capture, place: LocalDevice, tell: Tell) -> OperatorCosts:
     """What each node takes alone."""
     cache = CostCache.opened(place, training=captured.training)
-    with preserve_state(captured.module), cache as store:
+    with _preserved(captured), cache as store:
         return priced(captured, place, store, tell("operators"))
 
 
@@ -103,7 +106,7 @@ def calibrate(
 ) -> DeviceCalibration:
     """What becomes of these prices in a neighbourhood, on this device."""
     told = tell("calibration segments")
-    with preserve_state(captured.module):
+    with _preserved(captured):
         segments = list(timed_segments(captured, prices, place, told))
     return DeviceCalibration(
         type=place.type,
@@ -111,6 +114,11 @@ def calibrate(
         forward=fit([forward for forward, _ in segments]),
         backward=fit([back for _, back in segments if back is not None]),
     )
+
+
+def _preserved(captured: Capture) -> AbstractContextManager[None]:
+    written = written_parameters(captured)
+    return preserve_state(captured.module, [f"{ADAPTED}.{name}" for name in written])
 
 
 def run_on(

@@ -24,6 +24,9 @@ from skyfx.solver.core.plan import Assumptions, Mode, Plan, Strategy
 from skyfx.solver.planning.planner import solve
 from skyfx.tracing.capture import Capture, capture, example_batch
 
+MOST_OTHERS = 3
+"""How many micro-batches are held against the one that is captured."""
+
 
 @dataclass(frozen=True, slots=True)
 class PlanSource:
@@ -102,8 +105,8 @@ def capture_microbatch(
     model: nn.Module, batch: Batch, mode: Mode, num_microbatches: int
 ) -> Capture:
     """Capture the model on the first of so many micro-batches."""
-    microbatch = batch.split(math.ceil(batch.batch_size / num_microbatches))[0]
-    return capture(model, microbatch, training=mode == "training")
+    first, *others = batch.split(math.ceil(batch.batch_size / num_microbatches))
+    return capture(model, first, training=mode == "training", others=others[:MOST_OTHERS])
 
 
 def read_arguments(

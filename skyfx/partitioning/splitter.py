@@ -16,6 +16,7 @@ from skyfx.runtime.execution.step import StagedModel
 from skyfx.solver.core.graph import Graph
 from skyfx.solver.core.plan import Plan
 from skyfx.tracing.capture import Capture, capture
+from skyfx.tracing.leaf_selection import NOWHERE, Places
 
 
 @dataclass(slots=True)
@@ -27,6 +28,7 @@ class Splitter:
         on_cpu: whether each stage runs on a CPU, here or elsewhere, `(num_stages,)`.
         weights: where to read tensors that have no values.
         owners: the stage of each parameter and buffer seen so far, by its name; it stays there.
+        places: where the first capture has leaves; later ones begin with them.
     """
 
     model: nn.Module
@@ -35,14 +37,17 @@ class Splitter:
     on_cpu: Sequence[bool]
     weights: Weights | None = None
     owners: dict[str, int] = field(default_factory=dict)
+    places: Places = NOWHERE
 
     def __call__(self, microbatch: Batch, training: bool) -> StagedModel:
         """Capture the model for micro-batches like this one, and split it."""
-        return self.split(capture(self.model, microbatch, training=training))
+        return self.split(capture(self.model, microbatch, training=training, places=self.places))
 
     def split(self, captured: Capture) -> StagedModel:
         """Put the model's tensors on the devices of their stages, and cut the capture."""
         graph = to_planner_graph(captured)
+        if self.places == NOWHERE:
+            self.places = captured.places
         stage_of = self.assign(captured, graph)
         place_tensors(self.model, captured.module, self.owners, self.devices, self.weights)
         return split(captured, graph, stage_of, self.devices, self.on_cpu)

@@ -19,10 +19,12 @@ from collections.abc import Hashable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
-from torch import Tensor, fx
+from torch import Tensor, fx, nn
 
 from skyfx.runtime import pytree
+from skyfx.tracing.capture import Capture
 from skyfx.tracing.leaf_calls import leaf_of
+from skyfx.tracing.node_names import original_name
 from skyfx.tracing.torch_internals import schema_of, storage_id, written_arguments
 
 _NORMS = {torch.ops.aten.batch_norm.default: 5, torch.ops.aten.instance_norm.default: 5}
@@ -55,6 +57,18 @@ def written_by(nodes: Iterable[fx.Node], values: Sequence[fx.Node]) -> frozenset
     """The indices of the values whose storages these nodes write to."""
     written = {s for node in nodes for value in _written_inputs(node) for s in _storages_of(value)}
     return frozenset(i for i, value in enumerate(values) if written & set(_storages_of(value)))
+
+
+def written_parameters(captured: Capture) -> tuple[str, ...]:
+    """The names of the parameters that forward itself writes to, as `max_norm` of embeddings does.
+
+    They are a state of the model, like buffers.
+    """
+    graph = captured.module.graph
+    written = {s for node in graph.nodes for x in _written_inputs(node) for s in _storages_of(x)}
+    reads = [x for x in graph.find_nodes(op="get_attr") if written & set(_storages_of(x))]
+    named = {original_name(str(x.target)): captured.attribute(x) for x in reads}
+    return tuple(name for name, x in named.items() if isinstance(x, nn.Parameter))
 
 
 def _storages_of(node: fx.Node) -> Iterator[Hashable]:

@@ -18,7 +18,7 @@ from torch import Tensor, fx, nn
 
 from skyfx.runtime.contents import content, equal
 from skyfx.runtime.execution.assigned_attributes import AssignedAttributes, Change, Way
-from skyfx.runtime.model_state import preserve_state
+from skyfx.runtime.model_state import preserve_run
 from skyfx.runtime.pytree import tree_leaves, tree_map
 from skyfx.solver.errors import CaptureError
 from skyfx.tracing.attribute_watch import AttributeWatch
@@ -110,7 +110,7 @@ def _called(
     model: nn.Module, run: Run, first: _Call | None = None, left: Collection[str] = ()
 ) -> _Call:
     """Call the model, with these of the attributes that the first call has left."""
-    with preserve_state(model):
+    with preserve_run(model):
         if first is not None:
             form, tensors = AssignedAttributes.of({name: first.changes[name] for name in left})
             form.leave(model, tensors)

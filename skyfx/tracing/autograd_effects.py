@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
+from skyfx.runtime.written_parameters import GET_DATA, SET_DATA
 from skyfx.solver.errors import CaptureError
 from skyfx.tracing.torch_internals import (
     checked_derivatives,
@@ -76,16 +77,13 @@ class HookError(CaptureError):
         )
 
 
-_GET_DATA, _SET_DATA = Tensor.data.__get__, Tensor.data.__set__  # type: ignore[attr-defined]
-
-
 class _DataAsOperator(TorchFunctionMode):
     """Within it, `x.data` is an operator, and `x.data = y` writes to x, so that both are traced."""
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        if func == _GET_DATA:
+        if func == GET_DATA:
             return torch.ops.aten.data(args[0])
-        if func == _SET_DATA:
+        if func == SET_DATA:
             x, values = args
             if (x.shape, x.dtype) != (values.shape, values.dtype):
                 raise CaptureError(

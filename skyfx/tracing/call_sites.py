@@ -24,7 +24,7 @@ from torch import Tensor, nn
 
 from skyfx.runtime.pytree import tree_leaves
 from skyfx.tracing.tensor_binding import bare, named_tensors
-from skyfx.tracing.torch_internals import replaced
+from skyfx.tracing.torch_internals import DECISIONS, replaced
 
 _CALLS = {"_call_impl", "_wrapped_call_impl", "__call__"}
 """Methods by which torch calls a module's forward."""
@@ -57,14 +57,19 @@ class CallSite:
         """Within it, `by` is called instead, with the own function as its first argument."""
         module = self.module(model)
         owner = sys.modules[self.owner] if module is None else module
-        return replaced(owner, self.name, _Replacement(by, getattr(owner, self.name)))
+        return replaced(owner, self.name, Replacement(by, getattr(owner, self.name)))
+
+
+def decides(site: object) -> bool:
+    """Whether it is a function of torch that returns a decision, which is fixed."""
+    return isinstance(site, CallSite) and (site.owner, site.name) in DECISIONS
 
 
 _REPLACED = object()
 """Stands for a replacement in a copy."""
 
 
-class _Replacement(partial[Any]):
+class Replacement(partial[Any]):
     """Called in place of a method or function. Copies of a module do not have it."""
 
     def __deepcopy__(self, memo: dict[int, Any]) -> object:
@@ -128,7 +133,7 @@ def _function_of(frame: FrameType, caller: FrameType) -> CallSite | None:
     """The function that the frame runs, if its caller's file has it under its name."""
     name, file = frame.f_code.co_name, str(caller.f_globals.get("__name__"))
     found = caller.f_globals.get(name)
-    is_library = file.partition(".")[0] in ("torch", "skyfx")
+    is_library = file.partition(".")[0] in ("torch", "skyfx") and (file, name) not in DECISIONS
     if is_library or file not in sys.modules or not isinstance(found, FunctionType):
         return None
     if getattr(inspect.unwrap(found), "__code__", None) is not frame.f_code:

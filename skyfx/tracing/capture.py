@@ -3,7 +3,7 @@
 import sysconfig
 import threading
 import traceback
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from operator import attrgetter
@@ -20,6 +20,7 @@ from skyfx.runtime.pipeline import Pipeline
 from skyfx.solver.errors import CaptureError
 from skyfx.tracing.data_dependence import is_library_file
 from skyfx.tracing.exporter import trace
+from skyfx.tracing.leaf_selection import NOWHERE, Places
 from skyfx.tracing.node_names import input_names, is_tensor_attribute, node_ids
 from skyfx.tracing.tensor_binding import moved, rebind
 from skyfx.tracing.torch_internals import quiet_tracing
@@ -50,6 +51,7 @@ class Capture:
         settled: attributes that only a first call of the model assigns, always alike.
         microbatch: the inputs of the capture.
         training: whether it was captured for training.
+        places: where the model's code became leaves.
     """
 
     name: str
@@ -60,6 +62,7 @@ class Capture:
     settled: frozenset[str]
     microbatch: Batch
     training: bool
+    places: Places
 
     @property
     def output_nodes(self) -> list[fx.Node]:
@@ -77,7 +80,14 @@ class Capture:
         return attrgetter(str(node.target))(self.module)
 
 
-def capture(model: nn.Module, inputs: Any = None, *, training: bool = True) -> Capture:
+def capture(
+    model: nn.Module,
+    inputs: Any = None,
+    *,
+    training: bool = True,
+    others: Sequence[Batch] = (),
+    places: Places = NOWHERE,
+) -> Capture:
     """Capture a model.
 
     Args:
@@ -86,16 +96,15 @@ def capture(model: nn.Module, inputs: Any = None, *, training: bool = True) -> C
             For a transformers model it may be left out.
         training: capture the model as it trains (submodules that are in eval mode while the model
             itself is in training mode stay so), or as it infers.
+        others: more micro-batches; where the model's code depends on values, they show how.
+        places: those of an earlier capture, to begin with.
 
     Raises:
         CaptureError: the model cannot be captured; the message names the line of its code.
         TypeError: the model is no module, or the inputs are of a wrong type.
     """
-    microbatch = example_batch(model, inputs)
-    if any(x.is_meta for x in model.parameters()):
-        microbatch = microbatch.to(torch.device("meta"))
-    elif not any(x.is_meta for x in microbatch.tensors):
-        microbatch = microbatch.to(torch.device("cpu"))
+    microbatch = _placed(model, example_batch(model, inputs))
+    same = [_placed(model, x) for x in others if x.signature == microbatch.signature]
     # Gradients are on in eval mode too: without them some modules take another, fused path.
     with (
         _capturing,
@@ -106,7 +115,7 @@ def capture(model: nn.Module, inputs: Any = None, *, training: bool = True) -> C
         torch.enable_grad(),
     ):
         try:
-            traced = trace(model, microbatch, training=training)
+            traced = trace(model, microbatch, same, places, training=training)
         except Exception as error:
             raise CaptureError(_why(model, microbatch, error)) from error
         rebind(traced.module, real)
@@ -121,6 +130,7 @@ def capture(model: nn.Module, inputs: Any = None, *, training: bool = True) -> C
         settled=traced.settled,
         microbatch=microbatch,
         training=training,
+        places=traced.places,
     )
 
 
@@ -144,6 +154,13 @@ def example_batch(model: nn.Module, inputs: Any) -> Batch:
             "tensor, a tuple of positional or a dict of keyword arguments of one batch"
         )
     return inputs if isinstance(inputs, Batch) else Batch.of(inputs)
+
+
+def _placed(model: nn.Module, batch: Batch) -> Batch:
+    """The batch on the device that the model is captured on."""
+    if any(x.is_meta for x in model.parameters()):
+        return batch.to(torch.device("meta"))
+    return batch if any(x.is_meta for x in batch.tensors) else batch.to(torch.device("cpu"))
 
 
 @contextmanager

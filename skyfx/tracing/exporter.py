@@ -1,14 +1,12 @@
 """The model as torch.export traces it.
 
-torch.export takes a model that returns tensors, from arguments that are tensors. One thin
-adapter makes both true of any model: constants and nesting of the arguments stay with it, and of
-what the model returns it passes on the tensors (transformers' caches and dataclasses go no
-further). Calls that torch.export cannot follow become leaves (see `leaf_selection`).
+An adapter makes any model one from tensors to tensors. Calls that torch.export cannot follow become
+leaves (see `leaf_selection`).
 """
 
-import inspect
 import itertools
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import partial
 
@@ -17,10 +15,11 @@ from torch import Tensor, fx, nn
 
 from skyfx.runtime.execution.assigned_attributes import AssignedAttributes
 from skyfx.runtime.execution.microbatch import Batch, OutputSpec
-from skyfx.runtime.model_state import preserve_state
-from skyfx.runtime.pytree import tree_leaves, unflatten
+from skyfx.runtime.model_state import preserve_run, preserve_state
+from skyfx.runtime.pytree import tree_leaves
 from skyfx.solver.errors import CaptureError
 from skyfx.tracing import autograd_effects, side_effects
+from skyfx.tracing.adapter import ForwardFailedError, TensorsOnly, model_error
 from skyfx.tracing.attribute_effects import (
     AttributeEffects,
     attribute_effects,
@@ -28,15 +27,13 @@ from skyfx.tracing.attribute_effects import (
     line_of,
     remembered_tensors,
 )
-from skyfx.tracing.attribute_watch import AttributeWatch
-from skyfx.tracing.data_dependence import NoDataDependence
-from skyfx.tracing.leaf_calls import buffers_kept, put_leaves
-from skyfx.tracing.leaf_selection import CalledOtherwiseError, LeafSelection
+from skyfx.tracing.leaf_calls import put_leaves
+from skyfx.tracing.leaf_selection import NOWHERE, CalledOtherwiseError, LeafSelection, Places
 from skyfx.tracing.mutable_attributes import RegisteredBuffers, written_attributes
-from skyfx.tracing.node_names import ADAPTED, graphs_in
-from skyfx.tracing.torch_internals import any_attribute_name, export_flags, interceptable_lists
+from skyfx.tracing.node_names import graphs_in
+from skyfx.tracing.torch_internals import any_attribute_name
 
-Adapter = Callable[[], "_TensorsOnly"]
+Adapter = Callable[[], TensorsOnly]
 """Makes an adapter: torch.export needs a fresh one each time."""
 
 
@@ -49,18 +46,34 @@ class Traced:
         outputs: the form of what the model returns.
         assigned: the form of what it leaves on attributes.
         settled: attributes that only the first call of the model assigns.
+        places: where the model's code became leaves.
     """
 
     module: fx.GraphModule
     outputs: OutputSpec
     assigned: AssignedAttributes
     settled: frozenset[str] = frozenset()
+    places: Places = NOWHERE
 
 
-def trace(model: nn.Module, microbatch: Batch, *, training: bool) -> Traced:
+def trace(
+    model: nn.Module,
+    microbatch: Batch,
+    others: Sequence[Batch] = (),
+    places: Places = NOWHERE,
+    *,
+    training: bool,
+) -> Traced:
     """The captured graph, and the form of its outputs.
 
     Plain tensors that forward changes have become buffers of the model then.
+
+    Args:
+        model: the module to trace.
+        microbatch: its inputs.
+        others: micro-batches of the same form, which the graph has to suit as well.
+        places: where an earlier capture has leaves, to begin with.
+        training: whether gradients are needed.
 
     Raises:
         CaptureError: the graph would leave something out.
@@ -70,7 +83,7 @@ def trace(model: nn.Module, microbatch: Batch, *, training: bool) -> Traced:
     left_out: frozenset[str] = frozenset()
     try:
         while True:
-            traced = _trace(model, microbatch, left_out, training=training)
+            traced = _trace(model, microbatch, others, places, left_out, training=training)
             changed = written_attributes(model, traced.module)
             if not changed and traced.assigned.names <= effects.renewed.keys():
                 assigned = traced.assigned.by(effects.renewed)
@@ -88,7 +101,7 @@ def trace(model: nn.Module, microbatch: Batch, *, training: bool) -> Traced:
 
 def _effects(model: nn.Module, microbatch: Batch) -> AttributeEffects:
     def run() -> Sequence[Tensor]:
-        adapter = _TensorsOnly(model, microbatch, exported=False)
+        adapter = TensorsOnly(model, microbatch, exported=False)
         outputs: Sequence[Tensor] = adapter(*adapter.copies())
         return outputs[: len(outputs) - adapter.returned.assigned.form.num_tensors]
 
@@ -113,20 +126,37 @@ def _check_settled(model: nn.Module, traced: Traced, settled: frozenset[str]) ->
 
 
 def _trace(
-    model: nn.Module, microbatch: Batch, left_out: frozenset[str], *, training: bool
+    model: nn.Module,
+    microbatch: Batch,
+    others: Sequence[Batch],
+    places: Places,
+    left_out: frozenset[str],
+    *,
+    training: bool,
 ) -> Traced:
     """One graph. The first attempts have no leaves, and do not tell the model of the export."""
+    if places != NOWHERE:
+        with suppress(Exception):
+            adapter = partial(TensorsOnly, model, microbatch, left_out, exported=False)
+            selection = LeafSelection(model, places)
+            _record(model, adapter, selection)
+            return _export(model, adapter, selection, training=training)
     errors: list[Exception] = []
     ways = list(itertools.product((False, True), (False, True)))
     while ways:
         with_leaves, exported = ways.pop(0)
-        adapter = partial(_TensorsOnly, model, microbatch, left_out, exported=exported)
+        adapter = partial(TensorsOnly, model, microbatch, left_out, exported=exported)
         selection = LeafSelection(model)
         while True:
             try:
-                return _export(model, adapter, selection, training=training)
+                traced = _export(model, adapter, selection, training=training)
+                for other in others if selection.calls else ():
+                    again = TensorsOnly(model, other, left_out, exported=exported)
+                    with preserve_run(model):
+                        selection.hold_against(partial(again, *again.copies()))
+                return traced
             except Exception as failed:
-                errors.append(_cause(failed))
+                errors.append(model_error(failed))
             if len(errors) == 1:
                 _check_runs(model, adapter())
                 if type(errors[0]) is RuntimeError:
@@ -140,18 +170,18 @@ def _trace(
     raise errors[0] from None
 
 
-def _check_runs(model: nn.Module, adapter: "_TensorsOnly") -> None:
+def _check_runs(model: nn.Module, adapter: TensorsOnly) -> None:
     """Run the model as it is.
 
     Raises:
         Exception: its own, if it does not run on these inputs at all.
     """
     try:
-        with preserve_state(model):
+        with preserve_run(model):
             adapter(*adapter.copies())
-    except _ForwardFailedError as failed:
+    except ForwardFailedError as failed:
         if not isinstance(failed.__cause__, CaptureError):
-            raise _cause(failed) from None
+            raise model_error(failed) from None
     except CaptureError:
         pass  # a refused side effect, which the first error names
 
@@ -162,15 +192,19 @@ def _add_leaf(
     """Make one more call a leaf, because of this error; False where that is impossible."""
     while selection.add(error):
         try:
-            with preserve_state(model):
-                selection.record(partial(adapter(), *adapter().copies()))
-        except _ForwardFailedError as failed:
-            error = _cause(failed)
+            _record(model, adapter, selection)
+        except ForwardFailedError as failed:
+            error = model_error(failed)
             if not isinstance(error, CaptureError):
                 return False  # the model's own
         else:
             return True
     return False
+
+
+def _record(model: nn.Module, adapter: Adapter, selection: LeafSelection) -> None:
+    with preserve_run(model):
+        selection.record(partial(adapter(), *adapter().copies()))
 
 
 def _export(
@@ -194,94 +228,8 @@ def _export(
         assert isinstance(module, fx.GraphModule)
         put_leaves(module, selection.calls)
         _drop_assertions(module)
-    return Traced(module, once.returned.form, once.returned.assigned)
-
-
-class _Returned:
-    """The forms of the outputs and of assigned attributes.
-
-    torch.export undoes what is set on the adapter and the model.
-    """
-
-    form: OutputSpec
-    assigned: AssignedAttributes
-
-
-class _ForwardFailedError(Exception):
-    """The model's forward has failed; the cause says why.
-
-    On any other exception torch leaves the graph so far, and prints all of it.
-    """
-
-    def __setattr__(self, name: str, value: object) -> None:
-        if name != "partial_fx_graph":
-            super().__setattr__(name, value)
-
-
-def _cause(failed: Exception) -> Exception:
-    """The error of the model, where the adapter has wrapped it."""
-    cause = failed.__cause__ if isinstance(failed, _ForwardFailedError) else failed
-    assert isinstance(cause, Exception)
-    return cause
-
-
-class _TensorsOnly(nn.Module):
-    """The model as a function from the tensors of a micro-batch to the tensors that it returns."""
-
-    def __init__(
-        self,
-        model: nn.Module,
-        microbatch: Batch,
-        left_out: Collection[str] = (),
-        *,
-        exported: bool,
-    ) -> None:
-        """Call this model; attributes that it assigns are outputs, but for those `left_out`."""
-        super().__init__()
-        self.add_module(ADAPTED, model)
-        self.returned = _Returned()
-        self._microbatch = microbatch
-        self._left_out = left_out
-        self._exported = exported
-
-    @property
-    def tensors(self) -> tuple[Tensor, ...]:
-        """Its arguments: no attribute, which torch.export would take for a part of the model."""
-        return tuple(self._microbatch.tensors)
-
-    def copies(self) -> list[Tensor]:
-        """Copies of its arguments, as forward may write to them, or have them require gradients."""
-        return [x.clone() for x in self._microbatch.tensors]
-
-    def forward(self, *tensors: Tensor) -> tuple[Tensor, ...]:
-        following = iter(tensors)
-        given = self._microbatch.leaves
-        leaves = [next(following) if isinstance(leaf, Tensor) else leaf for leaf in given]
-        model = self.get_submodule(ADAPTED)
-        args, kwargs = unflatten(leaves, self._microbatch.spec)
-        if has_cache(model):
-            kwargs = {"use_cache": False} | kwargs
-        watch = AttributeWatch(model)
-        with buffers_kept(model):
-            try:
-                with (
-                    interceptable_lists(),
-                    NoDataDependence(),
-                    export_flags(exported=self._exported),
-                ):
-                    self.returned.form, found = OutputSpec.of(model(*args, **kwargs))
-            except Exception as error:
-                raise _ForwardFailedError from error
-        changes = watch.changes()
-        left = {name: changes[name] for name in changes.keys() - set(self._left_out)}
-        self.returned.assigned, of_attributes = AssignedAttributes.of(left)
-        return (*found, *of_attributes)
-
-
-def has_cache(model: nn.Module) -> bool:
-    """Whether this is a transformers model that would return a cache of keys and values."""
-    wanted = bool(getattr(getattr(model, "config", None), "use_cache", False))
-    return wanted and "use_cache" in inspect.signature(model.forward).parameters
+    returned = once.returned
+    return Traced(module, returned.form, returned.assigned, places=selection.places)
 
 
 def _drop_assertions(module: fx.GraphModule) -> None:

@@ -21,19 +21,19 @@ from torch import Tensor, fx, nn
 from skyfx.runtime import pytree
 from skyfx.runtime.execution.assigned_attributes import AssignedAttributes, Change
 from skyfx.runtime.execution.microbatch import CONSTANTS, OutputSpec
-from skyfx.runtime.pytree import unflatten
 from skyfx.runtime.rng import generator_lending
 from skyfx.solver.errors import CaptureError
 from skyfx.tracing.attribute_watch import AttributeWatch
+from skyfx.tracing.leaf_arguments import Held, check_unchanged, unflatten_held
 from skyfx.tracing.node_names import graphs_in
 from skyfx.tracing.tensor_binding import named_tensors
-from skyfx.tracing.torch_internals import own_tensors, storage_id
+from skyfx.tracing.torch_internals import num_writes, own_tensors, storage_id
 
-_COMPARED = tuple(kind for kind in CONSTANTS if kind is not str)
+_COMPARED = (Held, *(kind for kind in CONSTANTS if kind is not str))
 
 
 class BoundCode:
-    """A function, or a method of a module, called without the module's hooks.
+    """A function, or a method of a module (by name, or itself), called without the module's hooks.
 
     Each call has a module of its own, which holds the tensors of the last run: code that runs again
     in backward, as checkpointing does, finds them there.
@@ -55,11 +55,14 @@ class BoundCode:
         for name, tensor in state.items():
             for held, key in self._holders[name]:
                 held[key] = tensor
-        if self.owner is None or not isinstance(self._function, str):
+        if self.owner is None:
             return self._function(*args, **kwargs), {}  # type: ignore[operator]
         watch = AttributeWatch(self.owner)
         with buffers_kept(self.owner):
-            returned = getattr(self.owner, self._function)(*args, **kwargs)
+            if isinstance(self._function, str):
+                returned = getattr(self.owner, self._function)(*args, **kwargs)
+            else:
+                returned = self._function(self.owner, *args, **kwargs)
         changes = watch.tensor_changes()
         watch.put_back()
         return returned, changes
@@ -173,8 +176,12 @@ class RecordedCall:
         following = iter(tensors)
         pairs = zip(self.leaves, self.is_tensor, strict=True)
         leaves = [next(following) if is_tensor else leaf for leaf, is_tensor in pairs]
-        args, kwargs = unflatten(leaves, self.spec)
-        return self.run(dict(zip(self.state, following, strict=True)), args, kwargs)
+        args, kwargs = unflatten_held(self.run.owner, leaves, self.spec)
+        written = [num_writes(x) for x in tensors]
+        returned = self.run(dict(zip(self.state, following, strict=True)), args, kwargs)
+        self._check_writes(tensors, written)
+        check_unchanged((args, kwargs), leaves, self.spec)
+        return returned
 
     def _differentiable(self, tensors: Sequence[Tensor]) -> list[Tensor]:
         """The tensors as the code differentiates by them, also where gradients are off."""
@@ -183,6 +190,15 @@ class RecordedCall:
             x.detach().requires_grad_() if need and not x.requires_grad else x
             for x, need in zip(tensors, needs, strict=True)
         ]
+
+    def _check_writes(self, tensors: Sequence[Tensor], written: Sequence[int]) -> None:
+        """Refuse a write that no stage was made for: others may have read the tensor already."""
+        for i, (x, before) in enumerate(zip(tensors, written, strict=True)):
+            if i not in self.writes and num_writes(x) != before:
+                raise RuntimeError(
+                    f"{self.name!r} writes to a tensor in place, but did not when the model was "
+                    "captured: return a new tensor instead"
+                )
 
     def described(self) -> str:
         """The outputs in the form that `_described` reads."""

@@ -36,6 +36,9 @@ UNKNOWN_VALUE_ERRORS = (
 )
 """The errors of torch.export where it would have to know a value."""
 
+DECISIONS = {("torch.nn.modules.transformer", "_detect_is_causal_mask")}
+"""Functions of torch, by their Python modules, that branch on values and return a decision."""
+
 _DERIVATIVES = (
     (torch.autograd, "_engine_run_backward"),
     (eager_transforms, "grad_increment_nesting"),
@@ -265,8 +268,8 @@ def storage_id(tensor: Tensor) -> int:
 
 
 def num_writes(tensor: Tensor) -> int:
-    """How many times the tensor has been written to in place."""
-    return tensor._version
+    """How many times the tensor has been written to in place; 0 where torch does not count."""
+    return 0 if tensor.is_inference() else tensor._version
 
 
 def schema_of(node: fx.Node) -> Any:

@@ -12,14 +12,25 @@ from torch import nn
 
 from skyfx.measurement.operator_costs import has_values
 from skyfx.orchestration.environment import Environment
+from skyfx.passes.aliasing import written_parameters
 from skyfx.runtime.execution.microbatch import Batch
 from skyfx.runtime.pipeline import Pipeline
 from skyfx.runtime.verified import Verified
 from skyfx.solver.core.plan import Plan
 from skyfx.solver.errors import VerificationError
+from skyfx.tracing.attribute_effects import line_of
 from skyfx.tracing.capture import Capture
 from skyfx.verification.capacity import lacking
-from skyfx.verification.comparison import STATE, Contents, compare
+from skyfx.verification.comparison import (
+    GENERATORS,
+    GRADIENTS,
+    OUTPUTS,
+    STATE,
+    Contents,
+    Deviation,
+    compare,
+)
+from skyfx.verification.model_line import deviating_line
 from skyfx.verification.observation import RunMode, observe_plain, observe_staged
 from skyfx.verification.sample_independence import check_samples
 from skyfx.verification.stage_parts import StageParts
@@ -60,7 +71,8 @@ class PipelineCheck:
         """
         if check == "off":
             return self._made(Verified(remark="check='off'"))
-        how = RunMode(self.captured.training, self.captured.training and check == "full")
+        training, written = self.captured.training, written_parameters(self.captured)
+        how = RunMode(training, training and check == "full", written)
         if any(x.is_meta for x in self.batch.tensors):
             return self._made(Verified(remark="the example inputs have no values"))
         if why := self._too_large(how):
@@ -81,19 +93,20 @@ class PipelineCheck:
         """Hold the stages against the model."""
         model, captured, group = self.model, self.captured, self.environment.group
         size = captured.microbatch.batch_size
-        group.run_together(lambda: check_samples(model, self.batch, size, tolerance(captured)))
-        plain = group.barrier_after(partial(observe_plain, model, captured.microbatch, how))
+        samples = partial(check_samples, model, self.batch, size, tolerance(captured), how.written)
+        group.run_together(samples)
+        plain = group.barrier_after(partial(observe_plain, model, captured, how))
         remark = "" if how.backward or not how.training else "gradients (check='outputs')"
         with self._opened() as pipeline:
             # A generator that forward makes begins anew in each call of the model, but not in
             # stages.
             for _ in range(1 + has_generators(captured)):
-                staged = observe_staged(model, pipeline, captured.microbatch, how)
+                staged = observe_staged(model, pipeline, captured, captured.microbatch, how)
                 if pipeline.draws_as_plain_torch:
                     both = plain.contents, staged.contents
                 else:
                     both = plain.changes(), staged.changes()
-                pipeline.verified = self._agreed(*both, remark)
+                pipeline.verified = self._agreed(*both, how, remark)
             if not pipeline.draws_as_plain_torch:
                 why = "that outputs are the model's, whose random numbers are others"
                 pipeline.verified = self._parts_agreed(pipeline, captured.microbatch, how, why)
@@ -112,7 +125,7 @@ class PipelineCheck:
         self, pipeline: Pipeline, microbatch: Batch, how: RunMode, remark: str
     ) -> Verified:
         parts = StageParts.of(self.model, self.captured, pipeline)
-        return self._agreed(*parts.observe(pipeline, microbatch, how), remark)
+        return self._agreed(*parts.observe(pipeline, microbatch, how), how, remark)
 
     @contextmanager
     def _opened(self) -> Iterator[Pipeline]:
@@ -131,7 +144,7 @@ class PipelineCheck:
         logger.info("%s", verified)
         return pipeline
 
-    def _agreed(self, plain: Contents, staged: Contents, remark: str) -> Verified:
+    def _agreed(self, plain: Contents, staged: Contents, how: RunMode, remark: str) -> Verified:
         """What all processes have compared together.
 
         Raises:
@@ -143,12 +156,24 @@ class PipelineCheck:
             settled = self.captured.settled
             found = compare(_without(settled, plain), _without(settled, staged), allowed)
             if found.deviations:
-                first = found.deviations[0]
-                name = self.captured.name
+                name, first = self.captured.name, self._located(found.deviations[0], how)
                 raise VerificationError(f"the stages would not do what {name} does: {first}")
             return found.names, found.largest, found.where
 
         return merged(self.environment.group.run_together(compared), remark)
+
+    def _located(self, deviation: Deviation, how: RunMode) -> Deviation:
+        """With the line of the model that does it, where that can be found."""
+        is_whole = self.environment.group.size == 1 and all(self.environment.on_cpu(self.plan))
+        line = ""
+        try:
+            if deviation.kind == STATE:
+                line = line_of(self.model, deviation.name)
+            elif deviation.kind in (GENERATORS, OUTPUTS, GRADIENTS) and is_whole:
+                line = deviating_line(self.model, self.captured, how, tolerance(self.captured))
+        except Exception as error:  # the deviation is to be told anyway
+            logger.info("the line that differs is not known: %r", error)
+        return deviation.at(line)
 
 
 def _without(names: Collection[str], contents: Contents) -> Contents:

@@ -1,5 +1,6 @@
 """What the stages do otherwise than plain torch: one walk through all that both gave and left."""
 
+import zlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -85,9 +86,9 @@ class Deviation:
         both = f"(plain torch: {self.plain}, stages: {self.staged})"
         return f"{self.what} {both}{self.place}.\n{KINDS[self.kind].cure}"
 
-    def at(self, place: str) -> "Deviation":
-        """The same with the line of the model."""
-        return replace(self, place=f", {place}" if place else "")
+    def at(self, line: str) -> "Deviation":
+        """The same with the line of the model, ` at FILE:LINE` or empty."""
+        return replace(self, place=line)
 
 
 @dataclass(frozen=True, slots=True)
@@ -126,7 +127,7 @@ def compare(plain: Contents, staged: Contents, tolerance: float) -> Comparison:
             off = difference(expected, found)
             if off > tolerance and not floor.covers(expected, found, off):
                 what = KINDS[kind].says.format(name=name, off=off)
-                said = _said(expected), _said(found)
+                said = map(_said, _innermost(expected, found))
                 deviations.append(Deviation(kind, name, what, *said))
             elif isinstance(expected, Tensor) and not is_elsewhere(found):
                 names.setdefault(kind, []).append(name)
@@ -210,6 +211,16 @@ def _largest(x: Tensor) -> float:
     return float(finite.abs().max()) if finite.numel() else 0.0
 
 
+def _innermost(expected: Any, found: Any) -> tuple[Any, Any]:
+    """The first entries of two containers that differ; other contents themselves."""
+    pairs: list[tuple[Any, Any]] = []
+    if isinstance(expected, dict) and isinstance(found, dict):
+        pairs = [(expected.get(key), found.get(key)) for key in {**expected, **found}]
+    elif isinstance(expected, list) and isinstance(found, list) and len(expected) == len(found):
+        pairs = list(zip(expected, found, strict=True))
+    return next((_innermost(*pair) for pair in pairs if difference(*pair)), (expected, found))
+
+
 def _said(value: Any) -> str:
     if value is None:
         return "none"
@@ -217,5 +228,7 @@ def _said(value: Any) -> str:
         norm = f" and norm {float(_numbers(value).norm()):.4g}" if _is_rounded(value) else ""
         return f"a tensor of shape {tuple(value.shape)}{norm}"
     if isinstance(value, list | dict):
-        return f"{len(value)} entries"
+        return f"{len(value)} entr{'y' if len(value) == 1 else 'ies'}"
+    if isinstance(value, bytes | tuple):  # of a generator
+        return f"state {zlib.crc32(repr(value).encode()):08x}"
     return f"{value!r:.40}"

@@ -14,8 +14,8 @@ from skyfx.runtime.execution.microbatch import Batch, OutputSpec
 from skyfx.runtime.execution.shared_data import CallData
 from skyfx.runtime.model_state import ModelState, preserve_state
 from skyfx.runtime.pipeline import Pipeline
-from skyfx.tracing.capture import in_mode, on_one_device
-from skyfx.tracing.exporter import has_cache
+from skyfx.tracing.adapter import has_cache
+from skyfx.tracing.capture import Capture, in_mode, on_one_device
 from skyfx.verification.comparison import (
     GENERATORS,
     GRADIENTS,
@@ -27,10 +27,14 @@ from skyfx.verification.comparison import (
 
 
 class RunMode(NamedTuple):
-    """How a micro-batch is run: the model in training or eval mode, and whether backward too."""
+    """How a micro-batch is run: the model in training or eval mode, and whether backward too.
+
+    `written` has the names of the parameters that forward itself writes to.
+    """
 
     training: bool
     backward: bool
+    written: tuple[str, ...] = ()
 
 
 SEED = 20_220_101
@@ -64,13 +68,14 @@ class Observation:
         return "as before" if equal(self.before.get(name), value) else "another"
 
 
-def observe_plain(model: nn.Module, microbatch: Batch, how: RunMode) -> Observation:
-    """Run the model itself; it is as before afterwards."""
+def observe_plain(model: nn.Module, captured: Capture, how: RunMode) -> Observation:
+    """Run the model itself on the micro-batch of its capture; it is as before afterwards."""
 
     def run() -> Contents:
-        outputs = plain_outputs(model, microbatch)
+        outputs = plain_outputs(model, captured.microbatch)
         if how.backward:
-            weighted_sum(outputs).backward()  # type: ignore[no-untyped-call]
+            # `loss_fn` may read what forward leaves on attributes.
+            weighted_sum([*outputs, *captured.assigned.tensors_on(model)]).backward()  # type: ignore[no-untyped-call]
         return {OUTPUTS: numbered(outputs)}
 
     with in_mode(model, training=how.training), on_one_device(model):
@@ -87,7 +92,11 @@ def plain_outputs(model: nn.Module, microbatch: Batch) -> list[Tensor]:
 
 
 def observe_staged(
-    model: nn.Module, pipeline: Pipeline, microbatch: Batch, how: RunMode
+    model: nn.Module,
+    pipeline: Pipeline,
+    captured: Capture,
+    microbatch: Batch,
+    how: RunMode,
 ) -> Observation:
     """Run the stages; the model is as before afterwards."""
     found: list[Tensor] = []
@@ -95,7 +104,7 @@ def observe_staged(
     def loss_fn(returned: Any, _: Any) -> Tensor:
         _, outputs = OutputSpec.of(returned)
         found[:] = outputs
-        return weighted_sum(outputs)
+        return weighted_sum([*outputs, *captured.assigned.tensors_on(model)])
 
     def run() -> Contents:
         fresh = _fresh(microbatch)
@@ -124,14 +133,15 @@ def _fresh(microbatch: Batch) -> Batch:
 def weighted_sum(outputs: Sequence[Tensor]) -> Tensor:
     """A loss with another gradient for each number of the outputs that require one."""
     parts = [
-        (x * _weights(x)).sum().float().cpu()
+        (x * weights(x)).sum().float().cpu()
         for x in outputs
         if x.requires_grad and x.is_floating_point()
     ]
     return torch.stack(parts).sum() if parts else torch.zeros((), requires_grad=True)
 
 
-def _weights(x: Tensor) -> Tensor:
+def weights(x: Tensor) -> Tensor:
+    """Another factor for each number of a tensor."""
     numbers = torch.arange(x.numel(), device=x.device, dtype=torch.float32)
     return (torch.cos(numbers) / math.sqrt(max(1, x.numel()))).to(x.dtype).reshape(x.shape)
 
@@ -144,12 +154,12 @@ def observed(model: nn.Module, run: Callable[[], Contents], how: RunMode) -> Obs
         run: returns what it gives, by kind.
         how: with gradients or without.
     """
-    with _gradients_apart(model), preserve_state(model):
+    with _gradients_apart(model), preserve_state(model, how.written):
         torch.manual_seed(SEED)
-        before = ModelState.of(model)
+        before = ModelState.of(model, how.written)
         with torch.set_grad_enabled(how.backward):
             gave = run()
-        after = ModelState.of(model)
+        after = ModelState.of(model, how.written)
         contents = {
             # Draws from Python's and numpy's generators are refused when the model is captured.
             GENERATORS: {"torch": after.generators["torch"]},
@@ -165,7 +175,7 @@ def observed(model: nn.Module, run: Callable[[], Contents], how: RunMode) -> Obs
 def _kept(x: Tensor | None) -> Any:
     if x is None or x.is_meta:
         return None if x is None else NO_VALUES
-    return x.detach().cpu()
+    return x.detach().to_dense().cpu()
 
 
 @contextmanager

@@ -17,7 +17,9 @@ from skyfx.verification.observation import plain_outputs
 logger = logging.getLogger(__name__)
 
 
-def check_samples(model: nn.Module, batch: Batch, size: int, tolerance: float) -> None:
+def check_samples(
+    model: nn.Module, batch: Batch, size: int, tolerance: float, written: Sequence[str] = ()
+) -> None:
     """Hold two micro-batches together against each alone, in plain torch and eval mode.
 
     In training mode batch normalisation mixes samples, and micro-batches of plain torch do as well.
@@ -28,6 +30,7 @@ def check_samples(model: nn.Module, batch: Batch, size: int, tolerance: float) -
         batch: with at least one micro-batch.
         size: samples of a micro-batch.
         tolerance: in parts of an output's largest number.
+        written: the names of the parameters that forward itself writes to.
 
     Raises:
         VerificationError: they differ.
@@ -39,10 +42,10 @@ def check_samples(model: nn.Module, batch: Batch, size: int, tolerance: float) -
     is_fixed: list[bool] = []
 
     def outputs(part: Batch) -> Sequence[Tensor]:
-        with preserve_state(model):
-            before = ModelState.of(model)
+        with preserve_state(model, written):
+            before = ModelState.of(model, written)
             found = plain_outputs(model, part)
-            is_fixed.append(before.equals(ModelState.of(model)))
+            is_fixed.append(before.equals(ModelState.of(model, written)))
         return found
 
     with in_mode(model, training=False), on_one_device(model), torch.no_grad():

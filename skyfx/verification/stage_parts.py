@@ -88,7 +88,7 @@ class StageParts:
         """What the parts give and leave, and what the stages do."""
         records = {k: StageRecord() for k in self.stages}
         with self._recording(records):
-            staged = observe_staged(self.model, pipeline, microbatch, how).contents
+            staged = observe_staged(self.model, pipeline, self.captured, microbatch, how).contents
 
         def run() -> Contents:
             advances = pipeline.runner.staged(microbatch, training=how.training).advances

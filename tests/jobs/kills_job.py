@@ -14,7 +14,9 @@ from collections.abc import Callable
 from pathlib import Path
 
 import torch
+import torch._dynamo  # capturing imports it, and each life would anew
 import torch.distributed as dist
+import torch.export._trace
 from torch import Tensor, nn
 from torch.nn import functional
 

@@ -1,11 +1,8 @@
 """A process that is killed, stopped, hangs or fails: all others say so within ten seconds."""
 
 import json
-import os
 import signal
 import socket
-import subprocess
-import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -14,33 +11,16 @@ from pathlib import Path
 import pytest
 
 from skyfx.runtime.distributed.heartbeat import SILENT_S
-from tests.support import ROOT
+from tests.support.launcher import Forked, forked, ranks
 
 PROCESSES, NOTICED_S = 3, 10.0
 
 
 @contextmanager
-def job(*arguments: str) -> Iterator[list[subprocess.Popen[bytes]]]:
+def job(*arguments: str) -> Iterator[list[Forked]]:
     """Processes that no launcher watches over; none is left in the end."""
-    with socket.create_server(("127.0.0.1", 0)) as free:
-        port = str(free.getsockname()[1])
-    known = {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "WORLD_SIZE": str(PROCESSES)}
-    known |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "LOCAL_WORLD_SIZE": str(PROCESSES)}
-    known |= {"GLOO_SOCKET_IFNAME": "lo"}
-    processes = [
-        subprocess.Popen(
-            [sys.executable, "tests/jobs/faults_job.py", *arguments],
-            cwd=ROOT,
-            env={**os.environ, **known, "RANK": str(rank), "LOCAL_RANK": str(rank)},
-        )
-        for rank in range(PROCESSES)
-    ]
-    try:
+    with forked(ranks(PROCESSES), "tests/jobs/faults_job.py", *arguments) as processes:
         yield processes
-    finally:
-        for process in processes:
-            process.kill()
-            process.wait()
 
 
 # How, in which process, whether that one can still tell, and what the others say.
@@ -59,9 +39,9 @@ def test_all_others_notice_and_say_who_it_was(how: str, tmp_path: Path) -> None:
     with job(how, str(who), str(tmp_path)) as processes:
         others = [p for rank, p in enumerate(processes) if rank != who]
         for process in others:
-            assert process.wait(timeout=120) == 3
+            assert process.wait() == 3
         if tells:
-            assert processes[who].wait(timeout=30) == 3
+            assert processes[who].wait(timeout_s=30) == 3
     began = float((tmp_path / "fault").read_text())
     for rank in set(range(PROCESSES)) - {who}:
         said = json.loads((tmp_path / f"{rank}.json").read_text())
@@ -81,7 +61,7 @@ def test_all_can_be_stopped_together_and_go_on(tmp_path: Path) -> None:
         (tmp_path / "0.step").unlink()
         time.sleep(SILENT_S + 2)
         wait_for(tmp_path / "0.step")
-        assert [process.poll() for process in processes] == [None] * PROCESSES
+        assert all(process.is_running() for process in processes)
         assert not list(tmp_path.glob("*.json"))
 
 
@@ -96,7 +76,7 @@ def wait_for(path: Path) -> None:
 def test_the_process_that_keeps_the_jobs_store_may_be_the_one(tmp_path: Path) -> None:
     with job("stop", "0", str(tmp_path)) as processes:
         for process in processes[1:]:
-            assert process.wait(timeout=120) == 3
+            assert process.wait() == 3
         ended = time.time()
     began = float((tmp_path / "fault").read_text())
     for rank in (1, 2):

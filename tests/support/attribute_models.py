@@ -202,7 +202,7 @@ def attributes(model: nn.Module) -> dict[str, Any]:
 def copy_of(value: Any) -> Any:
     """The value, in which tensors are lists of numbers."""
     if isinstance(value, Tensor):
-        return value.tolist()
+        return "elsewhere" if value.is_meta else value.tolist()
     if isinstance(value, dict):
         return {key: copy_of(one) for key, one in value.items()}
     return [copy_of(one) for one in value] if isinstance(value, list | tuple) else value

@@ -1,7 +1,12 @@
 """Starts jobs by forking: a process that has imported torch and skyfx, and has used neither.
 
-It reads a job per line of its standard input, as JSON, and answers with the exit code of each
-process. When its input ends, so do it and all that it has started.
+It reads a request per line of its standard input, as JSON, and answers each:
+
+    start, environments, output   the ids of the processes, one per environment
+    wait, timeout_s               the exit codes of these processes
+    running                       whether this process still runs
+
+When its input ends, so do it and all that it has started.
 """
 
 import json
@@ -35,55 +40,70 @@ GRACE_S = 30.0
 
 def main() -> None:
     assert threading.active_count() == len(os.listdir("/proc/self/task")) == 1
+    codes: dict[int, int] = {}
+    all_started: list[int] = []
     for line in sys.stdin:
-        job = json.loads(line)
-        children = {}
-        for rank in range(job["num_processes"]):
-            pid = os.fork()
-            if pid == 0:
-                run(job, rank)
-            children[pid] = rank
-        codes = ended(children, job["timeout_s"])
-        sys.stdout.write(json.dumps(codes) + "\n")
+        request = json.loads(line)
+        answer: Any
+        if "start" in request:
+            answer = [started(request, own) for own in request["environments"]]
+            all_started += answer
+        elif "wait" in request:
+            wait(request["wait"], request["timeout_s"], codes)
+            answer = [codes[pid] for pid in request["wait"]]
+        else:
+            answer = not has_ended(request["running"], codes)
+        sys.stdout.write(json.dumps(answer) + "\n")
         sys.stdout.flush()
+    wait(all_started, 0.0, codes)
 
 
-def run(job: dict[str, Any], rank: int) -> None:
+def started(request: dict[str, Any], environment: dict[str, str]) -> int:
+    """Fork a process; returns its id."""
+    pid = os.fork()
+    if pid == 0:
+        run(request["start"], environment, request["output"])
+    return pid
+
+
+def run(arguments: list[str], environment: dict[str, str], printed: str) -> None:
     """Be this process of a job; never returns."""
-    output = os.open(job["output"], os.O_WRONLY | os.O_APPEND | os.O_CREAT)
+    output = os.open(printed, os.O_WRONLY | os.O_APPEND | os.O_CREAT)
     nothing = os.open(os.devnull, os.O_RDONLY)
     for old, new in ((nothing, 0), (output, 1), (output, 2)):
         os.dup2(old, new)
     os.environ.clear()
-    os.environ.update(job["environment"], RANK=str(rank), LOCAL_RANK=str(rank))
+    os.environ.update(environment)
     sys.stdin, sys.stdout, sys.stderr = (os.fdopen(i, "r" if i == 0 else "w") for i in range(3))
-    first, *others = job["arguments"]
+    first, *others = arguments
     if first == "-m":
         sys.argv = others
         runpy.run_module(others[0], run_name="__main__", alter_sys=True)
     else:
-        sys.argv = job["arguments"]
+        sys.argv = arguments
         runpy.run_path(first, run_name="__main__")
     sys.exit()
 
 
-def ended(children: dict[int, int], timeout_s: float) -> list[int]:
-    """The exit codes of processes, by rank; all are killed when they take too long."""
-    codes: dict[int, int] = {}
+def has_ended(pid: int, codes: dict[int, int]) -> bool:
+    """Whether a process has ended; its exit code is then noted."""
+    if pid not in codes:
+        found, status = os.waitpid(pid, os.WNOHANG)
+        if found == pid:
+            codes[pid] = os.waitstatus_to_exitcode(status)
+    return pid in codes
+
+
+def wait(pids: list[int], timeout_s: float, codes: dict[int, int]) -> None:
+    """Until these processes have ended; those that take too long are killed."""
     deadline = time.monotonic() + timeout_s
-    while len(codes) < len(children):
-        for pid, rank in children.items():
-            if rank in codes:
-                continue
-            found, status = os.waitpid(pid, os.WNOHANG)
-            if found == pid:
-                codes[rank] = os.waitstatus_to_exitcode(status)
-                if codes[rank] != 0:
-                    deadline = min(deadline, time.monotonic() + GRACE_S)
-            elif time.monotonic() > deadline:
+    while left := [pid for pid in pids if not has_ended(pid, codes)]:
+        if any(codes.get(pid) for pid in pids):
+            deadline = min(deadline, time.monotonic() + GRACE_S)
+        if time.monotonic() >= deadline:
+            for pid in left:
                 os.kill(pid, signal.SIGKILL)
         time.sleep(0.01)
-    return [codes[rank] for rank in sorted(codes)]
 
 
 if __name__ == "__main__":

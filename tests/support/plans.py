@@ -6,10 +6,11 @@ from typing import Any
 
 import skyfx
 from skyfx.devices.resolve import resolve
+from skyfx.orchestration.plan_resolution import capture_microbatch
 from skyfx.passes.planner_graph import to_planner_graph
 from skyfx.runtime.execution.microbatch import Batch
 from skyfx.solver import Assumptions, Plan, solve
-from skyfx.tracing.capture import Capture, capture
+from skyfx.tracing.capture import Capture
 from tests.support.models import BATCH, Case
 
 NUM_MICROBATCHES = 4
@@ -54,8 +55,8 @@ def split_evenly(
     """A pipeline of the model with a stage on every device, two where they are interleaved."""
     training = assumptions.get("mode", "training") == "training"
     schedule = assumptions.pop("schedule", "1f1b")
-    microbatch = Batch.of(case.batch).split(SIZE)[0]
-    captured = capture(case.model, microbatch, training=training)
+    mode = "training" if training else "inference"
+    captured = capture_microbatch(case.model, Batch.of(case.batch), mode, NUM_MICROBATCHES)
     if schedule == "generated":
         plan = generated_plan(captured, LIVE[-num_devices:], **assumptions)
     elif schedule == "interleaved":

@@ -16,7 +16,7 @@ import numpy as np
 
 from skyfx.solver.costs.moves import send_s
 from skyfx.solver.kernels import kernel
-from skyfx.solver.methods.ideals.bitset_ideals import has, within
+from skyfx.solver.methods.ideals.bitset_kernel import has, within
 
 
 class WindowBoundaries(NamedTuple):

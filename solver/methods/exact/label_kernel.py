@@ -28,8 +28,8 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from skyfx.solver.kernels import kernel
+from skyfx.solver.methods.ideals.bitset_kernel import Covers
 from skyfx.solver.methods.ideals.device_states import StateArrays
-from skyfx.solver.methods.ideals.order_ideals import Covers
 
 BUSY, SHORTEST, STEP = 0, 1, 2
 """What labels sum: weighted time beyond T, latency alone, or latency within T."""

@@ -27,7 +27,8 @@ from skyfx.solver.methods.exact.level_kernel import (
     descend,
 )
 from skyfx.solver.methods.features import MAX_CELLS, MAX_IDEALS, MAX_LEVEL
-from skyfx.solver.methods.ideals.bitset_ideals import BitIdeals, covers
+from skyfx.solver.methods.ideals.bitset_ideals import BitIdeals
+from skyfx.solver.methods.ideals.bitset_kernel import covers
 from skyfx.solver.methods.ideals.device_states import States
 from skyfx.solver.methods.limits import Limits
 from skyfx.solver.methods.method import Bound, Candidate, MethodUpdate, SearchState

@@ -15,9 +15,8 @@ import numpy as np
 
 from skyfx.solver.costs.moves import Crossing, move_s
 from skyfx.solver.kernels import kernel
-from skyfx.solver.methods.ideals.bitset_ideals import has, within
+from skyfx.solver.methods.ideals.bitset_kernel import Covers, has, within
 from skyfx.solver.methods.ideals.device_states import StateArrays
-from skyfx.solver.methods.ideals.order_ideals import Covers
 
 BEGINS = 255
 """How a label came about: the last stage begins."""

@@ -20,41 +20,32 @@ crosses at least where its other readers need it.
 """
 
 import itertools
-import operator
 from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from skyfx.solver.costs.moves import Crossing
+from skyfx.solver.methods.ideals.bitset_kernel import Covers, ascend, covers
+from skyfx.solver.methods.limits import Limits
 from skyfx.solver.problem.instance import UnitPlacement, Value
 from skyfx.solver.problem.problem import Problem
-
-
-class Covers(NamedTuple):
-    """The ideals that have one unit more than each ideal: the covers in the lattice.
-
-    Those of ideal i are `target[first[i]:first[i + 1]]`, each larger by a `unit`.
-    """
-
-    first: Any
-    target: Any
-    unit: Any
 
 
 @dataclass(frozen=True)
 class Ideals:
     """All ideals, `N` of them, by growing size: the first is empty, the last is everything.
 
-    `members` are bit sets of units, without those of `outside`, which float or are relaxed.
+    `members` are rows of bits, `(N, words)`, without the units of `outside`, which float or are
+    relaxed.
     """
 
     problem: Problem
     outside: frozenset[int]
-    members: list[int]
+    members: Any
     covers: Covers
 
     @classmethod
@@ -62,45 +53,37 @@ class Ideals:
         """Enumerate the ideals without the relaxed units; None if more than `at_most`."""
         outside = frozenset([*floating(problem), *relaxed])
         readers, reads = neighbours(problem, outside)
-        start = [i for i in range(problem.num_units) if i not in outside and not reads[i]]
-        free = {0: sum(1 << i for i in start)}  # of each ideal, the units that can come next
-        members: list[int] = []
-        covers = Covers([0], [], [])
-        while free:
-            following: dict[int, int] = {}
-            place: dict[int, int] = {}
-            base = len(members) + len(free)
-            for ideal, ready in free.items():
-                members.append(ideal)
-                for i in bits(ready):
-                    larger = ideal | 1 << i
-                    if larger not in following:
-                        now = (j for j in readers[i] if not reads[j] & ~larger)
-                        following[larger] = ready & ~(1 << i) | sum(1 << j for j in now)
-                        place[larger] = base + len(place)
-                    covers.target.append(place[larger])
-                    covers.unit.append(i)
-                covers.first.append(len(covers.unit))
-            if len(members) + len(following) > at_most:
-                return None
-            free = following
-        arrays = Covers(*(np.array(column, dtype=np.int32) for column in covers))
-        return cls(problem, outside, members, arrays)
+        n = problem.num_units
+        inside = [i for i in range(n) if i not in outside]
+        rows = words(map(bits, reads), n)
+        listed = levels(rows, flat(readers), inside, at_most, Limits())
+        if listed is None:
+            return None
+        columns, num = [(np.zeros(0, dtype=int),) * 3], 0
+        for (ideals, ready), (larger, _) in itertools.pairwise(listed):
+            first, target, unit = covers(ideals, ready, larger)
+            columns.append((np.diff(first), target + (num + len(ideals)), unit))
+            num += len(ideals)
+        counts, target, unit = map(np.concatenate, zip(*columns, strict=True))
+        first = np.cumsum([0, *counts, 0])
+        found = Covers(*(column.astype(np.int32) for column in (first, target, unit)))
+        return cls(problem, outside, np.concatenate([ideals for ideals, _ in listed]), found)
 
     @classmethod
     def line(cls, problem: Problem, order: Sequence[int]) -> "Ideals":
         """Only the ideals along one topological order of the units."""
         outside = frozenset(floating(problem))
         units = [i for i in order if i not in outside]
-        members = list(itertools.accumulate((1 << i for i in units), operator.or_, initial=0))
+        members = words((units[:k] for k in range(len(units) + 1)), problem.num_units)
         first = np.minimum(np.arange(len(members) + 1), len(units))
         columns = (first, np.arange(1, len(members)), np.array(units))
         covers = Covers(*(column.astype(np.int32) for column in columns))
         return cls(problem, outside, members, covers)
 
     @classmethod
-    def chain(cls, problem: Problem, members: list[int]) -> "Ideals":
+    def chain(cls, problem: Problem, sets: Iterable[Iterable[int]]) -> "Ideals":
         """Only these ideals, each in the next: enough to place a plan of them."""
+        members = words(sets, problem.num_units)
         return cls(problem, frozenset(floating(problem)), members, Covers((), (), ()))
 
     def __len__(self) -> int:
@@ -109,10 +92,8 @@ class Ideals:
     @cached_property
     def holds(self) -> NDArray[np.bool_]:
         """Whether a unit is in an ideal, `(n, N)`; units outside are in none."""
-        n = self.problem.num_units
-        raw = b"".join(ideal.to_bytes((n + 7) // 8, "little") for ideal in self.members)
-        packed = np.frombuffer(raw, dtype=np.uint8).reshape(len(self), -1)
-        bits = np.unpackbits(packed, axis=1, bitorder="little", count=n)
+        n, raw = self.problem.num_units, self.members.view(np.uint8)
+        bits = np.unpackbits(raw, axis=1, bitorder="little", count=n)
         return np.ascontiguousarray(bits.T).astype(bool)
 
     @cached_property
@@ -138,7 +119,7 @@ class Ideals:
         `moves_s` are the times of the moves between the stages, if they count.
         """
         taken = [
-            (d, list(bits(self.members[after] & ~self.members[before]))) for d, before, after in of
+            (d, members_of(self.members[after] & ~self.members[before])) for d, before, after in of
         ]
         time_s, last = self.problem.time_s, len(taken) - 1
         relay = self.problem.assumptions.communication == "relay"
@@ -232,3 +213,47 @@ def bits(of: int) -> Iterator[int]:
         lowest = of & -of
         yield lowest.bit_length() - 1
         of ^= lowest
+
+
+def members_of(row: Any) -> list[int]:
+    """The members of a set that is a row of words, ascending."""
+    return list(bits(int.from_bytes(row.tobytes(), "little")))
+
+
+def words(sets: Iterable[Iterable[int]], num_units: int) -> Any:
+    """Sets of units as rows of 64-bit words."""
+    width = 8 * max(1, (num_units + 63) // 64)
+    raw = b"".join(sum(1 << x for x in part).to_bytes(width, "little") for part in sets)
+    return np.frombuffer(raw, dtype=np.uint64).reshape(-1, width // 8).copy()
+
+
+def flat(lists: Sequence[Sequence[int]]) -> tuple[Any, Any]:
+    """Where each list begins, `(n + 1,)`, and all lists."""
+    first = np.cumsum([0, *map(len, lists)])
+    return first.astype(np.int64), np.array([x for part in lists for x in part], dtype=int)
+
+
+def levels(
+    reads: Any, readers: tuple[Any, Any], units: Iterable[int], at_most: int, limits: Limits
+) -> list[tuple[Any, Any]] | None:
+    """All ideals by size, from the empty one; None if more than `at_most`.
+
+    Args:
+        reads: the inputs of each unit, `(n, words)`.
+        readers: the readers of each unit, as from `flat`.
+        units: those in the lattice.
+        at_most: the most ideals.
+        limits: of the search.
+
+    Returns:
+        Per size, the ideals and the units that each can take next, `(N, words)` both.
+    """
+    sources = [x for x in units if not reads[x].any()]
+    listed, total = [(words([[]], len(reads)), words([sources], len(reads)))], 1
+    while listed[-1][1].any():
+        limits.check()
+        listed.append(ascend(*listed[-1], reads, readers, at_most - total))
+        total += len(listed[-1][0])
+        if total > at_most:
+            return None
+    return listed

@@ -9,7 +9,8 @@ import torch
 from torch import Tensor, nn
 
 import skyfx
-from skyfx.solver.errors import CaptureError
+from skyfx.runtime.execution.assigned_attributes import AssignedAttributes
+from skyfx.solver.errors import CaptureError, VerificationError
 from skyfx.tracing.capture import capture
 from tests.support import attribute_models
 from tests.support.attribute_models import BATCH, KINDS, NUM_MICROBATCHES, SIZE, Layers
@@ -106,3 +107,14 @@ def test_refused_buffers_are_plain_tensors_again() -> None:
         capture(model, BATCH[:SIZE])
     assert "ema" in vars(model)
     assert dict(model.named_buffers()).keys() == {"mean"}
+
+
+def test_a_gradient_that_an_attribute_would_lose_is_seen(monkeypatch: pytest.MonkeyPatch) -> None:
+    leave = AssignedAttributes.leave
+
+    def leave_detached(self: AssignedAttributes, model: nn.Module, tensors: Any) -> None:
+        leave(self, model, [x.detach() for x in tensors])
+
+    monkeypatch.setattr(AssignedAttributes, "leave", leave_detached)
+    with pytest.raises(VerificationError, match=r"'(first|moe)\..*' has another gradient"):
+        partitioned(attribute_models.Mixture())

@@ -1,54 +1,16 @@
 """A device's memory limit is enforced: what a plan did not foresee fails, and says why."""
 
-import subprocess
 import sys
 
 import pytest
 
-from tests.support import ROOT
-
-# Trains within its limit; then the loss wants 256 MiB that nobody has planned for.
-SCRIPT = """
-import resource, sys, torch
-from torch import nn
-import skyfx
-
-SIZE = 1024
-model = nn.Sequential(*(nn.Linear(SIZE, SIZE) for _ in range(4)))
-x = torch.ones(64, SIZE)
-
-def greedy(outputs, targets):
-    return nn.functional.mse_loss(outputs, targets) + 0 * torch.empty(2**26)[0]
-
-limits = [None if word == "none" else float(word) * 2**20 for word in sys.argv[1:]]
-devices = [skyfx.Device("cpu", memory_bytes=limit) for limit in limits]
-with skyfx.partition(model, devices, example_inputs=x, num_microbatches=2) as pipeline:
-    optimizer = torch.optim.AdamW(pipeline.parameters())
-    for _ in range(3):
-        pipeline.train_step(x, x, nn.functional.mse_loss)
-        optimizer.step()
-        optimizer.zero_grad()
-    try:
-        pipeline.train_step(x, x, greedy)
-        print("trained")
-    except skyfx.StageError as error:
-        print(error)
-    pipeline.train_step(x, x, nn.functional.mse_loss)  # goes on
-torch.empty(2**27)
-assert resource.getrlimit(resource.RLIMIT_DATA)[0] == resource.RLIM_INFINITY
-"""
+from tests.support.launcher import forked
 
 
 def said(*limits: str) -> str:
-    done = subprocess.run(
-        [sys.executable, "-c", SCRIPT, *limits],
-        cwd=ROOT,
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr
-    return done.stdout.strip()
+    with forked([{}], "tests/jobs/greedy_job.py", *limits) as (process,):
+        assert process.wait() == 0, process.said
+        return process.said.strip()
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="only Linux holds a process to its data")

@@ -163,6 +163,46 @@ class SetsData(Net):
         return self.last(self.first(x))
 
 
+class Decays(Net):
+    """Each call changes a parameter, and no call before the first step counts."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = torch.tanh(self.first(x))
+        with torch.no_grad():
+            self.teacher.weight.mul_(0.9)
+        return self.last(h) + self.teacher(x)
+
+
+class Contrasts(Net):
+    """A moving average of parameters, and a queue that is written by an index, as MoCo has them."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("queue", torch.randn(WIDTH, 2 * BATCH))
+        self.register_buffer("pointer", torch.zeros(1, dtype=torch.long))
+        self.teacher.requires_grad_(False)
+
+    @torch.no_grad()
+    def move(self) -> None:
+        for own, other in zip(self.teacher.parameters(), self.first.parameters(), strict=True):
+            own.data = own.data * 0.9 + other.data * 0.1
+
+    @torch.no_grad()
+    def enqueue(self, keys: Tensor) -> None:
+        begin = int(self.pointer)
+        self.queue.data[:, begin : begin + len(keys)] = keys.T
+        self.pointer[0] = (begin + len(keys)) % self.queue.shape[1]
+
+    def forward(self, x: Tensor) -> Tensor:
+        query = functional.normalize(self.first(x), dim=1)
+        with torch.no_grad():
+            self.move()
+            keys = functional.normalize(self.teacher(x), dim=1)
+        found = query * keys + (query @ self.queue.clone().detach())[:, :WIDTH]
+        self.enqueue(keys)
+        return self.last(found)
+
+
 EXACT = [
     BoundEarly,
     BoundLate,
@@ -175,6 +215,8 @@ EXACT = [
     NeedsNoGradient,
     ReadsData,
     SetsData,
+    Decays,
+    Contrasts,
 ]
 
 

@@ -12,7 +12,7 @@ from torch.nn import functional
 from torch.utils.checkpoint import checkpoint
 
 from skyfx.passes.planner_graph import to_planner_graph
-from skyfx.solver.errors import CaptureError, StageError
+from skyfx.solver.errors import CaptureError
 from skyfx.tracing.capture import Capture, capture
 from skyfx.tracing.leaf_calls import leaf_of
 from tests.support import unsplit_reference
@@ -238,14 +238,19 @@ class Selected(Row):
 def test_another_shape_than_was_captured_ends_the_step_with_both() -> None:
     made = case(Selected(Selects()))
     made.batch[:, 0] = torch.tensor([1.0, 1, 1, 1, -1, 1, 1, 1])
-    with (
-        split_evenly(made, check="off") as pipeline,
-        pytest.raises(
-            StageError,
-            match=r"'middle' has returned a tensor \(1, 6\), .* a tensor \(2, 6\)",
-        ),
-    ):
-        pipeline.train_step(made.batch, made.targets, made.loss_fn)
+    captured = capture(made.model, made.batch[:SIZE])
+    (leaf,) = [leaf_of(node) for node in captured.ids if leaf_of(node)]
+    with pytest.raises(RuntimeError, match=r"'middle' has returned .* \(1, 6\), but .* \(2, 6\)"):
+        leaf(made.batch[4:6])
+
+
+def test_a_call_that_another_micro_batch_shows_to_vary_is_no_leaf_of_its_own() -> None:
+    made = case(Selected(Selects()))
+    made.batch[:, 0] = torch.tensor([1.0, 1, 1, 1, -1, 1, 1, 1])
+    alone = unsplit_reference.unsplit(made)
+    with split_evenly(made, 2, check="off") as pipeline:
+        expected = unsplit_reference.train_step(alone, SIZE)
+        assert torch.equal(pipeline.train_step(made.batch, made.targets, made.loss_fn), expected)
 
 
 class Slices(nn.Module):
@@ -253,9 +258,10 @@ class Slices(nn.Module):
         return x[:, : length[0]] * 2
 
 
-def test_a_slice_whose_ends_only_values_tell_is_refused() -> None:
+def test_an_output_whose_shape_only_values_tell_is_refused() -> None:
+    x, length = torch.ones(BATCH, WIDTH), torch.arange(BATCH) % 4
     with pytest.raises(CaptureError, match="Slices cannot be captured"):
-        capture(Slices(), {"x": torch.ones(SIZE, WIDTH), "length": torch.full((SIZE,), 2)})
+        split_evenly(Case(Slices(), {"x": x, "length": length}, x, functional.mse_loss), 2)
 
 
 class Counts(nn.Module):
@@ -293,38 +299,6 @@ def test_what_a_stage_would_lose_is_refused_with_the_first_reason() -> None:
         capture(model, torch.ones(SIZE, WIDTH))
     assert float(model.middle.mean.sum()) == 0.0
     assert all("forward" not in vars(module) for module in model.modules())
-
-
-class Itself(nn.Module):
-    """Everything that depends on values stands in the model's own forward."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.first, self.last = nn.Linear(WIDTH, WIDTH), nn.Linear(WIDTH, WIDTH)
-
-    def forward(self, x: Tensor, lengths: Tensor) -> Tensor:
-        y = self.first(x)
-        if lengths.max().item() > 1 and bool(lengths.min() > 0):
-            y = y * 2
-        rows = [row.sum() * n for row, n in zip(y, lengths.tolist(), strict=True)]
-        return self.last(y[lengths > 1]).sum() + self.last(torch.stack(rows)[:, None] * y)
-
-
-def test_in_the_models_own_forward_lines_are_fixed_and_held_against_that() -> None:
-    x, lengths = torch.randn(BATCH, WIDTH), torch.tensor([1, 3] * (BATCH // 2))
-    batch = {"x": x, "lengths": lengths}
-    made = Case(Itself(), batch, torch.randn(BATCH, WIDTH), functional.mse_loss)
-    alone = Case(copy.deepcopy(made.model), batch, made.targets, made.loss_fn)
-    with split_evenly(made, check="off") as pipeline:
-        expected = unsplit_reference.train_step(alone, SIZE)
-        found = pipeline.train_step(made.batch, made.targets, made.loss_fn)
-        assert torch.equal(found, expected)
-        assert_equal_gradients(pipeline, alone.model)
-        lengths[-2:] = torch.tensor([3, 1])
-        with pytest.raises(
-            StageError, match=r"'tolist at test_leaf_calls.py:\d+' has returned 3, 1, "
-        ):
-            pipeline.train_step(made.batch, made.targets, made.loss_fn)
 
 
 def test_a_model_that_does_not_run_says_so_itself() -> None:

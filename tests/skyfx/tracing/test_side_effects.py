@@ -6,11 +6,14 @@ import numpy
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.nn.functional import mse_loss
 
 from skyfx.solver.errors import CaptureError
 from skyfx.tracing.capture import capture
+from skyfx.tracing.leaf_calls import leaf_of
+from tests.support import unsplit_reference
 from tests.support.models import BATCH, Case
-from tests.support.plans import split_evenly
+from tests.support.plans import SIZE, split_evenly
 
 WIDTH = 4
 
@@ -66,12 +69,7 @@ class Batched(Layers):
 @pytest.mark.parametrize(
     ("kind", "message"),
     [
-        (HookOnTensor, r"at .*test_side_effects.py:\d+: a tensor's hook would be lost"),
-        (HookOnModule, r"BackwardHookFunction.backward would be lost.* remove backward hooks"),
-        (PythonDraws, r"forward draws from random, so every step would repeat one draw"),
-        (NumpyDraws, r"forward draws from numpy.random"),
         (Counts, r"changes 'calls' \(1, then 2\) at .*test_side_effects.py:\d+.* in a buffer"),
-        (Batched, r"forward uses torch.vmap"),
     ],
 )
 def test_what_a_graph_would_leave_out_is_refused(kind: type[Layers], message: str) -> None:
@@ -81,6 +79,29 @@ def test_what_a_graph_would_leave_out_is_refused(kind: type[Layers], message: st
         capture(model, torch.randn(BATCH, WIDTH))
     assert (random.getstate(), str(numpy.random.get_state())) == states
     assert vars(model).get("calls", 0) == 0
+
+
+@pytest.mark.parametrize("kind", [HookOnTensor, HookOnModule, Batched])
+def test_gradients_of_hooks_and_vmap_in_the_models_own_forward_are_exact(
+    kind: type[Layers],
+) -> None:
+    made = Case(kind(), torch.randn(BATCH, WIDTH), torch.randn(BATCH, WIDTH), mse_loss)
+    alone = unsplit_reference.unsplit(made)
+    with split_evenly(made, 2) as pipeline:
+        expected = unsplit_reference.train_step(alone, SIZE)
+        assert torch.equal(pipeline.train_step(made.batch, made.targets, mse_loss), expected)
+        unsplit_reference.assert_equal_gradients(pipeline, alone.model)
+
+
+@pytest.mark.parametrize("kind", [PythonDraws, NumpyDraws])
+def test_foreign_draws_in_the_models_own_forward_differ_from_step_to_step(
+    kind: type[Layers],
+) -> None:
+    states = random.getstate(), str(numpy.random.get_state())
+    captured = capture(kind(), torch.randn(BATCH, WIDTH))
+    assert (random.getstate(), str(numpy.random.get_state())) == states
+    leaves = [leaf for node in captured.ids if (leaf := leaf_of(node))]
+    assert [leaf.seen.is_random for leaf in leaves] == [True]
 
 
 @torch.library.custom_op("skyfx_tests::tripled", mutates_args=())

@@ -1,4 +1,6 @@
-"""Ideals as bits in arrays, against ideals as Python's integers."""
+"""Ideals as bits in arrays, against sets that are closed by definition."""
+
+import itertools
 
 import numpy as np
 from hypothesis import given
@@ -6,14 +8,28 @@ from hypothesis import strategies as st
 
 from skyfx.solver import Assumptions, Cluster, Graph
 from skyfx.solver.methods.exact.level_dp import LevelTables
-from skyfx.solver.methods.ideals.bitset_ideals import BitIdeals, covers, has, lowest, within
+from skyfx.solver.methods.ideals.bitset_ideals import BitIdeals
+from skyfx.solver.methods.ideals.bitset_kernel import covers, has, lowest, within
 from skyfx.solver.methods.ideals.device_states import States
-from skyfx.solver.methods.ideals.order_ideals import Ideals, bits
+from skyfx.solver.methods.ideals.order_ideals import Ideals, bits, floating, members_of, neighbours
 from skyfx.solver.methods.limits import Limits
 from skyfx.solver.problem.problem import Problem
 from tests.support.planning_instances import assumptions, clusters, graphs
 
 MANY = 10_000
+
+
+def closed_sets(problem: Problem) -> set[int]:
+    """All sets of units that hold what their members read, without the floating units."""
+    outside = frozenset(floating(problem))
+    _, reads = neighbours(problem, outside)
+    inside = [i for i in range(problem.num_units) if i not in outside]
+    sets = (
+        sum(1 << i for i in chosen)
+        for size in range(len(inside) + 1)
+        for chosen in itertools.combinations(inside, size)
+    )
+    return {one for one in sets if all(not reads[i] & ~one for i in bits(one))}
 
 
 def as_integers(lattice: BitIdeals, rows: np.ndarray) -> list[int]:
@@ -41,10 +57,11 @@ def test_both_list_the_same_ideals_covers_and_crossings(
     assert ideals is not None
     assert levels is not None
     members = [as_integers(lattice, rows) for rows, _ in levels]
-    assert [sorted(level) for level in members] == [
-        sorted(m for m in ideals.members if m.bit_count() == size) for size in range(len(levels))
-    ]
-    index = {member: i for i, member in enumerate(ideals.members)}
+    listed = [sum(1 << i for i in members_of(row)) for row in ideals.members]
+    assert [one for level in members for one in level] == listed
+    assert set(listed) == closed_sets(problem)
+    assert len(set(listed)) == len(listed)
+    index = {member: i for i, member in enumerate(listed)}
     found = set()
     for size, (rows, ready) in enumerate(levels[:-1]):
         first, target, unit = covers(rows, ready, levels[size + 1][0])

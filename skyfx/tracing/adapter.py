@@ -1,0 +1,107 @@
+"""Any model as a function from tensors to tensors, which is what torch.export takes.
+
+Constants and the nesting of the arguments stay with the adapter. Of what the model returns, and of
+what it leaves on attributes, it passes on the tensors.
+"""
+
+import inspect
+from collections.abc import Collection
+
+from torch import Tensor, nn
+
+from skyfx.runtime.execution.assigned_attributes import AssignedAttributes
+from skyfx.runtime.execution.microbatch import Batch, OutputSpec
+from skyfx.runtime.pytree import unflatten
+from skyfx.tracing.attribute_watch import AttributeWatch
+from skyfx.tracing.data_dependence import NoDataDependence
+from skyfx.tracing.leaf_calls import buffers_kept
+from skyfx.tracing.node_names import ADAPTED
+from skyfx.tracing.torch_internals import export_flags, interceptable_lists
+
+
+class Returned:
+    """The forms of the outputs and of assigned attributes.
+
+    torch.export undoes what is set on the adapter and the model.
+    """
+
+    form: OutputSpec
+    assigned: AssignedAttributes
+
+
+class ForwardFailedError(Exception):
+    """The model's forward has failed; the cause says why.
+
+    On any other exception torch leaves the graph so far, and prints all of it.
+    """
+
+    def __setattr__(self, name: str, value: object) -> None:
+        if name != "partial_fx_graph":
+            super().__setattr__(name, value)
+
+
+def model_error(failed: Exception) -> Exception:
+    """The error of the model, where the adapter has wrapped it."""
+    cause = failed.__cause__ if isinstance(failed, ForwardFailedError) else failed
+    assert isinstance(cause, Exception)
+    return cause
+
+
+class TensorsOnly(nn.Module):
+    """The model as a function from the tensors of a micro-batch to the tensors that it returns."""
+
+    def __init__(
+        self,
+        model: nn.Module,
+        microbatch: Batch,
+        left_out: Collection[str] = (),
+        *,
+        exported: bool,
+    ) -> None:
+        """Call this model; attributes that it assigns are outputs, but for those `left_out`."""
+        super().__init__()
+        self.add_module(ADAPTED, model)
+        self.returned = Returned()
+        self._microbatch = microbatch
+        self._left_out = left_out
+        self._exported = exported
+
+    @property
+    def tensors(self) -> tuple[Tensor, ...]:
+        """Its arguments: no attribute, which torch.export would take for a part of the model."""
+        return tuple(self._microbatch.tensors)
+
+    def copies(self) -> list[Tensor]:
+        """Copies of its arguments, as forward may write to them, or have them require gradients."""
+        return [x.clone() for x in self._microbatch.tensors]
+
+    def forward(self, *tensors: Tensor) -> tuple[Tensor, ...]:
+        """Call the model with these tensors; raises `ForwardFailedError`."""
+        following = iter(tensors)
+        given = self._microbatch.leaves
+        leaves = [next(following) if isinstance(leaf, Tensor) else leaf for leaf in given]
+        model = self.get_submodule(ADAPTED)
+        args, kwargs = unflatten(leaves, self._microbatch.spec)
+        if has_cache(model):
+            kwargs = {"use_cache": False} | kwargs
+        watch = AttributeWatch(model)
+        with buffers_kept(model):
+            try:
+                with (
+                    interceptable_lists(),
+                    NoDataDependence(),
+                    export_flags(exported=self._exported),
+                ):
+                    self.returned.form, found = OutputSpec.of(model(*args, **kwargs))
+            except Exception as error:
+                raise ForwardFailedError from error
+        changes = watch.changes()
+        left = {name: changes[name] for name in changes.keys() - set(self._left_out)}
+        self.returned.assigned, of_attributes = AssignedAttributes.of(left)
+        return (*found, *of_attributes)
+
+
+def has_cache(model: nn.Module) -> bool:
+    """Whether this is a transformers model that would return a cache of keys and values."""
+    wanted = bool(getattr(getattr(model, "config", None), "use_cache", False))
+    return wanted and "use_cache" in inspect.signature(model.forward).parameters

@@ -1,0 +1,296 @@
+"""One run of a call that becomes a leaf: what other nodes see of it, and what cannot cross.
+
+A leaf takes and returns tensors and constants. Its shapes and constants are part of the graph, so
+they must not depend on values. Two things tell whether they do: another micro-batch, and another
+run on the same arguments with other values.
+"""
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext, suppress
+from dataclasses import dataclass, is_dataclass
+from types import EllipsisType, FunctionType
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
+
+from skyfx.runtime import pytree
+from skyfx.runtime.execution.assigned_attributes import AssignedAttributes
+from skyfx.runtime.execution.microbatch import CONSTANTS, OutputSpec
+from skyfx.runtime.model_state import preserve_run
+from skyfx.runtime.pytree import flatten
+from skyfx.runtime.rng.generator_state import comparable_states, preserve_generators
+from skyfx.solver.errors import CaptureError
+from skyfx.tracing.attribute_watch import AttributeWatch
+from skyfx.tracing.call_sites import CallSite, copy_of, decides
+from skyfx.tracing.data_dependence import OpSite
+from skyfx.tracing.forward_lines import ForwardCode, Lines
+from skyfx.tracing.leaf_arguments import Held, check_unchanged, flatten_held, unflatten_held
+from skyfx.tracing.leaf_calls import BoundCode, RecordedCall, buffers_kept
+from skyfx.tracing.other_values import CHANGES
+from skyfx.tracing.reached_tensors import reached, reached_by
+from skyfx.tracing.tensor_binding import named_tensors
+from skyfx.tracing.torch_internals import checked_derivatives, export_flags, num_writes
+
+
+@dataclass(frozen=True, slots=True)
+class FunctionSite:
+    """All calls of an autograd function."""
+
+    function: type
+
+    def __str__(self) -> str:
+        return self.function.__name__
+
+
+LeafSite = CallSite | FunctionSite | Lines | OpSite
+Function = Callable[..., Any]
+
+_ARGUMENTS = (*CONSTANTS, Held, slice, EllipsisType)
+"""Allowed arguments beside tensors; configs and functions as well, see `_is_argument`."""
+
+
+class CannotCrossError(CaptureError):
+    """A value cannot cross the edge of a node.
+
+    Attributes:
+        variable: the local variable that holds it, where lines of forward were to become a leaf.
+        is_argument: whether the leaf would get it; otherwise it would return it.
+    """
+
+    def __init__(self, message: str, variable: str, *, is_argument: bool) -> None:
+        super().__init__(message)
+        self.variable = variable
+        self.is_argument = is_argument
+
+
+class Recorder:
+    """Runs the calls at one site, and records each."""
+
+    def __init__(self, model: nn.Module, site: LeafSite, code: ForwardCode | None) -> None:
+        self._model = model
+        self._site = site
+        self._code = code if isinstance(site, Lines) else None
+        self._signature = code.signature(site) if code and isinstance(site, Lines) else None
+        self.calls: list[RecordedCall] = []
+
+    @property
+    def module(self) -> nn.Module | None:
+        """The module whose method is called at the site."""
+        if isinstance(self._site, Lines):
+            return self._model
+        return self._site.module(self._model) if isinstance(self._site, CallSite) else None
+
+    def record(self, own: Function, args: Any, kwargs: Any) -> Any:
+        """Run a call, and record what other nodes see of it; returns its result.
+
+        Raises:
+            CannotCrossError: it takes or returns what cannot cross the edge of a node.
+            CaptureError: a buffer gets another shape.
+        """
+        leaves, spec = flatten_held(self.module, (args, kwargs))
+        self._check_arguments(args, kwargs)
+        module, site = self.module, self._site
+        named = {} if module is None else named_tensors(module)
+        given = [x for x in leaves if isinstance(x, Tensor)]
+        writes = {id(x): num_writes(x) for x in (*given, *named.values())}
+        generators, derivatives = comparable_states(), list[bool]()
+        before = [x.detach().clone() if isinstance(x, Tensor) else x for x in leaves]
+        watch = None if module is None else AttributeWatch(module)
+        code = self._bound_code(own)  # with the attributes as they are before the call
+        noted = checked_derivatives(lambda *_: derivatives.append(True))
+        kept = self._buffers_kept()
+        with _UsedTensors(named) as used, export_flags(exported=False), kept, noted:
+            returned = self._run(own, leaves, spec)
+        is_random = generators != comparable_states()
+        assigned, left = AssignedAttributes.of({} if watch is None else watch.tensor_changes())
+        others = list(self._other_results(own, before, spec)) if self._may_vary(own) else []
+        self._check_results(returned, others)
+        held = tuple(f"{x.path}." for x in leaves if isinstance(x, Held))
+        needed = (*held, *self._reached())
+        state = [n for n in named if n in used.names or n.startswith(needed)]
+        tensors = [*given, *(named[n] for n in state)]
+        form, outputs = OutputSpec.of(returned)
+        outputs = [*outputs, *left]
+        written = {i for i, x in enumerate(tensors) if num_writes(x) != writes[id(x)]}
+        call = RecordedCall(
+            name=f"{site}/{len(self.calls)}" if self.calls else str(site),
+            run=code,
+            leaves=tuple(None if isinstance(x, Tensor) else x for x in leaves),
+            is_tensor=tuple(isinstance(x, Tensor) for x in leaves),
+            spec=spec,
+            state=tuple(state),
+            form=form,
+            assigned=assigned,
+            outputs=tuple(x.detach().to("meta") for x in outputs),
+            writes=frozenset(written | {i for i, x in enumerate(tensors) if _may_write(module, x)}),
+            is_random=is_random,
+            needs=tuple(x.requires_grad for x in tensors) if derivatives else (),
+        )
+        if derivatives:
+            _check_apart(call, tensors, outputs if not (written or call.is_random) else None)
+        self.calls.append(call)
+        return returned
+
+    def compare(
+        self, own: Function, args: Any, kwargs: Any, call: RecordedCall | None
+    ) -> tuple[Any, str | None]:
+        """Run a call that is recorded already, on other values.
+
+        Returns:
+            Its result, and the first variable that it gives another form: "" for all of the result,
+            None for none.
+        """
+        with self._buffers_kept():
+            returned = own(*args, **kwargs)
+        if call is None:
+            return returned, ""
+        seen = call.form.restore(call.outputs[: call.form.num_tensors])
+        if self._signature and not self._signature.returns:
+            parts = list(zip(self._signature.gives, seen, returned, strict=True))
+        else:
+            parts = [("", seen, OutputSpec.of(returned)[0].restore(OutputSpec.of(returned)[1]))]
+        return returned, next((n for n, x, y in parts if form_of(x) != form_of(y)), None)
+
+    def _buffers_kept(self) -> AbstractContextManager[None]:
+        return nullcontext() if self.module is None else buffers_kept(self.module)
+
+    def _run(self, own: Function, leaves: list[Any], spec: pytree.TreeSpec) -> Any:
+        args, kwargs = unflatten_held(self.module, leaves, spec)
+        forms = [flatten(x)[1] for x in args]
+        returned = own(*args, **kwargs)
+        try:
+            check_unchanged((args, kwargs), leaves, spec)
+        except CaptureError as error:
+            changed = [i for i, x in enumerate(args) if flatten(x)[1] != forms[i]]
+            variable = self._signature.takes[changed[0]] if self._signature and changed else ""
+            raise CannotCrossError(str(error), variable, is_argument=True) from None
+        return returned
+
+    def _check_arguments(self, args: Any, kwargs: Any) -> None:
+        signature = self._signature
+        parts = zip(signature.takes, args, strict=True) if signature else [("", (args, kwargs))]
+        for variable, value in parts:
+            for leaf in flatten_held(self.module, value)[0]:
+                if not _is_argument(leaf):
+                    kind = type(leaf).__name__
+                    raise self._error(f"gets an object of {kind}", variable, is_argument=True)
+
+    def _check_results(self, returned: Any, others: list[Any]) -> None:
+        """Refuse results that may be of another form next time, as far as is known."""
+        signature = self._signature
+        if signature and signature.returns:
+            return  # the model's own outputs
+        # A computed number may be another one next time, but the graph has it fixed.
+        is_fixed = isinstance(self._site, OpSite) or decides(self._site) or bool(others)
+        allowed = CONSTANTS if is_fixed else (str, type(None))
+        names = signature.gives if signature else ("",)
+        for i, variable in enumerate(names):
+            found, *rest = (x[i] if signature else x for x in (returned, *others))
+            for leaf in flatten(found)[0]:
+                if not isinstance(leaf, (Tensor, *allowed)):
+                    kind = type(leaf).__name__
+                    raise self._error(f"returns an object of {kind}", variable, is_argument=False)
+            if any(form_of(x) != form_of(found) for x in rest):
+                what = "returns another shape or number for other values"
+                raise self._error(what, variable, is_argument=False)
+
+    def _error(self, what: str, variable: str, *, is_argument: bool) -> CannotCrossError:
+        of = f" ({variable!r})" if variable else ""
+        return CannotCrossError(f"{self._site} {what}{of}", variable, is_argument=is_argument)
+
+    def _may_vary(self, own: Function) -> bool:
+        """Whether it is tried with other values.
+
+        Not the model's modules, which may take few values only, and of which no other is known.
+        """
+        is_function = isinstance(self._site, CallSite) and self._site.is_function
+        of_torch = is_function and str(getattr(own, "__module__", "")).startswith("torch.")
+        return isinstance(self._site, Lines) or (of_torch and not decides(self._site))
+
+    def _other_results(
+        self, own: Function, before: list[Any], spec: pytree.TreeSpec
+    ) -> Iterator[Any]:
+        """The results for other values of its arguments, where they make sense."""
+        for change in CHANGES:
+            changed = [change(x) if isinstance(x, Tensor) else x for x in before]
+            with preserve_run(self._model), suppress(Exception):
+                yield self._run(own, changed, spec)
+
+    def _reached(self) -> tuple[str, ...]:
+        """What other runs may need of the module's tensors: names, or beginnings of names."""
+        if self._code is not None:
+            assert isinstance(self._site, Lines)
+            return reached(self._model, self._code.statements(self._site), self._code.this)
+        if not isinstance(self._site, CallSite) or self.module is None:
+            return ()
+        return ("",) if self._site.name == "forward" else reached_by(self.module, self._site.name)
+
+    def _bound_code(self, own: Function) -> BoundCode:
+        """The code of a call, to be called again."""
+        module = self.module
+        if module is None:
+            return BoundCode(None, own)
+        is_lines = isinstance(self._site, Lines)
+        return BoundCode(copy_of(module), own.__func__ if is_lines else self._site.name)  # type: ignore[attr-defined, union-attr]
+
+
+class _UsedTensors(TorchFunctionMode):
+    """Within it, notes which of these tensors functions of torch get as arguments."""
+
+    def __init__(self, named: Mapping[str, Tensor]) -> None:
+        super().__init__()
+        self.names: set[str] = set()
+        self._name_of = {id(x): name for name, x in named.items()}
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        for leaf in flatten((args, kwargs))[0]:
+            if id(leaf) in self._name_of:
+                self.names.add(self._name_of[id(leaf)])
+        return func(*args, **(kwargs or {}))
+
+
+def _check_apart(
+    call: RecordedCall, tensors: Sequence[Tensor], expected: Sequence[Tensor] | None
+) -> None:
+    """Refuse a call that differentiates what was computed outside of it.
+
+    Args:
+        call: it computes a derivative.
+        tensors: those it was recorded with.
+        expected: its outputs then; None if they may differ in another run.
+    """
+    copies = [x.detach().clone().requires_grad_(x.requires_grad) for x in tensors]
+    with preserve_generators():
+        found = call(*copies)
+    if expected is not None and not all(map(torch.equal, found, expected)):
+        raise CaptureError("a derivative leads out of it")
+
+
+def form_of(value: Any) -> tuple[Any, ...]:
+    """All of a value but what its tensors hold."""
+    leaves, spec = flatten(value)
+    return str(spec), *((x.shape, x.dtype) if isinstance(x, Tensor) else x for x in leaves)
+
+
+def _may_write(module: nn.Module | None, x: Tensor) -> bool:
+    """Whether it is a buffer that another branch may write to, as batch norm does in training."""
+    return module is not None and module.training and any(x is b for b in module.buffers())
+
+
+def _is_argument(leaf: Any) -> bool:
+    """Whether it can cross the edge of a node."""
+    ends = (leaf.start, leaf.stop, leaf.step) if isinstance(leaf, slice) else ()
+    if any(isinstance(x, Tensor) for x in ends):
+        return False
+    is_constant = is_dataclass(leaf) or _is_constant_function(leaf)
+    return is_constant or isinstance(leaf, (Tensor, *_ARGUMENTS))
+
+
+def _is_constant_function(value: Any) -> bool:
+    """Whether it is a function that computes from its arguments alone."""
+    if not isinstance(value, FunctionType):
+        return False
+    held = [cell.cell_contents for cell in value.__closure__ or ()]
+    return all(isinstance(x, CONSTANTS) or _is_constant_function(x) for x in flatten(held)[0])

@@ -1,0 +1,49 @@
+"""Trains models that leave something on their modules: see `test_assigned_attributes`."""
+
+import json
+import sys
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+
+import skyfx
+from skyfx.runtime.distributed.process_group import ProcessGroup
+from skyfx.tracing.capture import capture
+from tests.support import attribute_models
+from tests.support.attribute_models import (
+    BATCH,
+    KINDS,
+    NUM_MICROBATCHES,
+    SIZE,
+    Layers,
+    PickingMixture,
+)
+from tests.support.plans import even_plan
+
+
+def main(folder: str) -> None:
+    torch.set_num_threads(1)
+    cluster, group = skyfx.Cluster.from_environment(), ProcessGroup.join()
+    said = {kind.__name__: trained(kind(), cluster, group) for kind in KINDS}
+    Path(folder, f"{group.rank}.json").write_text(json.dumps(said))
+
+
+def trained(model: Layers, cluster: skyfx.Cluster, group: ProcessGroup) -> dict[str, Any]:
+    plan = even_plan(capture(model, BATCH[:SIZE]), group.size)
+    names = [device.name for device in cluster.devices]
+    stages = [replace(s, device=name) for s, name in zip(plan.stages, names, strict=True)]
+    assumptions = replace(plan.assumptions, microbatches=NUM_MICROBATCHES)
+    plan = replace(plan, stages=tuple(stages), assumptions=assumptions)
+    with skyfx.partition(model, cluster, example_inputs=BATCH, plan=plan) as pipeline:
+        steps = attribute_models.pipeline_steps(pipeline, model, 2)
+        trained = attribute_models.attributes(model)
+        if not isinstance(model, PickingMixture):  # whose graph for eval mode needs all values
+            pipeline(BATCH)
+        inferred = attribute_models.attributes(model)
+    return {"steps": steps, "trained": trained, "inferred": inferred}
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])

@@ -1,0 +1,54 @@
+"""What forward leaves on modules, where the last stage has a process of its own."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from tests.support import attribute_models
+from tests.support.attribute_models import BATCH, KINDS, SIZE, Layers, PickingMixture
+from tests.support.launcher import launch
+
+pytestmark = pytest.mark.timeout(600)
+
+
+@pytest.fixture(scope="module")
+def reports(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
+    """What each of two processes has seen."""
+    folder = tmp_path_factory.mktemp("attributes")
+    done = launch(2, "tests/jobs/attributes_job.py", str(folder), timeout_s=540)
+    assert done.returncode == 0, done.stderr[-3000:]
+    return [json.loads(Path(folder, f"{rank}.json").read_text()) for rank in range(2)]
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_the_loss_reads_what_forward_leaves(
+    kind: type[Layers], reports: list[dict[str, Any]]
+) -> None:
+    first, last = (said[kind.__name__] for said in reports)
+    plain = kind()
+    expected = attribute_models.plain_steps(plain, 2)
+    for (loss, wanted), (loss_0, ours), (loss_1, theirs) in zip(
+        expected, first["steps"], last["steps"], strict=True
+    ):
+        assert loss == loss_0 == loss_1
+        assert wanted == {**ours, **theirs}
+    trained = attribute_models.attributes(plain)
+    assert of_values(last["trained"]) == of_values(trained, like=last["trained"])
+    if kind is PickingMixture:
+        return
+    plain.eval()
+    with torch.no_grad():
+        for x in BATCH.split(SIZE):
+            plain(x)
+    inferred = attribute_models.attributes(plain)
+    for said in (first, last):
+        assert of_values(said["inferred"]) == of_values(inferred, like=said["inferred"])
+
+
+def of_values(attributes: dict[str, Any], like: dict[str, Any] | None = None) -> dict[str, Any]:
+    """Those that have values in the process that told `like`: other buffers are elsewhere."""
+    told = attributes if like is None else like
+    return {name: x for name, x in attributes.items() if "elsewhere" not in str(told.get(name))}
