@@ -10,16 +10,17 @@ torch.export looks into the forward of an autograd function, and forgets its bac
 that it follows would have a gradient of its own, or lack one.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from skyfx.runtime.written_parameters import GET_DATA, SET_DATA
 from skyfx.solver.errors import CaptureError
+from skyfx.tracing.node_names import original_name
 from skyfx.tracing.torch_internals import (
     checked_derivatives,
     checked_hooks,
@@ -140,6 +141,27 @@ def traceable(*, training: bool) -> Iterator[None]:
         checked_vmap(refuse_batched),
     ):
         yield
+
+
+def check_constants(model: nn.Module, constants: Mapping[str, Any]) -> None:
+    """Refuse tensors that get a gradient and are no parameters, which a graph has as constants.
+
+    Args:
+        model: the model.
+        constants: those of its graph, by torch.export's names.
+
+    Raises:
+        CaptureError: names the first one, and the cure.
+    """
+    for name, x in constants.items():
+        if isinstance(x, Tensor) and x.requires_grad:
+            owner, _, attribute = original_name(name).rpartition(".")
+            is_attribute = attribute in vars(model.get_submodule(owner))
+            what = repr(original_name(name)) if is_attribute else f"of shape {tuple(x.shape)}"
+            raise CaptureError(
+                f"the tensor {what} requires a gradient and is no parameter, so no stage would own "
+                "it: make it one, as by `self.scale = torch.nn.Parameter(...)`"
+            )
 
 
 def _needs_gradient(args: Any) -> bool:

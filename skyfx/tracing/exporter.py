@@ -224,6 +224,8 @@ def _export(
     ):
         with selection.stand_ins():
             program = torch.export.export(once, once.tensors, strict=False)
+        if training:
+            autograd_effects.check_constants(model, program.constants)
         module = program.module(check_guards=False)
         assert isinstance(module, fx.GraphModule)
         put_leaves(module, selection.calls)

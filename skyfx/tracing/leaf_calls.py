@@ -57,7 +57,7 @@ class BoundCode:
                 held[key] = tensor
         if self.owner is None:
             return self._function(*args, **kwargs), {}  # type: ignore[operator]
-        watch = AttributeWatch(self.owner)
+        watch = AttributeWatch(self.owner, reachable=False)
         with buffers_kept(self.owner):
             if isinstance(self._function, str):
                 returned = getattr(self.owner, self._function)(*args, **kwargs)

@@ -49,8 +49,11 @@ _DERIVATIVES = (
 _writing_code = threading.RLock()
 """Held by the thread for which torch.fx writes code for any attribute name."""
 
-_OWN_WARNING = r"The tensor attributes? .* (was|were) assigned during export"
-"""A warning about every LSTM and GRU, and about attributes that skyfx looks after itself."""
+_OWN_WARNINGS = (
+    r"The tensor attributes? .* (was|were) assigned during export",
+    r"A model attribute .* requires gradient",
+)
+"""Warnings about every LSTM and GRU, and about attributes that skyfx looks after itself."""
 
 _OWN_LOGS = {
     "torch._subclasses.fake_tensor": ("failed while attempting", "fake tensor raised TypeError"),
@@ -220,7 +223,8 @@ def quiet_tracing() -> Iterator[None]:
         logger.addFilter(concerns_the_model)
     try:
         with warnings.catch_warnings():
-            warnings.filterwarnings("ignore", _OWN_WARNING)
+            for message in _OWN_WARNINGS:
+                warnings.filterwarnings("ignore", message)
             yield
     finally:
         for logger in loggers:

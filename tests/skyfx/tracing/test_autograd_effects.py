@@ -1,15 +1,19 @@
 """What a forward asks of autograd itself trains as in plain torch."""
 
 import copy
+import itertools
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
+from torch.nn.attention.flex_attention import flex_attention
 from torch.utils.checkpoint import checkpoint
 
-from skyfx.tracing.capture import Capture
+import skyfx
+from skyfx.solver.errors import CaptureError
+from skyfx.tracing.capture import Capture, capture
 from skyfx.tracing.leaf_calls import leaf_of
 from tests.support import unsplit_reference
 from tests.support.models import BATCH, Case
@@ -329,3 +333,99 @@ DERIVATIVES = [Forces, DetachedForces, ForcesByMethods, FunctionalForces, Direct
 @pytest.mark.parametrize("kind", [*DERIVATIVES, OwnMethod])
 def test_derivatives_are_exact(kind: type[nn.Module]) -> None:
     trains_exactly(OwnMethod() if kind is OwnMethod else With(kind()))
+
+
+class HoldsTensor(Net):
+    def __init__(self) -> None:
+        super().__init__()
+        self.middle = nn.Module()
+        self.middle.scale = torch.ones(WIDTH, requires_grad=True)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.last(self.first(x) * self.middle.scale)
+
+
+class HoldsParameter(HoldsTensor):
+    def __init__(self) -> None:
+        super().__init__()
+        del self.middle.scale
+        self.middle.scale = nn.Parameter(torch.ones(WIDTH))
+
+
+class HoldsList(HoldsTensor):
+    def __init__(self) -> None:
+        super().__init__()
+        self.scales = [torch.ones(WIDTH, requires_grad=True)]
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.last(self.first(x) * self.scales[0])
+
+
+def test_a_tensor_with_a_gradient_is_a_parameter_or_refused() -> None:
+    x = torch.randn(SIZE, WIDTH)
+    with pytest.raises(
+        CaptureError, match=r"'middle.scale' requires a gradient.*torch.nn.Parameter\("
+    ):
+        capture(HoldsTensor(), x)
+    with pytest.raises(CaptureError, match=r"tensor of shape \(6,\) requires a gradient"):
+        capture(HoldsList(), x)
+    capture(HoldsTensor(), x, training=False)
+    trains_exactly(HoldsParameter())
+
+
+@pytest.mark.filterwarnings("ignore:`torch.jit")
+def test_a_compiled_script_is_refused() -> None:
+    model = nn.Sequential(nn.Linear(WIDTH, WIDTH), nn.ReLU())
+    scripts = [torch.jit.script(model), torch.jit.trace(model, torch.ones(2, WIDTH))]
+    for script, part in itertools.product(scripts, (False, True)):
+        whole = nn.Sequential(nn.Linear(WIDTH, WIDTH), script) if part else script
+        said = "'1', a part of the model," if part else "the model"
+        with pytest.raises(CaptureError, match=rf"{said} is compiled by torch.jit.* without"):
+            skyfx.partition(whole, ["cpu"], example_inputs=torch.ones(2, WIDTH))
+
+
+@pytest.mark.parametrize("norm_type", [2.0, float("inf")])
+def test_sparse_gradients_are_clipped_as_dense_ones(norm_type: float) -> None:
+    def build(*, sparse: bool) -> nn.Module:
+        torch.manual_seed(0)
+        bag = nn.EmbeddingBag(9, WIDTH, sparse=sparse)
+        return nn.Sequential(bag, nn.Linear(WIDTH, WIDTH))
+
+    batch, targets = torch.randint(0, 9, (BATCH, 3)), torch.randn(BATCH, WIDTH)
+    alone = Case(build(sparse=False), batch, targets, functional.mse_loss)
+    unsplit_reference.train_step(alone, SIZE)
+    expected = nn.utils.clip_grad_norm_(alone.model.parameters(), 0.01, norm_type)
+    ours = Case(build(sparse=True), batch, targets, functional.mse_loss)
+    with split_evenly(ours, 2) as pipeline:
+        pipeline.train_step(batch, targets, functional.mse_loss)
+        assert ours.model[0].weight.grad.is_sparse
+        torch.testing.assert_close(pipeline.clip_grad_norm_(0.01, norm_type), expected)
+        for found, other in zip(pipeline.parameters(), alone.model.parameters(), strict=True):
+            torch.testing.assert_close(found.grad.to_dense(), other.grad)
+
+
+class Flexible(Net):
+    """Has no backward on CPUs."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.attention = Attention()
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.last(self.attention(self.first(x)))
+
+
+class Attention(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        heads = x.view(len(x), 1, 3, 2)
+        return flex_attention(heads, heads, heads).reshape(len(x), WIDTH)
+
+
+@pytest.mark.filterwarnings("ignore:flex_attention called without torch.compile")
+def test_a_model_without_a_backward_infers_exactly() -> None:
+    ours = case(Flexible().eval())
+    alone = Case(copy.deepcopy(ours.model), ours.batch, ours.targets, ours.loss_fn)
+    with split_evenly(ours, 2, mode="inference") as pipeline:
+        assert torch.equal(pipeline(ours.batch), unsplit_reference.infer(alone, SIZE)[0])
+    with pytest.raises(CaptureError, match=r"does not support backward on CPU"):
+        capture(ours.model, ours.batch)
