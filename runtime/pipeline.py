@@ -11,6 +11,8 @@ from torch import Tensor, nn
 from skyfx.runtime.checkpoint.checkpoints import Checkpoints
 from skyfx.runtime.checkpoint.snapshot import Scheduler
 from skyfx.runtime.distributed.process_group import ProcessGroup
+from skyfx.runtime.execution.batch_cutter import BatchCutter
+from skyfx.runtime.execution.batch_dims import Dim
 from skyfx.runtime.execution.microbatch import Batch
 from skyfx.runtime.execution.runner import Deployment, Rebalancer, Runner, StepTimes
 from skyfx.runtime.execution.shared_data import CallData, Reads
@@ -38,6 +40,7 @@ class Pipeline:
         self,
         model: nn.Module,
         deployment: Deployment,
+        cutter: BatchCutter,
         rebalancer: Rebalancer | None = None,
         closing: Callable[[], None] | None = None,
     ) -> None:
@@ -46,11 +49,13 @@ class Pipeline:
         Args:
             model: its parameters are where the plan has them.
             deployment: the plan, its workers and stages.
+            cutter: cuts batches into micro-batches.
             rebalancer: finds another plan when devices become slower.
             closing: called by `close`.
         """
         self._model = model
-        self._runner = Runner(model, deployment)
+        self._runner = Runner(model, deployment, cutter)
+        self._cutter = cutter
         self._rebalancer = rebalancer
         self._closing = [] if closing is None else [closing]
         self.verified = Verified(remark="it was not asked for")
@@ -81,6 +86,18 @@ class Pipeline:
         return self._runner.measured
 
     @property
+    def batch_dims(self) -> dict[str, Dim]:
+        """How batches are cut into micro-batches: by argument, the dimension of the samples.
+
+        `"entries"` is a list with an entry for each sample; None goes whole to each micro-batch.
+        """
+        return self._cutter.dims
+
+    def num_samples(self, batch: Any) -> int:
+        """The number of samples in a batch."""
+        return self._cutter.placed(Batch.of(batch)).batch_size
+
+    @property
     def draws_as_plain_torch(self) -> bool:
         """Whether dropout and the like draw what plain torch would draw from the same seed.
 
@@ -101,6 +118,7 @@ class Pipeline:
             The model's return value for the whole batch; a cache in it is None.
 
         Raises:
+            ValueError: the batch contradicts `batch_dims`.
             StageError: a stage failed; the cause is the stage's own exception.
         """
         if len(args) == 1 and not kwargs:
@@ -129,7 +147,8 @@ class Pipeline:
 
         Args:
             batch: a tensor, a tuple of the model's positional or a dict of its keyword arguments.
-            targets: a tensor or any nesting of tensors, split along dimension 0 like the batch.
+            targets: a tensor or any nesting of tensors, cut like the batch: along dimension 0, or
+                as `target_dims` of `partition` says.
             loss_fn: from the model's outputs and the targets of one micro-batch to its mean loss.
                 By default the loss that the model returns.
 
@@ -138,7 +157,7 @@ class Pipeline:
 
         Raises:
             ValueError: the plan is for inference, the number of targets differs from the number of
-                samples, or the batch requires a gradient.
+                samples, the batch contradicts `batch_dims`, or it requires a gradient.
             StageError: a stage failed; gradients are then incomplete, so call
                 `optimizer.zero_grad()`.
         """

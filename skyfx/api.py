@@ -1,9 +1,10 @@
 """The one call: capture a model, measure it, solve for a plan, split it, start the pipeline."""
 
+import logging
 import os
 from collections.abc import Iterable, Sequence
 from functools import partial
-from typing import Any, get_args
+from typing import Any, Literal, get_args
 
 from torch import nn
 
@@ -15,20 +16,25 @@ from skyfx.orchestration.assembly import assemble
 from skyfx.orchestration.environment import environment_of
 from skyfx.orchestration.plan_resolution import (
     PlanSource,
-    capture_microbatch,
     check_patterns,
     check_request,
-    given_plan,
     read_arguments,
 )
 from skyfx.orchestration.rebalancing import Rebalancing
+from skyfx.partitioning.plan_matching import check_plan
 from skyfx.runtime.device import LocalDevice
+from skyfx.runtime.execution.batch_cutter import BatchCutter
+from skyfx.runtime.execution.batch_dims import AskedDims, BatchDims
 from skyfx.runtime.pipeline import Pipeline
 from skyfx.solver.core.field_checks import one_of, text_sequence, whole_number
 from skyfx.solver.core.graph import Graph
 from skyfx.solver.core.plan import Assumptions, Mode, Objective, Plan, Schedule, Strategy
+from skyfx.solver.errors import VerificationError
 from skyfx.tracing.capture import example_batch
 from skyfx.verification.check import Check, PipelineCheck
+from skyfx.verification.cut_decision import batch_rule, capture_microbatch, decide, decided
+
+logger = logging.getLogger(__name__)
 
 
 def partition(
@@ -43,6 +49,8 @@ def partition(
     schedule: Schedule = "1f1b",
     strategy: Strategy = "optimal",
     num_microbatches: int = 8,
+    batch_dims: AskedDims = None,
+    target_dims: AskedDims | Literal["entries"] = None,
     optimizer_state_ratio: float = 2.0,
     pins: Sequence[str] = (),
     gap: float = 0.01,
@@ -67,7 +75,13 @@ def partition(
             (the stages made for that, too: the shortest step, whatever the objective) or
             `interleaved` (two stages a device).
         strategy: `optimal`, or the baselines `even` or `dynamic`.
-        num_microbatches: parts that a batch is split into.
+        num_microbatches: parts that a batch is split into; with 1 no batch is ever cut.
+        batch_dims: the dimension of the samples: a number for all tensors, or a dict by argument's
+            name or position, with None for what is not cut and `"entries"` for a list that has
+            one entry for each sample. By default, and for arguments that a dict leaves out,
+            dimension 0 of tensors that share the batch size in `example_inputs`; see
+            `Pipeline.batch_dims`.
+        target_dims: the same for the targets of a loss, by their keys or positions.
         optimizer_state_ratio: bytes of optimizer state per byte of parameters; 2 for Adam.
         pins: `PATTERN=DEVICE` or `PATTERN!=DEVICE`: nodes or modules that have to be on a device,
             or must not be, such as `embeddings=cpu`.
@@ -102,19 +116,25 @@ def partition(
     one_of("check", check, get_args(Check))
     one_of("initial", initial, get_args(Initial))
     environment = environment_of(devices)
+    group = environment.group
     read = partial(read_arguments, model, example_inputs, plan, weights, keep)
-    batch, given = environment.group.barrier_after(read)
+    batch, given = group.barrier_after(read)
     asked = {
         "devices": [device.name for device in environment.cluster.devices],
         "plan": None if given is None else [(x.device, x.nodes) for x in given.stages],
         **{"mode": mode, "objective": objective, "schedule": schedule, "strategy": strategy},
         **{"num_microbatches": num_microbatches, "optimizer_state_ratio": optimizer_state_ratio},
         **{"pins": pins, "gap": gap, "time_limit_s": time_limit_s, "check": check},
+        **{"batch_dims": batch_dims, "target_dims": target_dims},
     }
-    batch = agree(model, batch, asked, environment.group, initial)
+    batch = agree(model, batch, asked, group, initial)
+    rule, targets = batch_rule(model, batch, batch_dims), BatchDims.of_targets(target_dims)
     rebalancer: Rebalancing | None = None
     if given is not None:
-        agreed, captured = given_plan(given, model, batch, environment.cluster)
+        agreed, assumptions = given, given.assumptions
+        cut = decided(model, batch, rule, assumptions, group, verify=check != "off")
+        captured = capture_microbatch(model, batch, cut, training=assumptions.training)
+        check_plan(agreed, captured, [device.name for device in environment.cluster.devices])
     else:
         whole_number("num_microbatches", num_microbatches, least=1)
         text_sequence("pins", pins)
@@ -128,19 +148,25 @@ def partition(
             pins=tuple(pins),
         )
         check_request(assumptions, environment.cluster, strategy, gap, time_limit_s)
-        captured = capture_microbatch(model, batch, mode, num_microbatches)
+        cut = decided(model, batch, rule, assumptions, group, verify=check != "off")
+        captured = capture_microbatch(model, batch, cut, training=assumptions.training)
         check_patterns(assumptions.pins, captured)
         graph, cluster = environment.measure(captured, progress)
-        source = PlanSource(graph, batch, assumptions, strategy, gap, time_limit_s)
+        whole = batch.placed(cut.rule)
+        source = PlanSource(graph, whole, assumptions, strategy, gap, time_limit_s)
         agreed = environment.plan_together(lambda: source.first_plan(cluster, keep))
         rebalancer = Rebalancing(model, environment, captured, source, cluster)
 
-    def make() -> Pipeline:
-        return assemble(model, agreed, captured, environment, weights, rebalancer)
+    cutter = BatchCutter(cut.rule, cut.size, cut.joins, targets)
+    logger.info("batches are cut along: %s", cutter)
 
-    checking = PipelineCheck(model, captured, batch, agreed, environment, make)
+    def make() -> Pipeline:
+        return assemble(model, agreed, captured, environment, cutter, weights, rebalancer)
+
+    whole = batch.placed(cut.rule)
+    checking = PipelineCheck(model, captured, whole, agreed, environment, make)
     pipeline = checking.pipeline(check)
-    environment.group.counts.clear()  # the check's own steps
+    group.counts.clear()  # the check's own steps
     return pipeline
 
 
@@ -163,5 +189,10 @@ def capture_and_measure(
     whole_number("num_microbatches", num_microbatches, least=1)
     check_cache_folder()
     batch = example_batch(model, example_inputs)
-    captured = capture_microbatch(model, batch, mode, num_microbatches)
+    rule, training = batch_rule(model, batch, None), mode == "training"
+    try:
+        cut = decide(model, batch, rule, num_microbatches, training=training)
+    except VerificationError:  # `partition` says it
+        cut = decide(model, batch, rule, num_microbatches, training=training, verify=False)
+    captured = capture_microbatch(model, batch, cut, training=training)
     return measure(captured, places, progress=progress)

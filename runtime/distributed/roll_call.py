@@ -4,7 +4,7 @@
     rank 1   train_step (step 12)   batch 16x32 int64, 7f3a ..   ---+-->  the same: all go on
     rank 2   state_dict                                          --'      not the same: all raise
 
-That takes one message of seven numbers. Only if they differ, the processes send the words. What all
+That takes one message of five numbers. Only if they differ, the processes send the words. What all
 calls have in common at their beginning can be compared whatever they are; later, a process would
 take the messages of one call for those of another, or wait for ever.
 
@@ -31,22 +31,20 @@ class Content:
     Attributes:
         form: nesting, shapes, types and constants, in full.
         words: the shapes, for people.
-        samples: number of samples; -1 if there are no tensors.
         checksum: of all values.
     """
 
     form: str
     words: str
-    samples: int
     checksum: int
 
     @classmethod
-    def of(cls, leaves: Sequence[Any], form: str, samples: int) -> "Content":
+    def of(cls, leaves: Sequence[Any], form: str) -> "Content":
         """The content of these leaves, of which only the tensors have values."""
         tensors = [x for x in leaves if isinstance(x, Tensor)]
         sums = [checksum(x) for x in tensors]
         whole = sums[0] if len(sums) == 1 else digest(str(sums))
-        return cls(form, ", ".join(map(in_words, tensors)), samples, whole)
+        return cls(form, ", ".join(map(in_words, tensors)), whole)
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,20 +64,19 @@ class Call:
     failed: tuple[str, str] | None = None
 
     def numbers(self) -> list[int]:
-        """All of it, in seven numbers."""
+        """All of it, in five numbers."""
         rows = [digest(repr((self.name, dict(self.asked), self.failed)))]
         for one in [*self.data.values(), None, None][:2]:
-            rows += [0, 0, 0] if one is None else [digest(one.form), one.samples, one.checksum]
+            rows += [0, 0] if one is None else [digest(one.form), one.checksum]
         return rows
 
 
 @dataclass(frozen=True, slots=True)
 class Given:
-    """Who is given one kind of data: the ranks, a digest of its form, and the number of samples."""
+    """Who is given one kind of data: the ranks, and a digest of its form."""
 
     ranks: Sequence[int]
     form: int
-    samples: int
 
 
 def enter(group: ProcessGroup | None, name: str, **asked: Any) -> None:
@@ -162,17 +159,16 @@ def differing(values: Mapping[int, str]) -> str:
 def _given(rows: Sequence[Sequence[int]], kind: int) -> Given:
     """Who has this kind of data; all who have any have the same."""
     ranks = [rank for rank, row in enumerate(rows) if any(_numbers(row, kind))]
-    form, samples, _ = _numbers(rows[ranks[0]], kind) if ranks else (0, -1, 0)
-    return Given(ranks, form, samples)
+    return Given(ranks, _numbers(rows[ranks[0]], kind)[0] if ranks else 0)
 
 
 def _numbers(row: Sequence[int], kind: int) -> tuple[int, ...]:
-    return tuple(row[1 + 3 * kind : 4 + 3 * kind])
+    return tuple(row[1 + 2 * kind : 3 + 2 * kind])
 
 
 def _fit(rows: Sequence[Sequence[int]]) -> bool:
     """Whether all make the same call, with the same data if they have any."""
-    data = ({_numbers(row, kind) for row in rows} - {(0, 0, 0)} for kind in (0, 1))
+    data = ({_numbers(row, kind) for row in rows} - {(0, 0)} for kind in (0, 1))
     return len({row[0] for row in rows}) == 1 and all(len(each) <= 1 for each in data)
 
 

@@ -102,9 +102,13 @@ class DistributedWorkers(Workers):
         self.group.counts[call] = number
         return data
 
-    def fill(self, parts: list[Batch], lacking: Sequence[int]) -> list[Batch]:
+    def fill(
+        self, parts: list[Batch], lacking: Sequence[int], failure: Exception | None
+    ) -> list[Batch]:
         """Send values to the processes that lack and need some."""
-        return parts if self._shared is None else self._shared.fill(parts, lacking)
+        if self._shared is not None:
+            parts = self._shared.fill(parts, lacking, failure)
+        return super().fill(parts, lacking, failure)
 
     def boundaries(
         self, splits: Sequence[StagedModel], *, training: bool, turn: int = 0

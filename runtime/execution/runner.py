@@ -11,6 +11,7 @@ from typing import Any, NamedTuple, Protocol
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from skyfx.runtime.execution.batch_cutter import BatchCutter
 from skyfx.runtime.execution.microbatch import Batch
 from skyfx.runtime.execution.shared_data import CallData
 from skyfx.runtime.execution.split_cache import SplitCache, SplitFn
@@ -88,9 +89,9 @@ class Runner:
         measured: the times of the last step, None before the first one.
     """
 
-    def __init__(self, model: nn.Module, deployment: Deployment) -> None:
-        """Run this model."""
-        self._model = model
+    def __init__(self, model: nn.Module, deployment: Deployment, cutter: BatchCutter) -> None:
+        """Run this model; `cutter` makes micro-batches."""
+        self._model, self._cutter = model, cutter
         self._calling = threading.Lock()
         self._is_closed, self._is_streaming = False, False
         self._deploy(deployment)
@@ -101,7 +102,6 @@ class Runner:
         self._ran: Sequence[StagedModel] = ()
         self._splits = SplitCache(self._model, deployment.split)
         training = self.plan.assumptions.training
-        self._size = deployment.microbatch.batch_size
         self.workers.learn(deployment.microbatch)
         self._splits.put(deployment.microbatch, deployment.staged, training=training)
 
@@ -193,7 +193,7 @@ class Runner:
             staged.leave(self._model, result.outputs[m]) for m, staged in enumerate(step.splits)
         ]
         sizes = [part.batch_size for part in step.microbatches]
-        return step.splits[0].outputs.gather(pieces, sizes)
+        return step.splits[0].outputs.gather(pieces, sizes, self._cutter.joins)
 
     @contextmanager
     def _turn(self) -> Iterator[None]:
@@ -213,8 +213,15 @@ class Runner:
         asked = {"autocast": autocast or "off", "modules in training mode": modes or "all or none"}
         data = self.workers.meet(request.name, request.make, asked)
         assert data.batch is not None
-        parts = data.batch.split(self._size)
-        parts = self.workers.fill(parts, self._splits.lacking(parts, training=by_training))
+        parts = self._cutter.parts(data.batch)
+        head, failure = None, None
+        if request.loss_fn is not None:
+            try:
+                head = self._head(request.loss_fn, data.targets, parts)
+            except ValueError as error:  # perhaps only here, where the targets are
+                failure = error
+        lacking = self._splits.lacking(parts, training=by_training)
+        parts = self.workers.fill(parts, lacking, failure)
         splits = self._splits.of(parts, training=by_training)
         advances = [split.advances for split in splits]
         return Step(
@@ -223,17 +230,16 @@ class Runner:
             actions=self.plan.orders(len(parts), training=is_trained),
             num_stages=len(self.plan.stages),
             boundaries=self.workers.boundaries(splits, training=is_trained, turn=turn),
-            head=self._head(request.loss_fn, data, parts),
+            head=head,
             draws=begin_step_streams(advances, self.workers.agree),
             autocast=autocast_here(),
         )
 
-    def _head(self, loss_fn: LossFn | None, data: CallData, parts: list[Batch]) -> LossHead | None:
-        if loss_fn is None:
-            return None
-        size = sum(part.batch_size for part in parts)
-        goals = Batch.of_targets(data.targets, size).split(self._size)
-        return LossHead(self._model, loss_fn, goals, [part.batch_size / size for part in parts])
+    def _head(self, loss_fn: LossFn, targets: Any, parts: list[Batch]) -> LossHead:
+        goals = self._cutter.target_parts(targets, parts)
+        num_samples = sum(part.batch_size for part in parts)
+        weights = [part.batch_size / num_samples for part in parts]
+        return LossHead(self._model, loss_fn, goals, weights)
 
     def timeline(self) -> tuple[CompletedAction, ...]:
         """The actions of the last step, in seconds since its first; all processes call it.

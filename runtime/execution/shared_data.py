@@ -10,6 +10,7 @@ for a new shape of micro-batch it needs values: then it is sent one such micro-b
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from typing import Any, NamedTuple
 
 import msgspec
@@ -79,7 +80,7 @@ class SharedData:
         self._group, self._readers = group, {"batch": first, "targets": last}
         self._nestings: dict[int, Batch] = {}
         self._told: dict[int, Batch] = {}
-        self._source: int | None = None
+        self._source, self._is_shared = first, True
 
     def learn(self, batch: Batch) -> None:
         """Know the nesting of a batch, and its constants."""
@@ -103,13 +104,9 @@ class SharedData:
 
         given = meet(self._group, name, call, self._readers)
         batch, targets = made[0]
-        if 0 <= given["targets"].samples != given["batch"].samples:
-            size = max(given["targets"].samples, 0)
-            Batch.of_targets(torch.empty(size, device="meta"), given["batch"].samples)  # raises
-        is_everywhere = len(given["batch"].ranks) == self._group.size
-        self._source = None if is_everywhere else self._readers["batch"]
-        if self._source is not None:
-            batch = self._completed(batch, given["batch"].form, self._source)
+        self._is_shared = all(len(each.ranks) in (0, self._group.size) for each in given.values())
+        if len(given["batch"].ranks) < self._group.size:
+            batch = self._completed(batch, given["batch"].form)
         assert batch is not None
         return CallData(batch, targets)
 
@@ -121,36 +118,43 @@ class SharedData:
         def call() -> Call:
             tensors = {key: x for key, x in state.items() if isinstance(x, Tensor)}
             forms = [(key, x.shape, x.dtype) for key, x in tensors.items()]
-            content = Content.of([*tensors.values()], repr(forms), -1)
+            content = Content.of([*tensors.values()], repr(forms))
             return Call(name, asked, {"state": replace(content, words=f"{len(state)} tensors")})
 
         meet(self._group, name, call)
 
-    def fill(self, parts: list[Batch], lacking: Sequence[int]) -> list[Batch]:
+    def fill(
+        self, parts: list[Batch], lacking: Sequence[int], failure: Exception | None
+    ) -> list[Batch]:
         """Give micro-batches values where a process needs them.
 
         Args:
             parts: the micro-batches of the last call's batch.
             lacking: those that this process has to split the model for, and has no values of.
+            failure: why the call fails in this process; then it does in all.
         """
-        group, source = self._group, self._source
-        if source is None or not any(n for (n,) in group.gather_numbers([len(lacking)])):
+        group = self._group
+        if self._is_shared:
+            return parts
+        rows = group.gather_numbers([len(lacking), int(failure is not None)])
+        if any(failed for _, failed in rows):
+            group.run_together(partial(_raise, failure))
+        if not any(num for num, _ in rows):
             return parts
         wanted = group.all_gather_json(list(lacking), list[int])
         filled = list(parts)
         for i in sorted({i for each in wanted for i in each}):
-            leaves = [
-                self._sent(x, source) if isinstance(x, Tensor) else x for x in parts[i].leaves
-            ]
+            leaves = [self._sent(x) if isinstance(x, Tensor) else x for x in parts[i].leaves]
             if lacks_values(parts[i]):
                 filled[i] = replace(parts[i], leaves=tuple(leaves))
         return filled
 
-    def _sent(self, tensor: Tensor, source: int) -> Tensor:
-        is_here = self._group.rank == source
+    def _sent(self, tensor: Tensor) -> Tensor:
+        """The source's values of a tensor."""
+        is_here = self._group.rank == self._source
         values = tensor if is_here else torch.empty(tensor.shape, dtype=tensor.dtype)
         if values.numel():
-            self._group.broadcast(source, as_bytes(values))
+            self._group.broadcast(self._source, as_bytes(values))
         return values
 
     def _contents(self, data: CallData) -> dict[str, Content | None]:
@@ -161,20 +165,18 @@ class SharedData:
         if batch is not None:
             self.learn(batch)
             form = form_of(batch.leaves, batch.spec)
-            found["batch"] = Content.of(batch.leaves, form, batch.batch_size)
+            found["batch"] = Content.of(batch.leaves, form)
         if targets is not None:
             leaves, spec = flatten(targets)
-            sizes = [x.shape[0] for x in leaves if isinstance(x, Tensor) and x.ndim]
-            samples = sizes[0] if sizes else -1
-            found["targets"] = Content.of(leaves, form_of(leaves, spec), samples)
+            found["targets"] = Content.of(leaves, form_of(leaves, spec))
         return found
 
-    def _completed(self, batch: Batch | None, form: int, source: int) -> Batch:
+    def _completed(self, batch: Batch | None, form: int) -> Batch:
         """The batch where this process has none, by what the source tells of it."""
         group = self._group
         if form not in self._told:
-            mine = b"" if group.rank != source else _form_of(batch)
-            told = msgspec.json.decode(group.all_gather(mine)[source], type=_Form)
+            mine = b"" if group.rank != self._source else _form_of(batch)
+            told = msgspec.json.decode(group.all_gather(mine)[self._source], type=_Form)
             self._told[form] = group.barrier_after(lambda: self._made(told))
         return self._told[form] if batch is None else batch
 
@@ -197,6 +199,11 @@ def form_of(leaves: Sequence[Any], nesting: Any) -> str:
         for x in leaves
     ]
     return f"{', '.join(map(str, forms))} in {nesting}"
+
+
+def _raise(failure: Exception | None) -> None:
+    if failure is not None:
+        raise failure
 
 
 def lacks_values(batch: Batch) -> bool:

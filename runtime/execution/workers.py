@@ -137,8 +137,16 @@ class Workers:
         data = make()
         return data if data.batch is not None else CallData(Batch.of(None))
 
-    def fill(self, parts: list[Batch], lacking: Sequence[int]) -> list[Batch]:
-        """The micro-batches of that call, with values for those that lack and need some."""
+    def fill(
+        self, parts: list[Batch], lacking: Sequence[int], failure: Exception | None
+    ) -> list[Batch]:
+        """The micro-batches of that call, with values for those that lack and need some.
+
+        Raises:
+            ValueError: `failure`, or that of another process.
+        """
+        if failure is not None:
+            raise failure
         return parts
 
     def agree(self, state: Tensor) -> Tensor:

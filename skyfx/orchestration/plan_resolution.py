@@ -1,6 +1,5 @@
 """Where a pipeline's plan comes from: a plan that the caller gives, or a search."""
 
-import math
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -10,7 +9,6 @@ from typing import Any, get_args
 from torch import nn
 
 from skyfx.measurement.cost_cache import check_cache_folder
-from skyfx.partitioning.plan_matching import check_plan
 from skyfx.partitioning.weights import Weights
 from skyfx.passes.planner_graph import to_planner_graph
 from skyfx.runtime.execution.microbatch import Batch
@@ -20,12 +18,9 @@ from skyfx.solver.core.field_checks import non_negative, one_of
 from skyfx.solver.core.files import require_folder
 from skyfx.solver.core.graph import Graph
 from skyfx.solver.core.pins import Pin
-from skyfx.solver.core.plan import Assumptions, Mode, Plan, Strategy
+from skyfx.solver.core.plan import Assumptions, Plan, Strategy
 from skyfx.solver.planning.planner import solve
-from skyfx.tracing.capture import Capture, capture, example_batch
-
-MOST_OTHERS = 3
-"""How many micro-batches are held against the one that is captured."""
+from skyfx.tracing.capture import Capture, example_batch
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,14 +96,6 @@ def check_patterns(pins: Sequence[str], captured: Capture) -> None:
         pin.check_pattern(nodes)
 
 
-def capture_microbatch(
-    model: nn.Module, batch: Batch, mode: Mode, num_microbatches: int
-) -> Capture:
-    """Capture the model on the first of so many micro-batches."""
-    first, *others = batch.split(math.ceil(batch.batch_size / num_microbatches))
-    return capture(model, first, training=mode == "training", others=others[:MOST_OTHERS])
-
-
 def read_arguments(
     model: nn.Module,
     example_inputs: Any,
@@ -122,17 +109,3 @@ def read_arguments(
     if plan is None or isinstance(plan, Plan):
         return batch, plan
     return batch, files.read(plan, Plan)
-
-
-def given_plan(
-    plan: Plan, model: nn.Module, batch: Batch, cluster: Cluster
-) -> tuple[Plan, Capture]:
-    """The plan, and the capture of the model that it is for.
-
-    Raises:
-        PlanError: the plan is for another model or other devices.
-    """
-    assumed = plan.assumptions
-    captured = capture_microbatch(model, batch, assumed.mode, assumed.microbatches)
-    check_plan(plan, captured, [device.name for device in cluster.devices])
-    return plan, captured

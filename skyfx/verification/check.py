@@ -32,7 +32,6 @@ from skyfx.verification.comparison import (
 )
 from skyfx.verification.model_line import deviating_line
 from skyfx.verification.observation import RunMode, observe_plain, observe_staged
-from skyfx.verification.sample_independence import check_samples
 from skyfx.verification.stage_parts import StageParts
 from skyfx.verification.tolerance import tolerance
 
@@ -66,8 +65,7 @@ class PipelineCheck:
         """The pipeline, once its stages have done to one micro-batch what the model does.
 
         Raises:
-            VerificationError: the stages do something else, the pipeline is closed then; or the
-                batch cannot be computed in micro-batches.
+            VerificationError: the stages do something else; the pipeline is closed then.
         """
         if check == "off":
             return self._made(Verified(remark="check='off'"))
@@ -92,9 +90,6 @@ class PipelineCheck:
     def _as_whole(self, how: RunMode) -> Pipeline:
         """Hold the stages against the model."""
         model, captured, group = self.model, self.captured, self.environment.group
-        size = captured.microbatch.batch_size
-        samples = partial(check_samples, model, self.batch, size, tolerance(captured), how.written)
-        group.run_together(samples)
         plain = group.barrier_after(partial(observe_plain, model, captured, how))
         remark = "" if how.backward or not how.training else "gradients (check='outputs')"
         with self._opened() as pipeline:

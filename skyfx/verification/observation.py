@@ -72,7 +72,7 @@ def observe_plain(model: nn.Module, captured: Capture, how: RunMode) -> Observat
     """Run the model itself on the micro-batch of its capture; it is as before afterwards."""
 
     def run() -> Contents:
-        outputs = plain_outputs(model, captured.microbatch)
+        _, outputs = plain_outputs(model, captured.microbatch)
         if how.backward:
             # `loss_fn` may read what forward leaves on attributes.
             weighted_sum([*outputs, *captured.assigned.tensors_on(model)]).backward()  # type: ignore[no-untyped-call]
@@ -82,13 +82,12 @@ def observe_plain(model: nn.Module, captured: Capture, how: RunMode) -> Observat
         return observed(model, run, how)
 
 
-def plain_outputs(model: nn.Module, microbatch: Batch) -> list[Tensor]:
-    """The tensors that the model returns for a copy of a micro-batch."""
+def plain_outputs(model: nn.Module, microbatch: Batch) -> tuple[OutputSpec, list[Tensor]]:
+    """What the model returns for a copy of a micro-batch: its form and its tensors."""
     args, kwargs = _fresh(microbatch).restore()
     if has_cache(model):
         kwargs = {"use_cache": False} | kwargs
-    _, outputs = OutputSpec.of(model(*args, **kwargs))
-    return outputs
+    return OutputSpec.of(model(*args, **kwargs))
 
 
 def observe_staged(

@@ -28,7 +28,7 @@ def test_the_ranks_of_each_value() -> None:
 
 
 def test_a_process_that_has_no_data_agrees_with_all() -> None:
-    batch, other = (Content("form", "8x8 float32", 8, checksum) for checksum in (1, 2))
+    batch, other = (Content("form", "8x8 float32", checksum) for checksum in (1, 2))
     calls = [Call(STEP, data={"batch": x, "targets": None}) for x in (None, batch, batch, other)]
     assert str(disagreement(calls, {"batch": 1})) == (
         f"{STEP}: the batch has other values on rank 3 than on rank 1. Give all processes the "
@@ -43,10 +43,10 @@ def test_an_error_in_one_process_is_raised_in_the_others_as_it_is() -> None:
     assert str(error) == "rank 1: no inputs"
 
 
-def test_a_call_is_seven_numbers_which_differ_in_what_differs() -> None:
-    content = Content("form", "8x8 float32", 8, 1)
+def test_a_call_is_five_numbers_which_differ_in_what_differs() -> None:
+    content = Content("form", "8x8 float32", 1)
     plain = Call(STEP, {"autocast": "off"}, {"batch": content, "targets": None}).numbers()
-    assert len(plain) == 7
-    assert plain[4:] == [0, 0, 0]
+    assert len(plain) == 5
+    assert plain[3:] == [0, 0]
     assert Call(STEP, {}, {"batch": content, "targets": None}).numbers()[0] != plain[0]
-    assert Call("save").numbers()[1:] == [0] * 6
+    assert Call("save").numbers()[1:] == [0] * 4
