@@ -89,9 +89,9 @@ def partition(
         time_limit_s: seconds after which the best plan so far is taken, with its true gap.
         keep: folder that graph, cluster and plan are written to (by the first process), as from
             `skyfx capture` and `skyfx solve`; earlier ones of the same name are replaced.
-        check: `full` runs the micro-batch that was captured through plain torch and through the
-            stages before the pipeline is handed over, and compares outputs, gradients, buffers,
-            attributes of modules and random generators; `outputs` runs no backward, and compares
+        check: `full` runs two micro-batches through plain torch and through the stages before the
+            pipeline is handed over, and compares outputs, gradients, buffers, attributes of
+            modules and random generators; `outputs` runs no backward, and compares
             all but gradients; `off` compares nothing. Where the whole model does not fit this
             process, each stage is held against its own part. `Pipeline.verified` says what was
             compared, and to what digit.
@@ -128,7 +128,8 @@ def partition(
         **{"batch_dims": batch_dims, "target_dims": target_dims},
     }
     batch = agree(model, batch, asked, group, initial)
-    rule, targets = batch_rule(model, batch, batch_dims), BatchDims.of_targets(target_dims)
+    rule = batch_rule(model, batch, batch_dims)
+    targets = None if target_dims is None else BatchDims.of_targets(target_dims)
     rebalancer: Rebalancing | None = None
     if given is not None:
         agreed, assumptions = given, given.assumptions
@@ -164,10 +165,7 @@ def partition(
         return assemble(model, agreed, captured, environment, cutter, weights, rebalancer)
 
     whole = batch.placed(cut.rule)
-    checking = PipelineCheck(model, captured, whole, agreed, environment, make)
-    pipeline = checking.pipeline(check)
-    group.counts.clear()  # the check's own steps
-    return pipeline
+    return PipelineCheck(model, captured, whole, agreed, environment, make).pipeline(check)
 
 
 def capture_and_measure(

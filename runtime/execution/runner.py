@@ -6,6 +6,7 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, NamedTuple, Protocol
 
 from torch import Tensor, nn
@@ -51,13 +52,8 @@ LossFn = Callable[[Any, Any], Tensor]
 """From the outputs and the targets of a micro-batch to its mean loss."""
 
 
-class _Request(NamedTuple):
-    """A call with data: inference, by the graph for training if so asked, or with a loss."""
-
-    name: str
-    make: MakeData
-    loss_fn: LossFn | None = None
-    as_trained: bool = False
+MakeWork = Callable[[], tuple[list[Batch], LossHead | None]]
+"""Makes the micro-batches of a step, and in training its loss."""
 
 
 class Deployment(NamedTuple):
@@ -110,14 +106,19 @@ class Runner:
         """Whether random nodes draw the numbers that plain torch would draw."""
         return self._splits.draws_as_plain_torch
 
-    def infer(self, make: MakeData, *, as_trained: bool = False) -> Any:
-        """The return value for the whole batch, from its micro-batches; raises as `train`.
+    def infer(self, make: MakeData) -> Any:
+        """The return value for the whole batch, from its micro-batches; raises as `train`."""
+        return self._gather(*self._run(lambda: self._cut("pipeline(batch)", make)))
+
+    def outputs(self, parts: list[Batch], *, training: bool) -> list[list[Tensor]]:
+        """The tensors that the model returns for each micro-batch; raises as `train`.
 
         Args:
-            make: its batch.
-            as_trained: whether by the graph for training, such as with dropout.
+            parts: the micro-batches.
+            training: whether by the graph for training, such as with dropout.
         """
-        return self._gather(*self._run(_Request("pipeline(batch)", make, as_trained=as_trained)))
+        step, result = self._run(lambda: (parts, None), as_trained=training)
+        return self._left(step, result)
 
     def staged(self, part: Batch, *, training: bool) -> StagedModel:
         """The stages that run micro-batches like this one."""
@@ -137,7 +138,14 @@ class Runner:
             raise ValueError(
                 "this pipeline was planned for inference: partition with mode='training' to train"
             )
-        step, result = self._run(_Request("train_step", make, loss_fn))
+        return self._loss(lambda: self._cut("train_step", make, loss_fn))
+
+    def train_on(self, parts: list[Batch], head: LossHead) -> Tensor:
+        """The same for these micro-batches; raises as `train`."""
+        return self._loss(lambda: (parts, head))
+
+    def _loss(self, work: MakeWork) -> Tensor:
+        step, result = self._run(work)
         for staged in step.splits:
             if len(self.plan.stages) - 1 not in staged.stages:
                 staged.leave_empty(self._model)
@@ -154,8 +162,8 @@ class Runner:
             self._is_streaming = True
             try:
                 for i, make in enumerate(batches):
-                    request = _Request(f"stream (batch {i + 1})", make)
-                    step = self._step(request, turn=i % UNDER_WAY)
+                    work = partial(self._cut, f"stream (batch {i + 1})", make)
+                    step = self._step(work, turn=i % UNDER_WAY)
                     under_way.append((step, self.workers.start(step)))
                     if len(under_way) == UNDER_WAY:
                         yield self._ended(under_way)
@@ -170,9 +178,9 @@ class Runner:
                         step, started = under_way.popleft()
                         self.workers.finish(step, started)
 
-    def _run(self, request: _Request) -> tuple[Step, StepResult]:
+    def _run(self, work: MakeWork, *, as_trained: bool = False) -> tuple[Step, StepResult]:
         with self._turn():
-            step = self._step(request)
+            step = self._step(work, as_trained=as_trained)
             self._ran = step.splits
             began = time.perf_counter()
             self.workers.finish(step, self.workers.start(step))
@@ -189,11 +197,15 @@ class Runner:
 
     def _gather(self, step: Step, result: StepResult) -> Any:
         """The return value of the whole batch; attributes are as its last micro-batch left them."""
-        pieces = [
-            staged.leave(self._model, result.outputs[m]) for m, staged in enumerate(step.splits)
-        ]
         sizes = [part.batch_size for part in step.microbatches]
-        return step.splits[0].outputs.gather(pieces, sizes, self._cutter.joins)
+        return step.splits[0].outputs.gather(self._left(step, result), sizes, self._cutter.joins)
+
+    def _left(self, step: Step, result: StepResult) -> list[list[Tensor]]:
+        """The returned tensors of each micro-batch, after it has left its attributes."""
+        return [
+            list(staged.leave(self._model, result.outputs[m]))
+            for m, staged in enumerate(step.splits)
+        ]
 
     @contextmanager
     def _turn(self) -> Iterator[None]:
@@ -206,30 +218,36 @@ class Runner:
                 raise RuntimeError("this pipeline is closed; partition the model again")
             yield
 
-    def _step(self, request: _Request, turn: int = 0) -> Step:
-        is_trained = request.loss_fn is not None
-        by_training = is_trained or request.as_trained
-        _, modes, autocast = self._splits.setting(by_training)
+    def _cut(
+        self, call: str, make: MakeData, loss_fn: LossFn | None = None
+    ) -> tuple[list[Batch], LossHead | None]:
+        """The micro-batches of a call's data, and the loss if there is one."""
+        training = loss_fn is not None
+        _, modes, autocast = self._splits.setting(training)
         asked = {"autocast": autocast or "off", "modules in training mode": modes or "all or none"}
-        data = self.workers.meet(request.name, request.make, asked)
+        data = self.workers.meet(call, make, asked)
         assert data.batch is not None
         parts = self._cutter.parts(data.batch)
         head, failure = None, None
-        if request.loss_fn is not None:
+        if loss_fn is not None:
             try:
-                head = self._head(request.loss_fn, data.targets, parts)
+                head = self._head(loss_fn, data.targets, parts)
             except ValueError as error:  # perhaps only here, where the targets are
                 failure = error
-        lacking = self._splits.lacking(parts, training=by_training)
-        parts = self.workers.fill(parts, lacking, failure)
-        splits = self._splits.of(parts, training=by_training)
+        lacking = self._splits.lacking(parts, training=training)
+        return self.workers.fill(parts, lacking, failure), head
+
+    def _step(self, work: MakeWork, turn: int = 0, *, as_trained: bool = False) -> Step:
+        parts, head = work()
+        training = head is not None
+        splits = self._splits.of(parts, training=training or as_trained)
         advances = [split.advances for split in splits]
         return Step(
             splits=splits,
             microbatches=parts,
-            actions=self.plan.orders(len(parts), training=is_trained),
+            actions=self.plan.orders(len(parts), training=training),
             num_stages=len(self.plan.stages),
-            boundaries=self.workers.boundaries(splits, training=is_trained, turn=turn),
+            boundaries=self.workers.boundaries(splits, training=training, turn=turn),
             head=head,
             draws=begin_step_streams(advances, self.workers.agree),
             autocast=autocast_here(),

@@ -49,6 +49,7 @@ def agree(
     }
     name = f"{type(model).__module__}.{type(model).__qualname__}"
     enter(group, "partition", model=name, **asked, initial=initial, **example)
+    group.counts.clear()
     tensors = {
         name: x for name, x in (*model.named_parameters(), *model.named_buffers()) if not is_lazy(x)
     }

@@ -49,9 +49,9 @@ TOLD = {
     "model's positional arguments or a dict of its keyword arguments",
     "another nesting and None": "None was given for a batch that is nested in another way, or "
     "holds other constants, than those that this process has seen: give it there once",
-    "autocast on rank 0": "train_step (step 1): autocast is (('cpu', torch.bfloat16),) on rank 0, "
+    "autocast on rank 0": "train_step (step 2): autocast is (('cpu', torch.bfloat16),) on rank 0, "
     f"off on rank 1. {SAME}",
-    "checkpoint on rank 0": f"rank 0 calls checkpoints, rank 1 train_step (step 1): {ORDER}",
+    "checkpoint on rank 0": f"rank 0 calls checkpoints, rank 1 train_step (step 2): {ORDER}",
     "the same again": "",
 }
 
