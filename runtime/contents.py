@@ -10,6 +10,7 @@ from collections import deque
 from collections.abc import Callable, Mapping, MutableMapping, MutableSet
 from dataclasses import dataclass
 from enum import Enum
+from functools import cache
 from types import ModuleType, SimpleNamespace
 from typing import Any
 
@@ -21,7 +22,7 @@ NO_VALUES = "a tensor whose values are elsewhere"
 """The content of parameters, and of tensors that another process has."""
 
 _CLOSED = {*sys.stdlib_module_names, "torch", "numpy", "skyfx"}
-"""The objects of these packages are not looked into."""
+"""Code and objects of these packages are not looked into, nor those of installed ones."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,9 +91,15 @@ def restorer(value: Any, known: set[int] | None = None) -> Callable[[], None]:
 
 
 def is_closed(code: Any) -> bool:
-    """Whether a class, function or module is of a package whose state is its own."""
+    """Whether a class, function or module is of an installed package, whose state is its own."""
     name = code.__name__ if isinstance(code, ModuleType) else getattr(code, "__module__", None)
-    return str(name).partition(".")[0] in _CLOSED
+    return _is_installed(str(name))
+
+
+@cache
+def _is_installed(module: str) -> bool:
+    file = str(getattr(sys.modules.get(module), "__file__", None))
+    return module.partition(".")[0] in _CLOSED or "-packages" in file
 
 
 def _kind_of(value: Any) -> ContentKind | None:

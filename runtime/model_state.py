@@ -12,7 +12,7 @@ import torch
 from torch import nn
 
 from skyfx.runtime.contents import content, equal, restorer
-from skyfx.runtime.reachable_state import Slot, reachable_slots
+from skyfx.runtime.reachable_state import Slot, reachable_objects, reachable_slots
 from skyfx.runtime.rng.generator_state import comparable_states, preserve_generators
 from skyfx.runtime.written_parameters import WrittenParameters, parameter_restorer
 
@@ -47,7 +47,7 @@ class ModelState:
             parameters: the names of those that belong to the state.
         """
         known: set[int] = set()
-        values = {slot.name: content(slot.value, known) for slot in _slots(model)}
+        values = {slot.name: content(slot.value, known) for slot in state_slots(model)}
         values |= {x: content(model.get_parameter(x).detach(), known) for x in parameters}
         return cls(values, comparable_states())
 
@@ -68,17 +68,18 @@ def preserve_state(model: nn.Module, parameters: Sequence[str] = ()) -> Iterator
         parameters: the names of those that forward may change.
     """
     known: set[int] = set()
-    undo = [_restorer(slot, known) for slot in _slots(model)]
+    undo = [_restorer(slot, known) for slot in state_slots(model)]
     undo += [parameter_restorer(model.get_parameter(name)) for name in parameters]
-    names = {id(module): set(vars(module)) for module in model.modules()}
+    owners = [*model.modules(), *reachable_objects(model)]
+    names = [(owner, set(vars(owner))) for owner in owners if hasattr(owner, "__dict__")]
     try:
         with preserve_generators():
             yield
     finally:
         with torch.no_grad():
-            for module in model.modules():
-                for key in set(vars(module)) - names.get(id(module), set()):
-                    delattr(module, key)
+            for owner, known_names in names:
+                for key in set(vars(owner)) - known_names:
+                    del vars(owner)[key]
             for restore in undo:
                 restore()
 
@@ -105,14 +106,19 @@ def attribute_slots(module: nn.Module, prefix: str = "") -> Iterator[Slot]:
         yield Slot(prefix + name, held, name)
 
 
-def _slots(model: nn.Module) -> Iterator[Slot]:
+def state_slots(model: nn.Module) -> Iterator[Slot]:
     """Attributes and buffers by their names from the model on, and what its code reaches."""
+    yield from module_slots(model)
+    yield from reachable_slots(model)
+
+
+def module_slots(model: nn.Module) -> Iterator[Slot]:
+    """Attributes and buffers by their names from the model on."""
     for path, module in model.named_modules():
         prefix = f"{path}." if path else ""
         yield from attribute_slots(module, prefix)
         for name in module._buffers:
             yield Slot(prefix + name, module._buffers, name)
-    yield from reachable_slots(model)
 
 
 def _is_hook_table(name: str) -> bool:

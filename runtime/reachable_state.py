@@ -42,7 +42,7 @@ class Slot:
     """A place that holds a value: a key of a dict, a variable of a closure, or of a class.
 
     Attributes:
-        name: as messages have it.
+        name: as messages have it, with a colon where it is no attribute of the model.
         owner: the dict, the cell or the class.
         key: of the dict or the class.
     """
@@ -73,15 +73,26 @@ class Slot:
 class _Reach:
     """Walks from functions to the variables that they name; each is met once."""
 
-    def __init__(self) -> None:
-        self._met: set[Any] = set()
+    def __init__(self, model: nn.Module) -> None:
+        self._model = model
+        self._met: set[Any] = set(map(id, model.modules()))
+        self.objects: list[Any] = []
+        self.functions: list[FunctionType] = []
+
+    def slots(self) -> Iterator[Slot]:
+        """All of them."""
+        for kind in dict.fromkeys(type(module) for module in self._model.modules()):
+            yield from self.of_class(kind)
+        for path, module in self._model.named_modules():
+            for hook in hooks_of(module):
+                yield from self.of_hook(hook, f"{path}." if path else "")
 
     def of_class(self, kind: type[nn.Module]) -> Iterator[Slot]:
         """Attributes of a module's class, and what its forward reaches."""
         for base in [base for base in kind.__mro__ if not is_closed(base)]:
             for name, value in list(vars(base).items()):
                 if isinstance(value, _CHANGING) and not name.startswith("__"):
-                    yield from self._once(Slot(f"{base.__qualname__}.{name}", base, name))
+                    yield from self._once(Slot(f"{base.__qualname__}: {name}", base, name))
         if not is_closed(kind):
             yield from self._of_function(kind.forward, _DEPTH, kind)
 
@@ -89,13 +100,9 @@ class _Reach:
         """What a hook reaches: a function, a method, or any object that can be called."""
         while isinstance(hook, partial):
             for i, argument in enumerate(hook.args):
-                yield Slot(f"{prefix}hook[{i}]", {"": argument})
+                yield from self._of_variable(Slot(f"{prefix}hook: {i}", {"": argument}), _DEPTH)
             hook = hook.func
-        owner = getattr(hook, "__self__", hook)
-        if not isinstance(owner, nn.Module | FunctionType) and not is_closed(type(owner)):
-            for name in list(getattr(owner, "__dict__", ())):
-                slot = Slot(f"{prefix}{type(owner).__name__}.{name}", vars(owner), name)
-                yield from self._once(slot)
+        yield from self._of_object(getattr(hook, "__self__", hook), prefix)
         function = hook if isinstance(hook, FunctionType | MethodType) else type(hook).__call__
         yield from self._of_function(function, _DEPTH)
 
@@ -107,6 +114,7 @@ class _Reach:
         if id(function) in self._met:
             return
         self._met.add(id(function))
+        self.functions.append(function)
         for name, cell in zip(
             function.__code__.co_freevars, function.__closure__ or (), strict=True
         ):
@@ -115,11 +123,11 @@ class _Reach:
         names = _names_in(function.__code__)
         module = str(function.__globals__.get("__name__"))
         for name in sorted(names & function.__globals__.keys()):
-            slot = Slot(f"{module}.{name}", function.__globals__, name)
+            slot = Slot(f"{module}: {name}", function.__globals__, name)
             if isinstance(slot.value, ModuleType) and not is_closed(slot.value):
                 there = vars(slot.value)
                 for inner in sorted(names & there.keys()):
-                    inside = Slot(f"{slot.value.__name__}.{inner}", there, inner)
+                    inside = Slot(f"{slot.value.__name__}: {inner}", there, inner)
                     yield from self._of_variable(inside, depth)
             yield from self._of_variable(slot, depth)
         for name in sorted(names):  # methods that a method calls
@@ -131,6 +139,21 @@ class _Reach:
             yield from self._of_function(value, depth - 1)
         elif isinstance(value, _CHANGING):
             yield from self._once(slot)
+        else:
+            yield from self._of_object(value, "")
+
+    def _of_object(self, value: Any, prefix: str) -> Iterator[Slot]:
+        """Attributes of an object; of a module outside of the model as well."""
+        is_code = isinstance(value, type | FunctionType | ModuleType)
+        if is_code or is_closed(type(value)) or not hasattr(value, "__dict__"):
+            return
+        if id(value) in self._met:
+            return
+        self._met.add(id(value))
+        self.objects.append(value)
+        held = {**vars(type(value)), **vars(value)}
+        for name in [x for x in held if isinstance(held[x], _CHANGING) and not x.startswith("_")]:
+            yield Slot(f"{prefix}{type(value).__name__}: {name}", vars(value), name)
 
     def _once(self, slot: Slot) -> Iterator[Slot]:
         place = (id(slot.owner), slot.key)
@@ -139,14 +162,23 @@ class _Reach:
             yield slot
 
 
-def reachable_slots(model: nn.Module) -> Iterator[Slot]:
+def reachable_slots(model: nn.Module) -> list[Slot]:
     """What the classes of a model's modules, their forwards and their hooks reach."""
-    reach = _Reach()
-    for kind in dict.fromkeys(type(module) for module in model.modules()):
-        yield from reach.of_class(kind)
-    for path, module in model.named_modules():
-        for hook in hooks_of(module):
-            yield from reach.of_hook(hook, f"{path}." if path else "")
+    return list(_Reach(model).slots())
+
+
+def reachable_objects(model: nn.Module) -> list[Any]:
+    """The objects among it, whose attributes have slots."""
+    reach = _Reach(model)
+    list(reach.slots())
+    return reach.objects
+
+
+def reachable_functions(model: nn.Module) -> list[FunctionType]:
+    """The forwards, the hooks, and the functions that they call."""
+    reach = _Reach(model)
+    list(reach.slots())
+    return reach.functions
 
 
 def hooks_of(module: nn.Module) -> list[Any]:

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from skyfx.runtime.execution.microbatch import OutputSpec
 from skyfx.runtime.pytree import flatten
+from skyfx.runtime.reachable_state import reachable_slots
 
 
 class Way(Enum):
@@ -64,10 +65,10 @@ class AssignedAttributes:
     def leave(self, model: nn.Module, tensors: Sequence[Tensor]) -> None:
         """Do to the model's attributes what forward does, with these tensors."""
         for (name, way), value in zip(self.ways, self.form.restore(tensors), strict=True):
-            module, key = _place(model, name)
-            held: Any = getattr(module, key, None)
+            holder = _Holder(model, name)
+            held = holder.value
             if way is Way.SET or type(held) is not type(value):
-                setattr(module, key, value)
+                holder.put(value)
                 continue
             if way is Way.REFILL:
                 held.clear()
@@ -80,9 +81,8 @@ class AssignedAttributes:
         A list keeps those of the last call only: who empties it has the values.
         """
         for name, way in self.ways:
-            module, key = _place(model, name)
             if way is Way.APPEND:
-                held = getattr(module, key)
+                held = _Holder(model, name).value
                 held[:] = [x for x in held if not (isinstance(x, Tensor) and x.is_meta)]
         self.leave(model, tensors)
 
@@ -91,13 +91,36 @@ class AssignedAttributes:
         marks = [object() for _ in range(self.form.num_tensors)]
         found: list[Tensor] = []
         for (name, _), value in zip(self.ways, self.form.restore(marks), strict=True):
-            module, key = _place(model, name)
-            held = [x for x in flatten(getattr(module, key, None))[0] if isinstance(x, Tensor)]
+            leaves, _ = flatten(_Holder(model, name).value)
+            held = [x for x in leaves if isinstance(x, Tensor)]
             found += held[len(held) - sum(x in marks for x in flatten(value)[0]) :]
         return found
 
 
-def _place(model: nn.Module, name: str) -> tuple[nn.Module, str]:
+class _Holder:
+    """Where a value is left: an attribute, or a variable that a hook or a forward reaches."""
+
+    def __init__(self, model: nn.Module, name: str) -> None:
+        slots = {slot.name: slot for slot in reachable_slots(model)} if ":" in name else {}
+        self._slot = slots.get(name)
+        self._place = None if ":" in name else place_of(model, name)
+
+    @property
+    def value(self) -> Any:
+        """What is there now; None if there is nothing."""
+        if self._place is not None:
+            return getattr(*self._place, None)
+        return None if self._slot is None else self._slot.value
+
+    def put(self, value: Any) -> None:
+        """Put a value there, if there is such a place."""
+        if self._place is not None:
+            setattr(*self._place, value)
+        elif self._slot is not None:
+            self._slot.put(value)
+
+
+def place_of(model: nn.Module, name: str) -> tuple[nn.Module, str]:
     """The module that has the attribute, and its name there."""
     path, _, key = name.rpartition(".")
     return model.get_submodule(path), key

@@ -18,6 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from skyfx.runtime.execution.assigned_attributes import AssignedAttributes
+from skyfx.runtime.execution.batch_dims import TARGETS
 from skyfx.runtime.execution.microbatch import Batch, OutputSpec
 from skyfx.runtime.execution.stage import Stage
 from skyfx.runtime.rng import generator_lending
@@ -101,8 +102,8 @@ class LossHead:
         leaves = [x.detach().requires_grad_(x.requires_grad) for x in outputs]
         returned = staged.leave(self.model, leaves)
         with torch.enable_grad():
-            targets = self.targets[microbatch].to(outputs[0].device)
-            loss = self.loss_fn(staged.outputs.restore(returned), targets.restore())
+            _, given = self.targets[microbatch].to(outputs[0].device).restore()
+            loss = self.loss_fn(staged.outputs.restore(returned), given[TARGETS])
             _check_loss(loss)
             share = loss * self.weights[microbatch]
             share.backward()  # type: ignore[no-untyped-call]

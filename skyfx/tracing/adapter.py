@@ -95,8 +95,8 @@ class TensorsOnly(nn.Module):
                     self.returned.form, found = OutputSpec.of(model(*args, **kwargs))
             except Exception as error:
                 raise ForwardFailedError from error
-        changes = watch.changes()
-        left = {name: changes[name] for name in changes.keys() - set(self._left_out)}
+        # In an order that all processes have in common.
+        left = {name: x for name, x in watch.changes().items() if name not in self._left_out}
         self.returned.assigned, of_attributes = AssignedAttributes.of(left)
         return (*found, *of_attributes)
 

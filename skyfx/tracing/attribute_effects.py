@@ -20,6 +20,7 @@ from skyfx.runtime.contents import content, equal
 from skyfx.runtime.execution.assigned_attributes import AssignedAttributes, Change, Way
 from skyfx.runtime.model_state import preserve_run
 from skyfx.runtime.pytree import tree_leaves, tree_map
+from skyfx.runtime.reachable_state import reachable_functions
 from skyfx.solver.errors import CaptureError
 from skyfx.tracing.attribute_watch import AttributeWatch
 from skyfx.tracing.mutable_attributes import plain_tensors
@@ -86,24 +87,29 @@ def attribute_effects(model: nn.Module, run: Run) -> AttributeEffects:
     return AttributeEffects(renewed, frozenset(rest - renewed.keys()), remembered)
 
 
-def line_of(model: nn.Module, attribute: str) -> str:
-    """Where the code of a module assigns an attribute, as ` at FILE:LINE`, if it is found."""
-    path, _, key = attribute.rpartition(".")
-    kind = type(model.get_submodule(path))
-    assigns = re.compile(rf"\bself\.{re.escape(key)}\b(\[.*\])?\s*([-+*/@|&^%]|//|\*\*)?=(?!=)")
-    names = re.compile(rf"\bself\.{re.escape(key)}\b")
-    for wanted in (assigns, names):
-        for name, function in inspect.getmembers(kind, inspect.isfunction):
-            if name == "__init__" or function.__module__.partition(".")[0] == "torch":
-                continue
+def line_of(model: nn.Module, name: str) -> str:
+    """Where code assigns an attribute, or a variable, as ` at FILE:LINE`, if it is found."""
+    path, _, key = name.rpartition(".")
+    before, functions = r"\bself\.", [] if ":" in name else _methods(model.get_submodule(path))
+    if ":" in name:
+        key, before, functions = name.rpartition(": ")[2], r"\b", reachable_functions(model)
+    mentions = rf"{before}{re.escape(key)}\b"
+    for pattern in (rf"{mentions}(\[.*\])?\s*([-+*/@|&^%]|//|\*\*)?=(?!=)", mentions):
+        for function in functions:
             try:
                 lines, begin = inspect.getsourcelines(function)
             except OSError:
                 continue
             for i, line in enumerate(lines):
-                if wanted.search(line):
+                if re.search(pattern, line):
                     return f" at {inspect.getsourcefile(function)}:{begin + i}"
     return ""
+
+
+def _methods(module: nn.Module) -> list[Any]:
+    found = inspect.getmembers(type(module), inspect.isfunction)
+    is_torchs = {name: x.__module__.partition(".")[0] == "torch" for name, x in found}
+    return [x for name, x in found if name != "__init__" and not is_torchs[name]]
 
 
 def _called(

@@ -6,9 +6,10 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from skyfx.runtime.execution.assigned_attributes import Change, Way
-from skyfx.runtime.model_state import attribute_slots
+from skyfx.runtime.execution.assigned_attributes import Change, Way, place_of
+from skyfx.runtime.model_state import module_slots, state_slots
 from skyfx.runtime.pytree import flatten
+from skyfx.runtime.reachable_state import Slot
 
 _PLAIN = (bool, int, float, str, type(None))
 _MISSING = object()
@@ -21,9 +22,17 @@ class AttributeWatch:
     in place are the same objects.
     """
 
-    def __init__(self, model: nn.Module) -> None:
-        self._model = model
-        self._before = {name: (value, _parts(value)) for name, value in _attributes(model).items()}
+    def __init__(self, model: nn.Module, *, reachable: bool = True) -> None:
+        """Look at the attributes as they are.
+
+        Args:
+            model: the module.
+            reachable: whether also at what its hooks and its code reach beside them.
+        """
+        self._model, self._reachable = model, reachable
+        self._before = {
+            name: (slot.value, _parts(slot.value)) for name, slot in self._slots().items()
+        }
 
     def changes(self) -> dict[str, Change]:
         """What has become of which attribute since, where it can be brought back.
@@ -31,11 +40,17 @@ class AttributeWatch:
         That is where the new value is a tensor, a plain value, or a nesting of them.
         """
         found: dict[str, Change] = {}
-        for name, value in _attributes(self._model).items():
+        known: set[int] = set()
+        for name, slot in self._slots().items():
             before, parts = self._before.get(name, (_MISSING, None))
-            change = _change(before, parts, value)
-            if change is not None and _has_only(change.value, Tensor, *_PLAIN):
-                found[name] = change
+            change = _change(before, parts, slot.value)
+            if change is None or not _has_only(change.value, Tensor, *_PLAIN):
+                continue
+            if change.way is not Way.SET:  # a list may have several names
+                if id(slot.value) in known:
+                    continue
+                known.add(id(slot.value))
+            found[name] = change
         return found
 
     def tensor_changes(self) -> dict[str, Change]:
@@ -43,27 +58,18 @@ class AttributeWatch:
         return {name: x for name, x in self.changes().items() if _has_only(x.value, Tensor)}
 
     def put_back(self) -> None:
-        """Give each attribute the object and the items that it had."""
-        for name in _attributes(self._model).keys() | self._before.keys():
-            path, _, key = name.rpartition(".")
-            module = self._model.get_submodule(path)
-            if name not in self._before:
-                delattr(module, key)
-                continue
-            value, parts = self._before[name]
-            if getattr(module, key, _MISSING) is not value:
-                setattr(module, key, value)
+        """Give each attribute of the modules the object and the items that it had."""
+        now = self._slots()
+        for name in now.keys() - self._before.keys():
+            delattr(*place_of(self._model, name))
+        for name, (value, parts) in self._before.items():
+            if name not in now or now[name].value is not value:
+                setattr(*place_of(self._model, name), value)
             _refill(value, parts)
 
-
-def _attributes(model: nn.Module) -> dict[str, Any]:
-    """Attributes and buffers, by their names from the model on."""
-    found: dict[str, Any] = {}
-    for path, module in model.named_modules():
-        prefix = f"{path}." if path else ""
-        found |= {slot.name: slot.value for slot in attribute_slots(module, prefix)}
-        found |= {prefix + name: buffer for name, buffer in module._buffers.items()}
-    return found
+    def _slots(self) -> dict[str, Slot]:
+        found = state_slots(self._model) if self._reachable else module_slots(self._model)
+        return {slot.name: slot for slot in found}
 
 
 def _parts(value: Any) -> Any:

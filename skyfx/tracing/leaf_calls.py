@@ -57,7 +57,7 @@ class BoundCode:
                 held[key] = tensor
         if self.owner is None:
             return self._function(*args, **kwargs), {}  # type: ignore[operator]
-        watch = AttributeWatch(self.owner)
+        watch = AttributeWatch(self.owner, reachable=False)
         with buffers_kept(self.owner):
             if isinstance(self._function, str):
                 returned = getattr(self.owner, self._function)(*args, **kwargs)
@@ -233,7 +233,7 @@ def _operator(name: str, outputs: str, tensors: Sequence[Tensor]) -> list[Tensor
 @_operator.register_fake
 def _described(name: str, outputs: str, tensors: Sequence[Tensor]) -> list[Tensor]:
     """Tensors as described, with dtypes, shapes and strides: `[["float32", [4, 8], [8, 1]]]`."""
-    device = tensors[0].device
+    device = tensors[0].device if tensors else torch.device("cpu")
     return [
         torch.empty_strided(shape, stride, dtype=getattr(torch, kind), device=device)
         for kind, shape, stride in json.loads(outputs)

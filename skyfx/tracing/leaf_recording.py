@@ -98,7 +98,7 @@ class Recorder:
         writes = {id(x): num_writes(x) for x in (*given, *named.values())}
         generators, derivatives = comparable_states(), list[bool]()
         before = [x.detach().clone() if isinstance(x, Tensor) else x for x in leaves]
-        watch = None if module is None else AttributeWatch(module)
+        watch = None if module is None else AttributeWatch(module, reachable=False)
         code = self._bound_code(own)  # with the attributes as they are before the call
         noted = checked_derivatives(derivatives.append)
         kept = self._buffers_kept()
