@@ -96,7 +96,7 @@ QUANTIZE: Models = {
     "VectorQuantize heads": _codes(
         dim=16, codebook_size=12, heads=2, separate_codebook_per_head=True, codebook_dim=8
     ),
-    "ResidualVQ": _codes("ResidualVQ", dim=16, codebook_size=12, num_quantizers=2),
+    "ResidualVQ": _codes("ResidualVQ", dim=16, codebook_size=12, num_quantizers=3),
     "FSQ": _codes("FSQ", levels=[5, 5, 4], dim=16),
     "LFQ": _codes("LFQ", codebook_size=16, dim=16),
     "SimVQ": _codes("SimVQ", dim=16, codebook_size=12),

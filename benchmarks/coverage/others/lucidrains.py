@@ -3,7 +3,7 @@
 import torch
 from torch import nn
 
-from benchmarks.coverage.others.recipes import Models, floats, of, several, tokens
+from benchmarks.coverage.others.recipes import Models, floats, made, of, several, tokens
 
 __all__: list[str] = ["MODELS"]
 
@@ -156,12 +156,9 @@ MODELS: Models = {
     "slot-attention SlotAttention": of(
         "slot_attention.SlotAttention", X, num_slots=3, dim=32, iters=2
     ),
-    "hyper-connections Residual": of(
-        "hyper_connections.HyperConnections",
+    "hyper-connections Residual": (
+        lambda: made("hyper_connections.HyperConnections", 2, dim=32, branch=nn.Linear(32, 32)),
         lambda: torch.randn(8, 16, 32),
-        2,
-        dim=32,
-        branch=nn.Linear(32, 32),
     ),
     "egnn-pytorch EGNN": of("egnn_pytorch.EGNN", several(X, floats(16, 3)), dim=32),
     "iTransformer iTransformer": of(
