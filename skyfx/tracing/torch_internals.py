@@ -1,7 +1,6 @@
 """The private parts of torch that skyfx uses, each under its meaning here.
 
-A new release of torch may change any of them, so all stand in this file, and
-`tests/skyfx/tracing/test_torch_internals.py` tests each.
+A new release may change any of them. `tests/skyfx/tracing/test_torch_internals.py` tests each.
 """
 
 import logging
@@ -30,21 +29,15 @@ from torch.overrides import handle_torch_function
 from torch.utils.checkpoint import CheckpointFunction
 
 UNKNOWN_VALUE_ERRORS = (
-    GuardOnDataDependentSymNode,
-    DataDependentOutputException,
-    DynamicOutputShapeException,
+    *(GuardOnDataDependentSymNode, DataDependentOutputException, DynamicOutputShapeException),
 )
 """The errors of torch.export where it would have to know a value."""
 
 DECISIONS = {("torch.nn.modules.transformer", "_detect_is_causal_mask")}
 """Functions of torch, by their Python modules, that branch on values and return a decision."""
 
-_DERIVATIVES = (
-    (torch.autograd, "_engine_run_backward"),
-    (eager_transforms, "grad_increment_nesting"),
-    (eager_transforms, "jvp_increment_nesting"),
-)
-"""Where all derivatives begin, however the model calls them."""
+NO_SAVED_TENSORS_HOOKS = "don't yet support saved tensor hooks"
+"""Part of the error where `torch.func` runs within `torch.autograd.graph.saved_tensors_hooks`."""
 
 _writing_code = threading.RLock()
 """Held by the thread for which torch.fx writes code for any attribute name."""
@@ -147,14 +140,24 @@ def inference_modes_as_grad_modes() -> Iterator[None]:
 
 
 @contextmanager
-def checked_derivatives(check: Callable[..., None]) -> Iterator[None]:
+def checked_derivatives(check: Callable[[bool], None]) -> Iterator[None]:
     """Within it, `check` is called before each derivative that this thread computes.
 
-    They are those of `torch.autograd.grad`, of `backward`, and of `torch.func`.
+    They are those of `torch.autograd.grad`, of `backward`, and of `torch.func`. It is told whether
+    the derivative is added to gradients, as by `backward`.
     """
+    here, run_backward = threading.get_ident(), torch.autograd._engine_run_backward  # type: ignore[attr-defined]
+
+    def checked(*args: Any, accumulate_grad: bool, **kwargs: Any) -> Any:
+        if threading.get_ident() == here:
+            check(accumulate_grad)
+        return run_backward(*args, accumulate_grad=accumulate_grad, **kwargs)
+
     with ExitStack() as stack:
-        for owner, name in _DERIVATIVES:
-            stack.enter_context(checked_calls(owner, name, check))
+        stack.enter_context(replaced(torch.autograd, "_engine_run_backward", checked))
+        for name in ("grad_increment_nesting", "jvp_increment_nesting"):
+            entered = checked_calls(eager_transforms, name, lambda: check(False))
+            stack.enter_context(entered)
         yield
 
 
@@ -210,10 +213,7 @@ def interceptable_lists() -> AbstractContextManager[None]:
 
 @contextmanager
 def quiet_tracing() -> Iterator[None]:
-    """Within it, torch.export keeps to itself what concerns skyfx alone.
-
-    Warnings and log messages about the model's own code go through.
-    """
+    """Within it, torch.export tells of the model's own code, and not of what skyfx knows."""
 
     def concerns_the_model(record: logging.LogRecord) -> bool:
         return not str(record.msg).startswith(_OWN_LOGS[record.name])
@@ -288,6 +288,14 @@ def written_arguments(node: fx.Node) -> Iterator[Any]:
             yield node.args[i] if i < len(node.args) else node.kwargs.get(argument.name)
 
 
+def may_return_input(node: fx.Node) -> bool:
+    """Whether its operator is made of others, so that its schema does not tell of aliases."""
+    if schema_of(node) is None or any(a.alias_info for a in schema_of(node).arguments):
+        return False
+    has_kernel: Any = torch._C._dispatch_has_kernel_for_dispatch_key
+    return bool(has_kernel(node.target.name(), "CompositeImplicitAutograd"))  # type: ignore[union-attr]
+
+
 def allocations_of(call: Callable[[], Any]) -> tuple[Any, list[int]]:
     """The result of a call, and the bytes of each allocation (negative: release) on the CPU."""
     # Of torch's profilers the one that tells of each allocation in its turn, and prints nothing.
@@ -298,9 +306,5 @@ def allocations_of(call: Callable[[], Any]) -> tuple[Any, list[int]]:
         returned = call()
     finally:
         records = engine._disable_profiler_legacy()
-    return returned, [
-        record.cpu_memory_usage()
-        for of_thread in records
-        for record in of_thread
-        if record.kind() == "memory_alloc"
-    ]
+    found = [x for of_thread in records for x in of_thread if x.kind() == "memory_alloc"]
+    return returned, [x.cpu_memory_usage() for x in found]

@@ -1,5 +1,6 @@
 """Each private part of torch does what skyfx takes it for."""
 
+import importlib
 import logging
 import random
 import threading
@@ -12,6 +13,7 @@ import pytest
 import torch
 from torch import Tensor, fx, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.nn import functional
 from torch.overrides import TorchFunctionMode
 from torch.utils.checkpoint import checkpoint
 
@@ -133,7 +135,6 @@ def test_inference_modes_switch_gradients() -> None:
     "compute",
     [
         lambda x: torch.autograd.grad(x.sin().sum(), x),
-        lambda x: x.sin().sum().backward(),
         lambda x: torch.func.grad(lambda y: y.sin().sum())(x),
         lambda x: torch.func.vjp(torch.sin, x),
         lambda x: torch.func.jvp(torch.sin, (x,), (x,)),
@@ -142,15 +143,24 @@ def test_inference_modes_switch_gradients() -> None:
 )
 @pytest.mark.filterwarnings("ignore:`torch.jit.script` is deprecated")
 def test_derivatives_are_noticed(compute: Callable[[Tensor], Any]) -> None:
-    seen, x = list[str](), torch.ones(2, requires_grad=True)
-    with torch_internals.checked_derivatives(lambda *_: seen.append("derivative")):
+    seen, x = list[bool](), torch.ones(2, requires_grad=True)
+    with torch_internals.checked_derivatives(seen.append):
         in_another_thread(lambda: compute(x))
         assert seen == []
         compute(x)
-    assert seen[:1] == ["derivative"]
+        assert set(seen) == {False}
+        x.sin().sum().backward()
+        assert seen.pop() is True
     first = len(seen)
     compute(x)
     assert len(seen) == first
+
+
+def test_derivatives_of_functions_take_no_hooks_of_saved_tensors() -> None:
+    said = torch_internals.NO_SAVED_TENSORS_HOOKS
+    hooks = torch.autograd.graph.saved_tensors_hooks(lambda x: x, lambda x: x)
+    with hooks, pytest.raises(RuntimeError, match=said):
+        torch.func.grad(lambda y: y.sin().sum())(torch.ones(2))
 
 
 def test_hooks_of_tensors_are_noticed() -> None:
@@ -354,3 +364,21 @@ def test_a_schema_says_what_an_operator_writes_to() -> None:
     reads = graph.call_function(torch.ops.aten.add.Tensor, (x, y))
     found = [list(torch_internals.written_arguments(node)) for node in (adds, into, reads, x)]
     assert found == [[x], [y], [], []]
+
+
+def test_an_operator_made_of_others_may_return_its_input() -> None:
+    class Operators(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            return functional.gelu(functional.dropout(x, 0.0)).reshape(-1)
+
+    graph = torch.export.export(Operators(), (torch.ones(2, 3),)).graph
+    found = {node.name: torch_internals.may_return_input(node) for node in graph.nodes}
+    assert found == {
+        **{"x": False, "dropout": True, "gelu": False, "output": False},
+        "reshape": False,  # its schema tells
+    }
+
+
+def test_the_decisions_of_torch_are_functions_of_its_modules() -> None:
+    for module, name in torch_internals.DECISIONS:
+        assert callable(getattr(importlib.import_module(module), name))
