@@ -17,6 +17,7 @@ from typing import Any
 
 import psutil
 
+from benchmarks.common.documents import commit
 from benchmarks.coverage import tiny_models
 from benchmarks.coverage.check_model import report
 from benchmarks.coverage.document import written
@@ -98,6 +99,7 @@ def main() -> None:
         if re.search(options.only, name) and (family, name) not in known
     ]
     for row in swept(pairs, options.jobs):
+        row["commit"] = commit()
         rows.append(row)
         line = json.dumps(row)
         print(line, flush=True)
