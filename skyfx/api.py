@@ -113,7 +113,8 @@ def partition(
     group = environment.group
     check_files(weights, keep)
     batch = example_batch(model, example_inputs)
-    rule, targets = batch_rule(model, batch, batch_dims), BatchDims.of_targets(target_dims)
+    rule = batch_rule(model, batch, batch_dims)
+    targets = None if target_dims is None else BatchDims.of_targets(target_dims)
     rebalancer: Rebalancing | None = None
     if plan is not None:
         agreed = read_plan(plan)

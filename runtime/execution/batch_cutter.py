@@ -20,13 +20,13 @@ class BatchCutter:
         rule: where the samples of a batch are.
         size: the samples of a micro-batch; None: nothing is cut.
         joins: how outputs are joined.
-        targets: where the samples of the targets are.
+        targets: where the samples of the targets are; None: dimension 0, or one of the inputs'.
     """
 
     rule: BatchDims
     size: int | None
     joins: OutputJoins = field(default_factory=OutputJoins)
-    targets: BatchDims = field(default_factory=lambda: BatchDims.of_targets(None))
+    targets: BatchDims | None = None
 
     def placed(self, batch: Batch) -> Batch:
         """The batch with its samples where the rule has them.
@@ -52,7 +52,8 @@ class BatchCutter:
             ValueError: there is not a target for each sample, or it is not clear where they are.
         """
         whole = Batch.of_targets(targets)
-        has_samples = any(x.ndim for x in whole.tensors) or bool(self.targets.asked)
+        is_asked = self.targets is not None and bool(self.targets.asked)
+        has_samples = any(x.ndim for x in whole.tensors) or is_asked
         if self.size is None or not has_samples:
             return [whole] * len(parts)
         num_samples = sum(part.batch_size for part in parts)
@@ -67,15 +68,12 @@ class BatchCutter:
         return placed.split(self.size)
 
     def _extended(self, targets: Batch, num_samples: int) -> BatchDims:
-        """The rule for targets: dimension 0, or one that inputs are cut along, if that is clear."""
-        leaves = targets.named_leaves
-        dims = [self.targets.default]
-        if not self.targets.asked and not self.targets.found:
-            dims += [dim for dim in self.dims.values() if isinstance(dim, int)]
-        ways = [
-            replace(self.targets, default=dim).extended(leaves, num_samples)
-            for dim in dict.fromkeys(dims)
-        ]
+        """The rule for targets, with what is new in these."""
+        rules = [self.targets] if self.targets else [BatchDims.of_targets(None)]
+        if self.targets is None:
+            dims = dict.fromkeys(dim for dim in self.dims.values() if isinstance(dim, int))
+            rules += [replace(rules[0], default=dim) for dim in dims if dim]
+        ways = [rule.extended(targets.named_leaves, num_samples) for rule in rules]
         cutting = [
             way
             for way in ways

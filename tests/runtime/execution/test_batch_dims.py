@@ -135,7 +135,7 @@ def test_nothing_is_cut_where_there_is_one_microbatch() -> None:
 def targets_of(asked: Any, targets: Any, inputs: Any = None, dims: Any = None) -> Any:
     inputs = (zeros(8, 4),) if inputs is None else inputs
     cutter = learned(inputs, dims)
-    cutter.targets = BatchDims.of_targets(asked)
+    cutter.targets = None if asked is None else BatchDims.of_targets(asked)
     parts = cutter.parts(Batch.of(inputs))
     return [goal.restore()[1]["targets"] for goal in cutter.target_parts(targets, parts)]
 
