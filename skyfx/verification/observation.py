@@ -116,7 +116,7 @@ def observe_staged(
         if how.backward:
             targets = [Batch.of_targets(None) for _ in parts]
             head = LossHead(model, loss_fn, targets, [1 / len(parts)] * len(parts))
-            pipeline.runner.train(fresh, head)
+            pipeline.runner.train_on(fresh, head)
         else:
             found[:] = pipeline.runner.outputs(fresh, training=how.training)
         return {OUTPUTS: numbered(found)}
