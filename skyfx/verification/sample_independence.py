@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from skyfx.runtime.execution.batch_dims import BatchDims
 from skyfx.runtime.execution.microbatch import Batch, OutputSpec
 from skyfx.runtime.execution.output_joins import OutputJoin, OutputJoins, possible_joins
+from skyfx.runtime.model_state import preserve_run
 from skyfx.tracing.capture import model_line
 from skyfx.verification.comparison import distance
 from skyfx.verification.observation import plain_outputs
@@ -86,14 +87,20 @@ def samples_apart(model: nn.Module, batch: Batch, cut: BatchCut, *, training: bo
     if len(parts) < 2:
         return cut
     try:
-        form, together = plain_outputs(model, both)
-        alone = [plain_outputs(model, part)[1] for part in parts]
+        form, together = _outputs(model, both)
+        alone = [_outputs(model, part)[1] for part in parts]
     except Exception as error:
         text = (str(error).strip() or repr(error)).splitlines()[0].rstrip(".")
         fault = f"a part of it fails{model_line(error)}: {type(error).__name__}: {text}"
         return replace(cut, fault=fault)
     sizes = [part.batch_size for part in parts]
     return _compared(cut, form, together, alone, sizes, training=training)
+
+
+def _outputs(model: nn.Module, part: Batch) -> tuple[OutputSpec, Sequence[Tensor]]:
+    """What the model returns for a part; the next one begins with the same state."""
+    with preserve_run(model):
+        return plain_outputs(model, part)
 
 
 def _compared(
