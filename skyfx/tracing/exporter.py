@@ -27,6 +27,7 @@ from skyfx.tracing.attribute_effects import (
     line_of,
     remembered_tensors,
 )
+from skyfx.tracing.backward_values import copy_for_backward
 from skyfx.tracing.leaf_calls import put_leaves
 from skyfx.tracing.leaf_selection import NOWHERE, CalledOtherwiseError, LeafSelection, Places
 from skyfx.tracing.mutable_attributes import RegisteredBuffers, written_attributes
@@ -86,6 +87,8 @@ def trace(
             traced = _trace(model, microbatch, others, places, left_out, training=training)
             changed = written_attributes(model, traced.module)
             if not changed and traced.assigned.names <= effects.renewed.keys():
+                if training:
+                    copy_for_backward(traced.module, effects.renewed)
                 assigned = traced.assigned.by(effects.renewed)
                 return replace(traced, assigned=assigned, settled=effects.settled)
             if not changed:
