@@ -51,6 +51,12 @@ class ModelState:
         values |= {x: content(model.get_parameter(x).detach(), known) for x in parameters}
         return cls(values, comparable_states())
 
+    def changes(self, other: "ModelState") -> frozenset[str]:
+        """The names of values that are others in the other state."""
+        names = self.values.keys() | other.values.keys()
+        pairs = ((name, self.values.get(name), other.values.get(name)) for name in names)
+        return frozenset(name for name, one, two in pairs if not equal(one, two))
+
     def equals(self, other: "ModelState") -> bool:
         """Whether nothing has changed."""
         same_draws = self.generators["torch"] == other.generators["torch"]

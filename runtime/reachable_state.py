@@ -120,6 +120,9 @@ class _Reach:
         ):
             slot = Slot(f"{function.__qualname__}: {name}", cell)
             yield from self._of_variable(slot, depth)
+        for i, value in enumerate(function.__defaults__ or ()):
+            slot = Slot(f"{function.__qualname__}: default {i}", {"": value})
+            yield from self._of_variable(slot, depth)
         names = _names_in(function.__code__)
         module = str(function.__globals__.get("__name__"))
         for name in sorted(names & function.__globals__.keys()):

@@ -15,6 +15,7 @@ from torch.optim import Optimizer
 from skyfx.runtime.execution.microbatch import Batch
 from skyfx.runtime.execution.step import LossHead, StagedModel, Step, autocast_here
 from skyfx.runtime.execution.workers import RunningStep, StepResult, Workers, done_since
+from skyfx.runtime.reachable_state import hooks_of
 from skyfx.runtime.rng.step_streams import begin_step_streams
 from skyfx.solver.core.plan import Plan
 from skyfx.solver.core.schedule import Action
@@ -92,7 +93,8 @@ class SplitCache:
         modes = [module.training for module in self._model.modules()]
         # A model in eval mode is trained as a whole; in training mode, parts of it may be in eval.
         parts_in_eval = tuple(modes) if training and modes[0] and not all(modes) else ()
-        return training, parts_in_eval, autocast_here()
+        hooks = tuple(id(hook) for x in self._model.modules() for hook in hooks_of(x))
+        return training, parts_in_eval, hooks, autocast_here()
 
     def _tensors(self) -> list[tuple[Tensor, torch.dtype]]:
         return [(x, x.dtype) for x in (*self._model.parameters(), *self._model.buffers())]
@@ -214,9 +216,10 @@ class Runner:
 
     def _gather(self, step: Step, result: StepResult) -> Any:
         """The return value of the whole batch; attributes are as its last micro-batch left them."""
-        pieces = [
-            staged.leave(self._model, result.outputs[m]) for m, staged in enumerate(step.splits)
-        ]
+        with torch.no_grad():
+            pieces = [
+                staged.leave(self._model, result.outputs[m]) for m, staged in enumerate(step.splits)
+            ]
         sizes = [part.batch_size for part in step.microbatches]
         return step.splits[0].outputs.gather(pieces, sizes)
 

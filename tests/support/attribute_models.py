@@ -176,6 +176,32 @@ class Masking(Layers):
         return h * self.mask
 
 
+class Hooked(Layers):
+    """Hooks collect numbers, arrays and text of it, also inside of what stays whole."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.moe = Experts()
+        self.seen: list[Any] = []
+        self.calls = 0
+        self.inner.register_forward_hook(self.note)
+        self.moe.register_forward_pre_hook(self.enter)
+        self.last.register_forward_hook(self.count, with_kwargs=True)
+
+    def enter(self, module: nn.Module, args: Any) -> None:
+        self.seen.append(args[0].sum().item())
+
+    def note(self, module: nn.Module, args: Any, output: Tensor) -> None:
+        self.seen.append(f"{type(module).__name__} {output.detach().mean().item()}")
+
+    def count(self, module: nn.Module, args: Any, kwargs: Any, output: Tensor) -> None:
+        self.calls += 1
+        self.seen.append(output.detach().numpy().tolist())
+
+    def between(self, h: Tensor) -> Tensor:
+        return self.moe(h).mul_(2)
+
+
 KINDS: list[type[Layers]] = [
     Mixture,
     PickingMixture,
@@ -185,6 +211,7 @@ KINDS: list[type[Layers]] = [
     Clearing,
     Recurrent,
     Masking,
+    Hooked,
 ]
 
 
