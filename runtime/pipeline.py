@@ -10,6 +10,8 @@ from torch import Tensor, nn
 from skyfx.runtime.checkpoint.checkpoints import Checkpoints
 from skyfx.runtime.checkpoint.snapshot import Scheduler
 from skyfx.runtime.distributed.process_group import ProcessGroup
+from skyfx.runtime.execution.batch_cutter import BatchCutter
+from skyfx.runtime.execution.batch_dims import Dim
 from skyfx.runtime.execution.microbatch import Batch
 from skyfx.runtime.execution.runner import Deployment, Rebalancer, Runner, StepTimes
 from skyfx.runtime.execution.step import LossHead, returned_loss
@@ -33,6 +35,7 @@ class Pipeline:
         self,
         model: nn.Module,
         deployment: Deployment,
+        cutter: BatchCutter,
         rebalancer: Rebalancer | None = None,
         closing: Callable[[], None] | None = None,
     ) -> None:
@@ -41,12 +44,13 @@ class Pipeline:
         Args:
             model: its parameters are where the plan has them.
             deployment: the plan, its workers and stages.
+            cutter: cuts batches into micro-batches.
             rebalancer: finds another plan when devices become slower.
             closing: called by `close`.
         """
         self._model = model
-        self._runner = Runner(model, deployment)
-        self._microbatch_size = deployment.microbatch.batch_size
+        self._runner = Runner(model, deployment, cutter.joins)
+        self._cutter = cutter
         self._rebalancer = rebalancer
         self._closing = [] if closing is None else [closing]
         self.verified = Verified(remark="it was not asked for")
@@ -72,6 +76,18 @@ class Pipeline:
         return self._runner.measured
 
     @property
+    def batch_dims(self) -> dict[str, Dim]:
+        """How batches are cut into micro-batches: by argument, the dimension of the samples.
+
+        `"entries"` is a list with an entry for each sample; None goes whole to each micro-batch.
+        """
+        return self._cutter.dims
+
+    def num_samples(self, batch: Any) -> int:
+        """The number of samples in a batch."""
+        return self._cutter.placed(Batch.of(batch)).batch_size
+
+    @property
     def draws_as_plain_torch(self) -> bool:
         """Whether dropout and the like draw what plain torch would draw from the same seed.
 
@@ -92,11 +108,12 @@ class Pipeline:
             The model's return value for the whole batch; a cache in it is None.
 
         Raises:
+            ValueError: the batch contradicts `batch_dims`.
             StageError: a stage failed; the cause is the stage's own exception.
         """
         is_batch = len(args) == 1 and not kwargs
         batch = Batch.of(*args) if is_batch else Batch.of_call(*args, **kwargs)
-        return self._runner.infer(batch.split(self._microbatch_size))
+        return self._runner.infer(self._cutter.parts(batch))
 
     def stream(self, batches: Iterable[Any]) -> Iterator[Any]:
         """Infer one batch after another; stages do not idle between two batches.
@@ -111,7 +128,7 @@ class Pipeline:
             StageError: a stage failed; results of earlier batches have been yielded.
             RuntimeError: another call was made before the stream's end.
         """
-        parts = (Batch.of(batch).split(self._microbatch_size) for batch in batches)
+        parts = (self._cutter.parts(Batch.of(batch)) for batch in batches)
         yield from self._runner.stream(parts)
 
     def train_step(
@@ -121,7 +138,8 @@ class Pipeline:
 
         Args:
             batch: a tensor, a tuple of the model's positional or a dict of its keyword arguments.
-            targets: a tensor or any nesting of tensors, split along dimension 0 like the batch.
+            targets: a tensor or any nesting of tensors, cut like the batch: along dimension 0, or
+                as `target_dims` of `partition` says.
             loss_fn: from the model's outputs and the targets of one micro-batch to its mean loss.
                 By default the loss that the model returns.
 
@@ -130,7 +148,7 @@ class Pipeline:
 
         Raises:
             ValueError: the plan is for inference, the number of targets differs from the number of
-                samples, or the batch requires a gradient.
+                samples, the batch contradicts `batch_dims`, or it requires a gradient.
             StageError: a stage failed; gradients are then incomplete, so call
                 `optimizer.zero_grad()`.
         """
@@ -144,9 +162,10 @@ class Pipeline:
                 "a tensor of the batch requires a gradient, but gradients end at the pipeline's "
                 "inputs: move its computation into the model, or detach it"
             )
-        parts = whole.split(self._microbatch_size)
-        goals = Batch.of_targets(targets, whole.batch_size).split(self._microbatch_size)
-        weights = [part.batch_size / whole.batch_size for part in parts]
+        parts = self._cutter.parts(whole)
+        goals = self._cutter.target_parts(targets, parts)
+        num_samples = sum(part.batch_size for part in parts)
+        weights = [part.batch_size / num_samples for part in parts]
         head = LossHead(self._model, loss_fn or returned_loss, goals, weights)
         return self._runner.train(parts, head)
 

@@ -1,34 +1,79 @@
-"""Nested values taken apart: torch's pytrees, and dataclasses as well, which those leave whole.
+"""Nested values taken apart: torch's pytrees, and objects as well, which those leave whole.
 
-torch's pytrees are a private module, which is imported here alone.
+Objects are dataclasses, and what gives tensors by keys without being a dict, such as the batches of
+torch_geometric. torch's pytrees are a private module, which is imported here alone.
 """
 
+import copy
 import dataclasses
+from collections.abc import Callable, Collection, Mapping
 from typing import Any
 
-from torch import Tensor
+from torch import Tensor, nn
 from torch.utils import _pytree
 
 TreeSpec = _pytree.TreeSpec
 tree_flatten, tree_unflatten = _pytree.tree_flatten, _pytree.tree_unflatten
 tree_leaves, tree_map = _pytree.tree_leaves, _pytree.tree_map
 
+Keys = tuple[str | int, ...]
+"""The keys that lead to a value; the indices of lists and tuples are numbers."""
+
+MAX_DEPTH = 4
+"""How deep an object is looked into for what it holds beside its keys."""
+
+
+class _Shell:
+    """What is left of an object without its children; equal ones hold the same beside them."""
+
+    def __init__(self, value: Any, keys: Collection[str]) -> None:
+        self.kind, self.by_keys = type(value), _is_keyed(value)
+        self.value: Any = None
+        text = ""
+        if self.by_keys:
+            self.value = copy.copy(value)
+            for key in keys:
+                self.value[key] = None
+            text = _told(getattr(self.value, "__dict__", {}), MAX_DEPTH)
+        self._text = f"{self.kind.__module__}.{self.kind.__qualname__}({text})"
+
+    def filled(self, children: Mapping[str, Any]) -> Any:
+        """The object with these children."""
+        if self.by_keys:
+            made = copy.copy(self.value)
+            for key, child in children.items():
+                made[key] = child
+            return made
+        made = object.__new__(self.kind)  # not by `__init__`, which may change its arguments
+        for name, child in children.items():
+            object.__setattr__(made, name, child)
+        return made
+
+    def __eq__(self, other: object) -> bool:
+        return repr(self) == repr(other)
+
+    def __hash__(self) -> int:
+        return hash(self._text)
+
+    def __repr__(self) -> str:
+        return self._text
+
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class _Opened:
-    """A dataclass object as a pytree node: its fields are its children."""
+    """An object as a pytree node: its fields, or what its keys give, are its children."""
 
-    of: type[Any]
+    shell: _Shell
     fields: dict[str, Any]
 
 
 _pytree.register_pytree_node(
     _Opened,
-    lambda opened: (list(opened.fields.values()), (opened.of, tuple(opened.fields))),
+    lambda opened: (list(opened.fields.values()), (opened.shell, tuple(opened.fields))),
     lambda values, context: _Opened(context[0], dict(zip(context[1], values, strict=True))),
     flatten_with_keys_fn=lambda opened: (
         [(_pytree.MappingKey(name), value) for name, value in opened.fields.items()],
-        (opened.of, tuple(opened.fields)),
+        (opened.shell, tuple(opened.fields)),
     ),
 )
 
@@ -38,12 +83,10 @@ def flatten(value: Any) -> tuple[list[Any], TreeSpec]:
     return tree_flatten(_open(value))
 
 
-def flatten_with_names(value: Any) -> list[tuple[list[str], Any]]:
-    """Each leaf with the keys, indices and fields that lead to it."""
-    return [
-        ([str(getattr(key, "idx", getattr(key, "key", key))) for key in path], leaf)
-        for path, leaf in _pytree.tree_flatten_with_path(_open(value))[0]
-    ]
+def flatten_with_paths(value: Any) -> tuple[list[tuple[Keys, Any]], TreeSpec]:
+    """Each leaf with the keys that lead to it, and the nesting."""
+    pairs, spec = _pytree.tree_flatten_with_path(_open(value))
+    return [(tuple(map(_key, path)), leaf) for path, leaf in pairs], spec
 
 
 def unflatten(leaves: Any, spec: TreeSpec) -> Any:
@@ -51,31 +94,85 @@ def unflatten(leaves: Any, spec: TreeSpec) -> Any:
     return _close_opened(tree_unflatten(list(leaves), spec))
 
 
+def replace_nodes(value: Any, paths: Collection[Keys], function: Callable[[Any], Any]) -> Any:
+    """The same value, with what the function makes of the nodes at these paths."""
+
+    def replaced(node: Any, path: Keys) -> Any:
+        if path in paths:
+            return function(node)
+        if not any(one[: len(path)] == path for one in paths):
+            return node
+        pairs, spec = _pytree.tree_flatten_with_path(node, is_leaf=lambda x: x is not node)
+        return tree_unflatten([replaced(x, (*path, *map(_key, keys))) for keys, x in pairs], spec)
+
+    return _close_opened(replaced(_open(value), ()))
+
+
+def is_object(value: Any) -> bool:
+    """Whether it is an object that is taken apart."""
+    return _is_dataclass(value) or _is_keyed(value)
+
+
+def _key(key: Any) -> str | int:
+    if isinstance(key, _pytree.SequenceKey):
+        return key.idx
+    return str(getattr(key, "key", getattr(key, "name", key)))
+
+
 def _open(value: Any) -> Any:
     def opened(leaf: Any) -> Any:
-        if not _is_open(leaf):
+        if _is_dataclass(leaf):
+            names = [field.name for field in dataclasses.fields(leaf) if hasattr(leaf, field.name)]
+            fields = {name: _open(getattr(leaf, name)) for name in names}
+        elif _is_keyed(leaf):
+            fields = {key: _open(leaf[key]) for key in sorted(leaf.keys())}
+        else:
             return leaf
-        names = [field.name for field in dataclasses.fields(leaf) if hasattr(leaf, field.name)]
-        return _Opened(type(leaf), {name: _open(getattr(leaf, name)) for name in names})
+        return _Opened(_Shell(leaf, fields), fields)
 
     return tree_map(opened, value)
 
 
-def _is_open(value: Any) -> bool:
+def _is_dataclass(value: Any) -> bool:
     """Whether it is a dataclass object with tensors; others, such as configs, stay whole."""
     if not dataclasses.is_dataclass(value) or isinstance(value, type):
         return False
     held = [getattr(value, field.name, None) for field in dataclasses.fields(value)]
-    return any(isinstance(x, Tensor) or _is_open(x) for x in tree_leaves(held))
+    return any(isinstance(x, Tensor) or _is_dataclass(x) for x in tree_leaves(held))
+
+
+def _is_keyed(value: Any) -> bool:
+    """Whether it is an object that gives and takes tensors by keys, which are strings."""
+    needed = ("keys", "__getitem__", "__setitem__")
+    if isinstance(value, (type, Tensor, nn.Module)):
+        return False
+    if not all(callable(getattr(type(value), name, None)) for name in needed):
+        return False
+    keys = list(value.keys())
+    return all(isinstance(key, str) for key in keys) and any(
+        isinstance(x, Tensor) for x in tree_leaves([value[key] for key in keys])
+    )
+
+
+def _told(value: Any, depth: int) -> str:
+    """What a value holds, as text."""
+    if isinstance(value, Tensor):
+        return f"{value.dtype}{value.tolist()}"
+    if isinstance(value, bool | int | float | complex | str | bytes | None):
+        return repr(value)
+    if depth and isinstance(value, Mapping):
+        return "{" + ", ".join(f"{key}: {_told(x, depth - 1)}" for key, x in value.items()) + "}"
+    if depth and isinstance(value, list | tuple):
+        return "[" + ", ".join(_told(x, depth - 1) for x in value) + "]"
+    if depth and not isinstance(value, type) and hasattr(value, "__dict__"):
+        return _told(vars(value), depth - 1)
+    return type(value).__name__
 
 
 def _close_opened(value: Any) -> Any:
     def closed(node: Any) -> Any:
         if not isinstance(node, _Opened):
             return node
-        made = object.__new__(node.of)  # not by `__init__`, which may change its arguments
-        for name, field in node.fields.items():
-            object.__setattr__(made, name, _close_opened(field))
-        return made
+        return node.shell.filled({key: _close_opened(x) for key, x in node.fields.items()})
 
     return tree_map(closed, value, is_leaf=lambda node: isinstance(node, _Opened))

@@ -1,8 +1,9 @@
 """The one call: capture a model, measure it, solve for a plan, split it, start the pipeline."""
 
+import logging
 import os
 from collections.abc import Iterable, Sequence
-from typing import Any, get_args
+from typing import Any, Literal, get_args
 
 from torch import nn
 
@@ -13,20 +14,26 @@ from skyfx.orchestration.assembly import assemble
 from skyfx.orchestration.environment import environment_of
 from skyfx.orchestration.plan_resolution import (
     PlanSource,
-    capture_microbatch,
     check_files,
     check_patterns,
     check_request,
-    given_plan,
+    read_plan,
 )
 from skyfx.orchestration.rebalancing import Rebalancing
+from skyfx.partitioning.plan_matching import check_plan
 from skyfx.runtime.device import LocalDevice
+from skyfx.runtime.execution.batch_cutter import BatchCutter
+from skyfx.runtime.execution.batch_dims import AskedDims, BatchDims
 from skyfx.runtime.pipeline import Pipeline
 from skyfx.solver.core.field_checks import one_of, text_sequence, whole_number
 from skyfx.solver.core.graph import Graph
 from skyfx.solver.core.plan import Assumptions, Mode, Objective, Plan, Schedule, Strategy
+from skyfx.solver.errors import VerificationError
 from skyfx.tracing.capture import example_batch
 from skyfx.verification.check import Check, PipelineCheck
+from skyfx.verification.cut_decision import batch_rule, capture_microbatch, decide, decided
+
+logger = logging.getLogger(__name__)
 
 
 def partition(
@@ -41,6 +48,8 @@ def partition(
     schedule: Schedule = "1f1b",
     strategy: Strategy = "optimal",
     num_microbatches: int = 8,
+    batch_dims: AskedDims = None,
+    target_dims: AskedDims | Literal["entries"] = None,
     optimizer_state_ratio: float = 2.0,
     pins: Sequence[str] = (),
     gap: float = 0.01,
@@ -64,7 +73,13 @@ def partition(
             (the stages made for that, too: the shortest step, whatever the objective) or
             `interleaved` (two stages a device).
         strategy: `optimal`, or the baselines `even` or `dynamic`.
-        num_microbatches: parts that a batch is split into.
+        num_microbatches: parts that a batch is split into; with 1 no batch is ever cut.
+        batch_dims: the dimension of the samples: a number for all tensors, or a dict by argument's
+            name or position, with None for what is not cut and `"entries"` for a list that has
+            one entry for each sample. By default, and for arguments that a dict leaves out,
+            dimension 0 of tensors that share the batch size in `example_inputs`; see
+            `Pipeline.batch_dims`.
+        target_dims: the same for the targets of a loss, by their keys or positions.
         optimizer_state_ratio: bytes of optimizer state per byte of parameters; 2 for Adam.
         pins: `PATTERN=DEVICE` or `PATTERN!=DEVICE`: nodes or modules that have to be on a device,
             or must not be, such as `embeddings=cpu`.
@@ -72,9 +87,9 @@ def partition(
         time_limit_s: seconds after which the best plan so far is taken, with its true gap.
         keep: folder that graph, cluster and plan are written to (by the first process), as from
             `skyfx capture` and `skyfx solve`; earlier ones of the same name are replaced.
-        check: `full` runs the micro-batch that was captured through plain torch and through the
-            stages before the pipeline is handed over, and compares outputs, gradients, buffers,
-            attributes of modules and random generators; `outputs` runs no backward, and compares
+        check: `full` runs two micro-batches through plain torch and through the stages before the
+            pipeline is handed over, and compares outputs, gradients, buffers, attributes of
+            modules and random generators; `outputs` runs no backward, and compares
             all but gradients; `off` compares nothing. Where the whole model does not fit this
             process, each stage is held against its own part. `Pipeline.verified` says what was
             compared, and to what digit.
@@ -95,11 +110,18 @@ def partition(
     """
     one_of("check", check, get_args(Check))
     environment = environment_of(devices)
+    group = environment.group
     check_files(weights, keep)
     batch = example_batch(model, example_inputs)
+    rule = batch_rule(model, batch, batch_dims)
+    targets = None if target_dims is None else BatchDims.of_targets(target_dims)
     rebalancer: Rebalancing | None = None
     if plan is not None:
-        agreed, captured = given_plan(plan, model, batch, environment.cluster)
+        agreed = read_plan(plan)
+        assumptions = agreed.assumptions
+        cut = decided(model, batch, rule, assumptions, group, verify=check != "off")
+        captured = capture_microbatch(model, batch, cut, training=assumptions.training)
+        check_plan(agreed, captured, [device.name for device in environment.cluster.devices])
     else:
         whole_number("num_microbatches", num_microbatches, least=1)
         text_sequence("pins", pins)
@@ -113,17 +135,23 @@ def partition(
             pins=tuple(pins),
         )
         check_request(assumptions, environment.cluster, strategy, gap, time_limit_s)
-        captured = capture_microbatch(model, batch, mode, num_microbatches)
+        cut = decided(model, batch, rule, assumptions, group, verify=check != "off")
+        captured = capture_microbatch(model, batch, cut, training=assumptions.training)
         check_patterns(assumptions.pins, captured)
         graph, cluster = environment.measure(captured, progress)
-        source = PlanSource(graph, batch, assumptions, strategy, gap, time_limit_s)
+        whole = batch.placed(cut.rule)
+        source = PlanSource(graph, whole, assumptions, strategy, gap, time_limit_s)
         agreed = environment.plan_together(lambda: source.first_plan(cluster, keep))
         rebalancer = Rebalancing(model, environment, captured, source, cluster)
 
-    def make() -> Pipeline:
-        return assemble(model, agreed, captured, environment, weights, rebalancer)
+    cutter = BatchCutter(cut.rule, cut.size, cut.joins, targets)
+    logger.info("batches are cut along: %s", cutter)
 
-    return PipelineCheck(model, captured, batch, agreed, environment, make).pipeline(check)
+    def make() -> Pipeline:
+        return assemble(model, agreed, captured, environment, cutter, weights, rebalancer)
+
+    whole = batch.placed(cut.rule)
+    return PipelineCheck(model, captured, whole, agreed, environment, make).pipeline(check)
 
 
 def capture_and_measure(
@@ -145,5 +173,10 @@ def capture_and_measure(
     whole_number("num_microbatches", num_microbatches, least=1)
     check_cache_folder()
     batch = example_batch(model, example_inputs)
-    captured = capture_microbatch(model, batch, mode, num_microbatches)
+    rule, training = batch_rule(model, batch, None), mode == "training"
+    try:
+        cut = decide(model, batch, rule, num_microbatches, training=training)
+    except VerificationError:  # `partition` says it
+        cut = decide(model, batch, rule, num_microbatches, training=training, verify=False)
+    captured = capture_microbatch(model, batch, cut, training=training)
     return measure(captured, places, progress=progress)

@@ -1,11 +1,8 @@
-"""One model of the sweep: captured, split in three, and held against the unsplit model.
+"""One model of the sweep: partitioned as a user would, and held against plain torch.
 
-What is compared:
-
-    inference   outputs, bit for bit
-    training    in training mode, dropouts at 0: gradients of a loss over all outputs, and buffers
-
-Both sides run on one thread; torch adds numbers up in another order on more.
+Plain torch runs the same micro-batches one by one. Compared are, for inference, the outputs of two
+batches; for training, two steps with different batches: outputs, gradients, buffers, and what else
+forward leaves on the modules. `partition` has its own check on; this one does not trust it.
 """
 
 import logging
@@ -13,46 +10,61 @@ import os
 import re
 import time
 import warnings
-from contextlib import redirect_stderr, redirect_stdout
 from dataclasses import asdict, dataclass, field
 from multiprocessing.connection import Connection
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
-from benchmarks.coverage.tiny_models import build
+from benchmarks.coverage.plain_torch import (
+    Differences,
+    PlainModel,
+    Step,
+    mixes_samples,
+    sizes,
+    split,
+)
+from benchmarks.coverage.printed import Printed
+from benchmarks.coverage.tiny_models import Subject
+from benchmarks.coverage.unmeasured import operators_take_a_second
 from skyfx.api import partition
-from skyfx.passes.rng_advance import is_random
-from skyfx.runtime.execution.microbatch import OutputSpec
-from skyfx.runtime.model_state import preserve_state
-from skyfx.runtime.pytree import flatten
-from skyfx.solver.errors import CaptureError
-from skyfx.tracing.adapter import has_cache
-from skyfx.tracing.capture import Capture, capture
+from skyfx.devices import inventory, resolve
+from skyfx.runtime.pipeline import Pipeline
+from skyfx.solver.errors import SkyfxError, StageError
+from skyfx.tracing.capture import Capture
 from skyfx.tracing.leaf_calls import leaf_of
-from tests.support.plans import even_plan
 
 __all__: list[str] = ["Result", "report"]
 
 NUM_STAGES = 3
-CLOSE = 1e-6
-"""How far a gradient may be off, relative to its norm."""
+MOST_LINES = 3
+"""Of a refusal."""
 
-NEGLIGIBLE = 1e-4
-"""Gradients this much smaller than the model's largest are rounding errors of others."""
+KINDS = ("right", "rounding", "refused", "wrong", "ugly")
+"""From best to worst. Rounding: outputs are not equal in every bit. Ugly: a raw or long error, one
+that comes after `partition`, a hang or a crash."""
 
 
 @dataclass(slots=True)
 class Result:
-    """What came out; an empty reason is a model that came out right."""
+    """What came out."""
 
     family: str
     name: str
     runs_eagerly: bool = False
+    kind: str = "right"
     reason: str = ""
+    """Why it is not right."""
     untrained: str = ""
     """Why it does not even train eagerly on this batch."""
+    num_microbatches: int = 0
+    unsaid: str = ""
+    """Why it had to be one micro-batch, where the refusal did not say so."""
+    random: str = ""
+    """Where random numbers are drawn otherwise, so that values could not be compared."""
+    printed: str = ""
+    """What `partition` or a step printed that plain torch does not."""
     num_nodes: int = 0
     num_stages: int = 0
     whole: list[str] = field(default_factory=list)
@@ -63,138 +75,128 @@ class Result:
     gradient_error: float = 0.0
     seconds: float = 0.0
 
+    def becomes(self, kind: str, reason: str) -> None:
+        """Keep the worst kind, with the first reason for it."""
+        if KINDS.index(kind) > KINDS.index(self.kind):
+            self.kind, self.reason = kind, reason
 
-def check(family: str, name: str) -> Result:
-    """Build, capture, split, run and compare one model."""
+
+class _RefusedError(Exception):
+    """`partition` raised; the kind of its error and its text."""
+
+    def __init__(self, kind: str, text: str) -> None:
+        super().__init__(text)
+        self.kind = kind
+
+
+def check(family: str, name: str, printed: Printed) -> Result:
+    """Build, partition, run and compare one model, in both modes."""
     result = Result(family, name)
     try:
-        model, batch = build(family, name)
-        with torch.no_grad():
-            model(**batch)
+        subject = Subject(family, name)
+        plain = PlainModel(subject)
+        plain.infer(subject.batch(0), 1)
     except Exception as error:
-        result.reason = _short(error)
+        result.reason = _told(error)
         return result
     result.runs_eagerly = True
-    began = time.monotonic()
     try:
-        _infer(model, batch, result)
-        if not result.reason:
-            _train(model, batch, result)
+        plain.train_step(subject.batch(0), 1, seed=0)
     except Exception as error:
-        result.reason = _short(error)
+        result.untrained = _told(error)
+    began = time.monotonic()
+    printed.forget()
+    for mode in ("inference", "training"):
+        if mode == "inference" or not result.untrained:
+            try:
+                _check_mode(subject, mode, result)
+            except _RefusedError as refused:
+                result.becomes(refused.kind, f"{mode}: {refused}")
+    result.printed = printed.new()
     result.seconds = round(time.monotonic() - began, 1)
     return result
 
 
-def _infer(model: nn.Module, batch: dict[str, Tensor], result: Result) -> None:
-    model.eval()
-    torch.manual_seed(1)
-    with torch.no_grad(), preserve_state(model):
-        expected = OutputSpec.of(_without_cache(model, batch))[1]
-    captured = capture(model, batch, training=False)
-    _describe(model, captured, result)
-    plan = even_plan(captured, NUM_STAGES, mode="inference", microbatches=1)
-    if _is_random(captured):
-        torch.manual_seed(1)
-        with torch.no_grad(), preserve_state(model):
-            found = captured.module(*captured.microbatch.tensors)
-    else:
-        with partition(model, ["cpu"] * NUM_STAGES, example_inputs=batch, plan=plan) as pipeline:
-            found = OutputSpec.of(pipeline(batch))[1]
-    result.num_stages = sum(1 for stage in plan.stages if stage.nodes)
-    if [x.shape for x in found] != [x.shape for x in expected]:
-        result.reason = f"{len(found)} outputs, eager has {len(expected)}, or of other shapes"
-        return
-    result.output_error = max(map(_error, found, expected))
-    if result.output_error:
-        result.reason = f"outputs differ by {result.output_error:.1e}"
-
-
-def _train(model: nn.Module, batch: dict[str, Tensor], result: Result) -> None:
-    _without_dropout(model)
-    model.train()
-    torch.manual_seed(1)
+def _check_mode(subject: Subject, mode: str, result: Result) -> None:
+    num = result.num_microbatches or subject.num_microbatches
     try:
-        with preserve_state(model):
-            loss(_without_cache(model, batch), None).backward()
-            expected = _taken(model)
+        _check_cut(subject, mode, num, result)
+    except _RefusedError as refused:
+        if num == 1:
+            raise
+        mixed = mixes_samples(subject, num)
+        if "num_microbatches=1" not in str(refused):
+            if not mixed:
+                raise
+            result.unsaid = f"{mixed}; told: {refused}"
+        elif not mixed:
+            result.becomes("refused", f"{mode}: samples do not mix, but: {refused}")
+        _check_cut(subject, mode, 1, result)
+
+
+def _check_cut(subject: Subject, mode: str, num: int, result: Result) -> None:
+    """Partition into so many micro-batches and compare two batches or steps."""
+    for dropout in (True, False):
+        model = subject.model(dropout=dropout)
+        example = subject.batch(0)
+        pipeline = _partitioned(model, example, mode, num, result)
+        result.num_microbatches = num
+        with pipeline:
+            if dropout and not pipeline.draws_as_plain_torch:
+                continue  # without dropout there may be nothing that is drawn
+            plain = PlainModel(subject, dropout=dropout)
+            for k in (0, 1):
+                try:
+                    found = _run(pipeline, model, subject.batch(k), mode, num, k)
+                except Exception as error:
+                    result.becomes("ugly", f"{mode}, batch {k}: {_told(error)}")
+                    return
+                expected = plain.run(subject.batch(k), num, mode, seed=k)
+                _compare(found, expected, pipeline, f"{mode}, batch {k}", result)
+        return
+
+
+def _partitioned(model: nn.Module, example: Any, mode: Any, num: int, result: Result) -> Pipeline:
+    captured: list[Capture] = []
+    try:
+        with operators_take_a_second(captured):
+            pipeline = partition(
+                model,
+                ["cpu"] * NUM_STAGES,
+                example_inputs=example,
+                mode=mode,
+                strategy="even",
+                num_microbatches=num,
+                check="full",
+            )
     except Exception as error:
-        result.untrained = _short(error)
+        ours = isinstance(error, SkyfxError) and not isinstance(error, StageError)
+        ours = ours or (isinstance(error, ValueError | TypeError) and _is_from_skyfx(error))
+        short = len(str(error).splitlines()) <= MOST_LINES
+        raise _RefusedError("refused" if ours and short else "ugly", _told(error)) from error
+    _describe(model, captured[0], result)
+    result.num_stages = sum(1 for stage in pipeline.plan.stages if stage.nodes)
+    return pipeline
+
+
+def _run(pipeline: Pipeline, model: nn.Module, batch: Any, mode: str, num: int, k: int) -> Step:
+    if mode == "inference":
+        return Step.of_inference(pipeline, batch, num, k)
+    parts = sizes(split(batch, num))
+    return Step.of_training(model, k, parts, lambda f: pipeline.train_step(batch, None, f))
+
+
+def _compare(found: Step, expected: Step, pipeline: Pipeline, where: str, result: Result) -> None:
+    differences = Differences(found, expected)
+    if not pipeline.draws_as_plain_torch:
+        result.random = where
+        if differences.of_names():
+            result.becomes("wrong", f"{where}: {differences.of_names()}")
         return
-    captured = capture(model, batch)
-    torch.manual_seed(1)
-    if _is_random(captured):
-        with preserve_state(model):
-            loss(captured.module(*captured.microbatch.tensors), None).backward()
-            found = _taken(model)
-    else:
-        plan = even_plan(captured, NUM_STAGES, microbatches=1)
-        with partition(model, ["cpu"] * NUM_STAGES, example_inputs=batch, plan=plan) as pipeline:
-            pipeline.train_step(batch, None, loss)
-        found = _taken(model)
-    if found.keys() != expected.keys():
-        one = min(found.keys() ^ expected.keys())
-        result.reason = f"{one} has a gradient on one side only"
-        return
-    result.gradient_error = _gradient_error(found, expected)
-    if result.gradient_error > CLOSE:
-        result.reason = f"gradients differ by {result.gradient_error:.1e}"
-
-
-def _is_random(captured: Capture) -> bool:
-    """Whether it draws random numbers: then only the graph as a whole draws as eager does.
-
-    In a pipeline each random operator has a stream of its own.
-    """
-    return any(map(is_random, captured.module.graph.nodes))
-
-
-def _without_cache(model: nn.Module, batch: dict[str, Tensor]) -> Any:
-    """Call the model as a pipeline does: without storing keys and values for another call."""
-    return model(**batch, **({"use_cache": False} if has_cache(model) else {}))
-
-
-def loss(outputs: Any, _: Any) -> Tensor:
-    """A number in which every output has a weight of its own."""
-    total = torch.zeros(())
-    for x in flatten(outputs)[0]:
-        if isinstance(x, Tensor) and x.requires_grad:
-            weights = torch.arange(x.numel(), dtype=torch.float32).cos().view(x.shape)
-            total = total + (x.float() * weights).sum() / x.numel() ** 0.5
-    return total
-
-
-def _taken(model: nn.Module) -> dict[str, Tensor]:
-    """The gradients by name, taken away from the model, and the buffers."""
-    found = {n: p.grad for n, p in model.named_parameters() if p.grad is not None}
-    model.zero_grad()
-    return found | {n: x.to(torch.float32, copy=True) for n, x in model.named_buffers()}
-
-
-def _gradient_error(found: dict[str, Tensor], expected: dict[str, Tensor]) -> float:
-    """The largest relative error of a gradient or buffer, by its norm."""
-    sizes = {n: float(x.norm()) for n, x in expected.items()}
-    least = NEGLIGIBLE * max(sizes.values(), default=0.0)
-    return max(
-        0.0 if _same(found[n], x) else float((found[n] - x).norm()) / max(sizes[n], least, 1e-30)
-        for n, x in expected.items()
-    )
-
-
-def _error(found: Tensor, expected: Tensor) -> float:
-    """The largest difference, relative to the largest value; 0.0 if every bit is equal."""
-    if _same(found, expected):
-        return 0.0
-    one, other = found.double(), expected.double()
-    return float((one - other).abs().max() / other.abs().max().clamp(min=1e-30)) or 1e-30
-
-
-def _same(found: Tensor, expected: Tensor) -> bool:
-    """Equal in every bit, or not a number at the same places."""
-    if not found.is_floating_point():
-        return torch.equal(found, expected)
-    numbers = torch.equal(found.nan_to_num(), expected.nan_to_num())
-    return numbers and torch.equal(found.isnan(), expected.isnan())
+    kind, reason = differences.worst()
+    result.output_error = max(result.output_error, differences.of_outputs())
+    result.gradient_error = max(result.gradient_error, differences.of_gradients())
+    result.becomes(kind, f"{where}: {reason}")
 
 
 def _describe(model: nn.Module, captured: Capture, result: Result) -> None:
@@ -206,30 +208,32 @@ def _describe(model: nn.Module, captured: Capture, result: Result) -> None:
     result.in_whole = sum(numel.get(str(x), 0) for x in inside) / max(1, sum(numel.values()))
 
 
-def _without_dropout(model: nn.Module) -> None:
-    """Set every probability of dropping something to 0, in modules and in configs."""
-    for module in model.modules():
-        for owner in (module, getattr(module, "config", None)):
-            for key, value in list(getattr(owner, "__dict__", {}).items()):
-                if "drop" in key and isinstance(value, float):
-                    setattr(owner, key, 0.0)
-        if isinstance(module, nn.modules.dropout._DropoutNd):
-            module.p = 0.0
-        if isinstance(module, nn.MultiheadAttention | nn.RNNBase):
-            module.dropout = 0.0
+def _is_from_skyfx(error: Exception) -> bool:
+    """Whether the line that raised it is one of skyfx's."""
+    trace = error.__traceback__
+    while trace is not None and trace.tb_next is not None:
+        trace = trace.tb_next
+    path = "" if trace is None else trace.tb_frame.f_code.co_filename
+    root = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
+    return path.startswith(tuple(os.path.join(root, x) for x in ("skyfx/", "solver/", "runtime/")))
 
 
-def _short(error: Exception) -> str:
-    """The first line of an error, without the folder of the packages."""
-    kind = "" if isinstance(error, CaptureError) else f"{type(error).__name__}: "
-    line = (str(error).strip() or repr(error)).splitlines()[0]
-    return re.sub(r"/\S*/site-packages/", "", kind + line)[:300]
+def _told(error: BaseException) -> str:
+    """The kind of an error and its text on one line, without the folder of the packages."""
+    text = " / ".join(str(error).strip().splitlines()) or repr(error)
+    cause = error.__cause__
+    if isinstance(error, StageError) and cause is not None:
+        text += f" ({type(cause).__name__}: {str(cause).strip().splitlines()[:1]})"
+    return re.sub(r"/\S*/(site-packages|site)/", "", f"{type(error).__name__}: {text}")[:600]
 
 
 def report(family: str, name: str, to: Connection) -> None:
     """Check one model and send the result as a dict."""
     torch.set_num_threads(1)
-    warnings.simplefilter("ignore")
-    logging.disable(logging.WARNING)
-    with to, open(os.devnull, "w") as nothing, redirect_stdout(nothing), redirect_stderr(nothing):
-        to.send(asdict(check(family, name)))
+    # Each stage has one thread, too: torch adds up in another order on more.
+    resolve.cores = inventory.cores = lambda: 1.0
+    logging.getLogger("transformers").setLevel(logging.ERROR)
+    logging.getLogger("skyfx").setLevel(logging.ERROR)  # it may say a line of its own
+    warnings.filterwarnings("ignore", module="transformers|timm")
+    with to, Printed() as printed:
+        to.send(asdict(check(family, name, printed)))

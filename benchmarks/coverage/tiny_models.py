@@ -1,16 +1,19 @@
 """Tiny randomly initialised models of many architectures, each with one batch of inputs."""
 
 import inspect
+import random
 from importlib.util import find_spec
 from typing import Any
 
+import numpy
 import torch
 from torch import Tensor, nn
 
+from benchmarks.coverage import others
 from benchmarks.coverage.inputs import batch
 from benchmarks.coverage.shrink_configs import tiny_config
 
-__all__: list[str] = ["build", "timm_names", "transformers_names"]
+__all__: list[str] = ["Subject", "names", "seed"]
 
 # No models of their own, in need of a library that is not installed, or without a forward pass on
 # tensors alone.
@@ -78,16 +81,15 @@ SIDES: dict[str, int] = {"deepseek_vit_412m": 112, "gemma4_vit_167m_enc": 96}
 """Sides of images where 128 is no multiple of a patch."""
 
 
-def transformers_names() -> list[str]:
-    """The model types of transformers that have a base model of their own."""
+def names(family: str) -> list[str]:
+    """The models of a family: of transformers those that have a base model of their own."""
+    if family == "timm":
+        return sorted(TIMM.split())
+    if family == "others":
+        return list(others.MODELS)
     from transformers.models.auto.modeling_auto import MODEL_MAPPING_NAMES
 
     return sorted(set(MODEL_MAPPING_NAMES) - set(LEFT_OUT.split()))
-
-
-def timm_names() -> list[str]:
-    """One model for each module of timm: its smallest."""
-    return sorted(TIMM.split())
 
 
 def _transformers_model(name: str) -> nn.Module:
@@ -120,33 +122,79 @@ LIBRARIES: list[torch.library.Library] = []
 """What must outlive a call: an operator is gone when its library is."""
 
 
-def _timm_model(name: str) -> tuple[nn.Module, dict[str, Tensor]]:
-    """A model of timm and images for it: as large as it says where it takes one size alone."""
+def _timm_model(name: str) -> nn.Module:
     import timm
 
     model: nn.Module = timm.create_model(name, num_classes=10, **SMALLER.get(name, {}))
-    config: Any = model.default_cfg
-    channels, high, wide = config["input_size"]
-    if not config.get("fixed_input_size"):
+    return model
+
+
+def _images(model: Any, name: str) -> dict[str, Tensor]:
+    """Images for a model of timm: as large as it says where it takes one size alone."""
+    channels, high, wide = model.default_cfg["input_size"]
+    if not model.default_cfg.get("fixed_input_size"):
         high = wide = SIDES.get(name, 128)
     parameter = next(iter(inspect.signature(model.forward).parameters))
-    return model, {parameter: torch.randn(4, channels, high, wide)}
+    return {parameter: torch.randn(4, channels, high, wide)}
 
 
-def build(family: str, name: str) -> tuple[nn.Module, dict[str, Tensor]]:
-    """The tiny model of a name, in eval mode, and one batch of inputs for it."""
-    if find_spec("torchvision") and not LIBRARIES:
-        LIBRARIES.append(_declare_torchvision())
-    torch.manual_seed(0)
-    inputs: dict[str, Tensor] = {}
-    if family == "timm":
-        model, inputs = _timm_model(name)
-    else:
-        model = _transformers_model(name)
-    model = model.float().eval()
-    with torch.no_grad():
-        for p in model.parameters():
-            if p.is_floating_point():  # some start at zero, which would stop all gradients
-                p.copy_(torch.nan_to_num(p) + 0.02 * torch.randn_like(p))
-    torch.manual_seed(1)
-    return model, inputs or batch(model, name)
+def seed(number: int) -> None:
+    """Of all generators that are there without being made."""
+    torch.manual_seed(number)
+    random.seed(number)
+    numpy.random.seed(number)
+
+
+class Subject:
+    """A tiny model that can be made anew, and batches for it.
+
+    Attributes:
+        num_microbatches: that it is partitioned into; images and words of transformers' models
+            differ in number, so that their batches stay whole.
+    """
+
+    def __init__(self, family: str, name: str) -> None:
+        if find_spec("torchvision") and not LIBRARIES:
+            LIBRARIES.append(_declare_torchvision())
+        self.family, self.name = family, name
+        self.num_microbatches = 1 if family == "transformers" else 2
+        self.model()  # a package may draw random numbers while it is imported
+
+    def model(self, *, dropout: bool = True) -> nn.Module:
+        """The model with values that are the same each time, in eval mode."""
+        seed(0)
+        if self.family == "timm":
+            model = _timm_model(self.name)
+        elif self.family == "others":
+            model = others.MODELS[self.name][0]()
+        else:
+            model = _transformers_model(self.name)
+        model = model.float().eval()
+        with torch.no_grad():
+            for p in model.parameters():
+                if p.is_floating_point():  # some start at zero, which would stop all gradients
+                    p.copy_(torch.nan_to_num(p) + 0.02 * torch.randn_like(p))
+        if not dropout:
+            _without_dropout(model)
+        return model
+
+    def batch(self, k: int) -> Any:
+        """The k-th batch; the first one is the example."""
+        sized = None if self.family == "others" else self.model()
+        seed(1 + k)
+        if sized is None:
+            return others.MODELS[self.name][1]()
+        return _images(sized, self.name) if self.family == "timm" else batch(sized, self.name)
+
+
+def _without_dropout(model: nn.Module) -> None:
+    """Set every probability of dropping something to 0, in modules and in configs."""
+    for module in model.modules():
+        for owner in (module, getattr(module, "config", None)):
+            for key, value in list(getattr(owner, "__dict__", {}).items()):
+                if "drop" in key and isinstance(value, float):
+                    setattr(owner, key, 0.0)
+        if isinstance(module, nn.modules.dropout._DropoutNd):
+            module.p = 0.0
+        if isinstance(module, nn.MultiheadAttention | nn.RNNBase):
+            module.dropout = 0.0

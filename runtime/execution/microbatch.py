@@ -1,7 +1,7 @@
 """Batches are split into micro-batches, and their outputs are joined."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, is_dataclass
+from dataclasses import dataclass, is_dataclass, replace
 from enum import Enum
 from numbers import Number
 from typing import Any
@@ -10,7 +10,15 @@ import torch
 from torch import Tensor
 
 from skyfx.runtime import pytree
-from skyfx.runtime.pytree import flatten, unflatten
+from skyfx.runtime.execution.batch_dims import TARGETS, BatchDims, Leaves, Path
+from skyfx.runtime.execution.output_joins import OutputJoins
+from skyfx.runtime.pytree import (
+    flatten,
+    flatten_with_paths,
+    is_object,
+    replace_nodes,
+    unflatten,
+)
 
 CONSTANTS = (Number, str, bytes, Enum, type(None), torch.dtype, torch.device, torch.layout)
 """Types of arguments other than tensors: their `repr` identifies the value."""
@@ -20,24 +28,32 @@ CONSTANTS = (Number, str, bytes, Enum, type(None), torch.dtype, torch.device, to
 class Batch:
     """The arguments of one call of the model, flattened: tensors, constants, and their nesting.
 
-    `batch_size` is the first tensor's size along dimension 0. Every tensor of that size is split
-    along it; each micro-batch gets all other tensors and the constants as they are.
+    Attributes:
+        leaves: tensors and constants, in order.
+        spec: how they nest.
+        paths: the keys that lead to each leaf, from its argument's name or position on.
+        dims: the dimension of each leaf that holds the samples; None for what goes whole.
+        lists: the paths of lists with an entry for each sample.
+        batch_size: the number of samples.
     """
 
     leaves: tuple[Any, ...]
     spec: pytree.TreeSpec
+    paths: tuple[Path, ...]
+    dims: tuple[int | None, ...]
+    lists: tuple[Path, ...]
     batch_size: int
 
     @classmethod
     def of(cls, inputs: Any) -> "Batch":
-        """From a tensor or dataclass, a tuple of positional or a mapping of keyword arguments.
+        """From a tensor or object with tensors, a tuple of positional or a mapping of keyword ones.
 
         Raises:
             TypeError: it is of another type, or holds no tensor with a batch dimension.
         """
         if isinstance(inputs, Mapping) and all(isinstance(name, str) for name in inputs):
             return cls.of_call(**inputs)
-        if isinstance(inputs, Tensor) or is_dataclass(inputs):
+        if isinstance(inputs, Tensor) or is_dataclass(inputs) or is_object(inputs):
             return cls.of_call(inputs)
         if isinstance(inputs, (tuple, list)):
             return cls.of_call(*inputs)
@@ -48,43 +64,44 @@ class Batch:
 
     @classmethod
     def of_call(cls, *args: Any, **kwargs: Any) -> "Batch":
-        """From the arguments of `model(*args, **kwargs)`; raises as `of` does."""
-        leaves, spec = flatten((args, kwargs))
-        for leaf in leaves:
+        """From the arguments of `model(*args, **kwargs)`; raises as `of` does.
+
+        Samples are where most tensors have as many along dimension 0, until `placed` says better.
+        """
+        batch = cls._flat(args, kwargs)
+        for leaf in batch.leaves:
             if not isinstance(leaf, (Tensor, *CONSTANTS)) and not is_dataclass(leaf):
                 raise TypeError(
                     f"the batch holds an object of {type(leaf).__name__}, expected tensors, "
                     "numbers and strings, nested in tuples, lists, dicts and dataclasses"
                 )
-        sizes = _sizes(leaves)
-        if not sizes:
+        rules = BatchDims().candidates(batch.named_leaves)
+        if not rules:
             raise TypeError(
                 "the batch holds no tensor with a batch dimension, expected one to be split along"
             )
-        if sizes[0] == 0:
-            raise ValueError("the batch holds 0 samples, expected at least 1")
-        return cls(tuple(leaves), spec, sizes[0])
+        return batch.placed(rules[0])
 
     @classmethod
-    def of_targets(cls, targets: Any, batch_size: int) -> "Batch":
-        """From the targets of a loss, split like a batch of this size.
+    def of_targets(cls, targets: Any) -> "Batch":
+        """From the targets of a loss; where their samples are is not known yet."""
+        return cls._flat((), {TARGETS: targets})
 
-        Raises:
-            ValueError: their number differs from the number of samples.
-        """
-        leaves, spec = flatten(targets)
-        found = _sizes(leaves)
-        if found and found[0] != batch_size:
-            raise ValueError(
-                f"the batch holds {batch_size} samples, but the first tensor of the targets has "
-                f"{found[0]}: give a target for each sample"
-            )
-        return cls(tuple(leaves), spec, batch_size)
+    @classmethod
+    def _flat(cls, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> "Batch":
+        pairs, spec = flatten_with_paths((args, dict(kwargs)))
+        paths, leaves = tuple(path[1:] for path, _ in pairs), tuple(leaf for _, leaf in pairs)
+        return cls(leaves, spec, paths, (None,) * len(leaves), (), 1)
 
     @property
     def tensors(self) -> list[Tensor]:
         """The tensors among the leaves, in order."""
         return [leaf for leaf in self.leaves if isinstance(leaf, Tensor)]
+
+    @property
+    def named_leaves(self) -> Leaves:
+        """Each leaf with its path."""
+        return list(zip(self.paths, self.leaves, strict=True))
 
     @property
     def signature(self) -> tuple[Any, ...]:
@@ -95,6 +112,15 @@ class Batch:
         ]
         return (str(self.spec), *leaves)
 
+    def placed(self, rule: BatchDims) -> "Batch":
+        """The same batch with its samples where a rule has them.
+
+        Raises:
+            ValueError: it contradicts the rule.
+        """
+        found = rule.placement(self.named_leaves)
+        return replace(self, dims=found.dims, lists=found.lists, batch_size=found.num_samples)
+
     def split(self, size: int) -> list["Batch"]:
         """Micro-batches of `size` samples; the last one may have fewer."""
         starts = range(0, self.batch_size, size)
@@ -102,21 +128,26 @@ class Batch:
 
     def to(self, device: torch.device) -> "Batch":
         """The same batch with its tensors on the device."""
-        moved = [leaf.to(device) if isinstance(leaf, Tensor) else leaf for leaf in self.leaves]
-        return Batch(tuple(moved), self.spec, self.batch_size)
+        moved = (leaf.to(device) if isinstance(leaf, Tensor) else leaf for leaf in self.leaves)
+        return replace(self, leaves=tuple(moved))
 
-    def restore(self) -> Any:
-        """The arguments or targets, nested as they were."""
-        return unflatten(self.leaves, self.spec)
+    def restore(self) -> tuple[tuple[Any, ...], dict[str, Any]]:
+        """The positional and the keyword arguments, nested as they were."""
+        args, kwargs = unflatten(self.leaves, self.spec)
+        return args, kwargs
 
     def _part(self, start: int, length: int) -> "Batch":
-        leaves = [
-            leaf.narrow(0, start, length)
-            if isinstance(leaf, Tensor) and leaf.ndim and leaf.shape[0] == self.batch_size
-            else leaf
-            for leaf in self.leaves
-        ]
-        return Batch(tuple(leaves), self.spec, length)
+        pairs = zip(self.leaves, self.dims, strict=True)
+        leaves = tuple(x if dim is None else x.narrow(dim, start, length) for x, dim in pairs)
+        part = replace(self, leaves=leaves, batch_size=length)
+        if not self.lists:
+            return part
+        # Positional arguments are the first part of a call, keyword arguments the second.
+        paths = [(0 if isinstance(path[0], int) else 1, *path) for path in self.lists]
+        cut = replace_nodes(part.restore(), paths, lambda entries: entries[start : start + length])
+        flat, dims = self._flat(*cut), dict(zip(self.paths, self.dims, strict=True))
+        own = tuple(dims[path] for path in flat.paths)
+        return replace(flat, dims=own, lists=self.lists, batch_size=length)
 
 
 @dataclass(frozen=True, slots=True)
@@ -153,7 +184,12 @@ class OutputSpec:
         ]
         return unflatten(leaves, self.spec)
 
-    def gather(self, parts: Sequence[Sequence[Tensor]], sizes: Sequence[int]) -> Any:
+    def gather(
+        self,
+        parts: Sequence[Sequence[Tensor]],
+        sizes: Sequence[int],
+        joins: OutputJoins | None = None,
+    ) -> Any:
         """The return value of the whole batch, from the tensors and sizes of its parts.
 
         Raises:
@@ -161,21 +197,21 @@ class OutputSpec:
         """
         if len(parts) == 1:
             return self.restore(parts[0])
-        columns = enumerate(zip(*parts, strict=True))
-        return self.restore([_join(i, pieces, sizes) for i, pieces in columns])
+        joins, form, joined = joins or OutputJoins(), self.form, []
+        for i, pieces in enumerate(zip(*parts, strict=True)):
+            join = joins.of(form, i, pieces, sizes)
+            if join is None and not all(torch.equal(x, pieces[0]) for x in pieces[1:]):
+                raise ValueError(
+                    f"output {i} of the model has shape {tuple(pieces[0].shape)} for {sizes[0]} "
+                    "samples: it has no batch dimension to be joined along. Call with at most "
+                    "that many samples at a time, or drop that output (for a loss, leave the "
+                    "labels out of the batch and use train_step)."
+                )
+            # What is the same for every sample, such as a position table, is kept.
+            joined.append(pieces[0] if join is None else join(pieces, sizes))
+        return self.restore(joined)
 
-
-def _sizes(leaves: Sequence[Any]) -> list[int]:
-    return [x.shape[0] for x in leaves if isinstance(x, Tensor) and x.ndim]
-
-
-def _join(i: int, pieces: Sequence[Tensor], sizes: Sequence[int]) -> Tensor:
-    if all(x.ndim and x.shape[0] == size for x, size in zip(pieces, sizes, strict=True)):
-        return torch.cat(list(pieces))
-    if all(torch.equal(x, pieces[0]) for x in pieces[1:]):
-        return pieces[0]  # the same for every sample, such as a position table
-    raise ValueError(
-        f"output {i} of the model has shape {tuple(pieces[0].shape)} for {sizes[0]} samples: it "
-        "has no batch dimension to be joined along. Call with at most that many samples at a time, "
-        "or drop that output (for a loss, leave the labels out of the batch and use train_step)."
-    )
+    @property
+    def form(self) -> str:
+        """The nesting as text; equal for return values that are alike."""
+        return str(self.spec)

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from skyfx.runtime.execution.microbatch import Batch
+from skyfx.runtime.execution.output_joins import OutputJoins
 from skyfx.runtime.execution.step import LossHead, StagedModel, Step, autocast_here
 from skyfx.runtime.execution.workers import RunningStep, StepResult, Workers, done_since
 from skyfx.runtime.reachable_state import hooks_of
@@ -123,9 +124,9 @@ class Runner:
         measured: the times of the last step, None before the first one.
     """
 
-    def __init__(self, model: nn.Module, deployment: Deployment) -> None:
-        """Run this model."""
-        self._model = model
+    def __init__(self, model: nn.Module, deployment: Deployment, joins: OutputJoins) -> None:
+        """Run this model; `joins` says how the outputs of micro-batches are joined."""
+        self._model, self._joins = model, joins
         self._calling = threading.Lock()
         self._is_closed, self._is_streaming = False, False
         self._deploy(deployment)
@@ -143,14 +144,19 @@ class Runner:
         """Whether random nodes draw the numbers that plain torch would draw."""
         return self._splits.draws_as_plain_torch
 
-    def infer(self, parts: list[Batch], *, as_trained: bool = False) -> Any:
-        """The return value for the whole batch, from its micro-batches; raises as `train`.
+    def infer(self, parts: list[Batch]) -> Any:
+        """The return value for the whole batch, from its micro-batches; raises as `train`."""
+        return self._gather(*self._run(parts, None))
+
+    def outputs(self, parts: list[Batch], *, training: bool) -> list[list[Tensor]]:
+        """The tensors that the model returns for each micro-batch; raises as `train`.
 
         Args:
             parts: the micro-batches.
-            as_trained: whether by the graph for training, such as with dropout.
+            training: whether by the graph for training, such as with dropout.
         """
-        return self._gather(*self._run(parts, None, as_trained=as_trained))
+        step, result = self._run(parts, None, as_trained=training)
+        return self._left(step, result)
 
     def staged(self, part: Batch, *, training: bool) -> StagedModel:
         """The stages that run micro-batches like this one."""
@@ -216,12 +222,16 @@ class Runner:
 
     def _gather(self, step: Step, result: StepResult) -> Any:
         """The return value of the whole batch; attributes are as its last micro-batch left them."""
-        with torch.no_grad():
-            pieces = [
-                staged.leave(self._model, result.outputs[m]) for m, staged in enumerate(step.splits)
-            ]
         sizes = [part.batch_size for part in step.microbatches]
-        return step.splits[0].outputs.gather(pieces, sizes)
+        return step.splits[0].outputs.gather(self._left(step, result), sizes, self._joins)
+
+    def _left(self, step: Step, result: StepResult) -> list[list[Tensor]]:
+        """The returned tensors of each micro-batch, after it has left its attributes."""
+        with torch.no_grad():
+            return [
+                list(staged.leave(self._model, result.outputs[m]))
+                for m, staged in enumerate(step.splits)
+            ]
 
     @contextmanager
     def _turn(self) -> Iterator[None]:

@@ -18,6 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from skyfx.runtime.execution.assigned_attributes import AssignedAttributes
+from skyfx.runtime.execution.batch_dims import TARGETS
 from skyfx.runtime.execution.hook_calls import HookCalls, within_step
 from skyfx.runtime.execution.microbatch import Batch, OutputSpec
 from skyfx.runtime.execution.stage import Stage
@@ -106,8 +107,8 @@ class LossHead:
         leaves = [x.detach().requires_grad_(x.requires_grad) for x in outputs]
         with torch.enable_grad():
             returned = staged.leave(self.model, leaves)
-            targets = self.targets[microbatch].to(outputs[0].device)
-            loss = self.loss_fn(staged.outputs.restore(returned), targets.restore())
+            _, given = self.targets[microbatch].to(outputs[0].device).restore()
+            loss = self.loss_fn(staged.outputs.restore(returned), given[TARGETS])
             _check_loss(loss)
             share = loss * self.weights[microbatch]
             share.backward()  # type: ignore[no-untyped-call]

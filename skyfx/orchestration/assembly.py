@@ -10,6 +10,7 @@ from skyfx.devices.host_resources import free_bytes
 from skyfx.orchestration.environment import Environment, local_stages
 from skyfx.partitioning.splitter import Splitter
 from skyfx.partitioning.weights import Weights
+from skyfx.runtime.execution.batch_cutter import BatchCutter
 from skyfx.runtime.execution.runner import Deployment, Rebalancer
 from skyfx.runtime.memory.limits import MemoryLimits
 from skyfx.runtime.memory.malloc import HOLES, return_freed
@@ -29,6 +30,7 @@ def assemble(
     plan: Plan,
     captured: Capture,
     environment: Environment,
+    cutter: BatchCutter,
     weights: str | os.PathLike[str] | None = None,
     rebalancer: Rebalancer | None = None,
 ) -> Pipeline:
@@ -39,6 +41,7 @@ def assemble(
         plan: for this model and these devices.
         captured: the capture that the plan is for.
         environment: the devices.
+        cutter: cuts batches into micro-batches.
         weights: safetensors for a model without values.
         rebalancer: makes another plan when devices become slower.
     """
@@ -54,7 +57,7 @@ def assemble(
     try:
         splitter = splitter_for(environment, model, plan, opened)
         deployment = deploy(environment, splitter, captured)
-        return Pipeline(model, deployment, rebalancer, limits.lift)
+        return Pipeline(model, deployment, cutter, rebalancer, limits.lift)
     except BaseException:
         limits.lift()
         raise

@@ -1,16 +1,12 @@
 """Where a pipeline's plan comes from: a plan that the caller gives, or a search."""
 
-import math
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import get_args
 
-from torch import nn
-
 from skyfx.measurement.cost_cache import check_cache_folder
-from skyfx.partitioning.plan_matching import check_plan
 from skyfx.partitioning.weights import Weights
 from skyfx.passes.planner_graph import to_planner_graph
 from skyfx.runtime.execution.microbatch import Batch
@@ -20,12 +16,9 @@ from skyfx.solver.core.field_checks import non_negative, one_of
 from skyfx.solver.core.files import require_folder
 from skyfx.solver.core.graph import Graph
 from skyfx.solver.core.pins import Pin
-from skyfx.solver.core.plan import Assumptions, Mode, Plan, Strategy
+from skyfx.solver.core.plan import Assumptions, Plan, Strategy
 from skyfx.solver.planning.planner import solve
-from skyfx.tracing.capture import Capture, capture
-
-MOST_OTHERS = 3
-"""How many micro-batches are held against the one that is captured."""
+from skyfx.tracing.capture import Capture
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,24 +94,6 @@ def check_patterns(pins: Sequence[str], captured: Capture) -> None:
         pin.check_pattern(nodes)
 
 
-def capture_microbatch(
-    model: nn.Module, batch: Batch, mode: Mode, num_microbatches: int
-) -> Capture:
-    """Capture the model on the first of so many micro-batches."""
-    first, *others = batch.split(math.ceil(batch.batch_size / num_microbatches))
-    return capture(model, first, training=mode == "training", others=others[:MOST_OTHERS])
-
-
-def given_plan(
-    plan: Plan | str | os.PathLike[str], model: nn.Module, batch: Batch, cluster: Cluster
-) -> tuple[Plan, Capture]:
-    """The plan, read from its file if need be, and the capture of the model that it is for.
-
-    Raises:
-        PlanError: the plan is for another model or other devices.
-    """
-    read = plan if isinstance(plan, Plan) else files.read(plan, Plan)
-    assumed = read.assumptions
-    captured = capture_microbatch(model, batch, assumed.mode, assumed.microbatches)
-    check_plan(read, captured, [device.name for device in cluster.devices])
-    return read, captured
+def read_plan(plan: Plan | str | os.PathLike[str]) -> Plan:
+    """The plan, from its file if need be."""
+    return plan if isinstance(plan, Plan) else files.read(plan, Plan)

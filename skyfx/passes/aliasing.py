@@ -25,7 +25,7 @@ from skyfx.runtime import pytree
 from skyfx.tracing.capture import Capture
 from skyfx.tracing.leaf_calls import leaf_of
 from skyfx.tracing.node_names import original_name
-from skyfx.tracing.torch_internals import schema_of, storage_id, written_arguments
+from skyfx.tracing.torch_internals import may_return_input, schema_of, storage_id, written_arguments
 
 _NORMS = {torch.ops.aten.batch_norm.default: 5, torch.ops.aten.instance_norm.default: 5}
 """Operators that update their running statistics (arguments 3 and 4) where this argument is true;
@@ -35,18 +35,18 @@ their schemas do not say so."""
 def colocation(graph: fx.Graph, ids: Mapping[fx.Node, str]) -> dict[fx.Node, str]:
     """A label for each placed node that must share a stage with others."""
     position = {node: i for i, node in enumerate(graph.nodes)}
-    last_write: dict[Hashable, int] = {}
+    storages, last_write = _Storages(graph.nodes), dict[Hashable, int]()
     for node in graph.nodes:
         for written in _written_inputs(node):
-            for storage in _storages_of(written):
+            for storage in storages.of(written):
                 last_write[storage] = position[node]
-    persistent = {s for node in graph.find_nodes(op="get_attr") for s in _storages_of(node)}
+    persistent = {s for node in graph.find_nodes(op="get_attr") for s in storages.of(node)}
     groups = _Groups()
     for node in ids:
         if not isinstance(node.meta.get("val"), Tensor):  # several tensors, or a number
             for reader in node.users:
                 groups.join(node, reader)
-        for storage in {s for n in (node, *node.all_input_nodes) for s in _storages_of(n)}:
+        for storage in {s for n in (node, *node.all_input_nodes) for s in storages.of(n)}:
             written_at = last_write.get(storage)
             if written_at is not None and (position[node] <= written_at or storage in persistent):
                 groups.join(node, storage)
@@ -55,8 +55,8 @@ def colocation(graph: fx.Graph, ids: Mapping[fx.Node, str]) -> dict[fx.Node, str
 
 def written_by(nodes: Iterable[fx.Node], values: Sequence[fx.Node]) -> frozenset[int]:
     """The indices of the values whose storages these nodes write to."""
-    written = {s for node in nodes for value in _written_inputs(node) for s in _storages_of(value)}
-    return frozenset(i for i, value in enumerate(values) if written & set(_storages_of(value)))
+    storages = _Storages(nodes)
+    return frozenset(i for i, value in enumerate(values) if storages.written & storages.of(value))
 
 
 def written_parameters(captured: Capture) -> tuple[str, ...]:
@@ -65,17 +65,10 @@ def written_parameters(captured: Capture) -> tuple[str, ...]:
     They are a state of the model, like buffers.
     """
     graph = captured.module.graph
-    written = {s for node in graph.nodes for x in _written_inputs(node) for s in _storages_of(x)}
-    reads = [x for x in graph.find_nodes(op="get_attr") if written & set(_storages_of(x))]
+    storages = _Storages(graph.nodes)
+    reads = [x for x in graph.find_nodes(op="get_attr") if storages.written & storages.of(x)]
     named = {original_name(str(x.target)): captured.attribute(x) for x in reads}
     return tuple(name for name, x in named.items() if isinstance(x, nn.Parameter))
-
-
-def _storages_of(node: fx.Node) -> Iterator[Hashable]:
-    """The storages of the node's value, shared as torch.export's fake tensors share them."""
-    for leaf in pytree.tree_leaves(node.meta.get("val")):
-        if isinstance(leaf, Tensor):
-            yield storage_id(leaf)
 
 
 def _written_inputs(node: fx.Node) -> Iterator[fx.Node]:
@@ -113,16 +106,76 @@ class _Groups:
 
     def join(self, a: Any, b: Any) -> None:
         """Put two elements into one set."""
-        self._parent[self._root(a)] = self._root(b)
+        self._parent[self.root(a)] = self.root(b)
 
     def labels(self, ids: Mapping[fx.Node, str]) -> dict[fx.Node, str]:
         """For each node of a set of two or more: the id of the set's first node."""
         sets: dict[Any, list[fx.Node]] = {}
         for node in ids:
-            sets.setdefault(self._root(node), []).append(node)
+            sets.setdefault(self.root(node), []).append(node)
         return {n: ids[nodes[0]] for nodes in sets.values() if len(nodes) > 1 for n in nodes}
 
-    def _root(self, element: Any) -> Any:
+    def root(self, element: Any) -> Any:
         while element in self._parent and self._parent[element] != element:
             element = self._parent[element]
         return element
+
+
+class _Storages:
+    """The storages of nodes' values.
+
+    They are shared as torch.export's fake tensors share them, and as real ones do: a dropout that
+    is off returns its input, but a fake tensor gets a storage of its own.
+
+    Attributes:
+        written: the storages that the nodes write to.
+    """
+
+    def __init__(self, nodes: Iterable[fx.Node]) -> None:
+        self._groups, nodes = _Groups(), list(nodes)
+        written = [x for node in nodes for x in _written_inputs(node)]
+        for node in nodes if written else ():
+            for returned in _returned_inputs(node):
+                for storage in _storages_of(returned):
+                    self._groups.join(storage, next(_storages_of(node)))
+        self.written = frozenset(s for x in written for s in self.of(x))
+
+    def of(self, node: fx.Node) -> frozenset[Hashable]:
+        """The storages of its value."""
+        return frozenset(map(self._groups.root, _storages_of(node)))
+
+
+def _storages_of(node: fx.Node) -> Iterator[int]:
+    """The storages of its value among the fake tensors."""
+    for leaf in pytree.tree_leaves(node.meta.get("val")):
+        if isinstance(leaf, Tensor):
+            yield storage_id(leaf)
+
+
+def _returned_inputs(node: fx.Node) -> list[fx.Node]:
+    """The inputs that share memory with its result, from a run on tensors without values.
+
+    In eval mode, as a pipeline that trains can infer as well.
+    """
+    if not may_return_input(node) or not isinstance(node.meta.get("val"), Tensor):
+        return []
+    inputs = {x: _bare(x.meta.get("val")) for x in node.all_input_nodes}
+    args, kwargs = fx.map_arg((node.args, node.kwargs), inputs.__getitem__)
+    names = [argument.name for argument in schema_of(node).arguments]
+    given = dict(zip(names, args, strict=False)) | kwargs
+    given |= {name: False for name in ("train", "training") if name in given}
+    call = [given.pop(name) for name in names[: len(args)]]
+    assert callable(node.target)
+    try:
+        with torch.no_grad():
+            made = storage_id(node.target(*call, **given))
+    except Exception:  # it runs on other devices only
+        return []
+    tensors = {node: x for node, x in inputs.items() if isinstance(x, Tensor)}
+    return [node for node, x in tensors.items() if storage_id(x) == made]
+
+
+def _bare(value: Any) -> Any:
+    if not isinstance(value, Tensor):
+        return value
+    return torch.empty_strided(value.shape, value.stride(), dtype=value.dtype, device="meta")

@@ -21,6 +21,7 @@ from skyfx.runtime.execution.assigned_attributes import AssignedAttributes, Chan
 from skyfx.runtime.model_state import preserve_run
 from skyfx.runtime.pytree import tree_leaves, tree_map
 from skyfx.runtime.reachable_state import reachable_functions
+from skyfx.runtime.rng.generator_state import preserve_generators
 from skyfx.solver.errors import CaptureError
 from skyfx.tracing.attribute_watch import AttributeWatch
 from skyfx.tracing.mutable_attributes import plain_tensors
@@ -72,12 +73,14 @@ def attribute_effects(model: nn.Module, run: Run) -> AttributeEffects:
         model: whose attributes are meant.
         run: calls it on the micro-batch of the capture.
     """
-    first = _called(model, run)
-    second = _called(model, run, first, first.changes)
+    with preserve_run(model):
+        first, second = _call(model, run), _call(model, run)
     remembered: dict[str, tuple[Any, Any]] = {}
+    if second.differs_from(first):  # because of buffers, which may, or of attributes
+        second = _called_after(model, run, first, first.changes)
     if second.differs_from(first):
         for name in first.changes:
-            after_it = _called(model, run, first, [name])
+            after_it = _called_after(model, run, first, [name])
             if after_it.differs_from(first):
                 remembered[name] = first.contents[name], after_it.contents.get(name)
     rest = first.changes.keys() - remembered.keys()
@@ -112,21 +115,23 @@ def _methods(module: nn.Module) -> list[Any]:
     return [x for name, x in found if name != "__init__" and not is_torchs[name]]
 
 
-def _called(
-    model: nn.Module, run: Run, first: _Call | None = None, left: Collection[str] = ()
-) -> _Call:
-    """Call the model, with these of the attributes that the first call has left."""
+def _called_after(model: nn.Module, run: Run, first: _Call, left: Collection[str]) -> _Call:
+    """Call the model with no more than these of the attributes that the first call has left."""
     with preserve_run(model):
-        if first is not None:
-            form, tensors = AssignedAttributes.of({name: first.changes[name] for name in left})
-            form.leave(model, tensors)
-        watch = AttributeWatch(model)
+        form, tensors = AssignedAttributes.of({name: first.changes[name] for name in left})
+        form.leave(model, tensors)
+        return _call(model, run)
+
+
+def _call(model: nn.Module, run: Run) -> _Call:
+    watch = AttributeWatch(model)
+    with preserve_generators():
         outputs = [content(x) for x in run()]
-        changes = {
-            name: Change(way, tree_map(_copied, value))
-            for name, (way, value) in watch.changes().items()
-        }
-        return _Call(outputs, changes, {name: content(x.value) for name, x in changes.items()})
+    changes = {
+        name: Change(way, tree_map(_copied, value))
+        for name, (way, value) in watch.changes().items()
+    }
+    return _Call(outputs, changes, {name: content(x.value) for name, x in changes.items()})
 
 
 def _copied(value: Any) -> Any:

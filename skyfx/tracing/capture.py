@@ -228,10 +228,10 @@ def _why(model: nn.Module, microbatch: Batch, error: Exception) -> str:
     shapes = ", ".join(str(tuple(x.shape)) for x in microbatch.tensors)
     kind = "" if isinstance(error, CaptureError) else f"{type(error).__name__}: "
     of = f"{type(model).__name__} cannot be captured with inputs of shapes {shapes}"
-    return f"{of}{_model_line(error)}: {kind}{first_line}"
+    return f"{of}{model_line(error)}: {kind}{first_line}"
 
 
-def _model_line(error: Exception) -> str:
+def model_line(error: Exception) -> str:
     """The innermost line of code that belongs neither to torch, Python nor skyfx."""
     python = Path(sysconfig.get_path("stdlib"))
     frames = [

@@ -233,7 +233,7 @@ def _operator(name: str, outputs: str, tensors: Sequence[Tensor]) -> list[Tensor
 @_operator.register_fake
 def _described(name: str, outputs: str, tensors: Sequence[Tensor]) -> list[Tensor]:
     """Tensors as described, with dtypes, shapes and strides: `[["float32", [4, 8], [8, 1]]]`."""
-    device = tensors[0].device
+    device = tensors[0].device if tensors else torch.device("cpu")
     return [
         torch.empty_strided(shape, stride, dtype=getattr(torch, kind), device=device)
         for kind, shape, stride in json.loads(outputs)

@@ -16,9 +16,10 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from skyfx.runtime.pytree import flatten
 from skyfx.solver.errors import CaptureError
 from skyfx.tracing.autograd_effects import CustomGradientError
-from skyfx.tracing.call_sites import CallSite, call_sites_in, similar_sites
+from skyfx.tracing.call_sites import CallSite, call_sites_in, decides, similar_sites
 from skyfx.tracing.data_dependence import DependsOnValuesError, OpSite, OpSiteOverride
 from skyfx.tracing.forward_lines import ForwardCode, Lines
 from skyfx.tracing.leaf_arguments import flatten_held
@@ -168,7 +169,9 @@ class LeafSelection:
         """Within it, `instead(site, own function, ...)` is called at each selected site."""
         with ExitStack() as stack:
             for site in self._call_sites:
-                stack.enter_context(site.replaced(self._model, partial(instead, site)))
+                by = partial(instead, site)
+                by = partial(_decide, by) if decides(site) else by
+                stack.enter_context(site.replaced(self._model, by))
             if self._code is not None:
                 lines = {site: partial(instead, site) for site in self._lines}
                 stack.enter_context(self._code.taken_out(lines))
@@ -238,6 +241,12 @@ class LeafSelection:
         named = {} if module is None else named_tensors(module, tied=True)
         given = [x for x in leaves if isinstance(x, Tensor)]
         return stand_in(call, [*given, *(named[name] for name in call.state)], module)
+
+
+def _decide(instead: Function, own: Function, *args: Any, **kwargs: Any) -> Any:
+    """Call a function that decides; without a mask it asks for no values."""
+    has_values = any(isinstance(x, Tensor) for x in flatten((args, kwargs))[0])
+    return partial(instead, own)(*args, **kwargs) if has_values else own(*args, **kwargs)
 
 
 class _LinesRefusedError(CaptureError):

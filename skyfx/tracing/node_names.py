@@ -13,8 +13,8 @@ from collections.abc import Sequence
 
 from torch import Tensor, fx, nn
 
+from skyfx.runtime.execution.batch_dims import BatchDims
 from skyfx.runtime.execution.microbatch import Batch
-from skyfx.runtime.pytree import flatten_with_names
 
 LEAF_NAMESPACE = "submodule"
 """The namespace of leaves in names of operators, where torch's have `aten`."""
@@ -87,12 +87,5 @@ def op_name(node: fx.Node) -> str:
 
 def input_names(model: nn.Module, microbatch: Batch) -> list[str]:
     """A name for each tensor of the micro-batch: its keyword, or its parameter of `forward`."""
-    positional = list(inspect.signature(model.forward).parameters)
-    names = []
-    for (_, first, *rest), leaf in flatten_with_names(microbatch.restore()):
-        if not isinstance(leaf, Tensor):
-            continue
-        if first.isdigit():
-            first = positional[int(first)] if int(first) < len(positional) else f"input_{first}"
-        names.append(".".join([first, *rest]))
-    return names
+    rule = BatchDims(parameters=tuple(inspect.signature(model.forward).parameters))
+    return [rule.name(path) for path, x in microbatch.named_leaves if isinstance(x, Tensor)]

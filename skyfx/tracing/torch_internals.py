@@ -1,7 +1,6 @@
 """The private parts of torch that skyfx uses, each under its meaning here.
 
-A new release of torch may change any of them, so all stand in this file, and
-`tests/skyfx/tracing/test_torch_internals.py` tests each.
+A new release may change any of them. `tests/skyfx/tracing/test_torch_internals.py` tests each.
 """
 
 import logging
@@ -30,9 +29,7 @@ from torch.overrides import handle_torch_function
 from torch.utils.checkpoint import CheckpointFunction
 
 UNKNOWN_VALUE_ERRORS = (
-    GuardOnDataDependentSymNode,
-    DataDependentOutputException,
-    DynamicOutputShapeException,
+    *(GuardOnDataDependentSymNode, DataDependentOutputException, DynamicOutputShapeException),
 )
 """The errors of torch.export where it would have to know a value."""
 
@@ -210,10 +207,7 @@ def interceptable_lists() -> AbstractContextManager[None]:
 
 @contextmanager
 def quiet_tracing() -> Iterator[None]:
-    """Within it, torch.export keeps to itself what concerns skyfx alone.
-
-    Warnings and log messages about the model's own code go through.
-    """
+    """Within it, torch.export tells of the model's own code, and not of what skyfx knows."""
 
     def concerns_the_model(record: logging.LogRecord) -> bool:
         return not str(record.msg).startswith(_OWN_LOGS[record.name])
@@ -293,6 +287,14 @@ def written_arguments(node: fx.Node) -> Iterator[Any]:
             yield node.args[i] if i < len(node.args) else node.kwargs.get(argument.name)
 
 
+def may_return_input(node: fx.Node) -> bool:
+    """Whether its operator is made of others, so that its schema does not tell of aliases."""
+    if schema_of(node) is None or any(a.alias_info for a in schema_of(node).arguments):
+        return False
+    has_kernel: Any = torch._C._dispatch_has_kernel_for_dispatch_key
+    return bool(has_kernel(node.target.name(), "CompositeImplicitAutograd"))  # type: ignore[union-attr]
+
+
 def allocations_of(call: Callable[[], Any]) -> tuple[Any, list[int]]:
     """The result of a call, and the bytes of each allocation (negative: release) on the CPU."""
     # Of torch's profilers the one that tells of each allocation in its turn, and prints nothing.
@@ -303,9 +305,5 @@ def allocations_of(call: Callable[[], Any]) -> tuple[Any, list[int]]:
         returned = call()
     finally:
         records = engine._disable_profiler_legacy()
-    return returned, [
-        record.cpu_memory_usage()
-        for of_thread in records
-        for record in of_thread
-        if record.kind() == "memory_alloc"
-    ]
+    found = [x for of_thread in records for x in of_thread if x.kind() == "memory_alloc"]
+    return returned, [x.cpu_memory_usage() for x in found]

@@ -19,7 +19,6 @@ import torch
 from torch import Tensor
 
 from skyfx.runtime.checkpoint.snapshot import Scheduler
-from skyfx.runtime.execution.microbatch import Batch
 from skyfx.runtime.execution.step import autocast_kinds
 from skyfx.runtime.pipeline import Pipeline
 from skyfx.runtime.rng.generator_state import preserve_generators
@@ -152,7 +151,7 @@ class Trainer:
         def batches() -> Iterator[Any]:
             for item in loader:
                 batch, targets = _pair(item)
-                waiting.append((targets, Batch.of(batch).batch_size))
+                waiting.append((targets, self.pipeline.num_samples(batch)))
                 yield batch
 
         with preserve_generators(), torch.no_grad(), self._cast():

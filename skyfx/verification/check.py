@@ -17,7 +17,7 @@ from skyfx.runtime.execution.microbatch import Batch
 from skyfx.runtime.pipeline import Pipeline
 from skyfx.runtime.verified import Verified
 from skyfx.solver.core.plan import Plan
-from skyfx.solver.errors import VerificationError
+from skyfx.solver.errors import StageError, VerificationError
 from skyfx.tracing.attribute_effects import line_of
 from skyfx.tracing.capture import Capture
 from skyfx.verification.capacity import lacking
@@ -32,7 +32,6 @@ from skyfx.verification.comparison import (
 )
 from skyfx.verification.model_line import deviating_line
 from skyfx.verification.observation import RunMode, observe_plain, observe_staged
-from skyfx.verification.sample_independence import check_samples
 from skyfx.verification.stage_parts import StageParts
 from skyfx.verification.tolerance import tolerance
 
@@ -44,7 +43,7 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True, slots=True)
 class PipelineCheck:
-    """One micro-batch through plain torch and through the stages; both have to agree.
+    """Two micro-batches through plain torch and through the stages; both have to agree.
 
     Attributes:
         model: before `make` moves its parameters to the devices of their stages.
@@ -63,11 +62,10 @@ class PipelineCheck:
     make: Callable[[], Pipeline]
 
     def pipeline(self, check: Check) -> Pipeline:
-        """The pipeline, once its stages have done to one micro-batch what the model does.
+        """The pipeline, once its stages have done to two micro-batches what the model does.
 
         Raises:
-            VerificationError: the stages do something else, the pipeline is closed then; or the
-                batch cannot be computed in micro-batches.
+            VerificationError: the stages do something else; the pipeline is closed then.
         """
         if check == "off":
             return self._made(Verified(remark="check='off'"))
@@ -92,25 +90,31 @@ class PipelineCheck:
     def _as_whole(self, how: RunMode) -> Pipeline:
         """Hold the stages against the model."""
         model, captured, group = self.model, self.captured, self.environment.group
-        size = captured.microbatch.batch_size
-        samples = partial(check_samples, model, self.batch, size, tolerance(captured), how.written)
-        group.run_together(samples)
-        plain = group.barrier_after(partial(observe_plain, model, captured, how))
+        parts = self._parts()
+        plain = group.barrier_after(partial(observe_plain, model, captured, parts, how))
         remark = "" if how.backward or not how.training else "gradients (check='outputs')"
         with self._opened() as pipeline:
-            # A generator that forward makes begins anew in each call of the model, but not in
-            # stages.
-            for _ in range(1 + has_generators(captured)):
-                staged = observe_staged(model, pipeline, captured, captured.microbatch, how)
-                if pipeline.draws_as_plain_torch:
-                    both = plain.contents, staged.contents
-                else:
-                    both = plain.changes(), staged.changes()
-                pipeline.verified = self._agreed(*both, how, remark)
+            staged = observe_staged(model, pipeline, captured, parts, how)
+            if pipeline.draws_as_plain_torch:
+                both = plain.contents, staged.contents
+            else:
+                both = plain.changes(), staged.changes()
+            pipeline.verified = self._agreed(*both, how, remark)
             if not pipeline.draws_as_plain_torch:
                 why = "that outputs are the model's, whose random numbers are others"
                 pipeline.verified = self._parts_agreed(pipeline, captured.microbatch, how, why)
             return pipeline
+
+    def _parts(self) -> list[Batch]:
+        """Two micro-batches of the form that was captured, if the batch has two; else one.
+
+        The second comes to a stage before the first has gone backward, and finds what it left.
+        """
+        first = self.captured.microbatch
+        following = self.batch.split(first.batch_size)[1:2]
+        # A generator that forward makes begins anew in each call of the model, but not in stages.
+        others = following or ([first] if has_generators(self.captured) else [])
+        return [first, *(x for x in others if x.signature == first.signature)]
 
     def _by_stage(self, how: RunMode, why: str) -> Pipeline:
         """Hold each stage against its part of the captured graph."""
@@ -133,6 +137,9 @@ class PipelineCheck:
         pipeline = self.make()
         try:
             yield pipeline
+        except StageError as error:
+            pipeline.close()
+            raise _failing(self.captured.name, error) from error
         except BaseException:
             pipeline.close()
             raise
@@ -180,6 +187,19 @@ class PipelineCheck:
         except Exception as error:  # the deviation is to be told anyway
             logger.info("the line that differs is not known: %r", error)
         return deviation.at(line)
+
+
+def _failing(name: str, error: StageError) -> VerificationError:
+    said = str(error.__cause__ or error).strip().splitlines() or [repr(error)]
+    cure = "Try other stages (pins=), and report it: this is a fault of skyfx"
+    if "modified by an inplace operation" in said[0]:
+        cure = (
+            "Forward writes to a tensor that the backward of an earlier micro-batch still needs: "
+            "read a copy of it (clone()), or use num_microbatches=1"
+        )
+    return VerificationError(
+        f"the stages of {name} fail where plain torch does not: {said[0]}\n{cure}"
+    )
 
 
 def _without(names: Collection[str], contents: Contents) -> Contents:

@@ -162,7 +162,7 @@ def difference(expected: Any, found: Any) -> float:
 
     Infinite where they differ in more than their numbers.
     """
-    if is_elsewhere(found):
+    if is_elsewhere(found) or is_elsewhere(expected):
         return 0.0
     if isinstance(expected, list) and isinstance(found, list) and len(expected) == len(found):
         return max(map(difference, expected, found), default=0.0)

@@ -59,7 +59,7 @@ def deviating_line(model: nn.Module, captured: Capture, how: RunMode, tolerance:
 
     def run_plain() -> dict[str, Any]:
         with _AtLines(plain):
-            outputs = plain_outputs(model, captured.microbatch)
+            _, outputs = plain_outputs(model, captured.microbatch)
         return _backward(outputs, how)
 
     def run_graph() -> dict[str, Any]:

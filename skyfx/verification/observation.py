@@ -1,4 +1,4 @@
-"""What one micro-batch does to a model: in plain torch, and in the stages of a pipeline."""
+"""What micro-batches do to a model: in plain torch, and in the stages of a pipeline."""
 
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from skyfx.runtime.contents import NO_VALUES, equal
 from skyfx.runtime.execution.microbatch import Batch, OutputSpec
+from skyfx.runtime.execution.step import LossHead
 from skyfx.runtime.model_state import ModelState, preserve_state
 from skyfx.runtime.pipeline import Pipeline
 from skyfx.tracing.adapter import has_cache
@@ -67,60 +68,69 @@ class Observation:
         return "as before" if equal(self.before.get(name), value) else "another"
 
 
-def observe_plain(model: nn.Module, captured: Capture, how: RunMode) -> Observation:
-    """Run the model itself on the micro-batch of its capture; it is as before afterwards."""
+def observe_plain(
+    model: nn.Module, captured: Capture, parts: Sequence[Batch], how: RunMode
+) -> Observation:
+    """Run the model itself on one micro-batch after the other; it is as before afterwards."""
 
     def run() -> Contents:
-        outputs = plain_outputs(model, captured.microbatch)
-        if how.backward:
-            # `loss_fn` may read what forward leaves on attributes.
-            weighted_sum([*outputs, *captured.assigned.tensors_on(model)]).backward()  # type: ignore[no-untyped-call]
-        return {OUTPUTS: numbered(outputs)}
+        found = []
+        for part in parts:
+            found.append(plain_outputs(model, part)[1])
+            if how.backward:
+                # `loss_fn` may read what forward leaves on attributes.
+                loss = weighted_sum([*found[-1], *captured.assigned.tensors_on(model)])
+                (loss / len(parts)).backward()  # type: ignore[no-untyped-call]
+            found[-1] = [x.detach() for x in found[-1]]
+        return {OUTPUTS: numbered(found)}
 
     with in_mode(model, training=how.training), on_one_device(model):
         return observed(model, run, how)
 
 
-def plain_outputs(model: nn.Module, microbatch: Batch) -> list[Tensor]:
-    """The tensors that the model returns for a copy of a micro-batch."""
+def plain_outputs(model: nn.Module, microbatch: Batch) -> tuple[OutputSpec, list[Tensor]]:
+    """What the model returns for a copy of a micro-batch: its form and its tensors."""
     args, kwargs = _fresh(microbatch).restore()
     if has_cache(model):
         kwargs = {"use_cache": False} | kwargs
-    _, outputs = OutputSpec.of(model(*args, **kwargs))
-    return outputs
+    return OutputSpec.of(model(*args, **kwargs))
 
 
 def observe_staged(
     model: nn.Module,
     pipeline: Pipeline,
     captured: Capture,
-    microbatch: Batch,
+    parts: Sequence[Batch],
     how: RunMode,
 ) -> Observation:
-    """Run the stages; the model is as before afterwards."""
-    found: list[Tensor] = []
+    """Run the stages on all these micro-batches at once; the model is as before afterwards."""
+    found: list[list[Tensor]] = []
 
     def loss_fn(returned: Any, _: Any) -> Tensor:
         _, outputs = OutputSpec.of(returned)
-        found[:] = outputs
+        found.append([x.detach() for x in outputs])
         return weighted_sum([*outputs, *captured.assigned.tensors_on(model)])
 
     def run() -> Contents:
-        fresh = _fresh(microbatch)
+        fresh = [_fresh(part) for part in parts]
         if how.backward:
-            args, kwargs = fresh.restore()
-            pipeline.train_step(kwargs or tuple(args), None, loss_fn)  # a batch is one or the other
+            targets = [Batch.of_targets(None) for _ in parts]
+            head = LossHead(model, loss_fn, targets, [1 / len(parts)] * len(parts))
+            pipeline.runner.train(fresh, head)
         else:
-            returned = pipeline.runner.infer([fresh], as_trained=how.training)
-            _, found[:] = OutputSpec.of(returned)
+            found[:] = pipeline.runner.outputs(fresh, training=how.training)
         return {OUTPUTS: numbered(found)}
 
     return observed(model, run, how)
 
 
-def numbered(outputs: Sequence[Tensor]) -> Mapping[str, Tensor]:
-    """Outputs by their numbers."""
-    return {str(i): x for i, x in enumerate(outputs)}
+def numbered(outputs: Sequence[Sequence[Tensor]]) -> Mapping[str, Tensor]:
+    """The outputs of each micro-batch by their numbers."""
+    return {
+        f"{i} of micro-batch {m}" if m else str(i): x
+        for m, some in enumerate(outputs)
+        for i, x in enumerate(some)
+    }
 
 
 def _fresh(microbatch: Batch) -> Batch:

@@ -1,85 +1,150 @@
-"""Whether a batch may be computed in micro-batches: each sample's outputs are its own."""
+"""Whether a batch may be cut as a rule says: each sample's outputs are its own.
 
-import logging
+In training mode batch normalisation mixes samples, in plain torch as well. So this is about eval
+mode.
+"""
+
+import math
 from collections.abc import Sequence
-from typing import Any
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor, nn
 
-from skyfx.runtime.execution.microbatch import Batch
-from skyfx.runtime.model_state import ModelState, preserve_state
-from skyfx.solver.errors import VerificationError
-from skyfx.tracing.capture import in_mode, on_one_device
+from skyfx.runtime.execution.batch_dims import BatchDims
+from skyfx.runtime.execution.microbatch import Batch, OutputSpec
+from skyfx.runtime.execution.output_joins import OutputJoin, OutputJoins, possible_joins
+from skyfx.tracing.capture import model_line
 from skyfx.verification.comparison import distance
 from skyfx.verification.observation import plain_outputs
+from skyfx.verification.tolerance import rounding
 
-logger = logging.getLogger(__name__)
+COARSEST = rounding([torch.bfloat16])
+"""More than this is no rounding, whatever types the model computes in."""
+
+FEW = 1e-2
+"""The share of whole numbers that may differ, as rounding decides between two of them."""
 
 
-def check_samples(
-    model: nn.Module, batch: Batch, size: int, tolerance: float, written: Sequence[str] = ()
-) -> None:
-    """Hold two micro-batches together against each alone, in plain torch and eval mode.
+@dataclass(frozen=True, slots=True)
+class BatchCut:
+    """How batches are cut, and what speaks for it.
 
-    In training mode batch normalisation mixes samples, and micro-batches of plain torch do as well.
-    Outputs without a dimension of samples, such as a loss, are not compared.
+    Attributes:
+        rule: where the samples are.
+        size: of a micro-batch; None: nothing is cut.
+        joins: how outputs are joined.
+        fault: why a batch cannot be cut so; empty if it can, or if that is not known.
+        off: how much outputs of samples together differ from those apart at most, in parts of an
+            output's largest number. It may be rounding, if the model computes in such a type.
+        doubt: what to say if it does not.
+        is_seen: whether the parts of any output have been joined.
+    """
+
+    rule: BatchDims
+    size: int | None
+    joins: OutputJoins = field(default_factory=OutputJoins)
+    fault: str = ""
+    off: float = 0.0
+    doubt: str = ""
+    is_seen: bool = False
+
+    @classmethod
+    def of(cls, batch: Batch, rule: BatchDims, num_microbatches: int) -> "BatchCut":
+        """Into so many micro-batches; with 1, nothing is cut.
+
+        Raises:
+            ValueError: the batch contradicts the rule.
+        """
+        placed = batch.placed(rule)
+        size = math.ceil(placed.batch_size / num_microbatches)
+        dims = [dim for dim in placed.dims if dim is not None]
+        likely = max(sorted(set(dims)), key=dims.count, default=0)
+        return cls(rule, size if num_microbatches > 1 else None, OutputJoins(likely))
+
+    @property
+    def dims(self) -> set[int]:
+        """The dimensions that outputs are joined along."""
+        return {join.dim for join in self.joins.seen if join is not None}
+
+
+def samples_apart(model: nn.Module, batch: Batch, cut: BatchCut, *, training: bool) -> BatchCut:
+    """Hold two micro-batches together against each alone.
 
     Args:
-        model: it is as before afterwards.
-        batch: with at least one micro-batch.
-        size: samples of a micro-batch.
-        tolerance: in parts of an output's largest number.
-        written: the names of the parameters that forward itself writes to.
+        model: in eval mode.
+        batch: the example.
+        cut: how it is cut.
+        training: whether an output may be a loss or a mean, which is not joined.
 
-    Raises:
-        VerificationError: they differ.
+    Returns:
+        The same with what was found.
     """
-    both = batch.split(2 * size)[0]
-    parts = both.split(size)
+    assert cut.size is not None
+    both = batch.placed(cut.rule).split(2 * cut.size)[0]
+    parts = both.split(cut.size)
     if len(parts) < 2:
-        return
-    is_fixed: list[bool] = []
-
-    def outputs(part: Batch) -> Sequence[Tensor]:
-        with preserve_state(model, written):
-            before = ModelState.of(model, written)
-            found = plain_outputs(model, part)
-            is_fixed.append(before.equals(ModelState.of(model, written)))
-        return found
-
-    with in_mode(model, training=False), on_one_device(model), torch.no_grad():
-        try:
-            together, alone = outputs(both), [outputs(part) for part in parts]
-        except Exception as error:
-            logger.info("whether samples are independent is not known, eval mode fails: %r", error)
-            return
-    if not all(is_fixed):
-        logger.info("whether samples are independent is not known: forward has state in eval mode")
-        return
+        return cut
+    try:
+        form, together = plain_outputs(model, both)
+        alone = [plain_outputs(model, part)[1] for part in parts]
+    except Exception as error:
+        text = (str(error).strip() or repr(error)).splitlines()[0].rstrip(".")
+        fault = f"a part of it fails{model_line(error)}: {type(error).__name__}: {text}"
+        return replace(cut, fault=fault)
     sizes = [part.batch_size for part in parts]
-    for i, (whole, *pieces) in enumerate(zip(together, *alone, strict=True)):
-        if not all(x.ndim and x.shape[0] == n for x, n in zip(pieces, sizes, strict=True)):
-            continue
-        found = _joined(pieces)
-        if found is None or found.shape != whole.shape:
-            shapes = " and ".join(str(tuple(x.shape)) for x in pieces)
-            raise _refusal(i, sizes, f"has shape {tuple(whole.shape)}, and {shapes} apart")
-        off = distance(whole, found)
-        if off > tolerance:
-            raise _refusal(i, sizes, f"differs from that apart by {off:.0e} of its largest number")
+    return _compared(cut, form, together, alone, sizes, training=training)
 
 
-def _joined(pieces: Sequence[Tensor]) -> Tensor | None:
-    same_rest = len({x.shape[1:] for x in pieces}) == 1
-    return torch.cat(list(pieces)) if same_rest else None
+def _compared(
+    cut: BatchCut,
+    form: OutputSpec,
+    together: Sequence[Tensor],
+    alone: Sequence[Sequence[Tensor]],
+    sizes: Sequence[int],
+    *,
+    training: bool,
+) -> BatchCut:
+    names = " + ".join(map(str, sizes))
+    if any(len(outputs) != len(together) for outputs in alone):
+        return replace(cut, fault=f"{names} samples have other outputs together than apart")
+    joins: list[OutputJoin | None] = []
+    off, doubt, unjoined = 0.0, "", ""
+    for i, (whole, *parts) in enumerate(zip(together, *alone, strict=True)):
+        join, differs = _joined(whole, parts, sizes)
+        joins.append(join)
+        what = f"output {i} of {names} samples together"
+        shapes = " and ".join(str(tuple(x.shape)) for x in parts)
+        shape = f"{what} has shape {tuple(whole.shape)}, and {shapes} apart"
+        if join is None and any(x.shape != whole.shape for x in parts):
+            return replace(cut, fault=shape)
+        if join is None and differs and not (training and whole.numel() == 1):
+            unjoined = unjoined or f"{shape}, but not the same: there is nothing to join"
+        if join is not None and differs > off:
+            off = differs
+            doubt = f"{what} differs from that apart by {off:.0e} of its largest number"
+    is_seen = any(join is not None for join in joins)
+    if training and is_seen:  # what is not joined may be a loss, or a part of one
+        unjoined = ""
+    fault = unjoined or (doubt if off > COARSEST else "")
+    known = OutputJoins(cut.joins.default, form.form, tuple(joins))
+    return replace(cut, joins=known, fault=fault, off=off, doubt=doubt, is_seen=is_seen)
 
 
-def _refusal(i: int, sizes: Sequence[int], what: Any) -> VerificationError:
-    together = " + ".join(map(str, sizes))
-    return VerificationError(
-        f"a batch cannot be computed in micro-batches: output {i} of {together} samples together "
-        f"{what}.\nEither forward mixes samples (a mean over the batch, a softmax along dimension "
-        "0), or dimension 0 of an input does not hold the samples.\nPut them there (batch_first "
-        "for an LSTM), or use num_microbatches=1"
-    )
+def _joined(
+    whole: Tensor, parts: Sequence[Tensor], sizes: Sequence[int]
+) -> tuple[OutputJoin | None, float]:
+    """How parts are joined, and how much the result differs from the whole."""
+    ways = [(_off(whole, way(parts, sizes)), way) for way in possible_joins(whole, parts, sizes)]
+    if ways:
+        off, way = min(ways, key=lambda pair: pair[0])
+        return way, off
+    same = [x for x in parts if x.shape == whole.shape]
+    return None, max((_off(whole, x) for x in same), default=0.0)
+
+
+def _off(whole: Tensor, found: Tensor) -> float:
+    if whole.is_floating_point() or whole.is_complex():
+        return distance(whole, found)
+    share = float((whole != found).double().mean()) if whole.numel() else 0.0
+    return share if share > FEW else 0.0

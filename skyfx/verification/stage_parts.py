@@ -88,17 +88,21 @@ class StageParts:
         """What the parts give and leave, and what the stages do."""
         records = {k: StageRecord() for k in self.stages}
         with self._recording(records):
-            staged = observe_staged(self.model, pipeline, self.captured, microbatch, how).contents
+            staged = observe_staged(self.model, pipeline, self.captured, [microbatch], how).contents
 
         def run() -> Contents:
-            advances = pipeline.runner.staged(microbatch, training=how.training).advances
-            draws = begin_step_streams([advances], pipeline.runner.workers.agree)
+            whole = pipeline.runner.staged(microbatch, training=how.training)
+            draws = begin_step_streams([whole.advances], pipeline.runner.workers.agree)
             gave: dict[str, dict[str, Any]] = {VALUES: {}, FLOWING: {}}
             for k, record in records.items():
                 with self._as_stage(k, draws):
                     sent, returned = self._run(k, record, how)
                 gave[VALUES] |= self._named(k, k + 1, sent)
                 gave[FLOWING] |= self._named(k, k, returned)
+                if k == len(self.nodes) - 1:
+                    whole.leave(self.model, sent)
+            if len(self.nodes) - 1 not in records:
+                whole.leave_empty(self.model)
             return gave
 
         plain = observed(self.model, run, how).contents
@@ -134,7 +138,7 @@ class StageParts:
                 around.enter_context(generator_lending.use_source(draws(k, 0)))
             yield
 
-    def _run(self, k: int, record: StageRecord, how: RunMode) -> tuple[Gradients, Gradients]:
+    def _run(self, k: int, record: StageRecord, how: RunMode) -> tuple[Values, Gradients]:
         """What a part gives, and the gradients of what came to it."""
         stage, between = self.stages[k], self.between
         device = stage.local_device.device

@@ -10,7 +10,7 @@ for convolutions by default: 10 in TF32, 7 in bfloat16.
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from typing import Any
 
 import torch
@@ -31,8 +31,15 @@ def tolerance(captured: Capture, on_cpu: Sequence[bool] = ()) -> float:
     """
     values = (x.meta.get("val") for x in captured.module.graph.nodes)
     types = {x.dtype for x in values if isinstance(x, Tensor)}
-    units = [torch.finfo(kind).eps for kind in types if kind.is_floating_point or kind.is_complex]
+    found = rounding(types)
     if torch.float32 in types and not all(on_cpu):
         settings: tuple[Any, ...] = (torch.backends.cuda.matmul, torch.backends.cudnn.conv)  # type: ignore[attr-defined]
-        units += [UNITS[x.fp32_precision] for x in settings if x.fp32_precision in UNITS]
+        units = [UNITS[x.fp32_precision] for x in settings if x.fp32_precision in UNITS]
+        found = max(found, math.sqrt(max(units, default=0.0)))
+    return found
+
+
+def rounding(types: Collection[torch.dtype]) -> float:
+    """In parts of a tensor's largest number, where all is computed in these types."""
+    units = [torch.finfo(kind).eps for kind in types if kind.is_floating_point or kind.is_complex]
     return math.sqrt(max(units, default=0.0))

@@ -8,7 +8,7 @@ from torch import Tensor
 from skyfx.runtime.pytree import (
     TreeSpec,
     flatten,
-    flatten_with_names,
+    flatten_with_paths,
     tree_flatten,
     tree_leaves,
     tree_map,
@@ -43,8 +43,8 @@ def test_dataclasses_that_hold_tensors_open_as_well() -> None:
     assert leaves[0] is x
     assert leaves[1:] == [7, Pair]
     assert unflatten(leaves, spec) == value
-    names = [path for path, _ in flatten_with_names(value)]
-    assert names == [["0", "pair", "tensor"], ["0", "pair", "number"], ["1"]]
+    paths = [path for path, _ in flatten_with_paths(value)[0]]
+    assert paths == [(0, "pair", "tensor"), (0, "pair", "number"), (1,)]
 
 
 def test_nothing_else_imports_torchs_private_trees() -> None:

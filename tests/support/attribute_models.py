@@ -176,6 +176,26 @@ class Masking(Layers):
         return h * self.mask
 
 
+class Caching(Layers):
+    """Keeps a table in a buffer, and its length, as rotary embeddings do."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.length = 0
+        self.register_buffer("table", torch.zeros(16), persistent=False)
+
+    def angles(self, length: int) -> Tensor:
+        if length <= self.length:
+            return self.table[:length].detach()
+        angles = torch.arange(length).float()
+        self.table[:length] = angles
+        self.length = length
+        return angles
+
+    def between(self, h: Tensor) -> Tensor:
+        return h * self.angles(len(h))[:, None] + self.angles(len(h))[:, None]
+
+
 class Hooked(Layers):
     """Hooks collect numbers, arrays and text of it, also inside of what stays whole."""
 
@@ -211,6 +231,7 @@ KINDS: list[type[Layers]] = [
     Clearing,
     Recurrent,
     Masking,
+    Caching,
     Hooked,
 ]
 

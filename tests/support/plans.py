@@ -4,19 +4,37 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
+from torch import nn
+
 import skyfx
 from skyfx.devices.resolve import resolve
-from skyfx.orchestration.plan_resolution import capture_microbatch
 from skyfx.passes.planner_graph import to_planner_graph
 from skyfx.runtime.execution.microbatch import Batch
 from skyfx.solver import Assumptions, Plan, solve
 from skyfx.tracing.capture import Capture
+from skyfx.verification.cut_decision import batch_rule, capture_microbatch, decide
 from tests.support.models import BATCH, Case
 
 NUM_MICROBATCHES = 4
 SIZE = BATCH // NUM_MICROBATCHES
 LIVE = (4, 4, 4, 3, 3, 1)
 """Live micro-batches of the last stages, where a plan has to say how many."""
+
+
+def capture_first(
+    model: nn.Module,
+    inputs: Any,
+    number: int = NUM_MICROBATCHES,
+    batch_dims: Any = None,
+    *,
+    training: bool = True,
+    verify: bool = True,
+) -> Capture:
+    """The capture of the first of so many micro-batches, as `partition` makes it."""
+    batch = Batch.of(inputs)
+    rule = batch_rule(model, batch, batch_dims)
+    cut = decide(model, batch, rule, number, training=training, verify=verify)
+    return capture_microbatch(model, batch, cut, training=training)
 
 
 def even_plan(captured: Capture, num_devices: int, **assumptions: Any) -> Plan:
@@ -55,8 +73,8 @@ def split_evenly(
     """A pipeline of the model with a stage on every device, two where they are interleaved."""
     training = assumptions.get("mode", "training") == "training"
     schedule = assumptions.pop("schedule", "1f1b")
-    mode = "training" if training else "inference"
-    captured = capture_microbatch(case.model, Batch.of(case.batch), mode, NUM_MICROBATCHES)
+    verify = check != "off"
+    captured = capture_first(case.model, case.batch, training=training, verify=verify)
     if schedule == "generated":
         plan = generated_plan(captured, LIVE[-num_devices:], **assumptions)
     elif schedule == "interleaved":

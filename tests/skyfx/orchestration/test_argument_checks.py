@@ -28,7 +28,8 @@ def unreached(monkeypatch: pytest.MonkeyPatch) -> None:
     def reached(*_: Any, **__: Any) -> None:
         pytest.fail("the model was captured or measured before the arguments were checked")
 
-    monkeypatch.setattr("skyfx.orchestration.plan_resolution.capture", reached)
+    monkeypatch.setattr("skyfx.verification.cut_decision.capture", reached)
+    monkeypatch.setattr("skyfx.verification.cut_decision.samples_apart", reached)
     monkeypatch.setattr("skyfx.measurement.measure.priced", reached)
 
 
@@ -59,6 +60,9 @@ def refused(error: type[Exception], message: str, call: Any) -> None:
             ValueError,
             r"pin '0=cpu:2': no device 'cpu:2' \(cpu:0, cpu:1\); did you mean 'cpu:1' or 'cpu:0'\?",
         ),
+        (CPU, {"batch_dims": True}, ValueError, "batch_dims is True, expected a dimension"),
+        (CPU, {"batch_dims": {"y": 0}}, ValueError, "batch_dims names 'y', which is no argument"),
+        (CPU, {"target_dims": "all"}, ValueError, "target_dims is 'all', expected a dimension"),
         (CPU, {"mode": "fun"}, ValueError, "mode is 'fun', expected 'training' or 'inference'"),
         (CPU, {"objective": "fun"}, ValueError, "objective is 'fun', expected .*'throughput'"),
         (CPU, {"strategy": "fun"}, ValueError, "strategy is 'fun', expected .*'optimal'"),

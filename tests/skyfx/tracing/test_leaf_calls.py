@@ -304,3 +304,52 @@ def test_what_a_stage_would_lose_is_refused_with_the_first_reason() -> None:
 def test_a_model_that_does_not_run_says_so_itself() -> None:
     with pytest.raises(CaptureError, match="mat1 and mat2 shapes cannot be multiplied"):
         capture(Row(Branch()), torch.ones(SIZE, WIDTH + 1))
+
+
+class LanguageModel(nn.Module):
+    """Of torch's own tutorial: the encoder asks whether its mask is the causal one."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.embed = nn.Embedding(20, 8)
+        layer = nn.TransformerEncoderLayer(8, 2, 16, 0.0, batch_first=True)
+        self.encoder = nn.TransformerEncoder(layer, 1, enable_nested_tensor=False)
+        self.head = nn.Linear(8, 20)
+
+    def forward(self, words: Tensor) -> Tensor:
+        mask = nn.Transformer.generate_square_subsequent_mask(words.shape[1])
+        return self.head(self.encoder(self.embed(words), mask))
+
+
+def test_what_torch_decides_by_a_mask_is_decided_once() -> None:
+    words = torch.randint(0, 20, (BATCH, 5))
+    made = Case(LanguageModel(), words, words, lambda y, t: functional.cross_entropy(y.mT, t))
+    captured = capture(made.model, words[:SIZE])
+    leaves = [leaf for node in captured.ids if (leaf := leaf_of(node))]
+    assert [leaf.seen.name.split(".")[-1] for leaf in leaves] == ["_detect_is_causal_mask"]
+    assert len(captured.ids) > 30
+    with pytest.raises(RuntimeError, match="has returned False, but True when the model was"):
+        leaves[0](torch.zeros(5, 5))
+    alone = unsplit_reference.unsplit(made)
+    with split_evenly(made, 2) as pipeline:
+        expected = unsplit_reference.train_step(alone, SIZE)
+        assert torch.equal(pipeline.train_step(words, words, made.loss_fn), expected)
+        assert_equal_gradients(pipeline, alone.model)
+
+
+def one_or_two() -> Tensor:
+    return torch.ones(1) if torch.rand(1).item() > 0.5 else torch.full((1,), 2.0)
+
+
+def test_a_function_without_tensors_can_stay_whole() -> None:
+    class Scales(Row):
+        def forward(self, x: Tensor) -> Tensor:
+            return self.last(self.first(x) * one_or_two())
+
+    made = case(Scales(nn.Identity()))
+    assert kept(capture(made.model, made.batch[:SIZE])) == ["forward"]
+    with split_evenly(made, 2) as pipeline:
+        losses = [
+            float(pipeline.train_step(made.batch, made.targets, made.loss_fn)) for _ in range(4)
+        ]
+    assert len(set(losses)) > 1

@@ -1,5 +1,6 @@
 """Each private part of torch does what skyfx takes it for."""
 
+import importlib
 import logging
 import random
 import threading
@@ -12,6 +13,7 @@ import pytest
 import torch
 from torch import Tensor, fx, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.nn import functional
 from torch.overrides import TorchFunctionMode
 from torch.utils.checkpoint import checkpoint
 
@@ -354,3 +356,21 @@ def test_a_schema_says_what_an_operator_writes_to() -> None:
     reads = graph.call_function(torch.ops.aten.add.Tensor, (x, y))
     found = [list(torch_internals.written_arguments(node)) for node in (adds, into, reads, x)]
     assert found == [[x], [y], [], []]
+
+
+def test_an_operator_made_of_others_may_return_its_input() -> None:
+    class Operators(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            return functional.gelu(functional.dropout(x, 0.0)).reshape(-1)
+
+    graph = torch.export.export(Operators(), (torch.ones(2, 3),)).graph
+    found = {node.name: torch_internals.may_return_input(node) for node in graph.nodes}
+    assert found == {
+        **{"x": False, "dropout": True, "gelu": False, "output": False},
+        "reshape": False,  # its schema tells
+    }
+
+
+def test_the_decisions_of_torch_are_functions_of_its_modules() -> None:
+    for module, name in torch_internals.DECISIONS:
+        assert callable(getattr(importlib.import_module(module), name))

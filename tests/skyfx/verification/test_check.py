@@ -321,6 +321,34 @@ def other_sample(staged: StagedModel) -> None:
     replaced(staged, "sigmoid", lambda of: lambda x: of(x.flip(0)))
 
 
+def shared_mask(staged: StagedModel) -> None:
+    """All micro-batches drop the same."""
+    masks: list[Tensor] = []
+
+    def of_the_first(draw: Target) -> Target:
+        def run(of: Any, node: Any, x: Tensor, *rest: Any) -> Tensor:
+            masks.append(draw(of, node, torch.ones_like(x), *rest))
+            return x * masks[0]
+
+        return run
+
+    replaced(staged, "draw", of_the_first)
+
+
+def other_microbatch(staged: StagedModel) -> None:
+    """The value of the micro-batch before."""
+    values: list[Tensor] = []
+
+    def of_the_one_before(of: Target) -> Target:
+        def run(x: Tensor) -> Tensor:
+            values.append(of(x).detach())
+            return values[-2:][0] + 0 * of(x)
+
+        return run
+
+    replaced(staged, "sigmoid", of_the_one_before)
+
+
 WAYS = [
     drop_gradient,
     scale_gradient,
@@ -333,6 +361,8 @@ WAYS = [
     copied_parameter,
     other_sample,
 ]
+
+BETWEEN_MICROBATCHES = [shared_mask, other_microbatch]
 
 
 @pytest.fixture(params=["the model", "its parts"])
@@ -362,6 +392,26 @@ def test_a_wrong_split_is_refused(
 ) -> None:
     break_each_split(monkeypatch, break_it)
     refusal(Whole())
+
+
+@pytest.mark.parametrize("break_it", BETWEEN_MICROBATCHES, ids=lambda way: way.__name__)
+@pytest.mark.parametrize("check", ["full", "outputs"])
+def test_micro_batches_that_meet_are_refused(
+    break_it: Callable[[StagedModel], None], check: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    break_each_split(monkeypatch, break_it)
+    with pytest.raises(VerificationError, match="of micro-batch 1"):
+        partitioned(Whole(), check=check)
+
+
+def test_stages_that_fail_where_plain_torch_does_not_are_refused(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def fail(staged: StagedModel) -> None:
+        replaced(staged, "sigmoid", lambda of: lambda x: of(x.reshape(7)))
+
+    break_each_split(monkeypatch, fail)
+    assert "fail where plain torch does not: shape '[7]' is invalid" in refusal(Whole())
 
 
 IN_BACKWARD = {drop_gradient, scale_gradient, copied_parameter}
