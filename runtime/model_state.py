@@ -11,9 +11,9 @@ from typing import Any
 import torch
 from torch import nn
 
-from skyfx.runtime.contents import content, equal, restorer
-from skyfx.runtime.reachable_state import Slot, reachable_objects, reachable_slots
 from skyfx.runtime.rng.generator_state import comparable_states, preserve_generators
+from skyfx.runtime.state.contents import content, equal, restorer
+from skyfx.runtime.state.reachable_state import Slot, reachable_objects, reachable_slots
 from skyfx.runtime.written_parameters import WrittenParameters, parameter_restorer
 
 NOT_STATE = frozenset(

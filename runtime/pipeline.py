@@ -2,6 +2,7 @@
 
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from functools import partial
 from typing import Any
 
 import torch
@@ -14,7 +15,8 @@ from skyfx.runtime.execution.batch_cutter import BatchCutter
 from skyfx.runtime.execution.batch_dims import Dim
 from skyfx.runtime.execution.microbatch import Batch
 from skyfx.runtime.execution.runner import Deployment, Rebalancer, Runner, StepTimes
-from skyfx.runtime.execution.step import LossHead, returned_loss
+from skyfx.runtime.execution.shared_data import CallData, Reads
+from skyfx.runtime.execution.step import returned_loss
 from skyfx.runtime.profile import Profile, measured
 from skyfx.runtime.verified import Verified
 from skyfx.solver.core.plan import Plan
@@ -26,6 +28,9 @@ class Pipeline:
 
     The parameters are the model's own: any optimizer and learning-rate scheduler works on them. Use
     it as a context manager, or call `close`; the end of the program ends the workers as well.
+
+    All processes of a job make the same calls with the same data, else all raise
+    `DisagreementError`. Where `reads` says that a process reads none, data may be None.
 
     Attributes:
         verified: what was compared with plain torch before the pipeline was handed over.
@@ -49,7 +54,7 @@ class Pipeline:
             closing: called by `close`.
         """
         self._model = model
-        self._runner = Runner(model, deployment, cutter.joins)
+        self._runner = Runner(model, deployment, cutter)
         self._cutter = cutter
         self._rebalancer = rebalancer
         self._closing = [] if closing is None else [closing]
@@ -69,6 +74,11 @@ class Pipeline:
     def group(self) -> ProcessGroup | None:
         """The processes that run it together; None in a single process."""
         return self._runner.workers.group
+
+    @property
+    def reads(self) -> Reads:
+        """Whether this process reads `batch` (for the first stage) and `targets` (for the last)."""
+        return self._runner.workers.reads
 
     @property
     def measured(self) -> StepTimes | None:
@@ -111,9 +121,9 @@ class Pipeline:
             ValueError: the batch contradicts `batch_dims`.
             StageError: a stage failed; the cause is the stage's own exception.
         """
-        is_batch = len(args) == 1 and not kwargs
-        batch = Batch.of(*args) if is_batch else Batch.of_call(*args, **kwargs)
-        return self._runner.infer(self._cutter.parts(batch))
+        if len(args) == 1 and not kwargs:
+            return self._runner.infer(partial(CallData.of, *args))
+        return self._runner.infer(lambda: CallData(Batch.of_call(*args, **kwargs)))
 
     def stream(self, batches: Iterable[Any]) -> Iterator[Any]:
         """Infer one batch after another; stages do not idle between two batches.
@@ -128,8 +138,7 @@ class Pipeline:
             StageError: a stage failed; results of earlier batches have been yielded.
             RuntimeError: another call was made before the stream's end.
         """
-        parts = (self._cutter.parts(Batch.of(batch)) for batch in batches)
-        yield from self._runner.stream(parts)
+        yield from self._runner.stream(partial(CallData.of, batch) for batch in batches)
 
     def train_step(
         self, batch: Any, targets: Any = None, loss_fn: Callable[[Any, Any], Tensor] | None = None
@@ -152,22 +161,8 @@ class Pipeline:
             StageError: a stage failed; gradients are then incomplete, so call
                 `optimizer.zero_grad()`.
         """
-        if not self.plan.assumptions.training:
-            raise ValueError(
-                "this pipeline was planned for inference: partition with mode='training' to train"
-            )
-        whole = Batch.of(batch)
-        if any(x.requires_grad for x in whole.tensors):
-            raise ValueError(
-                "a tensor of the batch requires a gradient, but gradients end at the pipeline's "
-                "inputs: move its computation into the model, or detach it"
-            )
-        parts = self._cutter.parts(whole)
-        goals = self._cutter.target_parts(targets, parts)
-        num_samples = sum(part.batch_size for part in parts)
-        weights = [part.batch_size / num_samples for part in parts]
-        head = LossHead(self._model, loss_fn or returned_loss, goals, weights)
-        return self._runner.train(parts, head)
+        make = partial(CallData.for_training, batch, targets)
+        return self._runner.train(make, loss_fn or returned_loss)
 
     def profile(
         self,
@@ -197,6 +192,7 @@ class Pipeline:
                 self(batch)
             return self.measured
 
+        self._runner.workers.enter("profile", steps=steps)
         times = measured(self._model, step, steps)
         return Profile.of(self.plan, times, self._runner.timeline())
 
@@ -204,12 +200,13 @@ class Pipeline:
         """Scale all gradients down so that their norm is at most `max_norm`.
 
         As `torch.nn.utils.clip_grad_norm_`, which would use the gradients of this process only, and
-        takes no sparse ones. All processes have to call it.
+        takes no sparse ones.
 
         Returns:
             The norm before scaling.
         """
         parameters = list(self._model.parameters())
+        self._runner.workers.enter("clip_grad_norm_", max_norm=max_norm, norm_type=norm_type)
         for x in parameters:
             if x.grad is not None and x.grad.is_sparse:
                 x.grad = x.grad.coalesce()  # torch scales no others
@@ -234,7 +231,7 @@ class Pipeline:
             module: the name of a submodule, such as `bert.encoder.layer.3`, to get its state by
                 its own names.
         """
-        return self._runner.workers.state_of(self._model.get_submodule(module))
+        return self._runner.workers.state_of(self._model, module)
 
     def load_state_dict(self, state: Mapping[str, Any], module: str = "") -> Any:
         """Load the `state_dict` of a pipeline or of the unsplit model; all processes call it.
@@ -243,7 +240,7 @@ class Pipeline:
             state: by name, of the whole model or of the submodule.
             module: the name of that submodule.
         """
-        return self._runner.workers.load_state(self._model.get_submodule(module), state)
+        return self._runner.workers.load_state(self._model, state, module)
 
     def checkpoints(
         self,
@@ -266,6 +263,7 @@ class Pipeline:
             Saves and loads; closing the pipeline waits for a save that is under way.
         """
         self._runner.workers.refuse_reentry()
+        self._runner.workers.enter("checkpoints")
         model, group = self._model, self.group
         made = Checkpoints(
             model, folder, optimizer=optimizer, scheduler=scheduler, keep=keep, group=group
@@ -295,12 +293,7 @@ class Pipeline:
                 parameter has a gradient.
         """
         if self._rebalancer is None:
-            raise ValueError(
-                "this pipeline was made from a given plan, so there are no measurements to make "
-                "another one from: partition without plan="
-            )
-        if any(x.grad is not None for x in self._model.parameters()):
-            raise ValueError("parameters have gradients: rebalance after optimizer.zero_grad()")
+            raise ValueError("the plan was given, and nothing measured: partition without plan=")
         return self._runner.rebalance(self._rebalancer, optimizers, above, steps)
 
     def close(self) -> None:

@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from skyfx.solver.core.plan import Plan as Plan
     from skyfx.solver.errors import CaptureError as CaptureError
     from skyfx.solver.errors import CheckpointError as CheckpointError
+    from skyfx.solver.errors import DisagreementError as DisagreementError
     from skyfx.solver.errors import FormatError as FormatError
     from skyfx.solver.errors import InfeasibleError as InfeasibleError
     from skyfx.solver.errors import NoPlanError as NoPlanError
@@ -53,6 +54,7 @@ _HOMES = {
     "Checkpoints": "skyfx.runtime.checkpoint.checkpoints",
     "Cluster": "skyfx.devices.cluster_probe",
     "Device": "skyfx.devices.resolve",
+    "DisagreementError": "skyfx.solver.errors",
     "Evaluate": "skyfx.training.callbacks",
     "FormatError": "skyfx.solver.errors",
     "Graph": "skyfx.solver.core.graph",

@@ -3,6 +3,7 @@
 import logging
 import os
 from collections.abc import Iterable, Sequence
+from functools import partial
 from typing import Any, Literal, get_args
 
 from torch import nn
@@ -10,14 +11,14 @@ from torch import nn
 from skyfx.devices.resolve import DeviceList
 from skyfx.measurement.cost_cache import check_cache_folder
 from skyfx.measurement.measure import Progress, measure
+from skyfx.orchestration.agreement import Initial, agree
 from skyfx.orchestration.assembly import assemble
 from skyfx.orchestration.environment import environment_of
 from skyfx.orchestration.plan_resolution import (
     PlanSource,
-    check_files,
     check_patterns,
     check_request,
-    read_plan,
+    read_arguments,
 )
 from skyfx.orchestration.rebalancing import Rebalancing
 from skyfx.partitioning.plan_matching import check_plan
@@ -56,6 +57,7 @@ def partition(
     time_limit_s: float = 20.0,
     keep: str | os.PathLike[str] | None = None,
     check: Check = "full",
+    initial: Initial = "same",
     progress: Progress | None = None,
 ) -> Pipeline:
     """Split a model over devices and get it ready to run.
@@ -93,6 +95,8 @@ def partition(
             all but gradients; `off` compares nothing. Where the whole model does not fit this
             process, each stage is held against its own part. `Pipeline.verified` says what was
             compared, and to what digit.
+        initial: in several processes, parameters and buffers have to be the `same` in all, or are
+            those of the `first` one.
         progress: told of each node that has been measured.
 
     Returns:
@@ -100,6 +104,7 @@ def partition(
 
     Raises:
         CaptureError: the model cannot be captured.
+        DisagreementError: another process has another model, or asks for something else.
         VerificationError: the stages would not do what the model does; the model is as before.
         ValueError: an argument is wrong; nothing has been captured or measured then, but for a
             pin that matches nothing.
@@ -109,16 +114,25 @@ def partition(
             in time, or none within its memory peaks).
     """
     one_of("check", check, get_args(Check))
+    one_of("initial", initial, get_args(Initial))
     environment = environment_of(devices)
     group = environment.group
-    check_files(weights, keep)
-    batch = example_batch(model, example_inputs)
+    read = partial(read_arguments, model, example_inputs, plan, weights, keep)
+    batch, given = group.barrier_after(read)
+    asked = {
+        "devices": [device.name for device in environment.cluster.devices],
+        "plan": None if given is None else [(x.device, x.nodes) for x in given.stages],
+        **{"mode": mode, "objective": objective, "schedule": schedule, "strategy": strategy},
+        **{"num_microbatches": num_microbatches, "optimizer_state_ratio": optimizer_state_ratio},
+        **{"pins": pins, "gap": gap, "time_limit_s": time_limit_s, "check": check},
+        **{"batch_dims": batch_dims, "target_dims": target_dims},
+    }
+    batch = agree(model, batch, asked, group, initial)
     rule = batch_rule(model, batch, batch_dims)
     targets = None if target_dims is None else BatchDims.of_targets(target_dims)
     rebalancer: Rebalancing | None = None
-    if plan is not None:
-        agreed = read_plan(plan)
-        assumptions = agreed.assumptions
+    if given is not None:
+        agreed, assumptions = given, given.assumptions
         cut = decided(model, batch, rule, assumptions, group, verify=check != "off")
         captured = capture_microbatch(model, batch, cut, training=assumptions.training)
         check_plan(agreed, captured, [device.name for device in environment.cluster.devices])

@@ -3,6 +3,7 @@
 SkyfxError
  +-- CaptureError               the model, its inputs or its outputs cannot be captured
  +-- CheckpointError (ValueError)  a checkpoint cannot be saved, or is not one of this training
+ +-- DisagreementError (ValueError)  the processes of a job do not do the same
  +-- FormatError (ValueError)   a graph, cluster or plan file is not what the format asks for
  +-- PlanError (ValueError)     a plan does not belong to this graph or cluster, or breaks a rule
  +-- InfeasibleError            no plan can exist
@@ -18,6 +19,7 @@ A class stands here only if a caller would catch it; every other misuse is a `Va
 __all__ = [
     "CaptureError",
     "CheckpointError",
+    "DisagreementError",
     "FormatError",
     "InfeasibleError",
     "NoPlanError",
@@ -39,6 +41,10 @@ class CaptureError(SkyfxError):
 
 class CheckpointError(SkyfxError, ValueError):
     """A checkpoint cannot be saved, is damaged, or is one of another model or optimizer."""
+
+
+class DisagreementError(SkyfxError, ValueError):
+    """The processes of a job make different calls, or are given different models or data."""
 
 
 class FormatError(SkyfxError, ValueError):

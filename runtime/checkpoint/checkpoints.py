@@ -24,6 +24,7 @@ from skyfx.runtime.checkpoint.load import load
 from skyfx.runtime.checkpoint.save import write
 from skyfx.runtime.checkpoint.snapshot import Scheduler, Snapshot, Training
 from skyfx.runtime.distributed.process_group import ProcessGroup
+from skyfx.runtime.distributed.roll_call import enter
 
 logger = logging.getLogger(__name__)
 
@@ -59,7 +60,9 @@ class Checkpoints:
             raise ValueError(f"keep is {keep}, expected 1 or more checkpoints")
         self._training = Training(model, optimizer, scheduler)
         self._folder, self._keep = Folder(folder), keep
-        self._group = ProcessGroup.alone() if group is None else group.duplicate()
+        # Of calls, which must meet all others; saves go on in a group of their own.
+        self._calls = ProcessGroup.alone() if group is None else group
+        self._group = self._calls.duplicate()
         self._writer = ThreadPoolExecutor(1, thread_name_prefix="skyfx-checkpoint")
         self._writing: Future[None] | None = None
 
@@ -77,6 +80,7 @@ class Checkpoints:
             CheckpointError: a part of it cannot be saved.
             OSError: the folder cannot be written. Each of these is raised in all processes.
         """
+        enter(self._calls, "save", step=step)
         self.wait()
         taken, training, rank = Future[Snapshot](), self._training, self._group.rank
         try:
@@ -99,12 +103,14 @@ class Checkpoints:
             CheckpointError: there is none of this step, it is damaged, or it is of another model
                 or optimizer. Then nothing has changed.
         """
+        enter(self._calls, "load", step=step)
         self.wait()
         found = load(self._group, self._folder, self._training, step)
         return None if found is None else Checkpoint(*found)
 
     def latest(self) -> int | None:
         """The step of the latest checkpoint, None if there is none."""
+        enter(self._calls, "latest")
         self.wait()
         found: int | None = self._group.broadcast_from_first(self._folder.latest)
         return found

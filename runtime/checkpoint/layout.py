@@ -15,17 +15,16 @@ import os
 import re
 import secrets
 import shutil
-import zlib
 from collections.abc import Iterable, Mapping
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
+from skyfx.runtime.distributed.checksum import checksum
 from skyfx.solver.errors import CheckpointError
 
 FORMAT = "skyfx.checkpoint/1"
@@ -160,7 +159,7 @@ def parse(text: str) -> dict[str, Any]:
 
 def write_tensors(path: Path, tensors: Mapping[str, Tensor]) -> None:
     """Write contiguous tensors of the CPU to a safetensors file, and flush it to the disk."""
-    checksums = {name: _checksum(tensor) for name, tensor in tensors.items()}
+    checksums = {name: checksum(tensor) for name, tensor in tensors.items()}
     path.touch()
     mode = path.stat().st_mode  # follows the user's umask, which safetensors ignores
     save_file(dict(tensors), path, metadata={"crc32": json.dumps(checksums)})
@@ -191,7 +190,7 @@ class Reader(ExitStack):
             CheckpointError: a checksum differs.
         """
         for name in names:
-            if _checksum(self.get(name)) != self._index[name].checksum:
+            if checksum(self.get(name)) != self._index[name].checksum:
                 raise CheckpointError(
                     f"{self._folder / self._index[name].file} is damaged: {name!r} has another "
                     "checksum than when it was written. Load an earlier step"
@@ -239,10 +238,6 @@ def _opened(path: Path) -> Any:
         return safe_open(path, framework="pt")
     except (OSError, SafetensorError) as error:
         raise CheckpointError(f"{path} is damaged: {error}. Load an earlier step") from None
-
-
-def _checksum(tensor: Tensor) -> int:
-    return zlib.crc32(tensor.reshape(-1).view(torch.uint8).numpy().data)
 
 
 def _sync(path: Path) -> None:

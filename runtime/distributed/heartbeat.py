@@ -13,62 +13,59 @@ the others close their connections, and nobody waits for a message any more.
 """
 
 import gc
+import logging
 import threading
 import time
-from collections import deque
-from collections.abc import Callable, Mapping
-from contextlib import suppress
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, replace
 from datetime import timedelta
 
 import msgspec
 import torch.distributed as dist
 
-from skyfx.solver.errors import SkyfxError, StageError, WorkerLostError
+from skyfx.runtime.distributed.active_clock import BEAT_S, ActiveClock
+from skyfx.runtime.distributed.whereabouts import Place, Whereabouts
+from skyfx.solver.errors import DisagreementError, SkyfxError, StageError, WorkerLostError
 
-BEAT_S, SILENT_S = 0.5, 6.0
-"""Seconds between two beats; seconds of silence after which a process is lost."""
+SILENT_S = 6.0
+"""Seconds of silence after which a process is lost."""
 
-PAUSES = 100
-"""Number of this process's pauses that are remembered."""
+MET_S, WARN_S = 5.0, 10.0
+"""Seconds after which two processes that wait for each other in different calls are stuck; seconds
+of waiting for another process after which a warning says where that one is."""
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
 class _Beat:
-    """The message of a process: its number, why it failed, which loss it found, if it has left."""
+    """The message of a process: its number, why it failed, which loss it found, if it has left.
+
+    Attributes:
+        calls: how many calls it has begun.
+        at: the line of its program.
+        meeting: a collective of the program's own in which it has waited for `MET_S`.
+        ranks: the processes that it waits for there.
+    """
 
     beat: int
     failed: str = ""
     lost: str = ""
     has_left: bool = False
+    calls: int = 0
+    at: str = ""
+    meeting: str = ""
+    ranks: tuple[int, ...] = ()
 
 
-class _ActiveClock:
-    """Measures time without the pauses in which this process was stopped.
+@dataclass(slots=True)
+class _Waiting:
+    """This process waits until all others make the same call."""
 
-    By other clocks, after a pause, all peers would seem silent and all stages would seem to hang.
-    A pause is seen as a gap between two ticks; threads tick at least every `BEAT_S`.
-    """
-
-    def __init__(self) -> None:
-        self._pauses: deque[tuple[float, float]] = deque(maxlen=PAUSES)
-        self._ticked_s = time.perf_counter()
-        self._lock = threading.Lock()
-
-    def tick(self) -> float:
-        """Note a pause if there was one; returns the time."""
-        with self._lock:
-            now_s = time.perf_counter()
-            if (pause_s := now_s - self._ticked_s - 2 * BEAT_S) > 0:
-                self._pauses.append((now_s, pause_s))
-            self._ticked_s = now_s
-            return now_s
-
-    def active_s(self, since_s: float, until_s: float | None = None) -> float:
-        """Active seconds between two times of `time.perf_counter`; until now by default."""
-        until_s = self.tick() if until_s is None else until_s
-        paused_s = (length for at_s, length in list(self._pauses) if since_s < at_s <= until_s)
-        return until_s - since_s - sum(paused_s)
+    call: str
+    since_s: float
+    is_told: bool = False
 
 
 class Heartbeat:
@@ -78,6 +75,7 @@ class Heartbeat:
         overdue: returns which stage of this process hangs, or None.
         closing: functions that close the connections to the others.
         clock: stands while this process is stopped.
+        calls: how many calls this process has begun, as all others have to.
     """
 
     def __init__(self, store: dist.Store, rank: int, size: int) -> None:  # type: ignore[name-defined]
@@ -93,11 +91,14 @@ class Heartbeat:
         self._store, self._rank = store, rank
         store.set_timeout(timedelta(seconds=SILENT_S))
         self._names = {i: f"rank {i}" for i in range(size)}
-        self.clock = _ActiveClock()
+        self.clock = ActiveClock()
         self._answered_s = 0.0
         self._last_seen: dict[int, tuple[bytes, float]] = {}
         self._beats, self._failed, self._has_left = 0, "", False
         self._lost: SkyfxError | None = None
+        self.calls = 0
+        self._waiting: _Waiting | None = None
+        self._whereabouts, self._place = Whereabouts(), Place()
         self._is_known, self._is_stopped = threading.Event(), threading.Event()
         self._has_news = threading.Event()
         # Two, since a store that was stopped or cut off may never answer the thread that asks it.
@@ -122,6 +123,17 @@ class Heartbeat:
     def name(self, names: Mapping[int, str]) -> None:
         """Add to the errors what runs in each process."""
         self._names |= {i: f"rank {i} ({name})" for i, name in names.items()}
+
+    @contextmanager
+    def waiting(self, call: str) -> Iterator[None]:
+        """Within it, this process has begun a call and waits until all others have."""
+        self.calls += 1
+        self._whereabouts.thread = threading.get_ident()
+        self._waiting = _Waiting(call, self.clock.tick())
+        try:
+            yield
+        finally:
+            self._waiting = None
 
     def fail(self, text: str) -> None:
         """Tell the others that this process has failed, and why."""
@@ -162,8 +174,11 @@ class Heartbeat:
 
     def _write(self) -> None:
         self._beats += 1
-        failed = self._failed or self.overdue() or ""
-        beat = _Beat(self._beats, failed, str(self._lost or ""), self._has_left)
+        failed, lost = self._failed or self.overdue() or "", str(self._lost or "")
+        self._place = place = self._whereabouts.look()
+        beat = _Beat(self._beats, failed, lost, self._has_left, self.calls, place.line)
+        if place.meeting and self.clock.active_s(place.since_s) > MET_S:
+            beat = replace(beat, meeting=place.meeting, ranks=place.ranks)
         self._store.set(str(self._rank), msgspec.json.encode(beat).decode())
 
     def _read(self) -> None:
@@ -179,7 +194,11 @@ class Heartbeat:
         while not self._is_stopped.wait(BEAT_S):
             if (loss := self._loss()) is not None:
                 self._lost = loss  # the first one, which explains all later ones
+                if self._place.meeting:  # there, torch raises only that a connection was closed
+                    logger.error("%s", loss)
                 self._has_news.set()
+                if isinstance(loss, DisagreementError):  # the others learn why before it happens
+                    time.sleep(2 * BEAT_S)
                 for close in self.closing:
                     close()
                 self._is_known.set()
@@ -190,8 +209,8 @@ class Heartbeat:
         if (silent_s := self.clock.active_s(self._answered_s)) > SILENT_S:
             return WorkerLostError(
                 f"{self._names[0]}, whose host keeps the job's store, has not answered for "
-                f"{silent_s:.0f} s: it was stopped or cut off, or this host was. Start the job "
-                "again from the last checkpoint"
+                f"{silent_s:.0f} s: it has ended, was stopped or cut off, or this host was. Start "
+                "the job again from the last checkpoint"
             )
         beats = self._others()
         for i, beat in beats.items():
@@ -200,13 +219,41 @@ class Heartbeat:
         for i, beat in beats.items():
             if (silent_s := self._silent_s(i)) > SILENT_S:
                 if beat.has_left:
-                    return WorkerLostError(f"{self._names[i]} has left: its program has ended")
+                    waiting = self._waiting
+                    call = "" if waiting is None else f", and {waiting.call} needs all processes"
+                    text = f"{self._names[i]} has left: its program has ended{call}"
+                    return WorkerLostError(text)
                 return WorkerLostError(
                     f"{self._names[i]} has not been heard of for {silent_s:.0f} s: it was killed, "
                     "stopped or cut off. Start the job again from the last checkpoint"
                 )
             if beat.lost:
                 return WorkerLostError(beat.lost)
+        return self._absence(beats)
+
+    def _absence(self, beats: Mapping[int, _Beat]) -> SkyfxError | None:
+        """Another process that this one waits for, if it can never come; else a warning."""
+        waiting = self._waiting
+        if waiting is None or (waited_s := self.clock.active_s(waiting.since_s)) < MET_S:
+            return None
+        absent = {i: beat for i, beat in beats.items() if beat.calls < self.calls}
+        for i, beat in absent.items():
+            if self._rank in beat.ranks:
+                return DisagreementError(
+                    f"{self._names[self._rank]} calls {waiting.call}, {self._names[i]} waits in "
+                    f"torch's {beat.meeting} ({beat.at}): all processes have to make the same "
+                    "calls, in the same order"
+                )
+        if absent and waited_s > WARN_S and not waiting.is_told:
+            waiting.is_told = True
+            who = ", ".join(
+                f"{self._names[i]}" + f" is at {beat.at}" * bool(beat.at)
+                for i, beat in absent.items()
+            )
+            logger.warning(
+                "%s has waited for %.0f s until all processes call it: %s",
+                *(waiting.call, waited_s, who),
+            )
         return None
 
     def _others(self) -> dict[int, _Beat]:

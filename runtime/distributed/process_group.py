@@ -3,9 +3,10 @@
 import atexit
 import json
 import os
-from collections.abc import Callable, Iterator
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import timedelta
 from typing import Any, TypeVar
 
@@ -40,12 +41,14 @@ class ProcessGroup:
         rank: the number of this process.
         size: the number of processes.
         heartbeat: knows which processes are alive; None in a group of one.
+        counts: how often each call was made since the last pipeline was handed over.
     """
 
     processes: dist.ProcessGroup | None
     rank: int
     size: int
     heartbeat: Heartbeat | None
+    counts: Counter[str] = field(default_factory=Counter, compare=False)
 
     @staticmethod
     def is_launched() -> bool:
@@ -83,16 +86,18 @@ class ProcessGroup:
 
     @classmethod
     def _of(cls, world: dist.ProcessGroup) -> "ProcessGroup":
-        is_gloo = dist.get_backend(world) == "gloo"  # else it is the user's own, for GPUs
-        processes = world if is_gloo else dist.new_group(backend="gloo", timeout=TIMEOUT)
-        rank, size = dist.get_rank(processes), dist.get_world_size(processes)
+        rank, size = dist.get_rank(world), dist.get_world_size(world)
         if size == 1:
-            return cls(processes, rank, size, None)
-        own = processes.get_group_store().clone()  # type: ignore[union-attr]
+            return cls(world, rank, size, None)
+        # Our own: the program's collectives, such as a barrier, must not meet ours.
+        processes = dist.new_group(backend="gloo", timeout=TIMEOUT)
+        own = processes.get_group_store().clone()
         store = dist.PrefixStore("skyfx", own)  # type: ignore[attr-defined]
         heartbeat = Heartbeat(store, rank, size)
         group = cls(processes, rank, size, heartbeat)
         group._close_with_heartbeat()
+        if dist.get_backend(world) == "gloo":  # else it is for GPUs
+            heartbeat.closing.append(lambda: _close_connections(world, rank, size))
         dist.barrier(group=processes)  # the first beat of each process is in the store
         heartbeat.start()
         return group
@@ -175,14 +180,20 @@ class ProcessGroup:
         """The bytes of every process, by rank."""
         if self.size == 1:
             return [mine]
-        lengths = [torch.zeros(1, dtype=torch.long) for _ in range(self.size)]
+        lengths = [length for (length,) in self.gather_numbers([len(mine)])]
+        longest = max(lengths)
         with self.raising_lost_peers():
-            dist.all_gather(lengths, torch.tensor([len(mine)]), group=self.processes)
-            longest = max(int(length) for length in lengths)
             texts = [torch.zeros(longest, dtype=torch.uint8) for _ in range(self.size)]
             sent = torch.frombuffer(bytearray(mine.ljust(longest)), dtype=torch.uint8)
             dist.all_gather(texts, sent, group=self.processes)
-        return [bytes(x.numpy())[: int(n)] for x, n in zip(texts, lengths, strict=True)]
+        return [bytes(x.numpy())[:n] for x, n in zip(texts, lengths, strict=True)]
+
+    def gather_numbers(self, mine: Sequence[int]) -> list[list[int]]:
+        """As many numbers of every process, by rank, in one message."""
+        rows = [torch.zeros(len(mine), dtype=torch.long) for _ in range(self.size)]
+        with self.raising_lost_peers():
+            dist.all_gather(rows, torch.tensor(mine, dtype=torch.long), group=self.processes)
+        return [row.tolist() for row in rows]
 
     def all_gather_json(self, mine: T, kind: type[T]) -> list[T]:
         """The values of every process, by rank, sent as JSON of this type."""

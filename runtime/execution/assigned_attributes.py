@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from skyfx.runtime.execution.microbatch import OutputSpec
 from skyfx.runtime.pytree import flatten
-from skyfx.runtime.reachable_state import reachable_slots
+from skyfx.runtime.state.reachable_state import reachable_slots
 
 
 class Way(Enum):

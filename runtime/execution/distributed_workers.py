@@ -1,7 +1,7 @@
 """The workers of a pipeline in several processes: each runs some of the stages, in threads."""
 
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from typing import Any
@@ -11,6 +11,9 @@ from torch import Tensor, nn
 
 from skyfx.runtime.device import LocalDevice
 from skyfx.runtime.distributed.process_group import ProcessGroup
+from skyfx.runtime.distributed.roll_call import enter
+from skyfx.runtime.execution.microbatch import Batch
+from skyfx.runtime.execution.shared_data import CallData, Reads, SharedData
 from skyfx.runtime.execution.step import StagedModel, Step
 from skyfx.runtime.execution.workers import (
     INFERENCE_CAPACITY,
@@ -34,7 +37,8 @@ PATIENCE_S, HANGS = 8.0, 10
 class DistributedWorkers(Workers):
     """The workers of this process; other processes of the group run the other stages.
 
-    Every process calls the pipeline with the same batch, and gets the loss and the outputs.
+    Every process calls the pipeline with the same batch, or with None where it runs neither the
+    first stage nor, for targets, the last; each gets the loss and the outputs.
     """
 
     group: ProcessGroup
@@ -56,6 +60,10 @@ class DistributedWorkers(Workers):
         """
         super().__init__(devices)
         self._rank_of, self.group = rank_of, group
+        several = group.heartbeat is not None
+        self._shared = SharedData(group, rank_of[0], rank_of[-1]) if several else None
+        # All processes make the same calls, so they count alike.
+        self._number = str(0 if group.heartbeat is None else group.heartbeat.calls)
         self._patience_s = {
             k: max(PATIENCE_S, HANGS * stages[k].compute_s) for k in devices if stages[k].compute_s
         }
@@ -67,6 +75,40 @@ class DistributedWorkers(Workers):
             for way in ways
             if way[1] in range(len(rank_of)) and way[1] not in devices
         }
+
+    @property
+    def reads(self) -> Reads:
+        """What this process reads of the data of a call."""
+        own = self.group.rank
+        return Reads(batch=own == self._rank_of[0], targets=own == self._rank_of[-1])
+
+    def learn(self, batch: Batch) -> None:
+        """Know the nesting of a batch, of which this process may be given None later."""
+        if self._shared is not None:
+            self._shared.learn(batch)
+
+    def enter(self, call: str, **asked: Any) -> None:
+        """Begin a call; raises in all processes if they make different ones."""
+        enter(self.group, call, pipeline=self._number, **asked)
+
+    def meet(self, call: str, make: Callable[[], CallData], asked: Mapping[str, Any]) -> CallData:
+        """Begin a call with data; raises in all processes if they have different ones."""
+        if self._shared is None:
+            return super().meet(call, make, asked)
+        number = self.group.counts[call] + 1
+        name = f"{call} (step {number})" if call == "train_step" else call
+        texts = {key: str(value) for key, value in asked.items()}
+        data = self._shared.meet(name, texts | {"pipeline": self._number}, make)
+        self.group.counts[call] = number
+        return data
+
+    def fill(
+        self, parts: list[Batch], lacking: Sequence[int], failure: Exception | None
+    ) -> list[Batch]:
+        """Send values to the processes that lack and need some."""
+        if self._shared is not None:
+            parts = self._shared.fill(parts, lacking, failure)
+        return super().fill(parts, lacking, failure)
 
     def boundaries(
         self, splits: Sequence[StagedModel], *, training: bool, turn: int = 0
@@ -123,9 +165,10 @@ class DistributedWorkers(Workers):
         """The state in the first process: the others may have another seed, or none."""
         return self.group.broadcast(0, state)
 
-    def state_of(self, model: nn.Module) -> dict[str, Any]:
-        """The whole model's state, each tensor from the first process that holds it."""
-        state = model.state_dict()
+    def state_of(self, model: nn.Module, module: str) -> dict[str, Any]:
+        """The whole state, each tensor from the first process that holds it."""
+        self.enter("state_dict", module=module)
+        state = model.get_submodule(module).state_dict()
         tensors = {name: x for name, x in state.items() if isinstance(x, Tensor)}
         ours = [name for name, x in tensors.items() if not x.is_meta]
         held = [set(names) for names in self.group.all_gather_json(ours, list[str])]
@@ -139,9 +182,12 @@ class DistributedWorkers(Workers):
             state[name] = self.group.broadcast(holders[0], values)
         return state
 
-    def load_state(self, model: nn.Module, state: Mapping[str, Any]) -> Any:
-        """Load the tensors that this process holds; the names have to be the whole model's."""
-        own = model.state_dict()
+    def load_state(self, model: nn.Module, state: Mapping[str, Any], module: str) -> Any:
+        """Load the tensors that this process holds; the names have to be the whole module's."""
+        if self._shared is not None:
+            self._shared.meet_with_state("load_state_dict", {"module": module}, state)
+        part = model.get_submodule(module)
+        own = part.state_dict()
         missing, unexpected = sorted(own.keys() - state.keys()), sorted(state.keys() - own.keys())
         if missing or unexpected:
             raise RuntimeError(
@@ -149,7 +195,7 @@ class DistributedWorkers(Workers):
                 f"{missing[:3]}, {len(unexpected)} are unexpected {unexpected[:3]}"
             )
         ours = [name for name, x in own.items() if not (isinstance(x, Tensor) and x.is_meta)]
-        return model.load_state_dict({name: state[name] for name in ours}, strict=False)
+        return part.load_state_dict({name: state[name] for name in ours}, strict=False)
 
     def gradient_norm(self, parameters: Sequence[nn.Parameter], norm_type: float) -> Tensor:
         """The norm of all gradients in all processes; every process has to call it.

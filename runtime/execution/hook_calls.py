@@ -18,7 +18,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from skyfx.runtime.execution.microbatch import OutputSpec
-from skyfx.runtime.reachable_state import hooks_of
+from skyfx.runtime.state.reachable_state import hooks_of
 
 _stepping = threading.local()
 

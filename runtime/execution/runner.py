@@ -6,17 +6,19 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, NamedTuple, Protocol
 
 import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from skyfx.runtime.execution.batch_cutter import BatchCutter
 from skyfx.runtime.execution.microbatch import Batch
-from skyfx.runtime.execution.output_joins import OutputJoins
+from skyfx.runtime.execution.shared_data import CallData
+from skyfx.runtime.execution.split_cache import SplitCache, SplitFn
 from skyfx.runtime.execution.step import LossHead, StagedModel, Step, autocast_here
 from skyfx.runtime.execution.workers import RunningStep, StepResult, Workers, done_since
-from skyfx.runtime.reachable_state import hooks_of
 from skyfx.runtime.rng.step_streams import begin_step_streams
 from skyfx.solver.core.plan import Plan
 from skyfx.solver.core.schedule import Action
@@ -44,8 +46,15 @@ class StepTimes:
         return tuple(map(sum, zip(self.forward_s, self.backward_s, strict=True)))
 
 
-SplitFn = Callable[[Batch, bool], StagedModel]
-"""Splits the model for micro-batches like this one, for training or not, as the plan says."""
+MakeData = Callable[[], CallData]
+"""Makes the data of a call, or raises."""
+
+LossFn = Callable[[Any, Any], Tensor]
+"""From the outputs and the targets of a micro-batch to its mean loss."""
+
+
+MakeWork = Callable[[], tuple[list[Batch], LossHead | None]]
+"""Makes the micro-batches of a step, and in training its loss."""
 
 
 class Deployment(NamedTuple):
@@ -56,53 +65,6 @@ class Deployment(NamedTuple):
     split: SplitFn
     microbatch: Batch
     staged: StagedModel
-
-
-class SplitCache:
-    """The splits that have been made, until the model has other tensors."""
-
-    def __init__(self, model: nn.Module, split: SplitFn) -> None:
-        """Split this model with this function."""
-        self._model, self._split = model, split
-        self._made: dict[Any, StagedModel] = {}
-        self._tensors_then: list[tuple[Tensor, torch.dtype]] = []
-
-    def put(self, part: Batch, staged: StagedModel, *, training: bool) -> None:
-        """Add a split that has been made for micro-batches like this one."""
-        self._made[self._setting(training), part.signature] = staged
-        self._tensors_then = self._tensors()
-
-    def of(self, parts: Sequence[Batch], *, training: bool) -> list[StagedModel]:
-        """The split of each micro-batch."""
-        # `load_state_dict(assign=True)` gives the model other tensors, and `half()` other buffers.
-        if _identities(self._tensors()) != _identities(self._tensors_then):
-            self._made.clear()
-        setting = self._setting(training)
-        keys = [(setting, part.signature) for part in parts]
-        for key, part in zip(keys, parts, strict=True):
-            if key not in self._made:
-                self.put(part, self._split(part, training), training=training)
-        return [self._made[key] for key in keys]
-
-    @property
-    def draws_as_plain_torch(self) -> bool:
-        """Whether it is known of all random nodes how many numbers they draw."""
-        return all(staged.advances is not None for staged in self._made.values())
-
-    def _setting(self, training: bool) -> Any:
-        """The part of a key that is the same for all micro-batches: looked up once per batch."""
-        modes = [module.training for module in self._model.modules()]
-        # A model in eval mode is trained as a whole; in training mode, parts of it may be in eval.
-        parts_in_eval = tuple(modes) if training and modes[0] and not all(modes) else ()
-        hooks = tuple(id(hook) for x in self._model.modules() for hook in hooks_of(x))
-        return training, parts_in_eval, hooks, autocast_here()
-
-    def _tensors(self) -> list[tuple[Tensor, torch.dtype]]:
-        return [(x, x.dtype) for x in (*self._model.parameters(), *self._model.buffers())]
-
-
-def _identities(tensors: list[tuple[Tensor, torch.dtype]]) -> list[tuple[int, torch.dtype]]:
-    return [(id(x), kind) for x, kind in tensors]
 
 
 class Rebalancer(Protocol):
@@ -124,9 +86,9 @@ class Runner:
         measured: the times of the last step, None before the first one.
     """
 
-    def __init__(self, model: nn.Module, deployment: Deployment, joins: OutputJoins) -> None:
-        """Run this model; `joins` says how the outputs of micro-batches are joined."""
-        self._model, self._joins = model, joins
+    def __init__(self, model: nn.Module, deployment: Deployment, cutter: BatchCutter) -> None:
+        """Run this model; `cutter` makes micro-batches."""
+        self._model, self._cutter = model, cutter
         self._calling = threading.Lock()
         self._is_closed, self._is_streaming = False, False
         self._deploy(deployment)
@@ -137,6 +99,7 @@ class Runner:
         self._ran: Sequence[StagedModel] = ()
         self._splits = SplitCache(self._model, deployment.split)
         training = self.plan.assumptions.training
+        self.workers.learn(deployment.microbatch)
         self._splits.put(deployment.microbatch, deployment.staged, training=training)
 
     @property
@@ -144,9 +107,9 @@ class Runner:
         """Whether random nodes draw the numbers that plain torch would draw."""
         return self._splits.draws_as_plain_torch
 
-    def infer(self, parts: list[Batch]) -> Any:
+    def infer(self, make: MakeData) -> Any:
         """The return value for the whole batch, from its micro-batches; raises as `train`."""
-        return self._gather(*self._run(parts, None))
+        return self._gather(*self._run(lambda: self._cut("pipeline(batch)", make)))
 
     def outputs(self, parts: list[Batch], *, training: bool) -> list[list[Tensor]]:
         """The tensors that the model returns for each micro-batch; raises as `train`.
@@ -155,7 +118,7 @@ class Runner:
             parts: the micro-batches.
             training: whether by the graph for training, such as with dropout.
         """
-        step, result = self._run(parts, None, as_trained=training)
+        step, result = self._run(lambda: (parts, None), as_trained=training)
         return self._left(step, result)
 
     def staged(self, part: Batch, *, training: bool) -> StagedModel:
@@ -163,21 +126,34 @@ class Runner:
         (found,) = self._splits.of([part], training=training)
         return found
 
-    def train(self, parts: list[Batch], head: LossHead) -> Tensor:
+    def train(self, make: MakeData, loss_fn: LossFn) -> Tensor:
         """The loss of the whole batch, after forward and backward of all its micro-batches.
 
         Raises:
+            ValueError: the plan is for inference.
             StageError: a stage failed.
             WorkerLostError: another process is gone.
+            DisagreementError: another process does something else.
         """
-        step, result = self._run(parts, head)
+        if not self.plan.assumptions.training:
+            raise ValueError(
+                "this pipeline was planned for inference: partition with mode='training' to train"
+            )
+        return self._loss(lambda: self._cut("train_step", make, loss_fn))
+
+    def train_on(self, parts: list[Batch], head: LossHead) -> Tensor:
+        """The same for these micro-batches; raises as `train`."""
+        return self._loss(lambda: (parts, head))
+
+    def _loss(self, work: MakeWork) -> Tensor:
+        step, result = self._run(work)
         for staged in step.splits:
             if len(self.plan.stages) - 1 not in staged.stages:
                 staged.leave_empty(self._model)
         assert result.loss is not None
         return result.loss
 
-    def stream(self, batches: Iterable[list[Batch]]) -> Iterator[Any]:
+    def stream(self, batches: Iterable[MakeData]) -> Iterator[Any]:
         """Infer one batch after another; the next one begins before one ends.
 
         So the stages do not idle between two batches. `UNDER_WAY` batches are in memory.
@@ -186,11 +162,13 @@ class Runner:
         with self._turn():
             self._is_streaming = True
             try:
-                for i, parts in enumerate(batches):
-                    step = self._step(parts, None, turn=i % UNDER_WAY)
+                for i, make in enumerate(batches):
+                    work = partial(self._cut, f"stream (batch {i + 1})", make)
+                    step = self._step(work, turn=i % UNDER_WAY)
                     under_way.append((step, self.workers.start(step)))
                     if len(under_way) == UNDER_WAY:
                         yield self._ended(under_way)
+                self.workers.enter("stream (its end)")
                 while under_way:
                     yield self._ended(under_way)
             finally:
@@ -201,11 +179,9 @@ class Runner:
                         step, started = under_way.popleft()
                         self.workers.finish(step, started)
 
-    def _run(
-        self, parts: list[Batch], head: LossHead | None, *, as_trained: bool = False
-    ) -> tuple[Step, StepResult]:
+    def _run(self, work: MakeWork, *, as_trained: bool = False) -> tuple[Step, StepResult]:
         with self._turn():
-            step = self._step(parts, head, as_trained=as_trained)
+            step = self._step(work, as_trained=as_trained)
             self._ran = step.splits
             began = time.perf_counter()
             self.workers.finish(step, self.workers.start(step))
@@ -223,7 +199,7 @@ class Runner:
     def _gather(self, step: Step, result: StepResult) -> Any:
         """The return value of the whole batch; attributes are as its last micro-batch left them."""
         sizes = [part.batch_size for part in step.microbatches]
-        return step.splits[0].outputs.gather(self._left(step, result), sizes, self._joins)
+        return step.splits[0].outputs.gather(self._left(step, result), sizes, self._cutter.joins)
 
     def _left(self, step: Step, result: StepResult) -> list[list[Tensor]]:
         """The returned tensors of each micro-batch, after it has left its attributes."""
@@ -244,14 +220,27 @@ class Runner:
                 raise RuntimeError("this pipeline is closed; partition the model again")
             yield
 
-    def _step(
-        self,
-        parts: list[Batch],
-        head: LossHead | None,
-        turn: int = 0,
-        *,
-        as_trained: bool = False,
-    ) -> Step:
+    def _cut(
+        self, call: str, make: MakeData, loss_fn: LossFn | None = None
+    ) -> tuple[list[Batch], LossHead | None]:
+        """The micro-batches of a call's data, and the loss if there is one."""
+        training = loss_fn is not None
+        _, modes, autocast = self._splits.setting(training)
+        asked = {"autocast": autocast or "off", "modules in training mode": modes or "all or none"}
+        data = self.workers.meet(call, make, asked)
+        assert data.batch is not None
+        parts = self._cutter.parts(data.batch)
+        head, failure = None, None
+        if loss_fn is not None:
+            try:
+                head = self._head(loss_fn, data.targets, parts)
+            except ValueError as error:  # perhaps only here, where the targets are
+                failure = error
+        lacking = self._splits.lacking(parts, training=training)
+        return self.workers.fill(parts, lacking, failure), head
+
+    def _step(self, work: MakeWork, turn: int = 0, *, as_trained: bool = False) -> Step:
+        parts, head = work()
         training = head is not None
         splits = self._splits.of(parts, training=training or as_trained)
         advances = [split.advances for split in splits]
@@ -265,6 +254,12 @@ class Runner:
             draws=begin_step_streams(advances, self.workers.agree),
             autocast=autocast_here(),
         )
+
+    def _head(self, loss_fn: LossFn, targets: Any, parts: list[Batch]) -> LossHead:
+        goals = self._cutter.target_parts(targets, parts)
+        num_samples = sum(part.batch_size for part in parts)
+        weights = [part.batch_size / num_samples for part in parts]
+        return LossHead(self._model, loss_fn, goals, weights)
 
     def timeline(self) -> tuple[CompletedAction, ...]:
         """The actions of the last step, in seconds since its first; all processes call it.
@@ -286,6 +281,8 @@ class Runner:
         self, rebalancer: Rebalancer, optimizers: Sequence[Optimizer], above: float, steps: int
     ) -> bool:
         """Go on with another plan if there is a better one; returns whether there was."""
+        if any(x.grad is not None for x in self._model.parameters()):
+            raise ValueError("parameters have gradients: rebalance after optimizer.zero_grad()")
         with self._turn():
             if self.measured is None:
                 return False

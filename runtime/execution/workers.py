@@ -1,7 +1,7 @@
 """The workers of a pipeline in one process: a thread for each device."""
 
 import threading
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import FIRST_EXCEPTION, Future, ThreadPoolExecutor, wait
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -12,6 +12,8 @@ from torch import Tensor, nn
 
 from skyfx.runtime.device import LocalDevice
 from skyfx.runtime.distributed.process_group import ProcessGroup
+from skyfx.runtime.execution.microbatch import Batch
+from skyfx.runtime.execution.shared_data import CallData, Reads
 from skyfx.runtime.execution.step import StagedModel, Step
 from skyfx.runtime.transport import local
 from skyfx.solver.core.cluster import Wiring
@@ -115,17 +117,49 @@ class Workers:
             if error is not None and not isinstance(error, local.ChannelClosed):
                 raise error
 
+    @property
+    def reads(self) -> Reads:
+        """What this process reads of the data of a call."""
+        return Reads(batch=True, targets=True)
+
+    def learn(self, batch: Batch) -> None:
+        """Know what a batch is like, before the first call."""
+
+    def enter(self, call: str, **asked: Any) -> None:
+        """Begin a call that all processes have to make, with these arguments."""
+
+    def meet(self, call: str, make: Callable[[], CallData], asked: Mapping[str, Any]) -> CallData:
+        """Begin a call with data, of which all processes are given the same.
+
+        Raises:
+            TypeError: there is no batch.
+        """
+        data = make()
+        return data if data.batch is not None else CallData(Batch.of(None))
+
+    def fill(
+        self, parts: list[Batch], lacking: Sequence[int], failure: Exception | None
+    ) -> list[Batch]:
+        """The micro-batches of that call, with values for those that lack and need some.
+
+        Raises:
+            ValueError: `failure`, or that of another process.
+        """
+        if failure is not None:
+            raise failure
+        return parts
+
     def agree(self, state: Tensor) -> Tensor:
         """The state of torch's generator with which a step begins: that of this process."""
         return state
 
-    def state_of(self, model: nn.Module) -> dict[str, Any]:
-        """The model's state by its own names."""
-        return model.state_dict()
+    def state_of(self, model: nn.Module, module: str) -> dict[str, Any]:
+        """The state of a module of the model by its own names."""
+        return model.get_submodule(module).state_dict()
 
-    def load_state(self, model: nn.Module, state: Mapping[str, Any]) -> Any:
+    def load_state(self, model: nn.Module, state: Mapping[str, Any], module: str) -> Any:
         """Load such a state."""
-        return model.load_state_dict(state)
+        return model.get_submodule(module).load_state_dict(state)
 
     def gradient_norm(self, parameters: Sequence[nn.Parameter], norm_type: float) -> Tensor:
         """The norm of all gradients as one vector, as of `torch.nn.utils.get_total_norm`."""

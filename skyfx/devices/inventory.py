@@ -15,6 +15,7 @@ import torch
 from skyfx.devices.host_resources import cores, device_type, free_bytes
 from skyfx.runtime.device import LocalDevice
 from skyfx.runtime.distributed.process_group import ProcessGroup
+from skyfx.runtime.distributed.roll_call import enter
 from skyfx.solver.core.cluster import Device
 from skyfx.solver.errors import PlanError
 
@@ -37,18 +38,25 @@ class DeviceInventory:
 
     @classmethod
     def join(
-        cls, group: ProcessGroup | None = None, memory_bytes: float | None = None
+        cls,
+        group: ProcessGroup | None = None,
+        memory_bytes: float | None = None,
+        *,
+        call: str = "Cluster.from_environment",
     ) -> "DeviceInventory":
         """Join the job; every process of it has to.
 
         Args:
             group: the job's processes, if they have joined.
             memory_bytes: of each of this process's devices, instead of what is free.
+            call: the call that all processes make here.
 
         Raises:
+            DisagreementError: another process makes another call.
             PlanError: two processes call a device by the same name.
         """
         group = group or ProcessGroup.join()
+        enter(group, call)
         local = {device.name: device for device in _own_devices()}
         own = [
             Device(

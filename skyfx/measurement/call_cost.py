@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from skyfx.measurement.flops import counted
 from skyfx.measurement.timing import Timing, backward_of, entry_s, gradients_of, timed
 from skyfx.runtime import pytree
-from skyfx.tracing.torch_internals import allocations_of, storage_id
+from skyfx.tracing.torch_internals import NO_SAVED_TENSORS_HOOKS, allocations_of, storage_id
 
 
 @dataclass(frozen=True, slots=True)
@@ -118,8 +118,14 @@ def _with_backward(
         kept.append(tensor)
         return tensor
 
-    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+    try:
+        with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+            outputs = call()
+    except RuntimeError as error:
+        if NO_SAVED_TENSORS_HOOKS not in str(error):
+            raise
         outputs = call()
+        kept[:] = [*call.tensors, *_tensors(outputs)]  # not known, so all that can be seen
     found = _tensors(outputs)
     gradients, device = gradients_of(outputs, leaves), _device(found)
     back = Timing(0.0, 0.0)

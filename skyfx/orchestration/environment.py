@@ -101,7 +101,7 @@ def environment_of(devices: DeviceList) -> Environment:
     cluster = given_cluster(devices)
     if cluster is None or not ProcessGroup.is_launched():
         return Environment(*resolve(cluster or devices))
-    inventory = DeviceInventory.join()
+    inventory = DeviceInventory.join(call="partition")
     owner_rank = inventory.owner_rank
     missing = [device.name for device in cluster.devices if device.name not in owner_rank]
     if missing:

@@ -4,7 +4,9 @@ import os
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import get_args
+from typing import Any, get_args
+
+from torch import nn
 
 from skyfx.measurement.cost_cache import check_cache_folder
 from skyfx.partitioning.weights import Weights
@@ -18,7 +20,7 @@ from skyfx.solver.core.graph import Graph
 from skyfx.solver.core.pins import Pin
 from skyfx.solver.core.plan import Assumptions, Plan, Strategy
 from skyfx.solver.planning.planner import solve
-from skyfx.tracing.capture import Capture
+from skyfx.tracing.capture import Capture, example_batch
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,6 +96,16 @@ def check_patterns(pins: Sequence[str], captured: Capture) -> None:
         pin.check_pattern(nodes)
 
 
-def read_plan(plan: Plan | str | os.PathLike[str]) -> Plan:
-    """The plan, from its file if need be."""
-    return plan if isinstance(plan, Plan) else files.read(plan, Plan)
+def read_arguments(
+    model: nn.Module,
+    example_inputs: Any,
+    plan: Plan | str | os.PathLike[str] | None,
+    weights: str | os.PathLike[str] | None,
+    keep: str | os.PathLike[str] | None,
+) -> tuple[Batch, Plan | None]:
+    """The example, and the plan if the caller gives one; refuses files that cannot be used."""
+    check_files(weights, keep)
+    batch = example_batch(model, example_inputs)
+    if plan is None or isinstance(plan, Plan):
+        return batch, plan
+    return batch, files.read(plan, Plan)

@@ -21,6 +21,7 @@ from skyfx.orchestration.environment import Environment
 from skyfx.orchestration.plan_resolution import PlanSource
 from skyfx.partitioning.migration import follow, move
 from skyfx.passes.planner_graph import to_planner_graph
+from skyfx.runtime.distributed.roll_call import enter
 from skyfx.runtime.execution.runner import Deployment, StepTimes
 from skyfx.solver.core.cluster import Cluster
 from skyfx.solver.core.plan import Plan
@@ -65,6 +66,7 @@ class Rebalancing:
         slower = [median(column) for column in zip(*self.ratios, strict=True)]
         self._forget()
         self.cluster = _slowed(self.cluster, plan, expected, slower)
+        enter(self.environment.group, "rebalance", above=above, steps=steps)
         found = self.environment.plan_together(partial(self._better, plan, above))
         if found.stages == plan.stages:
             self.expected_s = [s * ratio for s, ratio in zip(expected, slower, strict=True)]

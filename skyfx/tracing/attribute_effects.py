@@ -16,12 +16,12 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 
-from skyfx.runtime.contents import content, equal
 from skyfx.runtime.execution.assigned_attributes import AssignedAttributes, Change, Way
 from skyfx.runtime.model_state import preserve_run
 from skyfx.runtime.pytree import tree_leaves, tree_map
-from skyfx.runtime.reachable_state import reachable_functions
 from skyfx.runtime.rng.generator_state import preserve_generators
+from skyfx.runtime.state.contents import content, equal
+from skyfx.runtime.state.reachable_state import reachable_functions
 from skyfx.solver.errors import CaptureError
 from skyfx.tracing.attribute_watch import AttributeWatch
 from skyfx.tracing.mutable_attributes import plain_tensors

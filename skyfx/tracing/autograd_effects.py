@@ -58,6 +58,16 @@ class DerivativeError(CaptureError):
         )
 
 
+class BackwardError(CaptureError):
+    """Forward adds to gradients."""
+
+    def __init__(self) -> None:
+        super().__init__(
+            "forward calls `backward`, which would add to gradients whenever a stage runs: compute "
+            "the derivative by torch.autograd.grad"
+        )
+
+
 class BatchedError(CaptureError):
     """Forward uses torch.vmap, which changes what the operators inside compute."""
 
@@ -126,7 +136,9 @@ def traceable(*, training: bool) -> Iterator[None]:
         if training and torch.is_grad_enabled() and tensor.requires_grad:
             raise HookError
 
-    def refuse_derivative(*_: Any) -> None:
+    def refuse_derivative(adds: bool) -> None:
+        if adds:
+            raise BackwardError
         raise DerivativeError
 
     def refuse_batched(*_: Any) -> None:

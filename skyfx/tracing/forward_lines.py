@@ -169,6 +169,14 @@ class ForwardCode:
         is_enough = wider is not None and wider != lines
         return wider if is_enough else self.around_statement(lines)
 
+    def latest(self, lines: Lines, names: Sequence[str]) -> str:
+        """Which of these variables the statements before the lines assign last; "" for none."""
+        for one in reversed(block_at(self._tree, lines.block)[: lines.first]):
+            for name in names:
+                if name in flow([one]).assigns:
+                    return name
+        return ""
+
     def around_statement(self, lines: Lines) -> Lines | None:
         """The statement that they stand in; None where they stand in no other."""
         found = around(lines.block)

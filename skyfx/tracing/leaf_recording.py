@@ -23,6 +23,7 @@ from skyfx.runtime.pytree import flatten
 from skyfx.runtime.rng.generator_state import comparable_states, preserve_generators
 from skyfx.solver.errors import CaptureError
 from skyfx.tracing.attribute_watch import AttributeWatch
+from skyfx.tracing.autograd_effects import BackwardError
 from skyfx.tracing.call_sites import CallSite, copy_of, decides
 from skyfx.tracing.data_dependence import OpSite
 from skyfx.tracing.forward_lines import ForwardCode, Lines
@@ -99,10 +100,12 @@ class Recorder:
         before = [x.detach().clone() if isinstance(x, Tensor) else x for x in leaves]
         watch = None if module is None else AttributeWatch(module, reachable=False)
         code = self._bound_code(own)  # with the attributes as they are before the call
-        noted = checked_derivatives(lambda *_: derivatives.append(True))
+        noted = checked_derivatives(derivatives.append)
         kept = self._buffers_kept()
         with _UsedTensors(named) as used, export_flags(exported=False), kept, noted:
             returned = self._run(own, leaves, spec)
+        if any(derivatives):
+            raise BackwardError
         is_random = generators != comparable_states()
         assigned, left = AssignedAttributes.of({} if watch is None else watch.tensor_changes())
         others = list(self._other_results(own, before, spec)) if self._may_vary(own) else []
@@ -129,7 +132,8 @@ class Recorder:
             needs=tuple(x.requires_grad for x in tensors) if derivatives else (),
         )
         if derivatives:
-            _check_apart(call, tensors, outputs if not (written or call.is_random) else None)
+            expected = outputs if not (written or call.is_random) else None
+            self._check_apart(call, tensors, expected, args)
         self.calls.append(call)
         return returned
 
@@ -196,6 +200,35 @@ class Recorder:
                 what = "returns another shape or number for other values"
                 raise self._error(what, variable, is_argument=False)
 
+    def _check_apart(
+        self,
+        call: RecordedCall,
+        tensors: Sequence[Tensor],
+        expected: Sequence[Tensor] | None,
+        args: Sequence[Any],
+    ) -> None:
+        """Refuse a call that differentiates what was computed outside of it.
+
+        Args:
+            call: it computes a derivative.
+            tensors: those it was recorded with.
+            expected: its outputs then; None if they may differ in another run.
+            args: its arguments.
+        """
+        copies = [x.detach().clone().requires_grad_(x.requires_grad) for x in tensors]
+        found: Sequence[Tensor] | None = None
+        with preserve_generators(), suppress(Exception):
+            found = call(*copies)
+        if found is None or (expected is not None and not all(map(torch.equal, found, expected))):
+            variable = ""
+            if self._code is not None and self._signature is not None:
+                assert isinstance(self._site, Lines)
+                pairs = zip(self._signature.takes, args, strict=True)
+                computed = [x for x, y in pairs if isinstance(y, Tensor) and y.grad_fn]
+                variable = self._code.latest(self._site, computed)
+            what = "differentiates what is computed outside of it"
+            raise self._error(what, variable, is_argument=True)
+
     def _error(self, what: str, variable: str, *, is_argument: bool) -> CannotCrossError:
         of = f" ({variable!r})" if variable else ""
         return CannotCrossError(f"{self._site} {what}{of}", variable, is_argument=is_argument)
@@ -249,23 +282,6 @@ class _UsedTensors(TorchFunctionMode):
             if id(leaf) in self._name_of:
                 self.names.add(self._name_of[id(leaf)])
         return func(*args, **(kwargs or {}))
-
-
-def _check_apart(
-    call: RecordedCall, tensors: Sequence[Tensor], expected: Sequence[Tensor] | None
-) -> None:
-    """Refuse a call that differentiates what was computed outside of it.
-
-    Args:
-        call: it computes a derivative.
-        tensors: those it was recorded with.
-        expected: its outputs then; None if they may differ in another run.
-    """
-    copies = [x.detach().clone().requires_grad_(x.requires_grad) for x in tensors]
-    with preserve_generators():
-        found = call(*copies)
-    if expected is not None and not all(map(torch.equal, found, expected)):
-        raise CaptureError("a derivative leads out of it")
 
 
 def form_of(value: Any) -> tuple[Any, ...]:

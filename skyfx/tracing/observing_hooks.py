@@ -15,10 +15,10 @@ from typing import Any, NamedTuple
 
 from torch import Tensor, nn
 
-from skyfx.runtime.contents import content, equal, is_closed
 from skyfx.runtime.execution.hook_calls import StepHook
 from skyfx.runtime.model_state import ModelState, preserve_run
 from skyfx.runtime.pytree import tree_map
+from skyfx.runtime.state.contents import content, equal, is_closed
 from skyfx.tracing.torch_internals import forward_hooks
 
 HookCall = tuple[nn.Module, Any, Any]

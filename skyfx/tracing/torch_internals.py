@@ -36,12 +36,8 @@ UNKNOWN_VALUE_ERRORS = (
 DECISIONS = {("torch.nn.modules.transformer", "_detect_is_causal_mask")}
 """Functions of torch, by their Python modules, that branch on values and return a decision."""
 
-_DERIVATIVES = (
-    (torch.autograd, "_engine_run_backward"),
-    (eager_transforms, "grad_increment_nesting"),
-    (eager_transforms, "jvp_increment_nesting"),
-)
-"""Where all derivatives begin, however the model calls them."""
+NO_SAVED_TENSORS_HOOKS = "don't yet support saved tensor hooks"
+"""Part of the error where `torch.func` runs within `torch.autograd.graph.saved_tensors_hooks`."""
 
 _writing_code = threading.RLock()
 """Held by the thread for which torch.fx writes code for any attribute name."""
@@ -144,14 +140,24 @@ def inference_modes_as_grad_modes() -> Iterator[None]:
 
 
 @contextmanager
-def checked_derivatives(check: Callable[..., None]) -> Iterator[None]:
+def checked_derivatives(check: Callable[[bool], None]) -> Iterator[None]:
     """Within it, `check` is called before each derivative that this thread computes.
 
-    They are those of `torch.autograd.grad`, of `backward`, and of `torch.func`.
+    They are those of `torch.autograd.grad`, of `backward`, and of `torch.func`. It is told whether
+    the derivative is added to gradients, as by `backward`.
     """
+    here, run_backward = threading.get_ident(), torch.autograd._engine_run_backward  # type: ignore[attr-defined]
+
+    def checked(*args: Any, accumulate_grad: bool, **kwargs: Any) -> Any:
+        if threading.get_ident() == here:
+            check(accumulate_grad)
+        return run_backward(*args, accumulate_grad=accumulate_grad, **kwargs)
+
     with ExitStack() as stack:
-        for owner, name in _DERIVATIVES:
-            stack.enter_context(checked_calls(owner, name, check))
+        stack.enter_context(replaced(torch.autograd, "_engine_run_backward", checked))
+        for name in ("grad_increment_nesting", "jvp_increment_nesting"):
+            entered = checked_calls(eager_transforms, name, lambda: check(False))
+            stack.enter_context(entered)
         yield
 
 

@@ -19,6 +19,7 @@ import torch
 from torch import Tensor
 
 from skyfx.runtime.checkpoint.snapshot import Scheduler
+from skyfx.runtime.distributed.roll_call import enter
 from skyfx.runtime.execution.step import autocast_kinds
 from skyfx.runtime.pipeline import Pipeline
 from skyfx.runtime.rng.generator_state import preserve_generators
@@ -178,6 +179,7 @@ class Trainer:
     def any_process(self, flag: bool) -> bool:
         """Whether this holds in any of the processes; all have to ask."""
         group = self.pipeline.group
+        enter(group, "any_process")
         return flag if group is None else bool(group.sum(torch.tensor([float(flag)])) > 0)
 
     def _fit_epoch(self, loader: Iterable[Any]) -> None:
@@ -185,6 +187,7 @@ class Trainer:
         if (set_epoch := getattr(getattr(loader, "sampler", None), "set_epoch", None)) is not None:
             set_epoch(self.epoch)
         if self.batch == 0 or self._begins is None:
+            enter(self.pipeline.group, f"fit (epoch {self.epoch})")
             if (group := self.pipeline.group) is not None:  # all processes draw the same from here
                 torch.set_rng_state(group.broadcast(0, torch.get_rng_state()))
             self._begins = snapshot_order(loader)

@@ -190,15 +190,14 @@ class PipelineCheck:
 
 
 def _failing(name: str, error: StageError) -> VerificationError:
-    said = str(error.__cause__ or error).strip().splitlines() or [repr(error)]
+    said = (str(error.__cause__ or error).strip() or repr(error)).splitlines()[0]
     cure = "Try other stages (pins=), and report it: this is a fault of skyfx"
-    if "modified by an inplace operation" in said[0]:
-        cure = (
-            "Forward writes to a tensor that the backward of an earlier micro-batch still needs: "
-            "read a copy of it (clone()), or use num_microbatches=1"
-        )
+    if "modified by an inplace operation" in said:
+        said = "forward writes to what the backward of an earlier micro-batch still needs"
+        cure = "Let forward read a copy of the tensor that it writes (clone()), or use "
+        cure += "num_microbatches=1"
     return VerificationError(
-        f"the stages of {name} fail where plain torch does not: {said[0]}\n{cure}"
+        f"the stages of {name} fail where plain torch does not: {said}.\n{cure}"
     )
 
 

@@ -9,11 +9,11 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from skyfx.runtime.contents import NO_VALUES, equal
 from skyfx.runtime.execution.microbatch import Batch, OutputSpec
 from skyfx.runtime.execution.step import LossHead
 from skyfx.runtime.model_state import ModelState, preserve_state
 from skyfx.runtime.pipeline import Pipeline
+from skyfx.runtime.state.contents import NO_VALUES, equal
 from skyfx.tracing.adapter import has_cache
 from skyfx.tracing.capture import Capture, in_mode, on_one_device
 from skyfx.verification.comparison import (
@@ -116,7 +116,7 @@ def observe_staged(
         if how.backward:
             targets = [Batch.of_targets(None) for _ in parts]
             head = LossHead(model, loss_fn, targets, [1 / len(parts)] * len(parts))
-            pipeline.runner.train(fresh, head)
+            pipeline.runner.train_on(fresh, head)
         else:
             found[:] = pipeline.runner.outputs(fresh, training=how.training)
         return {OUTPUTS: numbered(found)}

@@ -4,13 +4,13 @@ import time
 
 import pytest
 
-from skyfx.runtime.distributed.heartbeat import BEAT_S, _ActiveClock
+from skyfx.runtime.distributed.active_clock import BEAT_S, ActiveClock
 
 
 def test_a_pause_counts_as_two_beats_at_most(monkeypatch: pytest.MonkeyPatch) -> None:
     now_s = [100.0]
     monkeypatch.setattr(time, "perf_counter", lambda: now_s[0])
-    clock = _ActiveClock()
+    clock = ActiveClock()
     now_s[0] = 100.5
     assert clock.active_s(100.0) == 0.5
     now_s[0] = 130.5  # the process was stopped

@@ -12,6 +12,8 @@ from torch.nn.attention.flex_attention import flex_attention
 from torch.utils.checkpoint import checkpoint
 
 import skyfx
+from skyfx.devices.resolve import resolve
+from skyfx.measurement.measure import measure
 from skyfx.solver.errors import CaptureError
 from skyfx.tracing.capture import Capture, capture
 from skyfx.tracing.leaf_calls import leaf_of
@@ -326,13 +328,71 @@ class OwnMethod(Forces):
         return Forces.forward(self, x)
 
 
+class Physics(Net):
+    """The derivative of the model's own output by its input, in its own forward."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = x.requires_grad_()
+        h = torch.tanh(self.first(x))
+        u = self.last(h)
+        slope = torch.autograd.grad(u.sum(), x, create_graph=True)[0]
+        return self.teacher(u + slope)
+
+
+class Released(Net):
+    """By a value in the middle, and detached."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        with torch.enable_grad():
+            h = torch.tanh(self.first(x))
+            y = self.last(h)
+            (slope,) = torch.autograd.grad(y.sum(), h, retain_graph=True)
+        return self.teacher(y + slope)
+
+
+@pytest.mark.filterwarnings("ignore:`torch.jit.script` is deprecated")
+def test_all_of_them_can_be_measured() -> None:
+    model = nn.Sequential(*(With(kind()) for kind in DERIVATIVES), Contrasts(), SetsData())
+    before = copy.deepcopy(model.state_dict())
+    captured = capture(model, case(model).batch[:SIZE])
+    graph = measure(captured, resolve(["cpu"])[1].values())
+    leaves = {captured.ids[node] for node in captured.ids if leaf_of(node)}
+    trained = [node.id for node in graph.nodes if node.id in leaves and node.backward_s]
+    assert len(trained) == len(DERIVATIVES) - 1, trained  # the forces that are detached are not
+    for key, value in model.state_dict().items():
+        assert torch.equal(before[key], value), key
+
+
+class Backward(Net):
+    def forward(self, x: Tensor) -> Tensor:
+        self.first(x).sum().backward()
+        return self.last(x)
+
+
+def test_backward_in_forward_is_refused() -> None:
+    with pytest.raises(CaptureError, match=r"at .*py:\d+: forward calls `backward`.*autograd.grad"):
+        capture(Backward(), torch.ones(SIZE, WIDTH))
+
+
+def test_a_derivative_by_the_input_needs_no_gradients_around_it() -> None:
+    ours = case(Physics())
+    alone = Case(copy.deepcopy(ours.model), ours.batch, ours.targets, ours.loss_fn)
+    microbatches = ours.batch.split(SIZE)
+    expected = torch.cat([alone.model(x.clone()) for x in microbatches]).detach()
+    with skyfx.partition(ours.model, ["cpu"], example_inputs=ours.batch, num_microbatches=4) as one:
+        torch.testing.assert_close(one(ours.batch), expected, rtol=0, atol=0)
+        loss = one.train_step(ours.batch, ours.targets, ours.loss_fn)
+        assert torch.equal(loss, unsplit_reference.train_step(alone, SIZE))
+        assert_equal_gradients(one, alone.model)
+
+
 DERIVATIVES = [Forces, DetachedForces, ForcesByMethods, FunctionalForces, Directional, Jacobian]
 
 
 @pytest.mark.filterwarnings("ignore:`torch.jit.script` is deprecated")
-@pytest.mark.parametrize("kind", [*DERIVATIVES, OwnMethod])
+@pytest.mark.parametrize("kind", [*DERIVATIVES, OwnMethod, Released])
 def test_derivatives_are_exact(kind: type[nn.Module]) -> None:
-    trains_exactly(OwnMethod() if kind is OwnMethod else With(kind()))
+    trains_exactly(With(kind()) if kind in DERIVATIVES else kind())
 
 
 class HoldsTensor(Net):

@@ -135,7 +135,6 @@ def test_inference_modes_switch_gradients() -> None:
     "compute",
     [
         lambda x: torch.autograd.grad(x.sin().sum(), x),
-        lambda x: x.sin().sum().backward(),
         lambda x: torch.func.grad(lambda y: y.sin().sum())(x),
         lambda x: torch.func.vjp(torch.sin, x),
         lambda x: torch.func.jvp(torch.sin, (x,), (x,)),
@@ -144,15 +143,24 @@ def test_inference_modes_switch_gradients() -> None:
 )
 @pytest.mark.filterwarnings("ignore:`torch.jit.script` is deprecated")
 def test_derivatives_are_noticed(compute: Callable[[Tensor], Any]) -> None:
-    seen, x = list[str](), torch.ones(2, requires_grad=True)
-    with torch_internals.checked_derivatives(lambda *_: seen.append("derivative")):
+    seen, x = list[bool](), torch.ones(2, requires_grad=True)
+    with torch_internals.checked_derivatives(seen.append):
         in_another_thread(lambda: compute(x))
         assert seen == []
         compute(x)
-    assert seen[:1] == ["derivative"]
+        assert set(seen) == {False}
+        x.sin().sum().backward()
+        assert seen.pop() is True
     first = len(seen)
     compute(x)
     assert len(seen) == first
+
+
+def test_derivatives_of_functions_take_no_hooks_of_saved_tensors() -> None:
+    said = torch_internals.NO_SAVED_TENSORS_HOOKS
+    hooks = torch.autograd.graph.saved_tensors_hooks(lambda x: x, lambda x: x)
+    with hooks, pytest.raises(RuntimeError, match=said):
+        torch.func.grad(lambda y: y.sin().sum())(torch.ones(2))
 
 
 def test_hooks_of_tensors_are_noticed() -> None:

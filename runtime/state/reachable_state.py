@@ -17,7 +17,7 @@ import numpy
 import torch
 from torch import Tensor, nn
 
-from skyfx.runtime.contents import is_closed
+from skyfx.runtime.state.contents import is_closed
 
 _CHANGING = (
     bool,

@@ -1,0 +1,74 @@
+"""The splits of a model that have been made: one for each mode and shape of micro-batch."""
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from skyfx.runtime.execution.microbatch import Batch
+from skyfx.runtime.execution.shared_data import lacks_values
+from skyfx.runtime.execution.step import StagedModel, autocast_here
+from skyfx.runtime.state.reachable_state import hooks_of
+
+SplitFn = Callable[[Batch, bool], StagedModel]
+"""Splits the model for micro-batches like this one, for training or not, as the plan says."""
+
+
+class SplitCache:
+    """The splits that have been made, until the model has other tensors."""
+
+    def __init__(self, model: nn.Module, split: SplitFn) -> None:
+        """Split this model with this function."""
+        self._model, self._split = model, split
+        self._made: dict[Any, StagedModel] = {}
+        self._tensors_then: list[tuple[Tensor, torch.dtype]] = []
+
+    def put(self, part: Batch, staged: StagedModel, *, training: bool) -> None:
+        """Add a split that has been made for micro-batches like this one."""
+        self._made[self.setting(training), part.signature] = staged
+        self._tensors_then = self._tensors()
+
+    def of(self, parts: Sequence[Batch], *, training: bool) -> list[StagedModel]:
+        """The split of each micro-batch."""
+        self._forget_stale()
+        setting = self.setting(training)
+        keys = [(setting, part.signature) for part in parts]
+        for key, part in zip(keys, parts, strict=True):
+            if key not in self._made:
+                self.put(part, self._split(part, training), training=training)
+        return [self._made[key] for key in keys]
+
+    def lacking(self, parts: Sequence[Batch], *, training: bool) -> list[int]:
+        """The micro-batches without values here, of which a split is still to be made."""
+        if not lacks_values(parts[0]):
+            return []
+        self._forget_stale()
+        setting = self.setting(training)
+        keys = {(setting, part.signature): i for i, part in enumerate(parts)}
+        return [i for key, i in keys.items() if key not in self._made]
+
+    def _forget_stale(self) -> None:
+        # `load_state_dict(assign=True)` gives the model other tensors, and `half()` other buffers.
+        if _identities(self._tensors()) != _identities(self._tensors_then):
+            self._made.clear()
+
+    @property
+    def draws_as_plain_torch(self) -> bool:
+        """Whether it is known of all random nodes how many numbers they draw."""
+        return all(staged.advances is not None for staged in self._made.values())
+
+    def setting(self, training: bool) -> Any:
+        """The part of a key that is the same for all micro-batches: looked up once per batch."""
+        modes = [module.training for module in self._model.modules()]
+        # A model in eval mode is trained as a whole; in training mode, parts of it may be in eval.
+        parts_in_eval = tuple(modes) if training and modes[0] and not all(modes) else ()
+        hooks = tuple(id(hook) for x in self._model.modules() for hook in hooks_of(x))
+        return training, parts_in_eval, hooks, autocast_here()
+
+    def _tensors(self) -> list[tuple[Tensor, torch.dtype]]:
+        return [(x, x.dtype) for x in (*self._model.parameters(), *self._model.buffers())]
+
+
+def _identities(tensors: list[tuple[Tensor, torch.dtype]]) -> list[tuple[int, torch.dtype]]:
+    return [(id(x), kind) for x, kind in tensors]
