@@ -225,7 +225,7 @@ class Runner:
     ) -> tuple[list[Batch], LossHead | None]:
         """The micro-batches of a call's data, and the loss if there is one."""
         training = loss_fn is not None
-        _, modes, autocast = self._splits.setting(training)
+        _, modes, _, autocast = self._splits.setting(training)
         asked = {"autocast": autocast or "off", "modules in training mode": modes or "all or none"}
         data = self.workers.meet(call, make, asked)
         assert data.batch is not None

@@ -13,11 +13,11 @@ from skyfx.runtime.execution.assigned_attributes import AssignedAttributes
 from skyfx.runtime.execution.hook_calls import HookCalls
 from skyfx.runtime.execution.microbatch import Batch, OutputSpec
 from skyfx.runtime.pytree import unflatten
-from skyfx.tracing.attribute_watch import AttributeWatch
 from skyfx.tracing.data_dependence import NoDataDependence
+from skyfx.tracing.effects.attribute_watch import AttributeWatch
+from skyfx.tracing.effects.observing_hooks import Observers, put_off
 from skyfx.tracing.leaf_calls import buffers_kept
 from skyfx.tracing.node_names import ADAPTED
-from skyfx.tracing.observing_hooks import Observers, put_off
 from skyfx.tracing.torch_internals import export_flags, interceptable_lists
 
 

@@ -27,18 +27,18 @@ from skyfx.tracing.adapter import (
     TensorsOnly,
     model_error,
 )
-from skyfx.tracing.attribute_effects import (
+from skyfx.tracing.effects.attribute_effects import (
     AttributeEffects,
     attribute_effects,
     is_constant,
     line_of,
     remembered_tensors,
 )
+from skyfx.tracing.effects.mutable_attributes import RegisteredBuffers, written_attributes
+from skyfx.tracing.effects.observing_hooks import observing_hooks
 from skyfx.tracing.leaf_calls import put_leaves
 from skyfx.tracing.leaf_selection import NOWHERE, CalledOtherwiseError, LeafSelection, Places
-from skyfx.tracing.mutable_attributes import RegisteredBuffers, written_attributes
 from skyfx.tracing.node_names import graphs_in
-from skyfx.tracing.observing_hooks import observing_hooks
 from skyfx.tracing.torch_internals import any_attribute_name
 
 Adapter = Callable[[], TensorsOnly]

@@ -18,8 +18,8 @@ from skyfx.runtime.pipeline import Pipeline
 from skyfx.runtime.verified import Verified
 from skyfx.solver.core.plan import Plan
 from skyfx.solver.errors import StageError, VerificationError
-from skyfx.tracing.attribute_effects import line_of
 from skyfx.tracing.capture import Capture
+from skyfx.tracing.effects.attribute_effects import line_of
 from skyfx.verification.capacity import lacking
 from skyfx.verification.comparison import (
     GENERATORS,
@@ -170,10 +170,11 @@ class PipelineCheck:
         return merged(self.environment.group.run_together(compared), remark)
 
     def _ignored(self) -> frozenset[str]:
-        """Attributes that stages need not have; what hooks collect is where the last stage is."""
+        """Attributes that stages need not have, or that are where the last stage is."""
         is_last = self.plan.stages[-1].device in self.environment.local
-        settled = self.captured.settled
-        return settled if is_last else settled | self.captured.hooks.changes
+        captured = self.captured
+        elsewhere = captured.assigned.names | captured.hooks.changes
+        return captured.settled if is_last else captured.settled | elsewhere
 
     def _located(self, deviation: Deviation, how: RunMode) -> Deviation:
         """With the line of the model that does it, where that can be found."""

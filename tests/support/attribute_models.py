@@ -2,11 +2,16 @@
 
 import copy
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
+
+import skyfx
+from skyfx.tracing.capture import capture
+from tests.support.plans import even_plan
 
 WIDTH, SIZE, NUM_MICROBATCHES = 8, 2, 4
 BATCH = torch.linspace(-1, 1, SIZE * NUM_MICROBATCHES * WIDTH).reshape(-1, WIDTH)
@@ -234,6 +239,13 @@ KINDS: list[type[Layers]] = [
     Caching,
     Hooked,
 ]
+
+
+def partitioned(model: nn.Module, **options: Any) -> skyfx.Pipeline:
+    """Over two CPUs."""
+    plan = even_plan(capture(model, BATCH[:SIZE], training=True), 2)
+    plan = replace(plan, assumptions=replace(plan.assumptions, microbatches=NUM_MICROBATCHES))
+    return skyfx.partition(model, ["cpu", "cpu"], example_inputs=BATCH, plan=plan, **options)
 
 
 def attributes(model: nn.Module) -> dict[str, Any]:

@@ -9,9 +9,8 @@ from torch import Tensor, nn
 
 import skyfx
 from skyfx.solver.errors import CaptureError
-from tests.runtime.execution.test_assigned_attributes import partitioned
 from tests.support import attribute_models
-from tests.support.attribute_models import BATCH, NUM_MICROBATCHES, TARGETS, Layers
+from tests.support.attribute_models import BATCH, NUM_MICROBATCHES, TARGETS, Layers, partitioned
 
 Told = Callable[[], Any]
 
