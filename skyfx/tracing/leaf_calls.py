@@ -109,6 +109,7 @@ class RecordedCall:
 
     Attributes:
         name: the name of the code, and the number of the call.
+        because: what stands in it that cannot be captured as operators.
         run: the code, with a module of its own, so that stages and threads do not share it.
         leaves: the arguments, flattened, with None for each tensor.
         is_tensor: which arguments are tensors.
@@ -123,6 +124,7 @@ class RecordedCall:
     """
 
     name: str
+    because: str
     run: BoundCode
     leaves: tuple[Any, ...]
     is_tensor: tuple[bool, ...]

@@ -109,7 +109,7 @@ def _compared(
     if any(len(outputs) != len(together) for outputs in alone):
         return replace(cut, fault=f"{names} samples have other outputs together than apart")
     joins: list[OutputJoin | None] = []
-    off, doubt, unjoined = 0.0, "", ""
+    off, doubt, unjoined, is_used = 0.0, "", "", False
     for i, (whole, *parts) in enumerate(zip(together, *alone, strict=True)):
         join, differs = _joined(whole, parts, sizes)
         joins.append(join)
@@ -118,6 +118,7 @@ def _compared(
         shape = f"{what} has shape {tuple(whole.shape)}, and {shapes} apart"
         if join is None and any(x.shape != whole.shape for x in parts):
             return replace(cut, fault=shape)
+        is_used = is_used or join is not None or differs > 0
         if join is None and differs and not (training and whole.numel() == 1):
             unjoined = unjoined or f"{shape}, but not the same: there is nothing to join"
         if join is not None and differs > off:
@@ -127,6 +128,8 @@ def _compared(
     if training and is_seen:  # what is not joined may be a loss, or a part of one
         unjoined = ""
     fault = unjoined or (doubt if off > COARSEST else "")
+    if not is_used:
+        fault = f"no output depends on which of {names} samples are given"
     known = OutputJoins(cut.joins.default, form.form, tuple(joins))
     return replace(cut, joins=known, fault=fault, off=off, doubt=doubt, is_seen=is_seen)
 
