@@ -31,7 +31,8 @@ from torch.utils.checkpoint import CheckpointFunction
 UNKNOWN_VALUE_ERRORS = (
     *(GuardOnDataDependentSymNode, DataDependentOutputException, DynamicOutputShapeException),
 )
-"""The errors of torch.export where it would have to know a value."""
+UNKNOWN_SHAPE_ERROR = DynamicOutputShapeException
+"""The errors of torch.export where it would have to know a value, and that of a shape."""
 
 DECISIONS = {("torch.nn.modules.transformer", "_detect_is_causal_mask")}
 """Functions of torch, by their Python modules, that branch on values and return a decision."""
