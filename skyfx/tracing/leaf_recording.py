@@ -20,10 +20,10 @@ from skyfx.runtime.model_state import preserve_run
 from skyfx.runtime.pytree import flatten
 from skyfx.runtime.rng.generator_state import comparable_states, preserve_generators
 from skyfx.solver.errors import CaptureError
-from skyfx.tracing.attribute_watch import AttributeWatch
 from skyfx.tracing.autograd_effects import BackwardError
 from skyfx.tracing.call_sites import CallSite, copy_of, decides
 from skyfx.tracing.data_dependence import OpSite
+from skyfx.tracing.effects.attribute_watch import AttributeWatch
 from skyfx.tracing.forward_lines import ForwardCode, Lines
 from skyfx.tracing.leaf_arguments import (
     Held,

@@ -13,9 +13,9 @@ from torch.nn import functional
 
 import skyfx
 from skyfx.partitioning import splitter
-from skyfx.runtime.contents import equal
 from skyfx.runtime.execution.step import StagedModel
 from skyfx.runtime.model_state import ModelState
+from skyfx.runtime.state.contents import equal
 from skyfx.solver.errors import CaptureError, VerificationError
 from skyfx.tracing.capture import capture
 from skyfx.verification import capacity
