@@ -27,6 +27,7 @@ from skyfx.tracing.adapter import (
     TensorsOnly,
     model_error,
 )
+from skyfx.tracing.backward_values import copy_for_backward
 from skyfx.tracing.effects.attribute_effects import (
     AttributeEffects,
     attribute_effects,
@@ -97,6 +98,8 @@ def trace(
             traced = _trace(model, microbatch, others, places, known, training=training)
             changed = written_attributes(model, traced.module)
             if not changed and traced.assigned.names <= effects.renewed.keys():
+                if training:
+                    copy_for_backward(traced.module, effects.renewed)
                 assigned = traced.assigned.by(effects.renewed)
                 return replace(traced, assigned=assigned, settled=effects.settled)
             if not changed:
