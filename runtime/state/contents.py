@@ -176,7 +176,7 @@ def _is_as_before(items: Iterable[tuple[Any, Any]], held: Iterable[tuple[Any, An
 
 
 def _refill_set(value: Any, held: frozenset[Any]) -> None:
-    if isinstance(value, MutableSet) and value != held:
+    if isinstance(value, MutableSet) and frozenset(value) != held:
         value.clear()
         value |= held
 
