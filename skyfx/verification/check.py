@@ -14,8 +14,8 @@ from skyfx.measurement.operator_costs import has_values
 from skyfx.orchestration.environment import Environment
 from skyfx.passes.aliasing import written_parameters
 from skyfx.runtime.execution.microbatch import Batch
+from skyfx.runtime.execution.verified import Verified
 from skyfx.runtime.pipeline import Pipeline
-from skyfx.runtime.verified import Verified
 from skyfx.solver.core.plan import Plan
 from skyfx.solver.errors import StageError, VerificationError
 from skyfx.tracing.attribute_effects import line_of
