@@ -1,6 +1,7 @@
 """Holds a pipeline against the model that it was made from, before anyone trains."""
 
 import logging
+from collections import Counter
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -31,7 +32,7 @@ from skyfx.verification.comparison import (
     compare,
 )
 from skyfx.verification.model_line import deviating_line
-from skyfx.verification.observation import RunMode, observe_plain, observe_staged
+from skyfx.verification.observation import Observation, RunMode, observe_plain, observe_staged
 from skyfx.verification.stage_parts import StageParts
 from skyfx.verification.tolerance import tolerance
 
@@ -99,6 +100,7 @@ class PipelineCheck:
                 both = plain.contents, staged.contents
             else:
                 both = plain.changes(), staged.changes()
+            remark = " and ".join(filter(None, (remark, self._uncalled(plain, staged))))
             pipeline.verified = self._agreed(*both, how, remark)
             if not pipeline.draws_as_plain_torch:
                 why = "that outputs are the model's, whose random numbers are others"
@@ -168,6 +170,18 @@ class PipelineCheck:
             return found.names, found.largest, found.where
 
         return merged(self.environment.group.run_together(compared), remark)
+
+    def _uncalled(self, plain: Observation, staged: Observation) -> str:
+        """What forward hooks that stages do not call may do."""
+        called: Counter[str] = Counter()
+        for calls in self.environment.group.run_together(lambda: dict(staged.calls)):
+            called.update(calls)
+        names = [name for name, count in plain.calls.items() if called[name] < count]
+        if not names:
+            return ""
+        more = f" and {len(names) - 1} more" if names[1:] else ""
+        does = f"what {names[0]}{more} does beside torch and Python's variables"
+        return f"{does}, as no stage calls it"
 
     def _located(self, deviation: Deviation, how: RunMode) -> Deviation:
         """With the line of the model that does it, where that can be found."""

@@ -24,6 +24,7 @@ from skyfx.verification.comparison import (
     Contents,
     is_elsewhere,
 )
+from skyfx.verification.hook_calls import counted_calls
 
 
 class RunMode(NamedTuple):
@@ -49,10 +50,12 @@ class Observation:
         contents: outputs, gradients, buffers and attributes, generators; what other processes have
             is missing, or `NO_VALUES`.
         before: buffers and attributes as they were.
+        calls: how often each forward hook was called in this process.
     """
 
     contents: Contents
     before: Mapping[str, Any]
+    calls: Mapping[str, int]
 
     def changes(self) -> Contents:
         """No more than which buffers and attributes have changed.
@@ -166,7 +169,7 @@ def observed(model: nn.Module, run: Callable[[], Contents], how: RunMode) -> Obs
     with _gradients_apart(model), preserve_state(model, how.written):
         torch.manual_seed(SEED)
         before = ModelState.of(model, how.written)
-        with torch.set_grad_enabled(how.backward):
+        with counted_calls(model) as calls, torch.set_grad_enabled(how.backward):
             gave = run()
         after = ModelState.of(model, how.written)
         contents = {
@@ -178,7 +181,7 @@ def observed(model: nn.Module, run: Callable[[], Contents], how: RunMode) -> Obs
         if how.backward:
             gradients = ((x, y if y.is_meta else y.grad) for x, y in model.named_parameters())
             contents[GRADIENTS] = {x: _kept(y) for x, y in gradients}
-        return Observation(contents, before.values)
+        return Observation(contents, before.values, calls)
 
 
 def _kept(x: Tensor | None) -> Any:

@@ -1,6 +1,7 @@
 """`partition` hands over nothing that does otherwise than the model, and leaves no trace."""
 
 import random
+import sys
 from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
@@ -189,6 +190,18 @@ def test_a_model_that_writes_to_its_input_is_right() -> None:
     batch = BATCH.clone()
     with skyfx.partition(Writes(), ["cpu"], example_inputs=batch, num_microbatches=2):
         assert torch.equal(batch, BATCH)
+
+
+def test_hooks_that_no_stage_calls_are_told_of() -> None:
+    model = Net()
+
+    def tell(module: nn.Module, args: Any, output: Tensor) -> None:
+        sys.stderr.write("called")
+
+    model.first.register_forward_hook(tell)
+    with partitioned(model) as pipeline:
+        told = "what the hook tell of 'first' does beside torch and Python's variables"
+        assert pipeline.verified.remark == f"{told}, as no stage calls it"
 
 
 class Centres(Net):
