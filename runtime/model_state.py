@@ -11,9 +11,9 @@ from typing import Any
 import torch
 from torch import nn
 
-from skyfx.runtime.contents import content, equal, restorer
-from skyfx.runtime.reachable_state import Slot, reachable_objects, reachable_slots
 from skyfx.runtime.rng.generator_state import comparable_states, preserve_generators
+from skyfx.runtime.state.contents import content, equal, restorer
+from skyfx.runtime.state.reachable_state import Slot, reachable_objects, reachable_slots
 from skyfx.runtime.written_parameters import WrittenParameters, parameter_restorer
 
 NOT_STATE = frozenset(
@@ -51,6 +51,12 @@ class ModelState:
         values |= {x: content(model.get_parameter(x).detach(), known) for x in parameters}
         return cls(values, comparable_states())
 
+    def changes(self, other: "ModelState") -> frozenset[str]:
+        """The names of values that are others in the other state."""
+        names = self.values.keys() | other.values.keys()
+        pairs = ((name, self.values.get(name), other.values.get(name)) for name in names)
+        return frozenset(name for name, one, two in pairs if not equal(one, two))
+
     def equals(self, other: "ModelState") -> bool:
         """Whether nothing has changed."""
         same_draws = self.generators["torch"] == other.generators["torch"]
@@ -85,16 +91,16 @@ def preserve_state(model: nn.Module, parameters: Sequence[str] = ()) -> Iterator
 
 
 @contextmanager
-def preserve_run(model: nn.Module) -> Iterator[None]:
+def preserve_run(model: nn.Module) -> Iterator[WrittenParameters]:
     """As `preserve_state`, for code of the model that runs in this thread and may write anything.
 
-    Parameters that it writes to are noticed, and are as before, too.
+    Parameters that it writes to are noticed, and are as before, too; yields them.
     """
     written = WrittenParameters(model)
     with preserve_state(model):
         try:
             with written:
-                yield
+                yield written
         finally:
             written.restore()
 

@@ -3,10 +3,8 @@
 A new release may change any of them. `tests/skyfx/tracing/test_torch_internals.py` tests each.
 """
 
-import logging
 import random
 import threading
-import warnings
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 from functools import partial
@@ -31,7 +29,8 @@ from torch.utils.checkpoint import CheckpointFunction
 UNKNOWN_VALUE_ERRORS = (
     *(GuardOnDataDependentSymNode, DataDependentOutputException, DynamicOutputShapeException),
 )
-"""The errors of torch.export where it would have to know a value."""
+UNKNOWN_SHAPE_ERROR = DynamicOutputShapeException
+"""The errors of torch.export where it would have to know a value, and that of a shape."""
 
 DECISIONS = {("torch.nn.modules.transformer", "_detect_is_causal_mask")}
 """Functions of torch, by their Python modules, that branch on values and return a decision."""
@@ -41,18 +40,6 @@ NO_SAVED_TENSORS_HOOKS = "don't yet support saved tensor hooks"
 
 _writing_code = threading.RLock()
 """Held by the thread for which torch.fx writes code for any attribute name."""
-
-_OWN_WARNINGS = (
-    r"The tensor attributes? .* (was|were) assigned during export",
-    r"A model attribute .* requires gradient",
-)
-"""Warnings about every LSTM and GRU, and about attributes that skyfx looks after itself."""
-
-_OWN_LOGS = {
-    "torch._subclasses.fake_tensor": ("failed while attempting", "fake tensor raised TypeError"),
-    "torch.fx.experimental.symbolic_shapes": ("Unable to find user code",),
-}
-"""Log messages about an attempt to trace that another attempt follows, by logger."""
 
 
 @contextmanager
@@ -212,26 +199,6 @@ def interceptable_lists() -> AbstractContextManager[None]:
 
 
 @contextmanager
-def quiet_tracing() -> Iterator[None]:
-    """Within it, torch.export tells of the model's own code, and not of what skyfx knows."""
-
-    def concerns_the_model(record: logging.LogRecord) -> bool:
-        return not str(record.msg).startswith(_OWN_LOGS[record.name])
-
-    loggers = [logging.getLogger(name) for name in _OWN_LOGS]
-    for logger in loggers:
-        logger.addFilter(concerns_the_model)
-    try:
-        with warnings.catch_warnings():
-            for message in _OWN_WARNINGS:
-                warnings.filterwarnings("ignore", message)
-            yield
-    finally:
-        for logger in loggers:
-            logger.removeFilter(concerns_the_model)
-
-
-@contextmanager
 def any_attribute_name() -> Iterator[None]:
     """Within it, torch.fx writes code for attributes of any name: `class`, `None`, `a"b`.
 
@@ -255,6 +222,11 @@ def registered_as(change: Callable[[nn.Parameter], Any]) -> AbstractContextManag
         register(module, name, None if parameter is None else change(parameter))
 
     return replaced(nn.Module, "register_parameter", register_changed)
+
+
+def forward_hooks(module: nn.Module) -> tuple[dict[int, Any], dict[int, Any]]:
+    """The tables of a module's hooks before its forward, and after it."""
+    return module._forward_pre_hooks, module._forward_hooks
 
 
 def own_tensors(module: nn.Module) -> Iterator[dict[str, Any]]:

@@ -1,7 +1,6 @@
 """Holds a pipeline against the model that it was made from, before anyone trains."""
 
 import logging
-from collections import Counter
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -19,8 +18,8 @@ from skyfx.runtime.execution.verified import Verified
 from skyfx.runtime.pipeline import Pipeline
 from skyfx.solver.core.plan import Plan
 from skyfx.solver.errors import StageError, VerificationError
-from skyfx.tracing.attribute_effects import line_of
 from skyfx.tracing.capture import Capture
+from skyfx.tracing.effects.attribute_effects import line_of
 from skyfx.verification.capacity import lacking
 from skyfx.verification.comparison import (
     GENERATORS,
@@ -32,7 +31,7 @@ from skyfx.verification.comparison import (
     compare,
 )
 from skyfx.verification.model_line import deviating_line
-from skyfx.verification.observation import Observation, RunMode, observe_plain, observe_staged
+from skyfx.verification.observation import RunMode, observe_plain, observe_staged
 from skyfx.verification.stage_parts import StageParts
 from skyfx.verification.tolerance import tolerance
 
@@ -100,7 +99,6 @@ class PipelineCheck:
                 both = plain.contents, staged.contents
             else:
                 both = plain.changes(), staged.changes()
-            remark = " and ".join(filter(None, (remark, self._uncalled(plain, staged))))
             pipeline.verified = self._agreed(*both, how, remark)
             if not pipeline.draws_as_plain_torch:
                 why = "that outputs are the model's, whose random numbers are others"
@@ -162,8 +160,8 @@ class PipelineCheck:
         allowed = tolerance(self.captured, self.environment.on_cpu(self.plan))
 
         def compared() -> tuple[Mapping[str, Sequence[str]], float, str]:
-            settled = self.captured.settled
-            found = compare(_without(settled, plain), _without(settled, staged), allowed)
+            ignored = self._ignored()
+            found = compare(_without(ignored, plain), _without(ignored, staged), allowed)
             if found.deviations:
                 name, first = self.captured.name, self._located(found.deviations[0], how)
                 raise VerificationError(f"the stages would not do what {name} does: {first}")
@@ -171,17 +169,12 @@ class PipelineCheck:
 
         return merged(self.environment.group.run_together(compared), remark)
 
-    def _uncalled(self, plain: Observation, staged: Observation) -> str:
-        """What forward hooks that stages do not call may do."""
-        called: Counter[str] = Counter()
-        for calls in self.environment.group.run_together(lambda: dict(staged.calls)):
-            called.update(calls)
-        names = [name for name, count in plain.calls.items() if called[name] < count]
-        if not names:
-            return ""
-        more = f" and {len(names) - 1} more" if names[1:] else ""
-        does = f"what {names[0]}{more} does beside torch and Python's variables"
-        return f"{does}, as no stage calls it"
+    def _ignored(self) -> frozenset[str]:
+        """Attributes that stages need not have, or that are where the last stage is."""
+        is_last = self.plan.stages[-1].device in self.environment.local
+        captured = self.captured
+        elsewhere = captured.assigned.names | captured.hooks.changes
+        return captured.settled if is_last else captured.settled | elsewhere
 
     def _located(self, deviation: Deviation, how: RunMode) -> Deviation:
         """With the line of the model that does it, where that can be found."""
@@ -200,10 +193,6 @@ class PipelineCheck:
 def _failing(name: str, error: StageError) -> VerificationError:
     said = (str(error.__cause__ or error).strip() or repr(error)).splitlines()[0]
     cure = "Try other stages (pins=), and report it: this is a fault of skyfx"
-    if "modified by an inplace operation" in said:
-        said = "forward writes to what the backward of an earlier micro-batch still needs"
-        cure = "Let forward read a copy of the tensor that it writes (clone()), or use "
-        cure += "num_microbatches=1"
     return VerificationError(
         f"the stages of {name} fail where plain torch does not: {said}.\n{cure}"
     )

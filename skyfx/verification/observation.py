@@ -9,11 +9,11 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from skyfx.runtime.contents import NO_VALUES, equal
 from skyfx.runtime.execution.microbatch import Batch, OutputSpec
 from skyfx.runtime.execution.step import LossHead
 from skyfx.runtime.model_state import ModelState, preserve_state
 from skyfx.runtime.pipeline import Pipeline
+from skyfx.runtime.state.contents import NO_VALUES, equal
 from skyfx.tracing.adapter import has_cache
 from skyfx.tracing.capture import Capture, in_mode, on_one_device
 from skyfx.verification.comparison import (
@@ -24,7 +24,6 @@ from skyfx.verification.comparison import (
     Contents,
     is_elsewhere,
 )
-from skyfx.verification.hook_calls import counted_calls
 
 
 class RunMode(NamedTuple):
@@ -50,12 +49,10 @@ class Observation:
         contents: outputs, gradients, buffers and attributes, generators; what other processes have
             is missing, or `NO_VALUES`.
         before: buffers and attributes as they were.
-        calls: how often each forward hook was called in this process.
     """
 
     contents: Contents
     before: Mapping[str, Any]
-    calls: Mapping[str, int]
 
     def changes(self) -> Contents:
         """No more than which buffers and attributes have changed.
@@ -169,7 +166,7 @@ def observed(model: nn.Module, run: Callable[[], Contents], how: RunMode) -> Obs
     with _gradients_apart(model), preserve_state(model, how.written):
         torch.manual_seed(SEED)
         before = ModelState.of(model, how.written)
-        with counted_calls(model) as calls, torch.set_grad_enabled(how.backward):
+        with torch.set_grad_enabled(how.backward):
             gave = run()
         after = ModelState.of(model, how.written)
         contents = {
@@ -181,7 +178,7 @@ def observed(model: nn.Module, run: Callable[[], Contents], how: RunMode) -> Obs
         if how.backward:
             gradients = ((x, y if y.is_meta else y.grad) for x, y in model.named_parameters())
             contents[GRADIENTS] = {x: _kept(y) for x, y in gradients}
-        return Observation(contents, before.values, calls)
+        return Observation(contents, before.values)
 
 
 def _kept(x: Tensor | None) -> Any:
