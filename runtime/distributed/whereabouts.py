@@ -35,7 +35,7 @@ _LIBRARIES = (
 
 
 @dataclass(frozen=True, slots=True)
-class Place:
+class Location:
     """Where a thread is.
 
     Attributes:
@@ -63,7 +63,7 @@ class Whereabouts:
         self._met: FrameType | None = None
         self._since_s = 0.0
 
-    def look(self) -> Place:
+    def look(self) -> Location:
         """Where the thread is now; to be asked by one thread alone."""
         frame = sys._current_frames().get(self.thread or 0)
         met: FrameType | None = None
@@ -79,10 +79,10 @@ class Whereabouts:
         if frame is not None:
             line = f"{os.path.basename(frame.f_code.co_filename)}:{frame.f_lineno}"
         if met is None:
-            return Place(line)
+            return Location(line)
         group = met.f_locals.get("group")
         ranks = tuple(dist.get_process_group_ranks(group))
-        return Place(line, met.f_code.co_name, ranks, self._since_s)
+        return Location(line, met.f_code.co_name, ranks, self._since_s)
 
 
 def _is_meeting(frame: FrameType) -> bool:
