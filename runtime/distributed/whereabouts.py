@@ -17,6 +17,7 @@ MEETINGS = frozenset(
         "all_gather",
         "all_gather_into_tensor",
         "all_gather_object",
+        "all_gather_single",
         "all_reduce",
         "all_to_all",
         "barrier",
