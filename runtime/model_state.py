@@ -11,9 +11,9 @@ from typing import Any
 import torch
 from torch import nn
 
-from skyfx.runtime.contents import content, equal, restorer
-from skyfx.runtime.reachable_state import Slot, reachable_objects, reachable_slots
 from skyfx.runtime.rng.generator_state import comparable_states, preserve_generators
+from skyfx.runtime.state.contents import content, equal, restorer
+from skyfx.runtime.state.reachable_state import Slot, reachable_objects, reachable_slots
 from skyfx.runtime.written_parameters import WrittenParameters, parameter_restorer
 
 NOT_STATE = frozenset(
@@ -50,6 +50,12 @@ class ModelState:
         values = {slot.name: content(slot.value, known) for slot in state_slots(model)}
         values |= {x: content(model.get_parameter(x).detach(), known) for x in parameters}
         return cls(values, comparable_states())
+
+    def changes(self, other: "ModelState") -> frozenset[str]:
+        """The names of values that are others in the other state."""
+        names = self.values.keys() | other.values.keys()
+        pairs = ((name, self.values.get(name), other.values.get(name)) for name in names)
+        return frozenset(name for name, one, two in pairs if not equal(one, two))
 
     def equals(self, other: "ModelState") -> bool:
         """Whether nothing has changed."""

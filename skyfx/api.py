@@ -22,6 +22,7 @@ from skyfx.orchestration.plan_resolution import (
 )
 from skyfx.orchestration.rebalancing import Rebalancing
 from skyfx.partitioning.plan_matching import check_plan
+from skyfx.passes.large_leaves import warn_of_large_leaves
 from skyfx.runtime.device import LocalDevice
 from skyfx.runtime.execution.batch_cutter import BatchCutter
 from skyfx.runtime.execution.batch_dims import AskedDims, BatchDims
@@ -153,6 +154,7 @@ def partition(
         captured = capture_microbatch(model, batch, cut, training=assumptions.training)
         check_patterns(assumptions.pins, captured)
         graph, cluster = environment.measure(captured, progress)
+        warn_of_large_leaves(captured, graph)
         whole = batch.placed(cut.rule)
         source = PlanSource(graph, whole, assumptions, strategy, gap, time_limit_s)
         agreed = environment.plan_together(lambda: source.first_plan(cluster, keep))

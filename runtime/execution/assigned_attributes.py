@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from skyfx.runtime.execution.microbatch import OutputSpec
 from skyfx.runtime.pytree import flatten
-from skyfx.runtime.reachable_state import reachable_slots
+from skyfx.runtime.state.reachable_state import reachable_slots
 
 
 class Way(Enum):
@@ -28,7 +28,7 @@ class Way(Enum):
     APPEND = "append"
 
 
-class Change(NamedTuple):
+class AttributeChange(NamedTuple):
     """What a forward has done to one attribute; `value` is the new one, or what was appended."""
 
     way: Way
@@ -48,7 +48,9 @@ class AssignedAttributes:
     form: OutputSpec
 
     @classmethod
-    def of(cls, changes: Mapping[str, Change]) -> tuple["AssignedAttributes", list[Tensor]]:
+    def of(
+        cls, changes: Mapping[str, AttributeChange]
+    ) -> tuple["AssignedAttributes", list[Tensor]]:
         """The form of these changes, and the tensors among their values."""
         form, tensors = OutputSpec.of(tuple(change.value for change in changes.values()))
         return cls(tuple((name, change.way) for name, change in changes.items()), form), tensors

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any, NamedTuple, Protocol
 
+import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
@@ -202,10 +203,11 @@ class Runner:
 
     def _left(self, step: Step, result: StepResult) -> list[list[Tensor]]:
         """The returned tensors of each micro-batch, after it has left its attributes."""
-        return [
-            list(staged.leave(self._model, result.outputs[m]))
-            for m, staged in enumerate(step.splits)
-        ]
+        with torch.no_grad():
+            return [
+                list(staged.leave(self._model, result.outputs[m]))
+                for m, staged in enumerate(step.splits)
+            ]
 
     @contextmanager
     def _turn(self) -> Iterator[None]:
@@ -223,7 +225,7 @@ class Runner:
     ) -> tuple[list[Batch], LossHead | None]:
         """The micro-batches of a call's data, and the loss if there is one."""
         training = loss_fn is not None
-        _, modes, autocast = self._splits.setting(training)
+        _, modes, _, autocast = self._splits.setting(training)
         asked = {"autocast": autocast or "off", "modules in training mode": modes or "all or none"}
         data = self.workers.meet(call, make, asked)
         assert data.batch is not None

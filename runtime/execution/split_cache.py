@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from skyfx.runtime.execution.microbatch import Batch
 from skyfx.runtime.execution.shared_data import lacks_values
 from skyfx.runtime.execution.step import StagedModel, autocast_here
+from skyfx.runtime.state.reachable_state import hooks_of
 
 SplitFn = Callable[[Batch, bool], StagedModel]
 """Splits the model for micro-batches like this one, for training or not, as the plan says."""
@@ -62,7 +63,8 @@ class SplitCache:
         modes = [module.training for module in self._model.modules()]
         # A model in eval mode is trained as a whole; in training mode, parts of it may be in eval.
         parts_in_eval = tuple(modes) if training and modes[0] and not all(modes) else ()
-        return training, parts_in_eval, autocast_here()
+        hooks = tuple(id(hook) for x in self._model.modules() for hook in hooks_of(x))
+        return training, parts_in_eval, hooks, autocast_here()
 
     def _tensors(self) -> list[tuple[Tensor, torch.dtype]]:
         return [(x, x.dtype) for x in (*self._model.parameters(), *self._model.buffers())]

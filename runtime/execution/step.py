@@ -19,6 +19,7 @@ from torch import Tensor, nn
 
 from skyfx.runtime.execution.assigned_attributes import AssignedAttributes
 from skyfx.runtime.execution.batch_dims import TARGETS
+from skyfx.runtime.execution.hook_calls import HookCalls, within_step
 from skyfx.runtime.execution.microbatch import Batch, OutputSpec
 from skyfx.runtime.execution.stage import Stage
 from skyfx.runtime.rng import generator_lending
@@ -55,26 +56,30 @@ class StagedModel:
         stages: by their number; those of other processes are missing.
         outputs: how the return value nests.
         assigned: the form of what forward leaves on attributes.
-        returned: the forms of the tensors of both.
+        hooks: the calls of hooks that only observe.
+        returned: the forms of the tensors of all three.
         advances: how far the random nodes advance torch's generator.
     """
 
     stages: Mapping[int, Stage]
     outputs: OutputSpec
     assigned: AssignedAttributes
+    hooks: HookCalls
     returned: tuple[TensorSpec, ...]
     advances: Advances
 
     def leave(self, model: nn.Module, values: Sequence[Tensor]) -> Sequence[Tensor]:
-        """Put on the model's attributes what the last stage has sent for them; returns the rest."""
+        """Give attributes and hooks what the last stage has sent for them; returns the outputs."""
         num_outputs = self.outputs.num_tensors
-        self.assigned.leave(model, values[num_outputs:])
+        num_both = num_outputs + self.assigned.form.num_tensors
+        self.assigned.leave(model, values[num_outputs:num_both])
+        self.hooks.make(values[num_both:])
         return values[:num_outputs]
 
     def leave_empty(self, model: nn.Module) -> None:
         """The same where another process runs the last stage: tensors without values."""
-        forms = self.returned[self.outputs.num_tensors :]
-        self.assigned.leave_empty(model, [form.empty() for form in forms])
+        empty = [form.empty() for form in self.returned[self.outputs.num_tensors :]]
+        self.assigned.leave_empty(model, empty[: self.assigned.form.num_tensors])
 
 
 @dataclass(slots=True)
@@ -100,8 +105,8 @@ class LossHead:
             ValueError: the loss is not a single number, or does not depend on the outputs.
         """
         leaves = [x.detach().requires_grad_(x.requires_grad) for x in outputs]
-        returned = staged.leave(self.model, leaves)
         with torch.enable_grad():
+            returned = staged.leave(self.model, leaves)
             _, given = self.targets[microbatch].to(outputs[0].device).restore()
             loss = self.loss_fn(staged.outputs.restore(returned), given[TARGETS])
             _check_loss(loss)
@@ -155,6 +160,7 @@ class Step:
         """Whether there is a loss, and so a backward."""
         return self.head is not None
 
+    @within_step()
     def run_device(self, name: str) -> None:
         """Run all actions of a device, in its thread.
 

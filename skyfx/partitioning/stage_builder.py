@@ -52,6 +52,7 @@ def split(
         stages=stages,
         outputs=captured.outputs,
         assigned=captured.assigned,
+        hooks=captured.hooks,
         returned=_forms(captured.output_nodes),
         advances=advances(captured, lambda node: on_cpu[stage_of[node]]),
     )

@@ -5,28 +5,46 @@ what it leaves on attributes, it passes on the tensors.
 """
 
 import inspect
-from collections.abc import Collection
+from typing import NamedTuple
 
 from torch import Tensor, nn
 
 from skyfx.runtime.execution.assigned_attributes import AssignedAttributes
+from skyfx.runtime.execution.hook_calls import HookCalls
 from skyfx.runtime.execution.microbatch import Batch, OutputSpec
 from skyfx.runtime.pytree import unflatten
-from skyfx.tracing.attribute_watch import AttributeWatch
 from skyfx.tracing.data_dependence import NoDataDependence
+from skyfx.tracing.effects.attribute_watch import AttributeWatch
+from skyfx.tracing.effects.observing_hooks import Observers, put_off
 from skyfx.tracing.leaf_calls import buffers_kept
 from skyfx.tracing.node_names import ADAPTED
 from skyfx.tracing.torch_internals import export_flags, interceptable_lists
 
 
+class KnownEffects(NamedTuple):
+    """What is known of a model's effects.
+
+    Attributes:
+        left_out: attributes that are no outputs, although forward assigns them.
+        observers: hooks that only observe.
+    """
+
+    left_out: frozenset[str] = frozenset()
+    observers: Observers = Observers()
+
+
+NOTHING_KNOWN = KnownEffects()
+
+
 class Returned:
-    """The forms of the outputs and of assigned attributes.
+    """The forms of the outputs, of assigned attributes, and the calls of hooks.
 
     torch.export undoes what is set on the adapter and the model.
     """
 
     form: OutputSpec
     assigned: AssignedAttributes
+    hooks: HookCalls
 
 
 class ForwardFailedError(Exception):
@@ -54,16 +72,16 @@ class TensorsOnly(nn.Module):
         self,
         model: nn.Module,
         microbatch: Batch,
-        left_out: Collection[str] = (),
+        effects: KnownEffects = NOTHING_KNOWN,
         *,
         exported: bool,
     ) -> None:
-        """Call this model; attributes that it assigns are outputs, but for those `left_out`."""
+        """Call this model; what is left on attributes, and hooks are given, are outputs as well."""
         super().__init__()
         self.add_module(ADAPTED, model)
         self.returned = Returned()
         self._microbatch = microbatch
-        self._left_out = left_out
+        self._effects = effects
         self._exported = exported
 
     @property
@@ -91,14 +109,17 @@ class TensorsOnly(nn.Module):
                     interceptable_lists(),
                     NoDataDependence(),
                     export_flags(exported=self._exported),
+                    put_off(self._effects.observers.sites) as calls,
                 ):
                     self.returned.form, found = OutputSpec.of(model(*args, **kwargs))
             except Exception as error:
                 raise ForwardFailedError from error
+        omitted = self._effects.left_out
         # In an order that all processes have in common.
-        left = {name: x for name, x in watch.changes().items() if name not in self._left_out}
+        left = {name: x for name, x in watch.changes().items() if name not in omitted}
         self.returned.assigned, of_attributes = AssignedAttributes.of(left)
-        return (*found, *of_attributes)
+        self.returned.hooks, of_hooks = HookCalls.of(calls, self._effects.observers.changes)
+        return (*found, *of_attributes, *of_hooks)
 
 
 def has_cache(model: nn.Module) -> bool:

@@ -95,9 +95,10 @@ def call_sites_in(error: BaseException, model: nn.Module) -> list[CallSite]:
     The model's own forward is not among them.
     """
     frames = [frame for frame, _ in traceback.walk_tb(error.__traceback__)]
-    paths = {id(module): name for name, module in model.named_modules()}
+    # While torch.export traces a module that has two names, a stand-in with its `vars` runs it.
+    modules = {id(vars(module)): (name, module) for name, module in model.named_modules()}
     found = [
-        _method_of(frame, paths) or _function_of(frame, caller)
+        _method_of(frame, modules) or _function_of(frame, caller)
         for caller, frame in itertools.pairwise(frames)
     ]
     sites = [site for site in reversed(found) if site and (site.owner or site.name != "forward")]
@@ -118,15 +119,16 @@ def similar_sites(site: CallSite, model: nn.Module) -> list[CallSite]:
     ]
 
 
-def _method_of(frame: FrameType, paths: dict[int, str]) -> CallSite | None:
+def _method_of(frame: FrameType, modules: dict[int, tuple[str, nn.Module]]) -> CallSite | None:
     """The method of a module of the model that the frame runs."""
     this = frame.f_locals.get("self")
     name = "forward" if frame.f_code.co_name in _CALLS else frame.f_code.co_name
-    if not isinstance(this, nn.Module) or id(this) not in paths:
+    if not isinstance(this, nn.Module) or id(vars(this)) not in modules:
         return None
-    if not isinstance(inspect.getattr_static(type(this), name, None), FunctionType):
+    path, module = modules[id(vars(this))]
+    if not isinstance(inspect.getattr_static(type(module), name, None), FunctionType):
         return None
-    return CallSite(paths[id(this)], name, False, (type(this), name))
+    return CallSite(path, name, False, (type(module), name))
 
 
 def _function_of(frame: FrameType, caller: FrameType) -> CallSite | None:

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, fx, nn
 
 from skyfx.runtime.execution.assigned_attributes import AssignedAttributes
+from skyfx.runtime.execution.hook_calls import HookCalls
 from skyfx.runtime.execution.microbatch import Batch, OutputSpec
 from skyfx.runtime.pipeline import Pipeline
 from skyfx.solver.errors import CaptureError
@@ -49,6 +50,7 @@ class Capture:
             modules have equal ids in every capture of the model, whatever the mode and shapes.
         outputs: the form of the model's outputs.
         assigned: the form of what forward leaves on attributes.
+        hooks: the calls of hooks that only observe.
         settled: attributes that only a first call of the model assigns, always alike.
         microbatch: the inputs of the capture.
         training: whether it was captured for training.
@@ -60,6 +62,7 @@ class Capture:
     ids: dict[fx.Node, str]
     outputs: OutputSpec
     assigned: AssignedAttributes
+    hooks: HookCalls
     settled: frozenset[str]
     microbatch: Batch
     training: bool
@@ -67,7 +70,7 @@ class Capture:
 
     @property
     def output_nodes(self) -> list[fx.Node]:
-        """The nodes whose values the model returns, and then those that it leaves on attributes."""
+        """The nodes of what the model returns, of what it leaves, and of what hooks are given."""
         (output,) = self.module.graph.find_nodes(op="output")
         return list(output.args[0])
 
@@ -127,6 +130,7 @@ def capture(
         ids=node_ids(traced.module.graph, input_names(model, microbatch)),
         outputs=traced.outputs,
         assigned=traced.assigned,
+        hooks=traced.hooks,
         settled=traced.settled,
         microbatch=microbatch,
         training=training,

@@ -14,22 +14,30 @@ import torch
 from torch import Tensor, fx, nn
 
 from skyfx.runtime.execution.assigned_attributes import AssignedAttributes
+from skyfx.runtime.execution.hook_calls import HookCalls
 from skyfx.runtime.execution.microbatch import Batch, OutputSpec
 from skyfx.runtime.model_state import preserve_run, preserve_state
 from skyfx.runtime.pytree import tree_leaves
 from skyfx.solver.errors import CaptureError
 from skyfx.tracing import autograd_effects, side_effects
-from skyfx.tracing.adapter import ForwardFailedError, TensorsOnly, model_error
-from skyfx.tracing.attribute_effects import (
+from skyfx.tracing.adapter import (
+    NOTHING_KNOWN,
+    ForwardFailedError,
+    KnownEffects,
+    TensorsOnly,
+    model_error,
+)
+from skyfx.tracing.effects.attribute_effects import (
     AttributeEffects,
     attribute_effects,
     is_constant,
     line_of,
     remembered_tensors,
 )
+from skyfx.tracing.effects.mutable_attributes import RegisteredBuffers, written_attributes
+from skyfx.tracing.effects.observing_hooks import observing_hooks
 from skyfx.tracing.leaf_calls import put_leaves
 from skyfx.tracing.leaf_selection import NOWHERE, CalledOtherwiseError, LeafSelection, Places
-from skyfx.tracing.mutable_attributes import RegisteredBuffers, written_attributes
 from skyfx.tracing.node_names import graphs_in
 from skyfx.tracing.torch_internals import any_attribute_name
 
@@ -42,9 +50,11 @@ class Traced:
     """A model as torch.export has traced it.
 
     Attributes:
-        module: the captured graph; it returns the tensors of the outputs, then of the attributes.
+        module: the captured graph; it returns the tensors of the outputs, then of the attributes,
+            then those that hooks are given.
         outputs: the form of what the model returns.
         assigned: the form of what it leaves on attributes.
+        hooks: the calls of hooks that only observe.
         settled: attributes that only the first call of the model assigns.
         places: where the model's code became leaves.
     """
@@ -52,6 +62,7 @@ class Traced:
     module: fx.GraphModule
     outputs: OutputSpec
     assigned: AssignedAttributes
+    hooks: HookCalls
     settled: frozenset[str] = frozenset()
     places: Places = NOWHERE
 
@@ -80,32 +91,37 @@ def trace(
         Exception: the model's own, or torch.export's where no call can become a leaf instead.
     """
     buffers, effects = RegisteredBuffers(model), AttributeEffects()
-    left_out: frozenset[str] = frozenset()
+    known = KnownEffects(observers=observing_hooks(model, _run_of(model, microbatch)))
     try:
         while True:
-            traced = _trace(model, microbatch, others, places, left_out, training=training)
+            traced = _trace(model, microbatch, others, places, known, training=training)
             changed = written_attributes(model, traced.module)
             if not changed and traced.assigned.names <= effects.renewed.keys():
                 assigned = traced.assigned.by(effects.renewed)
                 return replace(traced, assigned=assigned, settled=effects.settled)
             if not changed:
-                effects = _effects(model, microbatch)
+                effects = attribute_effects(model, _run_of(model, microbatch, known))
                 changed = remembered_tensors(model, effects)
                 _check_settled(model, traced, effects.settled)
-                left_out |= traced.assigned.names - effects.renewed.keys()
+                more = traced.assigned.names - effects.renewed.keys()
+                known = known._replace(left_out=known.left_out | more)
             buffers.register(changed)
     except BaseException:
         buffers.undo()
         raise
 
 
-def _effects(model: nn.Module, microbatch: Batch) -> AttributeEffects:
-    def run() -> Sequence[Tensor]:
-        adapter = TensorsOnly(model, microbatch, exported=False)
-        outputs: Sequence[Tensor] = adapter(*adapter.copies())
-        return outputs[: len(outputs) - adapter.returned.assigned.form.num_tensors]
+def _run_of(
+    model: nn.Module, microbatch: Batch, known: KnownEffects = NOTHING_KNOWN
+) -> Callable[[], Sequence[Tensor]]:
+    """Calls the model itself; the call returns the tensors of the outputs."""
 
-    return attribute_effects(model, run)
+    def run() -> Sequence[Tensor]:
+        adapter = TensorsOnly(model, microbatch, known, exported=False)
+        outputs: Sequence[Tensor] = adapter(*adapter.copies())
+        return outputs[: adapter.returned.form.num_tensors]
+
+    return run
 
 
 def _check_settled(model: nn.Module, traced: Traced, settled: frozenset[str]) -> None:
@@ -115,8 +131,7 @@ def _check_settled(model: nn.Module, traced: Traced, settled: frozenset[str]) ->
         CaptureError: names it, its line and the cure.
     """
     (output,) = traced.module.graph.find_nodes(op="output")
-    nodes = output.args[0][traced.outputs.num_tensors :]
-    values = traced.assigned.form.restore(nodes)
+    values = traced.assigned.form.restore(output.args[0][traced.outputs.num_tensors :])
     for (name, _), value in zip(traced.assigned.ways, values, strict=True):
         if name in settled and not all(map(is_constant, tree_leaves(value))):
             raise CaptureError(
@@ -130,14 +145,14 @@ def _trace(
     microbatch: Batch,
     others: Sequence[Batch],
     places: Places,
-    left_out: frozenset[str],
+    known: KnownEffects,
     *,
     training: bool,
 ) -> Traced:
     """One graph. The first attempts have no leaves, and do not tell the model of the export."""
     if places != NOWHERE:
         with suppress(Exception):
-            adapter = partial(TensorsOnly, model, microbatch, left_out, exported=False)
+            adapter = partial(TensorsOnly, model, microbatch, known, exported=False)
             selection = LeafSelection(model, places)
             _record(model, adapter, selection)
             return _export(model, adapter, selection, training=training)
@@ -145,13 +160,13 @@ def _trace(
     ways = list(itertools.product((False, True), (False, True)))
     while ways:
         with_leaves, exported = ways.pop(0)
-        adapter = partial(TensorsOnly, model, microbatch, left_out, exported=exported)
+        adapter = partial(TensorsOnly, model, microbatch, known, exported=exported)
         selection = LeafSelection(model)
         while True:
             try:
                 traced = _export(model, adapter, selection, training=training)
                 for other in others if selection.calls else ():
-                    again = TensorsOnly(model, other, left_out, exported=exported)
+                    again = TensorsOnly(model, other, known, exported=exported)
                     with preserve_run(model):
                         selection.hold_against(partial(again, *again.copies()))
                 return traced
@@ -231,7 +246,7 @@ def _export(
         put_leaves(module, selection.calls)
         _drop_assertions(module)
     returned = once.returned
-    return Traced(module, returned.form, returned.assigned, places=selection.places)
+    return Traced(module, returned.form, returned.assigned, returned.hooks, places=selection.places)
 
 
 def _drop_assertions(module: fx.GraphModule) -> None:

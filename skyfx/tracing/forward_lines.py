@@ -136,7 +136,8 @@ class ForwardCode:
         for frame, number in traceback.walk_tb(error.__traceback__):
             is_here = frame.f_code.co_filename == self.file
             is_own = self._tree.lineno <= number <= (self._tree.end_lineno or 0)
-            if is_here and is_own and frame.f_locals.get(self.this) is self._model:
+            this = frame.f_locals.get(self.this)
+            if is_here and is_own and getattr(this, "__dict__", None) is vars(self._model):
                 line = number
         if line is None:
             return self.around(error.__cause__) if error.__cause__ else None

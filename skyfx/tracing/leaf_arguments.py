@@ -25,8 +25,9 @@ def flatten_held(model: nn.Module | None, value: Any) -> tuple[list[Any], pytree
     """The leaves of a value with the model's own submodules by their paths, and their nesting."""
     leaves, spec = flatten(value)
     if model is not None and any(isinstance(x, nn.Module) for x in leaves):
-        paths = {id(module): path for path, module in model.named_modules() if path}
-        leaves = [Held(paths[id(x)]) if id(x) in paths else x for x in leaves]
+        paths = {id(vars(module)): path for path, module in model.named_modules() if path}
+        known = [paths.get(id(vars(x))) if isinstance(x, nn.Module) else None for x in leaves]
+        leaves = [x if path is None else Held(path) for x, path in zip(leaves, known, strict=True)]
     return leaves, spec
 
 

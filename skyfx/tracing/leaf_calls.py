@@ -19,11 +19,11 @@ import torch
 from torch import Tensor, fx, nn
 
 from skyfx.runtime import pytree
-from skyfx.runtime.execution.assigned_attributes import AssignedAttributes, Change
+from skyfx.runtime.execution.assigned_attributes import AssignedAttributes, AttributeChange
 from skyfx.runtime.execution.microbatch import CONSTANTS, OutputSpec
 from skyfx.runtime.rng import generator_lending
 from skyfx.solver.errors import CaptureError
-from skyfx.tracing.attribute_watch import AttributeWatch
+from skyfx.tracing.effects.attribute_watch import AttributeWatch
 from skyfx.tracing.leaf_arguments import Held, check_unchanged, unflatten_held
 from skyfx.tracing.node_names import graphs_in
 from skyfx.tracing.tensor_binding import named_tensors
@@ -46,7 +46,7 @@ class BoundCode:
 
     def __call__(
         self, state: Mapping[str, Tensor], args: Any, kwargs: Any
-    ) -> tuple[Any, Mapping[str, Change]]:
+    ) -> tuple[Any, Mapping[str, AttributeChange]]:
         """Call it with these parameters and buffers, by name.
 
         Returns:
@@ -109,6 +109,7 @@ class RecordedCall:
 
     Attributes:
         name: the name of the code, and the number of the call.
+        because: what stands in it that cannot be captured as operators.
         run: the code, with a module of its own, so that stages and threads do not share it.
         leaves: the arguments, flattened, with None for each tensor.
         is_tensor: which arguments are tensors.
@@ -123,6 +124,7 @@ class RecordedCall:
     """
 
     name: str
+    because: str
     run: BoundCode
     leaves: tuple[Any, ...]
     is_tensor: tuple[bool, ...]
@@ -172,7 +174,7 @@ class RecordedCall:
         # A node's outputs share no storage with its inputs: later writes must not reach the inputs.
         return [x.clone() if storage_id(x) in given else x for x in outputs]
 
-    def _run(self, tensors: Sequence[Tensor]) -> tuple[Any, Mapping[str, Change]]:
+    def _run(self, tensors: Sequence[Tensor]) -> tuple[Any, Mapping[str, AttributeChange]]:
         following = iter(tensors)
         pairs = zip(self.leaves, self.is_tensor, strict=True)
         leaves = [next(following) if is_tensor else leaf for leaf, is_tensor in pairs]

@@ -5,7 +5,7 @@ they must not depend on values. Two things tell whether they do: another micro-b
 run on the same arguments with other values.
 """
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext, suppress
 from dataclasses import dataclass, is_dataclass
 from types import EllipsisType, FunctionType
@@ -22,14 +22,14 @@ from skyfx.runtime.model_state import preserve_run
 from skyfx.runtime.pytree import flatten
 from skyfx.runtime.rng.generator_state import comparable_states, preserve_generators
 from skyfx.solver.errors import CaptureError
-from skyfx.tracing.attribute_watch import AttributeWatch
 from skyfx.tracing.autograd_effects import BackwardError
 from skyfx.tracing.call_sites import CallSite, copy_of, decides
 from skyfx.tracing.data_dependence import OpSite
+from skyfx.tracing.effects.attribute_watch import AttributeWatch
 from skyfx.tracing.forward_lines import ForwardCode, Lines
 from skyfx.tracing.leaf_arguments import Held, check_unchanged, flatten_held, unflatten_held
 from skyfx.tracing.leaf_calls import BoundCode, RecordedCall, buffers_kept
-from skyfx.tracing.other_values import CHANGES
+from skyfx.tracing.other_values import other_values
 from skyfx.tracing.reached_tensors import reached, reached_by
 from skyfx.tracing.tensor_binding import named_tensors
 from skyfx.tracing.torch_internals import checked_derivatives, export_flags, num_writes
@@ -69,9 +69,13 @@ class CannotCrossError(CaptureError):
 class Recorder:
     """Runs the calls at one site, and records each."""
 
-    def __init__(self, model: nn.Module, site: LeafSite, code: ForwardCode | None) -> None:
+    def __init__(
+        self, model: nn.Module, site: LeafSite, code: ForwardCode | None, because: str
+    ) -> None:
+        """Record calls at this site of a model, which stay whole for this reason."""
         self._model = model
         self._site = site
+        self._because = because
         self._code = code if isinstance(site, Lines) else None
         self._signature = code.signature(site) if code and isinstance(site, Lines) else None
         self.calls: list[RecordedCall] = []
@@ -97,7 +101,7 @@ class Recorder:
         given = [x for x in leaves if isinstance(x, Tensor)]
         writes = {id(x): num_writes(x) for x in (*given, *named.values())}
         generators, derivatives = comparable_states(), list[bool]()
-        before = [x.detach().clone() if isinstance(x, Tensor) else x for x in leaves]
+        before = [_copy(x) for x in leaves]
         watch = None if module is None else AttributeWatch(module, reachable=False)
         code = self._bound_code(own)  # with the attributes as they are before the call
         noted = checked_derivatives(derivatives.append)
@@ -108,7 +112,11 @@ class Recorder:
             raise BackwardError
         is_random = generators != comparable_states()
         assigned, left = AssignedAttributes.of({} if watch is None else watch.tensor_changes())
-        others = list(self._other_results(own, before, spec)) if self._may_vary(own) else []
+        others = []
+        if self._may_vary(own):
+            for changed in other_values(before, (args, kwargs)):
+                with preserve_run(self._model), suppress(Exception):
+                    others.append(self._run(own, [_copy(x) for x in changed], spec))
         self._check_results(returned, others)
         held = tuple(f"{x.path}." for x in leaves if isinstance(x, Held))
         needed = (*held, *self._reached())
@@ -119,6 +127,7 @@ class Recorder:
         written = {i for i, x in enumerate(tensors) if num_writes(x) != writes[id(x)]}
         call = RecordedCall(
             name=f"{site}/{len(self.calls)}" if self.calls else str(site),
+            because=self._because,
             run=code,
             leaves=tuple(None if isinstance(x, Tensor) else x for x in leaves),
             is_tensor=tuple(isinstance(x, Tensor) for x in leaves),
@@ -242,15 +251,6 @@ class Recorder:
         of_torch = is_function and str(getattr(own, "__module__", "")).startswith("torch.")
         return isinstance(self._site, Lines) or (of_torch and not decides(self._site))
 
-    def _other_results(
-        self, own: Function, before: list[Any], spec: pytree.TreeSpec
-    ) -> Iterator[Any]:
-        """The results for other values of its arguments, where they make sense."""
-        for change in CHANGES:
-            changed = [change(x) if isinstance(x, Tensor) else x for x in before]
-            with preserve_run(self._model), suppress(Exception):
-                yield self._run(own, changed, spec)
-
     def _reached(self) -> tuple[str, ...]:
         """What other runs may need of the module's tensors: names, or beginnings of names."""
         if self._code is not None:
@@ -288,6 +288,10 @@ def form_of(value: Any) -> tuple[Any, ...]:
     """All of a value but what its tensors hold."""
     leaves, spec = flatten(value)
     return str(spec), *((x.shape, x.dtype) if isinstance(x, Tensor) else x for x in leaves)
+
+
+def _copy(value: Any) -> Any:
+    return value.detach().clone() if isinstance(value, Tensor) else value
 
 
 def _may_write(module: nn.Module | None, x: Tensor) -> bool:

@@ -81,12 +81,19 @@ class LeafSelection:
         self._last_op_site: OpSite | None = None
         self._recorders: dict[LeafSite, Recorder] = {}
         self._following: dict[LeafSite, Iterator[RecordedCall]] = {}
+        self._because: dict[LeafSite, str] = {}
+        self._reason = ""
         self._is_inside = False
 
     @property
     def calls(self) -> list[RecordedCall]:
         """All recorded calls, grouped by their sites."""
         return [call for recorder in self._recorders.values() for call in recorder.calls]
+
+    @property
+    def _sites(self) -> list[LeafSite]:
+        functions = filter(None, self._function_sites.values())
+        return [*self._call_sites, *functions, *self._lines, *self._op_sites]
 
     @property
     def places(self) -> Places:
@@ -101,6 +108,14 @@ class LeafSelection:
 
     def add(self, error: BaseException) -> bool:
         """Select the innermost place whose code has failed; False where none is left."""
+        if not isinstance(error, _RefusedError):
+            told = error.site if isinstance(error, DependsOnValuesError) else error
+            self._reason = (str(told) or repr(told)).splitlines()[0]
+        is_added = self._add(error)
+        self._because = {site: self._because.get(site, self._reason) for site in self._sites}
+        return is_added
+
+    def _add(self, error: BaseException) -> bool:
         if isinstance(error, DependsOnValuesError):
             self._last_op_site = error.site
         if isinstance(error, CustomGradientError) and self._add_function(error.function):
@@ -141,9 +156,10 @@ class LeafSelection:
         Raises:
             CaptureError: one of the calls cannot become a leaf; its site is selected no longer.
         """
-        functions = filter(None, self._function_sites.values())
-        sites: list[LeafSite] = [*self._call_sites, *functions, *self._lines, *self._op_sites]
-        self._recorders = {site: Recorder(self._model, site, self._code) for site in sites}
+        self._recorders = {
+            site: Recorder(self._model, site, self._code, self._because.get(site, ""))
+            for site in self._sites
+        }
         with self._replaced(self._record_call):
             return call()
 
@@ -228,7 +244,7 @@ class LeafSelection:
                 self._refused.add(site)
                 self._lines.remove(site)
                 raise _LinesRefusedError(site, error) from error
-            raise CaptureError(f"{site}: {error}") from error
+            raise _RefusedError(f"{site}: {error}") from error
         finally:
             self._is_inside = False
 
@@ -249,7 +265,11 @@ def _decide(instead: Function, own: Function, *args: Any, **kwargs: Any) -> Any:
     return partial(instead, own)(*args, **kwargs) if has_values else own(*args, **kwargs)
 
 
-class _LinesRefusedError(CaptureError):
+class _RefusedError(CaptureError):
+    """A call cannot become a leaf."""
+
+
+class _LinesRefusedError(_RefusedError):
     """Lines of forward cannot become a leaf alone."""
 
     def __init__(self, lines: Lines, error: Exception) -> None:

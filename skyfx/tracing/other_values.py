@@ -1,35 +1,67 @@
-"""Other values for a tensor, to see what depends on them.
+"""Other values for arguments, to see what depends on them.
 
 None of them suits every code: a length of 0 is an error in one place and a mask in another. So
 there are several, and an error tells nothing.
+
+Whole numbers only become smaller, and keep their order: they may be lengths, indices, or the ends
+of pieces, and code in C may read wherever they point.
 """
+
+from collections.abc import Iterator, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn.utils.rnn import PackedSequence
+
+from skyfx.runtime import pytree
 
 
-def _negative(x: Tensor) -> Tensor:
-    """Another value for each number: smaller whole numbers, which are indices or lengths."""
-    if x.dtype == torch.bool:
-        return ~x
-    return -x if x.is_floating_point() or x.is_complex() else x // 2
+def other_values(leaves: Sequence[Any], given: Any) -> Iterator[list[Any]]:
+    """The leaves of arguments with other values in their tensors.
+
+    Args:
+        leaves: copies of the leaves.
+        given: the arguments themselves. The numbers of a packed sequence depend on one another, and
+            so stay.
+    """
+    parts = pytree.tree_leaves(given, is_leaf=lambda x: isinstance(x, PackedSequence))
+    packed = [x for part in parts if isinstance(part, PackedSequence) for x in part]
+    fixed = {id(x) for x in packed if isinstance(x, Tensor) and not x.is_floating_point()}
+    originals = pytree.flatten(given)[0]
+    for change in _CHANGES:
+        yield [
+            change(x) if isinstance(x, Tensor) and id(original) not in fixed else x
+            for x, original in zip(leaves, originals, strict=True)
+        ]
+
+
+def _is_whole(x: Tensor) -> bool:
+    return not (x.is_floating_point() or x.is_complex() or x.dtype == torch.bool)
+
+
+def _other(x: Tensor) -> Tensor:
+    """Another value for each number."""
+    return x // 2 if _is_whole(x) else ~x if x.dtype == torch.bool else -x
 
 
 def _half(x: Tensor) -> Tensor:
+    """Another value for about half of the numbers."""
     generator = torch.Generator().manual_seed(x.numel())
     chosen = torch.rand(x.shape, generator=generator) < 0.5
-    return torch.where(chosen, _negative(x), x)
+    return x if _is_whole(x) else torch.where(chosen, _other(x), x)
 
 
 def _drawn(x: Tensor) -> Tensor:
+    """Values that occur in it, at other places."""
     generator = torch.Generator().manual_seed(x.numel())
     index = torch.randint(max(1, x.numel()), x.shape, generator=generator)
-    return x.flatten()[index] if x.numel() else x.clone()
+    return x if _is_whole(x) or not x.numel() else x.flatten()[index]
 
 
 def _largest(x: Tensor) -> Tensor:
-    return x.amax().expand_as(x).clone() if x.numel() and not x.is_complex() else x.clone()
+    can = x.numel() and not (x.is_complex() or _is_whole(x))
+    return x.amax().expand_as(x).clone() if can else x
 
 
-CHANGES = (_negative, _half, _drawn, _largest, torch.zeros_like)
-"""Other values of a tensor, most of which are valid where it was."""
+_CHANGES = (_other, _half, _drawn, _largest, torch.zeros_like)

@@ -257,6 +257,11 @@ def registered_as(change: Callable[[nn.Parameter], Any]) -> AbstractContextManag
     return replaced(nn.Module, "register_parameter", register_changed)
 
 
+def forward_hooks(module: nn.Module) -> tuple[dict[int, Any], dict[int, Any]]:
+    """The tables of a module's hooks before its forward, and after it."""
+    return module._forward_pre_hooks, module._forward_hooks
+
+
 def own_tensors(module: nn.Module) -> Iterator[dict[str, Any]]:
     """The dicts in which a module and its submodules hold parameters and buffers."""
     for part in module.modules():

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from skyfx.runtime.contents import NO_VALUES, equal
+from skyfx.runtime.state.contents import NO_VALUES, equal
 
 Contents = Mapping[str, Mapping[str, Any]]
 """What a run gave and left, by kind and name."""

@@ -9,11 +9,11 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from skyfx.runtime.contents import NO_VALUES, equal
 from skyfx.runtime.execution.microbatch import Batch, OutputSpec
 from skyfx.runtime.execution.step import LossHead
 from skyfx.runtime.model_state import ModelState, preserve_state
 from skyfx.runtime.pipeline import Pipeline
+from skyfx.runtime.state.contents import NO_VALUES, equal
 from skyfx.tracing.adapter import has_cache
 from skyfx.tracing.capture import Capture, in_mode, on_one_device
 from skyfx.verification.comparison import (

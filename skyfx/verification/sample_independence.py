@@ -82,18 +82,39 @@ def samples_apart(model: nn.Module, batch: Batch, cut: BatchCut, *, training: bo
     """
     assert cut.size is not None
     both = batch.placed(cut.rule).split(2 * cut.size)[0]
-    parts = both.split(cut.size)
-    if len(parts) < 2:
+    if both.batch_size <= cut.size:
         return cut
-    try:
-        form, together = plain_outputs(model, both)
-        alone = [plain_outputs(model, part)[1] for part in parts]
-    except Exception as error:
-        text = (str(error).strip() or repr(error)).splitlines()[0].rstrip(".")
-        fault = f"a part of it fails{model_line(error)}: {type(error).__name__}: {text}"
-        return replace(cut, fault=fault)
-    sizes = [part.batch_size for part in parts]
-    return _compared(cut, form, together, alone, sizes, training=training)
+    fault, apart = "", told_apart(both)
+    for samples in [apart] if apart is both else [apart, both]:
+        parts = samples.split(cut.size)
+        try:
+            form, together = plain_outputs(model, samples)
+            alone = [plain_outputs(model, part)[1] for part in parts]
+        except Exception as error:
+            text = (str(error).strip() or repr(error)).splitlines()[0].rstrip(".")
+            fault = f"a part of it fails{model_line(error)}: {type(error).__name__}: {text}"
+        else:
+            sizes = [part.batch_size for part in parts]
+            return _compared(cut, form, together, alone, sizes, training=training)
+    return replace(cut, fault=fault)
+
+
+def told_apart(batch: Batch) -> Batch:
+    """The batch, with other values if all its samples are alike, so that mixing them shows."""
+    held = [(i, x, d) for i, (x, d) in enumerate(zip(batch.leaves, batch.dims, strict=True))]
+    cut = [(i, x, dim) for i, x, dim in held if dim is not None]
+    alike = (torch.equal(x, x.narrow(dim, 0, 1).expand_as(x)) for _, x, dim in cut)
+    if batch.lists or not all(alike):
+        return batch
+    has_reals = any(x.is_floating_point() for _, x, _ in cut)
+    leaves = list(batch.leaves)
+    for i, x, dim in cut:
+        if has_reals and x.is_floating_point():
+            leaves[i] = x + 0.1 * torch.cos(torch.arange(x.numel()).reshape(x.shape)).to(x)
+        elif not has_reals and x.dtype != torch.bool:
+            first = (torch.arange(x.shape[dim]) == 0).to(x)
+            leaves[i] = x + first.reshape([-1 if d == dim else 1 for d in range(x.ndim)])
+    return replace(batch, leaves=tuple(leaves))
 
 
 def _compared(
@@ -109,7 +130,7 @@ def _compared(
     if any(len(outputs) != len(together) for outputs in alone):
         return replace(cut, fault=f"{names} samples have other outputs together than apart")
     joins: list[OutputJoin | None] = []
-    off, doubt, unjoined = 0.0, "", ""
+    off, doubt, unjoined, is_used = 0.0, "", "", False
     for i, (whole, *parts) in enumerate(zip(together, *alone, strict=True)):
         join, differs = _joined(whole, parts, sizes)
         joins.append(join)
@@ -118,6 +139,7 @@ def _compared(
         shape = f"{what} has shape {tuple(whole.shape)}, and {shapes} apart"
         if join is None and any(x.shape != whole.shape for x in parts):
             return replace(cut, fault=shape)
+        is_used = is_used or join is not None or differs > 0
         if join is None and differs and not (training and whole.numel() == 1):
             unjoined = unjoined or f"{shape}, but not the same: there is nothing to join"
         if join is not None and differs > off:
@@ -127,6 +149,8 @@ def _compared(
     if training and is_seen:  # what is not joined may be a loss, or a part of one
         unjoined = ""
     fault = unjoined or (doubt if off > COARSEST else "")
+    if not is_used:
+        fault = f"no output depends on which of {names} samples are given"
     known = OutputJoins(cut.joins.default, form.form, tuple(joins))
     return replace(cut, joins=known, fault=fault, off=off, doubt=doubt, is_seen=is_seen)
 

@@ -1,6 +1,7 @@
 """Nested values are taken apart and put together again; a test for each private symbol of torch."""
 
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -9,6 +10,8 @@ from skyfx.runtime.pytree import (
     TreeSpec,
     flatten,
     flatten_with_paths,
+    is_object,
+    replace_nodes,
     tree_flatten,
     tree_leaves,
     tree_map,
@@ -45,6 +48,40 @@ def test_dataclasses_that_hold_tensors_open_as_well() -> None:
     assert unflatten(leaves, spec) == value
     paths = [path for path, _ in flatten_with_paths(value)[0]]
     assert paths == [(0, "pair", "tensor"), (0, "pair", "number"), (1,)]
+
+
+class Keyed(dict[str, Any]):
+    """No dict of torch's trees, and it holds something beside its keys."""
+
+    kind = "a"
+
+
+def test_objects_that_give_tensors_by_keys_open_as_well() -> None:
+    x, value = torch.zeros(2), Keyed(b=3)
+    value["a"] = x
+    value.kind = "b"
+    leaves, spec = flatten((value,))
+    assert leaves[0] is x
+    assert leaves[1:] == [3]
+    (made,) = unflatten([x + 1, 4], spec)
+    assert (type(made), made.kind, made["b"]) == (Keyed, "b", 4)
+    assert torch.equal(made["a"], x + 1)
+    assert value["a"] is x
+    other = Keyed(a=x, b=3)
+    assert flatten((other,))[1] != spec  # what it holds beside its keys is another kind
+    assert is_object(value)
+    assert not is_object(Keyed(b=3))
+    assert not is_object({"a": x}.keys())
+
+
+def test_parts_of_a_value_are_replaced() -> None:
+    value = {"a": [1, 2, 3], "b": (Pair(torch.zeros(2), 7), [4, 5])}
+    paths = [("a",), ("b", 1)]
+    assert replace_nodes(value, paths, lambda entries: entries[:1]) == value | {
+        "a": [1],
+        "b": (value["b"][0], [4]),
+    }
+    assert value["a"] == [1, 2, 3]
 
 
 def test_nothing_else_imports_torchs_private_trees() -> None:

@@ -2,11 +2,16 @@
 
 import copy
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
+
+import skyfx
+from skyfx.tracing.capture import capture
+from tests.support.plans import even_plan
 
 WIDTH, SIZE, NUM_MICROBATCHES = 8, 2, 4
 BATCH = torch.linspace(-1, 1, SIZE * NUM_MICROBATCHES * WIDTH).reshape(-1, WIDTH)
@@ -176,6 +181,52 @@ class Masking(Layers):
         return h * self.mask
 
 
+class Caching(Layers):
+    """Keeps a table in a buffer, and its length, as rotary embeddings do."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.length = 0
+        self.register_buffer("table", torch.zeros(16), persistent=False)
+
+    def angles(self, length: int) -> Tensor:
+        if length <= self.length:
+            return self.table[:length].detach()
+        angles = torch.arange(length).float()
+        self.table[:length] = angles
+        self.length = length
+        return angles
+
+    def between(self, h: Tensor) -> Tensor:
+        return h * self.angles(len(h))[:, None] + self.angles(len(h))[:, None]
+
+
+class Hooked(Layers):
+    """Hooks collect numbers, arrays and text of it, also inside of what stays whole."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.moe = Experts()
+        self.seen: list[Any] = []
+        self.calls = 0
+        self.inner.register_forward_hook(self.note)
+        self.moe.register_forward_pre_hook(self.enter)
+        self.last.register_forward_hook(self.count, with_kwargs=True)
+
+    def enter(self, module: nn.Module, args: Any) -> None:
+        self.seen.append(args[0].sum().item())
+
+    def note(self, module: nn.Module, args: Any, output: Tensor) -> None:
+        self.seen.append(f"{type(module).__name__} {output.detach().mean().item()}")
+
+    def count(self, module: nn.Module, args: Any, kwargs: Any, output: Tensor) -> None:
+        self.calls += 1
+        self.seen.append(output.detach().numpy().tolist())
+
+    def between(self, h: Tensor) -> Tensor:
+        return self.moe(h).mul_(2)
+
+
 KINDS: list[type[Layers]] = [
     Mixture,
     PickingMixture,
@@ -185,7 +236,16 @@ KINDS: list[type[Layers]] = [
     Clearing,
     Recurrent,
     Masking,
+    Caching,
+    Hooked,
 ]
+
+
+def partitioned(model: nn.Module, **options: Any) -> skyfx.Pipeline:
+    """Over two CPUs."""
+    plan = even_plan(capture(model, BATCH[:SIZE], training=True), 2)
+    plan = replace(plan, assumptions=replace(plan.assumptions, microbatches=NUM_MICROBATCHES))
+    return skyfx.partition(model, ["cpu", "cpu"], example_inputs=BATCH, plan=plan, **options)
 
 
 def attributes(model: nn.Module) -> dict[str, Any]:

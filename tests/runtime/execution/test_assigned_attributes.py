@@ -1,26 +1,17 @@
 """What forward leaves on modules is there for the loss, as in plain torch, gradient included."""
 
 import copy
-from dataclasses import replace
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor, nn
 
-import skyfx
 from skyfx.runtime.execution.assigned_attributes import AssignedAttributes
 from skyfx.solver.errors import CaptureError, VerificationError
 from skyfx.tracing.capture import capture
 from tests.support import attribute_models
-from tests.support.attribute_models import BATCH, KINDS, NUM_MICROBATCHES, SIZE, Layers
-from tests.support.plans import even_plan
-
-
-def partitioned(model: nn.Module, **options: Any) -> skyfx.Pipeline:
-    plan = even_plan(capture(model, BATCH[:SIZE], training=True), 2)
-    plan = replace(plan, assumptions=replace(plan.assumptions, microbatches=NUM_MICROBATCHES))
-    return skyfx.partition(model, ["cpu", "cpu"], example_inputs=BATCH, plan=plan, **options)
+from tests.support.attribute_models import BATCH, KINDS, SIZE, Layers, partitioned
 
 
 @pytest.mark.parametrize("kind", KINDS)

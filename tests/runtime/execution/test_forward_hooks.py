@@ -7,10 +7,10 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+import skyfx
 from skyfx.solver.errors import CaptureError
-from tests.runtime.execution.test_assigned_attributes import partitioned
 from tests.support import attribute_models
-from tests.support.attribute_models import Layers
+from tests.support.attribute_models import BATCH, NUM_MICROBATCHES, TARGETS, Layers, partitioned
 
 Told = Callable[[], Any]
 
@@ -62,6 +62,23 @@ def add_up(model: Layers) -> Told:
     return lambda: sums
 
 
+def collect_numbers(model: Layers) -> Told:
+    """What a hook is given is written to afterwards."""
+    seen: list[float] = []
+    model.extra = nn.Identity()  # type: ignore[assignment]
+    model.between = lambda h: model.extra(h + 1).mul_(2)  # type: ignore[method-assign, operator]
+    model.extra.register_forward_hook(lambda _, __, output: seen.append(output.sum().item()))
+    return lambda: seen
+
+
+def feed(model: Layers) -> Told:
+    """Forward reads what the hook keeps."""
+    kept: dict[str, Tensor] = {}
+    model.first.register_forward_hook(lambda _, __, output: kept.update(first=output))
+    model.between = lambda h: h + kept["first"]  # type: ignore[method-assign]
+    return lambda: kept
+
+
 def change(model: Layers) -> Told:
     """No observer: it scales."""
     model.first.register_forward_hook(lambda _, __, output: output * 2)
@@ -70,7 +87,8 @@ def change(model: Layers) -> Told:
 
 
 @pytest.mark.parametrize(
-    "attach", [collect, collect_for_the_loss, collect_in_objects, add_up, change]
+    "attach",
+    [collect, collect_for_the_loss, collect_in_objects, add_up, collect_numbers, feed, change],
 )
 def test_hooks_are_as_in_plain_torch(attach: Callable[[Layers], Told]) -> None:
     model, plain = Layers(), Layers()
@@ -80,6 +98,42 @@ def test_hooks_are_as_in_plain_torch(attach: Callable[[Layers], Told]) -> None:
         found = attribute_models.pipeline_steps(pipeline, model, 2)
         assert found == attribute_models.plain_steps(plain, 2)
         assert attribute_models.copy_of(told()) == attribute_models.copy_of(expected())
+
+
+def test_hooks_come_and_go() -> None:
+    seen: list[str] = []
+    model = Layers()
+    gone = model.first.register_forward_hook(lambda *_: seen.append("gone"))
+    with partitioned(model) as pipeline:
+        model.last.register_forward_hook(lambda *_: seen.append("late"))
+        pipeline.train_step(BATCH, TARGETS, model.loss)
+        assert seen == ["gone", "late"] * NUM_MICROBATCHES
+        gone.remove()
+        seen.clear()
+        pipeline(BATCH)
+        assert seen == ["late"] * NUM_MICROBATCHES
+
+
+def test_hooks_inside_of_what_stays_whole_are_called() -> None:
+    class Whole(attribute_models.PickingMixture):
+        pass
+
+    told = []
+    for model in (Whole(), Whole()):
+        seen: list[float] = []
+        model.moe.expert.register_forward_hook(
+            lambda _, __, output, seen=seen: seen.append(output.sum().item())
+        )
+        told.append((model, seen))
+    (model, seen), (plain, expected) = told
+    measured = skyfx.partition(model, ["cpu"], example_inputs=BATCH, num_microbatches=4)
+    measured.close()
+    assert not seen
+    with partitioned(model) as pipeline:
+        assert not seen
+        attribute_models.pipeline_steps(pipeline, model, 1)
+    attribute_models.plain_steps(plain, 1)
+    assert seen == expected
 
 
 CALLS = 0

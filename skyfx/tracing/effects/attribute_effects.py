@@ -16,16 +16,17 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 
-from skyfx.runtime.contents import content, equal
-from skyfx.runtime.execution.assigned_attributes import AssignedAttributes, Change, Way
+from skyfx.runtime.execution.assigned_attributes import AssignedAttributes, AttributeChange, Way
 from skyfx.runtime.model_state import preserve_run
 from skyfx.runtime.pytree import tree_leaves, tree_map
-from skyfx.runtime.reachable_state import reachable_functions
+from skyfx.runtime.rng.generator_state import preserve_generators
+from skyfx.runtime.state.contents import content, equal
+from skyfx.runtime.state.reachable_state import reachable_functions
 from skyfx.solver.errors import CaptureError
-from skyfx.tracing.attribute_watch import AttributeWatch
-from skyfx.tracing.mutable_attributes import plain_tensors
+from skyfx.tracing.effects.attribute_watch import AttributeWatch
+from skyfx.tracing.effects.mutable_attributes import plain_tensors
 
-Run = Callable[[], Sequence[Tensor]]
+ModelCall = Callable[[], Sequence[Tensor]]
 
 _FORMS_ONLY = ("_like", "new_", "type_as", "expand_as", "view_as")
 """Parts of the names of operators that take the form of an argument, and not its values."""
@@ -53,7 +54,7 @@ class _Call:
     """The outputs of a call, and what it has left."""
 
     outputs: list[Any]
-    changes: Mapping[str, Change]
+    changes: Mapping[str, AttributeChange]
     contents: Mapping[str, Any]
 
     def differs_from(self, first: "_Call") -> bool:
@@ -65,19 +66,21 @@ class _Call:
         )
 
 
-def attribute_effects(model: nn.Module, run: Run) -> AttributeEffects:
+def attribute_effects(model: nn.Module, run: ModelCall) -> AttributeEffects:
     """Call a model some times; it is as before afterwards.
 
     Args:
         model: whose attributes are meant.
         run: calls it on the micro-batch of the capture.
     """
-    first = _called(model, run)
-    second = _called(model, run, first, first.changes)
+    with preserve_run(model):
+        first, second = _call(model, run), _call(model, run)
     remembered: dict[str, tuple[Any, Any]] = {}
+    if second.differs_from(first):  # because of buffers, which may, or of attributes
+        second = _called_after(model, run, first, first.changes)
     if second.differs_from(first):
         for name in first.changes:
-            after_it = _called(model, run, first, [name])
+            after_it = _called_after(model, run, first, [name])
             if after_it.differs_from(first):
                 remembered[name] = first.contents[name], after_it.contents.get(name)
     rest = first.changes.keys() - remembered.keys()
@@ -112,21 +115,23 @@ def _methods(module: nn.Module) -> list[Any]:
     return [x for name, x in found if name != "__init__" and not is_torchs[name]]
 
 
-def _called(
-    model: nn.Module, run: Run, first: _Call | None = None, left: Collection[str] = ()
-) -> _Call:
-    """Call the model, with these of the attributes that the first call has left."""
+def _called_after(model: nn.Module, run: ModelCall, first: _Call, left: Collection[str]) -> _Call:
+    """Call the model with no more than these of the attributes that the first call has left."""
     with preserve_run(model):
-        if first is not None:
-            form, tensors = AssignedAttributes.of({name: first.changes[name] for name in left})
-            form.leave(model, tensors)
-        watch = AttributeWatch(model)
+        form, tensors = AssignedAttributes.of({name: first.changes[name] for name in left})
+        form.leave(model, tensors)
+        return _call(model, run)
+
+
+def _call(model: nn.Module, run: ModelCall) -> _Call:
+    watch = AttributeWatch(model)
+    with preserve_generators():
         outputs = [content(x) for x in run()]
-        changes = {
-            name: Change(way, tree_map(_copied, value))
-            for name, (way, value) in watch.changes().items()
-        }
-        return _Call(outputs, changes, {name: content(x.value) for name, x in changes.items()})
+    changes = {
+        name: AttributeChange(way, tree_map(_copied, value))
+        for name, (way, value) in watch.changes().items()
+    }
+    return _Call(outputs, changes, {name: content(x.value) for name, x in changes.items()})
 
 
 def _copied(value: Any) -> Any:

@@ -17,7 +17,7 @@ import numpy
 import torch
 from torch import Tensor, nn
 
-from skyfx.runtime.contents import is_closed
+from skyfx.runtime.state.contents import is_closed
 
 _CHANGING = (
     bool,
@@ -119,6 +119,9 @@ class _Reach:
             function.__code__.co_freevars, function.__closure__ or (), strict=True
         ):
             slot = Slot(f"{function.__qualname__}: {name}", cell)
+            yield from self._of_variable(slot, depth)
+        for i, value in enumerate(function.__defaults__ or ()):
+            slot = Slot(f"{function.__qualname__}: default {i}", {"": value})
             yield from self._of_variable(slot, depth)
         names = _names_in(function.__code__)
         module = str(function.__globals__.get("__name__"))

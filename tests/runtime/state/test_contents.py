@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import nn
 
-from skyfx.runtime.contents import NO_VALUES, content, equal, restorer
+from skyfx.runtime.state.contents import NO_VALUES, content, equal, restorer
 
 
 class Counter:

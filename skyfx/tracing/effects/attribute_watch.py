@@ -6,10 +6,10 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from skyfx.runtime.execution.assigned_attributes import Change, Way, place_of
+from skyfx.runtime.execution.assigned_attributes import AttributeChange, Way, place_of
 from skyfx.runtime.model_state import module_slots, state_slots
 from skyfx.runtime.pytree import flatten
-from skyfx.runtime.reachable_state import Slot
+from skyfx.runtime.state.reachable_state import Slot
 
 _PLAIN = (bool, int, float, str, type(None))
 _MISSING = object()
@@ -34,12 +34,12 @@ class AttributeWatch:
             name: (slot.value, _parts(slot.value)) for name, slot in self._slots().items()
         }
 
-    def changes(self) -> dict[str, Change]:
+    def changes(self) -> dict[str, AttributeChange]:
         """What has become of which attribute since, where it can be brought back.
 
         That is where the new value is a tensor, a plain value, or a nesting of them.
         """
-        found: dict[str, Change] = {}
+        found: dict[str, AttributeChange] = {}
         known: set[int] = set()
         for name, slot in self._slots().items():
             before, parts = self._before.get(name, (_MISSING, None))
@@ -53,7 +53,7 @@ class AttributeWatch:
             found[name] = change
         return found
 
-    def tensor_changes(self) -> dict[str, Change]:
+    def tensor_changes(self) -> dict[str, AttributeChange]:
         """Those whose new values are tensors: a computed number may be another one next time."""
         return {name: x for name, x in self.changes().items() if _has_only(x.value, Tensor)}
 
@@ -99,17 +99,17 @@ def _have_same(parts: Any, parts_then: Any) -> bool:
     return parts is parts_then
 
 
-def _change(before: Any, parts_then: Any, value: Any) -> Change | None:
+def _change(before: Any, parts_then: Any, value: Any) -> AttributeChange | None:
     parts = _parts(value)
     if _is_same((value, parts), (before, parts_then)):
         return None
     if value is not before:
-        return Change(Way.SET, value)
+        return AttributeChange(Way.SET, value)
     if isinstance(value, list):
         first = parts[: len(parts_then)]
         if len(first) < len(parts) and _have_same(first, parts_then):
-            return Change(Way.APPEND, value[len(parts_then) :])
-    return Change(Way.REFILL, value)
+            return AttributeChange(Way.APPEND, value[len(parts_then) :])
+    return AttributeChange(Way.REFILL, value)
 
 
 def _has_only(value: Any, *types: type) -> bool:

@@ -1,0 +1,1 @@
+"""What values and code hold: read, compared and written back."""

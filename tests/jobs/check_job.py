@@ -1,0 +1,87 @@
+"""What each process of a job sees of the check, run by `test_check_together`."""
+
+import json
+import sys
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+import skyfx
+from skyfx.partitioning import splitter
+from skyfx.runtime.distributed.process_group import ProcessGroup
+from skyfx.runtime.execution.step import StagedModel
+from skyfx.solver.errors import VerificationError
+from skyfx.tracing.torch_internals import replaced
+from skyfx.verification import capacity
+from tests.support.plans import capture_first, even_plan
+
+WIDTH, BATCH = 8, torch.linspace(-1, 1, 64).reshape(8, 8)
+
+
+class Net(nn.Module):
+    """Has random numbers, a buffer, and an attribute for the loss."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.first, self.norm = nn.Linear(WIDTH, WIDTH), nn.BatchNorm1d(WIDTH)
+        self.drop, self.last = nn.Dropout(0.5), nn.Linear(WIDTH, WIDTH)
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = self.drop(torch.relu(self.norm(self.first(x))))
+        self.l_aux = h.pow(2).mean()
+        return self.last(h)
+
+
+def main(folder: str) -> None:
+    torch.set_num_threads(1)
+    cluster, group = skyfx.Cluster.from_environment(), ProcessGroup.join()
+    names = [device.name for device in cluster.devices]
+    plan = even_plan(capture_first(Net(), BATCH), len(names))
+    stages = [replace(s, device=name) for s, name in zip(plan.stages, names, strict=True)]
+    options: dict[str, Any] = {"plan": replace(plan, stages=tuple(stages))}
+
+    def report(model: nn.Module, **more: Any) -> str:
+        try:
+            with skyfx.partition(
+                model, cluster, example_inputs=BATCH, **options, **more
+            ) as pipeline:
+                return str(pipeline.verified)
+        except VerificationError as error:
+            return str(error)
+
+    right = splitter.split
+
+    def wrong(*args: Any) -> StagedModel:
+        staged = right(*args)
+        for stage in staged.stages.values():
+            for node in stage.module.graph.nodes:
+                if "relu" in node.name:  # in one process alone
+                    node.target = torch.nn.functional.gelu
+            stage.module.recompile()
+        return staged
+
+    if group.rank == 0:
+        save_file(Net().state_dict(), Path(folder, "net.safetensors"))
+    group.run_together(lambda: None)
+    found = {"whole": report(Net()), "outputs": report(Net(), check="outputs")}
+    with replaced(splitter, "split", wrong):
+        found["wrong"] = report(Net())
+    # One process alone has no memory left.
+    few = (lambda _: 0.0) if group.rank == 1 else capacity.free_bytes
+    with replaced(capacity, "free_bytes", few):
+        found["parts"] = report(Net())
+        with replaced(splitter, "split", wrong):
+            found["wrong parts"] = report(Net())
+    with skyfx.empty_weights():
+        empty = Net()
+    found["weights"] = report(empty, weights=str(Path(folder, "net.safetensors")))
+    Path(folder, f"{group.rank}.json").write_text(json.dumps(found))
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])
