@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from skyfx.runtime.execution.batch_dims import BatchDims
 from skyfx.runtime.execution.microbatch import Batch, OutputSpec
 from skyfx.runtime.execution.output_joins import OutputJoin, OutputJoins, possible_joins
+from skyfx.runtime.model_state import preserve_run
 from skyfx.tracing.capture import model_line
 from skyfx.verification.comparison import distance
 from skyfx.verification.observation import plain_outputs
@@ -88,8 +89,8 @@ def samples_apart(model: nn.Module, batch: Batch, cut: BatchCut, *, training: bo
     for samples in [apart] if apart is both else [apart, both]:
         parts = samples.split(cut.size)
         try:
-            form, together = plain_outputs(model, samples)
-            alone = [plain_outputs(model, part)[1] for part in parts]
+            form, together = _outputs(model, samples)
+            alone = [_outputs(model, part)[1] for part in parts]
         except Exception as error:
             text = (str(error).strip() or repr(error)).splitlines()[0].rstrip(".")
             fault = f"a part of it fails{model_line(error)}: {type(error).__name__}: {text}"
@@ -115,6 +116,12 @@ def told_apart(batch: Batch) -> Batch:
             first = (torch.arange(x.shape[dim]) == 0).to(x)
             leaves[i] = x + first.reshape([-1 if d == dim else 1 for d in range(x.ndim)])
     return replace(batch, leaves=tuple(leaves))
+
+
+def _outputs(model: nn.Module, part: Batch) -> tuple[OutputSpec, Sequence[Tensor]]:
+    """What the model returns for a part; the next one begins with the same state."""
+    with preserve_run(model):
+        return plain_outputs(model, part)
 
 
 def _compared(
