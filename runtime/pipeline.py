@@ -319,6 +319,6 @@ class Pipeline:
                 raise
 
     def __str__(self) -> str:
-        return f"{self.plan}\n{self.verified}"
+        return f"{self.plan}\n{self._cutter}\n{self.verified}"
 
     __repr__ = __str__
