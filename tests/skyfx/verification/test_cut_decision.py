@@ -241,8 +241,9 @@ class Counts(Does):
 
 def test_a_model_is_as_before_and_what_varies_in_eval_mode_is_not_judged() -> None:
     model = Counts()
-    assert not cut(model, ROWS[:, 0]).is_seen
+    assert cut(model, ROWS[:, 0]).is_seen  # each call begins with the same state
     assert model.calls == 0
+    assert not cut(Counts(lambda h: h - h.mean(0)), ROWS[:, 0]).is_seen
     assert not cut(Does(lambda h: h + torch.randn(len(h), 1)), ROWS[:, 0]).is_seen
 
 
