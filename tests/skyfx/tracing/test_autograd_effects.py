@@ -457,16 +457,31 @@ class HoldsList(HoldsTensor):
         return self.last(self.first(x) * self.scales[0])
 
 
+class StartsALoss(Net):
+    """A buffer without use of its gradient."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("zero", torch.tensor(0.0), persistent=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        loss = self.zero
+        if self.training:
+            loss.requires_grad_()
+        return self.last(self.first(x)) + loss + torch.zeros(WIDTH, requires_grad=True)
+
+
 def test_a_tensor_with_a_gradient_is_a_parameter_or_refused() -> None:
     x = torch.randn(SIZE, WIDTH)
     with pytest.raises(
         CaptureError, match=r"'middle.scale' requires a gradient.*torch.nn.Parameter\("
     ):
         capture(HoldsTensor(), x)
-    with pytest.raises(CaptureError, match=r"tensor of shape \(6,\) requires a gradient"):
+    with pytest.raises(CaptureError, match=r"tensor in 'scales' requires a gradient"):
         capture(HoldsList(), x)
     capture(HoldsTensor(), x, training=False)
     trains_exactly(HoldsParameter())
+    trains_exactly(StartsALoss())
 
 
 @pytest.mark.filterwarnings("ignore:`torch.jit")
