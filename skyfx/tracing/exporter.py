@@ -160,11 +160,11 @@ def _trace(
             _record(model, adapter, selection)
             return _export(model, adapter, selection, training=training)
     errors: list[Exception] = []
-    ways = list(itertools.product((False, True), (False, True)))
+    ways = [(*way, False) for way in itertools.product((False, True), (False, True))]
     while ways:
-        with_leaves, exported = ways.pop(0)
+        with_leaves, exported, trusting = ways.pop(0)
         adapter = partial(TensorsOnly, model, microbatch, known, exported=exported)
-        selection = LeafSelection(model)
+        selection = LeafSelection(model, trusting=trusting)
         while True:
             try:
                 traced = _export(model, adapter, selection, training=training)
@@ -185,6 +185,8 @@ def _trace(
                 break
             if not (with_leaves and _add_leaf(model, adapter, selection, errors[-1])):
                 break
+        if selection.is_doubtful:  # no wider place could stay whole
+            ways.append((with_leaves, exported, True))
     raise errors[0] from None
 
 
