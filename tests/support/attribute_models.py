@@ -201,6 +201,21 @@ class Caching(Layers):
         return h * self.angles(len(h))[:, None] + self.angles(len(h))[:, None]
 
 
+class Drawing(Layers):
+    """Draws from a generator of its own, and from one that each call makes."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.held = torch.Generator().manual_seed(1)
+
+    def between(self, h: Tensor) -> Tensor:
+        made = torch.Generator().manual_seed(5)
+        with torch.no_grad():
+            scale = torch.rand(WIDTH, generator=made)
+        noise = torch.randn(WIDTH, generator=made)
+        return h * scale + noise * torch.rand(WIDTH, generator=self.held)
+
+
 class Hooked(Layers):
     """Hooks collect numbers, arrays and text of it, also inside of what stays whole."""
 
@@ -237,6 +252,7 @@ KINDS: list[type[Layers]] = [
     Recurrent,
     Masking,
     Caching,
+    Drawing,
     Hooked,
 ]
 
@@ -265,6 +281,8 @@ def copy_of(value: Any) -> Any:
         return "elsewhere" if value.is_meta else value.tolist()
     if isinstance(value, dict):
         return {key: copy_of(one) for key, one in value.items()}
+    if isinstance(value, torch.Generator):
+        return value.get_state().tolist()
     return [copy_of(one) for one in value] if isinstance(value, list | tuple) else value
 
 
