@@ -91,16 +91,16 @@ def preserve_state(model: nn.Module, parameters: Sequence[str] = ()) -> Iterator
 
 
 @contextmanager
-def preserve_run(model: nn.Module) -> Iterator[None]:
+def preserve_run(model: nn.Module) -> Iterator[WrittenParameters]:
     """As `preserve_state`, for code of the model that runs in this thread and may write anything.
 
-    Parameters that it writes to are noticed, and are as before, too.
+    Parameters that it writes to are noticed, and are as before, too; yields them.
     """
     written = WrittenParameters(model)
     with preserve_state(model):
         try:
             with written:
-                yield
+                yield written
         finally:
             written.restore()
 

@@ -11,6 +11,7 @@ change.
 from collections.abc import Callable
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
@@ -31,11 +32,15 @@ class WrittenParameters(TorchFunctionMode):
         for x in model.parameters():
             if _address(x):
                 self._by_storage.setdefault(_address(x), []).append(x)
-        self._undo: list[Callable[[], None]] = []
+        self._kept: list[tuple[nn.Parameter, Tensor, Callable[[], None]]] = []
+
+    def changed(self) -> bool:
+        """Whether any has other values by now."""
+        return any(not torch.equal(x, before) for x, before, _ in self._kept)
 
     def restore(self) -> None:
         """Put back what they had."""
-        for undo in reversed(self._undo):
+        for _, _, undo in self._kept:
             undo()
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
@@ -45,7 +50,8 @@ class WrittenParameters(TorchFunctionMode):
             for x in tree_leaves((args if renorms else args[:1], given.get("out"))):
                 if type(x) in (Tensor, nn.Parameter):
                     for parameter in self._by_storage.pop(_address(x), ()):
-                        self._undo.append(parameter_restorer(parameter))
+                        undo = parameter_restorer(parameter)
+                        self._kept.append((parameter, parameter.detach().clone(), undo))
         return func(*args, **given)
 
 

@@ -15,21 +15,17 @@ write and after it. A value that is not a tensor cannot cross a boundary: its re
 stage.
 """
 
-from collections.abc import Hashable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Hashable, Iterable, Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
 
-from skyfx.runtime import pytree
+from skyfx.tracing.backward_values import is_for_backward
 from skyfx.tracing.capture import Capture
-from skyfx.tracing.leaf_calls import leaf_of
+from skyfx.tracing.graph_writes import storages_of, written_inputs
 from skyfx.tracing.node_names import original_name
-from skyfx.tracing.torch_internals import may_return_input, schema_of, storage_id, written_arguments
-
-_NORMS = {torch.ops.aten.batch_norm.default: 5, torch.ops.aten.instance_norm.default: 5}
-"""Operators that update their running statistics (arguments 3 and 4) where this argument is true;
-their schemas do not say so."""
+from skyfx.tracing.torch_internals import may_return_input, schema_of, storage_id
 
 
 def colocation(graph: fx.Graph, ids: Mapping[fx.Node, str]) -> dict[fx.Node, str]:
@@ -37,13 +33,14 @@ def colocation(graph: fx.Graph, ids: Mapping[fx.Node, str]) -> dict[fx.Node, str
     position = {node: i for i, node in enumerate(graph.nodes)}
     storages, last_write = _Storages(graph.nodes), dict[Hashable, int]()
     for node in graph.nodes:
-        for written in _written_inputs(node):
+        for written in written_inputs(node):
             for storage in storages.of(written):
                 last_write[storage] = position[node]
     persistent = {s for node in graph.find_nodes(op="get_attr") for s in storages.of(node)}
     groups = _Groups()
     for node in ids:
-        if not isinstance(node.meta.get("val"), Tensor):  # several tensors, or a number
+        is_several = not isinstance(node.meta.get("val"), Tensor)  # tensors, or a number
+        if is_several or is_for_backward(node):
             for reader in node.users:
                 groups.join(node, reader)
         for storage in {s for n in (node, *node.all_input_nodes) for s in storages.of(n)}:
@@ -69,33 +66,6 @@ def written_parameters(captured: Capture) -> tuple[str, ...]:
     reads = [x for x in graph.find_nodes(op="get_attr") if storages.written & storages.of(x)]
     named = {original_name(str(x.target)): captured.attribute(x) for x in reads}
     return tuple(name for name, x in named.items() if isinstance(x, nn.Parameter))
-
-
-def _written_inputs(node: fx.Node) -> Iterator[fx.Node]:
-    """The inputs that the node writes to."""
-    if leaf := leaf_of(node):
-        yield from (node.args[i] for i in leaf.seen.writes)  # type: ignore[misc]
-    if node.op != "call_function":
-        return
-    schema = schema_of(node)
-    if schema is None:  # a subgraph, such as the body of a `with torch.no_grad()`
-        inner = [x for part in subgraphs_of(node) for x in part.graph.nodes]
-        if any(any(_written_inputs(x)) for x in inner):
-            yield from node.all_input_nodes
-        return
-    if node.target in _NORMS and node.args[_NORMS[node.target]]:
-        yield from (arg for arg in node.args[3:5] if isinstance(arg, fx.Node))
-    for value in written_arguments(node):
-        yield from (leaf for leaf in pytree.tree_leaves(value) if isinstance(leaf, fx.Node))
-
-
-def subgraphs_of(node: fx.Node) -> Iterator[fx.GraphModule]:
-    """The subgraphs that the node runs, such as the body of a `with torch.no_grad()`."""
-    for arg in node.all_input_nodes:
-        if arg.op == "get_attr" and arg.graph.owning_module is not None:
-            value = getattr(arg.graph.owning_module, str(arg.target), None)
-            if isinstance(value, fx.GraphModule):
-                yield value
 
 
 class _Groups:
@@ -133,23 +103,16 @@ class _Storages:
 
     def __init__(self, nodes: Iterable[fx.Node]) -> None:
         self._groups, nodes = _Groups(), list(nodes)
-        written = [x for node in nodes for x in _written_inputs(node)]
+        written = [x for node in nodes for x in written_inputs(node)]
         for node in nodes if written else ():
             for returned in _returned_inputs(node):
-                for storage in _storages_of(returned):
-                    self._groups.join(storage, next(_storages_of(node)))
+                for storage in storages_of(returned):
+                    self._groups.join(storage, next(storages_of(node)))
         self.written = frozenset(s for x in written for s in self.of(x))
 
     def of(self, node: fx.Node) -> frozenset[Hashable]:
         """The storages of its value."""
-        return frozenset(map(self._groups.root, _storages_of(node)))
-
-
-def _storages_of(node: fx.Node) -> Iterator[int]:
-    """The storages of its value among the fake tensors."""
-    for leaf in pytree.tree_leaves(node.meta.get("val")):
-        if isinstance(leaf, Tensor):
-            yield storage_id(leaf)
+        return frozenset(map(self._groups.root, storages_of(node)))
 
 
 def _returned_inputs(node: fx.Node) -> list[fx.Node]:

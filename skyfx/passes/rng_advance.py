@@ -18,7 +18,6 @@ from typing import Any
 import torch
 from torch import fx
 
-from skyfx.passes.aliasing import subgraphs_of
 from skyfx.passes.call_signature import signature
 from skyfx.passes.synthetic_inputs import arguments
 from skyfx.runtime import pytree
@@ -26,6 +25,7 @@ from skyfx.runtime.rng.generator_lending import borrow_generator
 from skyfx.runtime.rng.mt19937 import advance, distance
 from skyfx.runtime.rng.step_streams import Advance, Advances
 from skyfx.tracing.capture import Capture
+from skyfx.tracing.graph_writes import subgraphs_of
 from skyfx.tracing.leaf_calls import leaf_of
 from skyfx.tracing.torch_internals import schema_of
 

@@ -24,8 +24,8 @@ from skyfx.tracing.data_dependence import is_library_file
 from skyfx.tracing.exporter import Traced, trace
 from skyfx.tracing.leaf_selection import NOWHERE, Places
 from skyfx.tracing.node_names import input_names, is_tensor_attribute, node_ids
+from skyfx.tracing.quiet_tracing import quiet_tracing
 from skyfx.tracing.tensor_binding import moved, rebind
-from skyfx.tracing.torch_internals import quiet_tracing
 
 _capturing = threading.RLock()
 """torch.export keeps its state in globals: one capture at a time in all threads."""

@@ -21,7 +21,7 @@ from torch.overrides import TorchFunctionMode
 
 from skyfx.runtime import pytree
 from skyfx.solver.errors import CaptureError
-from skyfx.tracing.torch_internals import UNKNOWN_VALUE_ERRORS
+from skyfx.tracing.torch_internals import UNKNOWN_SHAPE_ERROR, UNKNOWN_VALUE_ERRORS
 
 _SYMBOLIC = (torch.SymInt, torch.SymFloat, torch.SymBool)
 _LIBRARIES = (Path(torch.__file__).parent, Path(__file__).parents[1])
@@ -56,12 +56,14 @@ class OpSite:
 class DependsOnValuesError(CaptureError):
     """A number or a shape depends on values, at this line."""
 
-    def __init__(self, site: OpSite) -> None:
+    def __init__(self, site: OpSite, *, is_shape: bool = False) -> None:
+        """Tell of this site, and whether it is a shape."""
         super().__init__(
             f"the result of {site.function} depends on the values of its arguments, but numbers "
             "and shapes of a captured graph are fixed"
         )
         self.site = site
+        self.is_shape = is_shape
 
 
 class NoDataDependence(TorchFunctionMode):
@@ -79,11 +81,13 @@ class NoDataDependence(TorchFunctionMode):
         except (*UNKNOWN_VALUE_ERRORS, RuntimeError) as error:
             if not isinstance(error, UNKNOWN_VALUE_ERRORS) and func is not Tensor.tolist:
                 raise
-            raise DependsOnValuesError(OpSite.calling(func)) from error
+            is_shape = isinstance(error, UNKNOWN_SHAPE_ERROR)
+            raise DependsOnValuesError(OpSite.calling(func), is_shape=is_shape) from error
         for leaf in pytree.tree_leaves(returned):
             sizes = leaf.shape if isinstance(leaf, Tensor) else [leaf]
             if any(isinstance(size, _SYMBOLIC) for size in sizes):
-                raise DependsOnValuesError(OpSite.calling(func))
+                is_shape = isinstance(leaf, Tensor)
+                raise DependsOnValuesError(OpSite.calling(func), is_shape=is_shape)
         return returned
 
 

@@ -27,6 +27,7 @@ from skyfx.tracing.adapter import (
     TensorsOnly,
     model_error,
 )
+from skyfx.tracing.backward_values import copy_for_backward
 from skyfx.tracing.effects.attribute_effects import (
     AttributeEffects,
     attribute_effects,
@@ -98,6 +99,8 @@ def trace(
             traced = _trace(model, microbatch, others, places, known, training=training)
             changed = written_attributes(model, traced.module)
             if not changed and traced.assigned.names <= effects.renewed.keys():
+                if training:
+                    copy_for_backward(traced.module, effects.renewed)
                 assigned = traced.assigned.by(effects.renewed)
                 return replace(traced, assigned=assigned, settled=effects.settled)
             if not changed:
@@ -158,11 +161,11 @@ def _trace(
             _record(model, adapter, selection)
             return _export(model, adapter, selection, training=training)
     errors: list[Exception] = []
-    ways = list(itertools.product((False, True), (False, True)))
+    ways = [(*way, False) for way in itertools.product((False, True), (False, True))]
     while ways:
-        with_leaves, exported = ways.pop(0)
+        with_leaves, exported, trusting = ways.pop(0)
         adapter = partial(TensorsOnly, model, microbatch, known, exported=exported)
-        selection = LeafSelection(model)
+        selection = LeafSelection(model, trusting=trusting)
         while True:
             try:
                 traced = _export(model, adapter, selection, training=training)
@@ -183,6 +186,8 @@ def _trace(
                 break
             if not (with_leaves and _add_leaf(model, adapter, selection, errors[-1])):
                 break
+        if selection.is_doubtful:  # no wider place could stay whole
+            ways.append((with_leaves, exported, True))
     raise errors[0] from None
 
 

@@ -4,12 +4,14 @@ A module is passed by its path, since each leaf has a copy of the model of its o
 are made again for each call, so a leaf must not change them.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, is_dataclass
+from types import EllipsisType, FunctionType
 from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
 
 from skyfx.runtime import pytree
+from skyfx.runtime.execution.microbatch import CONSTANTS
 from skyfx.runtime.pytree import flatten, unflatten
 from skyfx.solver.errors import CaptureError
 
@@ -19,6 +21,10 @@ class Held:
     """A submodule of the model."""
 
     path: str
+
+
+_ARGUMENTS = (*CONSTANTS, Held, slice, EllipsisType)
+"""Allowed arguments beside tensors; configs and functions as well, see `is_argument`."""
 
 
 def flatten_held(model: nn.Module | None, value: Any) -> tuple[list[Any], pytree.TreeSpec]:
@@ -48,3 +54,20 @@ def check_unchanged(value: Any, leaves: Any, spec: pytree.TreeSpec) -> None:
     pairs = zip(found, leaves, strict=False)
     if found_spec != spec or any(x is not y for x, y in pairs if not isinstance(y, Held)):
         raise CaptureError("it changes a list or dict that it is given")
+
+
+def is_argument(leaf: Any) -> bool:
+    """Whether it can cross the edge of a node."""
+    ends = (leaf.start, leaf.stop, leaf.step) if isinstance(leaf, slice) else ()
+    if any(isinstance(x, Tensor) for x in ends):
+        return False
+    is_constant = is_dataclass(leaf) or _is_constant_function(leaf)
+    return is_constant or isinstance(leaf, (Tensor, *_ARGUMENTS))
+
+
+def _is_constant_function(value: Any) -> bool:
+    """Whether it is a function that computes from its arguments alone."""
+    if not isinstance(value, FunctionType):
+        return False
+    held = [cell.cell_contents for cell in value.__closure__ or ()]
+    return all(isinstance(x, CONSTANTS) or _is_constant_function(x) for x in flatten(held)[0])

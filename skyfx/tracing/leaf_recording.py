@@ -5,10 +5,8 @@ they must not depend on values. Two things tell whether they do: another micro-b
 run on the same arguments with other values.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext, suppress
-from dataclasses import dataclass, is_dataclass
-from types import EllipsisType, FunctionType
 from typing import Any
 
 import torch
@@ -27,50 +25,26 @@ from skyfx.tracing.call_sites import CallSite, copy_of, decides
 from skyfx.tracing.data_dependence import OpSite
 from skyfx.tracing.effects.attribute_watch import AttributeWatch
 from skyfx.tracing.forward_lines import ForwardCode, Lines
-from skyfx.tracing.leaf_arguments import Held, check_unchanged, flatten_held, unflatten_held
+from skyfx.tracing.leaf_arguments import (
+    Held,
+    check_unchanged,
+    flatten_held,
+    is_argument,
+    unflatten_held,
+)
 from skyfx.tracing.leaf_calls import BoundCode, RecordedCall, buffers_kept
+from skyfx.tracing.leaf_sites import CannotCrossError, Function, LeafSite, Reason
 from skyfx.tracing.other_values import other_values
 from skyfx.tracing.reached_tensors import reached, reached_by
 from skyfx.tracing.tensor_binding import named_tensors
 from skyfx.tracing.torch_internals import checked_derivatives, export_flags, num_writes
 
 
-@dataclass(frozen=True, slots=True)
-class FunctionSite:
-    """All calls of an autograd function."""
-
-    function: type
-
-    def __str__(self) -> str:
-        return self.function.__name__
-
-
-LeafSite = CallSite | FunctionSite | Lines | OpSite
-Function = Callable[..., Any]
-
-_ARGUMENTS = (*CONSTANTS, Held, slice, EllipsisType)
-"""Allowed arguments beside tensors; configs and functions as well, see `_is_argument`."""
-
-
-class CannotCrossError(CaptureError):
-    """A value cannot cross the edge of a node.
-
-    Attributes:
-        variable: the local variable that holds it, where lines of forward were to become a leaf.
-        is_argument: whether the leaf would get it; otherwise it would return it.
-    """
-
-    def __init__(self, message: str, variable: str, *, is_argument: bool) -> None:
-        super().__init__(message)
-        self.variable = variable
-        self.is_argument = is_argument
-
-
 class Recorder:
     """Runs the calls at one site, and records each."""
 
     def __init__(
-        self, model: nn.Module, site: LeafSite, code: ForwardCode | None, because: str
+        self, model: nn.Module, site: LeafSite, code: ForwardCode | None, because: Reason
     ) -> None:
         """Record calls at this site of a model, which stay whole for this reason."""
         self._model = model
@@ -127,7 +101,7 @@ class Recorder:
         written = {i for i, x in enumerate(tensors) if num_writes(x) != writes[id(x)]}
         call = RecordedCall(
             name=f"{site}/{len(self.calls)}" if self.calls else str(site),
-            because=self._because,
+            because=self._because.text,
             run=code,
             leaves=tuple(None if isinstance(x, Tensor) else x for x in leaves),
             is_tensor=tuple(isinstance(x, Tensor) for x in leaves),
@@ -186,7 +160,7 @@ class Recorder:
         parts = zip(signature.takes, args, strict=True) if signature else [("", (args, kwargs))]
         for variable, value in parts:
             for leaf in flatten_held(self.module, value)[0]:
-                if not _is_argument(leaf):
+                if not is_argument(leaf):
                     kind = type(leaf).__name__
                     raise self._error(f"gets an object of {kind}", variable, is_argument=True)
 
@@ -245,11 +219,12 @@ class Recorder:
     def _may_vary(self, own: Function) -> bool:
         """Whether it is tried with other values.
 
-        Not the model's modules, which may take few values only, and of which no other is known.
+        Not every call, as many take few values only.
         """
-        is_function = isinstance(self._site, CallSite) and self._site.is_function
-        of_torch = is_function and str(getattr(own, "__module__", "")).startswith("torch.")
-        return isinstance(self._site, Lines) or (of_torch and not decides(self._site))
+        if not isinstance(self._site, CallSite) or decides(self._site):
+            return isinstance(self._site, Lines)
+        of_torch = str(getattr(own, "__module__", "")).startswith("torch.")
+        return self._because.is_shape or (self._site.is_function and of_torch)
 
     def _reached(self) -> tuple[str, ...]:
         """What other runs may need of the module's tensors: names, or beginnings of names."""
@@ -297,20 +272,3 @@ def _copy(value: Any) -> Any:
 def _may_write(module: nn.Module | None, x: Tensor) -> bool:
     """Whether it is a buffer that another branch may write to, as batch norm does in training."""
     return module is not None and module.training and any(x is b for b in module.buffers())
-
-
-def _is_argument(leaf: Any) -> bool:
-    """Whether it can cross the edge of a node."""
-    ends = (leaf.start, leaf.stop, leaf.step) if isinstance(leaf, slice) else ()
-    if any(isinstance(x, Tensor) for x in ends):
-        return False
-    is_constant = is_dataclass(leaf) or _is_constant_function(leaf)
-    return is_constant or isinstance(leaf, (Tensor, *_ARGUMENTS))
-
-
-def _is_constant_function(value: Any) -> bool:
-    """Whether it is a function that computes from its arguments alone."""
-    if not isinstance(value, FunctionType):
-        return False
-    held = [cell.cell_contents for cell in value.__closure__ or ()]
-    return all(isinstance(x, CONSTANTS) or _is_constant_function(x) for x in flatten(held)[0])

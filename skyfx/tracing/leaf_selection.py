@@ -10,7 +10,7 @@ are fixed to their results (see `data_dependence`).
 import logging
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
@@ -24,13 +24,8 @@ from skyfx.tracing.data_dependence import DependsOnValuesError, OpSite, OpSiteOv
 from skyfx.tracing.forward_lines import ForwardCode, Lines
 from skyfx.tracing.leaf_arguments import flatten_held
 from skyfx.tracing.leaf_calls import RecordedCall, stand_in
-from skyfx.tracing.leaf_recording import (
-    CannotCrossError,
-    Function,
-    FunctionSite,
-    LeafSite,
-    Recorder,
-)
+from skyfx.tracing.leaf_recording import Recorder
+from skyfx.tracing.leaf_sites import CannotCrossError, Function, FunctionSite, LeafSite, Reason
 from skyfx.tracing.tensor_binding import named_tensors
 from skyfx.tracing.torch_internals import replaced_functions
 
@@ -70,7 +65,16 @@ NOWHERE = Places()
 class LeafSelection:
     """The sites of a model whose calls become leaves, and the calls that were recorded there."""
 
-    def __init__(self, model: nn.Module, places: Places = NOWHERE) -> None:
+    def __init__(
+        self, model: nn.Module, places: Places = NOWHERE, *, trusting: bool = False
+    ) -> None:
+        """Begin at some places.
+
+        Args:
+            model: the module whose calls are replaced.
+            places: selected or refused from the beginning.
+            trusting: whether a call may return a tensor whose shape depends on values.
+        """
         self._model = model
         self._code = ForwardCode.of(model)
         self._call_sites = list(places.calls)
@@ -81,8 +85,10 @@ class LeafSelection:
         self._last_op_site: OpSite | None = None
         self._recorders: dict[LeafSite, Recorder] = {}
         self._following: dict[LeafSite, Iterator[RecordedCall]] = {}
-        self._because: dict[LeafSite, str] = {}
-        self._reason = ""
+        self._because: dict[LeafSite, Reason] = {}
+        self._reason = Reason()
+        self._trusting = trusting
+        self.is_doubtful = False
         self._is_inside = False
 
     @property
@@ -110,7 +116,8 @@ class LeafSelection:
         """Select the innermost place whose code has failed; False where none is left."""
         if not isinstance(error, _RefusedError):
             told = error.site if isinstance(error, DependsOnValuesError) else error
-            self._reason = (str(told) or repr(told)).splitlines()[0]
+            text = (str(told) or repr(told)).splitlines()[0]
+            self._reason = Reason(text, isinstance(error, DependsOnValuesError) and error.is_shape)
         is_added = self._add(error)
         self._because = {site: self._because.get(site, self._reason) for site in self._sites}
         return is_added
@@ -157,7 +164,7 @@ class LeafSelection:
             CaptureError: one of the calls cannot become a leaf; its site is selected no longer.
         """
         self._recorders = {
-            site: Recorder(self._model, site, self._code, self._because.get(site, ""))
+            site: Recorder(self._model, site, self._code, self._reason_of(site))
             for site in self._sites
         }
         with self._replaced(self._record_call):
@@ -172,6 +179,10 @@ class LeafSelection:
         self._following = {site: iter(x.calls) for site, x in self._recorders.items()}
         with self._replaced(self._compare):
             call()
+
+    def _reason_of(self, site: LeafSite) -> Reason:
+        found = self._because.get(site, Reason())
+        return replace(found, is_shape=found.is_shape and not self._trusting)
 
     @contextmanager
     def stand_ins(self) -> Iterator[None]:
@@ -236,6 +247,7 @@ class LeafSelection:
             yield False
         except Exception as error:
             if isinstance(site, CallSite):
+                self.is_doubtful |= self._reason_of(site).is_shape
                 self._refused.add(site.kind)
                 self._call_sites = [other for other in self._call_sites if other.kind != site.kind]
             elif isinstance(site, FunctionSite):

@@ -3,10 +3,8 @@
 A new release may change any of them. `tests/skyfx/tracing/test_torch_internals.py` tests each.
 """
 
-import logging
 import random
 import threading
-import warnings
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 from functools import partial
@@ -31,7 +29,8 @@ from torch.utils.checkpoint import CheckpointFunction
 UNKNOWN_VALUE_ERRORS = (
     *(GuardOnDataDependentSymNode, DataDependentOutputException, DynamicOutputShapeException),
 )
-"""The errors of torch.export where it would have to know a value."""
+UNKNOWN_SHAPE_ERROR = DynamicOutputShapeException
+"""The errors of torch.export where it would have to know a value, and that of a shape."""
 
 DECISIONS = {("torch.nn.modules.transformer", "_detect_is_causal_mask")}
 """Functions of torch, by their Python modules, that branch on values and return a decision."""
@@ -41,18 +40,6 @@ NO_SAVED_TENSORS_HOOKS = "don't yet support saved tensor hooks"
 
 _writing_code = threading.RLock()
 """Held by the thread for which torch.fx writes code for any attribute name."""
-
-_OWN_WARNINGS = (
-    r"The tensor attributes? .* (was|were) assigned during export",
-    r"A model attribute .* requires gradient",
-)
-"""Warnings about every LSTM and GRU, and about attributes that skyfx looks after itself."""
-
-_OWN_LOGS = {
-    "torch._subclasses.fake_tensor": ("failed while attempting", "fake tensor raised TypeError"),
-    "torch.fx.experimental.symbolic_shapes": ("Unable to find user code",),
-}
-"""Log messages about an attempt to trace that another attempt follows, by logger."""
 
 
 @contextmanager
@@ -209,26 +196,6 @@ def interceptable_lists() -> AbstractContextManager[None]:
         return handle_torch_function(Tensor.tolist, (tensor,), tensor)
 
     return replaced(FakeTensor, "tolist", tolist)
-
-
-@contextmanager
-def quiet_tracing() -> Iterator[None]:
-    """Within it, torch.export tells of the model's own code, and not of what skyfx knows."""
-
-    def concerns_the_model(record: logging.LogRecord) -> bool:
-        return not str(record.msg).startswith(_OWN_LOGS[record.name])
-
-    loggers = [logging.getLogger(name) for name in _OWN_LOGS]
-    for logger in loggers:
-        logger.addFilter(concerns_the_model)
-    try:
-        with warnings.catch_warnings():
-            for message in _OWN_WARNINGS:
-                warnings.filterwarnings("ignore", message)
-            yield
-    finally:
-        for logger in loggers:
-            logger.removeFilter(concerns_the_model)
 
 
 @contextmanager

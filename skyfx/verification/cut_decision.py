@@ -188,10 +188,10 @@ class _Trial:
     def _is_fixed(self) -> bool:
         """Whether eval mode runs on the whole batch, and leaves the model and generators alone."""
         try:
-            with preserve_run(self.model):
+            with preserve_run(self.model) as written:
                 before = ModelState.of(self.model)
                 plain_outputs(self.model, self.batch)
-                return before.equals(ModelState.of(self.model))
+                return before.equals(ModelState.of(self.model)) and not written.changed()
         except Exception:
             return False
 

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from skyfx.runtime.execution.batch_dims import BatchDims
 from skyfx.runtime.execution.microbatch import Batch, OutputSpec
 from skyfx.runtime.execution.output_joins import OutputJoin, OutputJoins, possible_joins
+from skyfx.runtime.model_state import preserve_run
 from skyfx.tracing.capture import model_line
 from skyfx.verification.comparison import distance
 from skyfx.verification.observation import plain_outputs
@@ -82,18 +83,45 @@ def samples_apart(model: nn.Module, batch: Batch, cut: BatchCut, *, training: bo
     """
     assert cut.size is not None
     both = batch.placed(cut.rule).split(2 * cut.size)[0]
-    parts = both.split(cut.size)
-    if len(parts) < 2:
+    if both.batch_size <= cut.size:
         return cut
-    try:
-        form, together = plain_outputs(model, both)
-        alone = [plain_outputs(model, part)[1] for part in parts]
-    except Exception as error:
-        text = (str(error).strip() or repr(error)).splitlines()[0].rstrip(".")
-        fault = f"a part of it fails{model_line(error)}: {type(error).__name__}: {text}"
-        return replace(cut, fault=fault)
-    sizes = [part.batch_size for part in parts]
-    return _compared(cut, form, together, alone, sizes, training=training)
+    fault, apart = "", told_apart(both)
+    for samples in [apart] if apart is both else [apart, both]:
+        parts = samples.split(cut.size)
+        try:
+            form, together = _outputs(model, samples)
+            alone = [_outputs(model, part)[1] for part in parts]
+        except Exception as error:
+            text = (str(error).strip() or repr(error)).splitlines()[0].rstrip(".")
+            fault = f"a part of it fails{model_line(error)}: {type(error).__name__}: {text}"
+        else:
+            sizes = [part.batch_size for part in parts]
+            return _compared(cut, form, together, alone, sizes, training=training)
+    return replace(cut, fault=fault)
+
+
+def told_apart(batch: Batch) -> Batch:
+    """The batch, with other values if all its samples are alike, so that mixing them shows."""
+    held = [(i, x, d) for i, (x, d) in enumerate(zip(batch.leaves, batch.dims, strict=True))]
+    cut = [(i, x, dim) for i, x, dim in held if dim is not None]
+    alike = (torch.equal(x, x.narrow(dim, 0, 1).expand_as(x)) for _, x, dim in cut)
+    if batch.lists or not all(alike):
+        return batch
+    has_reals = any(x.is_floating_point() for _, x, _ in cut)
+    leaves = list(batch.leaves)
+    for i, x, dim in cut:
+        if has_reals and x.is_floating_point():
+            leaves[i] = x + 0.1 * torch.cos(torch.arange(x.numel()).reshape(x.shape)).to(x)
+        elif not has_reals and x.dtype != torch.bool:
+            first = (torch.arange(x.shape[dim]) == 0).to(x)
+            leaves[i] = x + first.reshape([-1 if d == dim else 1 for d in range(x.ndim)])
+    return replace(batch, leaves=tuple(leaves))
+
+
+def _outputs(model: nn.Module, part: Batch) -> tuple[OutputSpec, Sequence[Tensor]]:
+    """What the model returns for a part; the next one begins with the same state."""
+    with preserve_run(model):
+        return plain_outputs(model, part)
 
 
 def _compared(

@@ -12,7 +12,7 @@ from torch.nn import functional
 import skyfx
 from skyfx.solver.errors import VerificationError
 from tests.support.plans import capture_first, even_plan
-from tests.support.unsplit_reference import assert_equal_gradients
+from tests.support.unsplit_reference import CLOSE, assert_equal_gradients
 
 WIDTH, SAMPLES, NUMBER, SIZE = 8, 6, 3, 2
 Parts = Callable[[Any], Sequence[Any]]
@@ -129,7 +129,8 @@ def test_samples_in_dimension_1_are_trained_and_inferred_exactly(name: str) -> N
         for i, state in enumerate(outputs[1]):
             assert torch.equal(state, torch.cat([states[i] for _, states in apart], 1))
     elif name == "translates":
-        assert torch.equal(outputs, torch.cat(apart, 1))
+        # Parameters that are sliced before they cross a boundary may take another kernel.
+        torch.testing.assert_close(outputs, torch.cat(apart, 1), rtol=CLOSE, atol=CLOSE)
     else:
         rows = torch.cat([y.unflatten(0, (7, SIZE)) for y in apart], 1)
         assert torch.equal(outputs, rows.flatten(0, 1))

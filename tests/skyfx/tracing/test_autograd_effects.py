@@ -15,6 +15,7 @@ import skyfx
 from skyfx.devices.resolve import resolve
 from skyfx.measurement.measure import measure
 from skyfx.solver.errors import CaptureError
+from skyfx.tracing.backward_values import is_for_backward
 from skyfx.tracing.capture import Capture, capture
 from skyfx.tracing.leaf_calls import leaf_of
 from tests.support import unsplit_reference
@@ -209,6 +210,27 @@ class Contrasts(Net):
         return self.last(found)
 
 
+class Overwrites(Net):
+    """Backward needs what the next micro-batch's forward overwrites before it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("mean", torch.ones(WIDTH))
+        self.previous = torch.ones(WIDTH)
+        self.scale = nn.Parameter(torch.ones(WIDTH))
+        self.inner = nn.Linear(WIDTH, WIDTH)
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = torch.tanh(self.first(x))
+        with torch.no_grad():
+            self.mean.mul_(0.9)
+            self.teacher.weight.mul_(0.9)
+        h = torch.tanh(self.teacher(h * self.mean)) * self.previous
+        self.previous = h.detach().mean(0)
+        self.inner.weight.data = self.inner.weight.data * 0.8
+        return self.last(torch.tanh(self.inner(h) * self.scale))
+
+
 EXACT = [
     BoundEarly,
     BoundLate,
@@ -223,6 +245,7 @@ EXACT = [
     SetsData,
     Decays,
     Contrasts,
+    Overwrites,
 ]
 
 
@@ -393,6 +416,19 @@ DERIVATIVES = [Forces, DetachedForces, ForcesByMethods, FunctionalForces, Direct
 @pytest.mark.parametrize("kind", [*DERIVATIVES, OwnMethod, Released])
 def test_derivatives_are_exact(kind: type[nn.Module]) -> None:
     trains_exactly(With(kind()) if kind in DERIVATIVES else kind())
+
+
+def test_copies_for_backward_are_made_where_backward_needs_them() -> None:
+    def copied(model: nn.Module, x: Tensor) -> list[str]:
+        found = capture(model, x).module.graph.nodes
+        return [str(node.args[0]) for node in found if is_for_backward(node)]
+
+    x = torch.ones(SIZE, WIDTH)
+    assert len(copied(Overwrites(), x)) == 4
+    assert copied(nn.Sequential(nn.Linear(WIDTH, WIDTH), nn.BatchNorm1d(WIDTH)), x) == []
+    assert copied(Contrasts(), x) == []
+    rows = torch.zeros(SIZE, 3, dtype=torch.long)
+    assert copied(nn.Sequential(nn.Embedding(9, WIDTH, max_norm=1.0), nn.Linear(6, 6)), rows) == []
 
 
 class HoldsTensor(Net):

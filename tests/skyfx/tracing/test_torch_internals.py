@@ -18,6 +18,7 @@ from torch.overrides import TorchFunctionMode
 from torch.utils.checkpoint import checkpoint
 
 from skyfx.tracing import torch_internals
+from skyfx.tracing.quiet_tracing import quiet_tracing
 
 
 class Doubled(torch.autograd.Function):
@@ -333,7 +334,7 @@ def test_only_known_log_messages_are_silenced(
     monkeypatch.setattr(handler, "emit", lambda record: kept.append(record.getMessage()))
     logger.addHandler(handler)
     try:
-        with torch_internals.quiet_tracing():
+        with quiet_tracing():
             logger.warning(message)
             logger.warning("another message")
         logger.warning(message)
@@ -350,7 +351,7 @@ def test_only_known_warnings_are_silenced() -> None:
     others = ["the tensor attribute of my model was assigned", "my own warning"]
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
-        with torch_internals.quiet_tracing():
+        with quiet_tracing():
             for message in (known, *others):
                 warnings.warn(message, stacklevel=1)
     assert [str(warning.message) for warning in caught] == others

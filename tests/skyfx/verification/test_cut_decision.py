@@ -172,6 +172,28 @@ def test_a_model_that_mixes_samples_is_refused(between: Any, says: str) -> None:
     assert "Either forward mixes samples" in text
 
 
+class Embeds(nn.Module):
+    """Each word less the mean of all samples."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.words, self.last = nn.Embedding(4, WIDTH), nn.Linear(WIDTH, WIDTH)
+
+    def forward(self, ids: Tensor) -> Tensor:
+        h = self.words(ids)
+        return self.last(h - h.mean(0))
+
+
+def test_mixing_shows_where_all_samples_of_the_example_are_alike() -> None:
+    model, example = Does(lambda h: h - h.mean(0)), torch.zeros(8, WIDTH)
+    assert "differs from that apart" in refusal(model, example)
+    assert "differs from that apart" in refusal(Embeds(), torch.zeros(8, 5, dtype=torch.long))
+    assert cut(Does(), example).is_seen
+    only = nn.Embedding(1, WIDTH)  # it has no other word
+    assert cut(only, torch.zeros(8, 5, dtype=torch.long)).is_seen
+    assert not example.any()
+
+
 def test_a_loss_or_a_mean_beside_outputs_can_be_trained_with_and_not_joined() -> None:
     for between in (lambda h: (h, h.pow(2).mean()), lambda h: (h, h.mean(0))):
         assert cut(Does(between), ROWS[:, 0]).is_seen

@@ -1,0 +1,51 @@
+"""Where leaves come from: the kinds of places, why one stays whole, and why one cannot."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from skyfx.solver.errors import CaptureError
+from skyfx.tracing.call_sites import CallSite
+from skyfx.tracing.data_dependence import OpSite
+from skyfx.tracing.forward_lines import Lines
+
+
+@dataclass(frozen=True, slots=True)
+class FunctionSite:
+    """All calls of an autograd function."""
+
+    function: type
+
+    def __str__(self) -> str:
+        return self.function.__name__
+
+
+LeafSite = CallSite | FunctionSite | Lines | OpSite
+Function = Callable[..., Any]
+
+
+@dataclass(frozen=True, slots=True)
+class Reason:
+    """Why code stays whole.
+
+    Attributes:
+        text: what stands in it that cannot be captured as operators.
+        is_shape: whether that is a shape which depends on values.
+    """
+
+    text: str = ""
+    is_shape: bool = False
+
+
+class CannotCrossError(CaptureError):
+    """A value cannot cross the edge of a node.
+
+    Attributes:
+        variable: the local variable that holds it, where lines of forward were to become a leaf.
+        is_argument: whether the leaf would get it; otherwise it would return it.
+    """
+
+    def __init__(self, message: str, variable: str, *, is_argument: bool) -> None:
+        super().__init__(message)
+        self.variable = variable
+        self.is_argument = is_argument
