@@ -52,4 +52,6 @@ def test_the_loss_reads_what_forward_leaves(
 def of_values(attributes: dict[str, Any], like: dict[str, Any] | None = None) -> dict[str, Any]:
     """Those that have values in the process that told `like`: other buffers are elsewhere."""
     told = attributes if like is None else like
-    return {name: x for name, x in attributes.items() if "elsewhere" not in str(told.get(name))}
+    # The generator of `Drawing` moves on in the process whose stage draws from it.
+    here = {name for name, x in told.items() if "elsewhere" not in str(x)} - {".held"}
+    return {name: x for name, x in attributes.items() if name in here}
