@@ -7,15 +7,19 @@ from collections.abc import Iterable, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 
-__all__: list[str] = ["keep", "put", "table", "when_and_where"]
+__all__: list[str] = ["commit", "keep", "put", "table", "when_and_where"]
+
+
+def commit() -> str:
+    """The commit that is checked out."""
+    git = ["git", "rev-parse", "--short", "HEAD"]
+    return subprocess.run(git, capture_output=True, text=True, check=True).stdout.strip()
 
 
 def when_and_where(module: str) -> str:
     """The command, date, commit and machine of a benchmark."""
-    git = ["git", "rev-parse", "--short", "HEAD"]
-    commit = subprocess.run(git, capture_output=True, text=True, check=True).stdout.strip()
     return (
-        f"`python -m {module} --write`, {datetime.now(UTC):%Y-%m-%d}, commit {commit}, "
+        f"`python -m {module} --write`, {datetime.now(UTC):%Y-%m-%d}, commit {commit()}, "
         f"{os.cpu_count()} cores ({platform.machine()}), Python {platform.python_version()}."
     )
 

@@ -17,6 +17,7 @@ from typing import Any
 
 import psutil
 
+from benchmarks.common.documents import commit
 from benchmarks.coverage import tiny_models
 from benchmarks.coverage.check_model import report
 from benchmarks.coverage.document import written
@@ -30,7 +31,9 @@ FAMILIES = ("transformers", "timm", "others")
 Row = dict[str, Any]
 
 _processes = multiprocessing.get_context("forkserver")
-_processes.set_forkserver_preload(["benchmarks.coverage.check_model"])  # torch is imported once
+
+SHARED = ["benchmarks.coverage.check_model"]
+"""Imported once, torch with it."""
 
 
 def checked(family: str, name: str) -> Row:
@@ -86,7 +89,9 @@ def main() -> None:
     parser.add_argument("--jobs", type=int, default=2, help="processes at a time")
     parser.add_argument("--rows", type=Path, help="file of results: go on where it ends")
     parser.add_argument("--write", action="store_true", help=f"write {RESULT.name}")
+    parser.add_argument("--share", default="", help="modules that are imported once, by commas")
     options = parser.parse_args()
+    _processes.set_forkserver_preload(SHARED + [x for x in options.share.split(",") if x])
     kept = options.rows.read_text().splitlines() if options.rows and options.rows.exists() else []
     rows: list[Row] = [json.loads(line) for line in kept]
     known = {(row["family"], row["name"]) for row in rows}
@@ -98,6 +103,7 @@ def main() -> None:
         if re.search(options.only, name) and (family, name) not in known
     ]
     for row in swept(pairs, options.jobs):
+        row["commit"] = commit()
         rows.append(row)
         line = json.dumps(row)
         print(line, flush=True)

@@ -16,7 +16,7 @@ def written(rows: list[Row]) -> str:
     run = [row for row in rows if row["runs_eagerly"]]
     whole = [row for row in run if row["kind"] == "right" and row["whole"]]
     parts = [
-        f"# What can be captured\n\n{_preface()}",
+        f"# What can be captured\n\n{_preface(run)}",
         _by(run, lambda row: row["family"]),
         "## Packages other than transformers and timm\n",
         _by([row for row in run if row["family"] == "others"], _package),
@@ -98,5 +98,8 @@ example.
 """
 
 
-def _preface() -> str:
-    return f"{when_and_where('benchmarks.coverage')}\n{PREFACE}"
+def _preface(rows: list[Row]) -> str:
+    commits = Counter(str(row.get("commit")) for row in rows)
+    told = ", ".join(f"{number} at {name}" for name, number in commits.items())
+    more = f"Models by commit: {told}.\n" if len(commits) > 1 else ""
+    return f"{when_and_where('benchmarks.coverage')}\n{PREFACE}{more}"

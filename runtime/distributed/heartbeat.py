@@ -25,7 +25,7 @@ import msgspec
 import torch.distributed as dist
 
 from skyfx.runtime.distributed.active_clock import BEAT_S, ActiveClock
-from skyfx.runtime.distributed.whereabouts import Place, Whereabouts
+from skyfx.runtime.distributed.whereabouts import Location, Whereabouts
 from skyfx.solver.errors import DisagreementError, SkyfxError, StageError, WorkerLostError
 
 SILENT_S = 6.0
@@ -98,7 +98,7 @@ class Heartbeat:
         self._lost: SkyfxError | None = None
         self.calls = 0
         self._waiting: _Waiting | None = None
-        self._whereabouts, self._place = Whereabouts(), Place()
+        self._whereabouts, self._location = Whereabouts(), Location()
         self._is_known, self._is_stopped = threading.Event(), threading.Event()
         self._has_news = threading.Event()
         # Two, since a store that was stopped or cut off may never answer the thread that asks it.
@@ -175,10 +175,10 @@ class Heartbeat:
     def _write(self) -> None:
         self._beats += 1
         failed, lost = self._failed or self.overdue() or "", str(self._lost or "")
-        self._place = place = self._whereabouts.look()
-        beat = _Beat(self._beats, failed, lost, self._has_left, self.calls, place.line)
-        if place.meeting and self.clock.active_s(place.since_s) > MET_S:
-            beat = replace(beat, meeting=place.meeting, ranks=place.ranks)
+        self._location = location = self._whereabouts.look()
+        beat = _Beat(self._beats, failed, lost, self._has_left, self.calls, location.line)
+        if location.meeting and self.clock.active_s(location.since_s) > MET_S:
+            beat = replace(beat, meeting=location.meeting, ranks=location.ranks)
         self._store.set(str(self._rank), msgspec.json.encode(beat).decode())
 
     def _read(self) -> None:
@@ -194,7 +194,7 @@ class Heartbeat:
         while not self._is_stopped.wait(BEAT_S):
             if (loss := self._loss()) is not None:
                 self._lost = loss  # the first one, which explains all later ones
-                if self._place.meeting:  # there, torch raises only that a connection was closed
+                if self._location.meeting:  # there, torch raises only that a connection was closed
                     logger.error("%s", loss)
                 self._has_news.set()
                 if isinstance(loss, DisagreementError):  # the others learn why before it happens

@@ -17,6 +17,7 @@ MEETINGS = frozenset(
         "all_gather",
         "all_gather_into_tensor",
         "all_gather_object",
+        "all_gather_single",
         "all_reduce",
         "all_to_all",
         "barrier",
@@ -35,7 +36,7 @@ _LIBRARIES = (
 
 
 @dataclass(frozen=True, slots=True)
-class Place:
+class Location:
     """Where a thread is.
 
     Attributes:
@@ -63,7 +64,7 @@ class Whereabouts:
         self._met: FrameType | None = None
         self._since_s = 0.0
 
-    def look(self) -> Place:
+    def look(self) -> Location:
         """Where the thread is now; to be asked by one thread alone."""
         frame = sys._current_frames().get(self.thread or 0)
         met: FrameType | None = None
@@ -79,10 +80,10 @@ class Whereabouts:
         if frame is not None:
             line = f"{os.path.basename(frame.f_code.co_filename)}:{frame.f_lineno}"
         if met is None:
-            return Place(line)
+            return Location(line)
         group = met.f_locals.get("group")
         ranks = tuple(dist.get_process_group_ranks(group))
-        return Place(line, met.f_code.co_name, ranks, self._since_s)
+        return Location(line, met.f_code.co_name, ranks, self._since_s)
 
 
 def _is_meeting(frame: FrameType) -> bool:

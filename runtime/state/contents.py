@@ -7,10 +7,11 @@ import copy
 import random
 import sys
 from collections import deque
-from collections.abc import Callable, Mapping, MutableMapping, MutableSet
+from collections.abc import Callable, Iterable, Mapping, MutableMapping, MutableSet
 from dataclasses import dataclass
 from enum import Enum
 from functools import cache
+from itertools import zip_longest
 from types import ModuleType, SimpleNamespace
 from typing import Any
 
@@ -157,19 +158,25 @@ def _same_numbers(one: Any, other: Any) -> bool:
 
 
 def _refill_mapping(value: Any, held: Mapping[Any, Any]) -> None:
-    if isinstance(value, MutableMapping):
+    if isinstance(value, MutableMapping) and not _is_as_before(value.items(), held.items()):
         value.clear()
         value.update(held)
 
 
 def _refill_sequence(value: Any, held: list[Any]) -> None:
-    if isinstance(value, list | deque):
+    if isinstance(value, list | deque) and not _is_as_before(enumerate(value), enumerate(held)):
         value.clear()
         value.extend(held)
 
 
+def _is_as_before(items: Iterable[tuple[Any, Any]], held: Iterable[tuple[Any, Any]]) -> bool:
+    """Whether nothing has to be written: some containers refuse it, such as frozen configs."""
+    pairs = zip_longest(items, held, fillvalue=(None, _nothing))
+    return all((one is other or one == other) and x is y for (one, x), (other, y) in pairs)
+
+
 def _refill_set(value: Any, held: frozenset[Any]) -> None:
-    if isinstance(value, MutableSet):
+    if isinstance(value, MutableSet) and frozenset(value) != held:
         value.clear()
         value |= held
 
@@ -185,7 +192,12 @@ _PLAIN = ContentKind(
     _same_numbers,
 )
 _MAPPING = ContentKind((Mapping,), dict, _refill_mapping, equal)
-_SEQUENCE = ContentKind((list, tuple, deque), list, _refill_sequence, equal)
+_SEQUENCE = ContentKind(
+    (list, tuple, deque),
+    lambda x: list(iter(x)),  # a tuple may refuse to tell its length, as irreps of e3nn do
+    _refill_sequence,
+    equal,
+)
 _OBJECT = ContentKind(
     (), lambda x: dict(vars(x)), lambda x, held: _refill_mapping(vars(x), held), equal
 )

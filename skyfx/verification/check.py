@@ -14,9 +14,9 @@ from skyfx.measurement.operator_costs import has_values
 from skyfx.orchestration.environment import Environment
 from skyfx.passes.aliasing import written_parameters
 from skyfx.runtime.execution.microbatch import Batch
+from skyfx.runtime.execution.verified import Verified
 from skyfx.runtime.model_state import state_slots
 from skyfx.runtime.pipeline import Pipeline
-from skyfx.runtime.verified import Verified
 from skyfx.solver.core.plan import Plan
 from skyfx.solver.errors import StageError, VerificationError
 from skyfx.tracing.capture import Capture
@@ -197,10 +197,6 @@ class PipelineCheck:
 def _failing(name: str, error: StageError) -> VerificationError:
     said = (str(error.__cause__ or error).strip() or repr(error)).splitlines()[0]
     cure = "Try other stages (pins=), and report it: this is a fault of skyfx"
-    if "modified by an inplace operation" in said:
-        said = "forward writes to what the backward of an earlier micro-batch still needs"
-        cure = "Let forward read a copy of the tensor that it writes (clone()), or use "
-        cure += "num_microbatches=1"
     return VerificationError(
         f"the stages of {name} fail where plain torch does not: {said}.\n{cure}"
     )

@@ -19,7 +19,7 @@ VALUES, GRADIENTS, FLOWING = "values between stages", "gradients", "gradients be
 
 
 @dataclass(frozen=True, slots=True)
-class Kind:
+class ComparedKind:
     """A kind of contents.
 
     Attributes:
@@ -44,25 +44,25 @@ _STAGE = (
 _FLOOR = 1e-6
 
 KINDS = {
-    STATE: Kind(
+    STATE: ComparedKind(
         "forward changes {name!r}",
         "stages do not keep what forward leaves on Python objects. Keep it in a buffer that "
         "forward writes in place, or return it; remove hooks that collect",
     ),
-    GENERATORS: Kind(
+    GENERATORS: ComparedKind(
         "forward leaves {name}'s generator in another state",
         "forward seeds a generator, or sets its state back. Draw such numbers once, and keep them "
         "in a buffer",
     ),
-    OUTPUTS: Kind(
+    OUTPUTS: ComparedKind(
         "output {name} differs by {off:.0e} of its largest number",
         "forward reads what the stages do not have, such as a seed, a generator of its own or "
         "numbers from outside torch. Pass it in as an input, or draw from torch's default "
         "generator",
     ),
-    VALUES: Kind("{name} differs by {off:.0e} of its largest number", _STAGE),
-    GRADIENTS: Kind("{name!r} has another gradient", _GRADIENT, _FLOOR),
-    FLOWING: Kind("{name} has another gradient", _STAGE, _FLOOR),
+    VALUES: ComparedKind("{name} differs by {off:.0e} of its largest number", _STAGE),
+    GRADIENTS: ComparedKind("{name!r} has another gradient", _GRADIENT, _FLOOR),
+    FLOWING: ComparedKind("{name} has another gradient", _STAGE, _FLOOR),
 }
 """The most telling first."""
 

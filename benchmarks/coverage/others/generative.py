@@ -4,7 +4,7 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from benchmarks.coverage.others.recipes import (
     Inputs,
@@ -57,6 +57,7 @@ DENOISING: Models = {
             image_size=16,
             dim=16,
             dim_max=32,
+            channels=3,
             num_downsamples=1,
             attn_res=(8,),
             num_blocks_per_stage=1,
@@ -69,8 +70,21 @@ DENOISING: Models = {
 VECTORS = floats(10, 16)
 
 
+class Coded(nn.Module):
+    """Layers around a quantizer; all that it returns is returned."""
+
+    def __init__(self, cls: str, **given: Any) -> None:
+        super().__init__()
+        self.encoder, self.decoder = nn.Linear(16, 16), nn.Linear(16, 4)
+        self.codes = made(f"vector_quantize_pytorch.{cls}", **given)
+
+    def forward(self, x: Tensor) -> Any:
+        coded, *more = self.codes(torch.tanh(self.encoder(x)))
+        return self.decoder(coded), *more
+
+
 def _codes(cls: str = "VectorQuantize", **given: Any) -> tuple[Callable[[], nn.Module], Inputs]:
-    return lambda: made(f"vector_quantize_pytorch.{cls}", **given), VECTORS
+    return lambda: Coded(cls, **given), VECTORS
 
 
 QUANTIZE: Models = {
@@ -82,13 +96,10 @@ QUANTIZE: Models = {
     "VectorQuantize heads": _codes(
         dim=16, codebook_size=12, heads=2, separate_codebook_per_head=True, codebook_dim=8
     ),
-    "ResidualVQ": _codes("ResidualVQ", dim=16, codebook_size=12, num_quantizers=2),
+    "ResidualVQ": _codes("ResidualVQ", dim=16, codebook_size=12, num_quantizers=3),
     "FSQ": _codes("FSQ", levels=[5, 5, 4], dim=16),
     "LFQ": _codes("LFQ", codebook_size=16, dim=16),
     "SimVQ": _codes("SimVQ", dim=16, codebook_size=12),
-    "RandomProjection": _codes(
-        "RandomProjectionQuantizer", dim=16, num_codebooks=2, codebook_dim=8, codebook_size=12
-    ),
 }
 
 MODELS: Models = {

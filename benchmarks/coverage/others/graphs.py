@@ -13,7 +13,13 @@ NODES, EDGES = 12, 30
 
 
 def edges() -> Tensor:
-    """Pairs of nodes, `(2, EDGES)`."""
+    """Pairs of nodes, none with itself, `(2, EDGES)`."""
+    ours = torch.randint(0, NODES, (EDGES,))
+    return torch.stack([ours, (ours + torch.randint(1, NODES, (EDGES,))) % NODES])
+
+
+def _looped() -> Tensor:
+    """Pairs of nodes, some with itself, `(2, EDGES)`."""
     return torch.randint(0, NODES, (2, EDGES))
 
 
@@ -30,6 +36,13 @@ def graphs() -> Tensor:
 def atoms() -> tuple[Tensor, Tensor, Tensor]:
     """Kinds of atoms, where they are, and of which molecule they are."""
     return torch.randint(1, 9, (NODES,)), torch.randn(NODES, 3) * 2, graphs()
+
+
+def _pairs(at: Tensor, graphs: Tensor) -> tuple[Tensor, Tensor]:
+    """Pairs of atoms of one molecule, and their distances."""
+    near = (graphs[:, None] == graphs[None]) & ~torch.eye(len(at), dtype=torch.bool)
+    pairs = near.nonzero().T
+    return pairs, (at[pairs[0]] - at[pairs[1]]).norm(dim=-1)
 
 
 GRAPH = several(nodes(), edges)
@@ -63,6 +76,7 @@ MODELS: Models = prefixed(
     "torch_geometric",
     {
         "GCN": _net("GCN", **BASIC, dropout=0.1),
+        "GCN self-loops": _net("GCN", several(nodes(), _looped), **BASIC),
         "GAT": _net("GAT", **BASIC, heads=2, dropout=0.1),
         "GATv2": _net("GAT", **BASIC, v2=True),
         "GIN": _net("GIN", **BASIC, norm="batch_norm"),
@@ -83,9 +97,9 @@ MODELS: Models = prefixed(
             num_filters=16,
             num_interactions=1,
             num_gaussians=8,
-            interaction_graph=None,
+            interaction_graph=_pairs,
         ),
-        "MetaPath AttentiveFP": _net(
+        "AttentiveFP": _net(
             "AttentiveFP",
             several(nodes(), edges, lambda: torch.randn(EDGES, 4), graphs),
             8,
@@ -96,8 +110,11 @@ MODELS: Models = prefixed(
             1,
         ),
         "GraphUNet": _net("GraphUNet", GRAPH, 8, 16, 3, 2),
-        "DeepGraphInfomax encoder": _net("DenseGCNConv", several(floats(6, 8), floats(6, 6)), 8, 8),
-        "DMoN dense": _net("DenseGINConv", several(floats(6, 8), floats(6, 6)), nn.Linear(8, 8)),
+        "DenseGCNConv": _net("DenseGCNConv", several(floats(6, 8), floats(6, 6)), 8, 8),
+        "DenseGINConv": (
+            lambda: made("torch_geometric.nn.DenseGINConv", nn.Linear(8, 8)),
+            several(floats(6, 8), floats(6, 6)),
+        ),
         **{
             name: (lambda name=name, given=given: Layers(name, **given), POOLED)
             for name, given in {

@@ -3,7 +3,7 @@
 import torch
 from torch import nn
 
-from benchmarks.coverage.others.recipes import Models, floats, of, several, tokens
+from benchmarks.coverage.others.recipes import Models, floats, made, of, several, tokens
 
 __all__: list[str] = ["MODELS"]
 
@@ -130,6 +130,7 @@ MODELS: Models = {
         dim_out=1,
         depth=1,
         heads=2,
+        mlp_act=nn.ReLU(),
     ),
     "tab-transformer-pytorch FTTransformer": of(
         "tab_transformer_pytorch.FTTransformer",
@@ -155,24 +156,11 @@ MODELS: Models = {
     "slot-attention SlotAttention": of(
         "slot_attention.SlotAttention", X, num_slots=3, dim=32, iters=2
     ),
-    "hyper-connections Residual": of(
-        "hyper_connections.HyperConnections",
+    "hyper-connections Residual": (
+        lambda: made("hyper_connections.HyperConnections", 2, dim=32, branch=nn.Linear(32, 32)),
         lambda: torch.randn(8, 16, 32),
-        2,
-        dim=32,
-        branch=nn.Linear(32, 32),
     ),
     "egnn-pytorch EGNN": of("egnn_pytorch.EGNN", several(X, floats(16, 3)), dim=32),
-    "titans-pytorch MAC": of(
-        "titans_pytorch.MemoryAsContextTransformer",
-        IDS,
-        num_tokens=50,
-        dim=16,
-        depth=2,
-        segment_len=8,
-        num_persist_mem_tokens=2,
-        num_longterm_mem_tokens=2,
-    ),
     "iTransformer iTransformer": of(
         "iTransformer.iTransformer",
         floats(16, 5),
@@ -184,17 +172,5 @@ MODELS: Models = {
         dim_head=16,
         pred_length=(4,),
         num_tokens_per_variate=1,
-    ),
-    "bs-roformer BSRoformer": of(
-        "bs_roformer.BSRoformer",
-        floats(4096),
-        dim=16,
-        depth=1,
-        time_transformer_depth=1,
-        freq_transformer_depth=1,
-        stft_n_fft=2048,
-        num_stems=1,
-        heads=2,
-        dim_head=8,
     ),
 }

@@ -1,4 +1,4 @@
-"""Models of molecules, fields, series and speech: e3nn, schnetpack, neuralop and others."""
+"""Models of molecules, fields, series and speech: e3nn, gpytorch, neuralop and others."""
 
 from collections.abc import Callable
 from typing import Any
@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from benchmarks.coverage.others.graphs import NODES, atoms, edges, nodes
+from benchmarks.coverage.others.graphs import NODES, edges, nodes
 from benchmarks.coverage.others.recipes import Inputs, Models, floats, made, prefixed, several
 
 __all__: list[str] = ["MODELS"]
@@ -46,54 +46,6 @@ class Gated(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         return self.norm(self.gate(self.first(x)))
-
-
-class Potential(nn.Module):
-    """schnetpack: a representation and atomwise energies, forces by their gradient."""
-
-    def __init__(self, kind: str, *, forces: bool) -> None:
-        super().__init__()
-        nets, forces_of = "schnetpack.representation", []
-        basis = made("schnetpack.nn.GaussianRBF", n_rbf=8, cutoff=5.0)
-        representation = made(
-            f"{nets}.{kind}",
-            n_atom_basis=16,
-            n_interactions=1,
-            radial_basis=basis,
-            cutoff_fn=made("schnetpack.nn.CosineCutoff", 5.0),
-        )
-        if forces:
-            forces_of = [made("schnetpack.atomistic.Forces", energy_key="energy")]
-        self.net = made(
-            "schnetpack.model.NeuralNetworkPotential",
-            representation,
-            input_modules=[made("schnetpack.atomistic.PairwiseDistances")],
-            output_modules=[
-                made("schnetpack.atomistic.Atomwise", n_in=16, output_key="energy"),
-                *forces_of,
-            ],
-        )
-
-    def forward(self, kinds: Tensor, at: Tensor, batch: Tensor, pairs: Tensor) -> dict[str, Tensor]:
-        return self.net(
-            {
-                "_atomic_numbers": kinds,
-                "_positions": at,
-                "_idx_m": batch,
-                "_n_atoms": batch[:3] + 4,
-                "_idx_i": pairs[0],
-                "_idx_j": pairs[1],
-                "_offsets": torch.zeros(pairs.size(1), 3),
-                "_cell": torch.zeros(3, 3, 3),
-                "_pbc": torch.zeros(9, dtype=torch.bool),
-            }
-        )
-
-
-def _molecules() -> tuple[Tensor, ...]:
-    kinds, at, batch = atoms()
-    pairs = [(i, j) for i in range(NODES) for j in range(NODES) if i != j and i // 4 == j // 4]
-    return kinds, at, batch, torch.tensor(pairs).T.contiguous()
 
 
 class DeepKernel(nn.Module):
@@ -136,6 +88,7 @@ NEURALOP: Models = {
         out_channels=1,
         hidden_channels=8,
         n_layers=3,
+        channel_mlp_skip="linear",
         uno_out_channels=[8, 8, 8],
         uno_n_modes=[[4, 4]] * 3,
         uno_scalings=[[1.0, 1.0], [0.5, 0.5], [2.0, 2.0]],
@@ -267,9 +220,6 @@ SPEECH: Models = {
 MODELS: Models = {
     "e3nn message": (Equivariant, several(nodes(4), lambda: torch.randn(NODES, 3), edges)),
     "e3nn gate": (Gated, floats(10)),
-    "schnetpack SchNet": (lambda: Potential("SchNet", forces=False), _molecules),
-    "schnetpack PaiNN": (lambda: Potential("PaiNN", forces=False), _molecules),
-    "schnetpack SchNet forces": (lambda: Potential("SchNet", forces=True), _molecules),
     "gpytorch RBF": (lambda: DeepKernel("RBFKernel"), floats(6)),
     "gpytorch Matern": (lambda: DeepKernel("MaternKernel"), floats(6)),
     **prefixed("neuraloperator", NEURALOP),

@@ -126,14 +126,6 @@ TORCHAUDIO: Models = {
         input_type="mfcc",
         num_features=8,
     ),
-    "HDemucs": of(
-        "torchaudio.models.HDemucs",
-        floats(2, 4096),
-        sources=["a", "b"],
-        channels=8,
-        nfft=512,
-        depth=3,
-    ),
     "Emformer": of(
         "torchaudio.models.Emformer",
         several(floats(18, 16), lambda: torch.full((4,), 16)),

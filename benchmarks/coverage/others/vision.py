@@ -100,20 +100,19 @@ TORCHVISION: Models = {name: _seen(name) for name in NAMES.split()} | {
 
 
 def _smp(name: str, **more: Any) -> tuple[Callable[[], nn.Module], Any]:
-    arguments = {"encoder_name": "resnet18", "encoder_weights": None, "classes": 2} | more
+    arguments = {"encoder_name": "mobilenet_v2", "encoder_weights": None, "classes": 2} | more
     return lambda: made(f"segmentation_models_pytorch.{name}", **arguments), image(64)
 
 
 SEGMENTATION: Models = {
-    "Unet": _smp("Unet"),
+    "Unet": _smp("Unet", encoder_name="resnet18"),
     "Unet scse": _smp("Unet", decoder_attention_type="scse"),
     "Unet aux": _smp("Unet", aux_params={"classes": 3, "dropout": 0.2}),
     "UnetPlusPlus": _smp("UnetPlusPlus"),
     "MAnet": _smp("MAnet"),
-    "Linknet": _smp("Linknet", encoder_name="mobilenet_v2"),
+    "Linknet": _smp("Linknet"),
     "FPN": _smp("FPN", encoder_name="efficientnet-b0"),
     "PSPNet": _smp("PSPNet"),
-    "PAN": _smp("PAN"),
     "DeepLabV3": _smp("DeepLabV3"),
     "DeepLabV3Plus": _smp("DeepLabV3Plus"),
     "UPerNet": _smp("UPerNet"),
@@ -123,7 +122,7 @@ SEGMENTATION: Models = {
 KORNIA: Models = {
     "VisionTransformer": (
         lambda: made(
-            "kornia.contrib.VisionTransformer",
+            "kornia.models.vit.VisionTransformer",
             image_size=32,
             patch_size=8,
             embed_dim=32,
@@ -132,11 +131,11 @@ KORNIA: Models = {
         ),
         image(),
     ),
-    "HardNet": (lambda: made("kornia.feature.HardNet"), image(32, 1)),
-    "SOSNet": (lambda: made("kornia.feature.SOSNet"), image(32, 1)),
-    "TFeat": (lambda: made("kornia.feature.TFeat"), image(32, 1)),
-    "HyNet": (lambda: made("kornia.feature.HyNet"), image(32, 1)),
-    "KeyNet": (lambda: made("kornia.feature.KeyNet"), image(32, 1)),
+    "HardNet": (lambda: made("kornia.feature.HardNet", pretrained=False), image(32, 1)),
+    "SOSNet": (lambda: made("kornia.feature.SOSNet", pretrained=False), image(32, 1)),
+    "TFeat": (lambda: made("kornia.feature.TFeat", pretrained=False), image(32, 1)),
+    "HyNet": (lambda: made("kornia.feature.HyNet", pretrained=False), image(32, 1)),
+    "KeyNet": (lambda: made("kornia.feature.KeyNet", pretrained=False), image(32, 1)),
 }
 
 

@@ -80,7 +80,10 @@ def attribute_effects(model: nn.Module, run: ModelCall) -> AttributeEffects:
         second = _called_after(model, run, first, first.changes)
     if second.differs_from(first):
         for name in first.changes:
-            after_it = _called_after(model, run, first, [name])
+            try:
+                after_it = _called_after(model, run, first, [name])
+            except Exception:  # what it belongs to is not there
+                continue
             if after_it.differs_from(first):
                 remembered[name] = first.contents[name], after_it.contents.get(name)
     rest = first.changes.keys() - remembered.keys()

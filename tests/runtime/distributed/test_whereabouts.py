@@ -9,9 +9,9 @@ from skyfx.runtime.distributed.whereabouts import MEETINGS, Whereabouts
 
 
 def test_the_line_of_the_program_and_not_of_a_library() -> None:
-    place = Whereabouts().look()
-    assert place.line.startswith("test_whereabouts.py:")
-    assert place.meeting == ""
+    location = Whereabouts().look()
+    assert location.line.startswith("test_whereabouts.py:")
+    assert location.meeting == ""
 
 
 def test_a_thread_that_waits_within_a_library_is_where_the_program_called_it() -> None:
@@ -29,7 +29,7 @@ def test_a_thread_that_waits_within_a_library_is_where_the_program_called_it() -
     assert followed.look().line in {f"test_whereabouts.py:{line + i}" for i in (1, 2)}
     end.set()
     thread.join()
-    assert followed.look() == whereabouts.Place()
+    assert followed.look() == whereabouts.Location()
 
 
 def test_torch_has_all_collectives_that_are_looked_for() -> None:

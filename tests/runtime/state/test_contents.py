@@ -91,3 +91,31 @@ def test_a_tensor_that_is_as_before_is_not_written() -> None:
     with torch.inference_mode():
         made = torch.ones(2)
     restorer(made)()
+
+
+class Frozen(OrderedDict[str, Any]):
+    """A config that refuses writes once it is made, as those of diffusers."""
+
+    def update(self, *_: Any, **__: Any) -> None:
+        raise RuntimeError("frozen")
+
+
+class Irreps(tuple[int, ...]):
+    """Refuses to tell its length, as those of e3nn."""
+
+    __slots__ = ()
+
+    def __len__(self) -> int:
+        raise NotImplementedError
+
+
+def test_a_container_that_is_as_before_is_not_written() -> None:
+    frozen, inner = Frozen(a=1), [1]
+    OrderedDict.__setitem__(frozen, "b", inner)
+    value = [frozen, Irreps((1, 2))]
+    held, restore = content(value), restorer(value)
+    assert held == [{"a": 1, "b": [1]}, [1, 2]]
+    inner.append(2)
+    restore()
+    assert equal(content(value), held)
+    assert frozen["b"] is inner

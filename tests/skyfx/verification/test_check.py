@@ -414,34 +414,6 @@ def test_stages_that_fail_where_plain_torch_does_not_are_refused(
     assert "fail where plain torch does not: shape '[7]' is invalid" in refusal(Whole())
 
 
-class Noisy(Net):
-    """Noise in a buffer, which the backward of the weights of the noise reads."""
-
-    copies = False
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.sigma = nn.Parameter(torch.ones(WIDTH))
-        self.register_buffer("noise", torch.zeros(WIDTH))
-
-    def between(self, h: Tensor) -> Tensor:
-        noise = self.noise.normal_()  # type: ignore[operator]
-        return h + self.sigma * (noise.clone() if self.copies else noise)
-
-
-def test_what_a_backward_needs_is_not_overwritten() -> None:
-    cure = r"fail where plain torch does not: forward writes.*\n.*clone\(\).*num_microbatches=1"
-    split: Any = {"example_inputs": BATCH, "pins": ["add=cpu:0", "last*=cpu:1"]}
-    with pytest.raises(VerificationError, match=cure):
-        skyfx.partition(Noisy(), TWO, num_microbatches=4, **split)
-    model = Noisy()
-    model.copies = True
-    with skyfx.partition(model, TWO, num_microbatches=4, **split) as pipeline:
-        assert pipeline.verified.largest == 0
-    with skyfx.partition(Noisy(), TWO, num_microbatches=1, **split) as pipeline:
-        assert pipeline.verified.largest == 0
-
-
 IN_BACKWARD = {drop_gradient, scale_gradient, copied_parameter}
 
 
