@@ -7,6 +7,7 @@ from typing import Any
 
 from benchmarks.common.documents import put, table, when_and_where
 from benchmarks.coverage.check_model import KINDS
+from benchmarks.coverage.others import MODELS
 
 __all__: list[str] = ["put_all", "sections"]
 
@@ -22,21 +23,21 @@ def put_all(path: Path, rows: list[Row]) -> None:
 def sections(rows: list[Row]) -> dict[str, str]:
     """The text under each heading."""
     run = [row for row in rows if row["runs_eagerly"]]
-    others = [row for row in run if row["family"] == "others"]
+    others = [row for row in run if row["family"] == "others" and row["name"] in MODELS]
     known = [row for row in run if row["family"] != "others"]
     texts = {
         "## transformers and timm": _section(known, lambda row: row["family"]),
-        "## Other packages": _section(others, _package),
+        "## Other packages": _section(others, _package, f"{len(others)} of {len(MODELS)} models."),
     }
     return {heading: text for heading, text in texts.items() if text}
 
 
-def _section(run: list[Row], group: Callable[[Row], Any]) -> str:
+def _section(run: list[Row], group: Callable[[Row], Any], how_many: str = "") -> str:
     if not run:
         return ""
     whole = [row for row in run if row["kind"] == "right" and row["whole"]]
     parts = [
-        _origin(run),
+        _origin(run, how_many),
         _by(run, group),
         "### Not right\n",
         table(
@@ -100,8 +101,8 @@ def _whole(row: Row) -> list[str]:
     return [_name(row), str(row["num_nodes"]), f"`{first}`{more}", f"{100 * row['in_whole']:.0f} %"]
 
 
-def _origin(rows: list[Row]) -> str:
+def _origin(rows: list[Row], how_many: str) -> str:
     commits = Counter(str(row.get("commit")) for row in rows)
     told = ", ".join(f"{number} at {name}" for name, number in commits.items())
-    more = f"\nModels by commit: {told}." if len(commits) > 1 else ""
-    return f"{when_and_where('benchmarks.coverage')}{more}\n"
+    by_commit = f" By commit: {told}." if len(commits) > 1 else ""
+    return f"{when_and_where('benchmarks.coverage')}\n{how_many}{by_commit}\n"
