@@ -15,6 +15,7 @@ from skyfx.orchestration.environment import Environment
 from skyfx.passes.aliasing import written_parameters
 from skyfx.runtime.execution.microbatch import Batch
 from skyfx.runtime.execution.verified import Verified
+from skyfx.runtime.model_state import state_slots
 from skyfx.runtime.pipeline import Pipeline
 from skyfx.solver.core.plan import Plan
 from skyfx.solver.errors import StageError, VerificationError
@@ -178,11 +179,14 @@ class PipelineCheck:
         return merged(self.environment.group.run_together(compared), remark)
 
     def _ignored(self) -> frozenset[str]:
-        """Attributes that stages need not have, or that are where the last stage is."""
-        is_last = self.plan.stages[-1].device in self.environment.local
-        captured = self.captured
-        elsewhere = captured.assigned.names | captured.hooks.changes
-        return captured.settled if is_last else captured.settled | elsewhere
+        """Attributes that stages need not have, or that other processes change."""
+        captured, ignored = self.captured, self.captured.settled
+        if self.plan.stages[-1].device not in self.environment.local:
+            ignored |= captured.assigned.names | captured.hooks.changes
+        if self.environment.group.size > 1:  # a generator moves on where its stage is
+            slots = state_slots(self.model)
+            ignored |= {x.name for x in slots if isinstance(x.value, torch.Generator)}
+        return ignored
 
     def _located(self, deviation: Deviation, how: RunMode) -> Deviation:
         """With the line of the model that does it, where that can be found."""

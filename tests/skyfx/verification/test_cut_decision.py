@@ -172,6 +172,13 @@ def test_a_model_that_mixes_samples_is_refused(between: Any, says: str) -> None:
     assert "Either forward mixes samples" in text
 
 
+def test_outputs_in_a_list_of_samples_can_be_trained_beside_and_not_joined() -> None:
+    model = Does(lambda h: {"h": h, "of_each": tuple(h.unbind())})
+    assert [join and join.dim for join in cut(model, ROWS[:, 0]).joins.seen] == [0] + [None] * 4
+    assert "other outputs together than apart" in refusal(model, ROWS[:, 0], training=False)
+    assert "other outputs together" in refusal(Does(lambda h: tuple(h.unbind())), ROWS[:, 0])
+
+
 class Embeds(nn.Module):
     """Each word less the mean of all samples."""
 
