@@ -1,14 +1,11 @@
 """From a model to a fine-grained torch.fx graph of its operators."""
 
-import sysconfig
 import threading
-import traceback
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import partial
 from operator import attrgetter
-from pathlib import Path
 from types import FunctionType
 from typing import Any
 
@@ -20,9 +17,9 @@ from skyfx.runtime.execution.hook_calls import HookCalls
 from skyfx.runtime.execution.microbatch import Batch, OutputSpec
 from skyfx.runtime.pipeline import Pipeline
 from skyfx.solver.errors import CaptureError
-from skyfx.tracing.data_dependence import is_library_file
+from skyfx.tracing.data_dependence import model_line
 from skyfx.tracing.exporter import Traced, trace
-from skyfx.tracing.leaf_selection import NOWHERE, Places
+from skyfx.tracing.leaf_sites import NOWHERE, Places
 from skyfx.tracing.node_names import input_names, is_tensor_attribute, node_ids
 from skyfx.tracing.quiet_tracing import quiet_tracing
 from skyfx.tracing.tensor_binding import moved, rebind
@@ -225,21 +222,8 @@ def on_one_device(model: nn.Module) -> Iterator[Mapping[int, Tensor]]:
 
 def _why(model: nn.Module, microbatch: Batch, error: Exception) -> str:
     first_line = (str(error).strip() or repr(error)).splitlines()[0]
+    notes = "".join(f"\n{note}" for note in getattr(error, "__notes__", ()))
     shapes = ", ".join(str(tuple(x.shape)) for x in microbatch.tensors)
     kind = "" if isinstance(error, CaptureError) else f"{type(error).__name__}: "
     of = f"{type(model).__name__} cannot be captured with inputs of shapes {shapes}"
-    return f"{of}{model_line(error)}: {kind}{first_line}"
-
-
-def model_line(error: Exception) -> str:
-    """The innermost line of code that belongs neither to torch, Python nor skyfx."""
-    python = Path(sysconfig.get_path("stdlib"))
-    frames = [
-        frame
-        for frame in traceback.extract_tb(error.__traceback__)
-        for path in [Path(frame.filename)]
-        if path.is_absolute()  # and not `<string>`, which torch has generated
-        and not is_library_file(frame.filename)
-        and (not path.is_relative_to(python) or "site-packages" in path.parts)
-    ]
-    return f", at {frames[-1].filename}:{frames[-1].lineno}" if frames else ""
+    return f"{of}{model_line(error)}: {kind}{first_line}{notes}"

@@ -28,6 +28,7 @@ from skyfx.tracing.adapter import (
     model_error,
 )
 from skyfx.tracing.backward_values import copy_for_backward
+from skyfx.tracing.data_dependence import model_line
 from skyfx.tracing.effects.attribute_effects import (
     AttributeEffects,
     attribute_effects,
@@ -38,7 +39,8 @@ from skyfx.tracing.effects.attribute_effects import (
 from skyfx.tracing.effects.mutable_attributes import RegisteredBuffers, written_attributes
 from skyfx.tracing.effects.observing_hooks import observing_hooks
 from skyfx.tracing.leaf_calls import put_leaves
-from skyfx.tracing.leaf_selection import NOWHERE, CalledOtherwiseError, LeafSelection, Places
+from skyfx.tracing.leaf_selection import CalledOtherwiseError, LeafSelection
+from skyfx.tracing.leaf_sites import NOWHERE, Places
 from skyfx.tracing.node_names import graphs_in
 from skyfx.tracing.torch_internals import any_attribute_name
 
@@ -185,9 +187,18 @@ def _trace(
                 break
             if not (with_leaves and _add_leaf(model, adapter, selection, errors[-1])):
                 break
+        if with_leaves and not exported and not trusting:
+            _tell_of(errors[-1], errors[0])
         if selection.is_doubtful:  # no wider place could stay whole
             ways.append((with_leaves, exported, True))
     raise errors[0] from None
+
+
+def _tell_of(blocking: Exception, first: Exception) -> None:
+    """Add to the first error why what is around it cannot stay whole."""
+    text = (str(blocking).strip() or repr(blocking)).splitlines()[0]
+    if text not in str(first) and not isinstance(blocking, CalledOtherwiseError):
+        first.add_note(f"What is around it cannot stay whole{model_line(blocking)}: {text}")
 
 
 def _check_runs(model: nn.Module, adapter: TensorsOnly) -> None:
