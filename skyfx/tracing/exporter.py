@@ -185,10 +185,13 @@ def _trace(
                     ways.sort(key=lambda way: way[1])
             if isinstance(errors[-1], CalledOtherwiseError):
                 break
-            if not (with_leaves and _add_leaf(model, adapter, selection, errors[-1])):
+            if not with_leaves:
                 break
-        if with_leaves and not exported and not trusting:
-            _tell_of(errors[-1], errors[0])
+            blocking = _add_leaf(model, adapter, selection, errors[-1])
+            if blocking is not None:
+                if not (exported or trusting):
+                    _tell_of(blocking, errors[0])
+                break
         if selection.is_doubtful:  # no wider place could stay whole
             ways.append((with_leaves, exported, True))
     raise errors[0] from None
@@ -197,7 +200,7 @@ def _trace(
 def _tell_of(blocking: Exception, first: Exception) -> None:
     """Add to the first error why what is around it cannot stay whole."""
     text = (str(blocking).strip() or repr(blocking)).splitlines()[0]
-    if text not in str(first) and not isinstance(blocking, CalledOtherwiseError):
+    if text not in str(first):
         first.add_note(f"What is around it cannot stay whole{model_line(blocking)}: {text}")
 
 
@@ -219,18 +222,18 @@ def _check_runs(model: nn.Module, adapter: TensorsOnly) -> None:
 
 def _add_leaf(
     model: nn.Module, adapter: Adapter, selection: LeafSelection, error: Exception
-) -> bool:
-    """Make one more call a leaf, because of this error; False where that is impossible."""
+) -> Exception | None:
+    """Make one more call a leaf, because of this error; returns why that is impossible."""
     while selection.add(error):
         try:
             _record(model, adapter, selection)
         except ForwardFailedError as failed:
             error = model_error(failed)
             if not isinstance(error, CaptureError):
-                return False  # the model's own
+                return error  # the model's own
         else:
-            return True
-    return False
+            return None
+    return error
 
 
 def _record(model: nn.Module, adapter: Adapter, selection: LeafSelection) -> None:
