@@ -17,8 +17,8 @@ from skyfx.runtime.execution.microbatch import Batch
 from skyfx.runtime.execution.runner import Deployment, Rebalancer, Runner, StepTimes
 from skyfx.runtime.execution.shared_data import CallData, Reads
 from skyfx.runtime.execution.step import returned_loss
+from skyfx.runtime.execution.verified import Verified
 from skyfx.runtime.profile import Profile, measured
-from skyfx.runtime.verified import Verified
 from skyfx.solver.core.plan import Plan
 from skyfx.solver.errors import SkyfxError
 
@@ -319,6 +319,6 @@ class Pipeline:
                 raise
 
     def __str__(self) -> str:
-        return f"{self.plan}\n{self.verified}"
+        return f"{self.plan}\n{self._cutter}\n{self.verified}"
 
     __repr__ = __str__

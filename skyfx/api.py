@@ -161,7 +161,7 @@ def partition(
         rebalancer = Rebalancing(model, environment, captured, source, cluster)
 
     cutter = BatchCutter(cut.rule, cut.size, cut.joins, targets)
-    logger.info("batches are cut along: %s", cutter)
+    logger.info("%s", cutter)
 
     def make() -> Pipeline:
         return assemble(model, agreed, captured, environment, cutter, weights, rebalancer)

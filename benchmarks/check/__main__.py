@@ -35,7 +35,7 @@ from skyfx.verification.cut_decision import batch_rule, capture_microbatch, deci
 from skyfx.verification.observation import weighted_sum
 
 RESULT = Path(__file__).parents[2] / "docs" / "check-cost.md"
-BATCH, MICROBATCHES, RUNS = 32, 8, 5
+BATCH, MICROBATCHES, RUNS = 32, 8, 3
 CHECKS = ("outputs", "full")
 HEAD = (
     *("model", "parameters", "step of a micro-batch", "step of a batch"),

@@ -93,7 +93,10 @@ class BatchCutter:
         return cutting[0]
 
     def __str__(self) -> str:
-        return ", ".join(f"{name}: {dim}" for name, dim in self.dims.items())
+        if self.size is None:
+            return "batches are not cut"
+        cut = ", ".join(f"{name} {_said(dim)}" for name, dim in self.dims.items())
+        return f"micro-batches of {self.size} samples: {cut}"
 
     @property
     def dims(self) -> dict[str, Dim]:
@@ -101,3 +104,9 @@ class BatchCutter:
         if self.size is None:
             return dict.fromkeys((*self.rule.found, *self.rule.asked))
         return {**self.rule.found, **self.rule.asked}
+
+
+def _said(dim: Dim) -> str:
+    if isinstance(dim, int):
+        return f"along dimension {dim}"
+    return "whole" if dim is None else "between entries"

@@ -9,8 +9,6 @@ checked against that result:
 """
 
 import sys
-import sysconfig
-import traceback
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cache, partial
@@ -33,20 +31,6 @@ _LIBRARIES = (Path(torch.__file__).parent, Path(__file__).parents[1])
 def is_library_file(file: str) -> bool:
     """Whether a source file belongs to torch or to skyfx, which a model's author cannot change."""
     return any(Path(file).is_relative_to(folder) for folder in _LIBRARIES)
-
-
-def model_line(error: BaseException) -> str:
-    """The innermost line of code that belongs neither to torch, Python nor skyfx."""
-    python = Path(sysconfig.get_path("stdlib"))
-    frames = [
-        frame
-        for frame in traceback.extract_tb(error.__traceback__)
-        for path in [Path(frame.filename)]
-        if path.is_absolute()  # and not `<string>`, which torch has generated
-        and not is_library_file(frame.filename)
-        and (not path.is_relative_to(python) or "site-packages" in path.parts)
-    ]
-    return f", at {frames[-1].filename}:{frames[-1].lineno}" if frames else ""
 
 
 @dataclass(frozen=True, slots=True)

@@ -28,7 +28,6 @@ from skyfx.tracing.adapter import (
     model_error,
 )
 from skyfx.tracing.backward_values import copy_for_backward
-from skyfx.tracing.data_dependence import model_line
 from skyfx.tracing.effects.attribute_effects import (
     AttributeEffects,
     attribute_effects,
@@ -36,8 +35,10 @@ from skyfx.tracing.effects.attribute_effects import (
     line_of,
     remembered_tensors,
 )
+from skyfx.tracing.effects.made_generators import begin_anew
 from skyfx.tracing.effects.mutable_attributes import RegisteredBuffers, written_attributes
 from skyfx.tracing.effects.observing_hooks import observing_hooks
+from skyfx.tracing.failures import model_line
 from skyfx.tracing.leaf_calls import put_leaves
 from skyfx.tracing.leaf_selection import CalledOtherwiseError, LeafSelection
 from skyfx.tracing.leaf_sites import NOWHERE, Places
@@ -263,6 +264,7 @@ def _export(
         module = program.module(check_guards=False)
         assert isinstance(module, fx.GraphModule)
         put_leaves(module, selection.calls)
+        begin_anew(model, module)
         _drop_assertions(module)
     returned = once.returned
     return Traced(module, returned.form, returned.assigned, returned.hooks, places=selection.places)

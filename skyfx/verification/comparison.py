@@ -19,7 +19,7 @@ VALUES, GRADIENTS, FLOWING = "values between stages", "gradients", "gradients be
 
 
 @dataclass(frozen=True, slots=True)
-class Kind:
+class ComparedKind:
     """A kind of contents.
 
     Attributes:
@@ -41,28 +41,33 @@ _STAGE = (
     "The stage's device computes otherwise than plain torch, or this is a fault of skyfx. Try "
     "another device for these nodes (pins=), and report it"
 )
+BUFFER = (
+    "Plain torch writes this buffer otherwise than the stages, such as twice within a checkpoint, "
+    "which runs again in backward. Keep what writes it out of the checkpoint, or put it into eval "
+    "mode"
+)
 _FLOOR = 1e-6
 
 KINDS = {
-    STATE: Kind(
+    STATE: ComparedKind(
         "forward changes {name!r}",
         "stages do not keep what forward leaves on Python objects. Keep it in a buffer that "
         "forward writes in place, or return it; remove hooks that collect",
     ),
-    GENERATORS: Kind(
+    GENERATORS: ComparedKind(
         "forward leaves {name}'s generator in another state",
         "forward seeds a generator, or sets its state back. Draw such numbers once, and keep them "
         "in a buffer",
     ),
-    OUTPUTS: Kind(
+    OUTPUTS: ComparedKind(
         "output {name} differs by {off:.0e} of its largest number",
         "forward reads what the stages do not have, such as a seed, a generator of its own or "
         "numbers from outside torch. Pass it in as an input, or draw from torch's default "
         "generator",
     ),
-    VALUES: Kind("{name} differs by {off:.0e} of its largest number", _STAGE),
-    GRADIENTS: Kind("{name!r} has another gradient", _GRADIENT, _FLOOR),
-    FLOWING: Kind("{name} has another gradient", _STAGE, _FLOOR),
+    VALUES: ComparedKind("{name} differs by {off:.0e} of its largest number", _STAGE),
+    GRADIENTS: ComparedKind("{name!r} has another gradient", _GRADIENT, _FLOOR),
+    FLOWING: ComparedKind("{name} has another gradient", _STAGE, _FLOOR),
 }
 """The most telling first."""
 
@@ -72,6 +77,7 @@ class Deviation:
     """One thing that differs: what it is, what plain torch has, what the stages have, the cure.
 
     Attributes:
+        cure: what to do.
         place: the line of the model that does it, if known.
     """
 
@@ -80,15 +86,20 @@ class Deviation:
     what: str
     plain: str
     staged: str
+    cure: str
     place: str = ""
 
     def __str__(self) -> str:
         both = f"(plain torch: {self.plain}, stages: {self.staged})"
-        return f"{self.what} {both}{self.place}.\n{KINDS[self.kind].cure}"
+        return f"{self.what} {both}{self.place}.\n{self.cure}"
 
     def at(self, line: str) -> "Deviation":
         """The same with the line of the model, ` at FILE:LINE` or empty."""
         return replace(self, place=line)
+
+    def of_buffer(self) -> "Deviation":
+        """The same with the cure for a buffer."""
+        return replace(self, cure=BUFFER)
 
 
 @dataclass(frozen=True, slots=True)
@@ -127,8 +138,8 @@ def compare(plain: Contents, staged: Contents, tolerance: float) -> Comparison:
             off = difference(expected, found)
             if off > tolerance and not floor.covers(expected, found, off):
                 what = KINDS[kind].says.format(name=name, off=off)
-                said = map(_said, _innermost(expected, found))
-                deviations.append(Deviation(kind, name, what, *said))
+                has, gets = map(_said, _innermost(expected, found))
+                deviations.append(Deviation(kind, name, what, has, gets, KINDS[kind].cure))
             elif isinstance(expected, Tensor) and not is_elsewhere(found):
                 names.setdefault(kind, []).append(name)
                 if tolerance >= off > largest:

@@ -107,12 +107,7 @@ def decide(
     if first.size is None or not verify or not _can_run(model, batch):
         return first
     trial = _Trial(model, batch, num_microbatches, training)
-    with (
-        preserve_run(model),
-        in_mode(model, training=False),
-        on_one_device(model),
-        torch.no_grad(),
-    ):
+    with in_mode(model, training=False), on_one_device(model), torch.no_grad():
         return trial.best(rules) or first
 
 

@@ -21,7 +21,7 @@ from skyfx.tracing.data_dependence import is_library_file
 from skyfx.tracing.node_names import is_operator, op_name
 from skyfx.verification.observation import RunMode, observed, plain_outputs, weighted_sum, weights
 
-Line = tuple[str, int]
+CodeLine = tuple[str, int]
 """A file and a line of it."""
 
 _FRAME = re.compile(r'File "([^"]+)", line (\d+)')
@@ -39,7 +39,7 @@ class Made:
     """
 
     function: str
-    lines: Sequence[Line]
+    lines: Sequence[CodeLine]
     shape: torch.Size
     sums: tuple[float, float]
     gradient: tuple[float, float] | None = None
@@ -116,7 +116,7 @@ class _Notes:
 
     made: list[Made] = field(default_factory=list)
 
-    def add(self, function: str, value: Any, lines: Sequence[Line]) -> None:
+    def add(self, function: str, value: Any, lines: Sequence[CodeLine]) -> None:
         for x in pytree.tree_leaves(value):
             if not isinstance(x, Tensor) or not x.is_floating_point() or not lines:
                 continue
@@ -165,8 +165,8 @@ class _Noted(fx.Interpreter):
         return returned
 
 
-def _lines_under_way() -> list[Line]:
-    lines: list[Line] = []
+def _lines_under_way() -> list[CodeLine]:
+    lines: list[CodeLine] = []
     frame = sys._getframe(2)
     while frame.f_back:
         if not is_library_file(frame.f_code.co_filename):

@@ -5,17 +5,18 @@ mode.
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor, nn
 
-from skyfx.runtime.execution.batch_dims import BatchDims
+from skyfx.runtime.execution.batch_dims import BatchDims, Path
 from skyfx.runtime.execution.microbatch import Batch, OutputSpec
 from skyfx.runtime.execution.output_joins import OutputJoin, OutputJoins, possible_joins
 from skyfx.runtime.model_state import preserve_run
-from skyfx.tracing.data_dependence import model_line
+from skyfx.runtime.pytree import flatten_with_paths
+from skyfx.tracing.failures import model_line
 from skyfx.verification.comparison import distance
 from skyfx.verification.observation import plain_outputs
 from skyfx.verification.tolerance import rounding
@@ -96,7 +97,7 @@ def samples_apart(model: nn.Module, batch: Batch, cut: BatchCut, *, training: bo
             fault = f"a part of it fails{model_line(error)}: {type(error).__name__}: {text}"
         else:
             sizes = [part.batch_size for part in parts]
-            return _compared(cut, form, together, alone, sizes, training=training)
+            return _compared(cut, form.form, together, alone, sizes, training=training)
     return replace(cut, fault=fault)
 
 
@@ -118,27 +119,32 @@ def told_apart(batch: Batch) -> Batch:
     return replace(batch, leaves=tuple(leaves))
 
 
-def _outputs(model: nn.Module, part: Batch) -> tuple[OutputSpec, Sequence[Tensor]]:
+def _outputs(model: nn.Module, part: Batch) -> tuple[OutputSpec, Mapping[Path, Tensor]]:
     """What the model returns for a part; the next one begins with the same state."""
     with preserve_run(model):
-        return plain_outputs(model, part)
+        form, tensors = plain_outputs(model, part)
+    pairs, _ = flatten_with_paths(form.restore(tensors))
+    return form, {path: x for path, x in pairs if isinstance(x, Tensor)}
 
 
 def _compared(
     cut: BatchCut,
-    form: OutputSpec,
-    together: Sequence[Tensor],
-    alone: Sequence[Sequence[Tensor]],
+    form: str,
+    together: Mapping[Path, Tensor],
+    alone: Sequence[Mapping[Path, Tensor]],
     sizes: Sequence[int],
     *,
     training: bool,
 ) -> BatchCut:
     names = " + ".join(map(str, sizes))
-    if any(len(outputs) != len(together) for outputs in alone):
-        return replace(cut, fault=f"{names} samples have other outputs together than apart")
     joins: list[OutputJoin | None] = []
     off, doubt, unjoined, is_used = 0.0, "", "", False
-    for i, (whole, *parts) in enumerate(zip(together, *alone, strict=True)):
+    for i, (path, whole) in enumerate(together.items()):
+        parts = [outputs[path] for outputs in alone if path in outputs]
+        if len(parts) < len(alone):
+            unjoined = f"{names} samples have other outputs together than apart"
+            joins.append(None)
+            continue
         join, differs = _joined(whole, parts, sizes)
         joins.append(join)
         what = f"output {i} of {names} samples together"
@@ -158,7 +164,7 @@ def _compared(
     fault = unjoined or (doubt if off > COARSEST else "")
     if not is_used:
         fault = f"no output depends on which of {names} samples are given"
-    known = OutputJoins(cut.joins.default, form.form, tuple(joins))
+    known = OutputJoins(cut.joins.default, form, tuple(joins))
     return replace(cut, joins=known, fault=fault, off=off, doubt=doubt, is_seen=is_seen)
 
 

@@ -155,6 +155,7 @@ def test_a_later_batch_is_cut_by_the_rule_of_the_first() -> None:
     alone = copy.deepcopy(model)
     with partitioned(model, {"table": table, "x": drawn(SAMPLES, 4, WIDTH)}) as pipeline:
         assert pipeline.batch_dims == {"table": None, "x": 0}
+        assert "micro-batches of 2 samples: table whole, x along dimension 0" in str(pipeline)
         for samples in (5, 3):
             x, targets = drawn(samples, 4, WIDTH), drawn(samples, 4, 3)
             parts = [(len(each), (each, table)) for each in x.split(SIZE)]

@@ -144,9 +144,8 @@ def test_targets_of_another_size_are_refused_before_anything_runs(size: int) -> 
     given = case()
     before = copy.deepcopy(given.model.state_dict())
     with split_evenly(given) as pipeline:
-        with pytest.raises(
-            ValueError, match=f"8 samples, but the first tensor of the targets has {size}"
-        ):
+        says = rf"8 samples, but the targets have shape \({size}, {WIDTH}\): give a target for each"
+        with pytest.raises(ValueError, match=says):
             pipeline.train_step(given.batch, torch.randn(size, WIDTH), given.loss_fn)
         state = pipeline.state_dict()
     assert all(torch.equal(state[name], x) for name, x in before.items())

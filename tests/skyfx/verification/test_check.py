@@ -369,7 +369,7 @@ BETWEEN_MICROBATCHES = [shared_mask, other_microbatch]
 def against(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
     """What the stages are held against: parts, where the machine has no memory left."""
     if request.param == "its parts":
-        monkeypatch.setattr(capacity, "free_bytes", lambda _: 0.0)
+        monkeypatch.setattr(capacity, "free_bytes", lambda _: -1.0)
 
 
 def break_each_split(
@@ -414,32 +414,18 @@ def test_stages_that_fail_where_plain_torch_does_not_are_refused(
     assert "fail where plain torch does not: shape '[7]' is invalid" in refusal(Whole())
 
 
-class Noisy(Net):
-    """Noise in a buffer, which the backward of the weights of the noise reads."""
-
-    copies = False
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.sigma = nn.Parameter(torch.ones(WIDTH))
-        self.register_buffer("noise", torch.zeros(WIDTH))
-
-    def between(self, h: Tensor) -> Tensor:
-        noise = self.noise.normal_()  # type: ignore[operator]
-        return h + self.sigma * (noise.clone() if self.copies else noise)
-
-
-def test_what_a_backward_needs_is_not_overwritten() -> None:
-    cure = r"fail where plain torch does not: forward writes.*\n.*clone\(\).*num_microbatches=1"
-    split: Any = {"example_inputs": BATCH, "pins": ["add=cpu:0", "last*=cpu:1"]}
-    with pytest.raises(VerificationError, match=cure):
-        skyfx.partition(Noisy(), TWO, num_microbatches=4, **split)
-    model = Noisy()
-    model.copies = True
-    with skyfx.partition(model, TWO, num_microbatches=4, **split) as pipeline:
-        assert pipeline.verified.largest == 0
-    with skyfx.partition(Noisy(), TWO, num_microbatches=1, **split) as pipeline:
-        assert pipeline.verified.largest == 0
+def test_outputs_are_the_models_where_only_a_backward_does_not_fit(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """A forward takes 512 bytes beside the model, and its gradients 640."""
+    monkeypatch.setattr(capacity, "free_bytes", lambda _: 1000.0)
+    with partitioned(Whole()) as pipeline:
+        found = pipeline.verified
+    assert found.tensors["outputs"] == 4
+    assert found.tensors["gradients"] == 6
+    assert found.remark.startswith("that gradients are the model's, as plain torch would take")
+    break_each_split(monkeypatch, drop_gradient)
+    assert "another gradient" in refusal(Whole())
 
 
 IN_BACKWARD = {drop_gradient, scale_gradient, copied_parameter}

@@ -172,6 +172,13 @@ def test_a_model_that_mixes_samples_is_refused(between: Any, says: str) -> None:
     assert "Either forward mixes samples" in text
 
 
+def test_outputs_in_a_list_of_samples_can_be_trained_beside_and_not_joined() -> None:
+    model = Does(lambda h: {"h": h, "of_each": tuple(h.unbind())})
+    assert [join and join.dim for join in cut(model, ROWS[:, 0]).joins.seen] == [0] + [None] * 4
+    assert "other outputs together than apart" in refusal(model, ROWS[:, 0], training=False)
+    assert "other outputs together" in refusal(Does(lambda h: tuple(h.unbind())), ROWS[:, 0])
+
+
 class Embeds(nn.Module):
     """Each word less the mean of all samples."""
 
@@ -241,8 +248,9 @@ class Counts(Does):
 
 def test_a_model_is_as_before_and_what_varies_in_eval_mode_is_not_judged() -> None:
     model = Counts()
-    assert not cut(model, ROWS[:, 0]).is_seen
+    assert cut(model, ROWS[:, 0]).is_seen  # each call begins with the same state
     assert model.calls == 0
+    assert not cut(Counts(lambda h: h - h.mean(0)), ROWS[:, 0]).is_seen
     assert not cut(Does(lambda h: h + torch.randn(len(h), 1)), ROWS[:, 0]).is_seen
 
 
