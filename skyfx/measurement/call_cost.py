@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from skyfx.measurement.flops import counted
 from skyfx.measurement.timing import Timing, backward_of, entry_s, gradients_of, timed
 from skyfx.runtime import pytree
+from skyfx.tracing.leaf_calls import Leaf
 from skyfx.tracing.torch_internals import NO_SAVED_TENSORS_HOOKS, allocations_of, storage_id
 
 
@@ -67,6 +68,8 @@ def measure_call(
     copies = [_copy(x, next(following)) if isinstance(x, Tensor) else x for x in leaves]
     call = _Call(target, copies, spec)
     mutable = getattr(getattr(target, "_schema", None), "is_mutable", False)
+    if isinstance(target, Leaf):
+        mutable = any(needs[i] for i in target.seen.writes)
     # An operator that writes in place cannot be repeated on a leaf that records gradients.
     with torch.set_grad_enabled(training and not mutable):
         forward = timed(call, num_threads)

@@ -4,7 +4,8 @@ A model with values is run once, and the first call of each signature is measure
 it there. A model without any, on torch's meta device, is measured on made-up values.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any
@@ -19,6 +20,7 @@ from skyfx.passes.device_transfer import copy_to, with_device
 from skyfx.passes.synthetic_inputs import arguments, parts
 from skyfx.runtime.device import LocalDevice
 from skyfx.tracing.capture import Capture
+from skyfx.tracing.failures import run_failure
 from skyfx.tracing.leaf_calls import leaf_of
 from skyfx.tracing.node_names import is_operator
 
@@ -67,10 +69,12 @@ class _Real(fx.Interpreter):
     def __init__(self, module: fx.GraphModule, pricer: "_Pricer") -> None:
         super().__init__(module)
         self._pricer = pricer
+        self.extra_traceback = False  # nothing of torch's in the text of errors
 
     def run_node(self, n: fx.Node) -> Any:
         self._pricer.price(n, lambda: self.fetch_args_kwargs_from_env(n))
-        return super().run_node(n)
+        with self._pricer.explaining(n):
+            return super().run_node(n)
 
 
 class _Pricer:
@@ -82,19 +86,29 @@ class _Pricer:
         self._store, self._told, read = store, told, tensors_read(captured)
         self._parameters = {n.name: x for n, x in read.items() if isinstance(x, nn.Parameter)}
         self._regions = {n.name: x for n, x in read.items() if isinstance(x, nn.Module)}
+        self._names = {node.name: name for node, name in captured.ids.items()}
         self._made_up = {} if has_values(captured) else read
         self._total = sum(map(is_operator, captured.module.graph.nodes))
 
     def price(self, node: fx.Node, fetch: Callable[[], tuple[Any, Any]]) -> None:
         """Price a node after all that it reads; `fetch` gives its arguments."""
         if is_operator(node):
-            cost = self._cost(node, fetch)
+            with self.explaining(node):
+                cost = self._cost(node, fetch)
             self.prices.costs[node.name], self.prices.flows[node.name] = cost, cost.flows
             self._told(len(self.prices.costs), self._total)
         elif node.op != "output":
             parameter = self._parameters.get(node.name)
             needs = self._training and parameter is not None and parameter.requires_grad
             self.prices.flows[node.name] = (needs,)
+
+    @contextmanager
+    def explaining(self, node: fx.Node) -> Iterator[None]:
+        """Within it, an error says which node fails, and where it comes from."""
+        try:
+            yield
+        except Exception as error:
+            raise run_failure(node, self._names.get(node.name, node.name), error) from error
 
     def _cost(self, node: fx.Node, fetch: Callable[[], tuple[Any, Any]]) -> CallCost:
         target: Any = leaf_of(node) or node.target

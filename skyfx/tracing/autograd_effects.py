@@ -18,9 +18,10 @@ import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
+from skyfx.runtime.model_state import attribute_slots
+from skyfx.runtime.pytree import tree_leaves
 from skyfx.runtime.written_parameters import GET_DATA, SET_DATA
 from skyfx.solver.errors import CaptureError
-from skyfx.tracing.node_names import original_name
 from skyfx.tracing.torch_internals import (
     checked_derivatives,
     checked_hooks,
@@ -28,6 +29,7 @@ from skyfx.tracing.torch_internals import (
     inference_modes_as_grad_modes,
     is_reentrant_checkpoint,
     replaced_functions,
+    storage_id,
 )
 
 
@@ -156,23 +158,29 @@ def traceable(*, training: bool) -> Iterator[None]:
 
 
 def check_constants(model: nn.Module, constants: Mapping[str, Any]) -> None:
-    """Refuse tensors that get a gradient and are no parameters, which a graph has as constants.
+    """Refuse attributes that get a gradient and are no parameters, which a graph has as constants.
+
+    Nobody reads the gradient of a buffer, or of a tensor that forward itself makes.
 
     Args:
         model: the model.
-        constants: those of its graph, by torch.export's names.
+        constants: those of its graph.
 
     Raises:
         CaptureError: names the first one, and the cure.
     """
-    for name, x in constants.items():
-        if isinstance(x, Tensor) and x.requires_grad:
-            owner, _, attribute = original_name(name).rpartition(".")
-            is_attribute = attribute in vars(model.get_submodule(owner))
-            what = repr(original_name(name)) if is_attribute else f"of shape {tuple(x.shape)}"
+    held = {
+        storage_id(x): slot.name
+        for path, module in model.named_modules()
+        for slot in attribute_slots(module, f"{path}." if path else "")
+        for x in tree_leaves(slot.value)
+        if isinstance(x, Tensor) and x.requires_grad
+    }
+    for x in constants.values():
+        if isinstance(x, Tensor) and storage_id(x) in held:
             raise CaptureError(
-                f"the tensor {what} requires a gradient and is no parameter, so no stage would own "
-                "it: make it one, as by `self.scale = torch.nn.Parameter(...)`"
+                f"the tensor in {held[storage_id(x)]!r} requires a gradient and is no parameter, "
+                "so no stage would own it: make it one (self.scale = torch.nn.Parameter(...))"
             )
 
 

@@ -1,27 +1,25 @@
 """From a model to a fine-grained torch.fx graph of its operators."""
 
-import sysconfig
 import threading
-import traceback
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import partial
 from operator import attrgetter
-from pathlib import Path
 from types import FunctionType
 from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
+from torch.nn.parameter import is_lazy
 
 from skyfx.runtime.execution.assigned_attributes import AssignedAttributes
 from skyfx.runtime.execution.hook_calls import HookCalls
 from skyfx.runtime.execution.microbatch import Batch, OutputSpec
 from skyfx.runtime.pipeline import Pipeline
 from skyfx.solver.errors import CaptureError
-from skyfx.tracing.data_dependence import is_library_file
 from skyfx.tracing.exporter import Traced, trace
+from skyfx.tracing.failures import capture_failure
 from skyfx.tracing.leaf_selection import NOWHERE, Places
 from skyfx.tracing.node_names import input_names, is_tensor_attribute, node_ids
 from skyfx.tracing.quiet_tracing import quiet_tracing
@@ -120,7 +118,7 @@ def capture(
         try:
             traced = _with_gradients(traced_once, training=training)
         except Exception as error:
-            raise CaptureError(_why(model, microbatch, error)) from error
+            raise capture_failure(model, microbatch, error) from error
         rebind(traced.module, real)
     if not traced.outputs.num_tensors:
         raise CaptureError(f"{type(model).__name__} returns no tensor, so there is nothing to run")
@@ -166,6 +164,11 @@ def example_batch(model: nn.Module, inputs: Any) -> Batch:
         kind = f"the class {model.__name__}" if is_class else f"a {type(model).__name__}"
         cure = next(text for types, text in _CURES.items() if isinstance(model, types))
         raise TypeError(f"model is {kind}, expected a torch.nn.Module: {cure}")
+    if any(is_lazy(x) for x in model.parameters()):
+        raise CaptureError(
+            f"{type(model).__name__} has lazy modules, whose parameters are not there yet: call it "
+            "once on a batch before"
+        )
     for name, part in model.named_modules():
         if isinstance(part, torch.jit.ScriptModule):
             what = f"{name!r}, a part of the model," if name else "the model"
@@ -221,25 +224,3 @@ def on_one_device(model: nn.Module) -> Iterator[Mapping[int, Tensor]]:
         yield back
     finally:
         rebind(model, back)
-
-
-def _why(model: nn.Module, microbatch: Batch, error: Exception) -> str:
-    first_line = (str(error).strip() or repr(error)).splitlines()[0]
-    shapes = ", ".join(str(tuple(x.shape)) for x in microbatch.tensors)
-    kind = "" if isinstance(error, CaptureError) else f"{type(error).__name__}: "
-    of = f"{type(model).__name__} cannot be captured with inputs of shapes {shapes}"
-    return f"{of}{model_line(error)}: {kind}{first_line}"
-
-
-def model_line(error: Exception) -> str:
-    """The innermost line of code that belongs neither to torch, Python nor skyfx."""
-    python = Path(sysconfig.get_path("stdlib"))
-    frames = [
-        frame
-        for frame in traceback.extract_tb(error.__traceback__)
-        for path in [Path(frame.filename)]
-        if path.is_absolute()  # and not `<string>`, which torch has generated
-        and not is_library_file(frame.filename)
-        and (not path.is_relative_to(python) or "site-packages" in path.parts)
-    ]
-    return f", at {frames[-1].filename}:{frames[-1].lineno}" if frames else ""

@@ -35,6 +35,7 @@ from skyfx.tracing.effects.attribute_effects import (
     line_of,
     remembered_tensors,
 )
+from skyfx.tracing.effects.made_generators import begin_anew
 from skyfx.tracing.effects.mutable_attributes import RegisteredBuffers, written_attributes
 from skyfx.tracing.effects.observing_hooks import observing_hooks
 from skyfx.tracing.leaf_calls import put_leaves
@@ -249,6 +250,7 @@ def _export(
         module = program.module(check_guards=False)
         assert isinstance(module, fx.GraphModule)
         put_leaves(module, selection.calls)
+        begin_anew(model, module)
         _drop_assertions(module)
     returned = once.returned
     return Traced(module, returned.form, returned.assigned, returned.hooks, places=selection.places)

@@ -16,7 +16,7 @@ from skyfx.runtime.execution.microbatch import Batch, OutputSpec
 from skyfx.runtime.execution.output_joins import OutputJoin, OutputJoins, possible_joins
 from skyfx.runtime.model_state import preserve_run
 from skyfx.runtime.pytree import flatten_with_paths
-from skyfx.tracing.capture import model_line
+from skyfx.tracing.failures import model_line
 from skyfx.verification.comparison import distance
 from skyfx.verification.observation import plain_outputs
 from skyfx.verification.tolerance import rounding

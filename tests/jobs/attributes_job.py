@@ -17,6 +17,7 @@ from tests.support.attribute_models import (
     KINDS,
     NUM_MICROBATCHES,
     SIZE,
+    Drawing,
     Layers,
     PickingMixture,
 )
@@ -39,7 +40,7 @@ def trained(model: Layers, cluster: skyfx.Cluster, group: ProcessGroup) -> dict[
     with skyfx.partition(model, cluster, example_inputs=BATCH, plan=plan) as pipeline:
         steps = attribute_models.pipeline_steps(pipeline, model, 2)
         trained = attribute_models.attributes(model)
-        if not isinstance(model, PickingMixture):  # whose graph for eval mode needs all values
+        if not isinstance(model, PickingMixture | Drawing):  # whose graphs need values on a CPU
             pipeline(BATCH)
         inferred = attribute_models.attributes(model)
     return {"steps": steps, "trained": trained, "inferred": inferred}

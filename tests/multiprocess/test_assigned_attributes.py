@@ -8,7 +8,15 @@ import pytest
 import torch
 
 from tests.support import attribute_models
-from tests.support.attribute_models import BATCH, KINDS, SIZE, Hooked, Layers, PickingMixture
+from tests.support.attribute_models import (
+    BATCH,
+    KINDS,
+    SIZE,
+    Drawing,
+    Hooked,
+    Layers,
+    PickingMixture,
+)
 from tests.support.launcher import launch
 
 pytestmark = pytest.mark.timeout(600)
@@ -37,7 +45,7 @@ def test_the_loss_reads_what_forward_leaves(
         assert wanted == {**ours, **theirs}
     trained = attribute_models.attributes(plain)
     assert of_values(last["trained"]) == of_values(trained, like=last["trained"])
-    if kind is PickingMixture:
+    if kind in (PickingMixture, Drawing):
         return
     plain.eval()
     with torch.no_grad():
@@ -52,4 +60,6 @@ def test_the_loss_reads_what_forward_leaves(
 def of_values(attributes: dict[str, Any], like: dict[str, Any] | None = None) -> dict[str, Any]:
     """Those that have values in the process that told `like`: other buffers are elsewhere."""
     told = attributes if like is None else like
-    return {name: x for name, x in attributes.items() if "elsewhere" not in str(told.get(name))}
+    # The generator of `Drawing` moves on in the process whose stage draws from it.
+    here = {name for name, x in told.items() if "elsewhere" not in str(x)} - {".held"}
+    return {name: x for name, x in attributes.items() if name in here}

@@ -163,11 +163,11 @@ class Recurrent(Layers):
         self.register_buffer("mean", torch.zeros(WIDTH))
 
     def between(self, h: Tensor) -> Tensor:
-        h = h + self.kept_state - self.mean
-        self.kept_state = 0.5 * self.kept_state + h.detach().mean(0)
-        self.ema.mul_(0.9).add_(h.detach().mean(0))
-        self.mean = 0.9 * self.mean + h.detach().mean(0)
-        return h * self.ema
+        seen, h = h.detach().mean(0), (h + self.kept_state - self.mean) * self.ema.clone()
+        self.ema.mul_(0.9).add_(seen)
+        self.kept_state = 0.5 * self.kept_state + seen
+        self.mean = 0.9 * self.mean + seen
+        return h
 
 
 class Masking(Layers):
@@ -176,8 +176,8 @@ class Masking(Layers):
     mask: Tensor | None = None
 
     def between(self, h: Tensor) -> Tensor:
-        if self.mask is None or self.mask.shape != h.shape:
-            self.mask = torch.ones_like(h).tril()
+        if self.mask is None or self.mask.shape != h.shape[1:]:
+            self.mask = torch.ones_like(h[0]).cumsum(0)
         return h * self.mask
 
 
@@ -198,7 +198,22 @@ class Caching(Layers):
         return angles
 
     def between(self, h: Tensor) -> Tensor:
-        return h * self.angles(len(h))[:, None] + self.angles(len(h))[:, None]
+        return h * self.angles(h.shape[1]) + self.angles(h.shape[1])
+
+
+class Drawing(Layers):
+    """Draws from a generator of its own, and from one that each call makes."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.held = torch.Generator().manual_seed(1)
+
+    def between(self, h: Tensor) -> Tensor:
+        made = torch.Generator().manual_seed(5)
+        with torch.no_grad():
+            scale = torch.rand(WIDTH, generator=made)
+        noise = torch.randn(WIDTH, generator=made)
+        return h * scale + noise * torch.rand(WIDTH, generator=self.held)
 
 
 class Hooked(Layers):
@@ -237,6 +252,7 @@ KINDS: list[type[Layers]] = [
     Recurrent,
     Masking,
     Caching,
+    Drawing,
     Hooked,
 ]
 
@@ -265,6 +281,8 @@ def copy_of(value: Any) -> Any:
         return "elsewhere" if value.is_meta else value.tolist()
     if isinstance(value, dict):
         return {key: copy_of(one) for key, one in value.items()}
+    if isinstance(value, torch.Generator):
+        return value.get_state().tolist()
     return [copy_of(one) for one in value] if isinstance(value, list | tuple) else value
 
 

@@ -10,6 +10,7 @@ Calls of the model show it, each but the first with what the first has left:
 import inspect
 import re
 from collections.abc import Callable, Collection, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -77,12 +78,14 @@ def attribute_effects(model: nn.Module, run: ModelCall) -> AttributeEffects:
         first, second = _call(model, run), _call(model, run)
     remembered: dict[str, tuple[Any, Any]] = {}
     if second.differs_from(first):  # because of buffers, which may, or of attributes
-        second = _called_after(model, run, first, first.changes)
+        with suppress(Exception):
+            second = _called_after(model, run, first, first.changes)
     if second.differs_from(first):
         for name in first.changes:
-            after_it = _called_after(model, run, first, [name])
-            if after_it.differs_from(first):
-                remembered[name] = first.contents[name], after_it.contents.get(name)
+            with suppress(Exception):  # perhaps what it belongs to is not there
+                after_it = _called_after(model, run, first, [name])
+                if after_it.differs_from(first):
+                    remembered[name] = first.contents[name], after_it.contents.get(name)
     rest = first.changes.keys() - remembered.keys()
     plain = {name for name in rest if not AssignedAttributes.of({name: first.changes[name]})[1]}
     ways = {name: second.changes.get(name, first.changes[name]).way for name in first.changes}

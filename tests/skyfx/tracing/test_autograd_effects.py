@@ -373,15 +373,23 @@ class Released(Net):
         return self.teacher(y + slope)
 
 
+class WritesItsArgument(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        if (x > -9).any():
+            x.mul_(2)
+        return x + 1
+
+
 @pytest.mark.filterwarnings("ignore:`torch.jit.script` is deprecated")
 def test_all_of_them_can_be_measured() -> None:
-    model = nn.Sequential(*(With(kind()) for kind in DERIVATIVES), Contrasts(), SetsData())
+    parts = (*(With(kind()) for kind in DERIVATIVES), Contrasts(), SetsData(), WritesItsArgument())
+    model = nn.Sequential(*parts)
     before = copy.deepcopy(model.state_dict())
     captured = capture(model, case(model).batch[:SIZE])
     graph = measure(captured, resolve(["cpu"])[1].values())
     leaves = {captured.ids[node] for node in captured.ids if leaf_of(node)}
     trained = [node.id for node in graph.nodes if node.id in leaves and node.backward_s]
-    assert len(trained) == len(DERIVATIVES) - 1, trained  # the forces that are detached are not
+    assert len(trained) == len(DERIVATIVES), trained  # the forces that are detached are not
     for key, value in model.state_dict().items():
         assert torch.equal(before[key], value), key
 
@@ -457,16 +465,31 @@ class HoldsList(HoldsTensor):
         return self.last(self.first(x) * self.scales[0])
 
 
+class StartsALoss(Net):
+    """A buffer without use of its gradient."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("zero", torch.tensor(0.0), persistent=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        loss = self.zero
+        if self.training:
+            loss.requires_grad_()
+        return self.last(self.first(x)) + loss + torch.zeros(WIDTH, requires_grad=True)
+
+
 def test_a_tensor_with_a_gradient_is_a_parameter_or_refused() -> None:
     x = torch.randn(SIZE, WIDTH)
     with pytest.raises(
         CaptureError, match=r"'middle.scale' requires a gradient.*torch.nn.Parameter\("
     ):
         capture(HoldsTensor(), x)
-    with pytest.raises(CaptureError, match=r"tensor of shape \(6,\) requires a gradient"):
+    with pytest.raises(CaptureError, match=r"tensor in 'scales' requires a gradient"):
         capture(HoldsList(), x)
     capture(HoldsTensor(), x, training=False)
     trains_exactly(HoldsParameter())
+    trains_exactly(StartsALoss())
 
 
 @pytest.mark.filterwarnings("ignore:`torch.jit")

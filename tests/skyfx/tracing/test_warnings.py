@@ -3,6 +3,7 @@
 import logging
 import warnings
 from collections.abc import Callable, Iterator
+from typing import Any
 
 import pytest
 import torch
@@ -45,6 +46,36 @@ class Outspoken(nn.Module):
         return self.branch(x) + 1
 
 
+class Unusual(nn.Module):
+    """Numbers from values, a derivative, and gradients of its own."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.last = nn.Linear(WIDTH, WIDTH), nn.Linear(WIDTH, WIDTH)
+        self.register_buffer("pointer", torch.zeros(1, dtype=torch.long))
+
+    def forward(self, x: Tensor) -> Tensor:
+        begin = int(self.pointer)
+        self.pointer[0] = (begin + 1) % WIDTH
+        with torch.enable_grad():
+            x = x.clone().requires_grad_()
+            (slope,) = torch.autograd.grad(self.first(x).sin().sum(), x, create_graph=True)
+        with torch.inference_mode():
+            known = self.first(x)
+        h = Same.apply(slope) + known.data
+        return self.last(h[h[:, 0] < 9e9])
+
+
+class Same(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        return x.clone()
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> Tensor:
+        return gradient
+
+
 @pytest.fixture
 def logged() -> Iterator[list[str]]:
     """The messages that torch's loggers let through from warnings on."""
@@ -74,10 +105,11 @@ def branching() -> Case:
         lambda: recurrent(nn.GRU),
         lambda: recurrent(nn.RNN),
         branching,
+        lambda: Case(Unusual(), torch.randn(BATCH, WIDTH), torch.zeros(BATCH), nn.MSELoss()),
         models.bert,
         models.resnet,
     ],
-    ids=["lstm", "gru", "rnn", "branch", "bert", "cnn"],
+    ids=["lstm", "gru", "rnn", "branch", "unusual", "bert", "cnn"],
 )
 def test_usual_models_are_captured_in_silence(
     build: Callable[[], Case], training: bool, logged: list[str], capfd: pytest.CaptureFixture[str]

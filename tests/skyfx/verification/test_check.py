@@ -369,7 +369,7 @@ BETWEEN_MICROBATCHES = [shared_mask, other_microbatch]
 def against(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
     """What the stages are held against: parts, where the machine has no memory left."""
     if request.param == "its parts":
-        monkeypatch.setattr(capacity, "free_bytes", lambda _: 0.0)
+        monkeypatch.setattr(capacity, "free_bytes", lambda _: -1.0)
 
 
 def break_each_split(
@@ -412,6 +412,20 @@ def test_stages_that_fail_where_plain_torch_does_not_are_refused(
 
     break_each_split(monkeypatch, fail)
     assert "fail where plain torch does not: shape '[7]' is invalid" in refusal(Whole())
+
+
+def test_outputs_are_the_models_where_only_a_backward_does_not_fit(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """A forward takes 512 bytes beside the model, and its gradients 640."""
+    monkeypatch.setattr(capacity, "free_bytes", lambda _: 1000.0)
+    with partitioned(Whole()) as pipeline:
+        found = pipeline.verified
+    assert found.tensors["outputs"] == 4
+    assert found.tensors["gradients"] == 6
+    assert found.remark.startswith("that gradients are the model's, as plain torch would take")
+    break_each_split(monkeypatch, drop_gradient)
+    assert "another gradient" in refusal(Whole())
 
 
 IN_BACKWARD = {drop_gradient, scale_gradient, copied_parameter}
