@@ -19,7 +19,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from skyfx.runtime.model_state import NOT_STATE
+from skyfx.runtime.state.reachable_state import NOT_STATE
 
 _PLAIN = (bool, int, float, complex, str, bytes, Enum, torch.dtype, torch.device, type(None))
 _DEPTH = 3
