@@ -53,7 +53,8 @@ def fixed_values(model: nn.Module, but: Collection[str] = ()) -> dict[str, Any]:
     values = {}
     for path, module in model.named_modules():
         prefix, held = f"{path}." if path else "", vars(module)
-        names = names_read_by(type(module))
+        kind: Any = type(module)
+        names: frozenset[str] = names_read_by(kind)
         if "forward" in held:  # replaced on this module alone
             names = names | _names_from(getattr(held["forward"], "__func__", held["forward"]), ())
         for name in held.keys() & names - NOT_STATE:
