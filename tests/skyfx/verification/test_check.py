@@ -10,6 +10,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
+from torch.utils.checkpoint import checkpoint
 
 import skyfx
 from skyfx.partitioning import splitter
@@ -119,6 +120,27 @@ def test_what_stages_would_do_otherwise_is_refused(kind: type[Net]) -> None:
     assert SITUATIONS[kind] in text
     if kind is not MakesGenerator:  # refused as a batch that cannot be cut
         assert f" at {__file__}:" in text
+
+
+class WritesTwice(Net):
+    """In plain torch the batch norm runs again in backward, and moves its mean twice."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.norm = nn.BatchNorm1d(WIDTH)
+
+    def between(self, h: Tensor) -> Tensor:
+        return checkpoint(self.norm, h, use_reentrant=False)  # type: ignore[no-any-return]
+
+
+def test_a_buffer_that_differs_has_a_cure_of_its_own() -> None:
+    model = WritesTwice()
+    text = refusal(model)
+    assert "forward changes 'norm.running_mean'" in text
+    assert "such as twice within a checkpoint" in text
+    model.norm.eval()
+    with partitioned(model) as pipeline:
+        assert pipeline.verified.largest == 0
 
 
 class Moves(Net):

@@ -206,7 +206,7 @@ def test_a_loss_beside_outputs_is_joined_by_its_mean_if_it_is_one() -> None:
     squared = cut(Does(lambda h: (h, h.pow(2).mean())), ROWS[:, 0], training=False)
     assert squared.joins.seen == (OutputJoin(0), OutputJoin(None))
     assert OutputJoin(None)([torch.tensor(1.0), torch.tensor(4.0)], [2, 1]) == 2
-    for between in (lambda h: (h, h.mean(0)), lambda h: (h, h.mean(0).max())):
+    for between in (lambda h: (h, h.mean(0)), lambda h: (h, h.mean(0).pow(2).sum())):
         trained = cut(Does(between), ROWS[:, 0])
         assert trained.joins.seen == (OutputJoin(0), None)
         assert "nothing to join" in refusal(Does(between), ROWS[:, 0], training=False)
