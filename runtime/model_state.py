@@ -76,16 +76,19 @@ def preserve_state(model: nn.Module, parameters: Sequence[str] = ()) -> Iterator
     known: set[int] = set()
     undo = [_restorer(slot, known) for slot in state_slots(model)]
     undo += [parameter_restorer(model.get_parameter(name)) for name in parameters]
-    owners = [*model.modules(), *reachable_objects(model)]
-    names = [(owner, set(vars(owner))) for owner in owners if hasattr(owner, "__dict__")]
+    owners = [vars(x) for x in reachable_objects(model)]
+    for module in model.modules():
+        owners += [vars(module), module._buffers]
+        undo.append(restorer(module._non_persistent_buffers_set))
+    names = [(owner, set(owner)) for owner in owners]
     try:
         with preserve_generators():
             yield
     finally:
         with torch.no_grad():
             for owner, known_names in names:
-                for key in set(vars(owner)) - known_names:
-                    del vars(owner)[key]
+                for key in set(owner) - known_names:
+                    del owner[key]
             for restore in undo:
                 restore()
 

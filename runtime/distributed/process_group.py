@@ -118,8 +118,9 @@ class ProcessGroup:
             if self.heartbeat is None:
                 raise
             # A broken connection is seen at once; which process broke it, only after its silence.
-            lost = self.heartbeat.lost(wait_s=2 * SILENT_S)
-            raise lost or WorkerLostError(
+            if (lost := self.heartbeat.lost(wait_s=2 * SILENT_S)) is not None:
+                raise lost from None
+            raise WorkerLostError(
                 f"a connection between processes broke, although all of them answer: {error}. "
                 "Start the job again from the last checkpoint"
             ) from error

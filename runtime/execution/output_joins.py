@@ -5,6 +5,7 @@ together         apart                                is joined
 (7, 4, 16)       (7, 2, 16) and (7, 2, 16)            along dimension 1
 (28, 16)         (14, 16) and (14, 16)                along dimension 0, in rows or in blocks
 (7, 16)          (7, 16) and (7, 16)                  not: the same for all samples
+()               () and ()                            by the mean, if that is what it is
 """
 
 from collections.abc import Iterator, Sequence
@@ -19,16 +20,19 @@ class OutputJoin:
     """How the parts of an output are joined.
 
     Attributes:
-        dim: the dimension that holds the samples.
+        dim: the dimension that holds the samples; None for a number that is their mean.
         in_blocks: whether other dimensions come before the samples in it, as after
             `x.view(time * samples, ...)`.
     """
 
-    dim: int
+    dim: int | None
     in_blocks: bool = False
 
     def __call__(self, parts: Sequence[Tensor], sizes: Sequence[int]) -> Tensor:
         """The output of the batch from those of micro-batches with so many samples."""
+        if self.dim is None:
+            shares = [x * (size / sum(sizes)) for x, size in zip(parts, sizes, strict=True)]
+            return torch.stack(shares).sum(0)
         if not self.in_blocks:
             return torch.cat(list(parts), self.dim)
         pairs = zip(parts, sizes, strict=True)
@@ -67,6 +71,9 @@ def possible_joins(
     together: Tensor, parts: Sequence[Tensor], sizes: Sequence[int]
 ) -> Iterator[OutputJoin]:
     """The ways to join parts that give the shape of the output of all samples together."""
+    is_number = together.numel() == 1 and all(x.shape == together.shape for x in parts)
+    if is_number and together.is_floating_point() and not together.equal(parts[0]):
+        yield OutputJoin(None)
     for dim, length in enumerate(together.shape):
         lengths = [x.shape[dim] if x.ndim == together.ndim else -1 for x in parts]
         rest = {(*x.shape[:dim], *x.shape[dim + 1 :]) for x in (together, *parts)}

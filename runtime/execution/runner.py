@@ -204,10 +204,8 @@ class Runner:
     def _left(self, step: Step, result: StepResult) -> list[list[Tensor]]:
         """The returned tensors of each micro-batch, after it has left its attributes."""
         with torch.no_grad():
-            return [
-                list(staged.leave(self._model, result.outputs[m]))
-                for m, staged in enumerate(step.splits)
-            ]
+            pairs = enumerate(step.splits)
+            return [list(one.leave(self._model, result.outputs[m])) for m, one in pairs]
 
     @contextmanager
     def _turn(self) -> Iterator[None]:

@@ -22,6 +22,12 @@ class Verified:
     where: str = ""
     remark: str = ""
 
+    def joined(self, other: "Verified") -> "Verified":
+        """Both, with the remark of the other."""
+        worse = max(self, other, key=lambda one: one.largest)
+        tensors = {**self.tensors, **other.tensors}
+        return Verified(tensors, worse.largest, worse.where, other.remark)
+
     def __str__(self) -> str:
         if not self.tensors:
             return f"not verified: {self.remark}"

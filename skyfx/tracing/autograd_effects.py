@@ -75,8 +75,8 @@ class BatchedError(CaptureError):
 
     def __init__(self) -> None:
         super().__init__(
-            "forward uses torch.vmap, and a captured graph cannot be cut inside it: write the "
-            "batch dimension out"
+            "forward uses torch.vmap, and a captured graph cannot be cut inside it. Put the lines "
+            "with it into the forward of a submodule, which then stays whole"
         )
 
 

@@ -60,7 +60,8 @@ class DependsOnValuesError(CaptureError):
         """Tell of this site, and whether it is a shape."""
         super().__init__(
             f"the result of {site.function} depends on the values of its arguments, but numbers "
-            "and shapes of a captured graph are fixed"
+            "and shapes of a captured graph are fixed. Put the lines that need it into a submodule "
+            "that returns tensors of fixed shapes, which then stays whole"
         )
         self.site = site
         self.is_shape = is_shape

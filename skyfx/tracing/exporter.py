@@ -38,8 +38,10 @@ from skyfx.tracing.effects.attribute_effects import (
 from skyfx.tracing.effects.made_generators import begin_anew
 from skyfx.tracing.effects.mutable_attributes import RegisteredBuffers, written_attributes
 from skyfx.tracing.effects.observing_hooks import observing_hooks
+from skyfx.tracing.failures import model_line
 from skyfx.tracing.leaf_calls import put_leaves
-from skyfx.tracing.leaf_selection import NOWHERE, CalledOtherwiseError, LeafSelection, Places
+from skyfx.tracing.leaf_selection import CalledOtherwiseError, LeafSelection
+from skyfx.tracing.leaf_sites import NOWHERE, Places
 from skyfx.tracing.node_names import graphs_in
 from skyfx.tracing.torch_internals import any_attribute_name
 
@@ -184,11 +186,23 @@ def _trace(
                     ways.sort(key=lambda way: way[1])
             if isinstance(errors[-1], CalledOtherwiseError):
                 break
-            if not (with_leaves and _add_leaf(model, adapter, selection, errors[-1])):
+            if not with_leaves:
+                break
+            blocking = _add_leaf(model, adapter, selection, errors[-1])
+            if blocking is not None:
+                if not (exported or trusting):
+                    _tell_of(blocking, errors[0])
                 break
         if selection.is_doubtful:  # no wider place could stay whole
             ways.append((with_leaves, exported, True))
     raise errors[0] from None
+
+
+def _tell_of(blocking: Exception, first: Exception) -> None:
+    """Add to the first error why what is around it cannot stay whole."""
+    text = (str(blocking).strip() or repr(blocking)).splitlines()[0]
+    if text not in str(first):
+        first.add_note(f"What is around it cannot stay whole{model_line(blocking)}: {text}")
 
 
 def _check_runs(model: nn.Module, adapter: TensorsOnly) -> None:
@@ -209,18 +223,18 @@ def _check_runs(model: nn.Module, adapter: TensorsOnly) -> None:
 
 def _add_leaf(
     model: nn.Module, adapter: Adapter, selection: LeafSelection, error: Exception
-) -> bool:
-    """Make one more call a leaf, because of this error; False where that is impossible."""
+) -> Exception | None:
+    """Make one more call a leaf, because of this error; returns why that is impossible."""
     while selection.add(error):
         try:
             _record(model, adapter, selection)
         except ForwardFailedError as failed:
             error = model_error(failed)
             if not isinstance(error, CaptureError):
-                return False  # the model's own
+                return error  # the model's own
         else:
-            return True
-    return False
+            return None
+    return error
 
 
 def _record(model: nn.Module, adapter: Adapter, selection: LeafSelection) -> None:

@@ -31,7 +31,8 @@ def capture_failure(model: nn.Module, microbatch: Batch, error: Exception) -> Ca
     """The error that says why a model cannot be captured."""
     shapes = ", ".join(str(tuple(x.shape)) for x in microbatch.tensors)
     of = f"{type(model).__name__} cannot be captured with inputs of shapes {shapes}"
-    return CaptureError(f"{of}{model_line(error)}: {_said(error)}")
+    notes = getattr(error, "__notes__", [])  # what blocks, beside the first obstacle
+    return CaptureError("\n".join([f"{of}{model_line(error)}: {_said(error)}", *notes]))
 
 
 def run_failure(node: fx.Node, name: str, error: Exception) -> Exception:

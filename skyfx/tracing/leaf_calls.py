@@ -167,8 +167,9 @@ class RecordedCall:
         if form.spec != self.form.spec or found != expected or assigned != self.assigned:
             raise RuntimeError(
                 f"{self.name!r} has returned {found}, but {expected} when the model was captured: "
-                "the result depends on values, and later stages are made for that. Give batches "
-                "that take the same branches, or run the model on one device without skyfx"
+                "the result depends on values, and later stages are made for that. Put what uses "
+                "it into one submodule with it, which then stays whole, or pass a batch as "
+                "example_inputs that shows such samples"
             )
         given = {storage_id(x) for x in tensors}
         # A node's outputs share no storage with its inputs: later writes must not reach the inputs.

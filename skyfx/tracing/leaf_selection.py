@@ -10,7 +10,7 @@ are fixed to their results (see `data_dependence`).
 import logging
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -25,7 +25,15 @@ from skyfx.tracing.forward_lines import ForwardCode, Lines
 from skyfx.tracing.leaf_arguments import flatten_held
 from skyfx.tracing.leaf_calls import RecordedCall, stand_in
 from skyfx.tracing.leaf_recording import Recorder
-from skyfx.tracing.leaf_sites import CannotCrossError, Function, FunctionSite, LeafSite, Reason
+from skyfx.tracing.leaf_sites import (
+    NOWHERE,
+    CannotCrossError,
+    Function,
+    FunctionSite,
+    LeafSite,
+    Places,
+    Reason,
+)
 from skyfx.tracing.tensor_binding import named_tensors
 from skyfx.tracing.torch_internals import replaced_functions
 
@@ -37,29 +45,6 @@ class CalledOtherwiseError(CaptureError):
 
     Many models ask whether a tensor has values, and leave out a mask that hides nothing.
     """
-
-
-@dataclass(frozen=True, slots=True)
-class Places:
-    """Where the code of a model becomes leaves, for other captures of it to begin with.
-
-    Attributes:
-        calls: methods and functions.
-        functions: autograd functions; None for each that cannot become a leaf.
-        lines: of the model's own forward.
-        operators: whose results are fixed.
-        refused: kinds of calls, and lines, that cannot become leaves.
-    """
-
-    calls: tuple[CallSite, ...] = ()
-    functions: tuple[tuple[type, FunctionSite | None], ...] = ()
-    lines: tuple[Lines, ...] = ()
-    operators: tuple[OpSite, ...] = ()
-    refused: frozenset[Any] = frozenset()
-
-
-NOWHERE = Places()
-"""Where no code becomes a leaf."""
 
 
 class LeafSelection:
@@ -135,7 +120,11 @@ class LeafSelection:
             return True
         if (site := self._last_op_site) is None or site in self._op_sites:
             return False
-        logger.warning("the result of %s is fixed: later batches have to give the same", site)
+        logger.warning(
+            "the result of %s is fixed: later batches have to give the same, or put the lines that "
+            "need it into the forward of a submodule, which then stays whole",
+            site,
+        )
         self._op_sites.append(site)
         return True
 

@@ -37,6 +37,29 @@ class Reason:
     is_shape: bool = False
 
 
+@dataclass(frozen=True, slots=True)
+class Places:
+    """Where the code of a model becomes leaves, for other captures of it to begin with.
+
+    Attributes:
+        calls: methods and functions.
+        functions: autograd functions; None for each that cannot become a leaf.
+        lines: of the model's own forward.
+        operators: whose results are fixed.
+        refused: kinds of calls, and lines, that cannot become leaves.
+    """
+
+    calls: tuple[CallSite, ...] = ()
+    functions: tuple[tuple[type, FunctionSite | None], ...] = ()
+    lines: tuple[Lines, ...] = ()
+    operators: tuple[OpSite, ...] = ()
+    refused: frozenset[Any] = frozenset()
+
+
+NOWHERE = Places()
+"""Where no code becomes a leaf."""
+
+
 class CannotCrossError(CaptureError):
     """A value cannot cross the edge of a node.
 

@@ -29,7 +29,7 @@ def refuse_foreign_rng() -> Iterator[None]:
     def refuse(name: str, *args: Any) -> None:
         raise CaptureError(
             f"forward draws from {name}, so every step would repeat one draw (a skipped layer, a "
-            "mask). Draw with torch, or turn that off while training"
+            "mask). Put the lines that draw into the forward of a submodule, which then stays whole"
         )
 
     with preserve_generators(with_torch=False):

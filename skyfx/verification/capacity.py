@@ -31,7 +31,7 @@ def lacking(
     needed = float(sum(x.nbytes for x in tensors if x.device != cpu))
     if how.backward:
         needed += sum(x.nbytes for x in model.parameters() if x.requires_grad)
-    needed += _working_bytes(captured, plan)
+    needed += _working_bytes(captured, plan, saves=how.backward or not how.training)
     limits = [x.memory_bytes for x in environment.local.values() if x.device == cpu]
     known = [x for x in limits if x is not None]
     free = [SHARE * free_bytes(cpu), allowed_bytes()]
@@ -45,8 +45,11 @@ def lacking(
     )
 
 
-def _working_bytes(captured: Capture, plan: Plan) -> float:
-    """What one micro-batch takes in all stages together, beside parameters, as planned."""
+def _working_bytes(captured: Capture, plan: Plan, *, saves: bool) -> float:
+    """What one micro-batch takes in all stages together, beside parameters, as planned.
+
+    `saves` says whether what operators save for a backward is among it.
+    """
     assumed = plan.assumptions
     size_of = {x.id: x.parameter_bytes for x in to_planner_graph(captured).nodes}
     usual = in_flight_counts(assumed.schedule, len(plan.stages), assumed.microbatches)
@@ -55,4 +58,4 @@ def _working_bytes(captured: Capture, plan: Plan) -> float:
         parameters = sum(size_of[x] for x in stage.nodes) * parameter_copies(assumed)
         saved += max(0.0, stage.memory_bytes - parameters) / max(1, live)
         brief = max(brief, stage.peak_bytes - stage.memory_bytes)
-    return saved + brief
+    return saved * saves + brief

@@ -74,9 +74,12 @@ class PipelineCheck:
         how = RunMode(training, training and check == "full", written)
         if any(x.is_meta for x in self.batch.tensors):
             return self._made(Verified(remark="the example inputs have no values"))
-        if why := self._too_large(how):
-            return self._by_stage(how, why)
-        return self._as_whole(how)
+        if not (why := self._too_large(how)):
+            return self._as_whole(how)
+        forward = how._replace(backward=False)
+        if how.backward and not self._too_large(forward):
+            return self._as_whole(forward, how, f"that gradients are the model's, as {why}")
+        return self._by_stage(how, why)
 
     def _too_large(self, how: RunMode) -> str:
         """Why the whole model cannot be run in each process; the same text in all."""
@@ -88,22 +91,27 @@ class PipelineCheck:
 
         return next(filter(None, self.environment.group.run_together(lacks)), "")
 
-    def _as_whole(self, how: RunMode) -> Pipeline:
-        """Hold the stages against the model."""
+    def _as_whole(
+        self, how: RunMode, by_stage: RunMode | None = None, remark: str = ""
+    ) -> Pipeline:
+        """Hold the stages against the model, and then each against its part, if asked to."""
         model, captured, group = self.model, self.captured, self.environment.group
         parts = self._parts()
         plain = group.barrier_after(partial(observe_plain, model, captured, parts, how))
-        remark = "" if how.backward or not how.training else "gradients (check='outputs')"
+        if not remark and how.training and not how.backward:
+            remark = "gradients (check='outputs')"
         with self._opened() as pipeline:
             staged = observe_staged(model, pipeline, captured, parts, how)
             if pipeline.draws_as_plain_torch:
                 both = plain.contents, staged.contents
             else:
                 both = plain.changes(), staged.changes()
+                by_stage = by_stage or how
+                remark = "that outputs are the model's, whose random numbers are others"
             pipeline.verified = self._agreed(*both, how, remark)
-            if not pipeline.draws_as_plain_torch:
-                why = "that outputs are the model's, whose random numbers are others"
-                pipeline.verified = self._parts_agreed(pipeline, captured.microbatch, how, why)
+            if by_stage is not None:
+                others = self._parts_agreed(pipeline, captured.microbatch, by_stage, remark)
+                pipeline.verified = pipeline.verified.joined(others)
             return pipeline
 
     def _parts(self) -> list[Batch]:
@@ -185,7 +193,9 @@ class PipelineCheck:
         is_whole = self.environment.group.size == 1 and all(self.environment.on_cpu(self.plan))
         line = ""
         try:
-            if deviation.kind == STATE:
+            if deviation.kind == STATE and deviation.name in dict(self.model.named_buffers()):
+                deviation = deviation.of_buffer()
+            elif deviation.kind == STATE:
                 line = line_of(self.model, deviation.name)
             elif deviation.kind in (GENERATORS, OUTPUTS, GRADIENTS) and is_whole:
                 line = deviating_line(self.model, self.captured, how, tolerance(self.captured))

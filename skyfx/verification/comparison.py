@@ -41,6 +41,11 @@ _STAGE = (
     "The stage's device computes otherwise than plain torch, or this is a fault of skyfx. Try "
     "another device for these nodes (pins=), and report it"
 )
+BUFFER = (
+    "Plain torch writes this buffer otherwise than the stages, such as twice within a checkpoint, "
+    "which runs again in backward. Keep what writes it out of the checkpoint, or put it into eval "
+    "mode"
+)
 _FLOOR = 1e-6
 
 KINDS = {
@@ -72,6 +77,7 @@ class Deviation:
     """One thing that differs: what it is, what plain torch has, what the stages have, the cure.
 
     Attributes:
+        cure: what to do.
         place: the line of the model that does it, if known.
     """
 
@@ -80,15 +86,20 @@ class Deviation:
     what: str
     plain: str
     staged: str
+    cure: str
     place: str = ""
 
     def __str__(self) -> str:
         both = f"(plain torch: {self.plain}, stages: {self.staged})"
-        return f"{self.what} {both}{self.place}.\n{KINDS[self.kind].cure}"
+        return f"{self.what} {both}{self.place}.\n{self.cure}"
 
     def at(self, line: str) -> "Deviation":
         """The same with the line of the model, ` at FILE:LINE` or empty."""
         return replace(self, place=line)
+
+    def of_buffer(self) -> "Deviation":
+        """The same with the cure for a buffer."""
+        return replace(self, cure=BUFFER)
 
 
 @dataclass(frozen=True, slots=True)
@@ -127,8 +138,8 @@ def compare(plain: Contents, staged: Contents, tolerance: float) -> Comparison:
             off = difference(expected, found)
             if off > tolerance and not floor.covers(expected, found, off):
                 what = KINDS[kind].says.format(name=name, off=off)
-                said = map(_said, _innermost(expected, found))
-                deviations.append(Deviation(kind, name, what, *said))
+                has, gets = map(_said, _innermost(expected, found))
+                deviations.append(Deviation(kind, name, what, has, gets, KINDS[kind].cure))
             elif isinstance(expected, Tensor) and not is_elsewhere(found):
                 names.setdefault(kind, []).append(name)
                 if tolerance >= off > largest:

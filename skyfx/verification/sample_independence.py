@@ -67,7 +67,7 @@ class BatchCut:
     @property
     def dims(self) -> set[int]:
         """The dimensions that outputs are joined along."""
-        return {join.dim for join in self.joins.seen if join is not None}
+        return {join.dim for join in self.joins.seen if join and join.dim is not None}
 
 
 def samples_apart(model: nn.Module, batch: Batch, cut: BatchCut, *, training: bool) -> BatchCut:
@@ -155,10 +155,10 @@ def _compared(
         is_used = is_used or join is not None or differs > 0
         if join is None and differs and not (training and whole.numel() == 1):
             unjoined = unjoined or f"{shape}, but not the same: there is nothing to join"
-        if join is not None and differs > off:
+        if join is not None and join.dim is not None and differs > off:
             off = differs
             doubt = f"{what} differs from that apart by {off:.0e} of its largest number"
-    is_seen = any(join is not None for join in joins)
+    is_seen = any(join is not None and join.dim is not None for join in joins)
     if training and is_seen:  # what is not joined may be a loss, or a part of one
         unjoined = ""
     fault = unjoined or (doubt if off > COARSEST else "")
@@ -175,7 +175,8 @@ def _joined(
     ways = [(_off(whole, way(parts, sizes)), way) for way in possible_joins(whole, parts, sizes)]
     if ways:
         off, way = min(ways, key=lambda pair: pair[0])
-        return way, off
+        if way.dim is not None or off <= rounding([whole.dtype]):
+            return way, off
     same = [x for x in parts if x.shape == whole.shape]
     return None, max((_off(whole, x) for x in same), default=0.0)
 

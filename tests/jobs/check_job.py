@@ -72,7 +72,7 @@ def main(folder: str) -> None:
     with replaced(splitter, "split", wrong):
         found["wrong"] = report(Net())
     # One process alone has no memory left.
-    few = (lambda _: 0.0) if group.rank == 1 else capacity.free_bytes
+    few = (lambda _: -1.0) if group.rank == 1 else capacity.free_bytes
     with replaced(capacity, "free_bytes", few):
         found["parts"] = report(Net())
         with replaced(splitter, "split", wrong):

@@ -289,6 +289,21 @@ class Pairs(nn.Module):
         return self.first(x) @ self.last(x).T
 
 
+def test_a_loss_beside_outputs_is_trained_with_and_inferred() -> None:
+    class Penalised(Pairs):
+        def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+            h = self.last(x)
+            return self.first(x), h.pow(2).mean()
+
+    model, x = Penalised(), drawn(5, WIDTH)
+    with partitioned(model, drawn(SAMPLES, WIDTH)) as pipeline:
+        pipeline.train_step(x, None, lambda outputs, _: outputs[0].mean() + outputs[1])
+        outputs, penalty = pipeline(x)
+    expected = model(x)
+    torch.testing.assert_close(outputs, expected[0])
+    torch.testing.assert_close(penalty, expected[1])  # of five samples, not of three micro-batches
+
+
 def contrastive(outputs: Tensor, _: Any) -> Tensor:
     return functional.cross_entropy(outputs, torch.arange(len(outputs)))
 

@@ -7,6 +7,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+import skyfx
 from skyfx.runtime.execution.assigned_attributes import AssignedAttributes
 from skyfx.solver.errors import CaptureError, VerificationError
 from skyfx.tracing.capture import capture
@@ -109,3 +110,18 @@ def test_a_gradient_that_an_attribute_would_lose_is_seen(monkeypatch: pytest.Mon
     monkeypatch.setattr(AssignedAttributes, "leave", leave_detached)
     with pytest.raises(VerificationError, match=r"'(first|moe)\..*' has another gradient"):
         partitioned(attribute_models.Mixture())
+
+
+def test_a_buffer_that_forward_registers_is_made_for_each_shape() -> None:
+    class Lazy(Layers):
+        def between(self, h: Tensor) -> Tensor:
+            if not hasattr(self, "table") or self.table.shape[0] < h.shape[1]:
+                self.register_buffer("table", torch.arange(h.shape[1]).float()[:, None], False)
+            return h * self.table[: h.shape[1]]
+
+    model, longer = Lazy(), torch.linspace(-1, 1, 4 * 9 * 8).reshape(4, 9, 8)
+    with skyfx.partition(model, ["cpu", "cpu"], example_inputs=longer[:, :5]) as pipeline:
+        assert not hasattr(model, "table")
+        for x in (longer[:, :5], longer, longer[:, :3]):
+            with torch.no_grad():
+                assert torch.equal(pipeline(x), torch.cat([Lazy().eval()(y) for y in x.split(1)]))

@@ -10,6 +10,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
+from torch.utils.checkpoint import checkpoint
 
 import skyfx
 from skyfx.partitioning import splitter
@@ -119,6 +120,27 @@ def test_what_stages_would_do_otherwise_is_refused(kind: type[Net]) -> None:
     assert SITUATIONS[kind] in text
     if kind is not MakesGenerator:  # refused as a batch that cannot be cut
         assert f" at {__file__}:" in text
+
+
+class WritesTwice(Net):
+    """In plain torch the batch norm runs again in backward, and moves its mean twice."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.norm = nn.BatchNorm1d(WIDTH)
+
+    def between(self, h: Tensor) -> Tensor:
+        return checkpoint(self.norm, h, use_reentrant=False)  # type: ignore[no-any-return]
+
+
+def test_a_buffer_that_differs_has_a_cure_of_its_own() -> None:
+    model = WritesTwice()
+    text = refusal(model)
+    assert "forward changes 'norm.running_mean'" in text
+    assert "such as twice within a checkpoint" in text
+    model.norm.eval()
+    with partitioned(model) as pipeline:
+        assert pipeline.verified.largest == 0
 
 
 class Moves(Net):
@@ -369,7 +391,7 @@ BETWEEN_MICROBATCHES = [shared_mask, other_microbatch]
 def against(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
     """What the stages are held against: parts, where the machine has no memory left."""
     if request.param == "its parts":
-        monkeypatch.setattr(capacity, "free_bytes", lambda _: 0.0)
+        monkeypatch.setattr(capacity, "free_bytes", lambda _: -1.0)
 
 
 def break_each_split(
@@ -412,6 +434,20 @@ def test_stages_that_fail_where_plain_torch_does_not_are_refused(
 
     break_each_split(monkeypatch, fail)
     assert "fail where plain torch does not: shape '[7]' is invalid" in refusal(Whole())
+
+
+def test_outputs_are_the_models_where_only_a_backward_does_not_fit(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """A forward takes 512 bytes beside the model, and its gradients 640."""
+    monkeypatch.setattr(capacity, "free_bytes", lambda _: 1000.0)
+    with partitioned(Whole()) as pipeline:
+        found = pipeline.verified
+    assert found.tensors["outputs"] == 4
+    assert found.tensors["gradients"] == 6
+    assert found.remark.startswith("that gradients are the model's, as plain torch would take")
+    break_each_split(monkeypatch, drop_gradient)
+    assert "another gradient" in refusal(Whole())
 
 
 IN_BACKWARD = {drop_gradient, scale_gradient, copied_parameter}

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from skyfx.runtime.execution.microbatch import Batch
+from skyfx.runtime.execution.output_joins import OutputJoin
 from skyfx.solver.errors import VerificationError
 from skyfx.verification.cut_decision import BatchCut, batch_rule, decide
 
@@ -201,9 +202,13 @@ def test_mixing_shows_where_all_samples_of_the_example_are_alike() -> None:
     assert not example.any()
 
 
-def test_a_loss_or_a_mean_beside_outputs_can_be_trained_with_and_not_joined() -> None:
-    for between in (lambda h: (h, h.pow(2).mean()), lambda h: (h, h.mean(0))):
-        assert cut(Does(between), ROWS[:, 0]).is_seen
+def test_a_loss_beside_outputs_is_joined_by_its_mean_if_it_is_one() -> None:
+    squared = cut(Does(lambda h: (h, h.pow(2).mean())), ROWS[:, 0], training=False)
+    assert squared.joins.seen == (OutputJoin(0), OutputJoin(None))
+    assert OutputJoin(None)([torch.tensor(1.0), torch.tensor(4.0)], [2, 1]) == 2
+    for between in (lambda h: (h, h.mean(0)), lambda h: (h, h.mean(0).pow(2).sum())):
+        trained = cut(Does(between), ROWS[:, 0])
+        assert trained.joins.seen == (OutputJoin(0), None)
         assert "nothing to join" in refusal(Does(between), ROWS[:, 0], training=False)
     assert not cut(Does(lambda h: h.pow(2).mean()), ROWS[:, 0]).fault
 
