@@ -13,16 +13,13 @@ from torch import nn
 
 from skyfx.runtime.rng.generator_state import comparable_states, preserve_generators
 from skyfx.runtime.state.contents import content, equal, restorer
-from skyfx.runtime.state.reachable_state import Slot, reachable_objects, reachable_slots
-from skyfx.runtime.written_parameters import WrittenParameters, parameter_restorer
-
-NOT_STATE = frozenset(
-    (
-        *("training", "_parameters", "_buffers", "_modules", "_non_persistent_buffers_set"),
-        *("_flat_weights", "_flat_weight_refs"),  # an LSTM's parameters once more
-    )
+from skyfx.runtime.state.reachable_state import (
+    NOT_STATE,
+    Slot,
+    reachable_objects,
+    reachable_slots,
 )
-"""Attributes of every module that torch keeps for itself, or that `ModelState` reads otherwise."""
+from skyfx.runtime.written_parameters import WrittenParameters, parameter_restorer
 
 
 @dataclass(frozen=True, slots=True)

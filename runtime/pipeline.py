@@ -145,6 +145,10 @@ class Pipeline:
     ) -> Tensor:
         """Run all micro-batches forward and backward; gradients accumulate in the parameters.
 
+        Within `torch.autocast` the model and the loss are in it, and backward is not, as torch
+        advises. A number, string or function on the model that has been changed since the last step
+        holds from this one on; the model is captured again for it.
+
         Args:
             batch: a tensor, a tuple of the model's positional or a dict of its keyword arguments.
             targets: a tensor or any nesting of tensors, cut like the batch: along dimension 0, or

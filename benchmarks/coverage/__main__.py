@@ -20,7 +20,7 @@ import psutil
 from benchmarks.common.documents import commit
 from benchmarks.coverage import tiny_models
 from benchmarks.coverage.check_model import report
-from benchmarks.coverage.document import written
+from benchmarks.coverage.document import put_all, sections
 
 RESULT = Path(__file__).parents[2] / "docs" / "coverage.md"
 TIME_LIMIT_S = 180
@@ -111,10 +111,10 @@ def main() -> None:
             with options.rows.open("a") as file:
                 file.write(f"{line}\n")
     order = {family: i for i, family in enumerate(FAMILIES)}
-    rows.sort(key=lambda row: order[row["family"]])
-    print(written(rows))
+    rows.sort(key=lambda row: (order[row["family"]], row["name"]))
+    print(*sections(rows).values(), sep="\n")
     if options.write:
-        RESULT.write_text(written(rows))
+        put_all(RESULT, rows)
 
 
 if __name__ == "__main__":

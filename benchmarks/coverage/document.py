@@ -1,26 +1,45 @@
 """`docs/coverage.md`: what came out, in tables."""
 
 from collections import Counter
+from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
-from benchmarks.common.documents import table, when_and_where
+from benchmarks.common.documents import put, table, when_and_where
 from benchmarks.coverage.check_model import KINDS
+from benchmarks.coverage.others import MODELS
 
-__all__: list[str] = ["written"]
+__all__: list[str] = ["put_all", "sections"]
 
 Row = dict[str, Any]
 
 
-def written(rows: list[Row]) -> str:
-    """The whole document."""
+def put_all(path: Path, rows: list[Row]) -> None:
+    """Write the sections that there are results for."""
+    for heading, text in sections(rows).items():
+        put(path, heading, text)
+
+
+def sections(rows: list[Row]) -> dict[str, str]:
+    """The text under each heading."""
     run = [row for row in rows if row["runs_eagerly"]]
+    others = [row for row in run if row["family"] == "others" and row["name"] in MODELS]
+    known = [row for row in run if row["family"] != "others"]
+    texts = {
+        "## transformers and timm": _section(known, lambda row: row["family"]),
+        "## Other packages": _section(others, _package, f"{len(others)} of {len(MODELS)} models."),
+    }
+    return {heading: text for heading, text in texts.items() if text}
+
+
+def _section(run: list[Row], group: Callable[[Row], Any], how_many: str = "") -> str:
+    if not run:
+        return ""
     whole = [row for row in run if row["kind"] == "right" and row["whole"]]
     parts = [
-        f"# What can be captured\n\n{_preface(run)}",
-        _by(run, lambda row: row["family"]),
-        "## Packages other than transformers and timm\n",
-        _by([row for row in run if row["family"] == "others"], _package),
-        "## Not right\n",
+        _origin(run, how_many),
+        _by(run, group),
+        "### Not right\n",
         table(
             ("model", "nodes", "what", "why"),
             (
@@ -29,10 +48,10 @@ def written(rows: list[Row]) -> str:
                 if row["kind"] != "right"
             ),
         ),
-        "## Submodules that stay whole\n",
+        "### Submodules that stay whole\n",
         table(("model", "nodes", "whole", "their part of the parameters"), map(_whole, whole)),
     ]
-    return "\n".join(part for part in parts if part)
+    return "\n".join(parts)
 
 
 def _by(rows: list[Row], group: Any) -> str:
@@ -82,24 +101,8 @@ def _whole(row: Row) -> list[str]:
     return [_name(row), str(row["num_nodes"]), f"`{first}`{more}", f"{100 * row['in_whole']:.0f} %"]
 
 
-PREFACE = """\
-Tiny, randomly initialised models, one process each: partitioned into three stages as a user would,
-`check="full"`, and held against plain torch, micro-batch by micro-batch: two batches in inference,
-two steps of training with an optimizer between them, the second with another batch than the
-example.
-
-- *Right*: outputs equal in every bit (fp32, CPU; within 1e-5 after the optimizer's step), gradients
-  within 1e-6 by their norm, the same buffers and attributes of modules. *Rounding*: within 1e-4.
-- *Refused*: by `partition`, in at most three lines. *Wrong*: anything else that differs.
-- *Ugly*: a raw or long error, an error after `partition`, a crash, or no end.
-- *One micro-batch*: samples mix, and the refusal says to take one. Batches of transformers are one.
-- *Prints*: what plain torch does not. *Other draws*: random numbers are drawn otherwise; values are
-  not compared then.
-"""
-
-
-def _preface(rows: list[Row]) -> str:
+def _origin(rows: list[Row], how_many: str) -> str:
     commits = Counter(str(row.get("commit")) for row in rows)
     told = ", ".join(f"{number} at {name}" for name, number in commits.items())
-    more = f"Models by commit: {told}.\n" if len(commits) > 1 else ""
-    return f"{when_and_where('benchmarks.coverage')}\n{PREFACE}{more}"
+    by_commit = f" By commit: {told}." if len(commits) > 1 else ""
+    return f"{when_and_where('benchmarks.coverage')}\n{how_many}{by_commit}\n"

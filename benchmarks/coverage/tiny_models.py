@@ -118,8 +118,8 @@ def _declare_torchvision() -> torch.library.Library:
     return library
 
 
-LIBRARIES: list[torch.library.Library] = []
-"""What must outlive a call: an operator is gone when its library is."""
+LIBRARIES = [_declare_torchvision()] if find_spec("torchvision") else []
+"""An operator is gone when its library is."""
 
 
 def _timm_model(name: str) -> nn.Module:
@@ -154,8 +154,6 @@ class Subject:
     """
 
     def __init__(self, family: str, name: str) -> None:
-        if find_spec("torchvision") and not LIBRARIES:
-            LIBRARIES.append(_declare_torchvision())
         self.family, self.name = family, name
         self.num_microbatches = 1 if family == "transformers" else 2
         self.model()  # a package may draw random numbers while it is imported

@@ -225,6 +225,8 @@ class Runner:
         training = loss_fn is not None
         _, modes, _, autocast = self._splits.setting(training)
         asked = {"autocast": autocast or "off", "modules in training mode": modes or "all or none"}
+        if self.workers.group is not None:
+            asked["changed attributes"] = ", ".join(self._splits.changed_values()) or "none"
         data = self.workers.meet(call, make, asked)
         assert data.batch is not None
         parts = self._cutter.parts(data.batch)

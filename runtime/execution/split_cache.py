@@ -1,5 +1,6 @@
 """The splits of a model that have been made: one for each mode and shape of micro-batch."""
 
+import logging
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -9,25 +10,32 @@ from torch import Tensor, nn
 from skyfx.runtime.execution.microbatch import Batch
 from skyfx.runtime.execution.shared_data import lacks_values
 from skyfx.runtime.execution.step import StagedModel, autocast_here
+from skyfx.runtime.state.fixed_values import fixed_values, plain_text
 from skyfx.runtime.state.reachable_state import hooks_of
+
+logger = logging.getLogger(__name__)
 
 SplitFn = Callable[[Batch, bool], StagedModel]
 """Splits the model for micro-batches like this one, for training or not, as the plan says."""
 
 
 class SplitCache:
-    """The splits that have been made, until the model has other tensors."""
+    """The splits that have been made, until the model has other tensors or fixed values."""
 
     def __init__(self, model: nn.Module, split: SplitFn) -> None:
         """Split this model with this function."""
         self._model, self._split = model, split
         self._made: dict[Any, StagedModel] = {}
         self._tensors_then: list[tuple[Tensor, torch.dtype]] = []
+        self._values_then: dict[str, Any] = {}
+        self._values_at_first: dict[str, Any] = {}
 
     def put(self, part: Batch, staged: StagedModel, *, training: bool) -> None:
         """Add a split that has been made for micro-batches like this one."""
         self._made[self.setting(training), part.signature] = staged
         self._tensors_then = self._tensors()
+        self._values_then = self.values()
+        self._values_at_first = self._values_at_first or self._values_then
 
     def of(self, parts: Sequence[Batch], *, training: bool) -> list[StagedModel]:
         """The split of each micro-batch."""
@@ -48,9 +56,29 @@ class SplitCache:
         keys = {(setting, part.signature): i for i, part in enumerate(parts)}
         return [i for key, i in keys.items() if key not in self._made]
 
+    def values(self) -> dict[str, Any]:
+        """The values on attributes that captures have fixed, by name."""
+        assigned = {x for staged in self._made.values() for x in staged.assigned.names}
+        return fixed_values(self._model, assigned)
+
+    def changed_values(self) -> list[str]:
+        """The attributes that somebody has changed since the first capture, with plain values."""
+        then, now = self._values_at_first, self.values()
+        changed = (name for name in sorted({**then, **now}) if then.get(name) != now.get(name))
+        return [f"{name}={plain_text(now.get(name))}" for name in changed]
+
     def _forget_stale(self) -> None:
         # `load_state_dict(assign=True)` gives the model other tensors, and `half()` other buffers.
         if _identities(self._tensors()) != _identities(self._tensors_then):
+            self._made.clear()
+        then, now = self._values_then, self.values()
+        changed = [name for name in {**then, **now} if then.get(name) != now.get(name)]
+        if changed and self._made:
+            logger.warning(
+                "%s has changed since the model was captured, so it is captured again. Where that "
+                "happens often, keep the value in a buffer and write to it in place",
+                ", ".join(map(repr, sorted(changed)[:3])),
+            )
             self._made.clear()
 
     @property

@@ -19,6 +19,14 @@ from torch import Tensor, nn
 
 from skyfx.runtime.state.contents import is_closed
 
+NOT_STATE = frozenset(
+    (
+        *("training", "_parameters", "_buffers", "_modules", "_non_persistent_buffers_set"),
+        *("_flat_weights", "_flat_weight_refs"),  # an LSTM's parameters once more
+    )
+)
+"""Attributes of every module that torch keeps for itself, or that are read otherwise."""
+
 _CHANGING = (
     bool,
     int,

@@ -37,6 +37,7 @@ class Job:
         self.group = ProcessGroup.join()
         self.rank, self.size = self.group.rank, self.group.size
         self.first, self.last = self.size - 1, 0
+        self.own = self.model()
 
     def model(self, seed: int = 0) -> nn.Module:
         torch.manual_seed(seed)
@@ -117,6 +118,7 @@ CALLS: dict[str, Callable[[Job, Pipeline], Any]] = {
         {"input": job.data()[0]} if job.rank == job.first else None
     ),
     "autocast on rank 0": lambda job, p: autocast_on_first(job, p),
+    "another rate on rank 0": lambda job, p: rate_on_first(job, p),
     "checkpoint on rank 0": lambda job, p: (
         p.checkpoints("unused") if job.rank == 0 else job.step(p)
     ),
@@ -127,6 +129,16 @@ CALLS: dict[str, Callable[[Job, Pipeline], Any]] = {
 def autocast_on_first(job: Job, pipeline: Pipeline) -> None:
     with torch.autocast("cpu", torch.bfloat16, enabled=job.rank == 0):
         job.step(pipeline)
+
+
+def rate_on_first(job: Job, pipeline: Pipeline) -> None:
+    dropout = next(x for x in job.own.modules() if isinstance(x, nn.Dropout))
+    if job.rank == 0:
+        dropout.p = 0.5
+    try:
+        job.step(pipeline)
+    finally:
+        dropout.p = 0.25
 
 
 def told(action: Callable[[], Any]) -> dict[str, Any]:
@@ -143,7 +155,7 @@ def told(action: Callable[[], Any]) -> dict[str, Any]:
 def mismatches(job: Job) -> dict[str, Any]:
     """One error in all processes, after which they can go on."""
     found = {name: told(lambda: make(job)) for name, make in MADE.items()}  # noqa: B023
-    with job.partition() as pipeline:
+    with job.partition(job.own) as pipeline:
         for name, call in CALLS.items():
             found[name] = told(lambda: call(job, pipeline))  # noqa: B023
         found["the same again"] = told(lambda: job.step(pipeline))

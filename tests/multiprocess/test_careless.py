@@ -51,6 +51,8 @@ TOLD = {
     "holds other constants, than those that this process has seen: give it there once",
     "autocast on rank 0": "train_step (step 2): autocast is (('cpu', torch.bfloat16),) on rank 0, "
     f"off on rank 1. {SAME}",
+    "another rate on rank 0": "train_step (step 2): changed attributes is 0.2.p=0.5 on rank 0, "
+    f"none on rank 1. {SAME}",
     "checkpoint on rank 0": f"rank 0 calls checkpoints, rank 1 train_step (step 2): {ORDER}",
     "the same again": "",
 }

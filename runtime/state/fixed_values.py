@@ -1,0 +1,131 @@
+"""Values on a model's modules that a captured graph has fixed.
+
+    self.temperature = 0.5        a number or a string
+    self.dropout.p = 0.1          the same, on a submodule
+    self.scale = torch.ones(8)    which tensor it is, or which function or other object
+    self.config.scale = 2.0       plain values in an object, a list or a dict
+
+Between two steps somebody may change them, and plain torch goes on with the new ones. Only those
+count whose names the code of forward has: others are notes of whoever trains.
+"""
+
+import inspect
+from collections.abc import Collection, Iterator, Mapping
+from enum import Enum
+from functools import cache
+from types import CodeType, FunctionType
+from typing import Any
+
+import torch
+from torch import nn
+
+from skyfx.runtime.state.reachable_state import NOT_STATE
+
+_PLAIN = (bool, int, float, complex, str, bytes, Enum, torch.dtype, torch.device, type(None))
+_DEPTH = 3
+_MANY = 1000
+"""Items of a container that is only known by itself: it is read before each step."""
+
+
+class _Same:
+    """An object that equals itself alone; it is kept, so that no other one gets its `id`."""
+
+    __slots__ = ("of",)
+
+    def __init__(self, of: Any) -> None:
+        self.of = of
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, _Same) and self.of is other.of
+
+    def __hash__(self) -> int:
+        return id(self.of)
+
+
+def fixed_values(model: nn.Module, but: Collection[str] = ()) -> dict[str, Any]:
+    """What attributes of the model's modules hold, by name, to compare with `==`.
+
+    Args:
+        model: parameters, buffers, submodules and hooks are not among it.
+        but: attributes that forward itself assigns.
+    """
+    read: dict[int, Any] = {}
+    values = {}
+    for path, module in model.named_modules():
+        prefix, held = f"{path}." if path else "", vars(module)
+        kind: Any = type(module)
+        names: frozenset[str] = names_read_by(kind)
+        if "forward" in held:  # replaced on this module alone
+            names = names | _names_from(getattr(held["forward"], "__func__", held["forward"]), ())
+        for name in held.keys() & names - NOT_STATE:
+            if prefix + name not in but:
+                values[prefix + name] = _fixed(held[name], read)
+    return values
+
+
+@cache
+def names_read_by(kind: type[nn.Module]) -> frozenset[str]:
+    """The names in the code of a class's forward, and of methods and functions that it names."""
+    return frozenset({"forward"}) | _names_from(kind.forward, kind.__mro__)
+
+
+def _names_from(function: Any, kinds: tuple[type, ...]) -> frozenset[str]:
+    names: set[str] = set()
+    pending, met = [(function, 0)], set[Any]()
+    while pending:
+        function, depth = pending.pop()
+        function = inspect.unwrap(function) if callable(function) else function
+        if not isinstance(function, FunctionType) or function in met:
+            continue
+        met.add(function)
+        own = set(_names_in(function.__code__))
+        names |= own
+        if depth < _DEPTH:
+            around = [vars(kind) for kind in kinds] + [function.__globals__]
+            for name in own:
+                found = next((held[name] for held in around if name in held), None)
+                found = found.fget if isinstance(found, property) else found
+                pending.append((found, depth + 1))
+    return frozenset(names)
+
+
+def _names_in(code: CodeType) -> Iterator[str]:
+    yield from code.co_names
+    for constant in code.co_consts:
+        if isinstance(constant, CodeType):
+            yield from _names_in(constant)
+
+
+def _fixed(value: Any, read: dict[int, Any]) -> Any:
+    """The value of an attribute; `read` are objects that have been read, by their `id`s."""
+    if isinstance(value, _PLAIN):
+        return type(value), value
+    if id(value) not in read:
+        read[id(value)] = _Same(value), _parts(value, _DEPTH)
+    return read[id(value)]
+
+
+def _parts(value: Any, depth: int) -> Any:
+    """The plain values in a container or an object; tensors and the like in it do not count."""
+    if isinstance(value, _PLAIN):
+        return type(value), value
+    if isinstance(value, Mapping):
+        items: Mapping[Any, Any] = value
+    elif isinstance(value, list | tuple):
+        items = dict(enumerate(value[:_MANY]))
+    else:
+        is_open = not isinstance(value, nn.Module | torch.Tensor | FunctionType | type)
+        items = getattr(value, "__dict__", {}) if is_open else {}
+    if not depth or len(items) > _MANY:
+        return None
+    return {key: _parts(one, depth - 1) for key, one in items.items()}
+
+
+def plain_text(fixed: Any) -> str:
+    """A fixed value as text that is the same in every process; empty for an object."""
+    if isinstance(fixed, tuple) and isinstance(fixed[0], _Same):
+        return plain_text(fixed[1])
+    if isinstance(fixed, dict):
+        items = ((key, plain_text(one)) for key, one in fixed.items())
+        return ", ".join(f"{key}: {text}" for key, text in items if text)
+    return "" if fixed is None else repr(fixed[1])
