@@ -241,6 +241,7 @@ def test_an_expert_that_the_example_does_not_reach_has_a_gradient_later() -> Non
 def test_the_rewritten_forward_is_the_own_one() -> None:
     """Line numbers, defaults, decorators and closures are kept, and the model is as before."""
     model = Decorated()
+    nn.init.constant_(model.last.bias, 5.0)  # so that the mean is positive
     code = ForwardCode.of(model)
     assert code is not None
     lines = code.around(failure(model))
