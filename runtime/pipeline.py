@@ -186,13 +186,10 @@ class Pipeline(AbstractContextManager["Pipeline"]):
         return Profile.of(self.plan, times, self.runner.timeline())
 
     def clip_grad_norm_(self, max_norm: float, norm_type: float = 2.0) -> Tensor:
-        """Scale all gradients down so that their norm is at most `max_norm`.
+        """Scale all gradients down so that their norm, which it returns, is at most `max_norm`.
 
         As `torch.nn.utils.clip_grad_norm_`, which would use the gradients of this process only, and
         takes no sparse ones.
-
-        Returns:
-            The norm before scaling.
         """
         return self.runner.workers.clip(list(self._model.parameters()), max_norm, norm_type)
 

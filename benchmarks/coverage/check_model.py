@@ -33,7 +33,7 @@ from skyfx.devices import inventory, resolve
 from skyfx.runtime.pipeline import Pipeline
 from skyfx.solver.errors import SkyfxError, StageError
 from skyfx.tracing.capture import Capture
-from skyfx.tracing.leaf_calls import leaf_of
+from skyfx.tracing.leaves.leaf_calls import leaf_of
 
 __all__: list[str] = ["Result", "report"]
 

@@ -52,7 +52,6 @@ MakeData = Callable[[], CallData]
 LossFn = Callable[[Any, Any], Tensor]
 """From the outputs and the targets of a micro-batch to its mean loss."""
 
-
 MakeWork = Callable[[], tuple[list[Batch], LossHead | None]]
 """Makes the micro-batches of a step, and in training its loss."""
 
@@ -106,8 +105,7 @@ class Runner:
     def draws_as_plain_torch(self) -> bool:
         """Whether dropout and the like draw what plain torch would draw from the same seed.
 
-        Not where how much is drawn depends on values, nor on a GPU; then each random operator has
-        a stream of its own.
+        Not on a GPU, nor where how much is drawn depends on values.
         """
         return self._splits.draws_as_plain_torch
 
