@@ -84,8 +84,16 @@ def flatten(value: Any) -> tuple[list[Any], TreeSpec]:
 
 
 def flatten_with_paths(value: Any) -> tuple[list[tuple[Keys, Any]], TreeSpec]:
-    """Each leaf with the keys that lead to it, and the nesting."""
-    pairs, spec = _pytree.tree_flatten_with_path(_open(value))
+    """Each leaf with the keys that lead to it, and the nesting.
+
+    Leaves have their numbers for keys where a type is registered without keys, as by diffusers.
+    """
+    opened = _open(value)
+    try:
+        pairs, spec = _pytree.tree_flatten_with_path(opened)
+    except ValueError:
+        leaves, spec = tree_flatten(opened)
+        return [((i,), leaf) for i, leaf in enumerate(leaves)], spec
     return [(tuple(map(_key, path)), leaf) for path, leaf in pairs], spec
 
 

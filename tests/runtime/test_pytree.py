@@ -5,6 +5,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.utils._pytree import register_pytree_node
 
 from skyfx.runtime.pytree import (
     TreeSpec,
@@ -72,6 +73,22 @@ def test_objects_that_give_tensors_by_keys_open_as_well() -> None:
     assert is_object(value)
     assert not is_object(Keyed(b=3))
     assert not is_object({"a": x}.keys())
+
+
+class WithoutKeys:
+    """Registered with torch's pytrees as diffusers registers its outputs."""
+
+    def __init__(self, sample: Any) -> None:
+        self.sample = sample
+
+
+register_pytree_node(WithoutKeys, lambda x: ([x.sample], None), lambda x, _: WithoutKeys(*x))
+
+
+def test_a_type_without_keys_opens_by_numbers() -> None:
+    pairs, spec = flatten_with_paths([WithoutKeys(1), 2])
+    assert pairs == [((0,), 1), ((1,), 2)]
+    assert unflatten([3, 4], spec)[0].sample == 3
 
 
 def test_parts_of_a_value_are_replaced() -> None:
