@@ -2,6 +2,7 @@
 
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import AbstractContextManager
 from functools import partial
 from typing import Any
 
@@ -23,7 +24,7 @@ from skyfx.solver.core.plan import Plan
 from skyfx.solver.errors import SkyfxError
 
 
-class Pipeline:
+class Pipeline(AbstractContextManager["Pipeline"]):
     """A model split over devices by a plan, with a worker thread for each device.
 
     The parameters are the model's own: any optimizer and learning-rate scheduler works on them. Use
@@ -33,6 +34,7 @@ class Pipeline:
     `DisagreementError`. Where `reads` says that a process reads none, data may be None.
 
     Attributes:
+        runner: runs the steps, for skyfx's own use.
         verified: what was compared with plain torch before the pipeline was handed over.
     """
 
@@ -54,7 +56,7 @@ class Pipeline:
             closing: called by `close`.
         """
         self._model = model
-        self._runner = Runner(model, deployment, cutter)
+        self.runner = Runner(model, deployment, cutter)
         self._cutter = cutter
         self._rebalancer = rebalancer
         self._closing = [] if closing is None else [closing]
@@ -63,27 +65,22 @@ class Pipeline:
     @property
     def plan(self) -> Plan:
         """Stages, predicted times, bound and gap."""
-        return self._runner.plan
-
-    @property
-    def runner(self) -> Runner:
-        """Runs the steps, for skyfx's own use."""
-        return self._runner
+        return self.runner.plan
 
     @property
     def group(self) -> ProcessGroup | None:
         """The processes that run it together; None in a single process."""
-        return self._runner.workers.group
+        return self.runner.workers.group
 
     @property
     def reads(self) -> Reads:
         """Whether this process reads `batch` (for the first stage) and `targets` (for the last)."""
-        return self._runner.workers.reads
+        return self.runner.workers.reads
 
     @property
     def measured(self) -> StepTimes | None:
         """The times of the last call; None before the first one."""
-        return self._runner.measured
+        return self.runner.measured
 
     @property
     def batch_dims(self) -> dict[str, Dim]:
@@ -96,15 +93,6 @@ class Pipeline:
     def num_samples(self, batch: Any) -> int:
         """The number of samples in a batch."""
         return self._cutter.placed(Batch.of(batch)).batch_size
-
-    @property
-    def draws_as_plain_torch(self) -> bool:
-        """Whether dropout and the like draw what plain torch would draw from the same seed.
-
-        Not where how much is drawn depends on values, nor on a GPU; then each random operator has
-        a stream of its own.
-        """
-        return self._runner.draws_as_plain_torch
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         """Infer: the model in eval mode, without gradients, on one micro-batch after another.
@@ -122,8 +110,8 @@ class Pipeline:
             StageError: a stage failed; the cause is the stage's own exception.
         """
         if len(args) == 1 and not kwargs:
-            return self._runner.infer(partial(CallData.of, *args))
-        return self._runner.infer(lambda: CallData(Batch.of_call(*args, **kwargs)))
+            return self.runner.infer(partial(CallData.of, *args))
+        return self.runner.infer(lambda: CallData(Batch.of_call(*args, **kwargs)))
 
     def stream(self, batches: Iterable[Any]) -> Iterator[Any]:
         """Infer one batch after another; stages do not idle between two batches.
@@ -138,16 +126,15 @@ class Pipeline:
             StageError: a stage failed; results of earlier batches have been yielded.
             RuntimeError: another call was made before the stream's end.
         """
-        yield from self._runner.stream(partial(CallData.of, batch) for batch in batches)
+        yield from self.runner.stream(partial(CallData.of, batch) for batch in batches)
 
     def train_step(
         self, batch: Any, targets: Any = None, loss_fn: Callable[[Any, Any], Tensor] | None = None
     ) -> Tensor:
         """Run all micro-batches forward and backward; gradients accumulate in the parameters.
 
-        Within `torch.autocast` the model and the loss are in it, and backward is not, as torch
-        advises. A number, string or function on the model that has been changed since the last step
-        holds from this one on; the model is captured again for it.
+        In `torch.autocast` backward is outside of it, as torch advises. A number, string or
+        function on the model may be changed between steps: it is captured again then.
 
         Args:
             batch: a tensor, a tuple of the model's positional or a dict of its keyword arguments.
@@ -166,7 +153,7 @@ class Pipeline:
                 `optimizer.zero_grad()`.
         """
         make = partial(CallData.for_training, batch, targets)
-        return self._runner.train(make, loss_fn or returned_loss)
+        return self.runner.train(make, loss_fn or returned_loss)
 
     def profile(
         self,
@@ -183,40 +170,28 @@ class Pipeline:
         of the result writes the timeline of the last step.
 
         Args:
-            batch: as in `train_step`, as are `targets` and `loss_fn`.
+            batch: as in `train_step`, as are the next two.
             targets: for training.
             loss_fn: for training.
             steps: number of measured steps, after one to warm up; medians are shown.
         """
 
         def step() -> StepTimes | None:
-            if self.plan.assumptions.training:
-                self.train_step(batch, targets, loss_fn)
-            else:
-                self(batch)
+            is_trained = self.plan.assumptions.training
+            self.train_step(batch, targets, loss_fn) if is_trained else self(batch)
             return self.measured
 
-        self._runner.workers.enter("profile", steps=steps)
+        self.runner.workers.enter("profile", steps=steps)
         times = measured(self._model, step, steps)
-        return Profile.of(self.plan, times, self._runner.timeline())
+        return Profile.of(self.plan, times, self.runner.timeline())
 
     def clip_grad_norm_(self, max_norm: float, norm_type: float = 2.0) -> Tensor:
-        """Scale all gradients down so that their norm is at most `max_norm`.
+        """Scale all gradients down so that their norm, which it returns, is at most `max_norm`.
 
         As `torch.nn.utils.clip_grad_norm_`, which would use the gradients of this process only, and
         takes no sparse ones.
-
-        Returns:
-            The norm before scaling.
         """
-        parameters = list(self._model.parameters())
-        self._runner.workers.enter("clip_grad_norm_", max_norm=max_norm, norm_type=norm_type)
-        for x in parameters:
-            if x.grad is not None and x.grad.is_sparse:
-                x.grad = x.grad.coalesce()  # torch scales no others
-        norm = self._runner.workers.gradient_norm(parameters, norm_type)
-        torch.nn.utils.clip_grads_with_norm_(parameters, max_norm, norm)
-        return norm
+        return self.runner.workers.clip(list(self._model.parameters()), max_norm, norm_type)
 
     def parameters(self) -> Iterator[nn.Parameter]:
         """The model's own parameters, for an optimizer."""
@@ -235,16 +210,16 @@ class Pipeline:
             module: the name of a submodule, such as `bert.encoder.layer.3`, to get its state by
                 its own names.
         """
-        return self._runner.workers.state_of(self._model, module)
+        return self.runner.workers.state_of(self._model, module)
 
     def load_state_dict(self, state: Mapping[str, Any], module: str = "") -> Any:
         """Load the `state_dict` of a pipeline or of the unsplit model; all processes call it.
 
         Args:
-            state: by name, of the whole model or of the submodule.
-            module: the name of that submodule.
+            state: by name, of the whole model or of the submodule `module`.
+            module: its name.
         """
-        return self._runner.workers.load_state(self._model, state, module)
+        return self.runner.workers.load_state(self._model, state, module)
 
     def checkpoints(
         self,
@@ -263,11 +238,10 @@ class Pipeline:
             scheduler: of the learning rate.
             keep: number of latest checkpoints to keep.
 
-        Returns:
-            Saves and loads; closing the pipeline waits for a save that is under way.
+        Closing the pipeline waits for a save that is under way.
         """
-        self._runner.workers.refuse_reentry()
-        self._runner.workers.enter("checkpoints")
+        self.runner.workers.refuse_reentry()
+        self.runner.workers.enter("checkpoints")
         model, group = self._model, self.group
         made = Checkpoints(
             model, folder, optimizer=optimizer, scheduler=scheduler, keep=keep, group=group
@@ -298,11 +272,11 @@ class Pipeline:
         """
         if self._rebalancer is None:
             raise ValueError("the plan was given, and nothing measured: partition without plan=")
-        return self._runner.rebalance(self._rebalancer, optimizers, above, steps)
+        return self.runner.rebalance(self._rebalancer, optimizers, above, steps)
 
     def close(self) -> None:
         """End the workers. The model keeps its parameters, on their present devices."""
-        self._runner.close()
+        self.runner.close()
         for close in self._closing:
             close()
 
@@ -311,9 +285,6 @@ class Pipeline:
             "a pipeline cannot be copied or pickled, since its workers are running: keep "
             "state_dict() and the plan, and partition again"
         )
-
-    def __enter__(self) -> "Pipeline":
-        return self
 
     def __exit__(self, kind: Any, error: BaseException | None, trace: Any) -> None:
         try:

@@ -33,7 +33,7 @@ from skyfx.devices import inventory, resolve
 from skyfx.runtime.pipeline import Pipeline
 from skyfx.solver.errors import SkyfxError, StageError
 from skyfx.tracing.capture import Capture
-from skyfx.tracing.leaf_calls import leaf_of
+from skyfx.tracing.leaves.leaf_calls import leaf_of
 
 __all__: list[str] = ["Result", "report"]
 
@@ -142,7 +142,7 @@ def _check_cut(subject: Subject, mode: str, num: int, result: Result) -> None:
         pipeline = _partitioned(model, example, mode, num, result)
         result.num_microbatches = num
         with pipeline:
-            if dropout and not pipeline.draws_as_plain_torch:
+            if dropout and not pipeline.runner.draws_as_plain_torch:
                 continue  # without dropout there may be nothing that is drawn
             plain = PlainModel(subject, dropout=dropout)
             for k in (0, 1):
@@ -188,7 +188,7 @@ def _run(pipeline: Pipeline, model: nn.Module, batch: Any, mode: str, num: int, 
 
 def _compare(found: Step, expected: Step, pipeline: Pipeline, where: str, result: Result) -> None:
     differences = Differences(found, expected)
-    if not pipeline.draws_as_plain_torch:
+    if not pipeline.runner.draws_as_plain_torch:
         result.random = where
         if differences.of_names():
             result.becomes("wrong", f"{where}: {differences.of_names()}")

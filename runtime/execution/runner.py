@@ -52,7 +52,6 @@ MakeData = Callable[[], CallData]
 LossFn = Callable[[Any, Any], Tensor]
 """From the outputs and the targets of a micro-batch to its mean loss."""
 
-
 MakeWork = Callable[[], tuple[list[Batch], LossHead | None]]
 """Makes the micro-batches of a step, and in training its loss."""
 
@@ -104,7 +103,10 @@ class Runner:
 
     @property
     def draws_as_plain_torch(self) -> bool:
-        """Whether random nodes draw the numbers that plain torch would draw."""
+        """Whether dropout and the like draw what plain torch would draw from the same seed.
+
+        Not on a GPU, nor where how much is drawn depends on values.
+        """
         return self._splits.draws_as_plain_torch
 
     def infer(self, make: MakeData) -> Any:
@@ -223,10 +225,7 @@ class Runner:
     ) -> tuple[list[Batch], LossHead | None]:
         """The micro-batches of a call's data, and the loss if there is one."""
         training = loss_fn is not None
-        _, modes, _, autocast = self._splits.setting(training)
-        asked = {"autocast": autocast or "off", "modules in training mode": modes or "all or none"}
-        if self.workers.group is not None:
-            asked["changed attributes"] = ", ".join(self._splits.changed_values()) or "none"
+        asked = self._splits.asked(training, shared=self.workers.group is not None)
         data = self.workers.meet(call, make, asked)
         assert data.batch is not None
         parts = self._cutter.parts(data.batch)

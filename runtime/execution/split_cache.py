@@ -61,7 +61,14 @@ class SplitCache:
         assigned = {x for staged in self._made.values() for x in staged.assigned.names}
         return fixed_values(self._model, assigned)
 
-    def changed_values(self) -> list[str]:
+    def asked(self, training: bool, *, shared: bool) -> dict[str, Any]:
+        """What has to be the same in all processes, where several share the model."""
+        _, modes, _, autocast = self.setting(training)
+        asked = {"autocast": autocast or "off", "modules in training mode": modes or "all or none"}
+        changed = self._changed_values() if shared else []
+        return asked | {"changed attributes": ", ".join(changed) or "none"}
+
+    def _changed_values(self) -> list[str]:
         """The attributes that somebody has changed since the first capture, with plain values."""
         then, now = self._values_at_first, self.values()
         changed = (name for name in sorted({**then, **now}) if then.get(name) != now.get(name))

@@ -166,6 +166,16 @@ class Workers:
         gradients = [numbers_of(x.grad) for x in parameters if x.grad is not None]
         return torch.nn.utils.get_total_norm(gradients, norm_type)
 
+    def clip(self, parameters: Sequence[nn.Parameter], max_norm: float, norm_type: float) -> Tensor:
+        """Scale all gradients down so that their norm is at most `max_norm`; returns the norm."""
+        self.enter("clip_grad_norm_", max_norm=max_norm, norm_type=norm_type)
+        for x in parameters:
+            if x.grad is not None and x.grad.is_sparse:
+                x.grad = x.grad.coalesce()  # torch scales no others
+        norm = self.gradient_norm(parameters, norm_type)
+        torch.nn.utils.clip_grads_with_norm_(parameters, max_norm, norm)
+        return norm
+
     def refuse_reentry(self) -> None:
         """Refuse a call from within a stage, which would never return.
 

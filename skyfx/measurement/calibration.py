@@ -29,7 +29,7 @@ from skyfx.runtime.execution.stage import Stage
 from skyfx.runtime.rng import generator_lending
 from skyfx.runtime.transport.local import Gradients
 from skyfx.tracing.capture import Capture
-from skyfx.tracing.leaf_calls import leaf_of
+from skyfx.tracing.leaves.leaf_calls import leaf_of
 from skyfx.tracing.node_names import is_operator
 from skyfx.tracing.tensor_binding import in_place_of
 

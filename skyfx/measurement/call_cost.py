@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from skyfx.measurement.flops import counted
 from skyfx.measurement.timing import Timing, backward_of, entry_s, gradients_of, timed
 from skyfx.runtime import pytree
-from skyfx.tracing.leaf_calls import Leaf
+from skyfx.tracing.leaves.leaf_calls import Leaf
 from skyfx.tracing.torch_internals import NO_SAVED_TENSORS_HOOKS, allocations_of, storage_id
 
 

@@ -21,7 +21,7 @@ from skyfx.passes.synthetic_inputs import arguments, parts
 from skyfx.runtime.device import LocalDevice
 from skyfx.tracing.capture import Capture
 from skyfx.tracing.failures import run_failure
-from skyfx.tracing.leaf_calls import leaf_of
+from skyfx.tracing.leaves.leaf_calls import leaf_of
 from skyfx.tracing.node_names import is_operator
 
 Told = Callable[[int, int], None]

@@ -16,7 +16,7 @@ from skyfx.runtime.execution.step import StagedModel
 from skyfx.solver.core.graph import Graph
 from skyfx.solver.core.plan import Plan
 from skyfx.tracing.capture import Capture, capture
-from skyfx.tracing.leaf_sites import NOWHERE, Places
+from skyfx.tracing.leaves.leaf_sites import NOWHERE, Places
 
 
 @dataclass(slots=True)

@@ -21,9 +21,9 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 
-from skyfx.tracing.backward_values import is_for_backward
 from skyfx.tracing.capture import Capture
-from skyfx.tracing.graph_writes import storages_of, written_inputs
+from skyfx.tracing.effects.backward_values import is_for_backward
+from skyfx.tracing.effects.graph_writes import storages_of, written_inputs
 from skyfx.tracing.node_names import original_name
 from skyfx.tracing.torch_internals import may_return_input, schema_of, storage_id
 

@@ -4,7 +4,7 @@ import logging
 
 from skyfx.solver.core.graph import Graph
 from skyfx.tracing.capture import Capture
-from skyfx.tracing.leaf_calls import leaf_of
+from skyfx.tracing.leaves.leaf_calls import leaf_of
 
 LARGE = 0.1
 """The part of the time from which on a leaf is told of."""

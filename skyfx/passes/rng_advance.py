@@ -25,8 +25,8 @@ from skyfx.runtime.rng.generator_lending import borrow_generator
 from skyfx.runtime.rng.mt19937 import advance, distance
 from skyfx.runtime.rng.step_streams import Advance, Advances
 from skyfx.tracing.capture import Capture
-from skyfx.tracing.graph_writes import subgraphs_of
-from skyfx.tracing.leaf_calls import leaf_of
+from skyfx.tracing.effects.graph_writes import subgraphs_of
+from skyfx.tracing.leaves.leaf_calls import leaf_of
 from skyfx.tracing.torch_internals import schema_of
 
 _CPU = torch.device("cpu")

@@ -16,7 +16,7 @@ from skyfx.runtime.pytree import unflatten
 from skyfx.tracing.data_dependence import NoDataDependence
 from skyfx.tracing.effects.attribute_watch import AttributeWatch
 from skyfx.tracing.effects.observing_hooks import Observers, put_off
-from skyfx.tracing.leaf_calls import buffers_kept
+from skyfx.tracing.leaves.leaf_calls import buffers_kept
 from skyfx.tracing.node_names import ADAPTED
 from skyfx.tracing.torch_internals import export_flags, interceptable_lists
 

@@ -20,7 +20,7 @@ from skyfx.runtime.pipeline import Pipeline
 from skyfx.solver.errors import CaptureError
 from skyfx.tracing.exporter import Traced, trace
 from skyfx.tracing.failures import capture_failure
-from skyfx.tracing.leaf_sites import NOWHERE, Places
+from skyfx.tracing.leaves.leaf_sites import NOWHERE, Places
 from skyfx.tracing.node_names import input_names, is_tensor_attribute, node_ids
 from skyfx.tracing.quiet_tracing import quiet_tracing
 from skyfx.tracing.tensor_binding import moved, rebind

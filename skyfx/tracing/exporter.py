@@ -19,7 +19,6 @@ from skyfx.runtime.execution.microbatch import Batch, OutputSpec
 from skyfx.runtime.model_state import preserve_run, preserve_state
 from skyfx.runtime.pytree import tree_leaves
 from skyfx.solver.errors import CaptureError
-from skyfx.tracing import autograd_effects, side_effects
 from skyfx.tracing.adapter import (
     NOTHING_KNOWN,
     ForwardFailedError,
@@ -27,7 +26,7 @@ from skyfx.tracing.adapter import (
     TensorsOnly,
     model_error,
 )
-from skyfx.tracing.backward_values import copy_for_backward
+from skyfx.tracing.effects import autograd_effects, side_effects
 from skyfx.tracing.effects.attribute_effects import (
     AttributeEffects,
     attribute_effects,
@@ -35,13 +34,14 @@ from skyfx.tracing.effects.attribute_effects import (
     line_of,
     remembered_tensors,
 )
+from skyfx.tracing.effects.backward_values import copy_for_backward
 from skyfx.tracing.effects.made_generators import begin_anew
 from skyfx.tracing.effects.mutable_attributes import RegisteredBuffers, written_attributes
 from skyfx.tracing.effects.observing_hooks import observing_hooks
 from skyfx.tracing.failures import model_line
-from skyfx.tracing.leaf_calls import put_leaves
-from skyfx.tracing.leaf_selection import CalledOtherwiseError, LeafSelection
-from skyfx.tracing.leaf_sites import NOWHERE, Places
+from skyfx.tracing.leaves.leaf_calls import put_leaves
+from skyfx.tracing.leaves.leaf_selection import CalledOtherwiseError, LeafSelection
+from skyfx.tracing.leaves.leaf_sites import NOWHERE, Places
 from skyfx.tracing.node_names import graphs_in
 from skyfx.tracing.torch_internals import any_attribute_name
 

@@ -102,7 +102,7 @@ class PipelineCheck:
             remark = "gradients (check='outputs')"
         with self._opened() as pipeline:
             staged = observe_staged(model, pipeline, captured, parts, how)
-            if pipeline.draws_as_plain_torch:
+            if pipeline.runner.draws_as_plain_torch:
                 both = plain.contents, staged.contents
             else:
                 both = plain.changes(), staged.changes()

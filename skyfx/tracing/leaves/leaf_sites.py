@@ -5,9 +5,9 @@ from dataclasses import dataclass
 from typing import Any
 
 from skyfx.solver.errors import CaptureError
-from skyfx.tracing.call_sites import CallSite
 from skyfx.tracing.data_dependence import OpSite
-from skyfx.tracing.forward_lines import Lines
+from skyfx.tracing.leaves.call_sites import CallSite
+from skyfx.tracing.leaves.forward_lines import Lines
 
 
 @dataclass(frozen=True, slots=True)

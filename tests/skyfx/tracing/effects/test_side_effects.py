@@ -10,7 +10,7 @@ from torch.nn.functional import mse_loss
 
 from skyfx.solver.errors import CaptureError
 from skyfx.tracing.capture import capture
-from skyfx.tracing.leaf_calls import leaf_of
+from skyfx.tracing.leaves.leaf_calls import leaf_of
 from tests.support import unsplit_reference
 from tests.support.models import BATCH, Case
 from tests.support.plans import SIZE, split_evenly

@@ -14,8 +14,8 @@ from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
 
 from skyfx.runtime.execution.microbatch import Batch
 from skyfx.tracing.capture import capture
-from skyfx.tracing.forward_lines import ForwardCode
-from skyfx.tracing.leaf_calls import leaf_of
+from skyfx.tracing.leaves.forward_lines import ForwardCode
+from skyfx.tracing.leaves.leaf_calls import leaf_of
 from tests.support import unsplit_reference
 from tests.support.models import BATCH, Case
 from tests.support.plans import SIZE, split_evenly

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, fx
 
 from skyfx.runtime import pytree
-from skyfx.tracing.leaf_calls import leaf_of
+from skyfx.tracing.leaves.leaf_calls import leaf_of
 from skyfx.tracing.torch_internals import schema_of, storage_id, written_arguments
 
 _NORMS = {torch.ops.aten.batch_norm.default: 5, torch.ops.aten.instance_norm.default: 5}

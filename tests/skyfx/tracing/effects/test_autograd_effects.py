@@ -15,9 +15,9 @@ import skyfx
 from skyfx.devices.resolve import resolve
 from skyfx.measurement.measure import measure
 from skyfx.solver.errors import CaptureError
-from skyfx.tracing.backward_values import is_for_backward
 from skyfx.tracing.capture import Capture, capture
-from skyfx.tracing.leaf_calls import leaf_of
+from skyfx.tracing.effects.backward_values import is_for_backward
+from skyfx.tracing.leaves.leaf_calls import leaf_of
 from tests.support import unsplit_reference
 from tests.support.models import BATCH, Case
 from tests.support.plans import SIZE, split_evenly

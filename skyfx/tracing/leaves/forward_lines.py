@@ -26,8 +26,8 @@ from typing import Any
 
 from torch import nn
 
-from skyfx.tracing.call_sites import Replacement
-from skyfx.tracing.liveness import (
+from skyfx.tracing.leaves.call_sites import Replacement
+from skyfx.tracing.leaves.liveness import (
     Path,
     around,
     block_at,
@@ -38,13 +38,7 @@ from skyfx.tracing.liveness import (
     names_in,
     read_after,
 )
-from skyfx.tracing.source_code import (
-    as_list,
-    can_rewrap,
-    compiled,
-    source_of,
-    statement,
-)
+from skyfx.tracing.leaves.source_code import as_list, can_rewrap, compiled, source_of, statement
 from skyfx.tracing.torch_internals import replaced
 
 

@@ -12,8 +12,8 @@ from typing import Any
 import torch
 from torch import Tensor, fx
 
-from skyfx.tracing.graph_writes import storages_of, written_inputs
-from skyfx.tracing.leaf_calls import leaf_of
+from skyfx.tracing.effects.graph_writes import storages_of, written_inputs
+from skyfx.tracing.leaves.leaf_calls import leaf_of
 from skyfx.tracing.node_names import original_name
 from skyfx.tracing.torch_internals import storage_id
 

@@ -15,7 +15,7 @@ from types import FunctionType
 
 from torch import nn
 
-from skyfx.tracing.source_code import source_of
+from skyfx.tracing.leaves.source_code import source_of
 
 
 def reached_by(module: nn.Module, method: str) -> tuple[str, ...]:

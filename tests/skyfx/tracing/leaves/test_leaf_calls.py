@@ -15,7 +15,7 @@ import skyfx
 from skyfx.passes.planner_graph import to_planner_graph
 from skyfx.solver.errors import CaptureError
 from skyfx.tracing.capture import Capture, capture
-from skyfx.tracing.leaf_calls import leaf_of
+from skyfx.tracing.leaves.leaf_calls import leaf_of
 from tests.support import unsplit_reference
 from tests.support.models import BATCH, Case
 from tests.support.plans import SIZE, split_evenly

@@ -18,14 +18,14 @@ from torch import Tensor, nn
 
 from skyfx.runtime.pytree import flatten
 from skyfx.solver.errors import CaptureError
-from skyfx.tracing.autograd_effects import CustomGradientError
-from skyfx.tracing.call_sites import CallSite, call_sites_in, decides, similar_sites
 from skyfx.tracing.data_dependence import DependsOnValuesError, OpSite, OpSiteOverride
-from skyfx.tracing.forward_lines import ForwardCode, Lines
-from skyfx.tracing.leaf_arguments import flatten_held
-from skyfx.tracing.leaf_calls import RecordedCall, stand_in
-from skyfx.tracing.leaf_recording import Recorder
-from skyfx.tracing.leaf_sites import (
+from skyfx.tracing.effects.autograd_effects import CustomGradientError
+from skyfx.tracing.leaves.call_sites import CallSite, call_sites_in, decides, similar_sites
+from skyfx.tracing.leaves.forward_lines import ForwardCode, Lines
+from skyfx.tracing.leaves.leaf_arguments import flatten_held
+from skyfx.tracing.leaves.leaf_calls import RecordedCall, stand_in
+from skyfx.tracing.leaves.leaf_recording import Recorder
+from skyfx.tracing.leaves.leaf_sites import (
     NOWHERE,
     CannotCrossError,
     Function,

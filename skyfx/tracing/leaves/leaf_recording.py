@@ -20,22 +20,22 @@ from skyfx.runtime.model_state import preserve_run
 from skyfx.runtime.pytree import flatten
 from skyfx.runtime.rng.generator_state import comparable_states, preserve_generators
 from skyfx.solver.errors import CaptureError
-from skyfx.tracing.autograd_effects import BackwardError
-from skyfx.tracing.call_sites import CallSite, copy_of, decides
 from skyfx.tracing.data_dependence import OpSite
 from skyfx.tracing.effects.attribute_watch import AttributeWatch
-from skyfx.tracing.forward_lines import ForwardCode, Lines
-from skyfx.tracing.leaf_arguments import (
+from skyfx.tracing.effects.autograd_effects import BackwardError
+from skyfx.tracing.leaves.call_sites import CallSite, copy_of, decides
+from skyfx.tracing.leaves.forward_lines import ForwardCode, Lines
+from skyfx.tracing.leaves.leaf_arguments import (
     Held,
     check_unchanged,
     flatten_held,
     is_argument,
     unflatten_held,
 )
-from skyfx.tracing.leaf_calls import BoundCode, RecordedCall, buffers_kept
-from skyfx.tracing.leaf_sites import CannotCrossError, Function, LeafSite, Reason
-from skyfx.tracing.other_values import other_values
-from skyfx.tracing.reached_tensors import reached, reached_by
+from skyfx.tracing.leaves.leaf_calls import BoundCode, RecordedCall, buffers_kept
+from skyfx.tracing.leaves.leaf_sites import CannotCrossError, Function, LeafSite, Reason
+from skyfx.tracing.leaves.other_values import other_values
+from skyfx.tracing.leaves.reached_tensors import reached, reached_by
 from skyfx.tracing.tensor_binding import named_tensors
 from skyfx.tracing.torch_internals import checked_derivatives, export_flags, num_writes
 

@@ -5,7 +5,7 @@ from torch import Tensor
 from torch.nn.utils.rnn import pack_sequence
 
 from skyfx.runtime.pytree import flatten
-from skyfx.tracing.other_values import other_values
+from skyfx.tracing.leaves.other_values import other_values
 
 
 def test_whole_numbers_become_smaller_and_keep_their_order() -> None:

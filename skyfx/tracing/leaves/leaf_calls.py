@@ -24,7 +24,7 @@ from skyfx.runtime.execution.microbatch import CONSTANTS, OutputSpec
 from skyfx.runtime.rng import generator_lending
 from skyfx.solver.errors import CaptureError
 from skyfx.tracing.effects.attribute_watch import AttributeWatch
-from skyfx.tracing.leaf_arguments import Held, check_unchanged, unflatten_held
+from skyfx.tracing.leaves.leaf_arguments import Held, check_unchanged, unflatten_held
 from skyfx.tracing.node_names import graphs_in
 from skyfx.tracing.tensor_binding import named_tensors
 from skyfx.tracing.torch_internals import num_writes, own_tensors, storage_id

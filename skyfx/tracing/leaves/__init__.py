@@ -1,0 +1,1 @@
+"""Calls and lines of a model that stay whole: nodes that run the model's own Python."""
