@@ -31,6 +31,7 @@ from skyfx.verification.comparison import (
     Deviation,
     compare,
 )
+from skyfx.verification.fused_eval import check_fused_eval
 from skyfx.verification.model_line import deviating_line
 from skyfx.verification.observation import RunMode, observe_plain, observe_staged
 from skyfx.verification.stage_parts import StageParts
@@ -96,7 +97,8 @@ class PipelineCheck:
     ) -> Pipeline:
         """Hold the stages against the model, and then each against its part, if asked to."""
         model, captured, group = self.model, self.captured, self.environment.group
-        parts = self._parts()
+        parts, allowed = self._parts(), tolerance(captured)
+        group.run_together(partial(check_fused_eval, model, captured.microbatch, allowed))
         plain = group.barrier_after(partial(observe_plain, model, captured, parts, how))
         if not remark and how.training and not how.backward:
             remark = "gradients (check='outputs')"
