@@ -160,11 +160,13 @@ class _Trial:
                     return cut
                 tried.append(cut)
         possible = [cut for cut in tried if not cut.fault]
-        if possible or not tried:
+        if not tried or (possible and not possible[0].doubt):
             return next(iter(possible), None)
         if not self._is_fixed():
             logger.info("where samples are is not known: eval mode fails, draws or has state")
-            return None
+            return replace(possible[0], off=0.0, doubt="") if possible else None
+        if possible:
+            return possible[0]
         raise VerificationError(_said(tried[0].fault, next(self._cures(tried[0].rule), "")))
 
     def _cut(self, rule: BatchDims) -> BatchCut | None:

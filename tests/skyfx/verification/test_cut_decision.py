@@ -259,6 +259,25 @@ def test_a_model_is_as_before_and_what_varies_in_eval_mode_is_not_judged() -> No
     assert not cut(Does(lambda h: h + torch.randn(len(h), 1)), ROWS[:, 0]).is_seen
 
 
+class Observes(Does):
+    """Rounds to a grid of the range that it has seen, as quantisation-aware training does."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("largest", torch.ones(()))
+
+    def forward(self, x: Tensor) -> Any:
+        y = super().forward(x)
+        self.largest.lerp_(y.detach().abs().max(), 0.01)  # type: ignore[operator]
+        step = self.largest / 64
+        return y + ((y / step).round() * step - y).detach()  # type: ignore[operator]
+
+
+def test_state_that_moves_in_eval_mode_is_no_mixing_of_samples() -> None:
+    found = cut(Observes(), torch.linspace(-1, 1, 8 * WIDTH).reshape(8, WIDTH))
+    assert (found.off, found.fault, found.size) == (0.0, "", 2)
+
+
 def test_an_argument_that_is_none_is_refused() -> None:
     with pytest.raises(ValueError, match="names 'tabel', which is no argument: there are x, table"):
         batch_rule(Positions(), Batch.of((ROWS, ROWS)), {"tabel": None})
