@@ -24,6 +24,7 @@ from skyfx.tracing.leaves.leaf_sites import NOWHERE, Places
 from skyfx.tracing.node_names import input_names, is_tensor_attribute, node_ids
 from skyfx.tracing.quiet_tracing import quiet_tracing
 from skyfx.tracing.tensor_binding import moved, rebind
+from skyfx.tracing.torch_internals import any_attribute_name
 
 _capturing = threading.RLock()
 """torch.export keeps its state in globals: one capture at a time in all threads."""
@@ -110,6 +111,7 @@ def capture(
     traced_once = partial(trace, model, microbatch, same, places, training=training)
     with (
         _capturing,
+        any_attribute_name(),
         quiet_tracing(),
         in_mode(model, training=training),
         on_one_device(model) as real,

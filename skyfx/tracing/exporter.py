@@ -43,7 +43,6 @@ from skyfx.tracing.leaves.leaf_calls import put_leaves
 from skyfx.tracing.leaves.leaf_selection import CalledOtherwiseError, LeafSelection
 from skyfx.tracing.leaves.leaf_sites import NOWHERE, Places
 from skyfx.tracing.node_names import graphs_in
-from skyfx.tracing.torch_internals import any_attribute_name
 
 Adapter = Callable[[], TensorsOnly]
 """Makes an adapter: torch.export needs a fresh one each time."""
@@ -252,7 +251,6 @@ def _export(
     """
     once = adapter()
     with (
-        any_attribute_name(),
         side_effects.refuse_foreign_rng(),
         autograd_effects.traceable(training=training),
         preserve_state(model),  # each attempt begins with the same numbers, lists and tensors

@@ -18,7 +18,7 @@ MICROBATCHES, STEPS = 4, 12
 
 def slow_down(pipeline: skyfx.Pipeline, device: str) -> None:
     """From now on the device takes thirty times as long, as one does that has other work."""
-    for split in pipeline._runner._splits._made.values():
+    for split in pipeline.runner._splits._made.values():
         for stage in split.stages.values():
             if stage.local_device.name == device:
                 stage.local_device = replace(stage.local_device, slowdown=30.0)
