@@ -58,7 +58,11 @@ def main(folder: str) -> None:
     cluster = skyfx.Cluster.from_environment()
     rank = ProcessGroup.join().rank
     with skyfx.partition(
-        case.model, cluster, example_inputs=case.batch, num_microbatches=MICROBATCHES
+        case.model,
+        cluster,
+        example_inputs=case.batch,
+        num_microbatches=MICROBATCHES,
+        check="off",
     ) as pipeline:
 
         def held() -> int:

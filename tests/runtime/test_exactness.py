@@ -49,7 +49,7 @@ def test_fifty_steps_are_the_unsplit_models(name: str) -> None:
     torch.manual_seed(0)
     case = CASES[name]()
     alone = unsplit_reference.unsplit(case)
-    with split_evenly(case, 3) as pipeline:
+    with split_evenly(case, 3, check="full") as pipeline:
         ours = torch.optim.AdamW(pipeline.parameters(), lr=1e-3)
         theirs = torch.optim.AdamW(alone.model.parameters(), lr=1e-3)
         torch.manual_seed(1)

@@ -68,9 +68,12 @@ def interleaved_plan(
 
 
 def split_evenly(
-    case: Case, num_devices: int = 3, *, check: Any = "full", **assumptions: Any
+    case: Case, num_devices: int = 3, *, check: Any = "off", **assumptions: Any
 ) -> skyfx.Pipeline:
-    """A pipeline of the model with a stage on every device, two where they are interleaved."""
+    """A pipeline of the model with a stage on every device, two where they are interleaved.
+
+    It is not checked unless that is asked for, as tests hold it against plain torch themselves.
+    """
     training = assumptions.get("mode", "training") == "training"
     schedule = assumptions.pop("schedule", "1f1b")
     verify = check != "off"
