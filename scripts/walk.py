@@ -89,6 +89,11 @@ def programs(document: Path) -> Iterator[Block]:
         yield Block("python", (), "".join(python))
 
 
+def walked(document: Path) -> Iterator[Block]:
+    """The programs but for those that something else runs."""
+    return (block for block in programs(document) if block.text not in ELSEWHERE)
+
+
 def named(host: str) -> list[str]:
     """What runs a command on a host of this name: of this machine, in a namespace of its own."""
     own_user = [] if os.geteuid() == 0 else ["--user", "--map-root-user"]
@@ -119,10 +124,11 @@ class Walk:
         }
 
     def install(self) -> str:
-        """Clone, and run the README's first block, which makes the environment."""
+        """Clone, and run the first block of the README's walk, which makes the environment."""
         folder = self.home / FIRST
         self._call(["git", "clone", "--quiet", str(ROOT), str(folder)], self.home)
-        return self._run(next(programs(folder / "README.md")), "README.md", folder)
+        first = next(walked(folder / "README.md"))
+        return self._run(first, "README.md", folder)
 
     def through(self, document: str) -> tuple[int, str]:
         """Run all blocks of a document; of the README, those after the first.
@@ -140,8 +146,8 @@ class Walk:
         elif document != "README.md":
             self._call(["git", "clone", "--quiet", str(ROOT), str(folder)], self.home)
         num_run, printed = 0, ""
-        for i, block in enumerate(programs(source)):
-            if block.text in ELSEWHERE or (document == "README.md" and i == 0):
+        for i, block in enumerate(walked(source)):
+            if document == "README.md" and i == 0:
                 continue
             if block.file is not None:
                 (folder / block.file).write_text(block.text)
