@@ -22,6 +22,9 @@ from torch import Tensor, nn
 NO_VALUES = "a tensor whose values are elsewhere"
 """The content of parameters, and of tensors that another process has."""
 
+PLAIN_TYPES = (bool, int, float, complex, str, bytes, Enum, torch.dtype, torch.device, type(None))
+"""Types of values that hold nothing but themselves."""
+
 _CLOSED = {*sys.stdlib_module_names, "torch", "numpy", "skyfx"}
 """Code and objects of these packages are not looked into, nor those of installed ones."""
 
@@ -186,7 +189,7 @@ def _nothing(*_: Any) -> None:
 
 
 _PLAIN = ContentKind(
-    (bool, int, float, complex, str, bytes, Enum, torch.dtype, torch.device, type(None)),
+    PLAIN_TYPES,
     lambda x: x,
     _nothing,
     _same_numbers,

@@ -10,18 +10,17 @@ count whose names the code of forward has: others are notes of whoever trains.
 """
 
 import inspect
-from collections.abc import Collection, Iterator, Mapping
-from enum import Enum
+from collections.abc import Collection, Mapping
 from functools import cache
-from types import CodeType, FunctionType
+from types import FunctionType
 from typing import Any
 
 import torch
 from torch import nn
 
-from skyfx.runtime.state.reachable_state import NOT_STATE
+from skyfx.runtime.state.contents import PLAIN_TYPES
+from skyfx.runtime.state.reachable_state import NOT_STATE, names_in
 
-_PLAIN = (bool, int, float, complex, str, bytes, Enum, torch.dtype, torch.device, type(None))
 _DEPTH = 3
 _MANY = 1000
 """Items of a container that is only known by itself: it is read before each step."""
@@ -78,7 +77,7 @@ def _names_from(function: Any, kinds: tuple[type, ...]) -> frozenset[str]:
         if not isinstance(function, FunctionType) or function in met:
             continue
         met.add(function)
-        own = set(_names_in(function.__code__))
+        own = names_in(function.__code__)
         names |= own
         if depth < _DEPTH:
             around = [vars(kind) for kind in kinds] + [function.__globals__]
@@ -89,16 +88,9 @@ def _names_from(function: Any, kinds: tuple[type, ...]) -> frozenset[str]:
     return frozenset(names)
 
 
-def _names_in(code: CodeType) -> Iterator[str]:
-    yield from code.co_names
-    for constant in code.co_consts:
-        if isinstance(constant, CodeType):
-            yield from _names_in(constant)
-
-
 def _fixed(value: Any, read: dict[int, Any]) -> Any:
     """The value of an attribute; `read` are objects that have been read, by their `id`s."""
-    if isinstance(value, _PLAIN):
+    if isinstance(value, PLAIN_TYPES):
         return type(value), value
     if id(value) not in read:
         read[id(value)] = _Same(value), _parts(value, _DEPTH)
@@ -107,7 +99,7 @@ def _fixed(value: Any, read: dict[int, Any]) -> Any:
 
 def _parts(value: Any, depth: int) -> Any:
     """The plain values in a container or an object; tensors and the like in it do not count."""
-    if isinstance(value, _PLAIN):
+    if isinstance(value, PLAIN_TYPES):
         return type(value), value
     if isinstance(value, Mapping):
         items: Mapping[Any, Any] = value

@@ -131,7 +131,7 @@ class _Reach:
         for i, value in enumerate(function.__defaults__ or ()):
             slot = Slot(f"{function.__qualname__}: default {i}", {"": value})
             yield from self._of_variable(slot, depth)
-        names = _names_in(function.__code__)
+        names = names_in(function.__code__)
         module = str(function.__globals__.get("__name__"))
         for name in sorted(names & function.__globals__.keys()):
             slot = Slot(f"{module}: {name}", function.__globals__, name)
@@ -197,7 +197,7 @@ def hooks_of(module: nn.Module) -> list[Any]:
     return [*module._forward_pre_hooks.values(), *module._forward_hooks.values()]
 
 
-def _names_in(code: CodeType) -> set[str]:
+def names_in(code: CodeType) -> set[str]:
     """Names of globals and attributes in a function and the functions inside it."""
     inner = [const for const in code.co_consts if isinstance(const, CodeType)]
-    return set(code.co_names).union(*map(_names_in, inner))
+    return set(code.co_names).union(*map(names_in, inner))
