@@ -18,6 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from skyfx.runtime.state.contents import is_closed
+from skyfx.runtime.state.python_numbers import Added
 
 NOT_STATE = frozenset(
     (
@@ -31,6 +32,7 @@ _CHANGING = (
     bool,
     int,
     float,
+    Added,
     Tensor,
     numpy.ndarray,
     MutableMapping,
