@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from skyfx.runtime.execution.assigned_attributes import AttributeChange, Way, place_of
 from skyfx.runtime.model_state import module_slots, state_slots
 from skyfx.runtime.pytree import flatten
-from skyfx.runtime.state.reachable_state import Slot
+from skyfx.runtime.state.code_walk import Slot
 
 _PLAIN = (bool, int, float, str, type(None))
 _MISSING = object()
