@@ -34,6 +34,7 @@ from skyfx.solver.errors import VerificationError
 from skyfx.tracing.capture import example_batch
 from skyfx.verification.check import Check, PipelineCheck
 from skyfx.verification.cut_decision import batch_rule, capture_microbatch, decide, decided
+from skyfx.verification.first_inference import FirstInference
 
 logger = logging.getLogger(__name__)
 
@@ -95,7 +96,8 @@ def partition(
             modules and random generators; `outputs` runs no backward, and compares
             all but gradients; `off` compares nothing. Where the whole model does not fit this
             process, each stage is held against its own part. `Pipeline.verified` says what was
-            compared, and to what digit.
+            compared, and to what digit. Of a pipeline that trains, the first inference is
+            compared when it comes.
         initial: in several processes, parameters and buffers have to be the `same` in all, or are
             those of the `first` one.
         progress: told of each node that has been measured.
@@ -167,7 +169,11 @@ def partition(
         return assemble(model, agreed, captured, environment, cutter, weights, rebalancer)
 
     whole = batch.placed(cut.rule)
-    return PipelineCheck(model, captured, whole, agreed, environment, make).pipeline(check)
+    checked = PipelineCheck(model, captured, whole, agreed, environment, make)
+    pipeline = checked.pipeline(check)
+    if check == "off" or not assumptions.training:
+        return pipeline
+    return FirstInference(checked, pipeline).await_it()
 
 
 def capture_and_measure(

@@ -55,7 +55,8 @@ class HookCalls:
     Attributes:
         hooks: of each call, the module and the hook.
         form: of the tuple of what each hook is given besides the module.
-        changes: names of what they have changed, which other processes do not see.
+        changes: names of what they and code that stays whole have changed, which other processes
+            do not see.
     """
 
     hooks: tuple[tuple[nn.Module, Any], ...]

@@ -11,7 +11,7 @@ from skyfx.orchestration.environment import Environment, local_stages
 from skyfx.partitioning.splitter import Splitter
 from skyfx.partitioning.weights import Weights
 from skyfx.runtime.execution.batch_cutter import BatchCutter
-from skyfx.runtime.execution.runner import Deployment, Rebalancer
+from skyfx.runtime.execution.workers import Deployment, Rebalancer
 from skyfx.runtime.memory.limits import MemoryLimits
 from skyfx.runtime.memory.malloc import HOLES, return_freed
 from skyfx.runtime.pipeline import Pipeline

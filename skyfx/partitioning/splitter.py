@@ -29,6 +29,7 @@ class Splitter:
         weights: where to read tensors that have no values.
         owners: the stage of each parameter and buffer seen so far, by its name; it stays there.
         places: where the first capture has leaves; later ones begin with them.
+        latest: the capture that was split last.
     """
 
     model: nn.Module
@@ -38,14 +39,20 @@ class Splitter:
     weights: Weights | None = None
     owners: dict[str, int] = field(default_factory=dict)
     places: Places = NOWHERE
+    latest: Capture | None = None
 
     def __call__(self, microbatch: Batch, training: bool) -> StagedModel:
         """Capture the model for micro-batches like this one, and split it."""
-        return self.split(capture(self.model, microbatch, training=training, places=self.places))
+        return self.split(self.capture(microbatch, training=training))
+
+    def capture(self, microbatch: Batch, *, training: bool) -> Capture:
+        """Capture the model, with the leaves that the first capture has."""
+        return capture(self.model, microbatch, training=training, places=self.places)
 
     def split(self, captured: Capture) -> StagedModel:
         """Put the model's tensors on the devices of their stages, and cut the capture."""
         graph = to_planner_graph(captured)
+        self.latest = captured
         if self.places == NOWHERE:
             self.places = captured.places
         stage_of = self.assign(captured, graph)

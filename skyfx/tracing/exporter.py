@@ -276,7 +276,9 @@ def _export(
         begin_anew(model, module)
         _drop_assertions(module)
     returned = once.returned
-    return Traced(module, returned.form, returned.assigned, returned.hooks, places=selection.places)
+    # What stays whole changes for itself, as hooks that only observe do.
+    hooks = replace(returned.hooks, changes=returned.hooks.changes | selection.changes)
+    return Traced(module, returned.form, returned.assigned, hooks, places=selection.places)
 
 
 def _drop_assertions(module: fx.GraphModule) -> None:

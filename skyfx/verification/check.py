@@ -33,7 +33,7 @@ from skyfx.verification.comparison import (
 )
 from skyfx.verification.fused_eval import check_fused_eval
 from skyfx.verification.model_line import deviating_line
-from skyfx.verification.observation import RunMode, observe_plain, observe_staged
+from skyfx.verification.observation import Observation, RunMode, observe_plain, observe_staged
 from skyfx.verification.stage_parts import StageParts
 from skyfx.verification.tolerance import tolerance
 
@@ -103,18 +103,42 @@ class PipelineCheck:
         if not remark and how.training and not how.backward:
             remark = "gradients (check='outputs')"
         with self._opened() as pipeline:
-            staged = observe_staged(model, pipeline, captured, parts, how)
-            if pipeline.runner.draws_as_plain_torch:
-                both = plain.contents, staged.contents
-            else:
-                both = plain.changes(), staged.changes()
-                by_stage = by_stage or how
-                remark = "that outputs are the model's, whose random numbers are others"
-            pipeline.verified = self._agreed(*both, how, remark)
-            if by_stage is not None:
-                others = self._parts_agreed(pipeline, captured.microbatch, by_stage, remark)
-                pipeline.verified = pipeline.verified.joined(others)
+            pipeline.verified = self.held(pipeline, plain, parts, how, by_stage, remark)
             return pipeline
+
+    def held(
+        self,
+        pipeline: Pipeline,
+        plain: Observation,
+        parts: Sequence[Batch],
+        how: RunMode,
+        by_stage: RunMode | None = None,
+        remark: str = "",
+    ) -> Verified:
+        """What the stages of a pipeline have in common with a run of plain torch.
+
+        Args:
+            pipeline: runs the same micro-batches.
+            plain: what plain torch did.
+            parts: the micro-batches.
+            how: both run them.
+            by_stage: also hold each stage against its part, so run.
+            remark: what is not verified.
+
+        Raises:
+            VerificationError: they differ.
+        """
+        staged = observe_staged(self.model, pipeline, self.captured, parts, how)
+        if pipeline.runner.draws_as_plain_torch:
+            both = plain.contents, staged.contents
+        else:
+            both = plain.changes(), staged.changes()
+            by_stage = by_stage or how
+            remark = "that outputs are the model's, whose random numbers are others"
+        verified = self._agreed(*both, how, remark)
+        if by_stage is None:
+            return verified
+        return verified.joined(self.parts_agreed(pipeline, parts[0], by_stage, remark))
 
     def _parts(self) -> list[Batch]:
         """Two micro-batches of the form that was captured, if the batch has two; else one.
@@ -131,14 +155,15 @@ class PipelineCheck:
         """Hold each stage against its part of the captured graph."""
         size = self.captured.microbatch.batch_size
         microbatch = self.batch.split(size)[0].to(torch.device("cpu"))
-        remark = f"that the captured graph is what forward does, as {why}"
         with self._opened() as pipeline:
-            pipeline.verified = self._parts_agreed(pipeline, microbatch, how, remark)
+            remark = not_the_graph(why)
+            pipeline.verified = self.parts_agreed(pipeline, microbatch, how, remark)
             return pipeline
 
-    def _parts_agreed(
+    def parts_agreed(
         self, pipeline: Pipeline, microbatch: Batch, how: RunMode, remark: str
     ) -> Verified:
+        """What each stage has in common with its part of the captured graph; raises as `held`."""
         parts = StageParts.of(self.model, self.captured, pipeline)
         return self._agreed(*parts.observe(pipeline, microbatch, how), how, remark)
 
@@ -175,7 +200,9 @@ class PipelineCheck:
             found = compare(_without(ignored, plain), _without(ignored, staged), allowed)
             if found.deviations:
                 name, first = self.captured.name, self._located(found.deviations[0], how)
-                raise VerificationError(f"the stages would not do what {name} does: {first}")
+                same_mode = self.captured.training == self.plan.assumptions.training
+                does = f"{name} does{'' if same_mode else ' in inference'}"
+                raise VerificationError(f"the stages would not do what {does}: {first}")
             return found.names, found.largest, found.where
 
         return merged(self.environment.group.run_together(compared), remark)
@@ -204,6 +231,11 @@ class PipelineCheck:
         except Exception as error:  # the deviation is to be told anyway
             logger.info("the line that differs is not known: %r", error)
         return deviation.at(line)
+
+
+def not_the_graph(why: str) -> str:
+    """What is not verified where each stage is held against its own part, and why."""
+    return f"that the captured graph is what forward does, as {why}"
 
 
 def _failing(name: str, error: StageError) -> VerificationError:

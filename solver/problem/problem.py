@@ -1,5 +1,7 @@
 """A planning problem as all methods see it: the instance, and the memory of its devices."""
 
+import itertools
+from collections import defaultdict
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Self
@@ -39,21 +41,21 @@ class Problem(Instance):
     @cached_property
     def identical_devices(self) -> list[list[int]]:
         """The devices in groups within which any two can be swapped and no plan's cost changes."""
-        groups: list[list[int]] = []
+        alike = defaultdict[tuple[float, bytes], list[list[int]]](list)
         for d in range(self.num_devices):
-            if (group := next((g for g in groups if self._identical(g[0], d)), None)) is None:
+            groups = alike[float(self.memory_limit[d]), self.time_s[d].tobytes()]
+            group = next((g for g in groups if self._identical_wires(g[0], d)), None)
+            if group is None:
                 groups.append(group := [])
             group.append(d)
-        return groups
+        return sorted(itertools.chain(*alike.values()))
 
-    def _identical(self, d: int, e: int) -> bool:
-        """Whether swapping two devices changes no time, no memory limit and no wire."""
+    def _identical_wires(self, d: int, e: int) -> bool:
+        """Whether swapping two devices changes no wire."""
         others = [self._name(x) for x in range(self.num_devices) if x not in (d, e)]
         one, two = self._name(d), self._name(e)
         return bool(
-            self.memory_limit[d] == self.memory_limit[e]
-            and np.array_equal(self.time_s[d], self.time_s[e])
-            and self._wire(one, two) == self._wire(two, one)
+            self._wire(one, two) == self._wire(two, one)
             and all(
                 self._wire(one, x) == self._wire(two, x)
                 and self._wire(x, one) == self._wire(x, two)

@@ -15,6 +15,7 @@ from skyfx.partitioning import splitter
 from skyfx.runtime.distributed.process_group import ProcessGroup
 from skyfx.runtime.execution.step import StagedModel
 from skyfx.solver.errors import VerificationError
+from skyfx.tracing.capture import Capture
 from skyfx.tracing.torch_internals import replaced
 from skyfx.verification import capacity
 from tests.support.plans import capture_first, even_plan
@@ -45,20 +46,24 @@ def main(folder: str) -> None:
     stages = [replace(s, device=name) for s, name in zip(plan.stages, names, strict=True)]
     options: dict[str, Any] = {"plan": replace(plan, stages=tuple(stages))}
 
-    def report(model: nn.Module, **more: Any) -> str:
+    def report(name: str, model: nn.Module, *, infers: bool = False, **more: Any) -> None:
         try:
             with skyfx.partition(
                 model, cluster, example_inputs=BATCH, **options, **more
             ) as pipeline:
-                return str(pipeline.verified)
+                found[name] = str(pipeline.verified)
+                if infers:
+                    pipeline(BATCH if pipeline.reads.batch else None)
+                    found[f"{name}, inference"] = str(pipeline.verified.inference)
         except VerificationError as error:
-            return str(error)
+            found[name] = str(error)
 
-    right = splitter.split
+    found: dict[str, str] = {}
+    right, is_training = splitter.split, True
 
-    def wrong(*args: Any) -> StagedModel:
-        staged = right(*args)
-        for stage in staged.stages.values():
+    def wrong(captured: Capture, *args: Any) -> StagedModel:
+        staged = right(captured, *args)
+        for stage in staged.stages.values() if captured.training == is_training else ():
             for node in stage.module.graph.nodes:
                 if "relu" in node.name:  # in one process alone
                     node.target = torch.nn.functional.gelu
@@ -68,18 +73,22 @@ def main(folder: str) -> None:
     if group.rank == 0:
         save_file(Net().state_dict(), Path(folder, "net.safetensors"))
     group.run_together(lambda: None)
-    found = {"whole": report(Net()), "outputs": report(Net(), check="outputs")}
+    report("whole", Net(), infers=True)
+    report("outputs", Net(), check="outputs")
     with replaced(splitter, "split", wrong):
-        found["wrong"] = report(Net())
+        report("wrong", Net())
+        is_training = False
+        report("wrong inference", Net(), infers=True)
+        is_training = True
     # One process alone has no memory left.
     few = (lambda _: -1.0) if group.rank == 1 else capacity.free_bytes
     with replaced(capacity, "free_bytes", few):
-        found["parts"] = report(Net())
+        report("parts", Net(), infers=True)
         with replaced(splitter, "split", wrong):
-            found["wrong parts"] = report(Net())
+            report("wrong parts", Net())
     with skyfx.empty_weights():
         empty = Net()
-    found["weights"] = report(empty, weights=str(Path(folder, "net.safetensors")))
+    report("weights", empty, weights=str(Path(folder, "net.safetensors")))
     Path(folder, f"{group.rank}.json").write_text(json.dumps(found))
 
 

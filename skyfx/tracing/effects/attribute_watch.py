@@ -11,8 +11,8 @@ from skyfx.runtime.execution.assigned_attributes import AttributeChange, Way, pl
 from skyfx.runtime.execution.microbatch import RETURNED
 from skyfx.runtime.model_state import module_slots, state_slots
 from skyfx.runtime.pytree import flatten, tree_map
+from skyfx.runtime.state.code_walk import Slot
 from skyfx.runtime.state.python_numbers import Computed
-from skyfx.runtime.state.reachable_state import Slot
 
 _NUMBERS = (bool, int, float, complex)
 _PLAIN = (*RETURNED, type(None))
