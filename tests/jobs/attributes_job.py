@@ -21,6 +21,7 @@ from tests.support.attribute_models import (
     Layers,
     Logging,
     PickingMixture,
+    Recomputing,
 )
 from tests.support.plans import even_plan
 
@@ -42,7 +43,7 @@ def trained(model: Layers, cluster: skyfx.Cluster, group: ProcessGroup) -> dict[
         steps = attribute_models.pipeline_steps(pipeline, model, 2)
         trained = attribute_models.attributes(model)
         if not isinstance(
-            model, PickingMixture | Drawing | Logging
+            model, PickingMixture | Drawing | Logging | Recomputing
         ):  # whose graphs need values on a CPU
             pipeline(BATCH)
         inferred = attribute_models.attributes(model)
