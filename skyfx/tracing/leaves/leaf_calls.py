@@ -23,6 +23,7 @@ from skyfx.runtime.execution.assigned_attributes import AssignedAttributes, Attr
 from skyfx.runtime.execution.microbatch import CONSTANTS, OutputSpec
 from skyfx.runtime.rng import generator_lending
 from skyfx.solver.errors import CaptureError
+from skyfx.tracing.effects.attribute_effects import line_of
 from skyfx.tracing.effects.attribute_watch import AttributeWatch
 from skyfx.tracing.leaves.leaf_arguments import Held, check_unchanged, unflatten_held
 from skyfx.tracing.node_names import graphs_in
@@ -96,8 +97,9 @@ def buffers_kept(module: nn.Module) -> Iterator[None]:
             continue
         if not isinstance(new, Tensor) or new.shape != buffer.shape:
             raise CaptureError(
-                f"buffer {path!r} is assigned with another shape than {tuple(buffer.shape)}, which "
-                "a captured graph cannot: give it one shape from the beginning"
+                f"forward gives buffer {path!r} another shape than {tuple(buffer.shape)}"
+                f"{line_of(module, path)}, which a captured graph cannot: give it one shape from "
+                "the beginning, and write to it in place"
             )
         setattr(owner, name, buffer)
         buffer.copy_(new.detach())
