@@ -24,6 +24,7 @@ from skyfx.runtime.state.code_walk import (
     variables_of,
 )
 from skyfx.runtime.state.contents import is_closed, is_open
+from skyfx.runtime.state.python_numbers import Added
 
 NOT_STATE = frozenset(
     (
@@ -37,6 +38,7 @@ _CHANGING = (
     bool,
     int,
     float,
+    Added,
     Tensor,
     numpy.ndarray,
     MutableMapping,

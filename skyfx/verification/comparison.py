@@ -42,9 +42,8 @@ _STAGE = (
     "another device for these nodes (pins=), and report it"
 )
 BUFFER = (
-    "Plain torch writes this buffer otherwise than the stages, such as twice within a checkpoint, "
-    "which runs again in backward. Keep what writes it out of the checkpoint, or put it into eval "
-    "mode"
+    "Plain torch writes this buffer otherwise than the stages, such as by a checkpoint, which runs "
+    "in part again in backward. Keep what writes it out of the checkpoint, or put it into eval mode"
 )
 _FLOOR = 1e-6
 
@@ -182,6 +181,8 @@ def difference(expected: Any, found: Any) -> float:
     if _is_rounded(expected) and _is_rounded(found):
         same_form = (expected.shape, expected.dtype) == (found.shape, found.dtype)
         return distance(expected, found) if same_form else float("inf")
+    if isinstance(expected, float) and isinstance(found, float):
+        return distance(*(torch.tensor(x, dtype=torch.float64) for x in (expected, found)))
     return 0.0 if equal(expected, found) else float("inf")
 
 

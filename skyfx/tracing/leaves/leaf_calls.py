@@ -22,6 +22,7 @@ from skyfx.runtime import pytree
 from skyfx.runtime.execution.assigned_attributes import AssignedAttributes, AttributeChange
 from skyfx.runtime.execution.microbatch import CONSTANTS, OutputSpec
 from skyfx.runtime.rng import generator_lending
+from skyfx.runtime.state.python_numbers import traced_value
 from skyfx.solver.errors import CaptureError
 from skyfx.tracing.effects.attribute_effects import line_of
 from skyfx.tracing.effects.attribute_watch import AttributeWatch
@@ -64,7 +65,7 @@ class BoundCode:
                 returned = getattr(self.owner, self._function)(*args, **kwargs)
             else:
                 returned = self._function(self.owner, *args, **kwargs)
-        changes = watch.tensor_changes()
+        changes = watch.computed_changes()
         watch.put_back()
         return returned, changes
 
@@ -118,7 +119,7 @@ class RecordedCall:
         spec: how the arguments nest.
         state: names of the parameters and buffers that follow the arguments' tensors.
         form: the form of the result.
-        assigned: the form of the tensors that it leaves on attributes of its module.
+        assigned: the form of what it leaves on attributes of its module.
         outputs: the tensors of both, without values, on torch's meta device.
         writes: the indices of the tensors that it writes to.
         is_random: whether it draws random numbers.
@@ -252,7 +253,7 @@ def stand_in(seen: RecordedCall, tensors: Sequence[Tensor], module: nn.Module | 
     """
     outputs = torch.ops.skyfx.leaf(seen.name, seen.described(), tensors)
     if module is not None:
-        seen.assigned.leave(module, outputs[seen.form.num_tensors :])
+        seen.assigned.leave(module, outputs[seen.form.num_tensors :], traced_value)
     return seen.form.restore(outputs[: seen.form.num_tensors])
 
 

@@ -85,7 +85,7 @@ class Recorder:
         if any(derivatives):
             raise BackwardError
         is_random = generators != comparable_states()
-        assigned, left = AssignedAttributes.of({} if watch is None else watch.tensor_changes())
+        assigned, left = AssignedAttributes.of({} if watch is None else watch.computed_changes())
         others = []
         if self._may_vary(own):
             for changed in other_values(before, (args, kwargs)):
