@@ -183,6 +183,7 @@ def capture_and_measure(
     example_inputs: Any = None,
     mode: Mode = "training",
     num_microbatches: int = 8,
+    batch_dims: AskedDims = None,
     progress: Progress | None = None,
 ) -> Graph:
     """The first half of `partition`, for planning offline: the measured graph.
@@ -195,7 +196,7 @@ def capture_and_measure(
     whole_number("num_microbatches", num_microbatches, least=1)
     check_cache_folder()
     batch = example_batch(model, example_inputs)
-    rule, training = batch_rule(model, batch, None), mode == "training"
+    rule, training = batch_rule(model, batch, batch_dims), mode == "training"
     try:
         cut = decide(model, batch, rule, num_microbatches, training=training)
     except VerificationError:  # `partition` says it
