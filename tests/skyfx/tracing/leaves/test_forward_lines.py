@@ -94,6 +94,16 @@ class InLoop(Base):
         return self.last(h)
 
 
+class Doubles(Base):
+    """For other values, such as zeros, its loop has no end."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = self.first(x).abs() + 0.1
+        while h.max() < 9:
+            h = h * 2
+        return self.last(torch.tanh(h))
+
+
 class Returns(Base):
     def forward(self, x: Tensor) -> Tensor:
         h = torch.tanh(self.first(x))
@@ -207,6 +217,7 @@ MODELS: dict[type[nn.Module], tuple[Callable[[], Any], int]] = {
     Logs: (rows, 4),
     UsesNumber: (rows, 5),
     InLoop: (rows, 6),
+    Doubles: (rows, 5),
     Returns: (rows, 3),
     FillsList: (rows, 3),
     Selects: (rows, 4),
@@ -216,7 +227,7 @@ MODELS: dict[type[nn.Module], tuple[Callable[[], Any], int]] = {
 }
 """Each model, its batches, and at least how many nodes it has."""
 
-DECIDE_BY_ALL = {UsesNumber, InLoop, Returns, Selects, Decorated}
+DECIDE_BY_ALL = {UsesNumber, InLoop, Doubles, Returns, Selects, Decorated}
 """They mix the samples of a micro-batch, so that their batches should not be cut."""
 
 
