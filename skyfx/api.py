@@ -26,6 +26,7 @@ from skyfx.passes.large_leaves import warn_of_large_leaves
 from skyfx.runtime.device import LocalDevice
 from skyfx.runtime.execution.batch_cutter import BatchCutter
 from skyfx.runtime.execution.batch_dims import AskedDims, BatchDims
+from skyfx.runtime.model_state import preserve_state
 from skyfx.runtime.pipeline import Pipeline
 from skyfx.solver.core.field_checks import one_of, text_sequence, whole_number
 from skyfx.solver.core.graph import Graph
@@ -155,7 +156,8 @@ def partition(
         cut = decided(model, batch, rule, assumptions, group, verify=check != "off")
         captured = capture_microbatch(model, batch, cut, training=assumptions.training)
         check_patterns(assumptions.pins, captured)
-        graph, cluster = environment.measure(captured, progress)
+        with preserve_state(model):  # what stays whole runs, and hooks in backward
+            graph, cluster = environment.measure(captured, progress)
         warn_of_large_leaves(captured, graph)
         whole = batch.placed(cut.rule)
         source = PlanSource(graph, whole, assumptions, strategy, gap, time_limit_s)
@@ -183,6 +185,7 @@ def capture_and_measure(
     example_inputs: Any = None,
     mode: Mode = "training",
     num_microbatches: int = 8,
+    batch_dims: AskedDims = None,
     progress: Progress | None = None,
 ) -> Graph:
     """The first half of `partition`, for planning offline: the measured graph.
@@ -195,7 +198,7 @@ def capture_and_measure(
     whole_number("num_microbatches", num_microbatches, least=1)
     check_cache_folder()
     batch = example_batch(model, example_inputs)
-    rule, training = batch_rule(model, batch, None), mode == "training"
+    rule, training = batch_rule(model, batch, batch_dims), mode == "training"
     try:
         cut = decide(model, batch, rule, num_microbatches, training=training)
     except VerificationError:  # `partition` says it

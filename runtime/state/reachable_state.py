@@ -7,7 +7,7 @@ def hook(module, args, output):           a hook, which the modules keep:
 """
 
 from collections import deque
-from collections.abc import Iterator, MutableMapping, MutableSequence, MutableSet
+from collections.abc import Callable, Iterator, MutableMapping, MutableSequence, MutableSet
 from functools import cache, partial
 from types import CellType, FunctionType, MethodType, ModuleType
 from typing import Any
@@ -62,9 +62,8 @@ class _Reach:
     def of_all(self) -> Iterator[Slot]:
         """What classes, forwards and hooks reach."""
         yield from self.of_classes()
-        for path, module in self._model.named_modules():
-            for hook in hooks_of(module):
-                yield from self._of_hook(hook, f"{path}." if path else "")
+        yield from self.of_hooks(hooks_of)
+        yield from self.of_hooks(backward_hooks_of)
 
     def of_classes(self) -> Iterator[Slot]:
         """Attributes of the modules' classes, and what their forwards reach."""
@@ -79,6 +78,12 @@ class _Reach:
             own: Any = type(module)
             for name in sorted(vars(module).keys() & names_read_by(own)):
                 yield from self._of_code(vars(module)[name], own)
+
+    def of_hooks(self, of: Callable[[nn.Module], list[Any]]) -> Iterator[Slot]:
+        """What the hooks of each module reach."""
+        for path, module in self._model.named_modules():
+            for hook in of(module):
+                yield from self._of_hook(hook, f"{path}." if path else "")
 
     def _of_hook(self, hook: Any, prefix: str) -> Iterator[Slot]:
         """What a hook reaches: a function, a method, or any object that can be called."""
@@ -164,6 +169,19 @@ def names_of(function: Any, kind: type) -> frozenset[str]:
     """The names in the code of a function, and of those that it names."""
     functions = functions_from(function, kind, closed=True)
     return frozenset(x for each in functions for x in names_in(each.__code__))
+
+
+def changed_in_backward(model: nn.Module) -> frozenset[str]:
+    """The names of what backward hooks reach. Stages call them in an order of their own."""
+    return frozenset(slot.name for slot in _Reach(model).of_hooks(backward_hooks_of))
+
+
+def backward_hooks_of(module: nn.Module) -> list[Any]:
+    """The hooks that backward calls, of a module and of its own parameters."""
+    tables: list[Any] = [module._backward_pre_hooks, module._backward_hooks]
+    for x in module.parameters(recurse=False):
+        tables += [x._backward_hooks, getattr(x, "_post_accumulate_grad_hooks", None)]
+    return [hook for table in tables for hook in (table or {}).values()]
 
 
 def hooks_of(module: nn.Module) -> list[Any]:

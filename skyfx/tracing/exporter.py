@@ -6,7 +6,7 @@ leaves (see `leaf_selection`).
 
 import itertools
 from collections.abc import Callable, Sequence
-from contextlib import suppress
+from contextlib import nullcontext, suppress
 from dataclasses import dataclass, replace
 from functools import partial
 
@@ -179,9 +179,11 @@ def _trace(
         while True:
             try:
                 traced = _export(model, adapter, selection, training=training)
-                for other in others if selection.calls else ():
-                    again = TensorsOnly(model, other, known, exported=exported)
-                    with preserve_run(model):
+                # Each but the first with what the one before has left, such as a pointer.
+                following = (microbatch, *(others or (microbatch,))) if selection.calls else ()
+                with preserve_run(model) if following else nullcontext():
+                    for other in following:
+                        again = TensorsOnly(model, other, known, exported=exported)
                         selection.hold_against(partial(again, *again.copies()))
                 return traced
             except Exception as failed:

@@ -1,7 +1,7 @@
 """Holds a pipeline against the model that it was made from, before anyone trains."""
 
 import logging
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
@@ -17,6 +17,7 @@ from skyfx.runtime.execution.microbatch import Batch
 from skyfx.runtime.execution.verified import Verified
 from skyfx.runtime.model_state import state_slots
 from skyfx.runtime.pipeline import Pipeline
+from skyfx.runtime.state.reachable_state import changed_in_backward
 from skyfx.solver.core.plan import Plan
 from skyfx.solver.errors import StageError, VerificationError
 from skyfx.tracing.capture import Capture
@@ -196,8 +197,7 @@ class PipelineCheck:
         allowed = tolerance(self.captured, self.environment.on_cpu(self.plan))
 
         def compared() -> tuple[Mapping[str, Sequence[str]], float, str]:
-            ignored = self._ignored()
-            found = compare(_without(ignored, plain), _without(ignored, staged), allowed)
+            found = compare(self._comparable(plain), self._comparable(staged), allowed)
             if found.deviations:
                 name, first = self.captured.name, self._located(found.deviations[0], how)
                 same_mode = self.captured.training == self.plan.assumptions.training
@@ -207,12 +207,23 @@ class PipelineCheck:
 
         return merged(self.environment.group.run_together(compared), remark)
 
+    def _comparable(self, contents: Contents) -> Contents:
+        """But for attributes that stages need not have, and the order of calls in backward."""
+        ignored, unordered = self._ignored(), changed_in_backward(self.model)
+        state = {
+            name: sorted(x, key=repr) if name in unordered and isinstance(x, list) else x
+            for name, x in contents.get(STATE, {}).items()
+            if name not in ignored
+        }
+        return {**contents, STATE: state}
+
     def _ignored(self) -> frozenset[str]:
         """Attributes that stages need not have, or that other processes change."""
         captured, ignored = self.captured, self.captured.settled
         if self.plan.stages[-1].device not in self.environment.local:
             ignored |= captured.assigned.names | captured.hooks.changes
         if self.environment.group.size > 1:  # a generator moves on where its stage is
+            ignored |= changed_in_backward(self.model)
             slots = state_slots(self.model)
             ignored |= {x.name for x in slots if isinstance(x.value, torch.Generator)}
         return ignored
@@ -244,12 +255,6 @@ def _failing(name: str, error: StageError) -> VerificationError:
     return VerificationError(
         f"the stages of {name} fail where plain torch does not: {said}.\n{cure}"
     )
-
-
-def _without(names: Collection[str], contents: Contents) -> Contents:
-    """The contents but for these attributes."""
-    state = {name: x for name, x in contents.get(STATE, {}).items() if name not in names}
-    return {**contents, STATE: state}
 
 
 def merged(found: Sequence[Any], remark: str) -> Verified:

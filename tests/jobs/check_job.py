@@ -14,6 +14,7 @@ import skyfx
 from skyfx.partitioning import splitter
 from skyfx.runtime.distributed.process_group import ProcessGroup
 from skyfx.runtime.execution.step import StagedModel
+from skyfx.solver import Plan
 from skyfx.solver.errors import VerificationError
 from skyfx.tracing.capture import Capture
 from skyfx.tracing.torch_internals import replaced
@@ -38,13 +39,49 @@ class Net(nn.Module):
         return self.last(h)
 
 
+class TimeFirst(nn.Module):
+    """Its samples are in dimension 1, and those of its table nowhere."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.layer, self.last = nn.RNN(WIDTH, WIDTH), nn.Linear(WIDTH, WIDTH)
+
+    def forward(self, x: Tensor, table: Tensor) -> Tensor:
+        return self.last(self.layer(x + table[: len(x), None])[0])
+
+
+def time_first(cluster: skyfx.Cluster) -> bool:
+    """Whether a step and an inference are those of plain torch; who reads no data gives none."""
+    model, plain, dims = TimeFirst(), TimeFirst(), {"x": 1, "table": None}
+    x, table = torch.linspace(-1, 1, 5 * 8 * WIDTH).reshape(5, 8, WIDTH), BATCH
+    batch = {"x": x, "table": table}
+    plan = on_all(cluster, capture_first(model, batch, batch_dims=dims))
+    loss_fn = torch.nn.functional.mse_loss
+    with skyfx.partition(
+        model, cluster, example_inputs=batch, plan=plan, batch_dims=dims, target_dims=1
+    ) as pipeline:
+        given = batch if pipeline.reads.batch else None
+        loss = pipeline.train_step(given, x if pipeline.reads.targets else None, loss_fn)
+        outputs = pipeline(given)
+    parts = x.split(2, dim=1)
+    expected = sum(loss_fn(plain(part, table), part) / len(parts) for part in parts)
+    alone = torch.cat([plain(part, table) for part in parts], dim=1)
+    return bool(loss == expected) and torch.equal(outputs, alone)
+
+
+def on_all(cluster: skyfx.Cluster, captured: Capture) -> Plan:
+    """A plan with a stage on each device."""
+    names = [device.name for device in cluster.devices]
+    plan = even_plan(captured, len(names))
+    stages = [replace(s, device=name) for s, name in zip(plan.stages, names, strict=True)]
+    return replace(plan, stages=tuple(stages))
+
+
 def main(folder: str) -> None:
     torch.set_num_threads(1)
     cluster, group = skyfx.Cluster.from_environment(), ProcessGroup.join()
-    names = [device.name for device in cluster.devices]
-    plan = even_plan(capture_first(Net(), BATCH), len(names))
-    stages = [replace(s, device=name) for s, name in zip(plan.stages, names, strict=True)]
-    options: dict[str, Any] = {"plan": replace(plan, stages=tuple(stages))}
+    options: dict[str, Any] = {"plan": on_all(cluster, capture_first(Net(), BATCH))}
 
     def report(name: str, model: nn.Module, *, infers: bool = False, **more: Any) -> None:
         try:
@@ -89,6 +126,7 @@ def main(folder: str) -> None:
     with skyfx.empty_weights():
         empty = Net()
     report("weights", empty, weights=str(Path(folder, "net.safetensors")))
+    found["batch_dims"] = str(time_first(cluster))
     Path(folder, f"{group.rank}.json").write_text(json.dumps(found))
 
 

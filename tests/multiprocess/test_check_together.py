@@ -37,6 +37,10 @@ def test_the_first_inference_is_held_against_the_whole_model(
     assert "equal to the last bit" in first
 
 
+def test_samples_in_dimension_1_are_cut_there(reports: list[dict[str, str]]) -> None:
+    assert [report["batch_dims"] for report in reports] == ["True", "True"]
+
+
 @pytest.mark.parametrize("run", ["wrong", "wrong parts", "wrong inference"])
 def test_what_one_process_does_otherwise_is_refused_in_all(
     reports: list[dict[str, str]], run: str

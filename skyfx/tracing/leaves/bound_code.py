@@ -8,6 +8,7 @@ from torch import Tensor, is_grad_enabled, nn
 
 from skyfx.runtime.execution.assigned_attributes import AttributeChange
 from skyfx.solver.errors import CaptureError
+from skyfx.tracing.effects.attribute_effects import line_of
 from skyfx.tracing.effects.attribute_watch import AttributeWatch
 from skyfx.tracing.leaves.call_sites import copy_of
 from skyfx.tracing.tensor_binding import named_tensors
@@ -93,8 +94,9 @@ def buffers_kept(module: nn.Module) -> Iterator[None]:
             continue
         if not isinstance(new, Tensor) or new.shape != buffer.shape:
             raise CaptureError(
-                f"buffer {path!r} is assigned with another shape than {tuple(buffer.shape)}, which "
-                "a captured graph cannot: give it one shape from the beginning"
+                f"forward gives buffer {path!r} another shape than {tuple(buffer.shape)}"
+                f"{line_of(module, path)}, which a captured graph cannot: give it one shape from "
+                "the beginning, and write to it in place"
             )
         setattr(owner, name, buffer)
         buffer.copy_(new.detach())

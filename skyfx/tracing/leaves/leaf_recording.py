@@ -41,6 +41,9 @@ from skyfx.tracing.leaves.reached_tensors import reached, reached_by
 from skyfx.tracing.tensor_binding import named_tensors
 from skyfx.tracing.torch_internals import checked_derivatives, export_flags, num_writes
 
+MOST_TIMES, MOST_CALLS = 10, 100
+"""A run with other values calls so many times as many of torch's functions, and so many more."""
+
 
 class Recorder:
     """Runs the calls at one site, and records each."""
@@ -91,7 +94,7 @@ class Recorder:
         others = []
         if self._may_vary(own):
             for changed in other_values(before, (args, kwargs)):
-                with preserve_run(self._model), suppress(Exception):
+                with preserve_run(self._model), suppress(Exception), _Bounded(used.num_calls):
                     others.append(self._run(own, [_copy(x) for x in changed], spec))
         self._check_results(returned, others)
         held = tuple(f"{x.path}." for x in leaves if isinstance(x, Held))
@@ -248,17 +251,36 @@ class Recorder:
 
 
 class _UsedTensors(TorchFunctionMode):
-    """Within it, notes which of these tensors functions of torch get as arguments."""
+    """Within it, counts calls of torch's functions, and notes which of these tensors they get."""
 
     def __init__(self, named: Mapping[str, Tensor]) -> None:
         super().__init__()
         self.names: set[str] = set()
+        self.num_calls = 0
         self._name_of = {id(x): name for name, x in named.items()}
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        self.num_calls += 1
         for leaf in flatten((args, kwargs))[0]:
             if id(leaf) in self._name_of:
                 self.names.add(self._name_of[id(leaf)])
+        return func(*args, **(kwargs or {}))
+
+
+class _Bounded(TorchFunctionMode):
+    """Within it, torch's functions are called a limited number of times.
+
+    A loop that ends for the values that were seen may have no end for others: `while x.max() < 9`.
+    """
+
+    def __init__(self, num_usual: int) -> None:
+        super().__init__()
+        self._num_left = MOST_TIMES * num_usual + MOST_CALLS
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        self._num_left -= 1
+        if self._num_left < 0:
+            raise RuntimeError("code of the model does not end for other values")
         return func(*args, **(kwargs or {}))
 
 
