@@ -1,10 +1,11 @@
 """Code of a model that a leaf calls again and again, with tensors that it is given."""
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
 from torch import Tensor, is_grad_enabled, nn
+from torch.autograd.function import BackwardCFunction
 
 from skyfx.runtime.execution.assigned_attributes import AttributeChange
 from skyfx.solver.errors import CaptureError
@@ -44,8 +45,9 @@ class BoundCode:
         if self.owner is None:
             return self._function(*args, **kwargs), {}  # type: ignore[operator]
         if self.is_kept and is_grad_enabled():
-            own = BoundCode(copy_of(self.owner), self._function)
-            returned, changes, _ = own._run(own.owner, state, args, kwargs)
+            copied = copy_of(self.owner)
+            own = BoundCode(copied, self._function)
+            returned, changes, _ = own._run(copied, state, args, kwargs)
             return returned, changes
         returned, changes, watch = self._run(self.owner, state, args, kwargs)
         watch.put_back()
@@ -100,3 +102,16 @@ def buffers_kept(module: nn.Module) -> Iterator[None]:
             )
         setattr(owner, name, buffer)
         buffer.copy_(new.detach())
+
+
+def has_custom_gradient(outputs: Sequence[Tensor]) -> bool:
+    """Whether an autograd function has made them, or what they are made of."""
+    pending, met = [x.grad_fn for x in outputs], set[Any]()
+    while pending:
+        made = pending.pop()
+        if isinstance(made, BackwardCFunction):
+            return True
+        if made is not None and made not in met:
+            met.add(made)
+            pending += [before for before, _ in made.next_functions]
+    return False

@@ -11,7 +11,6 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.autograd.function import BackwardCFunction
 from torch.overrides import TorchFunctionMode
 
 from skyfx.runtime import pytree
@@ -24,7 +23,7 @@ from skyfx.solver.errors import CaptureError
 from skyfx.tracing.data_dependence import OpSite
 from skyfx.tracing.effects.attribute_watch import AttributeWatch
 from skyfx.tracing.effects.autograd_effects import BackwardError
-from skyfx.tracing.leaves.bound_code import BoundCode, buffers_kept
+from skyfx.tracing.leaves.bound_code import BoundCode, buffers_kept, has_custom_gradient
 from skyfx.tracing.leaves.call_sites import CallSite, copy_of, decides
 from skyfx.tracing.leaves.forward_lines import ForwardCode, Lines
 from skyfx.tracing.leaves.leaf_arguments import (
@@ -102,7 +101,7 @@ class Recorder:
         state = [n for n in named if n in used.names or n.startswith(needed)]
         tensors = [*given, *(named[n] for n in state)]
         form, outputs = OutputSpec.of(returned)
-        code.is_kept = bool(left) and _has_custom_gradient(outputs)
+        code.is_kept = bool(left) and has_custom_gradient(outputs)
         outputs = [*outputs, *left]
         written = {i for i, x in enumerate(tensors) if num_writes(x) != writes[id(x)]}
         call = RecordedCall(
@@ -292,19 +291,6 @@ def form_of(value: Any) -> tuple[Any, ...]:
 
 def _copy(value: Any) -> Any:
     return value.detach().clone() if isinstance(value, Tensor) else value
-
-
-def _has_custom_gradient(outputs: Sequence[Tensor]) -> bool:
-    """Whether an autograd function has made them, or what they are made of."""
-    pending, met = [x.grad_fn for x in outputs], set[Any]()
-    while pending:
-        made = pending.pop()
-        if isinstance(made, BackwardCFunction):
-            return True
-        if made is not None and made not in met:
-            met.add(made)
-            pending += [before for before, _ in made.next_functions]
-    return False
 
 
 def _may_write(module: nn.Module | None, x: Tensor) -> bool:
