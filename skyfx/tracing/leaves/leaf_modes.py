@@ -8,7 +8,7 @@ from torch.overrides import TorchFunctionMode
 
 from skyfx.runtime.pytree import flatten
 
-_GET_GRADIENT = Tensor.grad.__get__  # type: ignore[attr-defined]
+_GET_GRADIENT = Tensor.grad.__get__  # type: ignore[union-attr]
 """What torch calls to read `x.grad`."""
 
 MOST_TIMES, MOST_CALLS = 10, 100
