@@ -77,9 +77,11 @@ def observe_plain(
     """Run the model itself on one micro-batch after the other; it is as before afterwards."""
 
     def run() -> Contents:
-        found = []
+        found, calls = [], []
         for part in parts:
-            found.append(plain_outputs(model, part)[1])
+            with called_at_once(model, captured.hooks.hooks) as made:
+                found.append(plain_outputs(model, part)[1])
+            calls += made
             if how.backward:
                 # `loss_fn` may read what forward leaves on attributes.
                 loss = weighted_sum([*found[-1], *captured.assigned.tensors_on(model)])
@@ -87,11 +89,7 @@ def observe_plain(
             found[-1] = [x.detach() for x in found[-1]]
         return {OUTPUTS: numbered(found), CALLS: {"order": _named(model, calls)}}
 
-    with (
-        in_mode(model, training=how.training),
-        on_one_device(model),
-        called_at_once(model, captured.hooks.hooks) as calls,
-    ):
+    with in_mode(model, training=how.training), on_one_device(model):
         return observed(model, run, how)
 
 
