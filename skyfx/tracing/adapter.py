@@ -6,6 +6,7 @@ what it leaves on attributes, it passes on the tensors.
 
 import inspect
 from collections.abc import Mapping
+from contextlib import nullcontext
 from types import MappingProxyType
 from typing import NamedTuple
 
@@ -19,7 +20,7 @@ from skyfx.tracing.data_dependence import NoDataDependence
 from skyfx.tracing.effects.attribute_watch import AttributeWatch
 from skyfx.tracing.effects.counters import put_stand_ins
 from skyfx.tracing.effects.observing_hooks import Observers, put_off
-from skyfx.tracing.leaves.leaf_calls import buffers_kept
+from skyfx.tracing.leaves.bound_code import buffers_kept
 from skyfx.tracing.node_names import ADAPTED
 from skyfx.tracing.torch_internals import export_flags, interceptable_lists
 
@@ -109,11 +110,13 @@ class TensorsOnly(nn.Module):
             kwargs = {"use_cache": False} | kwargs
         put_stand_ins(model, self._effects.counted)
         watch = AttributeWatch(model)
+        # Code that compiles itself, as FlexAttention, may have symbols of its own in a real run.
+        is_real = all(type(x) is Tensor for x in tensors)
         with buffers_kept(model):
             try:
                 with (
                     interceptable_lists(),
-                    NoDataDependence(),
+                    nullcontext() if is_real else NoDataDependence(),
                     export_flags(exported=self._exported),
                     put_off(self._effects.observers.sites) as calls,
                 ):

@@ -13,6 +13,7 @@ from torch import nn
 from skyfx.measurement.operator_costs import has_values
 from skyfx.orchestration.environment import Environment
 from skyfx.passes.aliasing import written_parameters
+from skyfx.passes.rng_advance import draws_by_values
 from skyfx.runtime.execution.microbatch import Batch
 from skyfx.runtime.execution.verified import Verified
 from skyfx.runtime.model_state import state_slots
@@ -181,13 +182,27 @@ class PipelineCheck:
         except BaseException:
             pipeline.close()
             raise
-        logger.info("%s", pipeline.verified)
+        self._tell(pipeline)
 
     def _made(self, verified: Verified) -> Pipeline:
         pipeline = self.make()
         pipeline.verified = verified
-        logger.info("%s", verified)
+        self._tell(pipeline)
         return pipeline
+
+    def _tell(self, pipeline: Pipeline) -> None:
+        """Say what is verified, and what differs although it is right."""
+        logger.info("%s", pipeline.verified)
+        if pipeline.runner.draws_as_plain_torch or self.environment.group.rank:
+            return
+        node = draws_by_values(self.captured)
+        where = "on a device that is no CPU"
+        if node is not None:
+            where = f"in {self.captured.ids[node]!r}, which draws as values say or stays whole"
+        logger.warning(
+            "%s draws other random numbers than plain torch, the same under any plan: %s",
+            *(self.captured.name, where),
+        )
 
     def _agreed(self, plain: Contents, staged: Contents, how: RunMode, remark: str) -> Verified:
         """What all processes have compared together.

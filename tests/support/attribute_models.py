@@ -292,6 +292,52 @@ class Logging(Layers):
         return self.last(torch.tanh(self.inner(h)))
 
 
+class Recomputing(Layers):
+    """Runs a block again in backward, by what it has left there, as reversible networks do."""
+
+    class Again(torch.autograd.Function):
+        @staticmethod
+        def forward(ctx: Any, h: Tensor, block: nn.Module) -> Tensor:
+            ctx.save_for_backward(h)
+            ctx.block = block
+            with torch.no_grad():
+                return block(h)
+
+        @staticmethod
+        def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, None]:
+            h = ctx.saved_tensors[0].detach().requires_grad_()
+            with torch.enable_grad():
+                torch.autograd.backward(ctx.block(h, again=True), gradient)
+            return h.grad, None
+
+    class Block(nn.Module):
+        scale: Tensor | None = None
+
+        def __init__(self) -> None:
+            super().__init__()
+            self.linear = nn.Linear(WIDTH, WIDTH)
+
+        def forward(self, h: Tensor, again: bool = False) -> Tensor:
+            if not again:
+                self.scale = h.detach().mean(0)
+            return torch.tanh(self.linear(h)) * self.scale
+
+    class Reversible(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.block = Recomputing.Block()
+
+        def forward(self, h: Tensor) -> Tensor:
+            return 2 * Recomputing.Again.apply(h, self.block)  # type: ignore[no-any-return, no-untyped-call]
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.reversible = self.Reversible()
+
+    def between(self, h: Tensor) -> Tensor:
+        return self.reversible(h)
+
+
 KINDS: list[type[Layers]] = [
     Mixture,
     PickingMixture,
@@ -306,6 +352,7 @@ KINDS: list[type[Layers]] = [
     Hooked,
     Counting,
     Logging,
+    Recomputing,
 ]
 
 

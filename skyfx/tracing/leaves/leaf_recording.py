@@ -23,6 +23,7 @@ from skyfx.solver.errors import CaptureError
 from skyfx.tracing.data_dependence import OpSite
 from skyfx.tracing.effects.attribute_watch import AttributeWatch
 from skyfx.tracing.effects.autograd_effects import BackwardError
+from skyfx.tracing.leaves.bound_code import BoundCode, buffers_kept, has_custom_gradient
 from skyfx.tracing.leaves.call_sites import CallSite, copy_of, decides
 from skyfx.tracing.leaves.forward_lines import ForwardCode, Lines
 from skyfx.tracing.leaves.leaf_arguments import (
@@ -32,7 +33,7 @@ from skyfx.tracing.leaves.leaf_arguments import (
     is_argument,
     unflatten_held,
 )
-from skyfx.tracing.leaves.leaf_calls import BoundCode, RecordedCall, buffers_kept
+from skyfx.tracing.leaves.leaf_calls import RecordedCall
 from skyfx.tracing.leaves.leaf_sites import CannotCrossError, Function, LeafSite, Reason
 from skyfx.tracing.leaves.other_values import other_values
 from skyfx.tracing.leaves.reached_tensors import reached, reached_by
@@ -100,6 +101,7 @@ class Recorder:
         state = [n for n in named if n in used.names or n.startswith(needed)]
         tensors = [*given, *(named[n] for n in state)]
         form, outputs = OutputSpec.of(returned)
+        code.is_kept = bool(left) and has_custom_gradient(outputs)
         outputs = [*outputs, *left]
         written = {i for i, x in enumerate(tensors) if num_writes(x) != writes[id(x)]}
         call = RecordedCall(

@@ -154,6 +154,25 @@ def test_a_buffer_that_differs_has_a_cure_of_its_own() -> None:
         assert pipeline.verified.largest == 0
 
 
+class Leaks(Net):
+    """A random slope for each negative number."""
+
+    def between(self, h: Tensor) -> Tensor:
+        return functional.rrelu(h, training=self.training)
+
+
+def test_other_random_numbers_than_those_of_plain_torch_are_told(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    with partitioned(Leaks(), check="outputs") as pipeline:
+        assert "whose random numbers are others" in str(pipeline.verified)
+    told = [record for record in caplog.records if record.levelname == "WARNING"]
+    assert [record.getMessage() for record in told] == [
+        "Leaks draws other random numbers than plain torch, the same under any plan: in 'rrelu', "
+        "which draws as values say or stays whole"
+    ]
+
+
 class Moves(Net):
     """Changes all that can be put back."""
 
