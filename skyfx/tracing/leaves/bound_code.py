@@ -1,7 +1,7 @@
 """Code of a model that a leaf calls again and again, with tensors that it is given."""
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from typing import Any
 
 from torch import Tensor, is_grad_enabled, nn
@@ -12,6 +12,7 @@ from skyfx.solver.errors import CaptureError
 from skyfx.tracing.effects.attribute_effects import line_of
 from skyfx.tracing.effects.attribute_watch import AttributeWatch
 from skyfx.tracing.leaves.call_sites import copy_of
+from skyfx.tracing.leaves.leaf_modes import GradientsOfLeaves
 from skyfx.tracing.tensor_binding import named_tensors
 from skyfx.tracing.torch_internals import own_tensors
 
@@ -25,9 +26,11 @@ class BoundCode:
     Attributes:
         is_kept: whether backward reads what a run leaves on attributes; then each run has a module
             of its own.
+        reads_gradients: whether it asks parameters for theirs, as `module.to` does.
     """
 
     is_kept = False
+    reads_gradients = False
 
     def __init__(self, owner: nn.Module | None, function: Callable[..., Any] | str) -> None:
         self.owner = owner
@@ -47,6 +50,7 @@ class BoundCode:
         if self.is_kept and is_grad_enabled():
             copied = copy_of(self.owner)
             own = BoundCode(copied, self._function)
+            own.reads_gradients = self.reads_gradients
             returned, changes, _ = own._run(copied, state, args, kwargs)
             return returned, changes
         returned, changes, watch = self._run(self.owner, state, args, kwargs)
@@ -60,7 +64,8 @@ class BoundCode:
             for held, key in self._holders[name]:
                 held[key] = tensor
         watch = AttributeWatch(owner, reachable=False)
-        with buffers_kept(owner):
+        asked = GradientsOfLeaves() if self.reads_gradients else nullcontext()
+        with buffers_kept(owner), asked:
             if isinstance(self._function, str):
                 returned = getattr(owner, self._function)(*args, **kwargs)
             else:
