@@ -75,4 +75,21 @@ class HookCalls:
         """Call those hooks that are still there."""
         for (module, hook), values in zip(self.hooks, self.form.restore(tensors), strict=True):
             if any(hook is each for each in hooks_of(module)):
-                hook(module, *values)
+                returned = hook(module, *values)
+                if _noted is not None:
+                    _noted.append((module, hook, returned))
+
+
+_noted: list[tuple[nn.Module, Any, Any]] | None = None
+
+
+@contextmanager
+def noted_calls() -> Iterator[list[tuple[nn.Module, Any, Any]]]:
+    """Within it, the calls are noted, in any thread: yields module, hook and what it returned."""
+    global _noted
+    calls: list[tuple[nn.Module, Any, Any]] = []
+    _noted = calls
+    try:
+        yield calls
+    finally:
+        _noted = None

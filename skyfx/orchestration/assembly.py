@@ -71,7 +71,7 @@ def splitter_for(
 ) -> Splitter:
     """Splits the model over the devices of the plan, of which this process has some."""
     devices = [environment.local.get(stage.device) for stage in plan.stages]
-    return Splitter(model, plan, devices, environment.on_cpu(plan), weights)
+    return Splitter(model, plan, devices, environment.on_cpu(plan), weights, environment.group)
 
 
 def deploy(environment: Environment, splitter: Splitter, captured: Capture) -> Deployment:

@@ -15,6 +15,7 @@ Contents = Mapping[str, Mapping[str, Any]]
 """What a run gave and left, by kind and name."""
 
 STATE, GENERATORS, OUTPUTS = "buffers and attributes", "generators", "outputs"
+CALLS = "calls of hooks"
 VALUES, GRADIENTS, FLOWING = "values between stages", "gradients", "gradients between stages"
 
 
@@ -52,6 +53,10 @@ KINDS = {
         "forward changes {name!r}",
         "stages do not keep what forward leaves on Python objects. Keep it in a buffer that "
         "forward writes in place, or return it; remove hooks that collect",
+    ),
+    CALLS: ComparedKind(
+        "forward hooks are called otherwise",
+        "This is a fault of skyfx. Take the hooks out, and report it",
     ),
     GENERATORS: ComparedKind(
         "forward leaves {name}'s generator in another state",

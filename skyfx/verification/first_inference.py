@@ -5,24 +5,21 @@ has those of its own stages; for the run in plain torch it gets the others.
 """
 
 import logging
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import partial
 
 import torch
-from torch import Tensor, nn
 
 from skyfx.partitioning.splitter import Splitter
-from skyfx.runtime.distributed.gathering import gathered
-from skyfx.runtime.distributed.process_group import ProcessGroup
+from skyfx.partitioning.whole_model import whole_model
 from skyfx.runtime.execution.microbatch import Batch
 from skyfx.runtime.execution.verified import AT_FIRST_CALL, Verified
 from skyfx.runtime.pipeline import Pipeline
 from skyfx.tracing.capture import Capture
-from skyfx.tracing.tensor_binding import in_place_of, named_tensors, rebind
 from skyfx.verification.capacity import lacking
-from skyfx.verification.check import PipelineCheck, not_the_graph
+from skyfx.verification.check import PipelineCheck, has_generators, not_the_graph
 from skyfx.verification.fused_eval import check_fused_eval
 from skyfx.verification.observation import Observation, RunMode, observe_plain
 from skyfx.verification.tolerance import tolerance
@@ -84,9 +81,11 @@ class FirstInference:
     def _held(self, check: PipelineCheck) -> Verified | None:
         """What agrees; None if plain torch fails."""
         model, group, microbatch = check.model, check.environment.group, check.captured.microbatch
-        whole = self.check  # its capture has all nodes that were planned
-        lacks = partial(lacking, model, whole.captured, whole.plan, whole.environment, _HOW)
+        planned = self.check  # its capture has all nodes that were planned
+        lacks = partial(lacking, model, planned.captured, planned.plan, planned.environment, _HOW)
         why = next(filter(None, group.run_together(lacks)), "")
+        if group.size > 1 and has_generators(check.captured):
+            why = why or "its generator is where its stage is"
         plain: list[Observation] = []
 
         def run() -> bool:
@@ -95,8 +94,8 @@ class FirstInference:
             return bool(plain)
 
         if not why:
-            with _whole(model, group) as missing:
-                why = f"no process has the values of {missing!r}" if missing else ""
+            with whole_model(model, group) as whole:
+                why = f"no process has the values of {whole.missing!r}" if whole.missing else ""
                 if not why and not all(group.run_together(run)):
                     return None
                 allowed = tolerance(check.captured)
@@ -104,24 +103,3 @@ class FirstInference:
         if why:
             return check.parts_agreed(self.pipeline, microbatch, _HOW, not_the_graph(why))
         return check.held(self.pipeline, plain[0], [microbatch], _HOW)
-
-
-@contextmanager
-def _whole(model: nn.Module, group: ProcessGroup) -> Iterator[str]:
-    """Within it, the model has all values in each process; yields the name of what has none."""
-    named = named_tensors(model)
-    missing = [name for name, x in named.items() if x.is_meta]
-    filled: dict[int, Tensor] = {}
-    if group.size > 1:
-        missing = []
-        for name, values in gathered(group, named):
-            if values is None:
-                missing.append(name)
-            elif named[name].is_meta:
-                filled[id(named[name])] = in_place_of(named[name], values)
-    back = {id(filled[id(x)]): x for x in named.values() if id(x) in filled}
-    rebind(model, filled)
-    try:
-        yield next(iter(missing), "")
-    finally:
-        rebind(model, back)

@@ -30,7 +30,7 @@ from skyfx.runtime.rng.step_streams import Draws, begin_step_streams
 from skyfx.runtime.transport.local import Gradients, Values
 from skyfx.tracing.capture import Capture
 from skyfx.tracing.tensor_binding import moved
-from skyfx.verification.comparison import FLOWING, OUTPUTS, VALUES, Contents
+from skyfx.verification.comparison import CALLS, FLOWING, OUTPUTS, VALUES, Contents
 from skyfx.verification.observation import RunMode, observe_staged, observed
 
 
@@ -112,7 +112,7 @@ class StageParts:
         for k, record in records.items():
             found[VALUES] |= self._named(k, k + 1, record.sent)
             found[FLOWING] |= self._named(k, k, record.returned)
-        apart = {kind: some for kind, some in staged.items() if kind != OUTPUTS}
+        apart = {kind: some for kind, some in staged.items() if kind not in (OUTPUTS, CALLS)}
         return plain, {**apart, **found}
 
     def _named(self, k: int, boundary: int, values: Gradients) -> dict[str, Any]:

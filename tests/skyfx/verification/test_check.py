@@ -14,6 +14,7 @@ from torch.utils.checkpoint import checkpoint
 
 import skyfx
 from skyfx.partitioning import splitter
+from skyfx.runtime.execution.hook_calls import HookCalls
 from skyfx.runtime.execution.step import StagedModel
 from skyfx.runtime.model_state import ModelState
 from skyfx.runtime.state.contents import equal
@@ -453,6 +454,22 @@ def test_micro_batches_that_meet_are_refused(
     break_each_split(monkeypatch, break_it)
     with pytest.raises(VerificationError, match="of micro-batch 1"):
         partitioned(Whole(), check=check)
+
+
+def test_hooks_that_are_called_in_another_order_are_refused(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def other_way(self: HookCalls, tensors: Any) -> None:
+        pairs = zip(self.hooks, self.form.restore(tensors), strict=True)
+        make(*HookCalls.of([(*hook, values) for hook, values in pairs][::-1], self.changes))
+
+    make = HookCalls.make
+    model = Whole()
+    for layer in (model.first, model.last):
+        layer.register_forward_hook(lambda module, args, output: None)
+    with partitioned(model):
+        monkeypatch.setattr(HookCalls, "make", other_way)
+    assert "forward hooks are called otherwise" in refusal(model)
 
 
 def test_stages_that_fail_where_plain_torch_does_not_are_refused(
