@@ -1,6 +1,7 @@
 """Models that leave something on their modules, for `loss_fn` or for the next call."""
 
 import copy
+from collections import defaultdict
 from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
@@ -251,6 +252,7 @@ class Counting(Layers):
     def __init__(self) -> None:
         super().__init__()
         self.counts: dict[Any, int] = {"calls": 0, "most": 5}
+        self.shapes: dict[str, int] = defaultdict(int)
         self.sizes = [0, 0.5]
         self.means: Any = 0
 
@@ -258,6 +260,7 @@ class Counting(Layers):
         self.total += 1
         self.counts["calls"] += 1
         self.counts["rows"] = self.counts.get("rows", 0) + len(h)
+        self.shapes[str(h.shape)] += 1
         self.sizes[0] -= h.shape[1]
         self.sizes[1] += 0.1
         self.means = self.means + h.detach().mean()

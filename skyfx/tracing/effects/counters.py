@@ -8,6 +8,7 @@ Two calls show what may be meant. A third one, with stand-ins that cannot be rea
 shows whether forward does no more than that.
 """
 
+import copy
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from typing import Any, NoReturn
@@ -104,7 +105,10 @@ def _stand_ins(one: Any, other: Any) -> Any:
         CaptureError: something else differs.
     """
     if isinstance(one, dict) and isinstance(other, dict) and one.keys() == other.keys():
-        return type(one)((key, _stand_ins(x, other[key])) for key, x in one.items())
+        made = copy.copy(one)
+        for key, x in one.items():
+            made[key] = _stand_ins(x, other[key])
+        return made
     if isinstance(one, list | tuple) and type(one) is type(other) and len(one) == len(other):
         items = [_stand_ins(x, y) for x, y in zip(one, other, strict=True)]
         return type(one)(items) if type(one) in (list, tuple) else one._make(items)  # type: ignore[union-attr]
