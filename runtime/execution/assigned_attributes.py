@@ -139,6 +139,12 @@ class _Holder:
             self._slot.put(value)
 
 
+def replace_value(model: nn.Module, name: str, by: Callable[[Any], Any]) -> None:
+    """Put what a function makes of an attribute's value in its place."""
+    holder = _Holder(model, name)
+    holder.put(by(holder.value))
+
+
 def place_of(model: nn.Module, name: str) -> tuple[nn.Module, str]:
     """The module that has the attribute, and its name there."""
     path, _, key = name.rpartition(".")

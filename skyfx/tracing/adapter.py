@@ -18,7 +18,7 @@ from skyfx.runtime.execution.microbatch import Batch, OutputSpec
 from skyfx.runtime.pytree import unflatten
 from skyfx.tracing.data_dependence import NoDataDependence
 from skyfx.tracing.effects.attribute_watch import AttributeWatch
-from skyfx.tracing.effects.counters import put_stand_ins
+from skyfx.tracing.effects.counters import put_stand_ins, reads_refused
 from skyfx.tracing.effects.observing_hooks import Observers, put_off
 from skyfx.tracing.leaves.bound_code import buffers_kept
 from skyfx.tracing.node_names import ADAPTED
@@ -119,6 +119,7 @@ class TensorsOnly(nn.Module):
                     nullcontext() if is_real else NoDataDependence(),
                     export_flags(exported=self._exported),
                     put_off(self._effects.observers.sites) as calls,
+                    reads_refused(),
                 ):
                     self.returned.form, found = OutputSpec.of(model(*args, **kwargs))
             except Exception as error:

@@ -18,7 +18,12 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 
-from skyfx.runtime.execution.assigned_attributes import AssignedAttributes, AttributeChange, Way
+from skyfx.runtime.execution.assigned_attributes import (
+    AssignedAttributes,
+    AttributeChange,
+    Way,
+    replace_value,
+)
 from skyfx.runtime.model_state import preserve_run
 from skyfx.runtime.pytree import tree_leaves, tree_map
 from skyfx.runtime.rng.generator_state import preserve_generators
@@ -27,7 +32,7 @@ from skyfx.runtime.state.python_numbers import is_counted
 from skyfx.runtime.state.reachable_state import reachable_functions
 from skyfx.solver.errors import CaptureError
 from skyfx.tracing.effects.attribute_watch import AttributeWatch
-from skyfx.tracing.effects.counters import counters
+from skyfx.tracing.effects.counters import AppendOnly, counters
 from skyfx.tracing.effects.mutable_attributes import plain_tensors
 
 Counted = Mapping[str, AttributeChange]
@@ -97,6 +102,12 @@ def attribute_effects(model: nn.Module, run: ModelCall) -> AttributeEffects:
                 after_it = _called_after(model, run, first, [name])
                 if after_it.differs_from(first):
                     remembered[name] = first.changes[name], after_it.changes.get(name)
+    remembered |= {
+        name: (first.changes[name], change)
+        for name, change in second.changes.items()
+        if change.way is Way.APPEND and name in first.changes.keys() - remembered.keys()
+        if not _only_appends(model, run, name)
+    }
     # Without values, nothing shows that a tensor differs from call to call.
     unseen = {x: (y, y) for x, y in first.changes.items() if _has_no_values(y.value)}
     candidates = {**unseen, **remembered}
@@ -155,6 +166,17 @@ def _returns_same(model: nn.Module, run: ModelCall, first: _Call, counted: Count
         return False
     left = (call.changes[name].value for name in counted if name in call.changes)
     return any(map(is_counted, left)) and equal(call.outputs, first.outputs)
+
+
+def _only_appends(model: nn.Module, run: ModelCall, name: str) -> bool:
+    """Whether the model runs without reading a list that it appends to."""
+    try:
+        with preserve_run(model):
+            replace_value(model, name, AppendOnly)
+            run({})
+    except Exception:
+        return False
+    return True
 
 
 def _has_no_values(value: Any) -> bool:

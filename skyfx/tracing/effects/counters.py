@@ -1,15 +1,16 @@
-"""Numbers that a forward counts up, and never reads: they may be counted where stages have run.
+"""What a forward adds to, and never reads: it may be added where stages have run.
 
-    self.calls += 1                        a constant comes to it
+    self.calls += 1                        a constant comes to a number
     self.seen["tokens"] += mask.sum()      what comes to it is an output of the graph
+    self.log.append(loss.item())           and so is what comes to a list
 
-Two calls show which numbers may be meant. A third one, with stand-ins that cannot be read in their
-places, shows whether forward does no more than to count.
+Two calls show what may be meant. A third one, with stand-ins that cannot be read in their places,
+shows whether forward does no more than that.
 """
 
-from collections.abc import Callable, Mapping
-from contextlib import suppress
-from typing import Any
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, suppress
+from typing import Any, NoReturn
 
 import torch
 from torch import Tensor, nn
@@ -21,6 +22,52 @@ from skyfx.runtime.execution.assigned_attributes import (
 )
 from skyfx.runtime.state.python_numbers import Added, as_is
 from skyfx.solver.errors import CaptureError
+
+_refusing = [False]
+
+
+@contextmanager
+def reads_refused() -> Iterator[None]:
+    """Within it, forward runs: it cannot read what is `AppendOnly`."""
+    before, _refusing[0] = _refusing[0], True
+    try:
+        yield
+    finally:
+        _refusing[0] = before
+
+
+def _refused(name: str) -> Callable[..., Any]:
+    own = getattr(list, name)
+
+    def read(self: "AppendOnly", *args: Any) -> Any:
+        return self.refuse() if _refusing[0] else own(self, *args)
+
+    return read
+
+
+class AppendOnly(list[Any]):
+    """A stand-in for a list, whose entries from before forward cannot read."""
+
+    def __init__(self, held: list[Any]) -> None:
+        super().__init__(held)
+        self._num_before = list.__len__(self)
+
+    def refuse(self) -> NoReturn:
+        """Raise that forward reads it."""
+        raise CaptureError("forward reads a list that it appends to as well")
+
+    def __getitem__(self, key: Any) -> Any:
+        num_new = list.__len__(self) - self._num_before
+        if _refusing[0] and not (isinstance(key, int) and -num_new <= key < 0):
+            self.refuse()
+        return list.__getitem__(self, key)
+
+    __len__, __iter__, __contains__ = map(_refused, ("__len__", "__iter__", "__contains__"))
+    __reversed__, __eq__, __lt__ = map(_refused, ("__reversed__", "__eq__", "__lt__"))
+    __delitem__, __setitem__ = map(_refused, ("__delitem__", "__setitem__"))
+    pop, remove, index, count = map(_refused, ("pop", "remove", "index", "count"))
+    copy, clear, sort, reverse = map(_refused, ("copy", "clear", "sort", "reverse"))
+    insert = _refused("insert")
 
 
 def put_stand_ins(model: nn.Module, counted: Mapping[str, AttributeChange]) -> None:

@@ -42,6 +42,21 @@ class EachHundredth(Layers):
         return h * 2 if self.calls % 100 == 0 else h
 
 
+class LastTen(Layers):
+    """Reads how much it has kept."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.log: list[float] = []
+
+    def between(self, h: Tensor) -> Tensor:
+        self.log.append(h.detach().mean().item())
+        assert self.log[-1] < 1
+        if len(self.log) > 10:
+            self.log.pop(0)
+        return h
+
+
 class Starting(Layers):
     """Its state begins as nothing."""
 
@@ -67,6 +82,7 @@ class FirstBatch(Layers):
     ("kind", "message"),
     [
         (EachHundredth, r"changes 'calls' \(1, then 2\) at .*:\d+.* in a buffer"),
+        (LastTen, r"changes 'log' \(.*\) at .*:\d+.* in a buffer"),
         (Starting, r"changes 'state' \(a tensor of shape \(2, 8\), then .*\) at .*:\d+.*_buffer"),
         (FirstBatch, r"keeps 'scale' of its first call at .*:\d+.*: call the model once"),
     ],
