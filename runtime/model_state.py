@@ -12,13 +12,9 @@ import torch
 from torch import nn
 
 from skyfx.runtime.rng.generator_state import comparable_states, preserve_generators
+from skyfx.runtime.state.code_walk import Slot
 from skyfx.runtime.state.contents import content, equal, restorer
-from skyfx.runtime.state.reachable_state import (
-    NOT_STATE,
-    Slot,
-    reachable_objects,
-    reachable_slots,
-)
+from skyfx.runtime.state.reachable_state import NOT_STATE, reachable_objects, reachable_slots
 from skyfx.runtime.written_parameters import WrittenParameters, parameter_restorer
 
 

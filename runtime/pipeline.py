@@ -15,10 +15,11 @@ from skyfx.runtime.distributed.process_group import ProcessGroup
 from skyfx.runtime.execution.batch_cutter import BatchCutter
 from skyfx.runtime.execution.batch_dims import Dim
 from skyfx.runtime.execution.microbatch import Batch
-from skyfx.runtime.execution.runner import Deployment, Rebalancer, Runner, StepTimes
+from skyfx.runtime.execution.runner import Runner
 from skyfx.runtime.execution.shared_data import CallData, Reads
 from skyfx.runtime.execution.step import returned_loss
 from skyfx.runtime.execution.verified import Verified
+from skyfx.runtime.execution.workers import Deployment, Rebalancer, StepTimes
 from skyfx.runtime.profile import Profile, measured
 from skyfx.solver.core.plan import Plan
 from skyfx.solver.errors import SkyfxError
@@ -133,8 +134,8 @@ class Pipeline(AbstractContextManager["Pipeline"]):
     ) -> Tensor:
         """Run all micro-batches forward and backward; gradients accumulate in the parameters.
 
-        In `torch.autocast` backward is outside of it, as torch advises. A number, string or
-        function on the model may be changed between steps: it is captured again then.
+        In `torch.autocast` backward is outside of it, as torch advises. Numbers, strings, functions
+        on the model, and globals that it reads, may be changed: it is captured again then.
 
         Args:
             batch: a tensor, a tuple of the model's positional or a dict of its keyword arguments.

@@ -7,7 +7,7 @@ from statistics import median
 
 from torch import nn
 
-from skyfx.runtime.execution.runner import StepTimes
+from skyfx.runtime.execution.workers import StepTimes
 from skyfx.runtime.model_state import preserve_state
 from skyfx.solver.core import files
 from skyfx.solver.core.chrome_trace import chrome_trace

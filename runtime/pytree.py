@@ -15,6 +15,7 @@ from torch.utils import _pytree
 TreeSpec = _pytree.TreeSpec
 tree_flatten, tree_unflatten = _pytree.tree_flatten, _pytree.tree_unflatten
 tree_leaves, tree_map = _pytree.tree_leaves, _pytree.tree_map
+register_node = _pytree.register_pytree_node
 
 Keys = tuple[str | int, ...]
 """The keys that lead to a value; the indices of lists and tuples are numbers."""

@@ -26,6 +26,7 @@ from skyfx.passes.large_leaves import warn_of_large_leaves
 from skyfx.runtime.device import LocalDevice
 from skyfx.runtime.execution.batch_cutter import BatchCutter
 from skyfx.runtime.execution.batch_dims import AskedDims, BatchDims
+from skyfx.runtime.model_state import preserve_state
 from skyfx.runtime.pipeline import Pipeline
 from skyfx.solver.core.field_checks import one_of, text_sequence, whole_number
 from skyfx.solver.core.graph import Graph
@@ -34,6 +35,7 @@ from skyfx.solver.errors import VerificationError
 from skyfx.tracing.capture import example_batch
 from skyfx.verification.check import Check, PipelineCheck
 from skyfx.verification.cut_decision import batch_rule, capture_microbatch, decide, decided
+from skyfx.verification.first_inference import FirstInference
 
 logger = logging.getLogger(__name__)
 
@@ -95,7 +97,8 @@ def partition(
             modules and random generators; `outputs` runs no backward, and compares
             all but gradients; `off` compares nothing. Where the whole model does not fit this
             process, each stage is held against its own part. `Pipeline.verified` says what was
-            compared, and to what digit.
+            compared, and to what digit. Of a pipeline that trains, the first inference is
+            compared when it comes.
         initial: in several processes, parameters and buffers have to be the `same` in all, or are
             those of the `first` one.
         progress: told of each node that has been measured.
@@ -153,7 +156,8 @@ def partition(
         cut = decided(model, batch, rule, assumptions, group, verify=check != "off")
         captured = capture_microbatch(model, batch, cut, training=assumptions.training)
         check_patterns(assumptions.pins, captured)
-        graph, cluster = environment.measure(captured, progress)
+        with preserve_state(model):  # what stays whole runs, and hooks in backward
+            graph, cluster = environment.measure(captured, progress)
         warn_of_large_leaves(captured, graph)
         whole = batch.placed(cut.rule)
         source = PlanSource(graph, whole, assumptions, strategy, gap, time_limit_s)
@@ -167,7 +171,11 @@ def partition(
         return assemble(model, agreed, captured, environment, cutter, weights, rebalancer)
 
     whole = batch.placed(cut.rule)
-    return PipelineCheck(model, captured, whole, agreed, environment, make).pipeline(check)
+    checked = PipelineCheck(model, captured, whole, agreed, environment, make)
+    pipeline = checked.pipeline(check)
+    if check == "off" or not assumptions.training:
+        return pipeline
+    return FirstInference(checked, pipeline).await_it()
 
 
 def capture_and_measure(
@@ -177,6 +185,7 @@ def capture_and_measure(
     example_inputs: Any = None,
     mode: Mode = "training",
     num_microbatches: int = 8,
+    batch_dims: AskedDims = None,
     progress: Progress | None = None,
 ) -> Graph:
     """The first half of `partition`, for planning offline: the measured graph.
@@ -189,7 +198,7 @@ def capture_and_measure(
     whole_number("num_microbatches", num_microbatches, least=1)
     check_cache_folder()
     batch = example_batch(model, example_inputs)
-    rule, training = batch_rule(model, batch, None), mode == "training"
+    rule, training = batch_rule(model, batch, batch_dims), mode == "training"
     try:
         cut = decide(model, batch, rule, num_microbatches, training=training)
     except VerificationError:  # `partition` says it

@@ -1,6 +1,7 @@
 """The command `skyfx`: the planner's commands, and `capture` and `probe`, which need torch."""
 
 import inspect
+import re
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -41,6 +42,15 @@ DeviceNames = Annotated[
     list[str] | None,
     Option("--device", "-d", help="cpu, cuda:0, ...: once for each device; by default cpu."),
 ]
+BatchDimNames = Annotated[
+    list[str] | None,
+    Option(
+        "--batch-dim",
+        metavar="[ARGUMENT=]DIM",
+        help="The dimension of the samples, of all tensors or of an argument (a number, `none` for "
+        "what is not cut, or `entries`); by default 0.",
+    ),
+]
 
 
 def main() -> None:
@@ -56,6 +66,7 @@ def capture_command(
     device: DeviceNames = None,
     mode: ModeOption = "training",
     num_microbatches: Microbatches = 8,
+    batch_dim: BatchDimNames = None,
     force: Force = False,
     quiet: Quiet = False,
     verbose: Verbose = False,
@@ -68,6 +79,7 @@ def capture_command(
     with exit_codes(verbose=verbose, quiet=quiet):
         for path in filter(None, (output, cluster)):
             files.refuse_overwrite(path, force=force)
+        dims = _batch_dims(batch_dim or [])
         build = _load(model)
         from skyfx import api
         from skyfx.devices import local_links, resolve  # torch takes seconds to import
@@ -82,6 +94,7 @@ def capture_command(
                 example_inputs=inputs,
                 mode=mode,
                 num_microbatches=num_microbatches,
+                batch_dims=dims,
                 progress=progress,
             )
         if cluster is not None:
@@ -114,6 +127,25 @@ def probe_command(
         found = probed(hosts)
         if hosts.group.rank == 0:
             files.write(found, output, force=force)
+
+
+def _batch_dims(texts: list[str]) -> Any:
+    """What `partition` takes as `batch_dims`.
+
+    Raises:
+        ValueError: a text is no dimension of anything.
+    """
+    number = re.compile("-?[0-9]+").fullmatch
+    if len(texts) == 1 and number(texts[0]):
+        return int(texts[0])
+    dims: dict[str | int, Any] = {}
+    for text in texts:
+        name, _, dim = text.rpartition("=")
+        if not name or not (number(dim) or dim in ("none", "entries")):
+            raise ValueError(f"--batch-dim {text}: expected ARGUMENT=DIM, or DIM for all tensors")
+        key = int(name) if number(name) else name
+        dims[key] = int(dim) if number(dim) else None if dim == "none" else dim
+    return dims or None
 
 
 def _load(reference: str) -> Any:

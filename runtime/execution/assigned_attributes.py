@@ -1,14 +1,16 @@
 """What a forward leaves on attributes of the model's modules, besides what it returns.
 
     self.l_aux = aux              SET: another object than before
-    self.stats["aux"] = aux       REFILL: the same dict or list with other items
+    self.stats["aux"] = aux       UPDATE: the same dict with more, or other, entries
     self.losses.append(aux)       APPEND: the same list with more at its end
+    self.losses.clear()           REFILL: the same dict or list with other items
 
-In a captured graph the tensors of these values are further outputs. The runtime puts them where
-plain torch has them: before the loss of each micro-batch, or after its inference.
+In a captured graph the tensors of these values are further outputs, and so are numbers that are
+computed. The runtime puts them where plain torch has them: before the loss of each micro-batch, or
+after its inference.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from enum import Enum
 from typing import Any, NamedTuple
@@ -17,6 +19,7 @@ from torch import Tensor, nn
 
 from skyfx.runtime.execution.microbatch import OutputSpec
 from skyfx.runtime.pytree import flatten
+from skyfx.runtime.state.python_numbers import plain_value, without_numbers
 from skyfx.runtime.state.reachable_state import reachable_slots
 
 
@@ -25,11 +28,12 @@ class Way(Enum):
 
     SET = "set"
     REFILL = "refill"
+    UPDATE = "update"
     APPEND = "append"
 
 
 class AttributeChange(NamedTuple):
-    """What a forward has done to one attribute; `value` is the new one, or what was appended."""
+    """What a forward has done to one attribute; `value` is the new one, or what has come to it."""
 
     way: Way
     value: Any
@@ -64,11 +68,23 @@ class AssignedAttributes:
         """The same values, which come to their attributes in these ways."""
         return AssignedAttributes(tuple((name, ways[name]) for name, _ in self.ways), self.form)
 
-    def leave(self, model: nn.Module, tensors: Sequence[Tensor]) -> None:
-        """Do to the model's attributes what forward does, with these tensors."""
-        for (name, way), value in zip(self.ways, self.form.restore(tensors), strict=True):
+    def leave(
+        self,
+        model: nn.Module,
+        tensors: Sequence[Tensor],
+        made: Callable[[Any, Any], Any] = plain_value,
+    ) -> None:
+        """Do to the model's attributes what forward does, with these tensors.
+
+        Args:
+            model: has the attributes.
+            tensors: of their values.
+            made: a value as it is left, from it and what the attribute holds before.
+        """
+        for (name, way), given in zip(self.ways, self.form.restore(tensors), strict=True):
             holder = _Holder(model, name)
             held = holder.value
+            value = made(given, None if way is Way.APPEND else held)
             if way is Way.SET or type(held) is not type(value):
                 holder.put(value)
                 continue
@@ -95,7 +111,8 @@ class AssignedAttributes:
         for (name, _), value in zip(self.ways, self.form.restore(marks), strict=True):
             leaves, _ = flatten(_Holder(model, name).value)
             held = [x for x in leaves if isinstance(x, Tensor)]
-            found += held[len(held) - sum(x in marks for x in flatten(value)[0]) :]
+            num_left = sum(x in marks for x in flatten(without_numbers(value))[0])
+            found += held[len(held) - num_left :]
         return found
 
 
@@ -120,6 +137,12 @@ class _Holder:
             setattr(*self._place, value)
         elif self._slot is not None:
             self._slot.put(value)
+
+
+def replace_value(model: nn.Module, name: str, by: Callable[[Any], Any]) -> None:
+    """Put what a function makes of an attribute's value in its place."""
+    holder = _Holder(model, name)
+    holder.put(by(holder.value))
 
 
 def place_of(model: nn.Module, name: str) -> tuple[nn.Module, str]:

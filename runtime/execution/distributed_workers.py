@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from skyfx.runtime.device import LocalDevice
+from skyfx.runtime.distributed.gathering import gathered
 from skyfx.runtime.distributed.process_group import ProcessGroup
 from skyfx.runtime.distributed.roll_call import enter
 from skyfx.runtime.execution.microbatch import Batch
@@ -170,16 +171,10 @@ class DistributedWorkers(Workers):
         self.enter("state_dict", module=module)
         state = model.get_submodule(module).state_dict()
         tensors = {name: x for name, x in state.items() if isinstance(x, Tensor)}
-        ours = [name for name, x in tensors.items() if not x.is_meta]
-        held = [set(names) for names in self.group.all_gather_json(ours, list[str])]
-        for name, tensor in tensors.items():
-            holders = [rank for rank, names in enumerate(held) if name in names]
-            if not holders:
+        for name, values in gathered(self.group, tensors):
+            if values is None:
                 raise ValueError(f"no process holds {name!r}: no stage uses it")
-            values = torch.empty(tensor.shape, dtype=tensor.dtype)
-            if holders[0] == self.group.rank:
-                values.copy_(tensor)
-            state[name] = self.group.broadcast(holders[0], values)
+            state[name] = values
         return state
 
     def load_state(self, model: nn.Module, state: Mapping[str, Any], module: str) -> Any:

@@ -55,7 +55,8 @@ class HookCalls:
     Attributes:
         hooks: of each call, the module and the hook.
         form: of the tuple of what each hook is given besides the module.
-        changes: names of what they have changed, which other processes do not see.
+        changes: names of what they and code that stays whole have changed, which other processes
+            do not see.
     """
 
     hooks: tuple[tuple[nn.Module, Any], ...]
@@ -74,4 +75,21 @@ class HookCalls:
         """Call those hooks that are still there."""
         for (module, hook), values in zip(self.hooks, self.form.restore(tensors), strict=True):
             if any(hook is each for each in hooks_of(module)):
-                hook(module, *values)
+                returned = hook(module, *values)
+                if _noted is not None:
+                    _noted.append((module, hook, returned))
+
+
+_noted: list[tuple[nn.Module, Any, Any]] | None = None
+
+
+@contextmanager
+def noted_calls() -> Iterator[list[tuple[nn.Module, Any, Any]]]:
+    """Within it, the calls are noted, in any thread: yields module, hook and what it returned."""
+    global _noted
+    calls: list[tuple[nn.Module, Any, Any]] = []
+    _noted = calls
+    try:
+        yield calls
+    finally:
+        _noted = None

@@ -4,6 +4,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, is_dataclass, replace
 from enum import Enum
 from numbers import Number
+from types import EllipsisType
 from typing import Any
 
 import torch
@@ -22,6 +23,9 @@ from skyfx.runtime.pytree import (
 
 CONSTANTS = (Number, str, bytes, Enum, type(None), torch.dtype, torch.device, torch.layout)
 """Types of arguments other than tensors: their `repr` identifies the value."""
+
+RETURNED = (bool, int, float, complex, str, slice, EllipsisType, torch.Size, torch.dtype)
+"""Types of what a forward may return or leave beside tensors and None."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -166,8 +170,7 @@ class OutputSpec:
         """The nesting of a return value, and its tensors."""
         leaves, spec = flatten(returned)
         tensors = [leaf for leaf in leaves if isinstance(leaf, Tensor)]
-        kept = (bool, int, float, str)
-        constants = tuple(leaf if isinstance(leaf, kept) else None for leaf in leaves)
+        constants = tuple(leaf if isinstance(leaf, RETURNED) else None for leaf in leaves)
         return cls(spec, constants, tuple(isinstance(leaf, Tensor) for leaf in leaves)), tensors
 
     @property

@@ -5,9 +5,8 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
 from functools import partial
-from typing import Any, NamedTuple, Protocol
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -16,34 +15,23 @@ from torch.optim import Optimizer
 from skyfx.runtime.execution.batch_cutter import BatchCutter
 from skyfx.runtime.execution.microbatch import Batch
 from skyfx.runtime.execution.shared_data import CallData
-from skyfx.runtime.execution.split_cache import SplitCache, SplitFn
+from skyfx.runtime.execution.split_cache import SplitCache
 from skyfx.runtime.execution.step import LossHead, StagedModel, Step, autocast_here
-from skyfx.runtime.execution.workers import RunningStep, StepResult, Workers, done_since
+from skyfx.runtime.execution.workers import (
+    Deployment,
+    Rebalancer,
+    RunningStep,
+    StepResult,
+    StepTimes,
+    done_since,
+)
 from skyfx.runtime.rng.step_streams import begin_step_streams
-from skyfx.solver.core.plan import Plan
 from skyfx.solver.core.schedule import Action
 from skyfx.solver.core.timeline import CompletedAction
 from skyfx.solver.errors import StageError, WorkerLostError
 
 UNDER_WAY = 2
 """Batches of a stream that are in the pipeline at the same time."""
-
-
-@dataclass(frozen=True, slots=True)
-class StepTimes:
-    """Seconds of the last call, and busy seconds of a micro-batch in each stage, `(num_stages,)`.
-
-    A stage's are those of its forward and, in training, its backward.
-    """
-
-    step_s: float
-    forward_s: tuple[float, ...]
-    backward_s: tuple[float, ...]
-
-    @property
-    def stage_s(self) -> tuple[float, ...]:
-        """Both together."""
-        return tuple(map(sum, zip(self.forward_s, self.backward_s, strict=True)))
 
 
 MakeData = Callable[[], CallData]
@@ -56,33 +44,16 @@ MakeWork = Callable[[], tuple[list[Batch], LossHead | None]]
 """Makes the micro-batches of a step, and in training its loss."""
 
 
-class Deployment(NamedTuple):
-    """A plan, its workers, and the model as `split` for it; `staged` is that of `microbatch`."""
-
-    plan: Plan
-    workers: Workers
-    split: SplitFn
-    microbatch: Batch
-    staged: StagedModel
-
-
-class Rebalancer(Protocol):
-    """Finds another plan when the present one no longer fits, and moves the model to it."""
-
-    def replan(self, plan: Plan, measured: StepTimes, above: float, steps: int) -> Plan | None:
-        """Another plan, or None to stay with the present one; see `Pipeline.rebalance`."""
-
-    def migrate(self, plan: Plan, optimizers: Sequence[Optimizer]) -> Deployment:
-        """Move parameters and optimizer state to where this plan has them."""
-
-
 class Runner:
     """Runs one step after another by a plan.
 
     Attributes:
         plan: stages, predicted times, bound and gap.
         workers: run its stages.
+        split: splits the model for another mode or shape of micro-batch.
         measured: the times of the last step, None before the first one.
+        first_inference: holds the first inference against plain torch, before its values are handed
+            over; None if that is done, or not asked for.
     """
 
     def __init__(self, model: nn.Module, deployment: Deployment, cutter: BatchCutter) -> None:
@@ -90,13 +61,16 @@ class Runner:
         self._model, self._cutter = model, cutter
         self._calling = threading.Lock()
         self._is_closed, self._is_streaming = False, False
+        self.first_inference: Callable[[list[Batch]], bool] | None = None
+        self._verifying: int | None = None
         self._deploy(deployment)
 
     def _deploy(self, deployment: Deployment) -> None:
         self.plan, self.workers = deployment.plan, deployment.workers
         self.measured: StepTimes | None = None
         self._ran: Sequence[StagedModel] = ()
-        self._splits = SplitCache(self._model, deployment.split)
+        self.split = deployment.split
+        self._splits = SplitCache(self._model, self.split)
         training = self.plan.assumptions.training
         self.workers.learn(deployment.microbatch)
         self._splits.put(deployment.microbatch, deployment.staged, training=training)
@@ -213,6 +187,9 @@ class Runner:
     def _turn(self) -> Iterator[None]:
         """Let calls from several threads take turns; a stream keeps its turn until it ends."""
         self.workers.refuse_reentry()
+        if self._verifying == threading.get_ident():  # within the turn of its call
+            yield
+            return
         if self._is_streaming:
             raise RuntimeError("a stream of this pipeline is under way: exhaust it, or close() it")
         with self._calling:
@@ -236,7 +213,22 @@ class Runner:
             except ValueError as error:  # perhaps only here, where the targets are
                 failure = error
         lacking = self._splits.lacking(parts, training=training)
-        return self.workers.fill(parts, lacking, failure), head
+        parts = self.workers.fill(parts, lacking, failure)
+        if not training:
+            self._verify(parts)
+        return parts, head
+
+    def _verify(self, parts: list[Batch]) -> None:
+        """Let `first_inference` run micro-batches, until it has held one against plain torch."""
+        if self.first_inference is None:
+            return
+        self._verifying = threading.get_ident()
+        try:
+            is_done = self.first_inference(parts)
+        finally:
+            self._verifying = None
+        if is_done:
+            self.first_inference = None
 
     def _step(self, work: MakeWork, turn: int = 0, *, as_trained: bool = False) -> Step:
         parts, head = work()

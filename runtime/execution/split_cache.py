@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from skyfx.runtime.execution.microbatch import Batch
 from skyfx.runtime.execution.shared_data import lacks_values
 from skyfx.runtime.execution.step import StagedModel, autocast_here
-from skyfx.runtime.state.fixed_values import fixed_values, plain_text
+from skyfx.runtime.state.fixed_values import ReadVariables, fixed_values, plain_text
 from skyfx.runtime.state.reachable_state import hooks_of
 
 logger = logging.getLogger(__name__)
@@ -27,6 +27,7 @@ class SplitCache:
         self._model, self._split = model, split
         self._made: dict[Any, StagedModel] = {}
         self._tensors_then: list[tuple[Tensor, torch.dtype]] = []
+        self._variables = ReadVariables(model)
         self._values_then: dict[str, Any] = {}
         self._values_at_first: dict[str, Any] = {}
 
@@ -34,6 +35,7 @@ class SplitCache:
         """Add a split that has been made for micro-batches like this one."""
         self._made[self.setting(training), part.signature] = staged
         self._tensors_then = self._tensors()
+        self._variables = ReadVariables(self._model)
         self._values_then = self.values()
         self._values_at_first = self._values_at_first or self._values_then
 
@@ -57,9 +59,10 @@ class SplitCache:
         return [i for key, i in keys.items() if key not in self._made]
 
     def values(self) -> dict[str, Any]:
-        """The values on attributes that captures have fixed, by name."""
-        assigned = {x for staged in self._made.values() for x in staged.assigned.names}
-        return fixed_values(self._model, assigned)
+        """The values that captures have fixed, by name; not those that the steps change."""
+        made = self._made.values()
+        changed = {x for one in made for x in (*one.assigned.names, *one.hooks.changes)}
+        return fixed_values(self._model, changed) | self._variables.values(changed)
 
     def asked(self, training: bool, *, shared: bool) -> dict[str, Any]:
         """What has to be the same in all processes, where several share the model."""

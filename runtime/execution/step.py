@@ -282,10 +282,16 @@ def _of_memory(error: BaseException, stage: Stage) -> str:
 def returned_loss(outputs: Any, _: Any) -> Tensor:
     """The loss that the model returns, as transformers' models do where the batch has labels.
 
+    Alone, as `loss` of an object or a dict, or first in a tuple.
+
     Raises:
         ValueError: it returns none.
     """
-    loss = outputs["loss"] if isinstance(outputs, dict) else getattr(outputs, "loss", outputs)
+    loss = getattr(outputs, "loss", outputs)
+    if isinstance(outputs, dict):
+        loss = outputs.get("loss")
+    elif isinstance(loss, tuple | list) and loss:  # (loss, outputs)
+        loss = loss[0]
     if not isinstance(loss, Tensor) or loss.numel() != 1:
         raise ValueError(
             f"the model returns no loss but a {type(outputs).__name__}: pass targets and loss_fn "

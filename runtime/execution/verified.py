@@ -15,12 +15,14 @@ class Verified:
             the last bit.
         where: which tensor that is.
         remark: what was not verified, and why; empty if all was.
+        inference: the same of inference, where the pipeline was made for training.
     """
 
     tensors: Mapping[str, int] = field(default_factory=dict)
     largest: float = 0.0
     where: str = ""
     remark: str = ""
+    inference: "Verified | None" = None
 
     def joined(self, other: "Verified") -> "Verified":
         """Both, with the remark of the other."""
@@ -29,6 +31,11 @@ class Verified:
         return Verified(tensors, worse.largest, worse.where, other.remark)
 
     def __str__(self) -> str:
+        inference = "" if self.inference is None else f"; in inference: {self.inference._said}"
+        return ("verified against plain torch: " if self.tensors else "") + self._said + inference
+
+    @property
+    def _said(self) -> str:
         if not self.tensors:
             return f"not verified: {self.remark}"
         counts = ", ".join(f"{kind} ({count})" for kind, count in self.tensors.items())
@@ -36,4 +43,8 @@ class Verified:
         if self.largest:
             digits = f"equal to {self.largest:.0e} of the largest number ({self.where})"
         remark = f"; not verified: {self.remark}" if self.remark else ""
-        return f"verified against plain torch: {counts}, {digits}{remark}"
+        return f"{counts}, {digits}{remark}"
+
+
+AT_FIRST_CALL = Verified(remark="its first call will be")
+"""Of inference, before there was any."""

@@ -5,18 +5,21 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import FIRST_EXCEPTION, Future, ThreadPoolExecutor, wait
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple, Protocol
 
 import torch
 from torch import Tensor, nn
+from torch.optim import Optimizer
 
 from skyfx.runtime.device import LocalDevice
 from skyfx.runtime.distributed.process_group import ProcessGroup
 from skyfx.runtime.execution.microbatch import Batch
 from skyfx.runtime.execution.shared_data import CallData, Reads
+from skyfx.runtime.execution.split_cache import SplitFn
 from skyfx.runtime.execution.step import StagedModel, Step
 from skyfx.runtime.transport import local
 from skyfx.solver.core.cluster import Wiring
+from skyfx.solver.core.plan import Plan
 from skyfx.solver.core.timeline import CompletedAction
 
 INFERENCE_CAPACITY = 2
@@ -37,6 +40,23 @@ class StepResult:
     loss: Tensor | None
     outputs: Mapping[int, local.Values]
     busy_s: Mapping[int, tuple[float, float]]
+
+
+@dataclass(frozen=True, slots=True)
+class StepTimes:
+    """Seconds of the last call, and busy seconds of a micro-batch in each stage, `(num_stages,)`.
+
+    A stage's are those of its forward and, in training, its backward.
+    """
+
+    step_s: float
+    forward_s: tuple[float, ...]
+    backward_s: tuple[float, ...]
+
+    @property
+    def stage_s(self) -> tuple[float, ...]:
+        """Both together."""
+        return tuple(map(sum, zip(self.forward_s, self.backward_s, strict=True)))
 
 
 class Workers:
@@ -212,6 +232,26 @@ class Workers:
                     step.run_device(name)
         finally:
             self._threads.discard(here)
+
+
+class Deployment(NamedTuple):
+    """A plan, its workers, and the model as `split` for it; `staged` is that of `microbatch`."""
+
+    plan: Plan
+    workers: Workers
+    split: SplitFn
+    microbatch: Batch
+    staged: StagedModel
+
+
+class Rebalancer(Protocol):
+    """Finds another plan when the present one no longer fits, and moves the model to it."""
+
+    def replan(self, plan: Plan, measured: StepTimes, above: float, steps: int) -> Plan | None:
+        """Another plan, or None to stay with the present one; see `Pipeline.rebalance`."""
+
+    def migrate(self, plan: Plan, optimizers: Sequence[Optimizer]) -> Deployment:
+        """Move parameters and optimizer state to where this plan has them."""
 
 
 def done_since(zero_s: float, actions: Iterable[CompletedAction]) -> list[CompletedAction]:

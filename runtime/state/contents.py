@@ -6,6 +6,7 @@ One table says how, for each type that attributes of a model may have.
 import copy
 import random
 import sys
+from argparse import Namespace
 from collections import deque
 from collections.abc import Callable, Iterable, Mapping, MutableMapping, MutableSet
 from dataclasses import dataclass
@@ -100,6 +101,13 @@ def is_closed(code: Any) -> bool:
     return _is_installed(str(name))
 
 
+def is_open(value: Any) -> bool:
+    """Whether it is an object with attributes that are looked into."""
+    if not hasattr(value, "__dict__"):
+        return False
+    return not is_closed(type(value)) or isinstance(value, SimpleNamespace | Namespace)
+
+
 @cache
 def _is_installed(module: str) -> bool:
     file = str(getattr(sys.modules.get(module), "__file__", None))
@@ -111,10 +119,7 @@ def _kind_of(value: Any) -> ContentKind | None:
     for kind in _KINDS:
         if isinstance(value, kind.types):
             return kind
-    if isinstance(value, nn.Module | type) or not hasattr(value, "__dict__"):
-        return None
-    is_open = not is_closed(type(value)) or isinstance(value, SimpleNamespace)
-    return _OBJECT if is_open else None
+    return _OBJECT if is_open(value) and not isinstance(value, nn.Module | type) else None
 
 
 def _read_tensor(value: Tensor) -> Any:

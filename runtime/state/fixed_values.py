@@ -4,26 +4,28 @@
     self.dropout.p = 0.1          the same, on a submodule
     self.scale = torch.ones(8)    which tensor it is, or which function or other object
     self.config.scale = 2.0       plain values in an object, a list or a dict
+    SCALE = 2.0                   the same beside the model, where its code reads it
 
 Between two steps somebody may change them, and plain torch goes on with the new ones. Only those
 count whose names the code of forward has: others are notes of whoever trains.
 """
 
-import inspect
 from collections.abc import Collection, Mapping
-from functools import cache
-from types import FunctionType
+from types import BuiltinFunctionType, FunctionType
 from typing import Any
 
 import torch
 from torch import nn
 
 from skyfx.runtime.state.contents import PLAIN_TYPES
-from skyfx.runtime.state.reachable_state import NOT_STATE, names_in
+from skyfx.runtime.state.reachable_state import NOT_STATE, names_of, names_read_by, slots_read
 
 _DEPTH = 3
 _MANY = 1000
 """Items of a container that is only known by itself: it is read before each step."""
+
+_OBJECTS = (FunctionType, BuiltinFunctionType, torch.Tensor)
+"""Types of variables of which it matters which object they are."""
 
 
 class _Same:
@@ -55,37 +57,31 @@ def fixed_values(model: nn.Module, but: Collection[str] = ()) -> dict[str, Any]:
         kind: Any = type(module)
         names: frozenset[str] = names_read_by(kind)
         if "forward" in held:  # replaced on this module alone
-            names = names | _names_from(getattr(held["forward"], "__func__", held["forward"]), ())
+            names = names | names_of(held["forward"], kind)
         for name in held.keys() & names - NOT_STATE:
             if prefix + name not in but:
                 values[prefix + name] = _fixed(held[name], read)
     return values
 
 
-@cache
-def names_read_by(kind: type[nn.Module]) -> frozenset[str]:
-    """The names in the code of a class's forward, and of methods and functions that it names."""
-    return frozenset({"forward"}) | _names_from(kind.forward, kind.__mro__)
+class ReadVariables:
+    """What forwards read beside the model: globals, variables of closures, attributes of classes.
 
+    Which those are is found out once; reading them is a look-up each.
+    """
 
-def _names_from(function: Any, kinds: tuple[type, ...]) -> frozenset[str]:
-    names: set[str] = set()
-    pending, met = [(function, 0)], set[Any]()
-    while pending:
-        function, depth = pending.pop()
-        function = inspect.unwrap(function) if callable(function) else function
-        if not isinstance(function, FunctionType) or function in met:
-            continue
-        met.add(function)
-        own = names_in(function.__code__)
-        names |= own
-        if depth < _DEPTH:
-            around = [vars(kind) for kind in kinds] + [function.__globals__]
-            for name in own:
-                found = next((held[name] for held in around if name in held), None)
-                found = found.fget if isinstance(found, property) else found
-                pending.append((found, depth + 1))
-    return frozenset(names)
+    def __init__(self, model: nn.Module) -> None:
+        self._slots, self._keys = slots_read(model, (*PLAIN_TYPES, *_OBJECTS, dict))
+
+    def values(self, but: Collection[str] = ()) -> dict[str, Any]:
+        """What they hold now, as of `fixed_values`."""
+        return {x.name: self._read(x.value) for x in self._slots if x.name not in but}
+
+    def _read(self, value: Any) -> Any:
+        if not isinstance(value, dict):
+            return (type(value), value) if isinstance(value, PLAIN_TYPES) else (_Same(value), None)
+        plain = {x: y for x, y in value.items() if x in self._keys and isinstance(y, PLAIN_TYPES)}
+        return {key: (type(one), one) for key, one in plain.items()}
 
 
 def _fixed(value: Any, read: dict[int, Any]) -> Any:

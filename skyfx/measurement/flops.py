@@ -5,6 +5,7 @@ Its formula for attention is used for the CPU's kernel as well, which it does no
 """
 
 import logging
+import sys
 from collections.abc import Callable
 from typing import Any, TypeVar
 
@@ -38,4 +39,6 @@ def counted(call: Callable[[], T]) -> tuple[T, int]:
         return returned, int(counter.get_total_flops())
     except Exception as error:  # a formula may refuse shapes, and a region the counter
         logger.info("operations are not counted: %s", error)
+        if "torch._dynamo" in sys.modules:  # else code that compiles itself would fail again
+            torch.compiler.reset()
         return call(), 0

@@ -11,7 +11,7 @@ from skyfx.orchestration.environment import Environment, local_stages
 from skyfx.partitioning.splitter import Splitter
 from skyfx.partitioning.weights import Weights
 from skyfx.runtime.execution.batch_cutter import BatchCutter
-from skyfx.runtime.execution.runner import Deployment, Rebalancer
+from skyfx.runtime.execution.workers import Deployment, Rebalancer
 from skyfx.runtime.memory.limits import MemoryLimits
 from skyfx.runtime.memory.malloc import HOLES, return_freed
 from skyfx.runtime.pipeline import Pipeline
@@ -71,7 +71,7 @@ def splitter_for(
 ) -> Splitter:
     """Splits the model over the devices of the plan, of which this process has some."""
     devices = [environment.local.get(stage.device) for stage in plan.stages]
-    return Splitter(model, plan, devices, environment.on_cpu(plan), weights)
+    return Splitter(model, plan, devices, environment.on_cpu(plan), weights, environment.group)
 
 
 def deploy(environment: Environment, splitter: Splitter, captured: Capture) -> Deployment:

@@ -22,7 +22,7 @@ from skyfx.orchestration.plan_resolution import PlanSource
 from skyfx.partitioning.migration import follow, move
 from skyfx.passes.planner_graph import to_planner_graph
 from skyfx.runtime.distributed.roll_call import enter
-from skyfx.runtime.execution.runner import Deployment, StepTimes
+from skyfx.runtime.execution.workers import Deployment, StepTimes
 from skyfx.solver.core.cluster import Cluster
 from skyfx.solver.core.plan import Plan
 from skyfx.solver.costs.cost_model import evaluate

@@ -2,21 +2,31 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 
+import torch
 from torch import fx, nn
 
+from skyfx.devices.host_resources import free_bytes
 from skyfx.partitioning.parameter_placement import place_tensors
 from skyfx.partitioning.plan_matching import match, owned
 from skyfx.partitioning.stage_builder import split
 from skyfx.partitioning.weights import Weights
+from skyfx.partitioning.whole_model import whole_model
 from skyfx.passes.planner_graph import to_planner_graph
 from skyfx.runtime.device import LocalDevice
+from skyfx.runtime.distributed.process_group import ProcessGroup
 from skyfx.runtime.execution.microbatch import Batch
 from skyfx.runtime.execution.step import StagedModel
 from skyfx.solver.core.graph import Graph
 from skyfx.solver.core.plan import Plan
+from skyfx.solver.errors import CaptureError
 from skyfx.tracing.capture import Capture, capture
 from skyfx.tracing.leaves.leaf_sites import NOWHERE, Places
+from skyfx.tracing.tensor_binding import named_tensors, rebind
+
+SHARE = 0.5
+"""Of the free memory that the tensors of other processes may take for a while."""
 
 
 @dataclass(slots=True)
@@ -27,8 +37,10 @@ class Splitter:
         devices: the device of each stage, `(num_stages,)`; None in another process.
         on_cpu: whether each stage runs on a CPU, here or elsewhere, `(num_stages,)`.
         weights: where to read tensors that have no values.
+        group: the processes that split the model together.
         owners: the stage of each parameter and buffer seen so far, by its name; it stays there.
         places: where the first capture has leaves; later ones begin with them.
+        latest: the capture that was split last.
     """
 
     model: nn.Module
@@ -36,16 +48,46 @@ class Splitter:
     devices: Sequence[LocalDevice | None]
     on_cpu: Sequence[bool]
     weights: Weights | None = None
+    group: ProcessGroup = field(default_factory=ProcessGroup.alone)
     owners: dict[str, int] = field(default_factory=dict)
     places: Places = NOWHERE
+    latest: Capture | None = None
 
     def __call__(self, microbatch: Batch, training: bool) -> StagedModel:
         """Capture the model for micro-batches like this one, and split it."""
-        return self.split(capture(self.model, microbatch, training=training, places=self.places))
+        return self.split(self.capture(microbatch, training=training))
+
+    def capture(self, microbatch: Batch, *, training: bool) -> Capture:
+        """Capture the model, with the leaves that the first capture has.
+
+        Shapes are enough for most models. The others are captured with the values of all processes.
+        """
+        captured: list[Capture] = []
+
+        def attempt() -> str:
+            try:
+                found = capture(self.model, microbatch, training=training, places=self.places)
+            except CaptureError:
+                tensors = named_tensors(self.model).values()
+                needed = sum(x.nbytes for x in tensors if x.is_meta)
+                if self.group.size == 1 or needed > SHARE * free_bytes(torch.device("cpu")):
+                    raise
+                return "needs values"
+            captured.append(found)
+            return ""
+
+        if any(self.group.run_together(attempt)):
+            captured.clear()
+            with whole_model(self.model, self.group) as whole:
+                again = partial(capture, self.model, microbatch, training=training)
+                captured.append(self.group.barrier_after(partial(again, places=self.places)))
+            rebind(captured[0].module, whole.back)
+        return captured[0]
 
     def split(self, captured: Capture) -> StagedModel:
         """Put the model's tensors on the devices of their stages, and cut the capture."""
         graph = to_planner_graph(captured)
+        self.latest = captured
         if self.places == NOWHERE:
             self.places = captured.places
         stage_of = self.assign(captured, graph)

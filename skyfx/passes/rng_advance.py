@@ -72,8 +72,8 @@ def advances(captured: Capture, on_cpu: Callable[[fx.Node], bool]) -> Advances:
         or draws a number of times that depends on values.
     """
     nodes = [node for node in captured.ids if is_random(node)]
-    others = (node for node in nodes if not (on_cpu(node) and _depends_on_shapes(node)))
-    if (other := next(others, None)) is not None:
+    other = draws_by_values(captured) or next((x for x in nodes if not on_cpu(x)), None)
+    if other is not None:
         logger.info("%s draws from another generator, or as its values say", captured.ids[other])
         return None
     read = {x: captured.attribute(x) for x in captured.module.graph.find_nodes(op="get_attr")}
@@ -88,6 +88,12 @@ def advances(captured: Capture, on_cpu: Callable[[fx.Node], bool]) -> Advances:
         known[key] = advance
         found.append(replace(advance, node=name))
     return tuple(found)
+
+
+def draws_by_values(captured: Capture) -> fx.Node | None:
+    """The first node whose draws are not known from shapes: by values, or in whole code."""
+    nodes = (node for node in captured.ids if is_random(node))
+    return next((node for node in nodes if not _depends_on_shapes(node)), None)
 
 
 def _depends_on_shapes(node: fx.Node) -> bool:

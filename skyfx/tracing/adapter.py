@@ -5,18 +5,22 @@ what it leaves on attributes, it passes on the tensors.
 """
 
 import inspect
+from collections.abc import Mapping
+from contextlib import nullcontext
+from types import MappingProxyType
 from typing import NamedTuple
 
 from torch import Tensor, nn
 
-from skyfx.runtime.execution.assigned_attributes import AssignedAttributes
+from skyfx.runtime.execution.assigned_attributes import AssignedAttributes, AttributeChange
 from skyfx.runtime.execution.hook_calls import HookCalls
 from skyfx.runtime.execution.microbatch import Batch, OutputSpec
 from skyfx.runtime.pytree import unflatten
 from skyfx.tracing.data_dependence import NoDataDependence
 from skyfx.tracing.effects.attribute_watch import AttributeWatch
+from skyfx.tracing.effects.counters import put_stand_ins, reads_refused
 from skyfx.tracing.effects.observing_hooks import Observers, put_off
-from skyfx.tracing.leaves.leaf_calls import buffers_kept
+from skyfx.tracing.leaves.bound_code import buffers_kept
 from skyfx.tracing.node_names import ADAPTED
 from skyfx.tracing.torch_internals import export_flags, interceptable_lists
 
@@ -27,10 +31,12 @@ class KnownEffects(NamedTuple):
     Attributes:
         left_out: attributes that are no outputs, although forward assigns them.
         observers: hooks that only observe.
+        counted: stand-ins for numbers that forward counts up.
     """
 
     left_out: frozenset[str] = frozenset()
     observers: Observers = Observers()
+    counted: Mapping[str, AttributeChange] = MappingProxyType({})
 
 
 NOTHING_KNOWN = KnownEffects()
@@ -102,14 +108,18 @@ class TensorsOnly(nn.Module):
         args, kwargs = unflatten(leaves, self._microbatch.spec)
         if has_cache(model):
             kwargs = {"use_cache": False} | kwargs
+        put_stand_ins(model, self._effects.counted)
         watch = AttributeWatch(model)
+        # Code that compiles itself, as FlexAttention, may have symbols of its own in a real run.
+        is_real = all(type(x) is Tensor for x in tensors)
         with buffers_kept(model):
             try:
                 with (
                     interceptable_lists(),
-                    NoDataDependence(),
+                    nullcontext() if is_real else NoDataDependence(),
                     export_flags(exported=self._exported),
                     put_off(self._effects.observers.sites) as calls,
+                    reads_refused(),
                 ):
                     self.returned.form, found = OutputSpec.of(model(*args, **kwargs))
             except Exception as error:

@@ -6,7 +6,7 @@ leaves (see `leaf_selection`).
 
 import itertools
 from collections.abc import Callable, Sequence
-from contextlib import suppress
+from contextlib import nullcontext, suppress
 from dataclasses import dataclass, replace
 from functools import partial
 
@@ -29,6 +29,7 @@ from skyfx.tracing.adapter import (
 from skyfx.tracing.effects import autograd_effects, side_effects
 from skyfx.tracing.effects.attribute_effects import (
     AttributeEffects,
+    Counted,
     attribute_effects,
     is_constant,
     line_of,
@@ -38,6 +39,7 @@ from skyfx.tracing.effects.backward_values import copy_for_backward
 from skyfx.tracing.effects.made_generators import begin_anew
 from skyfx.tracing.effects.mutable_attributes import RegisteredBuffers, written_attributes
 from skyfx.tracing.effects.observing_hooks import observing_hooks
+from skyfx.tracing.effects.recomputed_writes import repeat_writes
 from skyfx.tracing.failures import model_line
 from skyfx.tracing.leaves.leaf_calls import put_leaves
 from skyfx.tracing.leaves.leaf_selection import CalledOtherwiseError, LeafSelection
@@ -105,11 +107,11 @@ def trace(
                 assigned = traced.assigned.by(effects.renewed)
                 return replace(traced, assigned=assigned, settled=effects.settled)
             if not changed:
-                effects = attribute_effects(model, _run_of(model, microbatch, known))
+                effects = attribute_effects(model, partial(_run_with, model, microbatch, known))
                 changed = remembered_tensors(model, effects)
                 _check_settled(model, traced, effects.settled)
                 more = traced.assigned.names - effects.renewed.keys()
-                known = known._replace(left_out=known.left_out | more)
+                known = known._replace(left_out=known.left_out | more, counted=effects.counted)
             buffers.register(changed)
     except BaseException:
         buffers.undo()
@@ -127,6 +129,13 @@ def _run_of(
         return outputs[: adapter.returned.form.num_tensors]
 
     return run
+
+
+def _run_with(
+    model: nn.Module, microbatch: Batch, known: KnownEffects, counted: Counted
+) -> Sequence[Tensor]:
+    """The same, with these stand-ins for what forward counts up."""
+    return _run_of(model, microbatch, known._replace(counted=counted))()
 
 
 def _check_settled(model: nn.Module, traced: Traced, settled: frozenset[str]) -> None:
@@ -170,9 +179,11 @@ def _trace(
         while True:
             try:
                 traced = _export(model, adapter, selection, training=training)
-                for other in others if selection.calls else ():
-                    again = TensorsOnly(model, other, known, exported=exported)
-                    with preserve_run(model):
+                # Each but the first with what the one before has left, such as a pointer.
+                following = (microbatch, *(others or (microbatch,))) if selection.calls else ()
+                with preserve_run(model) if following else nullcontext():
+                    for other in following:
+                        again = TensorsOnly(model, other, known, exported=exported)
                         selection.hold_against(partial(again, *again.copies()))
                 return traced
             except Exception as failed:
@@ -262,10 +273,14 @@ def _export(
         module = program.module(check_guards=False)
         assert isinstance(module, fx.GraphModule)
         put_leaves(module, selection.calls)
+        if training:
+            repeat_writes(module)
         begin_anew(model, module)
         _drop_assertions(module)
     returned = once.returned
-    return Traced(module, returned.form, returned.assigned, returned.hooks, places=selection.places)
+    # What stays whole changes for itself, as hooks that only observe do.
+    hooks = replace(returned.hooks, changes=returned.hooks.changes | selection.changes)
+    return Traced(module, returned.form, returned.assigned, hooks, places=selection.places)
 
 
 def _drop_assertions(module: fx.GraphModule) -> None:

@@ -24,6 +24,7 @@ from torch._subclasses.fake_tensor import (
 from torch.autograd import grad_mode, profiler_legacy
 from torch.fx.experimental.symbolic_shapes import GuardOnDataDependentSymNode
 from torch.overrides import handle_torch_function
+from torch.utils import checkpoint
 from torch.utils.checkpoint import CheckpointFunction
 
 UNKNOWN_VALUE_ERRORS = (
@@ -98,6 +99,18 @@ def is_reentrant_checkpoint(function: type) -> bool:
     Its arguments are the function to run, whether to keep random states, and those to run it with.
     """
     return function is CheckpointFunction
+
+
+def around_checkpoints(within: Callable[[], Any]) -> AbstractContextManager[None]:
+    """Within it, checkpoints with `use_reentrant=False` run within this context of their own."""
+    name = "_checkpoint_without_reentrant_generator"
+    own = getattr(checkpoint, name)
+
+    def inside(*args: Any, **kwargs: Any) -> Any:
+        with within():
+            yield from own(*args, **kwargs)
+
+    return replaced(checkpoint, name, inside)
 
 
 @contextmanager

@@ -31,7 +31,8 @@ def lacking(
     needed = float(sum(x.nbytes for x in tensors if x.device != cpu))
     if how.backward:
         needed += sum(x.nbytes for x in model.parameters() if x.requires_grad)
-    needed += _working_bytes(captured, plan, saves=how.backward or not how.training)
+    saves = how.backward or not plan.assumptions.training
+    needed += _working_bytes(captured, plan, saves=saves)
     limits = [x.memory_bytes for x in environment.local.values() if x.device == cpu]
     known = [x for x in limits if x is not None]
     free = [SHARE * free_bytes(cpu), allowed_bytes()]

@@ -1,7 +1,7 @@
 """Holds a pipeline against the model that it was made from, before anyone trains."""
 
 import logging
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
@@ -13,16 +13,19 @@ from torch import nn
 from skyfx.measurement.operator_costs import has_values
 from skyfx.orchestration.environment import Environment
 from skyfx.passes.aliasing import written_parameters
+from skyfx.passes.rng_advance import draws_by_values
 from skyfx.runtime.execution.microbatch import Batch
 from skyfx.runtime.execution.verified import Verified
 from skyfx.runtime.model_state import state_slots
 from skyfx.runtime.pipeline import Pipeline
+from skyfx.runtime.state.reachable_state import changed_in_backward
 from skyfx.solver.core.plan import Plan
 from skyfx.solver.errors import StageError, VerificationError
 from skyfx.tracing.capture import Capture
 from skyfx.tracing.effects.attribute_effects import line_of
 from skyfx.verification.capacity import lacking
 from skyfx.verification.comparison import (
+    CALLS,
     GENERATORS,
     GRADIENTS,
     OUTPUTS,
@@ -33,7 +36,7 @@ from skyfx.verification.comparison import (
 )
 from skyfx.verification.fused_eval import check_fused_eval
 from skyfx.verification.model_line import deviating_line
-from skyfx.verification.observation import RunMode, observe_plain, observe_staged
+from skyfx.verification.observation import Observation, RunMode, observe_plain, observe_staged
 from skyfx.verification.stage_parts import StageParts
 from skyfx.verification.tolerance import tolerance
 
@@ -103,18 +106,42 @@ class PipelineCheck:
         if not remark and how.training and not how.backward:
             remark = "gradients (check='outputs')"
         with self._opened() as pipeline:
-            staged = observe_staged(model, pipeline, captured, parts, how)
-            if pipeline.runner.draws_as_plain_torch:
-                both = plain.contents, staged.contents
-            else:
-                both = plain.changes(), staged.changes()
-                by_stage = by_stage or how
-                remark = "that outputs are the model's, whose random numbers are others"
-            pipeline.verified = self._agreed(*both, how, remark)
-            if by_stage is not None:
-                others = self._parts_agreed(pipeline, captured.microbatch, by_stage, remark)
-                pipeline.verified = pipeline.verified.joined(others)
+            pipeline.verified = self.held(pipeline, plain, parts, how, by_stage, remark)
             return pipeline
+
+    def held(
+        self,
+        pipeline: Pipeline,
+        plain: Observation,
+        parts: Sequence[Batch],
+        how: RunMode,
+        by_stage: RunMode | None = None,
+        remark: str = "",
+    ) -> Verified:
+        """What the stages of a pipeline have in common with a run of plain torch.
+
+        Args:
+            pipeline: runs the same micro-batches.
+            plain: what plain torch did.
+            parts: the micro-batches.
+            how: both run them.
+            by_stage: also hold each stage against its part, so run.
+            remark: what is not verified.
+
+        Raises:
+            VerificationError: they differ.
+        """
+        staged = observe_staged(self.model, pipeline, self.captured, parts, how)
+        if pipeline.runner.draws_as_plain_torch:
+            both = plain.contents, staged.contents
+        else:
+            both = plain.changes(), staged.changes()
+            by_stage = by_stage or how
+            remark = "that outputs are the model's, whose random numbers are others"
+        verified = self._agreed(*both, how, remark)
+        if by_stage is None:
+            return verified
+        return verified.joined(self.parts_agreed(pipeline, parts[0], by_stage, remark))
 
     def _parts(self) -> list[Batch]:
         """Two micro-batches of the form that was captured, if the batch has two; else one.
@@ -131,14 +158,15 @@ class PipelineCheck:
         """Hold each stage against its part of the captured graph."""
         size = self.captured.microbatch.batch_size
         microbatch = self.batch.split(size)[0].to(torch.device("cpu"))
-        remark = f"that the captured graph is what forward does, as {why}"
         with self._opened() as pipeline:
-            pipeline.verified = self._parts_agreed(pipeline, microbatch, how, remark)
+            remark = not_the_graph(why)
+            pipeline.verified = self.parts_agreed(pipeline, microbatch, how, remark)
             return pipeline
 
-    def _parts_agreed(
+    def parts_agreed(
         self, pipeline: Pipeline, microbatch: Batch, how: RunMode, remark: str
     ) -> Verified:
+        """What each stage has in common with its part of the captured graph; raises as `held`."""
         parts = StageParts.of(self.model, self.captured, pipeline)
         return self._agreed(*parts.observe(pipeline, microbatch, how), how, remark)
 
@@ -154,13 +182,27 @@ class PipelineCheck:
         except BaseException:
             pipeline.close()
             raise
-        logger.info("%s", pipeline.verified)
+        self._tell(pipeline)
 
     def _made(self, verified: Verified) -> Pipeline:
         pipeline = self.make()
         pipeline.verified = verified
-        logger.info("%s", verified)
+        self._tell(pipeline)
         return pipeline
+
+    def _tell(self, pipeline: Pipeline) -> None:
+        """Say what is verified, and what differs although it is right."""
+        logger.info("%s", pipeline.verified)
+        if pipeline.runner.draws_as_plain_torch or self.environment.group.rank:
+            return
+        node = draws_by_values(self.captured)
+        where = "on a device that is no CPU"
+        if node is not None:
+            where = f"in {self.captured.ids[node]!r}, which draws as values say or stays whole"
+        logger.warning(
+            "%s draws other random numbers than plain torch, the same under any plan: %s",
+            *(self.captured.name, where),
+        )
 
     def _agreed(self, plain: Contents, staged: Contents, how: RunMode, remark: str) -> Verified:
         """What all processes have compared together.
@@ -171,14 +213,27 @@ class PipelineCheck:
         allowed = tolerance(self.captured, self.environment.on_cpu(self.plan))
 
         def compared() -> tuple[Mapping[str, Sequence[str]], float, str]:
-            ignored = self._ignored()
-            found = compare(_without(ignored, plain), _without(ignored, staged), allowed)
+            found = compare(self._comparable(plain), self._comparable(staged), allowed)
             if found.deviations:
                 name, first = self.captured.name, self._located(found.deviations[0], how)
-                raise VerificationError(f"the stages would not do what {name} does: {first}")
+                same_mode = self.captured.training == self.plan.assumptions.training
+                does = f"{name} does{'' if same_mode else ' in inference'}"
+                raise VerificationError(f"the stages would not do what {does}: {first}")
             return found.names, found.largest, found.where
 
         return merged(self.environment.group.run_together(compared), remark)
+
+    def _comparable(self, contents: Contents) -> Contents:
+        """But for attributes that stages need not have, and the order of calls in backward."""
+        ignored, unordered = self._ignored(), changed_in_backward(self.model)
+        if self.plan.stages[-1].device not in self.environment.local:  # where hooks are called
+            contents = {kind: some for kind, some in contents.items() if kind != CALLS}
+        state = {
+            name: sorted(x, key=repr) if name in unordered and isinstance(x, list) else x
+            for name, x in contents.get(STATE, {}).items()
+            if name not in ignored
+        }
+        return {**contents, STATE: state}
 
     def _ignored(self) -> frozenset[str]:
         """Attributes that stages need not have, or that other processes change."""
@@ -186,6 +241,7 @@ class PipelineCheck:
         if self.plan.stages[-1].device not in self.environment.local:
             ignored |= captured.assigned.names | captured.hooks.changes
         if self.environment.group.size > 1:  # a generator moves on where its stage is
+            ignored |= changed_in_backward(self.model)
             slots = state_slots(self.model)
             ignored |= {x.name for x in slots if isinstance(x.value, torch.Generator)}
         return ignored
@@ -206,18 +262,17 @@ class PipelineCheck:
         return deviation.at(line)
 
 
+def not_the_graph(why: str) -> str:
+    """What is not verified where each stage is held against its own part, and why."""
+    return f"that the captured graph is what forward does, as {why}"
+
+
 def _failing(name: str, error: StageError) -> VerificationError:
     said = (str(error.__cause__ or error).strip() or repr(error)).splitlines()[0]
     cure = "Try other stages (pins=), and report it: this is a fault of skyfx"
     return VerificationError(
         f"the stages of {name} fail where plain torch does not: {said}.\n{cure}"
     )
-
-
-def _without(names: Collection[str], contents: Contents) -> Contents:
-    """The contents but for these attributes."""
-    state = {name: x for name, x in contents.get(STATE, {}).items() if name not in names}
-    return {**contents, STATE: state}
 
 
 def merged(found: Sequence[Any], remark: str) -> Verified:

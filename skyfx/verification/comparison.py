@@ -15,6 +15,7 @@ Contents = Mapping[str, Mapping[str, Any]]
 """What a run gave and left, by kind and name."""
 
 STATE, GENERATORS, OUTPUTS = "buffers and attributes", "generators", "outputs"
+CALLS = "calls of hooks"
 VALUES, GRADIENTS, FLOWING = "values between stages", "gradients", "gradients between stages"
 
 
@@ -42,9 +43,8 @@ _STAGE = (
     "another device for these nodes (pins=), and report it"
 )
 BUFFER = (
-    "Plain torch writes this buffer otherwise than the stages, such as twice within a checkpoint, "
-    "which runs again in backward. Keep what writes it out of the checkpoint, or put it into eval "
-    "mode"
+    "Plain torch writes this buffer otherwise than the stages, such as by a checkpoint, which runs "
+    "in part again in backward. Keep what writes it out of the checkpoint, or put it into eval mode"
 )
 _FLOOR = 1e-6
 
@@ -53,6 +53,10 @@ KINDS = {
         "forward changes {name!r}",
         "stages do not keep what forward leaves on Python objects. Keep it in a buffer that "
         "forward writes in place, or return it; remove hooks that collect",
+    ),
+    CALLS: ComparedKind(
+        "forward hooks are called otherwise",
+        "This is a fault of skyfx. Take the hooks out, and report it",
     ),
     GENERATORS: ComparedKind(
         "forward leaves {name}'s generator in another state",
@@ -182,6 +186,8 @@ def difference(expected: Any, found: Any) -> float:
     if _is_rounded(expected) and _is_rounded(found):
         same_form = (expected.shape, expected.dtype) == (found.shape, found.dtype)
         return distance(expected, found) if same_form else float("inf")
+    if isinstance(expected, float) and isinstance(found, float):
+        return distance(*(torch.tensor(x, dtype=torch.float64) for x in (expected, found)))
     return 0.0 if equal(expected, found) else float("inf")
 
 

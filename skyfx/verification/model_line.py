@@ -16,7 +16,7 @@ from torch import Tensor, fx, nn
 from torch.overrides import TorchFunctionMode
 
 from skyfx.runtime import pytree
-from skyfx.tracing.capture import Capture
+from skyfx.tracing.capture import Capture, in_mode
 from skyfx.tracing.data_dependence import is_library_file
 from skyfx.tracing.node_names import is_operator, op_name
 from skyfx.verification.observation import RunMode, observed, plain_outputs, weighted_sum, weights
@@ -58,7 +58,7 @@ def deviating_line(model: nn.Module, captured: Capture, how: RunMode, tolerance:
     tensors = [x.clone() for x in captured.microbatch.tensors]
 
     def run_plain() -> dict[str, Any]:
-        with _AtLines(plain):
+        with in_mode(model, training=how.training), _AtLines(plain):
             _, outputs = plain_outputs(model, captured.microbatch)
         return _backward(outputs, how)
 

@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
+from skyfx.runtime.execution.hook_calls import noted_calls
 from skyfx.runtime.execution.microbatch import Batch, OutputSpec
 from skyfx.runtime.execution.step import LossHead
 from skyfx.runtime.model_state import ModelState, preserve_state
@@ -16,7 +17,9 @@ from skyfx.runtime.pipeline import Pipeline
 from skyfx.runtime.state.contents import NO_VALUES, equal
 from skyfx.tracing.adapter import has_cache
 from skyfx.tracing.capture import Capture, in_mode, on_one_device
+from skyfx.tracing.effects.observing_hooks import called_at_once
 from skyfx.verification.comparison import (
+    CALLS,
     GENERATORS,
     GRADIENTS,
     OUTPUTS,
@@ -74,15 +77,17 @@ def observe_plain(
     """Run the model itself on one micro-batch after the other; it is as before afterwards."""
 
     def run() -> Contents:
-        found = []
+        found, calls = [], []
         for part in parts:
-            found.append(plain_outputs(model, part)[1])
+            with called_at_once(model, captured.hooks.hooks) as made:
+                found.append(plain_outputs(model, part)[1])
+            calls += made
             if how.backward:
                 # `loss_fn` may read what forward leaves on attributes.
                 loss = weighted_sum([*found[-1], *captured.assigned.tensors_on(model)])
                 (loss / len(parts)).backward()  # type: ignore[no-untyped-call]
             found[-1] = [x.detach() for x in found[-1]]
-        return {OUTPUTS: numbered(found)}
+        return {OUTPUTS: numbered(found), CALLS: {"order": _named(model, calls)}}
 
     with in_mode(model, training=how.training), on_one_device(model):
         return observed(model, run, how)
@@ -119,9 +124,19 @@ def observe_staged(
             pipeline.runner.train_on(fresh, head)
         else:
             found[:] = pipeline.runner.outputs(fresh, training=how.training)
-        return {OUTPUTS: numbered(found)}
+        return {OUTPUTS: numbered(found), CALLS: {"order": _named(model, calls)}}
 
-    return observed(model, run, how)
+    with noted_calls() as calls:
+        return observed(model, run, how)
+
+
+def _named(model: nn.Module, calls: Sequence[tuple[nn.Module, Any, Any]]) -> list[str]:
+    """The calls of hooks, in order: the module, the hook and what it returned."""
+    names = {module: name for name, module in model.named_modules()}
+    return [
+        f"{names[module]}: {getattr(hook, '__qualname__', type(hook).__qualname__)}: {returned!r}"
+        for module, hook, returned in calls
+    ]
 
 
 def numbered(outputs: Sequence[Sequence[Tensor]]) -> Mapping[str, Tensor]:
@@ -181,9 +196,11 @@ def observed(model: nn.Module, run: Callable[[], Contents], how: RunMode) -> Obs
         return Observation(contents, before.values)
 
 
-def _kept(x: Tensor | None) -> Any:
-    if x is None or x.is_meta:
-        return None if x is None else NO_VALUES
+def _kept(x: Any) -> Any:
+    if not isinstance(x, Tensor):
+        return x
+    if x.is_meta:
+        return NO_VALUES
     return x.detach().to_dense().cpu()
 
 

@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 
-from skyfx.partitioning.plan_matching import match
+from skyfx.partitioning.splitter import Splitter
 from skyfx.partitioning.stage_builder import boundaries
 from skyfx.passes.device_transfer import copy_to, with_device
 from skyfx.passes.planner_graph import to_planner_graph
@@ -30,7 +30,7 @@ from skyfx.runtime.rng.step_streams import Draws, begin_step_streams
 from skyfx.runtime.transport.local import Gradients, Values
 from skyfx.tracing.capture import Capture
 from skyfx.tracing.tensor_binding import moved
-from skyfx.verification.comparison import FLOWING, OUTPUTS, VALUES, Contents
+from skyfx.verification.comparison import CALLS, FLOWING, OUTPUTS, VALUES, Contents
 from skyfx.verification.observation import RunMode, observe_staged, observed
 
 
@@ -76,7 +76,9 @@ class StageParts:
     def of(cls, model: nn.Module, captured: Capture, pipeline: Pipeline) -> "StageParts":
         """The parts by the pipeline's plan."""
         graph, num = to_planner_graph(captured), len(pipeline.plan.stages)
-        stage_of = match(captured, graph, pipeline.plan, {})
+        splitter = pipeline.runner.split
+        assert isinstance(splitter, Splitter)
+        stage_of = splitter.assign(captured, graph)
         nodes = [[x for x in captured.ids if stage_of[x] == k] for k in range(num)]
         staged = pipeline.runner.staged(captured.microbatch, training=captured.training)
         between = boundaries(captured, graph, stage_of, num)
@@ -110,7 +112,7 @@ class StageParts:
         for k, record in records.items():
             found[VALUES] |= self._named(k, k + 1, record.sent)
             found[FLOWING] |= self._named(k, k, record.returned)
-        apart = {kind: some for kind, some in staged.items() if kind != OUTPUTS}
+        apart = {kind: some for kind, some in staged.items() if kind not in (OUTPUTS, CALLS)}
         return plain, {**apart, **found}
 
     def _named(self, k: int, boundary: int, values: Gradients) -> dict[str, Any]:

@@ -17,9 +17,7 @@ from tests.support.attribute_models import (
     KINDS,
     NUM_MICROBATCHES,
     SIZE,
-    Drawing,
     Layers,
-    PickingMixture,
 )
 from tests.support.plans import even_plan
 
@@ -40,8 +38,7 @@ def trained(model: Layers, cluster: skyfx.Cluster, group: ProcessGroup) -> dict[
     with skyfx.partition(model, cluster, example_inputs=BATCH, plan=plan) as pipeline:
         steps = attribute_models.pipeline_steps(pipeline, model, 2)
         trained = attribute_models.attributes(model)
-        if not isinstance(model, PickingMixture | Drawing):  # whose graphs need values on a CPU
-            pipeline(BATCH)
+        pipeline(BATCH)
         inferred = attribute_models.attributes(model)
     return {"steps": steps, "trained": trained, "inferred": inferred}
 

@@ -7,6 +7,7 @@ from collections.abc import Callable
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.nn import functional
 
 import skyfx
 from skyfx.solver.errors import StageError
@@ -229,6 +230,32 @@ def test_a_forgotten_pipeline_ends_its_workers() -> None:
         if thread.name.startswith("skyfx-stage"):
             thread.join(timeout=10)
     assert workers() == 0
+
+
+class ReturnsLoss(nn.Module):
+    """As many models do where they are given labels."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.last = nn.Linear(4, 4), nn.Linear(4, 4)
+
+    def forward(self, x: Tensor, labels: Tensor | None = None) -> Tensor | tuple[Tensor, Tensor]:
+        y = self.last(torch.tanh(self.first(x)))
+        return y if labels is None else (functional.mse_loss(y, labels), y)
+
+
+def test_a_loss_that_is_returned_before_outputs_is_trained_and_evaluated() -> None:
+    x, labels = torch.randn(BATCH, 4), torch.randn(BATCH, 4)
+    batch = {"x": x, "labels": labels}
+    case = Case(ReturnsLoss(), batch, labels, lambda outputs, _: outputs[0])
+    alone = unsplit_reference.unsplit(case)
+    expected = unsplit_reference.train_step(alone, SIZE)
+    with split_evenly(case, 2, check="full") as pipeline:
+        assert torch.equal(pipeline.train_step(batch), expected)
+        assert_equal_gradients(pipeline, alone.model)
+        loss, outputs = pipeline(**batch)
+        assert torch.equal(loss, expected)
+        assert torch.equal(pipeline(x), outputs)
 
 
 def test_a_pipeline_for_inference_refuses_to_train() -> None:

@@ -20,6 +20,17 @@ def build():
     layers = [nn.Linear(32, 32) for _ in range(4)]
     return nn.Sequential(*layers), torch.randn(16, 32)
 
+class Reads(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.layer, self.table = nn.RNN(4, 4), nn.Linear(4, 4)
+
+    def forward(self, x, table):
+        return self.layer(x + self.table(table)[: len(x), None])[0]
+
+def timed():
+    return Reads(), (torch.randn(5, 16, 4), torch.randn(16, 4))
+
 def bare():
     return nn.Linear(2, 2)
 
@@ -75,6 +86,14 @@ def test_capture_solve_check_show(folder: Path) -> None:
     assert ran.stdout == "same\n", ran.stderr
 
 
+def test_samples_may_be_in_another_dimension(folder: Path) -> None:
+    dims = ("--batch-dim", "x=1", "--batch-dim", "1=none")
+    done = run_command("capture", "model.py:timed", "-o", "t.graph.json", *dims, folder=folder)
+    assert done.returncode == 0, done.stderr
+    graph = files.read(folder / "t.graph.json", Graph)
+    assert graph.microbatch_size == 2  # of 16 samples in 8 micro-batches
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
@@ -93,6 +112,12 @@ def test_capture_solve_check_show(folder: Path) -> None:
         ("no.such.module:build -o new.json", "No module named 'no'"),
         ("model.py:build -o model.py", "model.py exists; use --force"),
         ("model.py:bare -o new.json", "Linear brings no example inputs of its own"),
+        (
+            "model.py:timed -o new.json --batch-dim x=first",
+            "--batch-dim x=first: expected ARGUMENT=",
+        ),
+        ("model.py:timed -o new.json --batch-dim 1 --batch-dim y=1", "--batch-dim 1: expected"),
+        ("model.py:timed -o new.json --batch-dim y=1", "names 'y', which is no argument"),
         ("model.py:build -o new.json -d cuda:63", "no device 'cuda:63' on this machine"),
     ],
 )

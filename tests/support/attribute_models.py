@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 import skyfx
+from skyfx.runtime.state.python_numbers import Added
 from skyfx.tracing.capture import capture
 from tests.support.plans import even_plan
 
@@ -242,6 +243,101 @@ class Hooked(Layers):
         return self.moe(h).mul_(2)
 
 
+class Counting(Layers):
+    """Counts in attributes, of the class and of its own, in a dict, a list and a sum of tensors."""
+
+    total = 0
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.counts: dict[Any, int] = {"calls": 0, "most": 5}
+        self.sizes = [0, 0.5]
+        self.means: Any = 0
+
+    def between(self, h: Tensor) -> Tensor:
+        self.total += 1
+        self.counts["calls"] += 1
+        self.counts["rows"] = self.counts.get("rows", 0) + len(h)
+        self.sizes[0] -= h.shape[1]
+        self.sizes[1] += 0.1
+        self.means = self.means + h.detach().mean()
+        return h
+
+
+class Logging(Layers):
+    """Keeps computed numbers, in lines of the model's own and in a submodule."""
+
+    class Noting(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.calls, self.norms = 0, {"of": "h", "last": 0.0}
+
+        def forward(self, h: Tensor) -> Tensor:
+            self.calls += 1
+            self.norms["last"] = h.norm().item()
+            return h * 2
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.noting = self.Noting()
+        self.history: list[float] = []
+        self.largest, self.sum = None, 0.0
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = self.noting(torch.tanh(self.first(x)))
+        self.history.append(h.mean().item())
+        self.largest = (h.argmax().item(), h.max().item())
+        self.sum += h.mean().item()
+        self.sum += 0.1
+        return self.last(torch.tanh(self.inner(h)))
+
+
+class Recomputing(Layers):
+    """Runs a block again in backward, by what it has left there, as reversible networks do."""
+
+    class Again(torch.autograd.Function):
+        @staticmethod
+        def forward(ctx: Any, h: Tensor, block: nn.Module) -> Tensor:
+            ctx.save_for_backward(h)
+            ctx.block = block
+            with torch.no_grad():
+                return block(h)
+
+        @staticmethod
+        def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, None]:
+            h = ctx.saved_tensors[0].detach().requires_grad_()
+            with torch.enable_grad():
+                torch.autograd.backward(ctx.block(h, again=True), gradient)
+            return h.grad, None
+
+    class Block(nn.Module):
+        scale: Tensor | None = None
+
+        def __init__(self) -> None:
+            super().__init__()
+            self.linear = nn.Linear(WIDTH, WIDTH)
+
+        def forward(self, h: Tensor, again: bool = False) -> Tensor:
+            if not again:
+                self.scale = h.detach().mean(0)
+            return torch.tanh(self.linear(h)) * self.scale
+
+    class Reversible(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.block = Recomputing.Block()
+
+        def forward(self, h: Tensor) -> Tensor:
+            return 2 * Recomputing.Again.apply(h, self.block)  # type: ignore[no-any-return, no-untyped-call]
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.reversible = self.Reversible()
+
+    def between(self, h: Tensor) -> Tensor:
+        return self.reversible(h)
+
+
 KINDS: list[type[Layers]] = [
     Mixture,
     PickingMixture,
@@ -254,6 +350,9 @@ KINDS: list[type[Layers]] = [
     Caching,
     Drawing,
     Hooked,
+    Counting,
+    Logging,
+    Recomputing,
 ]
 
 
@@ -279,6 +378,8 @@ def copy_of(value: Any) -> Any:
     """The value, in which tensors are lists of numbers."""
     if isinstance(value, Tensor):
         return "elsewhere" if value.is_meta else value.tolist()
+    if isinstance(value, Added):
+        return "elsewhere"
     if isinstance(value, dict):
         return {key: copy_of(one) for key, one in value.items()}
     if isinstance(value, torch.Generator):

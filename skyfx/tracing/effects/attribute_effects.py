@@ -4,7 +4,8 @@ Calls of the model show it, each but the first with what the first has left:
 
     renewed      the next call leaves the same    self.l_aux = aux      an output of the graph
     settled      only the first assigns it        if self.mask is None  stages make it each time
-    remembered   the next call depends on it      self.calls += 1       a buffer, or refused
+    counted      each call adds to it             self.calls += 1       what is added is an output
+    remembered   the next call depends on it      self.state = f(...)   a buffer, or refused
 """
 
 import inspect
@@ -17,17 +18,28 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 
-from skyfx.runtime.execution.assigned_attributes import AssignedAttributes, AttributeChange, Way
+from skyfx.runtime.execution.assigned_attributes import (
+    AssignedAttributes,
+    AttributeChange,
+    Way,
+    replace_value,
+)
 from skyfx.runtime.model_state import preserve_run
 from skyfx.runtime.pytree import tree_leaves, tree_map
 from skyfx.runtime.rng.generator_state import preserve_generators
 from skyfx.runtime.state.contents import content, equal
+from skyfx.runtime.state.python_numbers import is_counted
 from skyfx.runtime.state.reachable_state import reachable_functions
 from skyfx.solver.errors import CaptureError
 from skyfx.tracing.effects.attribute_watch import AttributeWatch
+from skyfx.tracing.effects.counters import AppendOnly, counters
 from skyfx.tracing.effects.mutable_attributes import plain_tensors
 
-ModelCall = Callable[[], Sequence[Tensor]]
+Counted = Mapping[str, AttributeChange]
+"""Stand-ins for what is counted up, by name: see `counters`."""
+
+ModelCall = Callable[[Counted], Sequence[Tensor]]
+"""Calls a model with stand-ins."""
 
 _FORMS_ONLY = ("_like", "new_", "type_as", "expand_as", "view_as")
 """Parts of the names of operators that take the form of an argument, and not its values."""
@@ -42,12 +54,16 @@ class AttributeEffects:
             that of the second call: a list that forward clears and fills looks appended to while
             it is empty.
         settled: one call assigns them.
+        counted: each call adds to them, and reads them for nothing else.
         remembered: a call depends on what the call before has left; what both have left.
     """
 
     renewed: Mapping[str, Way] = field(default_factory=dict)
     settled: frozenset[str] = frozenset()
-    remembered: Mapping[str, tuple[Any, Any]] = field(default_factory=dict)
+    counted: Counted = field(default_factory=dict)
+    remembered: Mapping[str, tuple[AttributeChange, AttributeChange | None]] = field(
+        default_factory=dict
+    )
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,7 +92,7 @@ def attribute_effects(model: nn.Module, run: ModelCall) -> AttributeEffects:
     """
     with preserve_run(model):
         first, second = _call(model, run), _call(model, run)
-    remembered: dict[str, tuple[Any, Any]] = {}
+    remembered: dict[str, tuple[AttributeChange, AttributeChange | None]] = {}
     if second.differs_from(first):  # because of buffers, which may, or of attributes
         with suppress(Exception):
             second = _called_after(model, run, first, first.changes)
@@ -85,12 +101,27 @@ def attribute_effects(model: nn.Module, run: ModelCall) -> AttributeEffects:
             with suppress(Exception):  # perhaps what it belongs to is not there
                 after_it = _called_after(model, run, first, [name])
                 if after_it.differs_from(first):
-                    remembered[name] = first.contents[name], after_it.contents.get(name)
+                    remembered[name] = first.changes[name], after_it.changes.get(name)
+    remembered |= {
+        name: (first.changes[name], change)
+        for name, change in second.changes.items()
+        if change.way is Way.APPEND and name in first.changes.keys() - remembered.keys()
+        if not _only_appends(model, run, name)
+    }
+    # Without values, nothing shows that a tensor differs from call to call.
+    unseen = {x: (y, y) for x, y in first.changes.items() if _has_no_values(y.value)}
+    candidates = {**unseen, **remembered}
+    counted = counters(candidates, lambda found: _returns_same(model, run, first, found))
     rest = first.changes.keys() - remembered.keys()
     plain = {name for name in rest if not AssignedAttributes.of({name: first.changes[name]})[1]}
     ways = {name: second.changes.get(name, first.changes[name]).way for name in first.changes}
     renewed = {name: ways[name] for name in rest & (second.changes.keys() | plain)}
-    return AttributeEffects(renewed, frozenset(rest - renewed.keys()), remembered)
+    return AttributeEffects(
+        renewed | {name: ways[name] for name in counted},
+        frozenset(rest - renewed.keys()),
+        counted,
+        {name: both for name, both in remembered.items() if name not in counted},
+    )
 
 
 def line_of(model: nn.Module, name: str) -> str:
@@ -126,10 +157,36 @@ def _called_after(model: nn.Module, run: ModelCall, first: _Call, left: Collecti
         return _call(model, run)
 
 
-def _call(model: nn.Module, run: ModelCall) -> _Call:
+def _returns_same(model: nn.Module, run: ModelCall, first: _Call, counted: Counted) -> bool:
+    """Whether the model returns the same with stand-ins for what it counts up."""
+    try:
+        with preserve_run(model):
+            call = _call(model, run, counted)
+    except Exception:  # it reads one
+        return False
+    left = (call.changes[name].value for name in counted if name in call.changes)
+    return any(map(is_counted, left)) and equal(call.outputs, first.outputs)
+
+
+def _only_appends(model: nn.Module, run: ModelCall, name: str) -> bool:
+    """Whether the model runs without reading a list that it appends to."""
+    try:
+        with preserve_run(model):
+            replace_value(model, name, AppendOnly)
+            run({})
+    except Exception:
+        return False
+    return True
+
+
+def _has_no_values(value: Any) -> bool:
+    return isinstance(value, Tensor) and value.is_meta
+
+
+def _call(model: nn.Module, run: ModelCall, counted: Counted | None = None) -> _Call:
     watch = AttributeWatch(model)
     with preserve_generators():
-        outputs = [content(x) for x in run()]
+        outputs = [content(x) for x in run(counted or {})]
     changes = {
         name: AttributeChange(way, tree_map(_copied, value))
         for name, (way, value) in watch.changes().items()
@@ -148,14 +205,14 @@ def remembered_tensors(model: nn.Module, effects: AttributeEffects) -> list[str]
         CaptureError: one of them is none, or gets another shape: names it, its line and the cure.
     """
     plain = plain_tensors(model)
-    for name, (one, other) in effects.remembered.items():
-        forms = {_form(value) for value in (plain.get(name), one, other)}
-        if name not in plain or len(forms) > 1:
-            line = line_of(model, name)
+    for name, both in effects.remembered.items():
+        one, other = (None if x is None else x.value for x in both)
+        if name not in plain or len(set(map(_form, (plain[name], one, other)))) > 1:
             raise CaptureError(
-                f"forward changes {name!r} ({_said(one)}, then {_said(other)}){line} and depends "
-                "on that in the next call, which a captured graph cannot: keep it in a buffer of "
-                "one shape (register_buffer), and write to that in place"
+                f"forward changes {name!r} ({_said(one)}, then {_said(other)})"
+                f"{line_of(model, name)} and depends on that in the next call, which a captured "
+                "graph cannot: keep it in a buffer of one shape (register_buffer), and write to "
+                "that in place"
             )
     return list(effects.remembered)
 

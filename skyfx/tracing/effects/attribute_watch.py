@@ -1,5 +1,6 @@
 """Sees what code leaves on the attributes of modules."""
 
+import copy
 from collections import deque
 from collections.abc import Mapping
 from typing import Any
@@ -7,11 +8,14 @@ from typing import Any
 from torch import Tensor, nn
 
 from skyfx.runtime.execution.assigned_attributes import AttributeChange, Way, place_of
+from skyfx.runtime.execution.microbatch import RETURNED
 from skyfx.runtime.model_state import module_slots, state_slots
-from skyfx.runtime.pytree import flatten
-from skyfx.runtime.state.reachable_state import Slot
+from skyfx.runtime.pytree import flatten, tree_map
+from skyfx.runtime.state.code_walk import Slot
+from skyfx.runtime.state.python_numbers import Computed
 
-_PLAIN = (bool, int, float, str, type(None))
+_NUMBERS = (bool, int, float, complex)
+_PLAIN = (*RETURNED, type(None))
 _MISSING = object()
 
 
@@ -53,9 +57,13 @@ class AttributeWatch:
             found[name] = change
         return found
 
-    def tensor_changes(self) -> dict[str, AttributeChange]:
-        """Those whose new values are tensors: a computed number may be another one next time."""
-        return {name: x for name, x in self.changes().items() if _has_only(x.value, Tensor)}
+    def computed_changes(self) -> dict[str, AttributeChange]:
+        """Those whose new values are tensors and numbers, which may be others next time."""
+        return {
+            name: AttributeChange(way, tree_map(_computed, value))
+            for name, (way, value) in self.changes().items()
+            if _has_only(value, Tensor, *_NUMBERS)
+        }
 
     def put_back(self) -> None:
         """Give each attribute of the modules the object and the items that it had."""
@@ -109,7 +117,18 @@ def _change(before: Any, parts_then: Any, value: Any) -> AttributeChange | None:
         first = parts[: len(parts_then)]
         if len(first) < len(parts) and _have_same(first, parts_then):
             return AttributeChange(Way.APPEND, value[len(parts_then) :])
+    if isinstance(value, dict) and parts.keys() >= parts_then.keys():
+        new = [key for key in value if key not in parts_then]
+        other = [key for key in parts_then if not _is_same(parts[key], parts_then[key])]
+        entries = copy.copy(value)
+        for key in value.keys() - {*new, *other}:
+            del entries[key]
+        return AttributeChange(Way.UPDATE, entries)
     return AttributeChange(Way.REFILL, value)
+
+
+def _computed(leaf: Any) -> Any:
+    return Computed.of(leaf) if isinstance(leaf, _NUMBERS) else leaf
 
 
 def _has_only(value: Any, *types: type) -> bool:

@@ -22,7 +22,9 @@ from skyfx.runtime.model_state import attribute_slots
 from skyfx.runtime.pytree import tree_leaves
 from skyfx.runtime.written_parameters import GET_DATA, SET_DATA
 from skyfx.solver.errors import CaptureError
+from skyfx.tracing.effects.recomputed_writes import marked_checkpoint
 from skyfx.tracing.torch_internals import (
+    around_checkpoints,
     checked_derivatives,
     checked_hooks,
     checked_vmap,
@@ -127,7 +129,7 @@ def traceable(*, training: bool) -> Iterator[None]:
         mode = torch.set_grad_enabled(is_on and (differentiable or not training))
         if is_reentrant_checkpoint(function):
             run, _, *given = args
-            with mode:
+            with mode, marked_checkpoint():
                 return run(*given)
         if differentiable and training:
             raise CustomGradientError(function)
@@ -153,6 +155,7 @@ def traceable(*, training: bool) -> Iterator[None]:
         checked_hooks(refuse_hook),
         checked_derivatives(refuse_derivative),
         checked_vmap(refuse_batched),
+        around_checkpoints(marked_checkpoint),
     ):
         yield
 

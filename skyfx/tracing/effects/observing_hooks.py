@@ -112,6 +112,24 @@ def put_off(sites: Sequence[HookSite]) -> Iterator[list[HookCall]]:
 
 
 @contextmanager
+def called_at_once(
+    model: nn.Module, hooks: Sequence[tuple[nn.Module, Any]]
+) -> Iterator[list[tuple[nn.Module, Any, Any]]]:
+    """Within it, those of these hooks that plain torch calls are noted, with what they return."""
+    calls: list[tuple[nn.Module, Any, Any]] = []
+    known = {(id(module), id(hook)) for module, hook in hooks}
+
+    def call(site: HookSite, *values: Any) -> Any:
+        returned = site.hook(*values)
+        calls.append((site.module, site.hook, returned))
+        return returned
+
+    sites = [x for x in _sites(model) if (id(x.module), id(x.hook)) in known]
+    with _replaced(sites, call):
+        yield calls
+
+
+@contextmanager
 def _replaced(sites: Sequence[HookSite], by: Callable[..., Any]) -> Iterator[None]:
     for site in sites:
         site.table[site.key] = _InPlaceOf(by, site)

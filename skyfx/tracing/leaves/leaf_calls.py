@@ -10,8 +10,7 @@ random numbers. Every later call is checked against the shapes.
 """
 
 import json
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -22,85 +21,13 @@ from skyfx.runtime import pytree
 from skyfx.runtime.execution.assigned_attributes import AssignedAttributes, AttributeChange
 from skyfx.runtime.execution.microbatch import CONSTANTS, OutputSpec
 from skyfx.runtime.rng import generator_lending
-from skyfx.solver.errors import CaptureError
-from skyfx.tracing.effects.attribute_watch import AttributeWatch
+from skyfx.runtime.state.python_numbers import traced_value
+from skyfx.tracing.leaves.bound_code import BoundCode
 from skyfx.tracing.leaves.leaf_arguments import Held, check_unchanged, unflatten_held
 from skyfx.tracing.node_names import graphs_in
-from skyfx.tracing.tensor_binding import named_tensors
-from skyfx.tracing.torch_internals import num_writes, own_tensors, storage_id
+from skyfx.tracing.torch_internals import num_writes, storage_id
 
 _COMPARED = (Held, *(kind for kind in CONSTANTS if kind is not str))
-
-
-class BoundCode:
-    """A function, or a method of a module (by name, or itself), called without the module's hooks.
-
-    Each call has a module of its own, which holds the tensors of the last run: code that runs again
-    in backward, as checkpointing does, finds them there.
-    """
-
-    def __init__(self, owner: nn.Module | None, function: Callable[..., Any] | str) -> None:
-        self.owner = owner
-        self._function = function
-        self._holders = {} if owner is None else _holders(owner)
-
-    def __call__(
-        self, state: Mapping[str, Tensor], args: Any, kwargs: Any
-    ) -> tuple[Any, Mapping[str, AttributeChange]]:
-        """Call it with these parameters and buffers, by name.
-
-        Returns:
-            The result, and what the call has left on attributes, which are as before.
-        """
-        for name, tensor in state.items():
-            for held, key in self._holders[name]:
-                held[key] = tensor
-        if self.owner is None:
-            return self._function(*args, **kwargs), {}  # type: ignore[operator]
-        watch = AttributeWatch(self.owner, reachable=False)
-        with buffers_kept(self.owner):
-            if isinstance(self._function, str):
-                returned = getattr(self.owner, self._function)(*args, **kwargs)
-            else:
-                returned = self._function(self.owner, *args, **kwargs)
-        changes = watch.tensor_changes()
-        watch.put_back()
-        return returned, changes
-
-
-def _holders(owner: nn.Module) -> dict[str, list[tuple[dict[str, Any], str]]]:
-    """The dicts and keys under which the module holds each tensor; several for a tied one."""
-    places: dict[int, list[tuple[dict[str, Any], str]]] = {}
-    for held in own_tensors(owner):
-        for key, tensor in held.items():
-            places.setdefault(id(tensor), []).append((held, key))
-    return {name: places[id(tensor)] for name, tensor in named_tensors(owner).items()}
-
-
-@contextmanager
-def buffers_kept(module: nn.Module) -> Iterator[None]:
-    """Within it, a buffer may be assigned; afterwards it is the old object with the new values.
-
-    Raises:
-        CaptureError: a buffer has another shape.
-    """
-    before = [
-        (f"{path}.{name}".lstrip("."), owner, name, buffer)
-        for path, owner in module.named_modules()
-        for name, buffer in owner.named_buffers(recurse=False)
-    ]
-    yield
-    for path, owner, name, buffer in before:
-        new = getattr(owner, name)
-        if new is buffer:
-            continue
-        if not isinstance(new, Tensor) or new.shape != buffer.shape:
-            raise CaptureError(
-                f"buffer {path!r} is assigned with another shape than {tuple(buffer.shape)}, which "
-                "a captured graph cannot: give it one shape from the beginning"
-            )
-        setattr(owner, name, buffer)
-        buffer.copy_(new.detach())
 
 
 @dataclass(frozen=True, slots=True)
@@ -116,7 +43,7 @@ class RecordedCall:
         spec: how the arguments nest.
         state: names of the parameters and buffers that follow the arguments' tensors.
         form: the form of the result.
-        assigned: the form of the tensors that it leaves on attributes of its module.
+        assigned: the form of what it leaves on attributes of its module.
         outputs: the tensors of both, without values, on torch's meta device.
         writes: the indices of the tensors that it writes to.
         is_random: whether it draws random numbers.
@@ -250,7 +177,7 @@ def stand_in(seen: RecordedCall, tensors: Sequence[Tensor], module: nn.Module | 
     """
     outputs = torch.ops.skyfx.leaf(seen.name, seen.described(), tensors)
     if module is not None:
-        seen.assigned.leave(module, outputs[seen.form.num_tensors :])
+        seen.assigned.leave(module, outputs[seen.form.num_tensors :], traced_value)
     return seen.form.restore(outputs[: seen.form.num_tensors])
 
 

@@ -5,13 +5,12 @@ they must not depend on values. Two things tell whether they do: another micro-b
 run on the same arguments with other values.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext, suppress
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.overrides import TorchFunctionMode
 
 from skyfx.runtime import pytree
 from skyfx.runtime.execution.assigned_attributes import AssignedAttributes
@@ -23,6 +22,11 @@ from skyfx.solver.errors import CaptureError
 from skyfx.tracing.data_dependence import OpSite
 from skyfx.tracing.effects.attribute_watch import AttributeWatch
 from skyfx.tracing.effects.autograd_effects import BackwardError
+from skyfx.tracing.leaves.bound_code import (
+    BoundCode,
+    buffers_kept,
+    has_custom_gradient,
+)
 from skyfx.tracing.leaves.call_sites import CallSite, copy_of, decides
 from skyfx.tracing.leaves.forward_lines import ForwardCode, Lines
 from skyfx.tracing.leaves.leaf_arguments import (
@@ -32,7 +36,8 @@ from skyfx.tracing.leaves.leaf_arguments import (
     is_argument,
     unflatten_held,
 )
-from skyfx.tracing.leaves.leaf_calls import BoundCode, RecordedCall, buffers_kept
+from skyfx.tracing.leaves.leaf_calls import RecordedCall
+from skyfx.tracing.leaves.leaf_modes import BoundedCalls, UsedTensors
 from skyfx.tracing.leaves.leaf_sites import CannotCrossError, Function, LeafSite, Reason
 from skyfx.tracing.leaves.other_values import other_values
 from skyfx.tracing.leaves.reached_tensors import reached, reached_by
@@ -80,16 +85,16 @@ class Recorder:
         code = self._bound_code(own)  # with the attributes as they are before the call
         noted = checked_derivatives(derivatives.append)
         kept = self._buffers_kept()
-        with _UsedTensors(named) as used, export_flags(exported=False), kept, noted:
+        with UsedTensors(named) as used, export_flags(exported=False), kept, noted:
             returned = self._run(own, leaves, spec)
         if any(derivatives):
             raise BackwardError
         is_random = generators != comparable_states()
-        assigned, left = AssignedAttributes.of({} if watch is None else watch.tensor_changes())
+        assigned, left = AssignedAttributes.of({} if watch is None else watch.computed_changes())
         others = []
         if self._may_vary(own):
             for changed in other_values(before, (args, kwargs)):
-                with preserve_run(self._model), suppress(Exception):
+                with preserve_run(self._model), suppress(Exception), BoundedCalls(used.num_calls):
                     others.append(self._run(own, [_copy(x) for x in changed], spec))
         self._check_results(returned, others)
         held = tuple(f"{x.path}." for x in leaves if isinstance(x, Held))
@@ -97,6 +102,8 @@ class Recorder:
         state = [n for n in named if n in used.names or n.startswith(needed)]
         tensors = [*given, *(named[n] for n in state)]
         form, outputs = OutputSpec.of(returned)
+        code.reads_gradients = used.are_asked_for_gradients
+        code.is_kept = bool(left) and has_custom_gradient(outputs)
         outputs = [*outputs, *left]
         written = {i for i, x in enumerate(tensors) if num_writes(x) != writes[id(x)]}
         call = RecordedCall(
@@ -242,21 +249,6 @@ class Recorder:
             return BoundCode(None, own)
         is_lines = isinstance(self._site, Lines)
         return BoundCode(copy_of(module), own.__func__ if is_lines else self._site.name)  # type: ignore[attr-defined, union-attr]
-
-
-class _UsedTensors(TorchFunctionMode):
-    """Within it, notes which of these tensors functions of torch get as arguments."""
-
-    def __init__(self, named: Mapping[str, Tensor]) -> None:
-        super().__init__()
-        self.names: set[str] = set()
-        self._name_of = {id(x): name for name, x in named.items()}
-
-    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        for leaf in flatten((args, kwargs))[0]:
-            if id(leaf) in self._name_of:
-                self.names.add(self._name_of[id(leaf)])
-        return func(*args, **(kwargs or {}))
 
 
 def form_of(value: Any) -> tuple[Any, ...]:

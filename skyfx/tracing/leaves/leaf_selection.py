@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from skyfx.runtime.pytree import flatten
 from skyfx.solver.errors import CaptureError
 from skyfx.tracing.data_dependence import DependsOnValuesError, OpSite, OpSiteOverride
+from skyfx.tracing.effects.attribute_watch import AttributeWatch
 from skyfx.tracing.effects.autograd_effects import CustomGradientError
 from skyfx.tracing.leaves.call_sites import CallSite, call_sites_in, decides, similar_sites
 from skyfx.tracing.leaves.forward_lines import ForwardCode, Lines
@@ -48,7 +49,12 @@ class CalledOtherwiseError(CaptureError):
 
 
 class LeafSelection:
-    """The sites of a model whose calls become leaves, and the calls that were recorded there."""
+    """The sites of a model whose calls become leaves, and the calls that were recorded there.
+
+    Attributes:
+        is_doubtful: whether a place was given up because a shape depends on values.
+        changes: names of variables beside the model that the recorded calls have changed.
+    """
 
     def __init__(
         self, model: nn.Module, places: Places = NOWHERE, *, trusting: bool = False
@@ -75,6 +81,7 @@ class LeafSelection:
         self._trusting = trusting
         self.is_doubtful = False
         self._is_inside = False
+        self.changes: frozenset[str] = frozenset()
 
     @property
     def calls(self) -> list[RecordedCall]:
@@ -156,8 +163,11 @@ class LeafSelection:
             site: Recorder(self._model, site, self._code, self._reason_of(site))
             for site in self._sites
         }
+        watch = AttributeWatch(self._model)
         with self._replaced(self._record_call):
-            return call()
+            returned = call()
+        self.changes = frozenset(name for name in watch.changes() if ":" in name)
+        return returned
 
     def hold_against(self, call: Callable[[], Any]) -> None:
         """Call the model with another micro-batch, and compare all that the graph has fixed.

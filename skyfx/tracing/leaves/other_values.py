@@ -3,6 +3,9 @@
 None of them suits every code: a length of 0 is an error in one place and a mask in another. So
 there are several, and an error tells nothing.
 
+Values that were not seen are among them: code that keeps what is positive shows that it depends on
+values only where some are not. What they lead to is dropped, and state is put back.
+
 Whole numbers only become smaller, and keep their order: they may be lengths, indices, or the ends
 of pieces, and code in C may read wherever they point.
 """

@@ -32,13 +32,28 @@ def test_training_reads_what_forward_leaves(kind: type[Layers]) -> None:
     copy.deepcopy(model)
 
 
-class Counting(Layers):
-    def __init__(self) -> None:
-        super().__init__()
-        self.counts = {"calls": 0}
+class EachHundredth(Layers):
+    """Reads what it counts."""
+
+    calls = 0
 
     def between(self, h: Tensor) -> Tensor:
-        self.counts["calls"] += 1
+        self.calls += 1
+        return h * 2 if self.calls % 100 == 0 else h
+
+
+class LastTen(Layers):
+    """Reads how much it has kept."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.log: list[float] = []
+
+    def between(self, h: Tensor) -> Tensor:
+        self.log.append(h.detach().mean().item())
+        assert self.log[-1] < 1
+        if len(self.log) > 10:
+            self.log.pop(0)
         return h
 
 
@@ -66,7 +81,8 @@ class FirstBatch(Layers):
 @pytest.mark.parametrize(
     ("kind", "message"),
     [
-        (Counting, r"changes 'counts' \({'calls': 1}, then {'calls': 2}\) at .*:\d+.* in a buffer"),
+        (EachHundredth, r"changes 'calls' \(1, then 2\) at .*:\d+.* in a buffer"),
+        (LastTen, r"changes 'log' \(.*\) at .*:\d+.* in a buffer"),
         (Starting, r"changes 'state' \(a tensor of shape \(2, 8\), then .*\) at .*:\d+.*_buffer"),
         (FirstBatch, r"keeps 'scale' of its first call at .*:\d+.*: call the model once"),
     ],
@@ -104,8 +120,10 @@ def test_refused_buffers_are_plain_tensors_again() -> None:
 def test_a_gradient_that_an_attribute_would_lose_is_seen(monkeypatch: pytest.MonkeyPatch) -> None:
     leave = AssignedAttributes.leave
 
-    def leave_detached(self: AssignedAttributes, model: nn.Module, tensors: Any) -> None:
-        leave(self, model, [x.detach() for x in tensors])
+    def leave_detached(
+        self: AssignedAttributes, model: nn.Module, tensors: Any, *made: Any
+    ) -> None:
+        leave(self, model, [x.detach() for x in tensors], *made)
 
     monkeypatch.setattr(AssignedAttributes, "leave", leave_detached)
     with pytest.raises(VerificationError, match=r"'(first|moe)\..*' has another gradient"):

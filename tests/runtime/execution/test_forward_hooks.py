@@ -136,6 +136,47 @@ def test_hooks_inside_of_what_stays_whole_are_called() -> None:
     assert seen == expected
 
 
+class Inside(Layers):
+    """A submodule with a submodule, which stays whole where that has a backward hook."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.block = nn.Sequential(nn.Linear(8, 8), nn.Tanh())
+
+    def between(self, h: Tensor) -> Tensor:
+        return self.block(h)
+
+
+def test_backward_hooks_are_called_in_steps_alone_and_for_each_micro_batch() -> None:
+    told = []
+    for model in (Inside(), Inside()):
+        of_module: list[Any] = []
+        of_parameter: list[Any] = []
+        of_both: list[Any] = []
+
+        def note(_: Any, __: Any, given: Any, own: Any = of_module, both: Any = of_both) -> None:
+            own.append(given[0].sum().item())
+            both.append(given[0].sum().item())
+
+        def keep(g: Tensor, own: Any = of_parameter, both: Any = of_both) -> None:
+            own.append(g.clone())
+            both.append(g.sum().item())
+
+        model.block[0].register_full_backward_hook(note)
+        model.last.weight.register_hook(keep)
+        model.first.weight.register_post_accumulate_grad_hook(lambda x, own=of_both: own.append(1))
+        told.append((model, of_module, of_parameter, of_both))
+    (model, *ours), (plain, *theirs) = told
+    options: Any = {"example_inputs": BATCH, "num_microbatches": NUM_MICROBATCHES}
+    with skyfx.partition(model, ["cpu", "cpu"], pins=["last=cpu:1", "first=cpu:0"], **options) as p:
+        assert ours == [[], [], []]
+        assert "gradients" in p.verified.tensors
+        attribute_models.pipeline_steps(p, model, 1)
+    attribute_models.plain_steps(plain, 1)
+    assert attribute_models.copy_of(ours[:2]) == attribute_models.copy_of(theirs[:2])
+    assert sorted(ours[2]) == sorted(theirs[2])
+
+
 CALLS = 0
 SEEN: list[Tensor] = []
 

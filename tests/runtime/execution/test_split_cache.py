@@ -1,6 +1,7 @@
 """What is changed on a model between two steps holds from the next step on, as in plain torch."""
 
 import logging
+from argparse import Namespace
 from collections.abc import Callable
 
 import pytest
@@ -14,7 +15,32 @@ SIZE = 2
 BATCH, TARGETS = torch.linspace(-1, 1, 32).reshape(4, 8), torch.linspace(1, -1, 32).reshape(4, 8)
 
 
+SCALE, NOTE = 1.0, 0
+OPTIONS = {"shift": 0.0, "note": 0}
+ARGUMENTS = Namespace(power=1.0, note=0)
+
+
+def scaled(h: Tensor) -> Tensor:
+    return h * SCALE + OPTIONS["shift"]
+
+
+def made_by(width: float) -> tuple[Callable[[Tensor], Tensor], Callable[[float], None]]:
+    def widen(h: Tensor) -> Tensor:
+        return h * width
+
+    def put(value: float) -> None:
+        nonlocal width
+        width = value
+
+    return widen, put
+
+
+WIDEN, PUT = made_by(1.0)
+
+
 class Annealed(nn.Module):
+    slope, count = 1.0, 0
+
     def __init__(self) -> None:
         super().__init__()
         torch.manual_seed(0)
@@ -26,6 +52,7 @@ class Annealed(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         h = self.dropout(self.activation(self.first(x) * self.scale))
+        h = WIDEN(scaled(h)) * self.slope + ARGUMENTS.power
         return self.last(self.norm(h) / self.temperature) * self.options["gain"]
 
 
@@ -33,6 +60,10 @@ def notes(model: Annealed) -> None:
     """What forward does not read."""
     model.best += 1.0
     model.history.append(model.best)
+    Annealed.count += 1
+    OPTIONS["note"] += 1
+    ARGUMENTS.note += 1
+    globals()["NOTE"] += 1
 
 
 def temperature(model: Annealed) -> None:
@@ -59,6 +90,18 @@ def function(model: Annealed) -> None:
     model.activation = torch.sigmoid
 
 
+def globals_and_class(model: Annealed) -> None:
+    globals()["SCALE"] = 2.0
+    OPTIONS["shift"] = 0.5
+    Annealed.slope = 0.5
+
+
+def functions_and_arguments(model: Annealed) -> None:
+    globals()["scaled"] = torch.neg
+    ARGUMENTS.power = 0.25
+    PUT(3.0)
+
+
 def plain_step(model: Annealed) -> Tensor:
     total = torch.zeros(())
     for batch, targets in zip(BATCH.split(SIZE), TARGETS.split(SIZE), strict=True):
@@ -72,7 +115,8 @@ def test_values_that_are_changed_hold_from_the_next_step_on(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     model, plain = Annealed(), Annealed()
-    changes = (notes, temperature, dropout, momentum, another_tensor, entry, function)
+    own = (notes, temperature, dropout, momentum, another_tensor, entry, function)
+    beside = (globals_and_class, functions_and_arguments)
     said = []
     with (
         caplog.at_level(logging.WARNING),
@@ -80,7 +124,7 @@ def test_values_that_are_changed_hold_from_the_next_step_on(
             model, ["cpu", "cpu"], example_inputs=BATCH, num_microbatches=2, pins=["last=cpu:1"]
         ) as pipeline,
     ):
-        for change in changes:
+        for change in (*own, *beside):
             caplog.clear()
             losses = []
             for each, step in (
@@ -98,7 +142,24 @@ def test_values_that_are_changed_hold_from_the_next_step_on(
                 assert torch.equal(found, expected)
             said.append([record.getMessage().partition(" has ")[0] for record in caplog.records])
     names = ["'temperature'", "'dropout.p'", "'norm.momentum'", "'scale'", "'options'"]
-    assert said == [[], *([name] for name in [*names, "'activation'"])]
+    names += ["'activation'", f"'Annealed: slope', '{__name__}: OPTIONS', '{__name__}: SCALE'"]
+    names += [f"'Namespace: power', 'made_by.<locals>.widen: width', '{__name__}: scaled'"]
+    assert said == [[], *([name] for name in names)]
+
+
+def test_what_stays_whole_may_change_globals_itself(caplog: pytest.LogCaptureFixture) -> None:
+    class Counts(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            globals()["NOTE"] = NOTE + 1
+            return x * NOTE if x.sum() > 0 else -x * NOTE
+
+    model = nn.Sequential(nn.Linear(8, 8), Counts())
+    with skyfx.partition(model, ["cpu"], example_inputs=BATCH, num_microbatches=2) as pipeline:
+        before = NOTE
+        for _ in range(2):
+            pipeline.train_step(BATCH, TARGETS, functional.mse_loss)
+    assert before + 4 == NOTE
+    assert not [x for x in caplog.messages if "captured again" in x]
 
 
 def test_a_part_of_forward_may_be_left_out_of_autocast() -> None:

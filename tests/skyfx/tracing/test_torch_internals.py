@@ -5,7 +5,8 @@ import logging
 import random
 import threading
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import numpy
@@ -58,6 +59,23 @@ def test_an_inherited_attribute_is_inherited_again() -> None:
     with torch_internals.replaced(Child, "forward", len):
         assert Child.forward is len
     assert "forward" not in vars(Child)
+
+
+def test_a_checkpoint_runs_within_a_context_of_its_own() -> None:
+    seen = list[str]()
+
+    @contextmanager
+    def within() -> Iterator[None]:
+        seen.append("begins")
+        yield
+        seen.append("ends")
+
+    x = torch.ones(2, requires_grad=True)
+    with torch_internals.around_checkpoints(within):
+        y = checkpoint(torch.sin, x, use_reentrant=False)
+    assert seen == ["begins", "ends"]
+    y.sum().backward()
+    assert torch.equal(x.grad, torch.cos(torch.ones(2)))
 
 
 bound_early = Doubled.apply

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from skyfx.tracing.capture import capture
+from skyfx.tracing.leaves.leaf_calls import leaf_of
 from tests.support import models
 from tests.support.models import BATCH, Case
 
@@ -76,6 +77,19 @@ class Same(torch.autograd.Function):
         return gradient
 
 
+class Moves(nn.Module):
+    """Moves a layer between devices, where it stays; torch reads its gradients then."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = nn.Linear(WIDTH, WIDTH)
+
+    def forward(self, x: Tensor) -> Tensor:
+        if x.isfinite().all():
+            self.layer.to(x.device)
+        return self.layer(x)
+
+
 @pytest.fixture
 def logged() -> Iterator[list[str]]:
     """The messages that torch's loggers let through from warnings on."""
@@ -127,3 +141,15 @@ def test_a_warning_of_the_model_comes_through_once() -> None:
         warnings.simplefilter("default")
         capture(Outspoken(), torch.ones(BATCH, WIDTH))
     assert [str(warning.message) for warning in caught] == ["use NewModel"]
+
+
+def test_code_that_moves_its_layers_gets_computed_parameters_in_silence() -> None:
+    captured = capture(nn.Sequential(Moves()), torch.randn(BATCH, WIDTH))
+    (leaf,) = filter(None, map(leaf_of, captured.ids))
+    shapes = [(BATCH, WIDTH), (WIDTH, WIDTH), (WIDTH,)]
+    given = [torch.ones(shape, requires_grad=True) for shape in shapes]
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        (found,) = leaf(*(2 * x for x in given))
+    found.sum().backward()
+    assert all(isinstance(x.grad, Tensor) for x in given)

@@ -14,6 +14,7 @@ from torch.utils.checkpoint import checkpoint
 
 import skyfx
 from skyfx.partitioning import splitter
+from skyfx.runtime.execution.hook_calls import HookCalls
 from skyfx.runtime.execution.step import StagedModel
 from skyfx.runtime.model_state import ModelState
 from skyfx.runtime.state.contents import equal
@@ -122,25 +123,54 @@ def test_what_stages_would_do_otherwise_is_refused(kind: type[Net]) -> None:
         assert f" at {__file__}:" in text
 
 
-class WritesTwice(Net):
-    """In plain torch the batch norm runs again in backward, and moves its mean twice."""
+class StopsEarly(Net):
+    """Within a checkpoint, plain torch computes again what backward needs, and nothing after it."""
+
+    is_inside = True
 
     def __init__(self) -> None:
         super().__init__()
-        self.norm = nn.BatchNorm1d(WIDTH)
+        self.register_buffer("calls", torch.zeros(()))
+
+    def bounded(self, h: Tensor) -> Tensor:
+        h = torch.tanh(h)
+        if self.is_inside:
+            self.calls.add_(1)  # type: ignore[operator]
+        return h
 
     def between(self, h: Tensor) -> Tensor:
-        return checkpoint(self.norm, h, use_reentrant=False)  # type: ignore[no-any-return]
+        if not self.is_inside:
+            self.calls.add_(1)  # type: ignore[operator]
+        return checkpoint(self.bounded, h, use_reentrant=False)  # type: ignore[no-any-return]
 
 
 def test_a_buffer_that_differs_has_a_cure_of_its_own() -> None:
-    model = WritesTwice()
+    model = StopsEarly()
     text = refusal(model)
-    assert "forward changes 'norm.running_mean'" in text
-    assert "such as twice within a checkpoint" in text
-    model.norm.eval()
+    assert "forward changes 'calls'" in text
+    assert "Keep what writes it out of the checkpoint" in text
+    model.is_inside = False
     with partitioned(model) as pipeline:
         assert pipeline.verified.largest == 0
+
+
+class Leaks(Net):
+    """A random slope for each negative number."""
+
+    def between(self, h: Tensor) -> Tensor:
+        return functional.rrelu(h, training=self.training)
+
+
+def test_other_random_numbers_than_those_of_plain_torch_are_told(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    with partitioned(Leaks(), check="outputs") as pipeline:
+        assert "whose random numbers are others" in str(pipeline.verified)
+    told = [record for record in caplog.records if record.levelname == "WARNING"]
+    assert [record.getMessage() for record in told] == [
+        "Leaks draws other random numbers than plain torch, the same under any plan: in 'rrelu', "
+        "which draws as values say or stays whole"
+    ]
 
 
 class Moves(Net):
@@ -424,6 +454,22 @@ def test_micro_batches_that_meet_are_refused(
     break_each_split(monkeypatch, break_it)
     with pytest.raises(VerificationError, match="of micro-batch 1"):
         partitioned(Whole(), check=check)
+
+
+def test_hooks_that_are_called_in_another_order_are_refused(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def other_way(self: HookCalls, tensors: Any) -> None:
+        pairs = zip(self.hooks, self.form.restore(tensors), strict=True)
+        make(*HookCalls.of([(*hook, values) for hook, values in pairs][::-1], self.changes))
+
+    make = HookCalls.make
+    model = Whole()
+    for layer in (model.first, model.last):
+        layer.register_forward_hook(lambda module, args, output: None)
+    with partitioned(model):
+        monkeypatch.setattr(HookCalls, "make", other_way)
+    assert "forward hooks are called otherwise" in refusal(model)
 
 
 def test_stages_that_fail_where_plain_torch_does_not_are_refused(

@@ -94,6 +94,16 @@ class InLoop(Base):
         return self.last(h)
 
 
+class Doubles(Base):
+    """For other values, such as zeros, its loop has no end."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = self.first(x).abs() + 0.1
+        while h.max() < 9:
+            h = h * 2
+        return self.last(torch.tanh(h))
+
+
 class Returns(Base):
     def forward(self, x: Tensor) -> Tensor:
         h = torch.tanh(self.first(x))
@@ -168,6 +178,23 @@ class Bag(Base):
         return self.last(torch.tanh(self.first(x) + h))
 
 
+class Queue(Base):
+    """MoCo's: a buffer says where the next keys are written."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("queue", torch.linspace(-1, 1, WIDTH * 16).reshape(WIDTH, 16))
+        self.register_buffer("pointer", torch.zeros(1, dtype=torch.long))
+
+    def forward(self, x: Tensor) -> Tensor:
+        query, key = torch.tanh(self.first(x)), torch.tanh(self.last(x)).detach()
+        others = query @ self.queue.clone()
+        begin = int(self.pointer)
+        self.queue[:, begin : begin + len(key)] = key.T
+        self.pointer[0] = (begin + len(key)) % 16
+        return torch.cat([self.last(query), others], 1)
+
+
 def samples(*shape: int) -> Tensor:
     return torch.randn(BATCH, *shape) + torch.linspace(-1, 1, BATCH).view(-1, *[1] * len(shape))
 
@@ -190,15 +217,17 @@ MODELS: dict[type[nn.Module], tuple[Callable[[], Any], int]] = {
     Logs: (rows, 4),
     UsesNumber: (rows, 5),
     InLoop: (rows, 6),
+    Doubles: (rows, 5),
     Returns: (rows, 3),
     FillsList: (rows, 3),
     Selects: (rows, 4),
     Decorated: (rows, 4),
     Bag: (bags, 3),
+    Queue: (rows, 7),
 }
 """Each model, its batches, and at least how many nodes it has."""
 
-DECIDE_BY_ALL = {UsesNumber, InLoop, Returns, Selects, Decorated}
+DECIDE_BY_ALL = {UsesNumber, InLoop, Doubles, Returns, Selects, Decorated}
 """They mix the samples of a micro-batch, so that their batches should not be cut."""
 
 
