@@ -32,7 +32,9 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
 DOCUMENTS = ["README.md", "docs/tutorial.md", "docs/how-to.md"]
-ELSEWHERE = {"python3 scripts/demo.py\npython3 scripts/test.py\n": "the checks begin with them"}
+ELSEWHERE = {
+    "python3 scripts/demo.py\npython3 scripts/test.py\n": "a test runs the script of the demo"
+}
 """Blocks that something else runs."""
 
 TIMEOUT_S = 600

@@ -4,20 +4,28 @@ numba keeps what it compiled, and compiles a function again when the function's 
 changed. But functions, named tuples and constants of other files are compiled in too: after a
 change there it would run the old code, or fail to read its own index. So a change in any file
 that kernels may use drops all that was kept.
+
+Processes that start together, as those of a job, need the same kernels: one compiles, the others
+wait and read what it has kept.
 """
 
-from collections.abc import Callable
-from contextlib import suppress
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from functools import cache
 from pathlib import Path
 from typing import Any, TypeVar
 
+from filelock import FileLock, Timeout
 from numba import njit
+from numba.core.compiler_lock import global_compiler_lock
 
 Function = TypeVar("Function", bound=Callable[..., Any])
 
 SOURCES = ("costs", "problem", "methods")
 """The folders whose code is compiled in."""
+
+PATIENCE_S = 120.0
+"""How long a process waits for another one to compile a kernel, before it does so itself."""
 
 
 def kernel(*, inline: bool = False) -> Callable[[Function], Function]:
@@ -29,11 +37,41 @@ def kernel(*, inline: bool = False) -> Callable[[Function], Function]:
 
     def compiled(function: Function) -> Function:
         made: Any = njit(cache=True, inline="always" if inline else "never")(function)
-        drop_older(Path(made.stats.cache_path), changed_s())
+        folder = Path(made.stats.cache_path)
+        drop_older(folder, changed_s())
+        compile_alone(made, folder / f"{function.__module__}.{function.__qualname__}.lock")
         kept: Function = made
         return kept
 
     return compiled
+
+
+def compile_alone(made: Any, path: Path) -> None:
+    """Have a kernel compiled by one process at a time; the lock is one kernel's.
+
+    A kernel's lock is held while those that it calls are compiled, and never the other way round.
+    """
+    of_numba, lock = made.compile, FileLock(path)
+
+    def of_one_process(signature: Any) -> Any:
+        with global_compiler_lock, held(lock):  # in this order in all threads
+            return of_numba(signature)
+
+    made.compile = of_one_process
+
+
+@contextmanager
+def held(lock: FileLock) -> Iterator[None]:
+    """Hold a lock between processes, if that can be."""
+    try:
+        lock.acquire(timeout=PATIENCE_S)
+    except (NotImplementedError, OSError, Timeout):  # nothing can be kept there, or another hangs
+        yield
+        return
+    try:
+        yield
+    finally:
+        lock.release()
 
 
 @cache

@@ -9,6 +9,7 @@ import sys
 import time
 from collections.abc import Callable
 from dataclasses import replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -51,6 +52,7 @@ class Job:
         made = torch.Generator().manual_seed(seed)
         return tuple(torch.randn(samples, FEATURES, generator=made) for _ in range(2))  # type: ignore[return-value]
 
+    @cached_property
     def plan(self) -> Plan:
         captured = capture(self.model(), Batch.of(self.data(SIZE)[0]))
         plan = even_plan(captured, self.size)
@@ -59,7 +61,7 @@ class Job:
         return replace(plan, stages=tuple(stages))
 
     def partition(self, model: nn.Module | None = None, **options: Any) -> Pipeline:
-        options = {"example_inputs": self.data()[0], "plan": self.plan(), "check": "off"} | options
+        options = {"example_inputs": self.data()[0], "plan": self.plan, "check": "off"} | options
         return skyfx.partition(model or self.model(), self.cluster, **options)
 
     def step(self, pipeline: Pipeline, samples: int = SAMPLES, seed: int = 1) -> Tensor:

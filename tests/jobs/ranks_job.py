@@ -10,18 +10,16 @@ import torch
 
 import skyfx
 from skyfx.runtime.distributed.process_group import ProcessGroup
-from skyfx.runtime.execution.microbatch import Batch
 from skyfx.solver import Plan
 from skyfx.solver.core.files import encode
-from skyfx.tracing.capture import capture
 from tests.support import models, unsplit_reference
 from tests.support.models import BATCH
-from tests.support.plans import LIVE, SIZE, even_plan, generated_plan, interleaved_plan
+from tests.support.plans import LIVE, SIZE, even_plan, generated_plan, graph_of, interleaved_plan
 
 
 def plan_for(case: models.Case, names: list[str], how: str = "given") -> Plan:
     """Stages on each; the last rank has the first one: names count, not when a process came."""
-    captured = capture(case.model, Batch.of(case.batch).split(SIZE)[0])
+    captured = graph_of(case)
     if how == "interleaved":
         return interleaved_plan(captured, LIVE[-2 * len(names) :], names[::-1])
     if how == "generated":

@@ -2,8 +2,6 @@
 
 import json
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +10,6 @@ from safetensors import safe_open
 
 import skyfx
 from tests.jobs.checkpoint_job import END, SAVED, alone, case_of
-from tests.support import ROOT
 from tests.support.launcher import launch
 from tests.support.models import CASES
 from tests.support.plans import SIZE
@@ -141,12 +138,11 @@ def test_killed_at_any_moment_they_go_on_together(tmp_path: Path) -> None:
     for size, lives in ((2, 2), (1, 0)):
         run = tmp_path / str(size)
         run.mkdir()
-        command = [sys.executable, "-m", "tests.jobs.kills_job", run, size, lives, 0]
-        done = subprocess.run(
-            list(map(str, command)), cwd=ROOT, check=True, capture_output=True, text=True
-        )
+        done = launch(1, "-m", "tests.jobs.kills_job", *map(str, (run, size, lives, 0)))
+        assert done.returncode == 0, done.stderr
+        codes = json.loads(done.stderr.splitlines()[-1])
         # The one that is left ends by itself, with an error.
-        assert json.loads(done.stdout) == [[-9] + [1] * (size - 1)] * lives + [[0] * size]
+        assert codes == [[-9] + [1] * (size - 1)] * lives + [[0] * size]
         latest = max((run / "run").iterdir()) / "checkpoint.json"
         losses.append(json.loads(latest.read_text())["extra"]["losses"])
     assert len(losses[0]) == 60

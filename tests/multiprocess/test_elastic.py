@@ -7,8 +7,8 @@ import json
 import os
 import re
 import shutil
+import signal
 import subprocess
-import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -21,35 +21,23 @@ import pytest
 import torch.distributed as dist
 
 from tests.support import ROOT
+from tests.support.launcher import TORCHRUN, Forked, fork
 
 EXAMPLE = str(ROOT / "examples/elastic.py")
-TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--monitor-interval=0.5"]
 RENDEZVOUS = "is_host=0,last_call_timeout=2,keep_alive_interval=1,keep_alive_max_attempt=5"
 PATIENCE_S, NOTICED_S = 120.0, 10.0
 STEPS, ALONE, MANY = 20, 120, 100_000
 """Steps of a job, of the one in one process, and more than any test waits for."""
 
+CORES = sorted(os.sched_getaffinity(0))
+
 STEP = re.compile(r"^step (\d+)  loss \S+  stages (\d+)$", re.M)
 
 
-def named(host: str) -> list[str]:
-    """What runs a command on a host of this name."""
-    own_user = [] if os.geteuid() == 0 else ["--user", "--map-root-user"]
-    return ["unshare", *own_user, "--uts", "sh", "-c", 'hostname "$0"; exec "$@"', host]
-
-
-def on_cores(*numbers: int) -> list[str]:
-    """What runs a command on these cores of ours alone: as many threads as there are workers."""
-    ours = sorted(os.sched_getaffinity(0))
-    chosen = {str(ours[number % len(ours)]) for number in numbers}
-    return ["taskset", "--cpu-list", ",".join(chosen)]
-
-
 def may_name_hosts() -> bool:
-    found = shutil.which("unshare") and subprocess.run(
-        [*named("node0"), "hostname"], capture_output=True, text=True, check=False
-    )
-    return bool(found) and found.stdout == "node0\n"
+    own_user = [] if os.geteuid() == 0 else ["--user", "--map-root-user"]
+    tried = ["unshare", *own_user, "--uts", "hostname", "node0"]
+    return bool(shutil.which("unshare")) and not subprocess.run(tried, check=False).returncode
 
 
 needs_hosts = pytest.mark.skipif(
@@ -63,7 +51,9 @@ class Job:
 
     folder: Path
     cache: Path
-    agents: dict[str, subprocess.Popen[bytes]] = field(default_factory=dict)
+    agents: dict[str, Forked] = field(default_factory=dict)
+    sessions: list[Forked] = field(default_factory=list)
+    """All agents, also those that were lost."""
 
     @property
     def log(self) -> str:
@@ -73,13 +63,12 @@ class Job:
     def run(self) -> str:
         return str(self.folder / "run")
 
-    def start(self, host: str, *command: str, **environment: str) -> None:
-        known = {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "GLOO_SOCKET_IFNAME": "lo"}
-        known |= {"SKYFX_CACHE": str(self.cache), **environment}
-        with (self.folder / "log").open("ab") as log:
-            self.agents[host] = subprocess.Popen(
-                command, cwd=ROOT, env=os.environ | known, stdout=log, stderr=log
-            )
+    def start(self, name: str, *command: str, cores: list[int], host: str | None = None) -> None:
+        known = {"GLOO_SOCKET_IFNAME": "lo", "SKYFX_CACHE": str(self.cache)}
+        known |= {"TORCH_DISABLE_SHARE_RDZV_TCP_STORE": "1"} if host else {}
+        log = self.folder / "log"
+        self.agents[name] = fork(known, *command, output=log, host=host, cores=cores)
+        self.sessions.append(self.agents[name])
 
     def worker_of(self, host: str) -> psutil.Process:
         found: psutil.Process = psutil.Process(self.agents[host].pid).children()[0]
@@ -90,7 +79,7 @@ class Job:
         end = time.monotonic() + PATIENCE_S
         while not re.search(pattern, self.log[since:], re.M):
             assert time.monotonic() < end, self.log[-3000:]
-            assert any(agent.poll() is None for agent in self.agents.values()), self.log[-3000:]
+            assert any(agent.is_running() for agent in self.agents.values()), self.log[-3000:]
             time.sleep(0.02)
         return time.monotonic()
 
@@ -100,8 +89,7 @@ class Job:
 
     def left(self) -> list[psutil.Process]:
         """The processes of the job, whoever their parents are."""
-        found = psutil.process_iter(["cmdline"])
-        return [process for process in found if self.run in (process.info["cmdline"] or ())]
+        return [process for agent in self.sessions for process in agent.session()]
 
     def losses(self) -> list[float]:
         """Of all steps until the latest checkpoint."""
@@ -120,8 +108,8 @@ def job(folder: Path, cache: Path) -> Iterator[Job]:
     finally:
         for process in made.left():
             process.kill()
-        for agent in made.agents.values():
-            agent.wait()
+        for agent in made.sessions:
+            agent.wait(0.0)
 
 
 @dataclass
@@ -141,21 +129,20 @@ class DeviceInventory:
         """Have an agent on a host; the first host has the first address, and so the first rank."""
         self.job.start(
             f"node{number}",
-            *named(f"node{number}"),
-            *on_cores(number),
-            *TORCHRUN,
+            *(*TORCHRUN, "--monitor-interval=0.5"),
             *(f"--nnodes={self.nodes}", "--nproc-per-node=1", "--max-restarts=3"),
             *("--rdzv-backend=c10d", f"--rdzv-endpoint=127.0.0.1:{self.meeting.port}"),
             *("--rdzv-id=job", f"--rdzv-conf={RENDEZVOUS}", f"--local-addr=127.0.0.{number}"),
             *(EXAMPLE, self.job.run, f"--steps={self.steps}"),
-            TORCH_DISABLE_SHARE_RDZV_TCP_STORE="1",
+            cores=[CORES[number % len(CORES)]],
+            host=f"node{number}",
         )
 
     def lose(self, number: int) -> None:
         """Agent and worker at once, as if the host had no power."""
         worker = self.job.worker_of(f"node{number}")
         agent = self.job.agents.pop(f"node{number}")
-        agent.kill()
+        agent.send_signal(signal.SIGKILL)
         worker.kill()
         agent.wait()
 
@@ -175,8 +162,7 @@ def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def alone(tmp_path_factory: pytest.TempPathFactory, cache: Path) -> Iterator[Job]:
     """The script in one process, without a launcher, on one core as everywhere here."""
     with job(tmp_path_factory.mktemp("alone") / "job", cache) as made:
-        command = [sys.executable, EXAMPLE, made.run, f"--steps={ALONE}"]
-        made.start("here", *on_cores(0), *command)
+        made.start("here", EXAMPLE, made.run, f"--steps={ALONE}", cores=CORES[:1])
         yield made
 
 
@@ -218,9 +204,9 @@ def test_the_hosts_that_are_left_go_on_when_one_is_lost(
 
 def test_a_worker_that_is_killed_comes_back(tmp_path: Path, cache: Path, alone: Job) -> None:
     with job(tmp_path / "job", cache) as killed:
-        agent = [*TORCHRUN, "--standalone", "--nproc-per-node=2", "--max-restarts=3"]
-        command = [*on_cores(0, 1), *agent]
-        killed.start("here", *command, EXAMPLE, killed.run, f"--steps={STEPS}")
+        agent = (*TORCHRUN, "--standalone", "--nproc-per-node=2", "--max-restarts=3")
+        command = (*agent, "--monitor-interval=0.5", EXAMPLE, killed.run, f"--steps={STEPS}")
+        killed.start("here", *command, cores=CORES[:2])
         killed.until("^step 5 ")
         killed.worker_of("here").kill()
         since = len(killed.log)
@@ -242,7 +228,7 @@ def test_a_host_that_comes_is_taken_in(tmp_path: Path, cache: Path, alone: Job) 
         hosts.start(2)
         joined.until(r"^step \d+ .* stages 2$", since)
         for agent in joined.agents.values():
-            agent.terminate()
+            agent.send_signal(signal.SIGTERM)
         joined.codes()
         assert not joined.left()
         assert_equal(joined.losses(), alone)

@@ -13,7 +13,7 @@ import torch
 from safetensors.torch import save_file
 
 from tests.jobs.memory_limited_job import LAYERS, batch, model
-from tests.support.launcher import torchrun
+from tests.support.launcher import launch
 
 MEMORY = Path("/sys/fs/cgroup/memory")
 LIMIT_BYTES = 384 * 2**20
@@ -54,7 +54,7 @@ def test_each_process_holds_its_stage_alone(tmp_path: Path, limits: str) -> None
         save_file({name: state[name] for name in some}, weights / f"{i}.safetensors")
     with torch.no_grad():
         expected = torch.cat([whole(part) for part in batch().split(4)])
-    done = torchrun(2, "tests/jobs/memory_limited_job.py", str(weights), str(tmp_path), limits)
+    done = launch(2, "tests/jobs/memory_limited_job.py", str(weights), str(tmp_path), limits)
     assert done.returncode == 0, done.stderr[-3000:]
     found = [json.loads((tmp_path / f"{rank}.json").read_text()) for rank in range(2)]
     assert sum(said["held"] for said in found) == LAYERS

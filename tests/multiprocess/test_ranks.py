@@ -1,8 +1,6 @@
 """Pipelines over several processes, as a launcher starts them, equal to the unsplit model."""
 
 import json
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -10,8 +8,7 @@ import pytest
 
 from skyfx.solver.core.cluster import Cluster
 from skyfx.solver.core.files import read
-from tests.support import ROOT
-from tests.support.launcher import launch, torchrun
+from tests.support.launcher import forked, launch
 from tests.support.models import BATCH, CASES
 from tests.support.plans import SIZE
 
@@ -83,7 +80,7 @@ def test_hosts_measure_and_plan_together(reports: Reports) -> None:
 
 def test_probe_writes_the_devices_and_the_links_between_them(tmp_path: Path) -> None:
     path = tmp_path / "two.cluster.json"
-    done = torchrun(2, "-m", "skyfx", "probe", "-o", str(path))
+    done = launch(2, "-m", "skyfx", "probe", "-o", str(path))
     assert done.returncode == 0, done.stderr[-3000:]
     cluster = read(path, Cluster)
     names = [device.name for device in cluster.devices]
@@ -97,15 +94,15 @@ def test_probe_writes_the_devices_and_the_links_between_them(tmp_path: Path) -> 
     for link in cluster.links:  # of one machine with itself
         assert 1e6 < link.bandwidth_bytes_per_s < 1e12
         assert 0 < link.latency_s < 1
-    again = torchrun(2, "-m", "skyfx", "probe", "-o", str(path))
+    again = launch(2, "-m", "skyfx", "probe", "-o", str(path))
     assert again.returncode != 0
     assert "--force" in again.stderr
 
 
 def test_a_process_that_nothing_has_launched_is_a_job_of_its_own(tmp_path: Path) -> None:
     path = tmp_path / "one.cluster.json"
-    command = [sys.executable, "-m", "skyfx", "probe", "-o", str(path)]
-    subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=120, check=True)
+    with forked([{}], "-m", "skyfx", "probe", "-o", str(path)) as (alone,):
+        assert alone.wait() == 0, alone.said
     cluster = read(path, Cluster)
     assert len(cluster.devices) == 1
     assert cluster.links == ()

@@ -16,11 +16,7 @@ SCRIPT = ("-m", "tests.jobs.trainer_job")
 
 def reports(folder: Path, stopping: int, num_processes: int) -> list[dict[str, Any]]:
     folder.mkdir(exist_ok=True)
-    if num_processes == 1:
-        command = [sys.executable, *SCRIPT, str(folder), str(stopping)]
-        done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
-    else:
-        done = launch(num_processes, *SCRIPT, str(folder), str(stopping))
+    done = launch(num_processes, *SCRIPT, str(folder), str(stopping))
     assert done.returncode == 0, done.stderr[-3000:]
     return [json.loads((folder / f"{rank}.json").read_text()) for rank in range(num_processes)]
 

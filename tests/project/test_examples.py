@@ -1,7 +1,6 @@
 """The examples, in this process; the walk runs their commands as a user does."""
 
 import runpy
-import subprocess
 import sys
 from collections.abc import Callable
 from contextlib import chdir
@@ -13,6 +12,7 @@ import torch
 
 from tests.support import ROOT
 from tests.support.cli_runner import run_command
+from tests.support.launcher import launch, torchrun
 
 Run = Callable[..., str]
 
@@ -99,20 +99,11 @@ def test_streams(run: Run) -> None:
     assert "12 batches: " in run("streaming.py")
 
 
-@pytest.mark.parametrize(
-    "launcher",
-    [(), ("-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2")],
-    ids=["one process", "torchrun"],
-)
-def test_your_own_hosts(tmp_path: Path, launcher: tuple[str, ...]) -> None:
+@pytest.mark.parametrize("num_processes", [1, 2])
+def test_your_own_hosts(num_processes: int) -> None:
     """In processes of their own, as they stay members of a process group."""
-    done = subprocess.run(
-        [sys.executable, *launcher, str(ROOT / "examples/hosts.py")],
-        cwd=tmp_path,
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert done.returncode == 0, done.stdout + done.stderr
-    steps = [line.split()[1] for line in done.stdout.splitlines() if line.startswith("step ")]
+    started = launch if num_processes == 1 else torchrun
+    done = started(num_processes, "examples/hosts.py")
+    assert done.returncode == 0, done.stderr
+    steps = [line.split()[1] for line in done.stderr.splitlines() if line.startswith("step ")]
     assert steps == [str(step) for step in range(10)]

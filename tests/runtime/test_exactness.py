@@ -1,6 +1,7 @@
 """Fifty steps of training: every loss and every gradient is the unsplit model's, bit for bit."""
 
 from collections.abc import Callable
+from dataclasses import replace
 
 import pytest
 import torch
@@ -18,7 +19,7 @@ def frozen() -> Case:
     case = models.bert()
     case.model.bert.embeddings.requires_grad_(False)
     case.model.bert.encoder.layer[1].attention.requires_grad_(False)
-    return case
+    return replace(case, name="frozen bert")
 
 
 def dropping(make: Callable[[], Case]) -> Callable[[], Case]:
@@ -29,7 +30,7 @@ def dropping(make: Callable[[], Case]) -> Callable[[], Case]:
         for module in case.model.modules():
             if isinstance(module, torch.nn.Dropout):
                 module.p = 0.1
-        return case
+        return replace(case, name=f"{case.name} with dropout")
 
     return made
 

@@ -42,24 +42,22 @@ def test_so_it_does_with_schedules_made_for_a_plan(name: str, schedule: str) -> 
 
 
 def assert_training_equals_the_unsplit_model(case: Case, schedule: str) -> None:
+    """The loss, gradients and buffers of two steps, and what the pipeline then infers."""
     alone = unsplit_reference.unsplit(case)
+    own = list(case.model.parameters())
     with split_evenly(case, schedule=schedule) as pipeline:
+        assert all(a is b for a, b in zip(own, pipeline.parameters(), strict=True))
         for _ in range(2):
             expected = unsplit_reference.train_step(alone, SIZE)
             found = pipeline.train_step(case.batch, case.targets, case.loss_fn)
             assert torch.equal(found, expected)
         assert_equal_gradients(pipeline, alone.model)
+        inferred = unsplit_reference.tensors(pipeline(case.batch))
         state = pipeline.state_dict()
     for name, value in alone.model.state_dict().items():
         assert torch.equal(state[name], value), name  # batch norm's buffers among them
-
-
-def test_a_pipeline_planned_for_training_infers_as_well(case: Case) -> None:
-    with split_evenly(case) as pipeline:
-        pipeline.train_step(case.batch, case.targets, case.loss_fn)
-        found = unsplit_reference.tensors(pipeline(case.batch))
-    expected = unsplit_reference.infer(case, SIZE)
-    assert all(torch.equal(f, e) for f, e in zip(found, expected, strict=True))
+    alone_inferred = unsplit_reference.infer(alone, SIZE)
+    assert all(torch.equal(f, e) for f, e in zip(inferred, alone_inferred, strict=True))
 
 
 def test_training_follows_the_unsplit_model_over_many_steps() -> None:
@@ -171,12 +169,6 @@ def test_frozen_parameters_stay_as_they_are() -> None:
         unsplit_reference.train_step(alone, SIZE)
         assert_equal_gradients(pipeline, alone.model)
         assert next(pipeline.parameters()).grad is None
-
-
-def test_the_parameters_are_the_models_own_objects(case: Case) -> None:
-    before = list(case.model.parameters())
-    with split_evenly(case) as pipeline:
-        assert all(a is b for a, b in zip(before, pipeline.parameters(), strict=True))
 
 
 @pytest.mark.parametrize(("bad_id", "stage"), [(11, 0), (7, 2)])

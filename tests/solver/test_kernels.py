@@ -1,4 +1,4 @@
-"""No compiled kernel outlives the code that it was compiled from."""
+"""Compiled kernels: none outlives the code that it was compiled from, and one process compiles."""
 
 import shutil
 import subprocess
@@ -12,32 +12,47 @@ import numpy as np
 from skyfx.solver.costs.moves import Crossing
 from skyfx.solver.problem.interval_tables import move
 
+print("ready", flush=True)
+input()
 ones = np.ones(2)
 print(move(0, 1, 0, Crossing(3 * ones, 0 * ones, ones, 0 * ones), np.ones((2, 2, 2))))
 print(*(move.stats.cache_hits.values()))
 """
 
 
-def run(folder: Path) -> list[str]:
-    done = subprocess.run(
+def started(folder: Path) -> "subprocess.Popen[str]":
+    """A process that has imported the kernel, and calls it once it is told to."""
+    process = subprocess.Popen(
         [sys.executable, "-c", MOVE],
         cwd=folder,
         env={"PYTHONPATH": str(folder)},
-        capture_output=True,
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
         text=True,
-        check=False,
     )
-    assert done.returncode == 0, done.stderr
-    return done.stdout.split()
+    assert process.stdout is not None
+    assert process.stdout.readline() == "ready\n"
+    return process
 
 
-def test_a_kernel_is_compiled_again_when_what_it_uses_changes(tmp_path: Path) -> None:
+def run(folder: Path, processes: int = 1) -> list[list[str]]:
+    """What processes print that call the kernel at the same time."""
+    made = [started(folder) for _ in range(processes)]
+    for process in made:
+        assert process.stdin is not None
+        process.stdin.write("\n")
+        process.stdin.flush()
+    said = [process.communicate(timeout=200)[0].split() for process in made]
+    assert [process.returncode for process in made] == [0] * processes
+    return sorted(said)
+
+
+def test_a_kernel_is_compiled_once_until_what_it_uses_changes(tmp_path: Path) -> None:
     """The function of a move is in another file than the kernel."""
     ignored = shutil.ignore_patterns("__pycache__")
     shutil.copytree(ROOT / "skyfx", tmp_path / "skyfx", ignore=ignored, symlinks=False)
-    assert run(tmp_path) == ["4.0"]
-    assert run(tmp_path) == ["4.0", "1"]
+    assert run(tmp_path, processes=3) == [["4.0"], ["4.0", "1"], ["4.0", "1"]]
     moves = tmp_path / "skyfx/solver/costs/moves.py"
     source = moves.read_text()
     moves.write_text(source.replace("wire[1] * size_bytes", "5 * wire[1] * size_bytes"))
-    assert run(tmp_path) == ["16.0"]
+    assert run(tmp_path) == [["16.0"]]

@@ -2,24 +2,30 @@
 
 It reads a request per line of its standard input, as JSON, and answers each:
 
-    start, environments, output   the ids of the processes, one per environment
-    wait, timeout_s               the exit codes of these processes
-    running                       whether this process still runs
+    start, environment, output, host, cores   the id of the process
+    wait, timeout_s                           the exit codes of these processes
+    running                                   whether this process still runs
 
 When its input ends, so do it and all that it has started.
 """
 
+import ctypes
+import inspect
 import json
 import os
+import random
 import runpy
 import signal
+import socket
 import sys
 import threading
 import time
+from pathlib import Path
 from typing import Any
 
 import torch._dynamo
 import torch.distributed
+import torch.distributed.run
 import torch.export._trace
 import transformers
 
@@ -34,11 +40,17 @@ MODELS = (
     transformers.GPT2LMHeadModel,
     transformers.T5ForConditionalGeneration,
 )
+CLONE_NEWUTS, CLONE_NEWUSER = 0x04000000, 0x10000000
+"""Of Linux: a namespace for the host's name, and one for users, in which anyone may name it."""
+
 GRACE_S = 30.0
 """How long the others may take to end once one has failed."""
 
 
 def main() -> None:
+    # Torch's agents do so over and over. It looks at all modules, which takes seconds, where it has
+    # not done so, and for each frame without a file: so Python's own modules are not frozen here.
+    inspect.stack()
     assert threading.active_count() == len(os.listdir("/proc/self/task")) == 1
     codes: dict[int, int] = {}
     all_started: list[int] = []
@@ -46,8 +58,8 @@ def main() -> None:
         request = json.loads(line)
         answer: Any
         if "start" in request:
-            answer = [started(request, own) for own in request["environments"]]
-            all_started += answer
+            answer = started(request)
+            all_started.append(answer)
         elif "wait" in request:
             wait(request["wait"], request["timeout_s"], codes)
             answer = [codes[pid] for pid in request["wait"]]
@@ -58,12 +70,31 @@ def main() -> None:
     wait(all_started, 0.0, codes)
 
 
-def started(request: dict[str, Any], environment: dict[str, str]) -> int:
+def started(request: dict[str, Any]) -> int:
     """Fork a process; returns its id."""
     pid = os.fork()
     if pid == 0:
-        run(request["start"], environment, request["output"])
+        os.setsid()
+        random.seed()  # torch's agents wait at random, so that they do not always meet
+        if request["host"]:
+            be_on_host(request["host"])
+        if request["cores"]:
+            os.sched_setaffinity(0, request["cores"])
+        run(request["start"], request["environment"], request["output"])
     return pid
+
+
+def be_on_host(name: str) -> None:
+    """Give this process a host's name of its own, as `unshare --uts` does."""
+    user, group = os.geteuid(), os.getegid()
+    own_user = 0 if user == 0 else CLONE_NEWUSER
+    if ctypes.CDLL(None, use_errno=True).unshare(CLONE_NEWUTS | own_user) != 0:
+        raise OSError(ctypes.get_errno(), "unshare")
+    if own_user:
+        Path("/proc/self/uid_map").write_text(f"0 {user} 1")
+        Path("/proc/self/setgroups").write_text("deny")
+        Path("/proc/self/gid_map").write_text(f"0 {group} 1")
+    socket.sethostname(name)
 
 
 def run(arguments: list[str], environment: dict[str, str], printed: str) -> None:

@@ -1,13 +1,16 @@
 """Small real models, each with a batch, targets and a loss, for the pipeline to run exactly."""
 
+import functools
 from collections.abc import Callable
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, replace
+from typing import Any, ParamSpec
 
 import torch
 import transformers
 from torch import Tensor, nn
 from torch.nn import functional
+
+P = ParamSpec("P")
 
 BATCH = 8
 
@@ -20,8 +23,21 @@ class Case:
     batch: Any
     targets: Tensor
     loss_fn: Callable[[Any, Tensor], Tensor]
+    name: str | None = None
+    """Cases of one name are captured as one graph."""
 
 
+def named(make: Callable[P, Case]) -> Callable[P, Case]:
+    """The same, with the name of the function and its arguments."""
+
+    @functools.wraps(make)
+    def made(*args: P.args, **kwargs: P.kwargs) -> Case:
+        return replace(make(*args, **kwargs), name=f"{make.__name__}{args}{kwargs}")
+
+    return made
+
+
+@named
 def bert(dropout: float = 0.0, layers: int = 2) -> Case:
     config = transformers.BertConfig(
         num_hidden_layers=layers,
@@ -44,6 +60,7 @@ def padding(length: int) -> Tensor:
     return mask
 
 
+@named
 def gpt2(tied: bool = True) -> Case:
     config = transformers.GPT2Config(
         n_layer=2,
@@ -63,6 +80,7 @@ def gpt2(tied: bool = True) -> Case:
     return Case(transformers.GPT2LMHeadModel(config), {"input_ids": ids}, ids, token_loss)
 
 
+@named
 def t5() -> Case:
     config = transformers.T5Config(
         num_layers=2,
@@ -148,11 +166,13 @@ class ResNet(nn.Module):
         return self.head(self.blocks(self.stem(x)).mean((2, 3)))
 
 
+@named
 def unet() -> Case:
     targets = torch.rand(BATCH, 1, 16, 16)
     return Case(UNet(), torch.randn(BATCH, 3, 16, 16), targets, functional.mse_loss)
 
 
+@named
 def resnet() -> Case:
     targets = torch.randint(0, 5, (BATCH,))
     return Case(ResNet(), torch.randn(BATCH, 3, 8, 8), targets, functional.cross_entropy)
@@ -200,6 +220,7 @@ def small() -> nn.Module:
     return nn.Sequential(nn.Linear(4, 8), nn.BatchNorm1d(8), nn.Dropout(0.5), nn.Linear(8, 1))
 
 
+@named
 def mixture() -> Case:
     """Four experts a layer, of which each token takes two."""
     config = transformers.MixtralConfig(

@@ -10,7 +10,7 @@ import skyfx
 from skyfx.devices.resolve import resolve
 from skyfx.passes.planner_graph import to_planner_graph
 from skyfx.runtime.execution.microbatch import Batch
-from skyfx.solver import Assumptions, Plan, solve
+from skyfx.solver import Assumptions, Graph, Plan, solve
 from skyfx.tracing.capture import Capture
 from skyfx.verification.cut_decision import batch_rule, capture_microbatch, decide
 from tests.support.models import BATCH, Case
@@ -37,9 +37,22 @@ def capture_first(
     return capture_microbatch(model, batch, cut, training=training)
 
 
-def even_plan(captured: Capture, num_devices: int, **assumptions: Any) -> Plan:
+GRAPHS: dict[tuple[str, bool], Graph] = {}
+"""By the name of a case and whether it is trained: capturing takes longer than most tests."""
+
+
+def graph_of(case: Case, *, training: bool = True) -> Graph:
+    """What the planner sees of the first micro-batch of a case."""
+    key = (case.name or "", training)
+    if key not in GRAPHS or not case.name:
+        captured = capture_first(case.model, case.batch, training=training, verify=False)
+        GRAPHS[key] = to_planner_graph(captured)
+    return GRAPHS[key]
+
+
+def even_plan(captured: Capture | Graph, num_devices: int, **assumptions: Any) -> Plan:
     """Equal numbers of operators on each of so many CPUs, as if each took a second."""
-    graph = to_planner_graph(captured)
+    graph = captured if isinstance(captured, Graph) else to_planner_graph(captured)
     nodes = tuple(
         node if node.op in ("input", "get_attr") else replace(node, forward_s={"cpu": 1.0})
         for node in graph.nodes
@@ -49,7 +62,7 @@ def even_plan(captured: Capture, num_devices: int, **assumptions: Any) -> Plan:
     return solve(replace(graph, nodes=nodes), cluster, given, strategy="even").plan
 
 
-def generated_plan(captured: Capture, live: Sequence[int], **assumptions: Any) -> Plan:
+def generated_plan(captured: Capture | Graph, live: Sequence[int], **assumptions: Any) -> Plan:
     """An even plan with a stage for each of these counts of live micro-batches."""
     plan = even_plan(captured, len(live), **assumptions)
     stages = [replace(s, live=count) for s, count in zip(plan.stages, live, strict=True)]
@@ -58,7 +71,7 @@ def generated_plan(captured: Capture, live: Sequence[int], **assumptions: Any) -
 
 
 def interleaved_plan(
-    captured: Capture, live: Sequence[int], names: Sequence[str], **assumptions: Any
+    captured: Capture | Graph, live: Sequence[int], names: Sequence[str], **assumptions: Any
 ) -> Plan:
     """As `generated_plan`, with the stages in turn on the devices of these names."""
     plan = generated_plan(captured, live, **assumptions)
@@ -74,10 +87,8 @@ def split_evenly(
 
     It is not checked unless that is asked for, as tests hold it against plain torch themselves.
     """
-    training = assumptions.get("mode", "training") == "training"
+    captured = graph_of(case, training=assumptions.get("mode", "training") == "training")
     schedule = assumptions.pop("schedule", "1f1b")
-    verify = check != "off"
-    captured = capture_first(case.model, case.batch, training=training, verify=verify)
     if schedule == "generated":
         plan = generated_plan(captured, LIVE[-num_devices:], **assumptions)
     elif schedule == "interleaved":

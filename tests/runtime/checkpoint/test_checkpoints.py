@@ -17,6 +17,7 @@ from torch.optim import lr_scheduler
 import skyfx
 from skyfx.solver.errors import CheckpointError
 from tests.support import ROOT, models
+from tests.support.launcher import launch
 from tests.support.models import Case, small
 from tests.support.plans import split_evenly
 
@@ -239,11 +240,9 @@ def test_killed_at_any_moment_it_goes_on_from_the_last_whole_one(tmp_path: Path)
     killed, undisturbed = tmp_path / "killed", tmp_path / "undisturbed"
     for folder, lives in ((killed, 5), (undisturbed, 0)):
         folder.mkdir()
-        command = [sys.executable, "-m", "tests.jobs.kills_job", folder, "1", str(lives), "0"]
-        done = subprocess.run(
-            list(map(str, command)), cwd=ROOT, check=True, capture_output=True, text=True
-        )
-        assert json.loads(done.stdout) == [[-9]] * lives + [[0]]
+        done = launch(1, "-m", "tests.jobs.kills_job", str(folder), "1", str(lives), "0")
+        assert done.returncode == 0, done.stderr
+        assert json.loads(done.stderr.splitlines()[-1]) == [[-9]] * lives + [[0]]
     losses = [record(folder / "run")["extra"]["losses"] for folder in (killed, undisturbed)]
     assert len(losses[0]) == 60
     assert losses[0] == losses[1]
