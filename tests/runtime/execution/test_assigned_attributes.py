@@ -32,6 +32,26 @@ def test_training_reads_what_forward_leaves(kind: type[Layers]) -> None:
     copy.deepcopy(model)
 
 
+num_calls = 0
+
+
+class Global(Layers):
+    def between(self, h: Tensor) -> Tensor:
+        global num_calls
+        num_calls += 1
+        return h
+
+
+def test_a_global_is_counted_once_for_each_micro_batch() -> None:
+    global num_calls
+    num_calls = 3
+    model = Global()
+    with partitioned(model) as pipeline:
+        assert num_calls == 3
+        pipeline.train_step(BATCH, BATCH, model.loss)
+        assert num_calls == 3 + attribute_models.NUM_MICROBATCHES
+
+
 class EachHundredth(Layers):
     """Reads what it counts."""
 
