@@ -163,3 +163,29 @@ def test_a_buffer_that_forward_registers_is_made_for_each_shape() -> None:
         for x in (longer[:, :5], longer, longer[:, :3]):
             with torch.no_grad():
                 assert torch.equal(pipeline(x), torch.cat([Lazy().eval()(y) for y in x.split(1)]))
+
+
+def test_caches_by_shape_are_filled_and_read() -> None:
+    class Padded(Layers):
+        """Keeps where the padding is, and a table, for each length."""
+
+        def __init__(self) -> None:
+            super().__init__()
+            self.inside: dict[str, Any] = {}
+            self.tables: dict[int, Tensor] = {}
+
+        def between(self, h: Tensor) -> Tensor:
+            length = h.shape[1]
+            if length not in self.tables:
+                self.inside[str(length + 2)] = (Ellipsis, slice(1, -1), slice(None))
+                self.tables[length] = torch.arange(length).float()[:, None]
+            h = nn.functional.pad(h, (0, 0, 1, 1)).cumsum(1)
+            return h[self.inside[str(h.shape[1])]] * self.tables[length]
+
+    model, plain = Padded(), Padded().eval()
+    x = torch.linspace(-1, 1, 4 * 9 * 8).reshape(4, 9, 8)
+    with skyfx.partition(model, ["cpu", "cpu"], example_inputs=x[:, :5]) as pipeline:
+        for part in (x[:, :5], x, x[:, :5]):
+            with torch.no_grad():
+                assert torch.equal(pipeline(part), torch.cat([plain(y) for y in part.split(1)]))
+            assert model.inside == plain.inside
