@@ -1,10 +1,11 @@
 """A newcomer's walk: a clean clone, and every command of the documents as a reader would copy it.
 
-    python3 scripts/walk.py [README.md examples/quickstart.py ...]
+    python3 scripts/walk.py [--here] [README.md examples/quickstart.py ...]
 
 Clones what is committed into a temporary folder, installs it there as the README says, and goes
 through the documents and the first lines of the examples from top to bottom, each in a folder of
-its own, two at once. Of a Markdown file's blocks are run:
+its own, two at once. With `--here` nothing is installed: the checkout's `.venv` is the environment.
+Of a Markdown file's blocks are run:
 
     ```console            by bash, with the environment that was installed
     ```console two-hosts  by two of them at once, as by two hosts that meet at `node1`, if the
@@ -109,14 +110,18 @@ def may_name_hosts() -> bool:
 
 
 class Walk:
-    """A newcomer with clones and, in the first one, an environment of their own."""
+    """A newcomer with clones and, in the first one, an environment of their own.
 
-    def __init__(self, home: Path) -> None:
-        self.home = home
+    Where `here` is true, the environment is the one of the checkout.
+    """
+
+    def __init__(self, home: Path, *, here: bool) -> None:
+        self.home, self.here = home, here
         pins = tomllib.loads((ROOT / "pyproject.toml").read_text())["dependency-groups"]["dev"]
         (home / "pins.txt").write_text("\n".join(pins))  # the versions that the tests ran with
         python3 = Path(sys.executable).resolve().parent
-        path = os.pathsep.join([str(home / FIRST / "env/bin"), str(python3), os.environ["PATH"]])
+        own = ROOT / ".venv/bin" if here else home / FIRST / "env/bin"
+        path = os.pathsep.join([str(own), str(python3), os.environ["PATH"]])
         taken = ("VIRTUAL_ENV", "PYTHONPATH", "SKYFX_CACHE")
         self.environment = {k: v for k, v in os.environ.items() if k not in taken} | {
             "PATH": path,
@@ -129,6 +134,8 @@ class Walk:
         """Clone, and run the first block of the README's walk, which makes the environment."""
         folder = self.home / FIRST
         self._call(["git", "clone", "--quiet", str(ROOT), str(folder)], self.home)
+        if self.here:
+            return f"The environment is {ROOT / '.venv'}."
         first = next(walked(folder / "README.md"))
         return self._run(first, "README.md", folder)
 
@@ -230,12 +237,13 @@ class Walk:
 def main() -> None:
     """Walk through the documents that are named, or through all of them."""
     examples = sorted(f"examples/{path.name}" for path in (ROOT / "examples").glob("*.py"))
-    asked = sys.argv[1:] or [*DOCUMENTS, *examples]
+    here = "--here" in sys.argv
+    asked = [word for word in sys.argv[1:] if word != "--here"] or [*DOCUMENTS, *examples]
     began = time.perf_counter()
     with tempfile.TemporaryDirectory(prefix="skyfx-walk-") as home:
-        walk = Walk(Path(home))
+        walk = Walk(Path(home), here=here)
         print(walk.install(), flush=True)
-        num_run = 1
+        num_run = 0 if here else 1
         with ThreadPoolExecutor(2) as walkers:
             for num, printed in walkers.map(walk.through, asked):
                 print(printed, flush=True)

@@ -51,10 +51,11 @@ def compile_alone(made: Any, path: Path) -> None:
 
     A kernel's lock is held while those that it calls are compiled, and never the other way round.
     """
-    of_numba, lock = made.compile, FileLock(path)
+    of_numba = made.compile
 
     def of_one_process(signature: Any) -> Any:
-        with global_compiler_lock, held(lock):  # in this order in all threads
+        # In this order in all threads; a lock's object is no use in a process that was forked.
+        with global_compiler_lock, held(FileLock(path)):
             return of_numba(signature)
 
     made.compile = of_one_process

@@ -150,7 +150,7 @@ def test_memory_is_the_pipelines_and_that_of_the_whole_batch() -> None:
 
 def test_the_table_names_what_is_saved_and_what_no_split_saves() -> None:
     g = bert(3)
-    rows = list(simulated.rows(g, 3, 1.0))
+    rows = list(simulated.rows(g, 3, planning_s=0.2))
     ideals = {kind: simulated.ideals(g, kind, 3) for kind in ("real", "whole")}
     document = text(rows, ideals, (3, 3))
     assert "3 layers, 3 workers." in document

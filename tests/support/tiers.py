@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 from hypothesis import is_hypothesis_test, settings
 
-TIMES = {"dev": 0.1, "ci": 0.25, "long": 10}
+TIMES = {"dev": 0.1, "ci": 0.15, "long": 10}
 """By profile of hypothesis: on how many of its usual cases a property is tried."""
 
 
