@@ -64,7 +64,7 @@ def test_properties_are_tried_on_more_cases_where_that_is_asked_for(
     monkeypatch.delenv("SKYFX_CASES", raising=False)
     before = settings.get_current_profile_name()
     try:
-        for profile, expected in (("dev", 30), ("ci", 75), ("long", 3000)):
+        for profile, expected in (("dev", 30), ("ci", 45), ("long", 3000)):
             settings.load_profile(profile)
             assert tiers.num_cases(300) == expected
     finally:
