@@ -132,24 +132,25 @@ class Walk:
 
     def install(self) -> str:
         """Clone, and run the first block of the README's walk, which makes the environment."""
-        folder = self.home / FIRST
-        self._call(["git", "clone", "--quiet", str(ROOT), str(folder)], self.home)
         if self.here:
             return f"The environment is {ROOT / '.venv'}."
+        folder = self.home / FIRST
+        self._call(["git", "clone", "--quiet", str(ROOT), str(folder)], self.home)
         first = next(walked(folder / "README.md"))
         return self._run(first, "README.md", folder)
 
     def through(self, document: str) -> tuple[int, str]:
         """Run all blocks of a document; of the README, those after the first.
 
-        The README and the examples run in a clone, the other documents in an empty folder.
+        The README and the examples run in a clone, the other documents in an empty folder; without
+        an environment of its own so does the README, which would import the clone's package.
 
         Returns:
             How many blocks ran, and what they printed.
         """
         folder = self.home / Path(document).stem
         source = folder / document
-        if document.startswith("docs/"):
+        if document.startswith("docs/") or (self.here and document == "README.md"):
             folder.mkdir()
             source = ROOT / document
         elif document != "README.md":
