@@ -73,8 +73,10 @@ def _changes(model: nn.Module, training: bool) -> list[str]:
 
 def _tensors(model: nn.Module) -> dict[str, tuple[Tensor, Tensor | None]]:
     """The parameters, and the buffers with their values: those are few."""
-    buffers = {name: (x, x.detach().clone()) for name, x in model.named_buffers()}
-    return {name: (x, None) for name, x in model.named_parameters()} | buffers
+    found: dict[str, tuple[Tensor, Tensor | None]] = {}
+    found |= {name: (x, None) for name, x in model.named_parameters()}
+    found |= {name: (x, x.detach().clone()) for name, x in model.named_buffers()}
+    return found
 
 
 def _is_same(one: Any, two: Any) -> bool:
