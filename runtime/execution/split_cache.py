@@ -10,13 +10,16 @@ from torch import Tensor, nn
 from skyfx.runtime.execution.microbatch import Batch
 from skyfx.runtime.execution.shared_data import lacks_values
 from skyfx.runtime.execution.step import StagedModel, autocast_here
-from skyfx.runtime.state.fixed_values import ReadVariables, fixed_values, plain_text
-from skyfx.runtime.state.reachable_state import hooks_of
+from skyfx.runtime.state.fixed_values import FixedValues, Same, plain_text
+from skyfx.runtime.state.reachable_state import check_global_hooks, module_hooks_of
 
 logger = logging.getLogger(__name__)
 
 SplitFn = Callable[[Batch, bool], StagedModel]
 """Splits the model for micro-batches like this one, for training or not, as the plan says."""
+
+_HOOK_SETTINGS = 4
+"""How many sets of hooks have splits: some register a hook for each step."""
 
 
 class SplitCache:
@@ -27,15 +30,19 @@ class SplitCache:
         self._model, self._split = model, split
         self._made: dict[Any, StagedModel] = {}
         self._tensors_then: list[tuple[Tensor, torch.dtype]] = []
-        self._variables = ReadVariables(model)
+        self._fixed = FixedValues(model)
         self._values_then: dict[str, Any] = {}
         self._values_at_first: dict[str, Any] = {}
 
     def put(self, part: Batch, staged: StagedModel, *, training: bool) -> None:
         """Add a split that has been made for micro-batches like this one."""
-        self._made[self.setting(training), part.signature] = staged
+        setting = self.setting(training)
+        kept = [*dict.fromkeys(hooks for (_, _, hooks, _), _ in self._made)][1 - _HOOK_SETTINGS :]
+        for key in [key for key in self._made if key[0][2] not in (setting[2], *kept)]:
+            del self._made[key]
+        self._made[setting, part.signature] = staged
         self._tensors_then = self._tensors()
-        self._variables = ReadVariables(self._model)
+        self._fixed = self._find_fixed()
         self._values_then = self.values()
         self._values_at_first = self._values_at_first or self._values_then
 
@@ -60,9 +67,16 @@ class SplitCache:
 
     def values(self) -> dict[str, Any]:
         """The values that captures have fixed, by name; not those that the steps change."""
+        return self._fixed.values()
+
+    def _find_fixed(self) -> FixedValues:
         made = self._made.values()
         changed = {x for one in made for x in (*one.assigned.names, *one.hooks.changes)}
-        return fixed_values(self._model, changed) | self._variables.values(changed)
+        hooks = dict.fromkeys(x for (_, _, all_hooks, _), _ in self._made for x in all_hooks)
+        if any(x.is_meta for x in self._model.parameters()):  # what they change is not known
+            observing = {Same(hook) for one in made for _, hook in one.hooks.hooks}
+            hooks = {x: None for x in hooks if x not in observing}
+        return FixedValues(self._model, [x.of for x in hooks], changed)
 
     def asked(self, training: bool, *, shared: bool) -> dict[str, Any]:
         """What has to be the same in all processes, where several share the model."""
@@ -78,6 +92,7 @@ class SplitCache:
         return [f"{name}={plain_text(now.get(name))}" for name in changed]
 
     def _forget_stale(self) -> None:
+        check_global_hooks()
         # `load_state_dict(assign=True)` gives the model other tensors, and `half()` other buffers.
         if _identities(self._tensors()) != _identities(self._tensors_then):
             self._made.clear()
@@ -101,7 +116,7 @@ class SplitCache:
         modes = [module.training for module in self._model.modules()]
         # A model in eval mode is trained as a whole; in training mode, parts of it may be in eval.
         parts_in_eval = tuple(modes) if training and modes[0] and not all(modes) else ()
-        hooks = tuple(id(hook) for x in self._model.modules() for hook in hooks_of(x))
+        hooks = tuple(Same(hook) for x in self._model.modules() for hook in module_hooks_of(x))
         return training, parts_in_eval, hooks, autocast_here()
 
     def _tensors(self) -> list[tuple[Tensor, torch.dtype]]:
