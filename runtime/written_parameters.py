@@ -28,6 +28,7 @@ class WrittenParameters(TorchFunctionMode):
 
     def __init__(self, model: nn.Module) -> None:
         super().__init__()
+        self._model = model
         self._by_storage: dict[int, list[nn.Parameter]] = {}
         for x in model.parameters():
             if _address(x):
@@ -36,7 +37,12 @@ class WrittenParameters(TorchFunctionMode):
 
     def changed(self) -> bool:
         """Whether any has other values by now."""
-        return any(not torch.equal(x, before) for x, before, _ in self._kept)
+        return bool(self.changed_names())
+
+    def changed_names(self) -> list[str]:
+        """The names of those that have other values by now."""
+        others = {id(x) for x, before, _ in self._kept if not torch.equal(x, before)}
+        return [name for name, x in self._model.named_parameters() if id(x) in others]
 
     def restore(self) -> None:
         """Put back what they had."""

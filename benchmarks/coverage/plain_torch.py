@@ -10,6 +10,7 @@ from torch.utils._pytree import tree_flatten, tree_map
 
 from benchmarks.coverage.tiny_models import Subject, seed
 from skyfx.runtime.execution.microbatch import OutputSpec
+from skyfx.runtime.execution.output_joins import OutputJoin
 from skyfx.runtime.model_state import ModelState, equal
 from skyfx.runtime.pipeline import Pipeline
 from skyfx.tracing.adapter import has_cache
@@ -241,6 +242,8 @@ def _joined(pieces: Sequence[Tensor], sizes: Sequence[int]) -> Tensor:
         return torch.cat(list(pieces))
     if all(torch.equal(x, pieces[0]) for x in pieces[1:]):
         return pieces[0]
+    if pieces[0].numel() == 1 and pieces[0].is_floating_point():  # a loss beside outputs
+        return OutputJoin(None)(pieces, sizes)
     return torch.cat([x.flatten() for x in pieces])
 
 

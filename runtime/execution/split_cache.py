@@ -33,6 +33,7 @@ class SplitCache:
         self._fixed = FixedValues(model)
         self._values_then: dict[str, Any] = {}
         self._values_at_first: dict[str, Any] = {}
+        self._is_told = False
 
     def put(self, part: Batch, staged: StagedModel, *, training: bool) -> None:
         """Add a split that has been made for micro-batches like this one."""
@@ -113,14 +114,35 @@ class SplitCache:
 
     def setting(self, training: bool) -> Any:
         """The part of a key that is the same for all micro-batches: looked up once per batch."""
-        modes = [module.training for module in self._model.modules()]
-        # A model in eval mode is trained as a whole; in training mode, parts of it may be in eval.
-        parts_in_eval = tuple(modes) if training and modes[0] and not all(modes) else ()
+        modes = self._modes(training)
         hooks = tuple(Same(hook) for x in self._model.modules() for hook in module_hooks_of(x))
-        return training, parts_in_eval, hooks, autocast_here()
+        return training, modes, hooks, autocast_here()
+
+    def _modes(self, training: bool) -> Any:
+        """The mode of each module: its own, if the model itself is in the mode that is asked for.
+
+        Else its `train()` switches all of it when it is captured.
+        """
+        modes = [module.training for module in self._model.modules()]
+        if modes[0] == training:
+            return () if len(set(modes)) == 1 else tuple(modes)
+        if training and not self._is_told:
+            self._is_told = True
+            logger.warning(
+                "the model is in eval mode, and is switched by its train() for training. To "
+                "train modules in eval mode, call eval() on them, but train() on the model first"
+            )
+        return "switched" if any(map(switches_itself, self._model.modules())) else ()
 
     def _tensors(self) -> list[tuple[Tensor, torch.dtype]]:
         return [(x, x.dtype) for x in (*self._model.parameters(), *self._model.buffers())]
+
+
+def switches_itself(module: nn.Module) -> bool:
+    """Whether a module has a `train` or `eval` of its own."""
+    kind, plain = type(module), nn.Module
+    held = vars(module).keys() & {"train", "eval"}
+    return bool(held) or kind.train is not plain.train or kind.eval is not plain.eval
 
 
 def _identities(tensors: list[tuple[Tensor, torch.dtype]]) -> list[tuple[int, torch.dtype]]:

@@ -26,6 +26,7 @@ from skyfx.tracing.node_names import input_names, is_tensor_attribute, node_ids
 from skyfx.tracing.quiet_tracing import quiet_tracing
 from skyfx.tracing.tensor_binding import moved, rebind
 from skyfx.tracing.torch_internals import any_attribute_name
+from skyfx.tracing.training_mode import in_mode
 
 _capturing = threading.RLock()
 """torch.export keeps its state in globals: one capture at a time in all threads."""
@@ -98,8 +99,8 @@ def capture(
         model: any module; its mode, parameters and buffers are left as they are.
         inputs: one micro-batch: a tensor, a tuple of positional or a dict of keyword arguments.
             For a transformers model it may be left out.
-        training: capture the model as it trains (submodules that are in eval mode while the model
-            itself is in training mode stay so), or as it infers.
+        training: capture the model as it trains, or as it infers. Submodules keep their own modes
+            if the model itself is in that one; else its own `train()` or `eval()` sets them.
         others: more micro-batches; where the model's code depends on values, they show how.
         places: those of an earlier capture, to begin with.
 
@@ -196,21 +197,6 @@ def _placed(model: nn.Module, batch: Batch) -> Batch:
     if any(x.is_meta for x in model.parameters()):
         return batch.to(torch.device("meta"))
     return batch if any(x.is_meta for x in batch.tensors) else batch.to(torch.device("cpu"))
-
-
-@contextmanager
-def in_mode(model: nn.Module, *, training: bool) -> Iterator[None]:
-    """The model in the mode to capture, each submodule back in its own afterwards."""
-    before = {module: module.training for module in model.modules()}
-    if not training:
-        model.eval()
-    elif not model.training:
-        model.train()
-    try:
-        yield
-    finally:
-        for module, was_training in before.items():
-            module.training = was_training
 
 
 @contextmanager

@@ -23,7 +23,8 @@ from skyfx.runtime.execution.microbatch import Batch
 from skyfx.runtime.model_state import ModelState, preserve_run
 from skyfx.solver.core.plan import Assumptions
 from skyfx.solver.errors import VerificationError
-from skyfx.tracing.capture import Capture, capture, in_mode, on_one_device
+from skyfx.tracing.capture import Capture, capture, on_one_device
+from skyfx.tracing.training_mode import switched
 from skyfx.verification.observation import plain_outputs
 from skyfx.verification.sample_independence import BatchCut, samples_apart
 from skyfx.verification.tolerance import rounding, tolerance
@@ -107,7 +108,13 @@ def decide(
     if first.size is None or not verify or not _can_run(model, batch):
         return first
     trial = _Trial(model, batch, num_microbatches, training)
-    with in_mode(model, training=False), on_one_device(model), torch.no_grad():
+    with (
+        switched(model, training=False) as change,
+        on_one_device(model),
+        torch.no_grad(),
+    ):
+        if change:
+            logger.warning("%s", change)
         return trial.best(rules) or first
 
 

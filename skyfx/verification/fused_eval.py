@@ -15,7 +15,8 @@ from torch import nn
 from skyfx.runtime.execution.microbatch import Batch
 from skyfx.runtime.model_state import preserve_state
 from skyfx.solver.errors import VerificationError
-from skyfx.tracing.capture import in_mode, on_one_device
+from skyfx.tracing.capture import on_one_device
+from skyfx.tracing.training_mode import in_mode
 from skyfx.verification.comparison import distance
 from skyfx.verification.observation import plain_outputs
 

@@ -16,9 +16,10 @@ from torch import Tensor, fx, nn
 from torch.overrides import TorchFunctionMode
 
 from skyfx.runtime import pytree
-from skyfx.tracing.capture import Capture, in_mode
+from skyfx.tracing.capture import Capture
 from skyfx.tracing.data_dependence import is_library_file
 from skyfx.tracing.node_names import is_operator, op_name
+from skyfx.tracing.training_mode import in_mode
 from skyfx.verification.observation import RunMode, observed, plain_outputs, weighted_sum, weights
 
 CodeLine = tuple[str, int]

@@ -16,8 +16,9 @@ from skyfx.runtime.model_state import ModelState, preserve_state
 from skyfx.runtime.pipeline import Pipeline
 from skyfx.runtime.state.contents import NO_VALUES, equal
 from skyfx.tracing.adapter import has_cache
-from skyfx.tracing.capture import Capture, in_mode, on_one_device
+from skyfx.tracing.capture import Capture, on_one_device
 from skyfx.tracing.effects.observing_hooks import called_at_once
+from skyfx.tracing.training_mode import in_mode
 from skyfx.verification.comparison import (
     CALLS,
     GENERATORS,
