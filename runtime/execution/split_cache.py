@@ -21,6 +21,9 @@ SplitFn = Callable[[Batch, bool], StagedModel]
 _HOOK_SETTINGS = 4
 """How many sets of hooks have splits: some register a hook for each step."""
 
+Seen = tuple[Tensor, torch.dtype, bool]
+"""A tensor of the model as it was: with its type, and whether it needs a gradient."""
+
 
 class SplitCache:
     """The splits that have been made, until the model has other tensors or fixed values."""
@@ -29,7 +32,7 @@ class SplitCache:
         """Split this model with this function."""
         self._model, self._split = model, split
         self._made: dict[Any, StagedModel] = {}
-        self._tensors_then: list[tuple[Tensor, torch.dtype]] = []
+        self._tensors_then: list[Seen] = []
         self._fixed = FixedValues(model)
         self._values_then: dict[str, Any] = {}
         self._values_at_first: dict[str, Any] = {}
@@ -94,7 +97,8 @@ class SplitCache:
 
     def _forget_stale(self) -> None:
         check_global_hooks()
-        # `load_state_dict(assign=True)` gives the model other tensors, and `half()` other buffers.
+        # `load_state_dict(assign=True)` gives the model other tensors, and `half()` other buffers;
+        # and a forward may do without gradients while its parameters need none.
         if _identities(self._tensors()) != _identities(self._tensors_then):
             self._made.clear()
         then, now = self._values_then, self.values()
@@ -134,8 +138,9 @@ class SplitCache:
             )
         return "switched" if any(map(switches_itself, self._model.modules())) else ()
 
-    def _tensors(self) -> list[tuple[Tensor, torch.dtype]]:
-        return [(x, x.dtype) for x in (*self._model.parameters(), *self._model.buffers())]
+    def _tensors(self) -> list[Seen]:
+        held = (*self._model.parameters(), *self._model.buffers())
+        return [(x, x.dtype, x.requires_grad) for x in held]
 
 
 def switches_itself(module: nn.Module) -> bool:
@@ -145,5 +150,5 @@ def switches_itself(module: nn.Module) -> bool:
     return bool(held) or kind.train is not plain.train or kind.eval is not plain.eval
 
 
-def _identities(tensors: list[tuple[Tensor, torch.dtype]]) -> list[tuple[int, torch.dtype]]:
-    return [(id(x), kind) for x, kind in tensors]
+def _identities(tensors: list[Seen]) -> list[tuple[int, torch.dtype, bool]]:
+    return [(id(x), kind, needs) for x, kind, needs in tensors]
