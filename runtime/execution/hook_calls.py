@@ -19,6 +19,7 @@ from torch import Tensor, nn
 
 from skyfx.runtime.execution.microbatch import OutputSpec
 from skyfx.runtime.state.reachable_state import hooks_of
+from skyfx.solver.errors import VerificationError
 
 _stepping = threading.local()
 
@@ -42,7 +43,7 @@ class StepHook:
     def __call__(self, *values: Any, **named: Any) -> None:
         """Call the hook, in a step."""
         if getattr(_stepping, "is_on", False):
-            self._hook(*values, **named)
+            _check_returned(self._hook, self._hook(*values, **named))
 
     def __deepcopy__(self, memo: Any) -> "StepHook":
         return self
@@ -78,6 +79,19 @@ class HookCalls:
                 returned = hook(module, *values)
                 if _noted is not None:
                     _noted.append((module, hook, returned))
+                else:
+                    _check_returned(hook, returned)
+
+
+def _check_returned(hook: Any, returned: Any) -> None:
+    if returned is not None:
+        code = getattr(getattr(hook, "__func__", hook), "__code__", None)
+        where = f" at {code.co_filename}:{code.co_firstlineno}" if code is not None else ""
+        raise VerificationError(
+            f"the forward hook {getattr(hook, '__qualname__', type(hook).__name__)}{where} returns "
+            "a value now, and only observed when the model was captured, so the value would be "
+            "lost: change what it reads between two steps, or register it when it intervenes"
+        )
 
 
 _noted: list[tuple[nn.Module, Any, Any]] | None = None

@@ -10,13 +10,19 @@ from torch import Tensor, nn
 from skyfx.runtime.execution.microbatch import Batch
 from skyfx.runtime.execution.shared_data import lacks_values
 from skyfx.runtime.execution.step import StagedModel, autocast_here
-from skyfx.runtime.state.fixed_values import ReadVariables, fixed_values, plain_text
-from skyfx.runtime.state.reachable_state import hooks_of
+from skyfx.runtime.state.fixed_values import FixedValues, Same, plain_text
+from skyfx.runtime.state.reachable_state import check_global_hooks, module_hooks_of
 
 logger = logging.getLogger(__name__)
 
 SplitFn = Callable[[Batch, bool], StagedModel]
 """Splits the model for micro-batches like this one, for training or not, as the plan says."""
+
+_HOOK_SETTINGS = 4
+"""How many sets of hooks have splits: some register a hook for each step."""
+
+Seen = tuple[Tensor, torch.dtype, bool]
+"""A tensor of the model as it was: with its type, and whether it needs a gradient."""
 
 
 class SplitCache:
@@ -26,17 +32,21 @@ class SplitCache:
         """Split this model with this function."""
         self._model, self._split = model, split
         self._made: dict[Any, StagedModel] = {}
-        self._tensors_then: list[tuple[Tensor, torch.dtype]] = []
-        self._variables = ReadVariables(model)
+        self._tensors_then: list[Seen] = []
+        self._fixed = FixedValues(model)
         self._values_then: dict[str, Any] = {}
         self._values_at_first: dict[str, Any] = {}
         self._is_told = False
 
     def put(self, part: Batch, staged: StagedModel, *, training: bool) -> None:
         """Add a split that has been made for micro-batches like this one."""
-        self._made[self.setting(training), part.signature] = staged
+        setting = self.setting(training)
+        kept = [*dict.fromkeys(hooks for (_, _, hooks, _), _ in self._made)][1 - _HOOK_SETTINGS :]
+        for key in [key for key in self._made if key[0][2] not in (setting[2], *kept)]:
+            del self._made[key]
+        self._made[setting, part.signature] = staged
         self._tensors_then = self._tensors()
-        self._variables = ReadVariables(self._model)
+        self._fixed = self._find_fixed()
         self._values_then = self.values()
         self._values_at_first = self._values_at_first or self._values_then
 
@@ -61,9 +71,16 @@ class SplitCache:
 
     def values(self) -> dict[str, Any]:
         """The values that captures have fixed, by name; not those that the steps change."""
+        return self._fixed.values()
+
+    def _find_fixed(self) -> FixedValues:
         made = self._made.values()
         changed = {x for one in made for x in (*one.assigned.names, *one.hooks.changes)}
-        return fixed_values(self._model, changed) | self._variables.values(changed)
+        hooks = dict.fromkeys(x for (_, _, all_hooks, _), _ in self._made for x in all_hooks)
+        if any(x.is_meta for x in self._model.parameters()):  # what they change is not known
+            observing = {Same(hook) for one in made for _, hook in one.hooks.hooks}
+            hooks = {x: None for x in hooks if x not in observing}
+        return FixedValues(self._model, [x.of for x in hooks], changed)
 
     def asked(self, training: bool, *, shared: bool) -> dict[str, Any]:
         """What has to be the same in all processes, where several share the model."""
@@ -79,7 +96,9 @@ class SplitCache:
         return [f"{name}={plain_text(now.get(name))}" for name in changed]
 
     def _forget_stale(self) -> None:
-        # `load_state_dict(assign=True)` gives the model other tensors, and `half()` other buffers.
+        check_global_hooks()
+        # `load_state_dict(assign=True)` gives the model other tensors, and `half()` other buffers;
+        # and a forward may do without gradients while its parameters need none.
         if _identities(self._tensors()) != _identities(self._tensors_then):
             self._made.clear()
         then, now = self._values_then, self.values()
@@ -100,7 +119,7 @@ class SplitCache:
     def setting(self, training: bool) -> Any:
         """The part of a key that is the same for all micro-batches: looked up once per batch."""
         modes = self._modes(training)
-        hooks = tuple(id(hook) for x in self._model.modules() for hook in hooks_of(x))
+        hooks = tuple(Same(hook) for x in self._model.modules() for hook in module_hooks_of(x))
         # A checkpoint that needs no gradient runs once, else twice.
         trained = tuple(x.requires_grad for x in self._model.parameters()) if training else ()
         return training, modes, trained, hooks, autocast_here()
@@ -121,8 +140,9 @@ class SplitCache:
             )
         return "switched" if any(map(switches_itself, self._model.modules())) else ()
 
-    def _tensors(self) -> list[tuple[Tensor, torch.dtype]]:
-        return [(x, x.dtype) for x in (*self._model.parameters(), *self._model.buffers())]
+    def _tensors(self) -> list[Seen]:
+        held = (*self._model.parameters(), *self._model.buffers())
+        return [(x, x.dtype, x.requires_grad) for x in held]
 
 
 def switches_itself(module: nn.Module) -> bool:
@@ -132,5 +152,5 @@ def switches_itself(module: nn.Module) -> bool:
     return bool(held) or kind.train is not plain.train or kind.eval is not plain.eval
 
 
-def _identities(tensors: list[tuple[Tensor, torch.dtype]]) -> list[tuple[int, torch.dtype]]:
-    return [(id(x), kind) for x, kind in tensors]
+def _identities(tensors: list[Seen]) -> list[tuple[int, torch.dtype, bool]]:
+    return [(id(x), kind, needs) for x, kind, needs in tensors]

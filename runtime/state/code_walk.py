@@ -10,7 +10,6 @@
 Code of the user is looked into, and that of installed packages is not, unless it is asked for.
 """
 
-import inspect
 from collections import deque
 from collections.abc import Iterator, MutableMapping
 from dataclasses import dataclass
@@ -73,7 +72,7 @@ def functions_from(
     pending, met = deque([(start, _DEPTH)]), set[int]()
     while pending:
         found, depth = pending.popleft()
-        function = _function_of(found)
+        function = function_of(found)
         if function is None or id(function) in met or (is_closed(function) and not closed):
             continue
         met.add(id(function))
@@ -81,12 +80,13 @@ def functions_from(
         pending.append((getattr(function, "__wrapped__", None), depth))
         if depth > 1:
             named = [slot.value for slot in variables_of(function)]
-            named += [inspect.getattr_static(kind, x, None) for x in names_in(function.__code__)]
+            names = names_in(function.__code__)
+            named += [vars(base).get(x) for base in kind.__mro__ for x in names]
             pending += [(x, depth - 1) for x in named]
 
 
 def variables_of(function: FunctionType) -> Iterator[Slot]:
-    """The variables of its closure, its defaults, and the globals that it names.
+    """The variables of its closure, its defaults and attributes, and the globals that it names.
 
     Of a file of the user's that it names, those in it.
     """
@@ -95,6 +95,10 @@ def variables_of(function: FunctionType) -> Iterator[Slot]:
         yield Slot(f"{function.__qualname__}: {name}", cell)
     for i, value in enumerate(function.__defaults__ or ()):
         yield Slot(f"{function.__qualname__}: default {i}", {"": value})
+    for name, value in (function.__kwdefaults__ or {}).items():
+        yield Slot(f"{function.__qualname__}: default {name}", {"": value})
+    for name in [x for x in vars(function) if not x.startswith("_")]:
+        yield Slot(f"{function.__qualname__}: {name}", vars(function), name)
     names, held = names_in(code), function.__globals__
     for name in names:
         if name not in held:
@@ -107,7 +111,7 @@ def variables_of(function: FunctionType) -> Iterator[Slot]:
         yield slot
 
 
-def _function_of(value: Any) -> FunctionType | None:
+def function_of(value: Any) -> FunctionType | None:
     """The function in a method, a property and the like; None where there is none."""
     if isinstance(value, property):
         value = value.fget

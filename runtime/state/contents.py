@@ -101,6 +101,11 @@ def is_closed(code: Any) -> bool:
     return _is_installed(str(name))
 
 
+def is_foundation(module: str) -> bool:
+    """Whether a module of this name is of Python, torch, numpy or skyfx."""
+    return module.partition(".")[0] in _CLOSED
+
+
 def is_open(value: Any) -> bool:
     """Whether it is an object with attributes that are looked into."""
     if not hasattr(value, "__dict__"):
@@ -111,7 +116,7 @@ def is_open(value: Any) -> bool:
 @cache
 def _is_installed(module: str) -> bool:
     file = str(getattr(sys.modules.get(module), "__file__", None))
-    return module.partition(".")[0] in _CLOSED or "-packages" in file
+    return is_foundation(module) or "-packages" in file
 
 
 def _kind_of(value: Any) -> ContentKind | None:

@@ -8,8 +8,8 @@ def hook(module, args, output):           a hook, which the modules keep:
 
 from collections import deque
 from collections.abc import Callable, Iterator, MutableMapping, MutableSequence, MutableSet
-from functools import cache, partial
-from types import CellType, FunctionType, MethodType, ModuleType
+from functools import partial
+from types import FunctionType, MethodType, ModuleType
 from typing import Any
 
 import numpy
@@ -19,11 +19,10 @@ from torch import Tensor, nn
 from skyfx.runtime.state.code_walk import (
     Slot,
     functions_from,
-    names_in,
-    texts_in,
     variables_of,
 )
 from skyfx.runtime.state.contents import is_closed, is_open
+from skyfx.runtime.state.model_code import names_read_by
 from skyfx.runtime.state.python_numbers import Added
 
 NOT_STATE = frozenset(
@@ -51,10 +50,10 @@ _CHANGING = (
 
 
 class _Reach:
-    """Collects the variables of some types that the code of a model reaches; each is met once."""
+    """Collects the variables of types that change, which the code of a model reaches, once each."""
 
-    def __init__(self, model: nn.Module, types: tuple[type, ...] = _CHANGING) -> None:
-        self._model, self._types = model, types
+    def __init__(self, model: nn.Module) -> None:
+        self._model = model
         self._met: set[Any] = set(map(id, model.modules()))
         self.objects: list[Any] = []
         self.functions: dict[FunctionType, None] = {}
@@ -70,7 +69,7 @@ class _Reach:
         for kind in dict.fromkeys(type(module) for module in self._model.modules()):
             for base in [base for base in kind.__mro__ if not is_closed(base)]:
                 for name, value in list(vars(base).items()):
-                    if isinstance(value, self._types) and not name.startswith("__"):
+                    if isinstance(value, _CHANGING) and not name.startswith("__"):
                         yield from self._once(Slot(f"{base.__qualname__}: {name}", base, name))
             if not is_closed(kind):
                 yield from self._of_code(kind.forward, kind)
@@ -104,7 +103,7 @@ class _Reach:
 
     def _of_variable(self, slot: Slot) -> Iterator[Slot]:
         value = slot.value
-        if isinstance(value, self._types):
+        if isinstance(value, _CHANGING):
             yield from self._once(slot)
         else:
             yield from self._of_object(value, "")
@@ -118,8 +117,10 @@ class _Reach:
         self.objects.append(value)
         held = {**vars(type(value)), **vars(value)}
         for name in held:
-            if isinstance(held[name], self._types) and not name.startswith("_"):
+            if isinstance(held[name], _CHANGING) and not name.startswith("_"):
                 yield Slot(f"{prefix}{type(value).__name__}: {name}", vars(value), name)
+            else:
+                yield from self._of_object(held[name], prefix)
 
     def _once(self, slot: Slot) -> Iterator[Slot]:
         place = (id(slot.owner), slot.key)
@@ -147,30 +148,6 @@ def reachable_functions(model: nn.Module) -> list[FunctionType]:
     return list(reach.functions)
 
 
-def slots_read(model: nn.Module, types: tuple[type, ...]) -> tuple[list[Slot], frozenset[str]]:
-    """What forwards read beside the model's attributes, where it is of these types.
-
-    Also the strings in their code, which may be keys of a dict.
-    """
-    reach = _Reach(model, types)
-    found = list(reach.of_classes())
-    names = {x for function in reach.functions for x in names_in(function.__code__)}
-    texts = frozenset[str]().union(*(texts_in(x.__code__) for x in reach.functions))
-    return [x for x in found if x.key in names or isinstance(x.owner, CellType)], texts
-
-
-@cache
-def names_read_by(kind: type[nn.Module]) -> frozenset[str]:
-    """The names in the code of a class's forward, and of methods and functions that it names."""
-    return frozenset({"forward"}) | names_of(kind.forward, kind)
-
-
-def names_of(function: Any, kind: type) -> frozenset[str]:
-    """The names in the code of a function, and of those that it names."""
-    functions = functions_from(function, kind, closed=True)
-    return frozenset(x for each in functions for x in names_in(each.__code__))
-
-
 def changed_in_backward(model: nn.Module) -> frozenset[str]:
     """The names of what backward hooks reach. Stages call them in an order of their own."""
     return frozenset(slot.name for slot in _Reach(model).of_hooks(backward_hooks_of))
@@ -187,3 +164,35 @@ def backward_hooks_of(module: nn.Module) -> list[Any]:
 def hooks_of(module: nn.Module) -> list[Any]:
     """The forward hooks of a module, before it and after it."""
     return [*module._forward_pre_hooks.values(), *module._forward_hooks.values()]
+
+
+def module_hooks_of(module: nn.Module) -> list[Any]:
+    """All hooks that are called when the module is: one more makes it run otherwise."""
+    return [
+        *hooks_of(module),
+        *module._backward_pre_hooks.values(),
+        *module._backward_hooks.values(),
+    ]
+
+
+def check_global_hooks() -> None:
+    """Hooks of all modules would be called for the parts of captured graphs as well.
+
+    Raises:
+        ValueError: user's code has registered one.
+    """
+    torchs = torch.nn.modules.module
+    for table in (
+        torchs._global_forward_pre_hooks,
+        torchs._global_forward_hooks,
+        torchs._global_backward_pre_hooks,
+        torchs._global_backward_hooks,
+    ):
+        for hook in table.values():
+            code = getattr(hook, "__func__", hook)
+            if not is_closed(code if hasattr(code, "__qualname__") else type(code)):
+                raise ValueError(
+                    f"a hook of all modules is registered ({getattr(code, '__qualname__', code)}), "
+                    "which stages cannot call as plain torch does: register it on the modules "
+                    "that it is meant for, by module.register_forward_hook"
+                )

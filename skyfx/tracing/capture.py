@@ -17,6 +17,7 @@ from skyfx.runtime.execution.assigned_attributes import AssignedAttributes
 from skyfx.runtime.execution.hook_calls import HookCalls
 from skyfx.runtime.execution.microbatch import Batch, OutputSpec
 from skyfx.runtime.pipeline import Pipeline
+from skyfx.runtime.state.reachable_state import check_global_hooks
 from skyfx.solver.errors import CaptureError
 from skyfx.tracing.exporter import Traced, trace
 from skyfx.tracing.failures import capture_failure
@@ -111,7 +112,9 @@ def capture(
     Raises:
         CaptureError: the model cannot be captured; the message names the line of its code.
         TypeError: the model is no module, or the inputs are of a wrong type.
+        ValueError: a hook of all modules is registered.
     """
+    check_global_hooks()
     microbatch = _placed(model, example_batch(model, inputs))
     same = [_placed(model, x) for x in others if x.signature == microbatch.signature]
     traced_once = partial(trace, model, microbatch, same, places, training=training)

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from skyfx.runtime.execution.split_cache import switches_itself
 from skyfx.runtime.model_state import preserve_state
-from skyfx.runtime.state.fixed_values import fixed_values
+from skyfx.runtime.state.fixed_values import FixedValues
 from skyfx.runtime.written_parameters import WrittenParameters
 from skyfx.solver.errors import CaptureError
 
@@ -60,10 +60,11 @@ def _changes(model: nn.Module, training: bool) -> list[str]:
     written = WrittenParameters(model)
     try:
         with preserve_state(model):
-            tensors, values = _tensors(model), fixed_values(model)
+            fixed = FixedValues(model)
+            tensors, values = _tensors(model), fixed.values()
             with written:
                 model.train(training)
-            now, others = _tensors(model), fixed_values(model)
+            now, others = _tensors(model), fixed.values()
             changed = [x for x in {**tensors, **now} if not _is_same(tensors.get(x), now.get(x))]
             changed += [x for x in {**values, **others} if values.get(x) != others.get(x)]
             return written.changed_names() + changed

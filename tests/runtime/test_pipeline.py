@@ -171,6 +171,30 @@ def test_frozen_parameters_stay_as_they_are() -> None:
         assert next(pipeline.parameters()).grad is None
 
 
+class WhileFrozen(nn.Linear):
+    """Takes no gradients through itself while its weight needs none, as some libraries do."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        with torch.set_grad_enabled(torch.is_grad_enabled() and self.weight.requires_grad):
+            return super().forward(x)
+
+
+def test_parameters_may_be_frozen_and_unfrozen_between_steps() -> None:
+    model = nn.Sequential(nn.Linear(4, 4), nn.Tanh(), WhileFrozen(4, 4), nn.Linear(4, 1))
+    model[:3].requires_grad_(False)
+    case = Case(model, torch.randn(BATCH, 4), torch.randn(BATCH, 1), functional.mse_loss)
+    alone = unsplit_reference.unsplit(case)
+    with split_evenly(case, 2) as pipeline:
+        for needed in (False, True, False, True):
+            for each in (model, alone.model):
+                each[:3].requires_grad_(needed)
+                each.zero_grad()
+            expected = unsplit_reference.train_step(alone, SIZE)
+            found = pipeline.train_step(case.batch, case.targets, case.loss_fn)
+            assert torch.equal(found, expected)
+            assert_equal_gradients(pipeline, alone.model)
+
+
 @pytest.mark.parametrize(("bad_id", "stage"), [(11, 0), (7, 2)])
 @pytest.mark.parametrize("train", [True, False])
 def test_a_failed_stage_ends_the_call_and_says_where(bad_id: int, stage: int, train: bool) -> None:

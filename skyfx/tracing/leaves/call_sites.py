@@ -77,11 +77,15 @@ class Replacement(partial[Any]):
 
 
 def copy_of(module: nn.Module) -> nn.Module:
-    """A copy in which nothing is replaced, and whose parameters and buffers have no values."""
-    memo: dict[int, Any] = {id(x): bare(x) for x in named_tensors(module).values()}
-    for part in module.modules():  # computed tensors that are no parameters cannot be copied
+    """A copy in which nothing is replaced, and whose parameters and buffers have no values.
+
+    Its other tensors are the module's own: somebody may write to them between two steps.
+    """
+    memo: dict[int, Any] = {}
+    for part in module.modules():
         held = tree_leaves(list(vars(part).values()))
-        memo |= {id(x): x.detach() for x in held if isinstance(x, Tensor) and not x.is_leaf}
+        memo |= {id(x): x if x.is_leaf else x.detach() for x in held if isinstance(x, Tensor)}
+    memo |= {id(x): bare(x) for x in named_tensors(module).values()}
     copied = copy.deepcopy(module, memo)
     for part in copied.modules():
         for name in [n for n, value in vars(part).items() if value is _REPLACED]:

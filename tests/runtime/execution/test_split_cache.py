@@ -143,7 +143,7 @@ def test_values_that_are_changed_hold_from_the_next_step_on(
             said.append([record.getMessage().partition(" has ")[0] for record in caplog.records])
     names = ["'temperature'", "'dropout.p'", "'norm.momentum'", "'scale'", "'options'"]
     names += ["'activation'", f"'Annealed: slope', '{__name__}: OPTIONS', '{__name__}: SCALE'"]
-    names += [f"'Namespace: power', 'made_by.<locals>.widen: width', '{__name__}: scaled'"]
+    names += [f"'made_by.<locals>.widen: width', '{__name__}: ARGUMENTS', '{__name__}: scaled'"]
     assert said == [[], *([name] for name in names)]
 
 

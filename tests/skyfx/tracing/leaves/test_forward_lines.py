@@ -259,6 +259,31 @@ def test_a_list_outside_is_appended_to_once_for_each_micro_batch() -> None:
         assert len(seen) == BATCH // SIZE
 
 
+class Scaled(Base):
+    """Lines that stay whole read tensors that are neither parameters nor buffers."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.scale, self.held = torch.ones(WIDTH), [torch.ones(WIDTH)]
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = self.first(x)
+        rows = (h[:, 0] > 0).nonzero().flatten()
+        return self.last(h.index_add(0, rows, h[rows] * self.scale * self.held[0]))
+
+
+def test_tensors_that_they_read_may_be_written_to_between_steps() -> None:
+    made = Case(Scaled(), rows(), torch.randn(BATCH), loss_fn)
+    alone = unsplit_reference.unsplit(made)
+    with split_evenly(made, 2) as pipeline:
+        for _ in range(3):
+            for model in (made.model, alone.model):
+                model.scale.mul_(0.5)
+                model.held[0].add_(1)
+            expected = unsplit_reference.train_step(alone, SIZE)
+            assert torch.equal(pipeline.train_step(made.batch, made.targets, loss_fn), expected)
+
+
 def test_an_expert_that_the_example_does_not_reach_has_a_gradient_later() -> None:
     made = Case(Experts(), torch.zeros(BATCH, WIDTH), torch.randn(BATCH), loss_fn)
     with split_evenly(made, 2) as pipeline:
