@@ -84,7 +84,7 @@ class SplitCache:
 
     def asked(self, training: bool, *, shared: bool) -> dict[str, Any]:
         """What has to be the same in all processes, where several share the model."""
-        _, modes, _, autocast = self.setting(training)
+        _, modes, _, _, autocast = self.setting(training)
         asked = {"autocast": autocast or "off", "modules in training mode": modes or "all or none"}
         changed = self._changed_values() if shared else []
         return asked | {"changed attributes": ", ".join(changed) or "none"}
@@ -120,7 +120,9 @@ class SplitCache:
         """The part of a key that is the same for all micro-batches: looked up once per batch."""
         modes = self._modes(training)
         hooks = tuple(Same(hook) for x in self._model.modules() for hook in module_hooks_of(x))
-        return training, modes, hooks, autocast_here()
+        # A checkpoint that needs no gradient runs once, else twice.
+        trained = tuple(x.requires_grad for x in self._model.parameters()) if training else ()
+        return training, modes, trained, hooks, autocast_here()
 
     def _modes(self, training: bool) -> Any:
         """The mode of each module: its own, if the model itself is in the mode that is asked for.

@@ -9,8 +9,8 @@ Stages meet only at the boundaries between them. A stage that fails closes all b
 the others stop as well.
 """
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -23,6 +23,7 @@ from skyfx.runtime.execution.hook_calls import HookCalls, within_step
 from skyfx.runtime.execution.microbatch import Batch, OutputSpec
 from skyfx.runtime.execution.stage import Stage
 from skyfx.runtime.rng import generator_lending
+from skyfx.runtime.rng.loss_draws import LossDraws
 from skyfx.runtime.rng.step_streams import Advances, Draws
 from skyfx.runtime.transport.local import Boundaries, ChannelClosed, Gradients, Values
 from skyfx.runtime.transport.message import TensorSpec
@@ -152,7 +153,7 @@ class Step:
     autocast: Autocast = ()
     outputs: dict[int, Values] = field(default_factory=dict)
     _head_gradients: dict[int, Gradients] = field(default_factory=dict)
-    _loss_draws: bool = True
+    _loss_draws: LossDraws = field(default_factory=LossDraws)
     _stopped: bool = False
 
     @property
@@ -238,23 +239,13 @@ class Step:
                 around.enter_context(generator_lending.use_source(self.draws(k, m)))
             sent = stage.forward(m, values, training=self.training)
             if self._is_last(k) and self.head is not None:
-                around.enter_context(self._exclusive_loss())
+                if self.draws is not None:
+                    around.enter_context(self._loss_draws.within(self.head.model))
                 self._head_gradients[m] = self.head(m, self.splits[m], sent)
         if not self._is_last(k):
             self.boundaries.after[k].send_values(sent)
         elif self.head is None:
             self.outputs[m] = sent
-
-    @contextmanager
-    def _exclusive_loss(self) -> Iterator[None]:
-        """Lend no generator during a loss that draws; its first call shows whether it does."""
-        if self.draws is None or not self._loss_draws:
-            yield
-            return
-        with generator_lending.lend_none():
-            before = torch.get_rng_state()
-            yield
-            self._loss_draws = not torch.equal(before, torch.get_rng_state())
 
     def _run_backward(self, k: int, stage: Stage, m: int) -> None:
         is_last, after = self._is_last(k), self.boundaries.after

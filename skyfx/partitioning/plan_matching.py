@@ -19,8 +19,8 @@ def match(
     """The stage of each node of a capture, which may differ from the one that was planned.
 
     A model has other nodes in eval mode than in training (batch norm counts its batches only
-    there). Parameters stay where they are, nodes of equal ids go where the plan has them, and the
-    others go with what they read.
+    there), and may call its modules in another order. Parameters stay where they are, nodes of
+    equal ids go where the plan has them, and the others go with what they read.
 
     Args:
         captured: the model for the mode and shapes to run.

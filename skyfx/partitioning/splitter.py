@@ -1,5 +1,6 @@
 """Splitting a model as a plan says, for each mode and shape of micro-batch that comes."""
 
+import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
@@ -20,10 +21,12 @@ from skyfx.runtime.execution.microbatch import Batch
 from skyfx.runtime.execution.step import StagedModel
 from skyfx.solver.core.graph import Graph
 from skyfx.solver.core.plan import Plan
-from skyfx.solver.errors import CaptureError
+from skyfx.solver.errors import CaptureError, PlanError
 from skyfx.tracing.capture import Capture, capture
 from skyfx.tracing.leaves.leaf_sites import NOWHERE, Places
 from skyfx.tracing.tensor_binding import named_tensors, rebind
+
+logger = logging.getLogger(__name__)
 
 SHARE = 0.5
 """Of the free memory that the tensors of other processes may take for a while."""
@@ -85,8 +88,17 @@ class Splitter:
         return captured[0]
 
     def split(self, captured: Capture) -> StagedModel:
-        """Put the model's tensors on the devices of their stages, and cut the capture."""
+        """Put the model's tensors on the devices of their stages, and cut the capture.
+
+        Where a node reads tensors that live in earlier stages, they are sent to it.
+        """
         graph = to_planner_graph(captured)
+        try:
+            match(captured, graph, self.plan, self.owners)
+        except PlanError:
+            captured = captured.with_apart(self.owners)
+            graph = to_planner_graph(captured)
+            logger.info("%s sends parameters or buffers between stages", captured.name)
         self.latest = captured
         if self.places == NOWHERE:
             self.places = captured.places

@@ -1,9 +1,9 @@
 """From a model to a fine-grained torch.fx graph of its operators."""
 
 import threading
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from operator import attrgetter
 from types import FunctionType
@@ -79,6 +79,11 @@ class Capture:
         """The reads of the parameters and buffers that live with a placed node."""
         reads = [x for x in node.all_input_nodes if is_tensor_attribute(x) and x not in self.ids]
         return [node] if is_tensor_attribute(node) else reads
+
+    def with_apart(self, names: Collection[str]) -> "Capture":
+        """The same, with these parameters and buffers as nodes that a plan places apart."""
+        inputs = [self.ids[x] for x in self.module.graph.find_nodes(op="placeholder")]
+        return replace(self, ids=node_ids(self.module.graph, inputs, names))
 
     def attribute(self, node: fx.Node) -> Any:
         """The value that a `get_attr` node reads: a parameter, buffer, constant or subgraph."""

@@ -9,7 +9,7 @@ input_ids                                     an input
 import inspect
 import itertools
 import operator
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 
 from torch import Tensor, fx, nn
 
@@ -23,19 +23,23 @@ ADAPTED = "model"
 """The attribute under which capture's adapter holds the user's model."""
 
 
-def node_ids(graph: fx.Graph, inputs: Sequence[str]) -> dict[fx.Node, str]:
+def node_ids(
+    graph: fx.Graph, inputs: Sequence[str], apart: Collection[str] = ()
+) -> dict[fx.Node, str]:
     """The nodes that a plan places, in order, with their ids.
 
     A parameter or buffer with one reader belongs to that node. One with several readers, such as a
     tied weight, is a node of its own: it lives on one stage, and its value is relayed to later
-    readers like any other.
+    readers like any other. So are those that are named in `apart`.
     """
     returned = {x for output in graph.find_nodes(op="output") for x in output.all_input_nodes}
     names, ids, taken = iter(inputs), dict[fx.Node, str](), set[str]()
     for node in graph.nodes:
         if node.op == "placeholder":
             name = next(names)
-        elif is_tensor_attribute(node) and (len(node.users) > 1 or node in returned):
+        elif is_tensor_attribute(node) and (
+            len(node.users) > 1 or node in returned or original_name(str(node.target)) in apart
+        ):
             name = original_name(str(node.target))
         elif is_operator(node):
             name = ".".join(filter(None, [module_of(node), op_name(node).split(".")[:2][-1]]))

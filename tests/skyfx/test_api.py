@@ -1,5 +1,6 @@
 """The one call, whole: capture, measure, solve, split, run."""
 
+import copy
 import signal
 import subprocess
 import sys
@@ -10,6 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 import skyfx
 from skyfx.api import capture_and_measure
@@ -196,14 +198,27 @@ class TwoFaced(nn.Module):
         return x
 
 
-def test_a_model_that_turns_around_in_eval_mode_is_refused_there() -> None:
-    case = Case(TwoFaced(), torch.randn(BATCH, 4), None, None)
-    plan = even_plan(capture(case.model, case.batch[:SIZE]), 2)
-    with (
-        skyfx.partition(case.model, ["cpu"] * 2, example_inputs=case.batch, plan=plan) as pipeline,
-        pytest.raises(PlanError, match=r"cannot be used in eval mode.*separately"),
-    ):
-        pipeline(case.batch)
+class NormedAgain(nn.Module):
+    """Batch norm within a checkpoint moves its statistics again in backward."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.norm, self.last = nn.Linear(4, 4), nn.BatchNorm1d(4), nn.Linear(4, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = checkpoint(lambda z: torch.tanh(self.norm(self.first(z))), x, use_reentrant=False)
+        return self.last(h)
+
+
+@pytest.mark.parametrize("kind", [TwoFaced, NormedAgain])
+def test_what_eval_mode_reads_in_another_order_is_sent(kind: type[nn.Module]) -> None:
+    model, batch = kind(), torch.randn(BATCH, 4)
+    plan = even_plan(capture(model, batch[:SIZE]), 2)
+    with skyfx.partition(model, ["cpu"] * 2, example_inputs=batch, plan=plan) as pipeline:
+        pipeline.train_step(batch, torch.zeros(BATCH, 4), nn.functional.mse_loss)
+        found, expected = pipeline(batch), copy.deepcopy(model).eval()
+    with torch.no_grad():
+        assert torch.equal(found, torch.cat([expected(x) for x in batch.split(SIZE)]))
 
 
 SCRIPT = """

@@ -213,3 +213,14 @@ def test_what_train_does_beside_flags_is_left_to_the_caller(
     for each in (Scales().train(), model):
         with pytest.raises(CaptureError, match=r"Call model\.eval"):
             skyfx.partition(each, ["cpu"], example_inputs=BATCH, mode="inference")
+
+
+def test_a_loss_that_draws_beside_dropout_is_told(caplog: pytest.LogCaptureFixture) -> None:
+    def noisy(outputs: Tensor, targets: Tensor) -> Tensor:
+        return functional.mse_loss(outputs, targets + torch.randn_like(targets))
+
+    with partitioned(Normed()) as pipeline:
+        for _ in range(2):
+            pipeline.train_step(BATCH, TARGETS, noisy)
+    (told,) = [x for x in caplog.messages if "loss_fn draws other random numbers" in x]
+    assert "pass them with the targets" in told
