@@ -8,7 +8,8 @@ from types import EllipsisType
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+from torch.distributions import Distribution
 
 from skyfx.runtime import pytree
 from skyfx.runtime.execution.batch_dims import TARGETS, BatchDims, Leaves, Path
@@ -158,12 +159,14 @@ class Batch:
 class OutputSpec:
     """The nesting of a model's return value: the positions of its tensors, and its constants.
 
-    Any other leaf, such as a cache, is returned as None.
+    Any other leaf, such as a cache, is returned as None. `dropped` names the first that is more:
+    a distribution, or an object of which an attribute is a tensor.
     """
 
     spec: pytree.TreeSpec
     leaves: tuple[Any, ...]
     is_tensor: tuple[bool, ...]
+    dropped: str = ""
 
     @classmethod
     def of(cls, returned: Any) -> tuple["OutputSpec", list[Tensor]]:
@@ -171,7 +174,9 @@ class OutputSpec:
         leaves, spec = flatten(returned)
         tensors = [leaf for leaf in leaves if isinstance(leaf, Tensor)]
         constants = tuple(leaf if isinstance(leaf, RETURNED) else None for leaf in leaves)
-        return cls(spec, constants, tuple(isinstance(leaf, Tensor) for leaf in leaves)), tensors
+        dropped = next((type(leaf).__name__ for leaf in leaves if _holds_tensors(leaf)), "")
+        are_tensors = tuple(isinstance(leaf, Tensor) for leaf in leaves)
+        return cls(spec, constants, are_tensors, dropped), tensors
 
     @property
     def num_tensors(self) -> int:
@@ -218,3 +223,10 @@ class OutputSpec:
     def form(self) -> str:
         """The nesting as text; equal for return values that are alike."""
         return str(self.spec)
+
+
+def _holds_tensors(leaf: Any) -> bool:
+    if isinstance(leaf, (Tensor, nn.Module, type, *RETURNED)) or "Cache" in type(leaf).__name__:
+        return False
+    held = getattr(leaf, "__dict__", {}).values()
+    return isinstance(leaf, Distribution) or any(isinstance(x, Tensor) for x in held)

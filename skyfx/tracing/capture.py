@@ -25,7 +25,7 @@ from skyfx.tracing.leaves.leaf_sites import NOWHERE, Places
 from skyfx.tracing.node_names import input_names, is_tensor_attribute, node_ids
 from skyfx.tracing.quiet_tracing import quiet_tracing
 from skyfx.tracing.tensor_binding import moved, rebind
-from skyfx.tracing.torch_internals import any_attribute_name
+from skyfx.tracing.torch_internals import any_attribute_name, no_parametrization_cache
 from skyfx.tracing.training_mode import in_mode
 
 _capturing = threading.RLock()
@@ -131,6 +131,7 @@ def capture(
         except Exception as error:
             raise capture_failure(model, microbatch, error) from error
         rebind(traced.module, real)
+    check_returned(model, traced.outputs)
     if not traced.outputs.num_tensors:
         raise CaptureError(f"{type(model).__name__} returns no tensor, so there is nothing to run")
     return Capture(
@@ -145,6 +146,20 @@ def capture(
         training=training,
         places=traced.places,
     )
+
+
+def check_returned(model: nn.Module, outputs: OutputSpec) -> None:
+    """Refuse an object among the outputs that would be None.
+
+    Raises:
+        CaptureError: names it, and the cure.
+    """
+    if outputs.dropped:
+        raise CaptureError(
+            f"{type(model).__name__} returns an object of {outputs.dropped}, a pipeline only "
+            "tensors, nested in tuples, lists, dicts and dataclasses.\nReturn the tensors that it "
+            "is made of, and make it in loss_fn"
+        )
 
 
 def _with_gradients(traced: Callable[[], Traced], *, training: bool) -> Traced:
@@ -217,6 +232,7 @@ def on_one_device(model: nn.Module) -> Iterator[Mapping[int, Tensor]]:
     back = {id(stand_in): x for x, stand_in in pairs}
     rebind(model, {id(x): stand_in for x, stand_in in pairs})
     try:
-        yield back
+        with no_parametrization_cache():
+            yield back
     finally:
         rebind(model, back)

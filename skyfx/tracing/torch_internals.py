@@ -242,6 +242,11 @@ def forward_hooks(module: nn.Module) -> tuple[dict[int, Any], dict[int, Any]]:
     return module._forward_pre_hooks, module._forward_hooks
 
 
+def no_parametrization_cache() -> AbstractContextManager[None]:
+    """Within it, `parametrize.cached()` around has no effect: it has values of other tensors."""
+    return replaced(nn.utils.parametrize, "_cache_enabled", 0)
+
+
 def own_tensors(module: nn.Module) -> Iterator[dict[str, Any]]:
     """The dicts in which a module and its submodules hold parameters and buffers."""
     for part in module.modules():

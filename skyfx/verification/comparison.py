@@ -16,6 +16,7 @@ Contents = Mapping[str, Mapping[str, Any]]
 
 STATE, GENERATORS, OUTPUTS = "buffers and attributes", "generators", "outputs"
 CALLS = "calls of hooks"
+UNREGISTERED = "gradients of modules that are not registered"
 VALUES, GRADIENTS, FLOWING = "values between stages", "gradients", "gradients between stages"
 
 
@@ -70,6 +71,10 @@ KINDS = {
         "generator",
     ),
     VALUES: ComparedKind("{name} differs by {off:.0e} of its largest number", _STAGE),
+    UNREGISTERED: ComparedKind(
+        "{name!r} belongs to a module that is not registered, and has another gradient",
+        "No stage owns its parameters. Keep modules in an nn.ModuleList or nn.ModuleDict",
+    ),
     GRADIENTS: ComparedKind("{name!r} has another gradient", _GRADIENT, _FLOOR),
     FLOWING: ComparedKind("{name} has another gradient", _STAGE, _FLOOR),
 }

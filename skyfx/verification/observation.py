@@ -12,8 +12,9 @@ from torch import Tensor, nn
 from skyfx.runtime.execution.hook_calls import noted_calls
 from skyfx.runtime.execution.microbatch import Batch, OutputSpec
 from skyfx.runtime.execution.step import LossHead
-from skyfx.runtime.model_state import ModelState, preserve_state
+from skyfx.runtime.model_state import ModelState, attribute_slots, preserve_state
 from skyfx.runtime.pipeline import Pipeline
+from skyfx.runtime.pytree import tree_leaves
 from skyfx.runtime.state.contents import NO_VALUES, equal
 from skyfx.tracing.adapter import has_cache
 from skyfx.tracing.capture import Capture, on_one_device
@@ -25,6 +26,7 @@ from skyfx.verification.comparison import (
     GRADIENTS,
     OUTPUTS,
     STATE,
+    UNREGISTERED,
     Contents,
     is_elsewhere,
 )
@@ -194,6 +196,7 @@ def observed(model: nn.Module, run: Callable[[], Contents], how: RunMode) -> Obs
         if how.backward:
             gradients = ((x, y if y.is_meta else y.grad) for x, y in model.named_parameters())
             contents[GRADIENTS] = {x: _kept(y) for x, y in gradients}
+            contents[UNREGISTERED] = {x: y.grad for x, y in _unregistered(model).items()}
         return Observation(contents, before.values)
 
 
@@ -205,10 +208,24 @@ def _kept(x: Any) -> Any:
     return x.detach().to_dense().cpu()
 
 
+def _unregistered(model: nn.Module) -> Mapping[str, nn.Parameter]:
+    """Parameters of modules in attributes that torch does not look into, such as lists."""
+    known = set(model.modules())
+    return {
+        f"{slot.name}.{i}.{name}": x
+        for path, module in model.named_modules()
+        for slot in attribute_slots(module, f"{path}." if path else "")
+        for i, part in enumerate(tree_leaves(slot.value))
+        if isinstance(part, nn.Module) and part not in known
+        for name, x in part.named_parameters()
+    }
+
+
 @contextmanager
 def _gradients_apart(model: nn.Module) -> Iterator[None]:
     """Within it, no parameter has a gradient; afterwards each has its own again."""
-    kept = [(x, x.grad) for x in model.parameters()]
+    every = (*model.parameters(), *_unregistered(model).values())
+    kept = [(x, x.grad) for x in every]
     for x, _ in kept:
         x.grad = None
     try:

@@ -16,6 +16,7 @@ from skyfx.runtime.execution.microbatch import Batch, OutputSpec
 from skyfx.runtime.execution.output_joins import OutputJoin, OutputJoins, possible_joins
 from skyfx.runtime.model_state import preserve_run
 from skyfx.runtime.pytree import flatten_with_paths
+from skyfx.tracing.capture import check_returned
 from skyfx.tracing.failures import model_line
 from skyfx.verification.comparison import distance
 from skyfx.verification.observation import plain_outputs
@@ -96,6 +97,7 @@ def samples_apart(model: nn.Module, batch: Batch, cut: BatchCut, *, training: bo
             text = (str(error).strip() or repr(error)).splitlines()[0].rstrip(".")
             fault = f"a part of it fails{model_line(error)}: {type(error).__name__}: {text}"
         else:
+            check_returned(model, form)
             sizes = [part.batch_size for part in parts]
             return _compared(cut, form.form, together, alone, sizes, training=training)
     return replace(cut, fault=fault)

@@ -216,3 +216,43 @@ def test_a_model_without_operators_is_one_stage(build: type[nn.Module]) -> None:
     with partition_on_two_devices(build(), x) as pipeline:
         assert len(pipeline.plan.stages) == 1
         assert torch.equal(pipeline(x), x)
+
+
+def test_an_object_among_the_outputs_is_refused() -> None:
+    class Drawn:
+        def __init__(self, x: Tensor) -> None:
+            self.x = x
+
+    class Returns(nn.Linear):
+        made: Any = None
+
+        def forward(self, x: Tensor) -> Any:
+            return Returns.made(super().forward(x)), x
+
+    for made, name in ((Drawn, "Drawn"), (lambda x: torch.distributions.Normal(x, 1), "Normal")):
+        Returns.made = made
+        with pytest.raises(
+            CaptureError, match=f"an object of {name}.*\\nReturn the tensors"
+        ) as why:
+            skyfx.partition(Returns(4, 4), ["cpu"], example_inputs=torch.randn(8, 4))
+        assert len(str(why.value).splitlines()) <= 3
+    Returns.made = lambda x: (x, None)
+    assert capture(Returns(4, 4), torch.randn(2, 4)).outputs.num_tensors == 2
+
+
+def test_the_cache_of_parametrizations_is_let_alone() -> None:
+    class Twice(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.linear = nn.utils.parametrizations.orthogonal(nn.Linear(4, 4))
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.linear(self.linear(x))
+
+    model, batch = Twice(), torch.randn(8, 4)
+    with nn.utils.parametrize.cached():
+        with skyfx.partition(model, ["cpu"], example_inputs=batch, num_microbatches=2) as pipeline:
+            pipeline.train_step(batch, None, lambda outputs, _: outputs.square().mean())
+            found = pipeline(batch)
+        expected = torch.cat([model(x) for x in batch.split(4)])
+    assert torch.equal(found, expected)

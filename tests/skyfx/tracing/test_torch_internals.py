@@ -401,3 +401,12 @@ def test_an_operator_made_of_others_may_return_its_input() -> None:
 def test_the_decisions_of_torch_are_functions_of_its_modules() -> None:
     for module, name in torch_internals.DECISIONS:
         assert callable(getattr(importlib.import_module(module), name))
+
+
+def test_parametrizations_are_not_cached() -> None:
+    layer = nn.utils.parametrizations.orthogonal(nn.Linear(2, 2))
+    with nn.utils.parametrize.cached():
+        cached = layer.weight
+        with torch_internals.no_parametrization_cache():
+            assert layer.weight is not cached
+        assert layer.weight is cached

@@ -519,3 +519,24 @@ def test_a_pipeline_says_what_was_verified() -> None:
         assert pipeline.verified.tensors["gradients"] == 6
         assert pipeline.verified.largest == 0
         assert "equal to the last bit" in str(pipeline)
+
+
+def test_a_module_in_a_list_is_refused_where_it_gets_a_gradient() -> None:
+    class Listed(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.first, self.others = nn.Linear(WIDTH, WIDTH), [nn.Linear(WIDTH, WIDTH)]
+            self.is_trained = True
+
+        def forward(self, x: Tensor) -> Tensor:
+            h = self.first(x)
+            with torch.set_grad_enabled(self.is_trained):
+                noted = self.others[0](h)
+            return h + noted
+
+    model = Listed()
+    with pytest.raises(VerificationError, match=r"'others.0.weight' belongs to a .*\n.*ModuleList"):
+        skyfx.partition(model, TWO, example_inputs=BATCH, num_microbatches=2)
+    assert model.others[0].weight.grad is None
+    model.is_trained = False
+    skyfx.partition(model, TWO, example_inputs=BATCH, num_microbatches=2).close()
