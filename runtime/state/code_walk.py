@@ -13,6 +13,7 @@ Code of the user is looked into, and that of installed packages is not, unless i
 from collections import deque
 from collections.abc import Iterator, MutableMapping
 from dataclasses import dataclass
+from dis import get_instructions
 from functools import cache, cached_property, partial
 from types import CellType, CodeType, FunctionType, MethodType, ModuleType
 from typing import Any
@@ -100,7 +101,7 @@ def variables_of(function: FunctionType) -> Iterator[Slot]:
     for name in [x for x in vars(function) if not x.startswith("_")]:
         yield Slot(f"{function.__qualname__}: {name}", vars(function), name)
     names, held = names_in(code), function.__globals__
-    for name in names:
+    for name in _globals_in(code):
         if name not in held:
             continue
         slot = Slot(f"{held.get('__name__')}: {name}", held, name)
@@ -127,6 +128,15 @@ def names_in(code: CodeType) -> tuple[str, ...]:
     """Names of globals and attributes in a function and the functions inside it, in order."""
     inner = [const for const in code.co_consts if isinstance(const, CodeType)]
     return tuple(sorted(set(code.co_names).union(*map(names_in, inner))))
+
+
+@cache
+def _globals_in(code: CodeType) -> tuple[str, ...]:
+    """Those of the names that are no attributes: a script's own loop may have the same names."""
+    inner = [const for const in code.co_consts if isinstance(const, CodeType)]
+    kinds = ("LOAD_GLOBAL", "LOAD_NAME", "STORE_GLOBAL")
+    own = {x.argval for x in get_instructions(code) if x.opname in kinds}
+    return tuple(sorted(own.union(*map(_globals_in, inner))))
 
 
 @cache

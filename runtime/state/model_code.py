@@ -17,6 +17,7 @@ from itertools import takewhile
 from types import CodeType, FunctionType, MethodType
 from typing import Any
 
+import torch
 from torch import nn
 
 from skyfx.runtime.state.code_walk import (
@@ -27,7 +28,7 @@ from skyfx.runtime.state.code_walk import (
     texts_in,
     variables_of,
 )
-from skyfx.runtime.state.contents import is_closed, is_foundation, is_open
+from skyfx.runtime.state.contents import PLAIN_TYPES, is_closed, is_foundation, is_open
 
 _DEPTH = 3
 """How far functions and objects are looked for in containers and objects."""
@@ -52,11 +53,15 @@ class ModelCode:
         self.functions: list[FunctionType] = []
         self.names: set[str] = set()
         self.slots: list[Slot] = []
-        self._modules = list(model.modules())
+        self._held: dict[str, list[Any]] = {}  # on modules
+        for module in model.modules():
+            for name, value in vars(module).items():
+                if not isinstance(value, (*PLAIN_TYPES, torch.Tensor)):
+                    self._held.setdefault(name, []).append(value)
         self.classes: dict[type, None] = {}
         self._met: set[int] = set()
         self._places: set[tuple[int, str]] = set()
-        kinds: Any = dict.fromkeys(map(type, self._modules))
+        kinds: Any = dict.fromkeys(map(type, model.modules()))
         bases = {base for kind in kinds for base in kind.__mro__}
         self._files = {x.__module__ for x in bases if not is_foundation(x.__module__)}
         for kind in kinds:
@@ -89,8 +94,8 @@ class ModelCode:
         self.names.add(name)
         for base in list(self.classes):
             self._add(vars(base).get(name))
-        for module in self._modules:
-            self._add(vars(module).get(name))
+        for value in self._held.get(name, ()):
+            self._add(value)
 
     def _add_kind(self, kind: type) -> None:
         """Follow methods of a class; those that Python calls by itself as well."""

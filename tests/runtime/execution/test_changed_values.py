@@ -25,7 +25,7 @@ BATCH, TARGETS = torch.linspace(-1, 1, 32).reshape(4, 8), torch.linspace(1, -1, 
 
 NESTED: dict[str, dict[str, float]] = {"model": {"scale": 1.0}}
 ITEMS, SPACE = [1.0], SimpleNamespace(inner=SimpleNamespace(scale=1.0))
-DEEP = 1.0
+DEEP, temperature = 1.0, 0
 
 
 class Schedule:
@@ -187,7 +187,8 @@ def test_each_change_is_seen() -> None:
     for name, change in CHANGES.items():
         before = fixed.values()
         model.first.count = len(name)  # type: ignore[assignment]
-        assert fixed.values() == before  # no code reads it
+        globals()["temperature"] = len(name)  # as an attribute is called, such as in a loop
+        assert fixed.values() == before  # no code reads them
         change(model)
         after = fixed.values()
         changed = [x for x in {**before, **after} if before.get(x) != after.get(x)]
