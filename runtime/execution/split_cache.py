@@ -2,7 +2,7 @@
 
 import logging
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -21,8 +21,23 @@ SplitFn = Callable[[Batch, bool], StagedModel]
 _HOOK_SETTINGS = 4
 """How many sets of hooks have splits: some register a hook for each step."""
 
-Seen = tuple[Tensor, torch.dtype, bool]
-"""A tensor of the model as it was: with its type, and whether it needs a gradient."""
+
+class Setting(NamedTuple):
+    """What a split was made for, beside the shape of micro-batch.
+
+    Attributes:
+        training: whether it trains.
+        modes: of each module, where not all are alike.
+        trained: whether each parameter needs a gradient, in training.
+        hooks: of all modules.
+        autocast: types by device type.
+    """
+
+    training: bool
+    modes: Any
+    trained: tuple[bool, ...]
+    hooks: tuple[Same, ...]
+    autocast: Any
 
 
 class SplitCache:
@@ -31,8 +46,8 @@ class SplitCache:
     def __init__(self, model: nn.Module, split: SplitFn) -> None:
         """Split this model with this function."""
         self._model, self._split = model, split
-        self._made: dict[Any, StagedModel] = {}
-        self._tensors_then: list[Seen] = []
+        self._made: dict[tuple[Setting, Any], StagedModel] = {}
+        self._tensors_then: list[tuple[Tensor, torch.dtype]] = []
         self._fixed = FixedValues(model)
         self._values_then: dict[str, Any] = {}
         self._values_at_first: dict[str, Any] = {}
@@ -41,8 +56,8 @@ class SplitCache:
     def put(self, part: Batch, staged: StagedModel, *, training: bool) -> None:
         """Add a split that has been made for micro-batches like this one."""
         setting = self.setting(training)
-        kept = [*dict.fromkeys(hooks for (_, _, hooks, _), _ in self._made)][1 - _HOOK_SETTINGS :]
-        for key in [key for key in self._made if key[0][2] not in (setting[2], *kept)]:
+        kept = [*dict.fromkeys(made.hooks for made, _ in self._made)][1 - _HOOK_SETTINGS :]
+        for key in [key for key in self._made if key[0].hooks not in (setting.hooks, *kept)]:
             del self._made[key]
         self._made[setting, part.signature] = staged
         self._tensors_then = self._tensors()
@@ -76,7 +91,7 @@ class SplitCache:
     def _find_fixed(self) -> FixedValues:
         made = self._made.values()
         changed = {x for one in made for x in (*one.assigned.names, *one.hooks.changes)}
-        hooks = dict.fromkeys(x for (_, _, all_hooks, _), _ in self._made for x in all_hooks)
+        hooks = dict.fromkeys(x for setting, _ in self._made for x in setting.hooks)
         if any(x.is_meta for x in self._model.parameters()):  # what they change is not known
             observing = {Same(hook) for one in made for _, hook in one.hooks.hooks}
             hooks = {x: None for x in hooks if x not in observing}
@@ -84,8 +99,11 @@ class SplitCache:
 
     def asked(self, training: bool, *, shared: bool) -> dict[str, Any]:
         """What has to be the same in all processes, where several share the model."""
-        _, modes, _, autocast = self.setting(training)
-        asked = {"autocast": autocast or "off", "modules in training mode": modes or "all or none"}
+        now = self.setting(training)
+        asked = {
+            "autocast": now.autocast or "off",
+            "modules in training mode": now.modes or "all or none",
+        }
         changed = self._changed_values() if shared else []
         return asked | {"changed attributes": ", ".join(changed) or "none"}
 
@@ -97,8 +115,7 @@ class SplitCache:
 
     def _forget_stale(self) -> None:
         check_global_hooks()
-        # `load_state_dict(assign=True)` gives the model other tensors, and `half()` other buffers;
-        # and a forward may do without gradients while its parameters need none.
+        # `load_state_dict(assign=True)` gives the model other tensors, and `half()` other buffers.
         if _identities(self._tensors()) != _identities(self._tensors_then):
             self._made.clear()
         then, now = self._values_then, self.values()
@@ -116,11 +133,14 @@ class SplitCache:
         """Whether it is known of all random nodes how many numbers they draw."""
         return all(staged.advances is not None for staged in self._made.values())
 
-    def setting(self, training: bool) -> Any:
+    def setting(self, training: bool) -> Setting:
         """The part of a key that is the same for all micro-batches: looked up once per batch."""
         modes = self._modes(training)
         hooks = tuple(Same(hook) for x in self._model.modules() for hook in module_hooks_of(x))
-        return training, modes, hooks, autocast_here()
+        # A checkpoint that needs no gradient runs once, else twice; and a forward may do without
+        # gradients while its parameters need none.
+        trained = tuple(x.requires_grad for x in self._model.parameters()) if training else ()
+        return Setting(training, modes, trained, hooks, autocast_here())
 
     def _modes(self, training: bool) -> Any:
         """The mode of each module: its own, if the model itself is in the mode that is asked for.
@@ -138,9 +158,8 @@ class SplitCache:
             )
         return "switched" if any(map(switches_itself, self._model.modules())) else ()
 
-    def _tensors(self) -> list[Seen]:
-        held = (*self._model.parameters(), *self._model.buffers())
-        return [(x, x.dtype, x.requires_grad) for x in held]
+    def _tensors(self) -> list[tuple[Tensor, torch.dtype]]:
+        return [(x, x.dtype) for x in (*self._model.parameters(), *self._model.buffers())]
 
 
 def switches_itself(module: nn.Module) -> bool:
@@ -150,5 +169,5 @@ def switches_itself(module: nn.Module) -> bool:
     return bool(held) or kind.train is not plain.train or kind.eval is not plain.eval
 
 
-def _identities(tensors: list[Seen]) -> list[tuple[int, torch.dtype, bool]]:
-    return [(id(x), kind, needs) for x, kind, needs in tensors]
+def _identities(tensors: list[tuple[Tensor, torch.dtype]]) -> list[tuple[int, torch.dtype]]:
+    return [(id(x), kind) for x, kind in tensors]
