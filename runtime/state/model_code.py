@@ -123,6 +123,8 @@ class ModelCode:
         elif isinstance(value, type):
             if not issubclass(value, nn.Module):
                 self._add_kind(value)
+            if issubclass(value, torch.autograd.Function):  # autograd calls the others
+                self._add((value.setup_context, value.backward))
         elif depth and not isinstance(value, nn.Module):
             self._add_parts(value, depth - 1)
 

@@ -195,6 +195,38 @@ def test_each_change_is_seen() -> None:
         assert name in changed[0]
 
 
+class Scaling(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, model: nn.Module) -> Tensor:
+        ctx.model = model
+        return x.clone()
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> Any:
+        return gradients[0] * ctx.model.strength, None
+
+
+class Reverses(nn.Sequential):
+    def forward(self, x: Tensor) -> Tensor:
+        made: Tensor = Scaling.apply(super().forward(x), self)  # type: ignore[no-untyped-call]
+        return made
+
+
+def test_what_a_backward_reads_may_change() -> None:
+    torch.manual_seed(0)
+    model = Reverses(nn.Linear(8, 8))
+    model.strength = 1.0  # type: ignore[assignment]
+    with skyfx.partition(model, ["cpu"], example_inputs=BATCH, num_microbatches=1) as pipeline:
+        norms = []
+        for strength in (1.0, 1.0, 0.5):
+            model.strength = strength  # type: ignore[assignment]
+            model.zero_grad()
+            pipeline.train_step(BATCH, TARGETS, functional.mse_loss)
+            norms.append(model[0].weight.grad)
+    assert torch.equal(norms[0], norms[1])
+    assert torch.equal(norms[2], 0.5 * norms[0])
+
+
 def test_values_hold_wherever_they_are(caplog: pytest.LogCaptureFixture) -> None:
     plain = Net()
     model = copy.deepcopy(plain)
