@@ -35,9 +35,14 @@ def call(model: nn.Module, batch: Any) -> Any:
 
 
 def train_step(case: Case, size: int) -> Tensor:
+    """As `step`, in training mode."""
+    case.model.train()
+    return step(case, size)
+
+
+def step(case: Case, size: int) -> Tensor:
     """Gradients of one step into the model's own `.grad`; returns the mean loss."""
     total = torch.zeros(())
-    case.model.train()
     for batch, targets in zip(parts(case.batch, size), parts(case.targets, size), strict=True):
         loss = case.loss_fn(call(case.model, batch), targets)
         share = loss * (len(targets) / len(case.targets))

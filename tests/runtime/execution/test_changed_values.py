@@ -20,6 +20,8 @@ import skyfx
 from skyfx.runtime.pipeline import Pipeline
 from skyfx.runtime.state.fixed_values import FixedValues
 from skyfx.solver.errors import StageError
+from tests.support import unsplit_reference
+from tests.support.models import Case
 
 BATCH, TARGETS = torch.linspace(-1, 1, 32).reshape(4, 8), torch.linspace(1, -1, 32).reshape(4, 8)
 
@@ -157,12 +159,7 @@ CHANGES: dict[str, Callable[[Any], Any]] = {
 
 
 def plain_step(model: nn.Module) -> Tensor:
-    losses = []
-    for batch, targets in zip(BATCH.split(2), TARGETS.split(2), strict=True):
-        loss = functional.mse_loss(model(batch), targets)
-        (loss / 2).backward()  # type: ignore[no-untyped-call]
-        losses.append(loss.detach() / 2)
-    return losses[0] + losses[1]
+    return unsplit_reference.step(Case(model, BATCH, TARGETS, functional.mse_loss), 2)
 
 
 def pipeline_of(model: nn.Module) -> Pipeline:

@@ -10,6 +10,8 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 import skyfx
+from tests.support import unsplit_reference
+from tests.support.models import Case
 
 SIZE = 2
 BATCH, TARGETS = torch.linspace(-1, 1, 32).reshape(4, 8), torch.linspace(1, -1, 32).reshape(4, 8)
@@ -103,12 +105,7 @@ def functions_and_arguments(model: Annealed) -> None:
 
 
 def plain_step(model: Annealed) -> Tensor:
-    total = torch.zeros(())
-    for batch, targets in zip(BATCH.split(SIZE), TARGETS.split(SIZE), strict=True):
-        loss = functional.mse_loss(model(batch), targets) * (SIZE / len(BATCH))
-        loss.backward()  # type: ignore[no-untyped-call]
-        total = total + loss.detach()
-    return total
+    return unsplit_reference.step(Case(model, BATCH, TARGETS, functional.mse_loss), SIZE)
 
 
 def test_values_that_are_changed_hold_from_the_next_step_on(

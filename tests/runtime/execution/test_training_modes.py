@@ -12,6 +12,8 @@ from torch.nn import functional
 
 import skyfx
 from skyfx.solver.errors import CaptureError
+from tests.support import unsplit_reference
+from tests.support.models import Case
 
 SIZE = 2
 BATCH, TARGETS = torch.linspace(-1, 1, 32).reshape(4, 8), torch.linspace(1, -1, 32).reshape(4, 8)
@@ -79,12 +81,7 @@ class Adapted(Normed):
 
 
 def plain_step(model: nn.Module) -> Tensor:
-    total = torch.zeros(())
-    for batch, targets in zip(BATCH.split(SIZE), TARGETS.split(SIZE), strict=True):
-        loss = functional.mse_loss(model(batch), targets) * (SIZE / len(BATCH))
-        loss.backward()  # type: ignore[no-untyped-call]
-        total = total + loss.detach()
-    return total
+    return unsplit_reference.step(Case(model, BATCH, TARGETS, functional.mse_loss), SIZE)
 
 
 def plain_outputs(model: nn.Module) -> Tensor:
