@@ -48,7 +48,7 @@ class SplitCache:
         self._model, self._split = model, split
         self._made: dict[tuple[Setting, Any], StagedModel] = {}
         self._tensors_then: list[tuple[Tensor, torch.dtype]] = []
-        self._fixed = FixedValues(model)
+        self._fixed: FixedValues | None = None  # found with the first split: it takes a while
         self._values_then: dict[str, Any] = {}
         self._values_at_first: dict[str, Any] = {}
         self._is_told = False
@@ -86,7 +86,7 @@ class SplitCache:
 
     def values(self) -> dict[str, Any]:
         """The values that captures have fixed, by name; not those that the steps change."""
-        return self._fixed.values()
+        return self._fixed.values() if self._fixed else {}
 
     def _find_fixed(self) -> FixedValues:
         made = self._made.values()
