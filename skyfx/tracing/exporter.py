@@ -44,6 +44,7 @@ from skyfx.tracing.failures import model_line
 from skyfx.tracing.leaves.leaf_calls import put_leaves
 from skyfx.tracing.leaves.leaf_selection import CalledOtherwiseError, LeafSelection
 from skyfx.tracing.leaves.leaf_sites import NOWHERE, Places
+from skyfx.tracing.leaves.other_values import move_parameters
 from skyfx.tracing.node_names import graphs_in
 
 Adapter = Callable[[], TensorsOnly]
@@ -185,6 +186,9 @@ def _trace(
                     for other in following:
                         again = TensorsOnly(model, other, known, exported=exported)
                         selection.hold_against(partial(again, *again.copies()))
+                    if training and selection.places.operators:
+                        move_parameters(model)  # and what is fixed must not move with them
+                        selection.hold_against(partial(adapter(), *adapter().copies()))
                 return traced
             except Exception as failed:
                 errors.append(model_error(failed))

@@ -17,7 +17,7 @@ from collections.abc import Callable
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from functools import partial
-from types import FrameType, FunctionType
+from types import CodeType, FrameType, FunctionType
 from typing import Any
 
 from torch import Tensor, nn
@@ -125,14 +125,23 @@ def similar_sites(site: CallSite, model: nn.Module) -> list[CallSite]:
 
 def _method_of(frame: FrameType, modules: dict[int, tuple[str, nn.Module]]) -> CallSite | None:
     """The method of a module of the model that the frame runs."""
-    this = frame.f_locals.get("self")
-    name = "forward" if frame.f_code.co_name in _CALLS else frame.f_code.co_name
+    code = frame.f_code
+    this = frame.f_locals.get(next(iter(code.co_varnames[: code.co_argcount]), ""))
     if not isinstance(this, nn.Module) or id(vars(this)) not in modules:
         return None
     path, module = modules[id(vars(this))]
+    name = "forward" if code.co_name in _CALLS else _name_of(code, type(module))
     if not isinstance(inspect.getattr_static(type(module), name, None), FunctionType):
         return None
     return CallSite(path, name, False, (type(module), name))
+
+
+def _name_of(code: CodeType, kind: type) -> str:
+    """The name of a method in its class, as that of a lambda; "" for a function beside it."""
+    if "self" in code.co_varnames and hasattr(kind, code.co_name):
+        return code.co_name
+    methods = ((name, x) for base in kind.__mro__ for name, x in vars(base).items())
+    return next((n for n, x in methods if getattr(x, "__code__", None) is code), "")
 
 
 def _function_of(frame: FrameType, caller: FrameType) -> CallSite | None:

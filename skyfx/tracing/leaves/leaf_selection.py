@@ -229,7 +229,7 @@ class LeafSelection:
             )
             if variable is not None:
                 raise CannotCrossError(
-                    f"{site} gives another shape or number for other samples",
+                    f"{site} gives another shape or number for other samples or parameters",
                     variable,
                     is_argument=False,
                 )

@@ -186,6 +186,41 @@ def test_it_is_cut_around_and_trains_exactly(name: str) -> None:
         assert torch.equal(ours.model.state_dict()[key], value), key
 
 
+class Gained(Row):
+    """Reads a parameter as a number, in a method that has no name of its own."""
+
+    def __init__(self) -> None:
+        super().__init__(nn.Identity())
+        self.gain = nn.Parameter(torch.tensor(0.5))
+
+    scaled = lambda this, h: h * float(this.gain) + this.gain  # noqa: E731
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.last(self.scaled(self.first(x)))
+
+
+def test_a_number_of_a_parameter_follows_the_optimizer() -> None:
+    made = case(Gained())
+    alone = unsplit_reference.unsplit(made)
+    optimizer = torch.optim.SGD([*made.model.parameters(), *alone.model.parameters()], lr=0.1)
+    with split_evenly(made, 2) as pipeline:
+        for _ in range(2):
+            expected = unsplit_reference.train_step(alone, SIZE)
+            assert torch.equal(
+                pipeline.train_step(made.batch, made.targets, made.loss_fn), expected
+            )
+            assert_equal_gradients(pipeline, alone.model)
+            optimizer.step()
+            optimizer.zero_grad()
+
+
+def test_a_number_that_is_fixed_may_not_move_with_the_parameters() -> None:
+    code = "lambda self, x: self.last(self.first(x) * self.gain.detach().item() + self.gain)"
+    kind = type("Fixed", (Gained,), {"forward": eval(code)})  # whose source is not found
+    with pytest.raises(CaptureError, match="submodule .*, which then stays whole"):
+        capture(kind(), case(Gained()).batch[:SIZE])
+
+
 def test_its_parameters_belong_to_its_node_and_those_of_a_method_do_not() -> None:
     class Once(Row):
         def forward(self, x: Tensor) -> Tensor:
