@@ -1,6 +1,6 @@
 """Batches are split into micro-batches, and their outputs are joined."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, is_dataclass, replace
 from enum import Enum
 from numbers import Number
@@ -160,7 +160,7 @@ class OutputSpec:
     """The nesting of a model's return value: the positions of its tensors, and its constants.
 
     Any other leaf, such as a cache, is returned as None. `dropped` names the first that is more:
-    a distribution, or an object of which an attribute is a tensor.
+    a distribution, a generator, or an object of which an attribute is a tensor.
     """
 
     spec: pytree.TreeSpec
@@ -229,4 +229,4 @@ def _holds_tensors(leaf: Any) -> bool:
     if isinstance(leaf, (Tensor, nn.Module, type, *RETURNED)) or "Cache" in type(leaf).__name__:
         return False
     held = getattr(leaf, "__dict__", {}).values()
-    return isinstance(leaf, Distribution) or any(isinstance(x, Tensor) for x in held)
+    return isinstance(leaf, Distribution | Iterator) or any(isinstance(x, Tensor) for x in held)

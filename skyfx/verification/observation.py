@@ -216,7 +216,7 @@ def _unregistered(model: nn.Module) -> Mapping[str, nn.Parameter]:
         for path, module in model.named_modules()
         for slot in attribute_slots(module, f"{path}." if path else "")
         for i, part in enumerate(tree_leaves(slot.value))
-        if isinstance(part, nn.Module) and part not in known
+        if issubclass(type(part), nn.Module) and part not in known  # a weak proxy has no hash
         for name, x in part.named_parameters()
     }
 

@@ -1,5 +1,6 @@
 """Capture takes a model as it is, and leaves it as it was."""
 
+import weakref
 from typing import Any
 
 import pytest
@@ -229,7 +230,11 @@ def test_an_object_among_the_outputs_is_refused() -> None:
         def forward(self, x: Tensor) -> Any:
             return Returns.made(super().forward(x)), x
 
-    for made, name in ((Drawn, "Drawn"), (lambda x: torch.distributions.Normal(x, 1), "Normal")):
+    for made, name in (
+        (Drawn, "Drawn"),
+        (lambda x: torch.distributions.Normal(x, 1), "Normal"),
+        (lambda x: (x for _ in range(2)), "generator"),
+    ):
         Returns.made = made
         with pytest.raises(
             CaptureError, match=f"an object of {name}.*\\nReturn the tensors"
@@ -240,11 +245,12 @@ def test_an_object_among_the_outputs_is_refused() -> None:
     assert capture(Returns(4, 4), torch.randn(2, 4)).outputs.num_tensors == 2
 
 
-def test_the_cache_of_parametrizations_is_let_alone() -> None:
+def test_the_cache_of_parametrizations_and_a_weak_reference_are_let_alone() -> None:
     class Twice(nn.Module):
         def __init__(self) -> None:
             super().__init__()
             self.linear = nn.utils.parametrizations.orthogonal(nn.Linear(4, 4))
+            self.shared = [weakref.proxy(self)]
 
         def forward(self, x: Tensor) -> Tensor:
             return self.linear(self.linear(x))

@@ -217,7 +217,7 @@ def test_a_number_of_a_parameter_follows_the_optimizer() -> None:
 def test_a_number_that_is_fixed_may_not_move_with_the_parameters() -> None:
     code = "lambda self, x: self.last(self.first(x) * self.gain.detach().item() + self.gain)"
     kind = type("Fixed", (Gained,), {"forward": eval(code)})  # whose source is not found
-    with pytest.raises(CaptureError, match="submodule .*, which then stays whole"):
+    with pytest.raises(CaptureError, match=r"submodule .*, which then stays whole"):
         capture(kind(), case(Gained()).batch[:SIZE])
 
 
