@@ -19,6 +19,7 @@ from skyfx.measurement.cost_cache import CostCache, check_cache_folder
 from skyfx.measurement.operator_costs import OperatorCosts, priced
 from skyfx.measurement.saved_tensors import saved_tensor_bytes
 from skyfx.passes.aliasing import written_parameters
+from skyfx.passes.gradient_order import with_readers_in_order
 from skyfx.passes.planner_graph import num_bytes, to_planner_graph
 from skyfx.runtime.device import LocalDevice
 from skyfx.runtime.execution.workers import worker
@@ -86,10 +87,12 @@ def measure(
 def assembled(captured: Capture, found: Mapping[str, TypeMeasurement]) -> Graph:
     """The graph from what was measured, by device type."""
     graph, nodes = to_planner_graph(captured), {name: node for node, name in captured.ids.items()}
-    kept = saved_tensor_bytes(captured, next(iter(found.values())).prices)
+    prices = next(iter(found.values())).prices
+    kept = saved_tensor_bytes(captured, prices)
+    ordered = with_readers_in_order(graph, captured, lambda x: any(prices.flows.get(x.name, ())))
     return replace(
         graph,
-        nodes=tuple(_filled(node, nodes[node.id], kept, found) for node in graph.nodes),
+        nodes=tuple(_filled(node, nodes[node.id], kept, found) for node in ordered.nodes),
         measured=tuple(one.fits for one in found.values()),
     )
 

@@ -97,7 +97,7 @@ def counts_are_possible(plan: Plan) -> Iterator[str]:
 
 
 def edges_lead_forward(graph: Graph, plan: Plan) -> Iterator[str]:
-    """No edge leads from a later stage to an earlier one."""
+    """No edge leads from a later stage to an earlier one, and gradients add up in their order."""
     stage_of = plan.stage_of()
     for node in graph.nodes:
         for name in node.inputs:
@@ -105,6 +105,12 @@ def edges_lead_forward(graph: Graph, plan: Plan) -> Iterator[str]:
                 yield (
                     f"node {node.id!r} in stage {stage_of[node.id]} reads {name!r}, "
                     f"which stage {stage_of[name]} makes"
+                )
+        for name in node.after if plan.assumptions.training else ():
+            if stage_of[name] > stage_of[node.id]:
+                yield (
+                    f"node {node.id!r} in stage {stage_of[node.id]} comes after {name!r}, "
+                    f"which is in stage {stage_of[name]}"
                 )
 
 

@@ -23,6 +23,9 @@ class Node:
     Times are seconds for one micro-batch, keyed by device type: a type that is absent cannot run
     the node, an empty mapping is free on every type. Sizes are bytes for one micro-batch, `flops`
     floating point operations; 0 where they are not known.
+
+    In training, no node of `after` may be in a later stage. They read a value that this node reads
+    too, and its gradients then add up in the order of the unsplit model, to the same digits.
     """
 
     id: str
@@ -39,6 +42,7 @@ class Node:
     workspace_bytes: float = 0.0
     flops: float = 0.0
     backward_flops: float = 0.0
+    after: tuple[str, ...] = ()
 
     @property
     def is_input(self) -> bool:
@@ -49,6 +53,10 @@ class Node:
         """Whether a device of this type can run the node, in training also backward."""
         tables = (self.forward_s, self.backward_s) if training else (self.forward_s,)
         return all(not table or device_type in table for table in tables)
+
+    def preceding(self, *, training: bool) -> tuple[str, ...]:
+        """The nodes that no later stage may hold: those that it reads, and `after`."""
+        return self.inputs + self.after if training else self.inputs
 
     def time_s(self, device_type: str, *, training: bool) -> float:
         """Seconds without slowdown, in training with backward; infinite where it cannot run."""
@@ -120,15 +128,16 @@ class Graph:
     def _check_references(self) -> None:
         position = {node.id: i for i, node in enumerate(self.nodes)}
         for i, node in enumerate(self.nodes):
-            for j, name in enumerate(node.inputs):
-                if name not in position:
-                    raise ValueError(f"nodes[{i}].inputs[{j}]: {name!r} is no node's id")
-                if position[name] >= i:
-                    raise ValueError(
-                        f"nodes[{i}].inputs[{j}]: {name!r} is node {position[name]} and node {i} "
-                        "reads it: a cycle, or not a topological order; expected inputs to stand "
-                        "before their readers"
-                    )
+            for field, verb in (("inputs", "reads"), ("after", "comes after")):
+                for j, name in enumerate(getattr(node, field)):
+                    if name not in position:
+                        raise ValueError(f"nodes[{i}].{field}[{j}]: {name!r} is no node's id")
+                    if position[name] >= i:
+                        raise ValueError(
+                            f"nodes[{i}].{field}[{j}]: {name!r} is node {position[name]} and node "
+                            f"{i} {verb} it: a cycle, or not a topological order; expected {field} "
+                            "to stand before the node that names them"
+                        )
         for j, name in enumerate(self.outputs):
             if name not in position:
                 raise ValueError(f"outputs[{j}]: {name!r} is no node's id")

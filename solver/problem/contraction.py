@@ -10,13 +10,16 @@ from collections.abc import Sequence
 from skyfx.solver.core.graph import Graph
 
 
-def contract(graph: Graph, groups: Sequence[str | None] | None = None) -> list[list[int]]:
+def contract(
+    graph: Graph, groups: Sequence[str | None] | None = None, *, training: bool = True
+) -> list[list[int]]:
     """Group the nodes that every valid plan keeps together.
 
     Args:
         graph: the model.
         groups: of each node, the label that it shares with the nodes it must stay with; by default
             `colocate`.
+        training: whether gradients flow, so that `after` counts.
 
     Returns:
         Node indices of each unit, ascending. The units are in a topological order: the graph's own
@@ -27,7 +30,7 @@ def contract(graph: Graph, groups: Sequence[str | None] | None = None) -> list[l
     successors: list[list[int]] = [[] for _ in graph.nodes]
     labels: dict[str, list[int]] = {}
     for i, node in enumerate(graph.nodes):
-        for name in node.inputs:
+        for name in node.preceding(training=training):
             successors[position[name]].append(i)
         if (label := groups[i]) is not None:
             labels.setdefault(label, []).append(i)

@@ -62,7 +62,7 @@ class Instance:
     @cached_property
     def members(self) -> list[list[int]]:
         """Node indices of each unit, `(n,)`; units stand in a topological order."""
-        return contract(self.graph, self.groups)
+        return contract(self.graph, self.groups, training=self.assumptions.training)
 
     @cached_property
     def unit_of(self) -> dict[str, int]:
@@ -116,17 +116,18 @@ class Instance:
 
     @cached_property
     def edges(self) -> list[tuple[int, int]]:
-        """Pairs of units of which the second reads the first, each once."""
+        """Pairs of units of which the first may not be in a later stage, each once."""
+        training = self.assumptions.training
         pairs = {
             (self.unit_of[name], self.unit_of[node.id])
             for node in self.graph.nodes
-            for name in node.inputs
+            for name in node.preceding(training=training)
         }
         return sorted((a, b) for a, b in pairs if a != b)
 
     @cached_property
     def readers(self) -> list[list[int]]:
-        """Of each unit, those that read it, ascending."""
+        """Of each unit, those that read it or come after it, ascending."""
         readers: list[list[int]] = [[] for _ in range(self.num_units)]
         for a, b in self.edges:
             readers[a].append(b)
@@ -134,7 +135,7 @@ class Instance:
 
     @cached_property
     def reads(self) -> list[list[int]]:
-        """Of each unit, those that it reads, ascending."""
+        """Of each unit, those that it reads or comes after, ascending."""
         reads: list[list[int]] = [[] for _ in range(self.num_units)]
         for a, b in self.edges:
             reads[b].append(a)

@@ -76,6 +76,7 @@ def graphs(draw: st.DrawFn, max_nodes: int = 6) -> Graph:
         ids = [n.id for n in nodes]
         is_input = draw(st.integers(0, 4)) == 0
         readable = [] if is_input or not ids else draw(st.lists(st.sampled_from(ids), max_size=3))
+        earlier = [] if is_input else [n.id for n in nodes if not n.is_input]
         forward = {} if is_input else draw(times())
         nodes.append(
             node(
@@ -92,6 +93,7 @@ def graphs(draw: st.DrawFn, max_nodes: int = 6) -> Graph:
                 flops=draw(BYTES),
                 backward_flops=draw(BYTES),
                 colocate=draw(st.sampled_from([None, None, None, "a", "b"])),
+                after=tuple(draw(st.sets(st.sampled_from(earlier), max_size=1)) if earlier else ()),
             )
         )
     outputs = draw(st.lists(st.sampled_from([n.id for n in nodes]), unique=True, max_size=2))
@@ -190,7 +192,7 @@ def _assignments(g: Graph, types: list[str], training: bool) -> Iterator[dict[st
             yield dict(stage_of)
             return
         n = g.nodes[i]
-        first = max((stage_of[u] for u in n.inputs), default=0)
+        first = max((stage_of[u] for u in (*n.inputs, *(n.after if training else ()))), default=0)
         for k in range(first, len(types)):
             together = n.colocate is None or labels.get(n.colocate, k) == k
             if together and n.runs_on(types[k], training=training):

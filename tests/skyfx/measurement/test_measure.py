@@ -38,6 +38,12 @@ def test_every_operator_has_a_time_and_gradients_flow_where_they_should() -> Non
     assert linear.gradient_bytes == linear.output_bytes == BATCH * 12 * 32 * 4
     assert linear.parameter_bytes == (64 * 32 + 32) * 4
     assert by_id["input_ids"].gradient_bytes == 0
+    layer = "bert.encoder.layer.1.attention"
+    key, value = (by_id[f"{layer}.self.{name}.linear"] for name in ("key", "value"))
+    assert key.after == (f"{layer}.self.query.linear",)  # their gradients add up in this order
+    assert value.after == (key.id,)
+    assert by_id[f"{layer}.self.query.linear"].after == ()
+    assert all(node.after == () for node in graph.nodes if node.gradient_bytes == 0)
     assert by_id["input_ids"].output_bytes == BATCH * 12 * 8
 
 

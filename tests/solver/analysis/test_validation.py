@@ -47,6 +47,19 @@ def faults(broken: Plan) -> tuple[str, ...]:
     return found
 
 
+def test_what_comes_after_another_is_in_no_earlier_stage_of_training() -> None:
+    g = graph([node("a"), node("b", ("a",)), node("c", ("a",), after=("b",))])
+    placement = [("d0", ["a", "c"]), ("d1", ["b"])]
+    trains = plan_of(g, DEVICES, Assumptions(), placement)
+    assert validate(g, DEVICES, trains) == (
+        "node 'c' in stage 0 comes after 'b', which is in stage 1",
+    )
+    assert referee_faults(g, DEVICES, trains)
+    infers = plan_of(g, DEVICES, Assumptions(mode="inference"), placement)
+    assert validate(g, DEVICES, infers) == ()
+    assert not referee_faults(g, DEVICES, infers)
+
+
 def with_stage(k: int, **fields: object) -> Plan:
     stages = list(plan().stages)
     stages[k] = replace(stages[k], **fields)
