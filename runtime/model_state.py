@@ -74,11 +74,16 @@ def preserve_state(model: nn.Module, parameters: Sequence[str] = ()) -> Iterator
         owners += [vars(module), module._buffers]
         undo.append(restorer(module._non_persistent_buffers_set))
     names = [(owner, set(owner)) for owner in owners]
+    registered = [(x, dict(x)) for m in model.modules() for x in (m._modules, m._parameters)]
     try:
         with preserve_generators():
             yield
     finally:
         with torch.no_grad():
+            for held, before in registered:
+                if list(held) != list(before):
+                    held.clear()
+                    held.update(before)
             for owner, known_names in names:
                 for key in set(owner) - known_names:
                     del owner[key]

@@ -5,7 +5,7 @@ what it leaves on attributes, it passes on the tensors.
 """
 
 import inspect
-from collections.abc import Mapping
+from collections.abc import Mapping, Set
 from contextlib import nullcontext
 from types import MappingProxyType
 from typing import NamedTuple
@@ -16,7 +16,9 @@ from skyfx.runtime.execution.assigned_attributes import AssignedAttributes, Attr
 from skyfx.runtime.execution.hook_calls import HookCalls
 from skyfx.runtime.execution.microbatch import Batch, OutputSpec
 from skyfx.runtime.pytree import unflatten
+from skyfx.solver.errors import CaptureError
 from skyfx.tracing.data_dependence import NoDataDependence
+from skyfx.tracing.effects.attribute_effects import line_of
 from skyfx.tracing.effects.attribute_watch import AttributeWatch
 from skyfx.tracing.effects.counters import put_stand_ins, reads_refused
 from skyfx.tracing.effects.observing_hooks import Observers, put_off
@@ -108,6 +110,7 @@ class TensorsOnly(nn.Module):
         args, kwargs = unflatten(leaves, self._microbatch.spec)
         if has_cache(model):
             kwargs = {"use_cache": False} | kwargs
+        registered = _registered(model)
         put_stand_ins(model, self._effects.counted)
         watch = AttributeWatch(model)
         # Code that compiles itself, as FlexAttention, may have symbols of its own in a real run.
@@ -124,12 +127,25 @@ class TensorsOnly(nn.Module):
                     self.returned.form, found = OutputSpec.of(model(*args, **kwargs))
             except Exception as error:
                 raise ForwardFailedError from error
+        if changed := next(iter(registered ^ _registered(model)), ""):
+            raise CaptureError(
+                f"forward registers, or takes away, {changed!r} in its first call"
+                f"{line_of(model, changed)}.\nCall the model once on such a batch before, so that "
+                "all of its modules and parameters are there"
+            )
         omitted = self._effects.left_out
         # In an order that all processes have in common.
         left = {name: x for name, x in watch.changes().items() if name not in omitted}
         self.returned.assigned, of_attributes = AssignedAttributes.of(left)
         self.returned.hooks, of_hooks = HookCalls.of(calls, self._effects.observers.changes)
         return (*found, *of_attributes, *of_hooks)
+
+
+def _registered(model: nn.Module) -> Set[str]:
+    """The names of its modules and parameters, in an order that does not vary."""
+    return dict.fromkeys(
+        x for part in (model.named_modules(), model.named_parameters()) for x, _ in part
+    ).keys()
 
 
 def has_cache(model: nn.Module) -> bool:

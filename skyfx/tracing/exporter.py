@@ -36,6 +36,7 @@ from skyfx.tracing.effects.attribute_effects import (
     remembered_tensors,
 )
 from skyfx.tracing.effects.backward_values import copy_for_backward
+from skyfx.tracing.effects.eager_ways import follow_eager
 from skyfx.tracing.effects.made_generators import begin_anew
 from skyfx.tracing.effects.mutable_attributes import RegisteredBuffers, written_attributes
 from skyfx.tracing.effects.observing_hooks import observing_hooks
@@ -266,9 +267,9 @@ def _export(
     """
     once = adapter()
     with (
-        side_effects.refuse_foreign_rng(),
         autograd_effects.traceable(training=training),
         preserve_state(model),  # each attempt begins with the same numbers, lists and tensors
+        side_effects.refuse_foreign_rng(),
     ):
         with selection.stand_ins():
             program = torch.export.export(once, once.tensors, strict=False)
@@ -276,6 +277,7 @@ def _export(
             autograd_effects.check_constants(model, program.constants)
         module = program.module(check_guards=False)
         assert isinstance(module, fx.GraphModule)
+        follow_eager(module)
         put_leaves(module, selection.calls)
         if training:
             repeat_writes(module)

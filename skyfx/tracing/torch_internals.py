@@ -3,15 +3,12 @@
 A new release may change any of them. `tests/skyfx/tracing/test_torch_internals.py` tests each.
 """
 
-import random
+import keyword
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, ExitStack, contextmanager
-from functools import partial
-from types import ModuleType
 from typing import Any
 
-import numpy
 import torch
 from torch import Tensor, compiler, fx, nn
 from torch._functorch import apis as functorch
@@ -172,22 +169,6 @@ def checked_vmap(check: Callable[..., None]) -> AbstractContextManager[None]:
 
 
 @contextmanager
-def checked_draws(check: Callable[..., None]) -> Iterator[None]:
-    """Within it, `check` gets each draw of this thread from `random` or `numpy.random` first.
-
-    It gets the name of that Python module and the arguments.
-    """
-    owners: dict[ModuleType, Any] = {random: random._inst, numpy.random: numpy.random.mtrand._rand}
-    with ExitStack() as stack:
-        for module, generator in owners.items():
-            noticed = partial(check, module.__name__)
-            for name, value in list(vars(module).items()):
-                if getattr(value, "__self__", None) is generator and "state" not in name:
-                    stack.enter_context(checked_calls(module, name, noticed))
-        yield
-
-
-@contextmanager
 def export_flags(*, exported: bool) -> Iterator[None]:
     """Within it, torch says that it is exporting, or that it is not.
 
@@ -215,15 +196,21 @@ def interceptable_lists() -> AbstractContextManager[None]:
 def any_attribute_name() -> Iterator[None]:
     """Within it, torch.fx writes code for attributes of any name: `class`, `None`, `a"b`.
 
-    Keys of `nn.ModuleDict` may be such names. torch.fx would write `self.class`.
+    Keys of `nn.ModuleDict` may be such names. torch.fx would write `self.class`, and
+    `torch.ops.aten.random_.from`, an operator whose name is a keyword as well.
     """
+    is_from_torch = fx.graph._is_from_torch
 
     def format_target(base: str, target: str) -> str:
         for name in target.split("."):
             base = f"getattr({base}, {name!r})"
         return base
 
-    with _writing_code, replaced(fx.graph, "_format_target", format_target):
+    def has_path(code: Any) -> bool:
+        return is_from_torch(code) and not keyword.iskeyword(getattr(code, "_overloadname", ""))
+
+    attributes = replaced(fx.graph, "_format_target", format_target)
+    with _writing_code, attributes, replaced(fx.graph, "_is_from_torch", has_path):
         yield
 
 

@@ -188,8 +188,7 @@ def observed(model: nn.Module, run: Callable[[], Contents], how: RunMode) -> Obs
             gave = run()
         after = ModelState.of(model, how.written)
         contents = {
-            # Draws from Python's and numpy's generators are refused when the model is captured.
-            GENERATORS: {"torch": after.generators["torch"]},
+            GENERATORS: after.generators,
             STATE: after.values,
             **{kind: {x: _kept(y) for x, y in some.items()} for kind, some in gave.items()},
         }

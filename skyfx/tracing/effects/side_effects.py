@@ -8,13 +8,43 @@ The graph holds operators. It has no place for
 and would repeat the state that it met when the model was captured.
 """
 
-from collections.abc import Iterator
-from contextlib import contextmanager
+import random
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from functools import partial
+from types import ModuleType
 from typing import Any
 
+import numpy
+
 from skyfx.runtime.rng.generator_state import comparable_states, preserve_generators
+from skyfx.runtime.state.contents import is_foundation
 from skyfx.solver.errors import CaptureError
-from skyfx.tracing.torch_internals import checked_draws
+from skyfx.tracing.torch_internals import checked_calls
+
+
+@contextmanager
+def checked_draws(check: Callable[..., None]) -> Iterator[None]:
+    """Within it, `check` gets each draw of this thread from `random` or `numpy.random` first.
+
+    It gets the name of that Python module and the arguments. A file that has imported a function
+    by its name is checked as well.
+    """
+    owners: dict[ModuleType, Any] = {random: random._inst, numpy.random: numpy.random.mtrand._rand}
+    drawing = {
+        id(value): partial(check, module.__name__)
+        for module, generator in owners.items()
+        for name, value in vars(module).items()
+        if getattr(value, "__self__", None) is generator and "state" not in name
+    }
+    users = [x for name, x in list(sys.modules.items()) if not is_foundation(name)]
+    with ExitStack() as stack:
+        for module in (*owners, *(x for x in users if isinstance(x, ModuleType))):
+            for name, value in list(vars(module).items()):
+                if id(value) in drawing:
+                    stack.enter_context(checked_calls(module, name, drawing[id(value)]))
+        yield
 
 
 @contextmanager
@@ -23,7 +53,7 @@ def refuse_foreign_rng() -> Iterator[None]:
 
     Raises:
         CaptureError: forward draws from Python's or numpy's global generator. Draws by functions
-            that were imported by their names are noticed at the end.
+            that are kept elsewhere than in a file of Python are noticed at the end.
     """
 
     def refuse(name: str, *args: Any) -> None:

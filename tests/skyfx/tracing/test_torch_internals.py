@@ -2,14 +2,12 @@
 
 import importlib
 import logging
-import random
 import threading
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
-import numpy
 import pytest
 import torch
 from torch import Tensor, fx, nn
@@ -209,26 +207,6 @@ def test_vmap_is_noticed() -> None:
     assert seen == ["vmap"]
 
 
-@pytest.mark.parametrize(
-    ("draw", "name"),
-    [
-        (lambda: random.random(), "random"),
-        (lambda: random.shuffle([1, 2]), "random"),
-        (lambda: numpy.random.rand(), "numpy.random"),
-        (lambda: numpy.random.permutation(3), "numpy.random"),
-    ],
-)
-def test_draws_of_global_generators_are_noticed(draw: Callable[[], Any], name: str) -> None:
-    seen = list[str]()
-    with torch_internals.checked_draws(lambda name, *args: seen.append(name)):
-        draw()
-        random.setstate(random.getstate())
-        numpy.random.set_state(numpy.random.get_state())
-        random.Random(0).random()
-    draw()
-    assert seen == [name]
-
-
 @pytest.mark.parametrize("exported", [True, False])
 def test_torch_says_whether_it_exports(exported: bool) -> None:
     before = torch.compiler.is_exporting(), torch.compiler.is_compiling()
@@ -270,6 +248,15 @@ def test_any_attribute_name_can_be_read() -> None:
     with torch_internals.any_attribute_name():
         module = fx.GraphModule(root, graph)
     assert module() == [1] * len(names)
+
+
+def test_an_operator_with_the_name_of_a_keyword_can_be_called() -> None:
+    graph = fx.Graph()
+    drawn = graph.call_function(torch.ops.aten.ones.default, ([9],))
+    graph.output(graph.call_function(getattr(torch.ops.aten.random_, "from"), (drawn, 2, 4)))
+    with torch_internals.any_attribute_name():
+        module = fx.GraphModule(nn.Module(), graph)
+    assert set(module().tolist()) <= {2.0, 3.0}
 
 
 def test_modules_register_the_changed_parameter() -> None:

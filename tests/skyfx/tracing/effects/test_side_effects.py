@@ -1,6 +1,9 @@
 """What a captured graph would leave out in silence is refused, with the line and the cure."""
 
 import random
+from collections.abc import Callable
+from random import randint
+from typing import Any
 
 import numpy
 import pytest
@@ -10,6 +13,7 @@ from torch.nn.functional import mse_loss
 
 from skyfx.solver.errors import CaptureError
 from skyfx.tracing.capture import capture
+from skyfx.tracing.effects.side_effects import checked_draws
 from skyfx.tracing.leaves.leaf_calls import leaf_of
 from tests.support import unsplit_reference
 from tests.support.models import BATCH, Case
@@ -48,6 +52,18 @@ class PythonDraws(Layers):
         return self.last(x) if random.random() < 0.5 else self.first(x)
 
 
+class NamedDraws(Layers):
+    def forward(self, x: Tensor) -> Tensor:
+        return self.last(x) * randint(1, 9)
+
+
+class KeptDraws(Layers):
+    draw = random.random
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.last(x) * self.draw()
+
+
 class NumpyDraws(Layers):
     def forward(self, x: Tensor) -> Tensor:
         return self.last(x) * float(numpy.random.rand())
@@ -69,6 +85,7 @@ class Batched(Layers):
 @pytest.mark.parametrize(
     ("kind", "message"),
     [
+        (KeptDraws, "draws from random, so every step would repeat one draw"),
         (Counts, r"changes 'calls' \(1, then 2\) at .*test_side_effects.py:\d+.* in a buffer"),
     ],
 )
@@ -93,7 +110,7 @@ def test_gradients_of_hooks_and_vmap_in_the_models_own_forward_are_exact(
         unsplit_reference.assert_equal_gradients(pipeline, alone.model)
 
 
-@pytest.mark.parametrize("kind", [PythonDraws, NumpyDraws])
+@pytest.mark.parametrize("kind", [PythonDraws, NamedDraws, NumpyDraws])
 def test_foreign_draws_in_the_models_own_forward_differ_from_step_to_step(
     kind: type[Layers],
 ) -> None:
@@ -142,3 +159,24 @@ class Remembers(Layers):
 def test_a_number_that_settles_is_not_refused() -> None:
     model, x = Remembers(), torch.randn(BATCH, WIDTH)
     assert torch.equal(capture(model, x).module(x)[0], model.first(x))
+
+
+@pytest.mark.parametrize(
+    ("draw", "name"),
+    [
+        (lambda: random.random(), "random"),
+        (lambda: randint(0, 3), "random"),
+        (lambda: random.shuffle([1, 2]), "random"),
+        (lambda: numpy.random.rand(), "numpy.random"),
+        (lambda: numpy.random.permutation(3), "numpy.random"),
+    ],
+)
+def test_draws_of_global_generators_are_noticed(draw: Callable[[], Any], name: str) -> None:
+    seen = list[str]()
+    with checked_draws(lambda name, *args: seen.append(name)):
+        draw()
+        random.setstate(random.getstate())
+        numpy.random.set_state(numpy.random.get_state())
+        random.Random(0).random()
+    draw()
+    assert seen == [name]
