@@ -74,7 +74,9 @@ def preserve_state(model: nn.Module, parameters: Sequence[str] = ()) -> Iterator
         owners += [vars(module), module._buffers]
         undo.append(restorer(module._non_persistent_buffers_set))
     names = [(owner, set(owner)) for owner in owners]
-    registered = [(x, dict(x)) for m in model.modules() for x in (m._modules, m._parameters)]
+    registered: list[tuple[dict[str, Any], dict[str, Any]]] = [
+        (x, dict(x)) for m in model.modules() for x in (m._modules, m._parameters)
+    ]
     try:
         with preserve_generators():
             yield
