@@ -74,7 +74,10 @@ def preserve_state(model: nn.Module, parameters: Sequence[str] = ()) -> Iterator
         owners += [vars(module), module._buffers]
         undo.append(restorer(module._non_persistent_buffers_set))
     names = [(owner, set(owner)) for owner in owners]
-    registered = [(x, dict(x)) for m in model.modules() for x in (m._modules, m._parameters)]
+    tables: list[dict[str, Any]] = [
+        table for part in model.modules() for table in (part._modules, part._parameters)
+    ]
+    registered = [(table, dict(table)) for table in tables]
     try:
         with preserve_generators():
             yield

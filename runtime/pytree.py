@@ -6,6 +6,7 @@ torch_geometric. torch's pytrees are a private module, which is imported here al
 
 import copy
 import dataclasses
+from collections import Counter
 from collections.abc import Callable, Collection, Mapping
 from typing import Any
 
@@ -16,6 +17,16 @@ TreeSpec = _pytree.TreeSpec
 tree_flatten, tree_unflatten = _pytree.tree_flatten, _pytree.tree_unflatten
 tree_leaves, tree_map = _pytree.tree_leaves, _pytree.tree_map
 register_node = _pytree.register_pytree_node
+
+register_node(
+    Counter,
+    lambda counts: (list(counts.values()), tuple(counts)),
+    lambda values, keys: Counter(dict(zip(keys, values, strict=True))),
+    flatten_with_keys_fn=lambda counts: (
+        [(_pytree.MappingKey(key), value) for key, value in counts.items()],
+        tuple(counts),
+    ),
+)
 
 Keys = tuple[str | int, ...]
 """The keys that lead to a value; the indices of lists and tuples are numbers."""

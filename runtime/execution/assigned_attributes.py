@@ -2,7 +2,7 @@
 
     self.l_aux = aux              SET: another object than before
     self.stats["aux"] = aux       UPDATE: the same dict with more, or other, entries
-    self.losses.append(aux)       APPEND: the same list with more at its end
+    self.losses.append(aux)       APPEND: the same list or deque with more at its end
     self.losses.clear()           REFILL: the same dict or list with other items
 
 In a captured graph the tensors of these values are further outputs, and so are numbers that are
@@ -10,6 +10,7 @@ computed. The runtime puts them where plain torch has them: before the loss of e
 after its inference.
 """
 
+from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from enum import Enum
@@ -85,13 +86,19 @@ class AssignedAttributes:
             holder = _Holder(model, name)
             held = holder.value
             value = made(given, None if way is Way.APPEND else held)
+            if way is Way.APPEND and isinstance(held, deque):  # of which a list has come to it
+                held.extend(value)
+                continue
             if way is Way.SET or type(held) is not type(value):
                 holder.put(value)
                 continue
             if way is Way.REFILL:
                 held.clear()
-            fill = held.update if isinstance(value, Mapping) else held.extend
-            fill(value)
+            if isinstance(value, Mapping):
+                for key, one in value.items():  # `update` of a `Counter` adds
+                    held[key] = one
+            else:
+                held.extend(value)
 
     def leave_empty(self, model: nn.Module, tensors: Sequence[Tensor]) -> None:
         """The same with tensors without values, where another process has them.
@@ -101,7 +108,9 @@ class AssignedAttributes:
         for name, way in self.ways:
             if way is Way.APPEND:
                 held = _Holder(model, name).value
-                held[:] = [x for x in held if not (isinstance(x, Tensor) and x.is_meta)]
+                kept = [x for x in held if not (isinstance(x, Tensor) and x.is_meta)]
+                held.clear()
+                held.extend(kept)
         self.leave(model, tensors)
 
     def tensors_on(self, model: nn.Module) -> list[Tensor]:

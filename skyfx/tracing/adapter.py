@@ -5,7 +5,7 @@ what it leaves on attributes, it passes on the tensors.
 """
 
 import inspect
-from collections.abc import Mapping, Set
+from collections.abc import Mapping
 from contextlib import nullcontext
 from types import MappingProxyType
 from typing import NamedTuple
@@ -127,7 +127,8 @@ class TensorsOnly(nn.Module):
                     self.returned.form, found = OutputSpec.of(model(*args, **kwargs))
             except Exception as error:
                 raise ForwardFailedError from error
-        if changed := next(iter(registered ^ _registered(model)), ""):
+        now = _registered(model)
+        if changed := next((x for x in now | registered if (x in now) != (x in registered)), ""):
             raise CaptureError(
                 f"forward registers, or takes away, {changed!r} in its first call"
                 f"{line_of(model, changed)}.\nCall the model once on such a batch before, so that "
@@ -141,11 +142,10 @@ class TensorsOnly(nn.Module):
         return (*found, *of_attributes, *of_hooks)
 
 
-def _registered(model: nn.Module) -> Set[str]:
-    """The names of its modules and parameters, in an order that does not vary."""
-    return dict.fromkeys(
-        x for part in (model.named_modules(), model.named_parameters()) for x, _ in part
-    ).keys()
+def _registered(model: nn.Module) -> dict[str, None]:
+    """The names of its modules and parameters."""
+    names = [name for name, _ in model.named_modules()]
+    return dict.fromkeys([*names, *(name for name, _ in model.named_parameters())])
 
 
 def has_cache(model: nn.Module) -> bool:

@@ -1,7 +1,7 @@
 """Models that leave something on their modules, for `loss_fn` or for the next call."""
 
 import copy
-from collections import defaultdict
+from collections import Counter, defaultdict, deque
 from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
@@ -245,7 +245,7 @@ class Hooked(Layers):
 
 
 class Counting(Layers):
-    """Counts in attributes, of the class and of its own, in a dict, a list and a sum of tensors."""
+    """Counts in attributes, of the class and of its own, in containers and a sum of tensors."""
 
     total = 0
 
@@ -254,6 +254,8 @@ class Counting(Layers):
         self.counts: dict[Any, int] = {"calls": 0, "most": 5}
         self.shapes: dict[str, int] = defaultdict(int)
         self.sizes = [0, 0.5]
+        self.kinds = Counter(before=3)
+        self.recent: deque[Any] = deque(maxlen=3)
         self.means: Any = 0
 
     def between(self, h: Tensor) -> Tensor:
@@ -263,6 +265,8 @@ class Counting(Layers):
         self.shapes[str(h.shape)] += 1
         self.sizes[0] -= h.shape[1]
         self.sizes[1] += 0.1
+        self.kinds.update(["h", str(h.dtype), "h"])
+        self.recent.extend([h.detach().mean(), len(h)])
         self.means = self.means + h.detach().mean()
         return h
 
@@ -274,9 +278,11 @@ class Logging(Layers):
         def __init__(self) -> None:
             super().__init__()
             self.calls, self.norms = 0, {"of": "h", "last": 0.0}
+            self.recent: deque[float] = deque(maxlen=5)
 
         def forward(self, h: Tensor) -> Tensor:
             self.calls += 1
+            self.recent.append(h.sum().item())
             self.norms["last"] = h.norm().item()
             return h * 2
 
@@ -387,7 +393,7 @@ def copy_of(value: Any) -> Any:
         return {key: copy_of(one) for key, one in value.items()}
     if isinstance(value, torch.Generator):
         return value.get_state().tolist()
-    return [copy_of(one) for one in value] if isinstance(value, list | tuple) else value
+    return [copy_of(one) for one in value] if isinstance(value, list | tuple | deque) else value
 
 
 def plain_steps(model: Layers, num_steps: int) -> list[Any]:

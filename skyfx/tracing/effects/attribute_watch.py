@@ -109,6 +109,11 @@ def _have_same(parts: Any, parts_then: Any) -> bool:
 
 def _change(before: Any, parts_then: Any, value: Any) -> AttributeChange | None:
     parts = _parts(value)
+    if isinstance(value, deque) and value is before:
+        num_new = _num_new(parts_then, parts, value.maxlen)
+        if num_new is not None:
+            new = list(value)[len(value) - num_new :]
+            return AttributeChange(Way.APPEND, new) if new else None
     if _is_same((value, parts), (before, parts_then)):
         return None
     if value is not before:
@@ -125,6 +130,21 @@ def _change(before: Any, parts_then: Any, value: Any) -> AttributeChange | None:
             del entries[key]
         return AttributeChange(Way.UPDATE, entries)
     return AttributeChange(Way.REFILL, value)
+
+
+def _num_new(then: Any, now: Any, most: int | None) -> int | None:
+    """How many items have come to a deque, which may have dropped its first; None if others went.
+
+    An item equals itself alone: the next loss may be the same number.
+    """
+    old, items = [one for one, _ in then], [one for one, _ in now]
+    for new in range(len(items) + 1):
+        num_kept = len(items) - new
+        is_full = num_kept == len(old) or len(items) == most
+        kept = old[len(old) - num_kept :] if num_kept <= len(old) and is_full else None
+        if kept is not None and all(x is y for x, y in zip(kept, items[:num_kept], strict=True)):
+            return new
+    return None
 
 
 def _computed(leaf: Any) -> Any:

@@ -1,5 +1,6 @@
 """What is said of a model that cannot be captured or run in parts: the line, and a cure."""
 
+import copy
 import threading
 from collections.abc import Callable
 
@@ -28,6 +29,20 @@ class Registers(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         self.register_buffer("mean", x.detach().mean(0))
         return x - self.mean
+
+
+class Swaps(nn.Module):
+    """Puts another module in the place of one when it is first called."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.sparse = nn.Linear(WIDTH, WIDTH)
+
+    def forward(self, x: Tensor) -> Tensor:
+        if hasattr(self, "sparse"):
+            self.full = copy.deepcopy(self.sparse)
+            del self.sparse
+        return self.full(x) * 2
 
 
 class NeedsHistory(nn.Module):
@@ -80,7 +95,14 @@ def test_a_model_that_has_registered_its_buffer_is_captured() -> None:
         assert torch.equal(model.mean, plain.mean)  # type: ignore[arg-type]
 
 
-def test_a_lazy_module_that_has_been_called_is_captured() -> None:
-    model = nn.Sequential(nn.LazyLinear(WIDTH))
+@pytest.mark.parametrize("kind", [lambda: nn.LazyLinear(WIDTH), Swaps])
+def test_a_module_that_makes_its_parts_when_called_is_captured_then(
+    kind: Callable[[], nn.Module],
+) -> None:
+    model = nn.Sequential(kind())
+    with pytest.raises(CaptureError, match=r"[Cc]all .* once on .*batch before") as refused:
+        capture(model, BATCH)
+    assert len(str(refused.value).splitlines()) <= 3
+    assert next(name for name, _ in model.named_parameters()) in ("0.weight", "0.sparse.weight")
     model(BATCH)
     assert torch.equal(capture(model, BATCH).module(BATCH)[0], model(BATCH))
