@@ -45,6 +45,7 @@ def test_every_operator_has_a_time_and_gradients_flow_where_they_should() -> Non
     assert key.after == (f"{layer}.self.query.linear",)  # their gradients add up in this order
     assert value.after == (key.id,)
     assert by_id[f"{layer}.self.query.linear"].after == ()
+    assert by_id["input_ids"].output_bytes == BATCH * 12 * 8
     assert all(node.after == () for node in graph.nodes if node.gradient_bytes == 0)
 
 
@@ -53,7 +54,9 @@ def test_only_what_trains_counts_as_trained_and_nothing_before_it_is_kept() -> N
     for name, parameter in case.model.named_parameters():
         parameter.requires_grad_("layer.1.output" in name or "classifier" in name)
     nodes, parameters = measured(case).nodes, list(case.model.parameters())
-    assert sum(n.trained_bytes for n in nodes) == sum(p.nbytes for p in parameters if p.requires_grad)
+    assert sum(n.trained_bytes for n in nodes) == sum(
+        p.nbytes for p in parameters if p.requires_grad
+    )
     assert sum(n.parameter_bytes for n in nodes) == sum(
         x.nbytes for x in (*parameters, *case.model.buffers())
     )
@@ -66,7 +69,6 @@ def test_a_tensor_of_several_counts_what_they_hold() -> None:
     weights, scales = torch.zeros(8, 4, dtype=torch.int8), torch.zeros(8, 1)
     assert num_bytes(TwoTensor(weights, weights)) == 2 * 8 * 4
     assert num_bytes([weights, scales]) == 8 * 4 + 8 * 4
-    assert by_id["input_ids"].output_bytes == BATCH * 12 * 8
 
 
 def test_inference_measures_no_backward() -> None:
