@@ -15,10 +15,13 @@ FOLDER = ROOT / ".venv"
 PYTHON = FOLDER / ("Scripts/python.exe" if os.name == "nt" else "bin/python")
 MARK = FOLDER / "skyfx-installed"
 
+ENVIRONMENT = {k: v for k, v in os.environ.items() if k != "PYTHONDONTWRITEBYTECODE"}
+"""In it Python keeps what it compiles: else each process compiles torch, for ten seconds."""
+
 
 def run(*command: str) -> None:
     """Run the environment's Python from the checkout; end with its exit code if it fails."""
-    code = subprocess.run([PYTHON, *command], cwd=ROOT, check=False).returncode
+    code = subprocess.run([PYTHON, *command], cwd=ROOT, env=ENVIRONMENT, check=False).returncode
     if code != 0:
         sys.exit(code)
 

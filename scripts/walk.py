@@ -122,7 +122,7 @@ class Walk:
         python3 = Path(sys.executable).resolve().parent
         own = ROOT / ".venv/bin" if here else home / FIRST / "env/bin"
         path = os.pathsep.join([str(own), str(python3), os.environ["PATH"]])
-        taken = ("VIRTUAL_ENV", "PYTHONPATH", "SKYFX_CACHE")
+        taken = ("VIRTUAL_ENV", "PYTHONPATH", "SKYFX_CACHE", "PYTHONDONTWRITEBYTECODE")
         self.environment = {k: v for k, v in os.environ.items() if k not in taken} | {
             "PATH": path,
             "PIP_CONSTRAINT": str(home / "pins.txt"),
