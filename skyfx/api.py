@@ -85,7 +85,8 @@ def partition(
             dimension 0 of tensors that share the batch size in `example_inputs`; see
             `Pipeline.batch_dims`.
         target_dims: the same for the targets of a loss, by their keys or positions.
-        optimizer_state_ratio: bytes of optimizer state per byte of parameters; 2 for Adam.
+        optimizer_state_ratio: bytes of optimizer state per byte of parameters that train; 2 for
+            Adam.
         pins: `PATTERN=DEVICE` or `PATTERN!=DEVICE`: nodes or modules that have to be on a device,
             or must not be, such as `embeddings=cpu`.
         gap: how far the plan may be from the best, relatively, to stop searching.

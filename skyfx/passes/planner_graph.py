@@ -24,11 +24,13 @@ def to_planner_graph(captured: Capture) -> Graph:
             backward_s={},
             output_bytes=num_bytes(node.meta.get("val")),
             gradient_bytes=0,
-            parameter_bytes=num_bytes([captured.attribute(x) for x in captured.tensors_of(node)]),
+            parameter_bytes=num_bytes(tensors),
+            trainable_bytes=num_bytes([x for x in tensors if x.requires_grad]),
             saved_bytes=0,
             colocate=labels.get(node),
         )
         for node, name in captured.ids.items()
+        for tensors in [[captured.attribute(x) for x in captured.tensors_of(node)]]
     ]
     return Graph(
         name=captured.name,
@@ -41,4 +43,10 @@ def to_planner_graph(captured: Capture) -> Graph:
 def num_bytes(value: Any) -> int:
     """Bytes of a tensor, or of all tensors in a nesting, when they are sent: contiguous."""
     tensors = [leaf for leaf in pytree.tree_leaves(value) if isinstance(leaf, Tensor)]
-    return sum(x.numel() * x.element_size() for x in tensors)
+    return sum(num_bytes(_inner(x)) or x.numel() * x.element_size() for x in tensors)
+
+
+def _inner(tensor: Tensor) -> list[Tensor]:
+    """The tensors that one of a subclass consists of, such as quantised weights and scales."""
+    flatten = getattr(tensor, "__tensor_flatten__", None)
+    return [] if flatten is None else [getattr(tensor, name) for name in flatten()[0]]

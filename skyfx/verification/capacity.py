@@ -9,7 +9,7 @@ from skyfx.passes.planner_graph import to_planner_graph
 from skyfx.runtime.memory.limits import allowed_bytes
 from skyfx.solver.core.plan import Plan
 from skyfx.solver.core.schedule import in_flight_counts
-from skyfx.solver.costs.cost_model import parameter_copies
+from skyfx.solver.costs.cost_model import resident_bytes
 from skyfx.tracing.capture import Capture
 from skyfx.verification.observation import RunMode
 
@@ -52,11 +52,11 @@ def _working_bytes(captured: Capture, plan: Plan, *, saves: bool) -> float:
     `saves` says whether what operators save for a backward is among it.
     """
     assumed = plan.assumptions
-    size_of = {x.id: x.parameter_bytes for x in to_planner_graph(captured).nodes}
+    size_of = {x.id: resident_bytes(x, assumed) for x in to_planner_graph(captured).nodes}
     usual = in_flight_counts(assumed.schedule, len(plan.stages), assumed.microbatches)
     saved, brief = 0.0, 0.0
     for stage, live in zip(plan.stages, plan.live or usual, strict=True):
-        parameters = sum(size_of[x] for x in stage.nodes) * parameter_copies(assumed)
+        parameters = sum(size_of[x] for x in stage.nodes)
         saved += max(0.0, stage.memory_bytes - parameters) / max(1, live)
         brief = max(brief, stage.peak_bytes - stage.memory_bytes)
     return saved * saves + brief

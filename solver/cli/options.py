@@ -28,7 +28,7 @@ OverlapOption = Annotated[Overlap, Option(help="Whether devices compute during t
 ScheduleOption = Annotated[Schedule, Option(help="The pipeline's schedule.")]
 Microbatches = Annotated[int, Option(metavar="M", help="Micro-batches per step.")]
 StateRatio = Annotated[
-    float, Option(metavar="R", help="Bytes of optimizer state per byte of parameters.")
+    float, Option(metavar="R", help="Bytes of optimizer state per byte of parameters that train.")
 ]
 StrategyOption = Annotated[Strategy, Option(help="The best plan, or a baseline.")]
 IgnorePeaks = Annotated[

@@ -22,7 +22,8 @@ class Node:
 
     Times are seconds for one micro-batch, keyed by device type: a type that is absent cannot run
     the node, an empty mapping is free on every type. Sizes are bytes for one micro-batch, `flops`
-    floating point operations; 0 where they are not known.
+    floating point operations; 0 where they are not known. `trainable_bytes` are those of
+    `parameter_bytes` that get a gradient; None where all do.
 
     In training, no node of `after` may be in a later stage. They read a value that this node reads
     too, and its gradients then add up in the order of the unsplit model, to the same digits.
@@ -43,6 +44,7 @@ class Node:
     flops: float = 0.0
     backward_flops: float = 0.0
     after: tuple[str, ...] = ()
+    trainable_bytes: float | None = None
 
     @property
     def is_input(self) -> bool:
@@ -57,6 +59,11 @@ class Node:
     def preceding(self, *, training: bool) -> tuple[str, ...]:
         """The nodes that no later stage may hold: those that it reads, and `after`."""
         return self.inputs + self.after if training else self.inputs
+
+    @property
+    def trained_bytes(self) -> float:
+        """Bytes of parameters that have a gradient and a state of the optimizer in training."""
+        return self.parameter_bytes if self.trainable_bytes is None else self.trainable_bytes
 
     def time_s(self, device_type: str, *, training: bool) -> float:
         """Seconds without slowdown, in training with backward; infinite where it cannot run."""
@@ -123,6 +130,13 @@ class Graph:
                     non_negative(f"nodes[{i}].{field}[{device_type!r}]", seconds)
             for field in AMOUNTS:
                 non_negative(f"nodes[{i}].{field}", getattr(node, field))
+            if node.trainable_bytes is not None:
+                non_negative(f"nodes[{i}].trainable_bytes", node.trainable_bytes)
+                if node.trainable_bytes > node.parameter_bytes:
+                    raise ValueError(
+                        f"nodes[{i}].trainable_bytes: found {node.trainable_bytes:g}, expected at "
+                        f"most its parameter_bytes, {node.parameter_bytes:g}"
+                    )
         self._check_references()
 
     def _check_references(self) -> None:

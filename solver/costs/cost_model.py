@@ -116,9 +116,11 @@ def flops(nodes: Sequence[Node], assumptions: Assumptions) -> float:
     return forward + (sum(node.backward_flops for node in nodes) if assumptions.training else 0.0)
 
 
-def parameter_copies(assumptions: Assumptions) -> float:
-    """Memory per byte of parameters: in training with the gradient and the optimizer's state."""
-    return 2 + assumptions.optimizer_state_ratio if assumptions.training else 1
+def resident_bytes(node: Node, assumptions: Assumptions) -> float:
+    """Bytes of its parameters and buffers; of what trains also a gradient and optimizer state."""
+    if not assumptions.training:
+        return node.parameter_bytes
+    return node.parameter_bytes + node.trained_bytes * (1 + assumptions.optimizer_state_ratio)
 
 
 def in_flight_at(assumptions: Assumptions, position: int) -> int:
@@ -128,7 +130,7 @@ def in_flight_at(assumptions: Assumptions, position: int) -> int:
 
 def memory_bytes(nodes: Sequence[Node], assumptions: Assumptions, live: int) -> float:
     """Bytes that a stage needs on which so many micro-batches are live at once."""
-    parameters = sum(node.parameter_bytes for node in nodes) * parameter_copies(assumptions)
+    parameters = sum(resident_bytes(node, assumptions) for node in nodes)
     if not assumptions.training:
         return parameters + max((node.output_bytes for node in nodes), default=0.0)
     return parameters + sum(node.saved_bytes for node in nodes) * live

@@ -148,7 +148,7 @@ def _passing_bytes(members: Sequence[Node], after: Sequence[Node]) -> float:
                 continue
             held[name] = held[node.id] if passing else name
             size.setdefault(name, reads.gradient_bytes if reads else 0.0)
-        most = max(most, _total(held, size) + node.parameter_bytes + node.workspace_bytes - freed)
+        most = max(most, _total(held, size) + node.trained_bytes + node.workspace_bytes - freed)
         del held[node.id]
         freed += node.saved_bytes
     return most

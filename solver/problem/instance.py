@@ -15,7 +15,7 @@ from skyfx.solver.core.cluster import HOST, Cluster, Wiring
 from skyfx.solver.core.graph import Graph, Node
 from skyfx.solver.core.pins import Pin
 from skyfx.solver.core.plan import Assumptions, Plan
-from skyfx.solver.costs.cost_model import Cost, evaluate, in_flight_at, parameter_copies
+from skyfx.solver.costs.cost_model import Cost, evaluate, in_flight_at, resident_bytes
 from skyfx.solver.problem.contraction import contract
 
 Floats = NDArray[np.float64]
@@ -92,10 +92,9 @@ class Instance:
         return np.array([table[:, unit].all(axis=1) for unit in self.members]).T
 
     @cached_property
-    def parameter_bytes(self) -> Floats:
+    def resident_bytes(self) -> Floats:
         """Memory `(n,)` of a unit's parameters, in training with gradients and optimizer state."""
-        copies = parameter_copies(self.assumptions)
-        return self._sum(lambda node: node.parameter_bytes) * copies
+        return self._sum(lambda node: resident_bytes(node, self.assumptions))
 
     @cached_property
     def saved_bytes(self) -> Floats:
@@ -105,7 +104,7 @@ class Instance:
     def need_bytes(self, position: int) -> Floats:
         """Memory `(n,)` of each unit, but for the peak, at a position counted from the end."""
         live = in_flight_at(self.assumptions, position)
-        return self.parameter_bytes + self.saved_bytes * live
+        return self.resident_bytes + self.saved_bytes * live
 
     @cached_property
     def peak_bytes(self) -> Floats:

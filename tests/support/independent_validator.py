@@ -26,7 +26,8 @@ def referee_faults(graph: Graph, cluster: Cluster, plan: Plan) -> list[str]:
     """What is wrong with the plan, by this referee and, if there is one, the other."""
     documents = [json.loads(msgspec.json.encode(part)) for part in (graph, cluster, plan)]
     found = list(faults(*documents))
-    other = None if _brings_live(documents[2]) else _other_referee()
+    known = not _brings_live(documents[2]) and not _freezes(documents[0])
+    other = _other_referee() if known else None
     if other is not None:
         theirs = other.check(*documents)["faults"]
         ours = [fault for fault in found if LATER not in fault]  # the other one knows no `after`
@@ -37,6 +38,11 @@ def referee_faults(graph: Graph, cluster: Cluster, plan: Plan) -> list[str]:
 def _brings_live(plan: Json) -> bool:
     """Whether the plan says how many micro-batches are live, which the other one knows not."""
     return plan["assumptions"]["schedule"] in ("generated", "tapered", "interleaved")
+
+
+def _freezes(graph: Json) -> bool:
+    """Whether some parameters do not train, which the other one knows not."""
+    return any(_trained(node) != node["parameter_bytes"] for node in graph["nodes"])
 
 
 def _other_referee() -> ModuleType | None:
@@ -233,13 +239,19 @@ class Recount:
                 elif _brings_live(self.plan):
                     alive = self.plan["stages"][k]["live"]
                 ratio = self.terms["optimizer_state_ratio"]
-                needs.append(parameters + parameters + parameters * ratio + saved * alive)
+                trains = sum(map(_trained, nodes))
+                needs.append(parameters + trains + trains * ratio + saved * alive)
             else:
                 needs.append(parameters + max([0.0, *(node["output_bytes"] for node in nodes)]))
         return needs
 
     def _tables(self, node: Json) -> list[dict[str, float]]:
         return [node["forward_s"], node["backward_s"]] if self.training else [node["forward_s"]]
+
+
+def _trained(node: Json) -> float:
+    trains: float | None = node.get("trainable_bytes")
+    return float(node["parameter_bytes"] if trains is None else trains)
 
 
 def _same(a: float, b: float) -> bool:

@@ -72,6 +72,7 @@ def times(draw: st.DrawFn) -> dict[str, float]:
 @st.composite
 def graphs(draw: st.DrawFn, max_nodes: int = 6) -> Graph:
     nodes: list[Node] = []
+    freezes = draw(st.booleans())
     for i in range(draw(st.integers(1, max_nodes))):
         ids = [n.id for n in nodes]
         is_input = draw(st.integers(0, 4)) == 0
@@ -87,7 +88,8 @@ def graphs(draw: st.DrawFn, max_nodes: int = 6) -> Graph:
                 backward_s={kind: draw(SECONDS) for kind in forward} if draw(st.booleans()) else {},
                 output_bytes=draw(BYTES),
                 gradient_bytes=draw(BYTES),
-                parameter_bytes=draw(BYTES),
+                parameter_bytes=(parameters := draw(BYTES)),
+                trainable_bytes=draw(st.sampled_from([0.0, parameters])) if freezes else None,
                 saved_bytes=draw(BYTES),
                 workspace_bytes=draw(BYTES),
                 flops=draw(BYTES),

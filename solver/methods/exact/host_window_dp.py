@@ -169,7 +169,7 @@ class WindowTables:
         """Per unit, weighted work, seconds and whether barred by group, parameters, saved bytes."""
         time, units = self._states.time_s[:, self.ideals.units], self.ideals.units
         weight, finite = self.ideals.weights(self._states), np.isfinite(time)
-        memory = self.problem.parameter_bytes[units], self.problem.saved_bytes[units]
+        memory = self.problem.resident_bytes[units], self.problem.saved_bytes[units]
         return np.vstack([weight, np.where(finite, time, 0.0), ~finite, *memory]).T
 
     def _crossing(self, members: Any, devices: Devices) -> tuple[Any, Any, Floats]:

@@ -10,11 +10,13 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.testing._internal.two_tensor import TwoTensor
 
 from skyfx.devices.resolve import resolve
 from skyfx.measurement.call_cost import CallCost, measure_call
 from skyfx.measurement.measure import measure
 from skyfx.passes.call_signature import signature
+from skyfx.passes.planner_graph import num_bytes
 from skyfx.solver import Graph
 from skyfx.tracing.capture import capture
 from tests.support import models
@@ -43,8 +45,30 @@ def test_every_operator_has_a_time_and_gradients_flow_where_they_should() -> Non
     assert key.after == (f"{layer}.self.query.linear",)  # their gradients add up in this order
     assert value.after == (key.id,)
     assert by_id[f"{layer}.self.query.linear"].after == ()
-    assert all(node.after == () for node in graph.nodes if node.gradient_bytes == 0)
     assert by_id["input_ids"].output_bytes == BATCH * 12 * 8
+    assert all(node.after == () for node in graph.nodes if node.gradient_bytes == 0)
+
+
+def test_only_what_trains_counts_as_trained_and_nothing_before_it_is_kept() -> None:
+    case = models.bert()
+    for name, parameter in case.model.named_parameters():
+        parameter.requires_grad_("layer.1.output" in name or "classifier" in name)
+    nodes, parameters = measured(case).nodes, list(case.model.parameters())
+    assert sum(n.trained_bytes for n in nodes) == sum(
+        p.nbytes for p in parameters if p.requires_grad
+    )
+    assert sum(n.parameter_bytes for n in nodes) == sum(
+        x.nbytes for x in (*parameters, *case.model.buffers())
+    )
+    frozen = [n for n in nodes if (n.module or "").startswith("bert.encoder.layer.0")]
+    assert frozen
+    assert all(n.saved_bytes == n.gradient_bytes == 0 for n in frozen)
+
+
+def test_a_tensor_of_several_counts_what_they_hold() -> None:
+    weights, scales = torch.zeros(8, 4, dtype=torch.int8), torch.zeros(8, 1)
+    assert num_bytes(TwoTensor(weights, weights)) == 2 * 8 * 4
+    assert num_bytes([weights, scales]) == 8 * 4 + 8 * 4
 
 
 def test_inference_measures_no_backward() -> None:

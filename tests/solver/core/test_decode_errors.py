@@ -71,6 +71,11 @@ NOT_NEGATIVE = "found -1.0, expected a finite number >= 0"
         (("nodes", 1, "inputs"), ["y"], "nodes[1].inputs[0]: 'y' is node 1 and node 1 reads it"),
         (("nodes", 1, "after"), ["q"], "nodes[1].after[0]: 'q' is no node's id"),
         (("nodes", 1, "after"), ["z"], "nodes[1].after[0]: 'z' is node 2 and node 1 comes after"),
+        (
+            ("nodes", 1, "trainable_bytes"),
+            2.0,
+            "nodes[1].trainable_bytes: found 2, expected at most its parameter_bytes, 0",
+        ),
         (("outputs",), ["q"], "outputs[0]: 'q' is no node's id"),
         (("microbatch_size",), 0, "microbatch_size: found 0, expected a finite number > 0"),
         (("nodes", 1, "forward_s"), {"cpu": -1}, f"nodes[1].forward_s['cpu']: {NOT_NEGATIVE}"),

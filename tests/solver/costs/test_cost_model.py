@@ -193,6 +193,14 @@ def test_sgd_keeps_no_optimizer_state() -> None:
     assert memory(heavy(), [("d0", ["a", "b", "c"])], optimizer_state_ratio=0.0) == (69.0,)
 
 
+def test_what_is_frozen_has_no_gradient_and_no_optimizer_state() -> None:
+    a, b, c = heavy().nodes
+    g = graph([replace(a, trainable_bytes=0.0), replace(b, trainable_bytes=4.0), c])
+    stages = [("d0", ["a"]), ("d1", ["b"]), ("d2", ["c"])]
+    assert memory(g, stages) == (10.0 + 9.0, 10.0 + 4.0 * 3 + 6.0, 40.0 + 3.0)
+    assert memory(g, stages, mode="inference") == (17.0, 17.0, 17.0)
+
+
 def test_inference_keeps_parameters_and_the_largest_output() -> None:
     stages = [("d0", ["a"]), ("d1", ["b", "c"])]
     assert memory(heavy(), stages, mode="inference") == (17.0, 27.0)

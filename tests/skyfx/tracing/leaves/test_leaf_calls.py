@@ -140,6 +140,19 @@ def shifted(x: Tensor) -> dict[str, Tensor]:
     return {"shifted": x - 1 if x.mean().item() > 0 else x + 1}
 
 
+class Copies(Row):
+    """Runs a copy of a layer whose parameters have other readers."""
+
+    def __init__(self) -> None:
+        super().__init__(nn.Identity())
+
+    def copied(self, h: Tensor) -> Tensor:
+        return copy.deepcopy(self.first)(h)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(self.copied(x))
+
+
 class OwnFunction(Row):
     def __init__(self) -> None:
         super().__init__(nn.Identity())
@@ -163,6 +176,7 @@ MODELS = {
     "own gradient": lambda: Row(OwnGradient()),
     "writes in place": lambda: Row(WritesIt()),
     "own method": OwnMethod,
+    "copies": Copies,
     "own function": OwnFunction,
     "replaces a buffer": lambda: Row(Replaces()),
     "two names": TwoNames,
