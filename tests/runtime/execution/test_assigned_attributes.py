@@ -1,6 +1,7 @@
 """What forward leaves on modules is there for the loss, as in plain torch, gradient included."""
 
 import copy
+import time
 from typing import Any
 
 import pytest
@@ -77,6 +78,16 @@ class LastTen(Layers):
         return h
 
 
+class Timed(Layers):
+    """Notes how long it takes."""
+
+    def between(self, h: Tensor) -> Tensor:
+        began = time.perf_counter()
+        h = h * 2
+        self.took = time.perf_counter() - began
+        return h
+
+
 class Starting(Layers):
     """Its state begins as nothing."""
 
@@ -103,6 +114,7 @@ class FirstBatch(Layers):
     [
         (EachHundredth, r"changes 'calls' \(1, then 2\) at .*:\d+.* in a buffer"),
         (LastTen, r"changes 'log' \(.*\) at .*:\d+.* in a buffer"),
+        (Timed, r"leaves 'took' .* at .*:\d+, which differs from call to call.*\nTake it out"),
         (Starting, r"changes 'state' \(a tensor of shape \(2, 8\), then .*\) at .*:\d+.*_buffer"),
         (FirstBatch, r"keeps 'scale' of its first call at .*:\d+.*: call the model once"),
     ],
