@@ -128,6 +128,7 @@ class Walk:
             "PIP_CONSTRAINT": str(home / "pins.txt"),
             "PIP_NO_COMPILE": "1",  # of torch and transformers, of which a walk imports a part
             "OMP_NUM_THREADS": "1",
+            "OMP_WAIT_POLICY": "PASSIVE",  # two documents at once, on devices of several threads
         }
 
     def install(self) -> str:

@@ -72,19 +72,20 @@ register_node(Computed, lambda x: ([x.tensor], None), lambda parts, _: Computed(
 register_node(Added, lambda x: (list(x.terms), None), lambda parts, _: Added(tuple(parts)))
 
 
+def is_stand_in(value: Any) -> bool:
+    """Whether it stands for a number, which forward cannot read."""
+    return isinstance(value, Computed | Added)
+
+
 def without_numbers(value: Any) -> Any:
     """A nesting with None for each of both."""
-    return tree_map(lambda x: None if _is_number(x) else x, value, is_leaf=_is_number)
+    return tree_map(lambda x: None if is_stand_in(x) else x, value, is_leaf=is_stand_in)
 
 
 def is_counted(value: Any) -> bool:
     """Whether something is added to in a nesting."""
-    leaves = tree_leaves(value, is_leaf=_is_number)
+    leaves = tree_leaves(value, is_leaf=is_stand_in)
     return any(isinstance(x, Added) and x.terms for x in leaves)
-
-
-def _is_number(value: Any) -> bool:
-    return isinstance(value, Computed | Added)
 
 
 def _is_elsewhere(value: Any) -> bool:

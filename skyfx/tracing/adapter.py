@@ -8,14 +8,15 @@ import inspect
 from collections.abc import Mapping
 from contextlib import nullcontext
 from types import MappingProxyType
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from torch import Tensor, nn
 
 from skyfx.runtime.execution.assigned_attributes import AssignedAttributes, AttributeChange
 from skyfx.runtime.execution.hook_calls import HookCalls
 from skyfx.runtime.execution.microbatch import Batch, OutputSpec
-from skyfx.runtime.pytree import unflatten
+from skyfx.runtime.pytree import tree_leaves, unflatten
+from skyfx.runtime.state.python_numbers import is_stand_in
 from skyfx.solver.errors import CaptureError
 from skyfx.tracing.data_dependence import NoDataDependence
 from skyfx.tracing.effects.attribute_effects import line_of
@@ -124,7 +125,8 @@ class TensorsOnly(nn.Module):
                     put_off(self._effects.observers.sites) as calls,
                     reads_refused(),
                 ):
-                    self.returned.form, found = OutputSpec.of(model(*args, **kwargs))
+                    returned = model(*args, **kwargs)
+                    self.returned.form, found = OutputSpec.of(_without_stand_ins(returned))
             except Exception as error:
                 raise ForwardFailedError from error
         now = _registered(model)
@@ -140,6 +142,16 @@ class TensorsOnly(nn.Module):
         self.returned.assigned, of_attributes = AssignedAttributes.of(left)
         self.returned.hooks, of_hooks = HookCalls.of(calls, self._effects.observers.changes)
         return (*found, *of_attributes, *of_hooks)
+
+
+def _without_stand_ins(returned: Any) -> Any:
+    """The same; raises `CaptureError` for a number among it that has no value in a graph."""
+    if any(map(is_stand_in, tree_leaves(returned, is_leaf=is_stand_in))):
+        raise CaptureError(
+            "forward returns a number that it counts up, or computes where code stays whole.\n"
+            "Return the tensor that it comes from, without `item()`, or keep a count in a buffer"
+        )
+    return returned
 
 
 def _registered(model: nn.Module) -> dict[str, None]:

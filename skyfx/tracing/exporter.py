@@ -36,7 +36,7 @@ from skyfx.tracing.effects.attribute_effects import (
     remembered_tensors,
 )
 from skyfx.tracing.effects.backward_values import copy_for_backward
-from skyfx.tracing.effects.eager_ways import follow_eager
+from skyfx.tracing.effects.eager_ways import follow_eager, modules_left
 from skyfx.tracing.effects.made_generators import begin_anew
 from skyfx.tracing.effects.mutable_attributes import RegisteredBuffers, written_attributes
 from skyfx.tracing.effects.observing_hooks import observing_hooks
@@ -271,6 +271,7 @@ def _export(
         autograd_effects.traceable(training=training),
         preserve_state(model),  # each attempt begins with the same numbers, lists and tensors
         side_effects.refuse_foreign_rng(),
+        modules_left(),
     ):
         with selection.stand_ins():
             program = torch.export.export(once, once.tensors, strict=False)

@@ -252,6 +252,16 @@ def storage_id(tensor: Tensor) -> int:
     return address or storage._cdata
 
 
+@contextmanager
+def script_objects_hidden(model: nn.Module) -> Iterator[None]:
+    """Within it, modules have no objects of `torch.classes`: torch.export looks into them first."""
+    with ExitStack() as stack:
+        for module in model.modules():
+            for name in [x for x, y in vars(module).items() if isinstance(y, torch.ScriptObject)]:
+                stack.enter_context(replaced(module, name, None))
+        yield
+
+
 def num_writes(tensor: Tensor) -> int:
     """How many times the tensor has been written to in place; 0 where torch does not count."""
     return 0 if tensor.is_inference() else tensor._version

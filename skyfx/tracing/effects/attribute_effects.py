@@ -89,9 +89,14 @@ def attribute_effects(model: nn.Module, run: ModelCall) -> AttributeEffects:
     Args:
         model: whose attributes are meant.
         run: calls it on the micro-batch of the capture.
+
+    Raises:
+        CaptureError: a number is another one in each call, whatever was before.
     """
     with preserve_run(model):
         first, second = _call(model, run), _call(model, run)
+    if second.differs_from(first):
+        _check_repeats(model, run, first)
     remembered: dict[str, tuple[AttributeChange, AttributeChange | None]] = {}
     if second.differs_from(first):  # because of buffers, which may, or of attributes
         with suppress(Exception):
@@ -122,6 +127,20 @@ def attribute_effects(model: nn.Module, run: ModelCall) -> AttributeEffects:
         counted,
         {name: both for name, both in remembered.items() if name not in counted},
     )
+
+
+def _check_repeats(model: nn.Module, run: ModelCall, first: _Call) -> None:
+    with preserve_run(model):
+        again = _call(model, run)
+    for name, change in first.changes.items():
+        other = again.changes.get(name)
+        is_plain = not any(isinstance(x, Tensor) for x in tree_leaves(change.value))
+        if other and is_plain and not equal(first.contents[name], again.contents[name]):
+            raise CaptureError(
+                f"forward leaves {name!r} ({_said(change.value)}, then {_said(other.value)})"
+                f"{line_of(model, name)}, which differs from call to call, such as a time.\n"
+                "Take it out of forward: pipeline.profile measures times"
+            )
 
 
 def line_of(model: nn.Module, name: str) -> str:

@@ -12,7 +12,7 @@ from skyfx.solver.errors import CaptureError
 from skyfx.tracing.effects.attribute_effects import line_of
 from skyfx.tracing.effects.attribute_watch import AttributeWatch
 from skyfx.tracing.leaves.call_sites import copy_of
-from skyfx.tracing.leaves.leaf_modes import GradientsOfLeaves
+from skyfx.tracing.leaves.leaf_modes import AskedAsLeaves
 from skyfx.tracing.tensor_binding import named_tensors
 from skyfx.tracing.torch_internals import own_tensors
 
@@ -26,11 +26,12 @@ class BoundCode:
     Attributes:
         is_kept: whether backward reads what a run leaves on attributes; then each run has a module
             of its own.
-        reads_gradients: whether it asks parameters for theirs, as `module.to` does.
+        asks_leaves: whether it does what only leaves of autograd's graph allow, such as reading a
+            parameter's gradient, as `module.to` does.
     """
 
     is_kept = False
-    reads_gradients = False
+    asks_leaves = False
 
     def __init__(self, owner: nn.Module | None, function: Callable[..., Any] | str) -> None:
         self.owner = owner
@@ -50,7 +51,7 @@ class BoundCode:
         if self.is_kept and is_grad_enabled():
             copied = copy_of(self.owner)
             own = BoundCode(copied, self._function)
-            own.reads_gradients = self.reads_gradients
+            own.asks_leaves = self.asks_leaves
             returned, changes, _ = own._run(copied, state, args, kwargs)
             return returned, changes
         returned, changes, watch = self._run(self.owner, state, args, kwargs)
@@ -64,7 +65,7 @@ class BoundCode:
             for held, key in self._holders[name]:
                 held[key] = tensor
         watch = AttributeWatch(owner, reachable=False)
-        asked = GradientsOfLeaves() if self.reads_gradients else nullcontext()
+        asked = AskedAsLeaves() if self.asks_leaves else nullcontext()
         with buffers_kept(owner), asked:
             if isinstance(self._function, str):
                 returned = getattr(owner, self._function)(*args, **kwargs)

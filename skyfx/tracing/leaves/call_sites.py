@@ -20,7 +20,7 @@ from functools import partial
 from types import CodeType, FrameType, FunctionType
 from typing import Any
 
-from torch import Tensor, nn
+from torch import ScriptObject, Tensor, nn
 
 from skyfx.runtime.pytree import tree_leaves
 from skyfx.tracing.tensor_binding import bare, named_tensors
@@ -79,12 +79,14 @@ class Replacement(partial[Any]):
 def copy_of(module: nn.Module) -> nn.Module:
     """A copy in which nothing is replaced, and whose parameters and buffers have no values.
 
-    Its other tensors are the module's own: somebody may write to them between two steps.
+    Its other tensors are the module's own: somebody may write to them between two steps. So are
+    the weights that a quantized module has packed.
     """
     memo: dict[int, Any] = {}
     for part in module.modules():
         held = tree_leaves(list(vars(part).values()))
         memo |= {id(x): x if x.is_leaf else x.detach() for x in held if isinstance(x, Tensor)}
+        memo |= {id(x): x for x in held if isinstance(x, ScriptObject)}
     memo |= {id(x): bare(x) for x in named_tensors(module).values()}
     copied = copy.deepcopy(module, memo)
     for part in copied.modules():
@@ -112,9 +114,13 @@ def call_sites_in(error: BaseException, model: nn.Module) -> list[CallSite]:
 
 
 def similar_sites(site: CallSite, model: nn.Module) -> list[CallSite]:
-    """The same method of all modules of its class, unless the class is one of torch's."""
+    """The same method of all modules of its class.
+
+    If that is one of torch's, not all may need it, unless it is quantized.
+    """
     module = site.module(model)
-    if module is None or type(module).__module__.startswith("torch."):
+    kind = type(module).__module__
+    if module is None or (kind.startswith("torch.") and not kind.startswith("torch.ao.")):
         return [site]
     return [
         CallSite(path, site.name, False, site.kind)

@@ -42,7 +42,12 @@ from skyfx.tracing.leaves.leaf_sites import CannotCrossError, Function, LeafSite
 from skyfx.tracing.leaves.other_values import other_values
 from skyfx.tracing.leaves.reached_tensors import reached, reached_by
 from skyfx.tracing.tensor_binding import named_tensors
-from skyfx.tracing.torch_internals import checked_derivatives, export_flags, num_writes
+from skyfx.tracing.torch_internals import (
+    checked_calls,
+    checked_derivatives,
+    export_flags,
+    num_writes,
+)
 
 
 class Recorder:
@@ -85,7 +90,9 @@ class Recorder:
         code = self._bound_code(own)  # with the attributes as they are before the call
         noted = checked_derivatives(derivatives.append)
         kept = self._buffers_kept()
-        with UsedTensors(named) as used, export_flags(exported=False), kept, noted:
+        used = UsedTensors(named)
+        copied = checked_calls(nn.Parameter, "__deepcopy__", used.note_copy)
+        with used, export_flags(exported=False), kept, noted, copied:
             returned = self._run(own, leaves, spec)
         if any(derivatives):
             raise BackwardError
@@ -102,7 +109,7 @@ class Recorder:
         state = [n for n in named if n in used.names or n.startswith(needed)]
         tensors = [*given, *(named[n] for n in state)]
         form, outputs = OutputSpec.of(returned)
-        code.reads_gradients = used.are_asked_for_gradients
+        code.asks_leaves = used.are_asked_as_leaves
         code.is_kept = bool(left) and has_custom_gradient(outputs)
         outputs = [*outputs, *left]
         written = {i for i, x in enumerate(tensors) if num_writes(x) != writes[id(x)]}

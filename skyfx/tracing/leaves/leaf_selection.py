@@ -8,6 +8,7 @@ are fixed to their results (see `data_dependence`).
 """
 
 import logging
+import textwrap
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import replace
@@ -36,7 +37,7 @@ from skyfx.tracing.leaves.leaf_sites import (
     Reason,
 )
 from skyfx.tracing.tensor_binding import named_tensors
-from skyfx.tracing.torch_internals import replaced_functions
+from skyfx.tracing.torch_internals import replaced_functions, script_objects_hidden
 
 logger = logging.getLogger(__name__)
 
@@ -109,6 +110,8 @@ class LeafSelection:
         if not isinstance(error, _RefusedError):
             told = error.site if isinstance(error, DependsOnValuesError) else error
             text = (str(told) or repr(told)).splitlines()[0]
+            if not isinstance(error, CaptureError):  # torch's own words, some of which are many
+                text = textwrap.shorten(text, 100, placeholder=" ...")
             self._reason = Reason(text, isinstance(error, DependsOnValuesError) and error.is_shape)
         is_added = self._add(error)
         self._because = {site: self._because.get(site, self._reason) for site in self._sites}
@@ -187,7 +190,7 @@ class LeafSelection:
     def stand_ins(self) -> Iterator[None]:
         """Within it, each recorded call is one operator, for torch.export to trace."""
         self._following = {site: iter(x.calls) for site, x in self._recorders.items()}
-        with self._replaced(self._stand_in):
+        with self._replaced(self._stand_in), script_objects_hidden(self._model):
             yield
 
     @contextmanager

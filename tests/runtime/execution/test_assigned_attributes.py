@@ -1,6 +1,7 @@
 """What forward leaves on modules is there for the loss, as in plain torch, gradient included."""
 
 import copy
+import time
 from typing import Any
 
 import pytest
@@ -77,6 +78,21 @@ class LastTen(Layers):
         return h
 
 
+class Timed(Layers):
+    """Notes how long it takes."""
+
+    def between(self, h: Tensor) -> Tensor:
+        began = time.perf_counter()
+        h = h * 2
+        self.took = time.perf_counter() - began
+        return h
+
+
+class ReturnsCount(attribute_models.Counting):
+    def forward(self, x: Tensor) -> Any:
+        return super().forward(x), self.total
+
+
 class Starting(Layers):
     """Its state begins as nothing."""
 
@@ -103,6 +119,8 @@ class FirstBatch(Layers):
     [
         (EachHundredth, r"changes 'calls' \(1, then 2\) at .*:\d+.* in a buffer"),
         (LastTen, r"changes 'log' \(.*\) at .*:\d+.* in a buffer"),
+        (Timed, r"leaves 'took' .* at .*:\d+, which differs from call to call.*\nTake it out"),
+        (ReturnsCount, r"changes 'total' \(1, then 2\) at .*:\d+.* in a buffer"),
         (Starting, r"changes 'state' \(a tensor of shape \(2, 8\), then .*\) at .*:\d+.*_buffer"),
         (FirstBatch, r"keeps 'scale' of its first call at .*:\d+.*: call the model once"),
     ],
@@ -114,6 +132,19 @@ def test_what_the_next_call_depends_on_is_refused(kind: type[Layers], message: s
         capture(model, BATCH[:SIZE])
     assert len(str(refused.value).splitlines()) <= 3
     assert attribute_models.attributes(model) == before
+
+
+def test_a_computed_number_among_the_outputs_is_refused() -> None:
+    class ReturnsNumber(Layers):
+        def __init__(self) -> None:
+            super().__init__()
+            self.noting = attribute_models.Logging.Noting()
+
+        def forward(self, x: Tensor) -> Any:
+            return super().forward(self.noting(x)), self.noting.norms["last"]
+
+    with pytest.raises(CaptureError, match="forward returns a number that it counts up, or"):
+        skyfx.partition(ReturnsNumber(), ["cpu"], example_inputs=BATCH, num_microbatches=4)
 
 
 def test_a_call_before_is_the_cure_for_what_the_first_batch_leaves() -> None:

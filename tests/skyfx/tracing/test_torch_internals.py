@@ -259,6 +259,16 @@ def test_an_operator_with_the_name_of_a_keyword_can_be_called() -> None:
     assert set(module().tolist()) <= {2.0, 3.0}
 
 
+@pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore:torch.quantize_per")
+def test_packed_weights_are_hidden() -> None:
+    model = torch.ao.quantization.quantize_dynamic(nn.Sequential(nn.Linear(2, 2)))
+    packed, x = model[0]._packed_params, torch.ones(1, 2)
+    expected = model(x)
+    with torch_internals.script_objects_hidden(model):
+        assert packed._packed_params is None
+    assert torch.equal(model(x), expected)
+
+
 def test_modules_register_the_changed_parameter() -> None:
     with torch_internals.registered_as(lambda x: nn.Parameter(x.detach().to("meta"))):
         made = nn.Linear(2, 2, bias=False)

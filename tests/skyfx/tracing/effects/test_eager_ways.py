@@ -1,5 +1,7 @@
 """A captured graph does what eager torch does, where torch.export notes something else."""
 
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import mse_loss
@@ -11,12 +13,28 @@ from tests.support.plans import SIZE, split_evenly
 WIDTH = 4
 
 
+class StopError(Exception):
+    """Ends a forward."""
+
+
 class Odd(nn.Module):
-    """Tries operators that fail, and draws whole numbers."""
+    """Tries operators that fail, ends a submodule by a hook, and draws whole numbers."""
 
     def __init__(self) -> None:
         super().__init__()
         self.first, self.last = nn.Linear(WIDTH, WIDTH), nn.Linear(WIDTH, WIDTH)
+        self.inner = nn.Sequential(nn.Linear(WIDTH, WIDTH), nn.Tanh(), nn.Linear(WIDTH, 1))
+        self.inner[1].register_forward_hook(self.stop)
+
+    def stop(self, module: nn.Module, args: Any, output: Tensor) -> None:
+        self.seen = output
+        raise StopError
+
+    def stopped(self, h: Tensor) -> Tensor:
+        try:
+            return self.inner(h)
+        except StopError:
+            return self.seen
 
     def tried(self, h: Tensor) -> Tensor:
         try:
@@ -29,7 +47,7 @@ class Odd(nn.Module):
             return h + 1
 
     def forward(self, x: Tensor) -> Tensor:
-        h = self.tried(self.first(x))
+        h = self.stopped(self.tried(self.first(x)))
         h = h + torch.randint_like(h, 0, 3) + torch.empty_like(h).random_(0, 4)
         return self.last(h)
 

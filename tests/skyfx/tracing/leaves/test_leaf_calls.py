@@ -140,6 +140,19 @@ def shifted(x: Tensor) -> dict[str, Tensor]:
     return {"shifted": x - 1 if x.mean().item() > 0 else x + 1}
 
 
+class Copies(Row):
+    """Runs a copy of a layer whose parameters have other readers."""
+
+    def __init__(self) -> None:
+        super().__init__(nn.Identity())
+
+    def copied(self, h: Tensor) -> Tensor:
+        return copy.deepcopy(self.first)(h)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(self.copied(x))
+
+
 class OwnFunction(Row):
     def __init__(self) -> None:
         super().__init__(nn.Identity())
@@ -163,6 +176,7 @@ MODELS = {
     "own gradient": lambda: Row(OwnGradient()),
     "writes in place": lambda: Row(WritesIt()),
     "own method": OwnMethod,
+    "copies": Copies,
     "own function": OwnFunction,
     "replaces a buffer": lambda: Row(Replaces()),
     "two names": TwoNames,
@@ -237,6 +251,22 @@ def test_its_parameters_belong_to_its_node_and_those_of_a_method_do_not() -> Non
     }
     assert method["forward"].parameter_bytes == 0
     assert {"first.linear", "last.linear"} < method.keys()
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore:torch.quantize_per")
+def test_quantized_modules_stay_whole_and_share_their_weights() -> None:
+    row = nn.Sequential(nn.Linear(WIDTH, WIDTH), nn.ReLU(), nn.Linear(WIDTH, WIDTH)).eval()
+    model, x = torch.ao.quantization.quantize_dynamic(row), torch.randn(BATCH, WIDTH)
+    captured = capture(model, x, training=False)
+    assert kept(captured) == ["0.forward", "2.forward"]
+    leaves = [leaf for node in captured.ids if (leaf := leaf_of(node))]
+    assert leaves[0].seen.run.owner._packed_params._packed_params is (
+        model[0]._packed_params._packed_params
+    )
+    with skyfx.partition(
+        model, ["cpu"], example_inputs=x, num_microbatches=1, mode="inference"
+    ) as pipeline:
+        assert torch.equal(pipeline(2 * x), model(2 * x))
 
 
 class Skips(nn.Module):
