@@ -46,7 +46,8 @@ class Training:
             CheckpointError: the model's state has a value that is no tensor.
         """
         names: dict[int, str] = {}
-        tensors, tied = {}, {}
+        tensors: dict[str, Tensor] = {}
+        tied: dict[str, str] = {}
         for name, value in self.model.state_dict(keep_vars=True).items():
             if not isinstance(value, Tensor):
                 raise CheckpointError(
