@@ -95,10 +95,11 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("run", type=Path, help="the folder of the checkpoints, seen by all hosts")
     parser.add_argument("--steps", type=int, default=60)
+    parser.add_argument("--layers", type=int, default=4)
     options = parser.parse_args()
     texts, labels = read()
     torch.manual_seed(0)  # the same parameters in all processes
-    model = Classifier()
+    model = Classifier(layers=options.layers)
     cluster = skyfx.Cluster.from_environment()
     with skyfx.partition(
         model,

@@ -37,7 +37,7 @@ def main() -> None:
     """Find the devices, plan for them, and train; every process runs the same lines."""
     torch.manual_seed(0)  # the same parameters in all processes
     texts = read()
-    model = GPT2LMHeadModel(GPT2Config(vocab_size=128, n_embd=128, n_layer=4, n_head=4))
+    model = GPT2LMHeadModel(GPT2Config(vocab_size=128, n_embd=128, n_layer=2, n_head=4))
     cluster = skyfx.Cluster.from_environment()
     first = {"input_ids": texts[:BATCH], "labels": texts[:BATCH]}
     with skyfx.partition(model, cluster, example_inputs=first, num_microbatches=4) as pipeline:

@@ -61,12 +61,12 @@ def take(batch: Batch, rows: slice | Tensor) -> Batch:
     return {name: tensor[rows] for name, tensor in batch.items()}
 
 
-def bert(vocabulary: int) -> nn.Module:
-    """Twelve layers. Without dropout, so that plain torch can be followed number by number."""
+def bert(vocabulary: int, layers: int) -> nn.Module:
+    """Without dropout, so that plain torch can be followed number by number."""
     config = BertConfig(
         vocab_size=vocabulary,
         hidden_size=256,
-        num_hidden_layers=12,
+        num_hidden_layers=layers,
         num_attention_heads=4,
         intermediate_size=1024,
         max_position_embeddings=TOKENS,
@@ -152,12 +152,13 @@ def main() -> None:
     """Plan, train beside plain torch, and report."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--steps", type=int, default=40)
-    steps = parser.parse_args().steps
+    parser.add_argument("--layers", type=int, default=12)
+    options = parser.parse_args()
     torch.manual_seed(0)
     rows = read("train")
     tokenizer = tokenizer_of(rows)
     batch, labels = encode(rows, tokenizer)
-    model = bert(tokenizer.get_vocab_size())
+    model = bert(tokenizer.get_vocab_size(), options.layers)
     single = copy.deepcopy(model).train()
 
     devices = ["cpu", skyfx.Device("cpu", slowdown=3)]
@@ -170,7 +171,7 @@ def main() -> None:
     ) as pipeline:
         print(pipeline.plan)
         torch.set_num_threads(1)  # as many as a stage has: sums are then added in the same order
-        train(pipeline, single, (batch, labels), steps)
+        train(pipeline, single, (batch, labels), options.steps)
         dev = encode(read("dev"), tokenizer)
         print(f"accuracy on unseen words: {accuracy(pipeline, *dev):.1%} (guessing: 25 %)")
         trained = pipeline.state_dict()

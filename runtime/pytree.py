@@ -196,3 +196,12 @@ def _close_opened(value: Any) -> Any:
         return node.shell.filled({key: _close_opened(x) for key, x in node.fields.items()})
 
     return tree_map(closed, value, is_leaf=lambda node: isinstance(node, _Opened))
+
+
+def inner_tensors(tensor: Tensor) -> dict[str, Tensor]:
+    """The tensors that one of a subclass consists of, such as quantised weights and their scales.
+
+    Torch's own protocol of such subclasses gives them by name. Other tensors have none.
+    """
+    flatten = getattr(tensor, "__tensor_flatten__", None)
+    return {} if flatten is None else {name: getattr(tensor, name) for name in flatten()[0]}

@@ -47,6 +47,7 @@ from skyfx.tracing.leaves.leaf_selection import CalledOtherwiseError, LeafSelect
 from skyfx.tracing.leaves.leaf_sites import NOWHERE, Places
 from skyfx.tracing.leaves.other_values import move_parameters
 from skyfx.tracing.node_names import graphs_in
+from skyfx.tracing.tensor_parts import move_to_readers
 
 Adapter = Callable[[], TensorsOnly]
 """Makes an adapter: torch.export needs a fresh one each time."""
@@ -284,6 +285,7 @@ def _export(
             repeat_writes(module)
         begin_anew(model, module)
         _drop_assertions(module)
+        move_to_readers(module.graph)
     returned = once.returned
     # What stays whole changes for itself, as hooks that only observe do.
     hooks = replace(returned.hooks, changes=returned.hooks.changes | selection.changes)

@@ -24,6 +24,8 @@ from torch.overrides import handle_torch_function
 from torch.utils import checkpoint
 from torch.utils.checkpoint import CheckpointFunction
 
+from skyfx.runtime.pytree import inner_tensors
+
 UNKNOWN_VALUE_ERRORS = (
     *(GuardOnDataDependentSymNode, DataDependentOutputException, DynamicOutputShapeException),
 )
@@ -243,6 +245,8 @@ def own_tensors(module: nn.Module) -> Iterator[dict[str, Any]]:
 
 def storage_id(tensor: Tensor) -> int:
     """The same number for tensors that share memory, fake and meta tensors among them."""
+    if inner := inner_tensors(tensor):
+        return storage_id(next(iter(inner.values())))
     storage = tensor.untyped_storage()
     address = 0 if isinstance(tensor, FakeTensor) else storage.data_ptr()
     return address or storage._cdata

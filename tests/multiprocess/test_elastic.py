@@ -23,10 +23,10 @@ import torch.distributed as dist
 from tests.support import ROOT
 from tests.support.launcher import TORCHRUN, Forked, fork
 
-EXAMPLE = str(ROOT / "examples/elastic.py")
+EXAMPLE = (str(ROOT / "examples/elastic.py"), "--layers=1")
 RENDEZVOUS = "is_host=0,last_call_timeout=2,keep_alive_interval=1,keep_alive_max_attempt=5"
 PATIENCE_S, NOTICED_S = 120.0, 10.0
-STEPS, ALONE, MANY = 20, 120, 100_000
+STEPS, ALONE, MANY = 40, 60, 100_000
 """Steps of a job, of the one in one process, and more than any test waits for."""
 
 CORES = sorted(os.sched_getaffinity(0))
@@ -133,7 +133,7 @@ class DeviceInventory:
             *(f"--nnodes={self.nodes}", "--nproc-per-node=1", "--max-restarts=3"),
             *("--rdzv-backend=c10d", f"--rdzv-endpoint=127.0.0.1:{self.meeting.port}"),
             *("--rdzv-id=job", f"--rdzv-conf={RENDEZVOUS}", f"--local-addr=127.0.0.{number}"),
-            *(EXAMPLE, self.job.run, f"--steps={self.steps}"),
+            *(*EXAMPLE, self.job.run, f"--steps={self.steps}"),
             cores=[CORES[number % len(CORES)]],
             host=f"node{number}",
         )
@@ -162,7 +162,7 @@ def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def alone(tmp_path_factory: pytest.TempPathFactory, cache: Path) -> Iterator[Job]:
     """The script in one process, without a launcher, on one core as everywhere here."""
     with job(tmp_path_factory.mktemp("alone") / "job", cache) as made:
-        made.start("here", EXAMPLE, made.run, f"--steps={ALONE}", cores=CORES[:1])
+        made.start("here", *EXAMPLE, made.run, f"--steps={ALONE}", cores=CORES[:1])
         yield made
 
 
@@ -205,7 +205,7 @@ def test_the_hosts_that_are_left_go_on_when_one_is_lost(
 def test_a_worker_that_is_killed_comes_back(tmp_path: Path, cache: Path, alone: Job) -> None:
     with job(tmp_path / "job", cache) as killed:
         agent = (*TORCHRUN, "--standalone", "--nproc-per-node=2", "--max-restarts=3")
-        command = (*agent, "--monitor-interval=0.5", EXAMPLE, killed.run, f"--steps={STEPS}")
+        command = (*agent, "--monitor-interval=0.5", *EXAMPLE, killed.run, f"--steps={STEPS}")
         killed.start("here", *command, cores=CORES[:2])
         killed.until("^step 5 ")
         killed.worker_of("here").kill()

@@ -47,7 +47,7 @@ def test_quickstart(run: Run) -> None:
 
 
 def test_fine_tuning_equals_plain_torch(run: Run) -> None:
-    said = run("word_senses.py", "--steps", "1")
+    said = run("word_senses.py", "--steps", "1", "--layers", "3")
     assert "gap" in said
     assert "largest difference to one device's loss: 0.0e+00" in said
 
@@ -83,16 +83,27 @@ def losses(said: str) -> list[str]:
 
 def test_fine_tuning_on_glue_equals_one_device_and_goes_on_in_mid_epoch(run: Run) -> None:
     """Losses and accuracy of a whole epoch in every digit, dropout included."""
-    whole = run("bert_mnli.py", "--layers", "2", "--compare")
+    small = ("bert_mnli.py", "--layers", "2", "--width", "32")
+    whole = run(*small, "--compare")
     assert "largest difference to one device's loss: 0.0e+00" in whole
     pipelined, alone = (line.partition(": ")[2] for line in whole.splitlines() if ": loss " in line)
     assert pipelined == alone
     expected = [line.partition("  one device")[0] for line in losses(whole)]
     assert len(expected) == 8
-    first = run("bert_mnli.py", "--layers", "2", "--run", "kept", "--max-steps", "3")
-    second = run("bert_mnli.py", "--layers", "2", "--run", "kept")
+    first = run(*small, "--run", "kept", "--max-steps", "3")
+    second = run(*small, "--run", "kept")
     assert (losses(first), losses(second)) == (expected[:3], expected[3:])
     assert pipelined in second
+
+
+@pytest.mark.filterwarnings("ignore:.is_gradient_checkpointing")  # peft asks for it
+def test_adapters_train_within_limits_that_the_model_exceeds(run: Run, tmp_path: Path) -> None:
+    said = run("lora.py", "adapter", "--steps", "3", "--layers", "4")
+    assert "best single device does not fit" in said
+    first, *_, last = (float(line.split()[-1]) for line in losses(said))
+    assert last < first
+    assert float(said.split()[-1]) < last  # merged, without dropout
+    assert (tmp_path / "adapter" / "adapter_model.safetensors").exists()
 
 
 def test_streams(run: Run) -> None:
