@@ -24,8 +24,8 @@ from torch import Tensor, fx, nn
 from skyfx.tracing.capture import Capture
 from skyfx.tracing.effects.backward_values import is_for_backward
 from skyfx.tracing.effects.graph_writes import storages_of, written_inputs
+from skyfx.tracing.graph_tidying import reads_part
 from skyfx.tracing.node_names import original_name
-from skyfx.tracing.tensor_parts import reads_part
 from skyfx.tracing.torch_internals import may_return_input, schema_of, storage_id
 
 

@@ -42,12 +42,11 @@ from skyfx.tracing.effects.mutable_attributes import RegisteredBuffers, written_
 from skyfx.tracing.effects.observing_hooks import observing_hooks
 from skyfx.tracing.effects.recomputed_writes import repeat_writes
 from skyfx.tracing.failures import model_line
+from skyfx.tracing.graph_tidying import tidy
 from skyfx.tracing.leaves.leaf_calls import put_leaves
 from skyfx.tracing.leaves.leaf_selection import CalledOtherwiseError, LeafSelection
 from skyfx.tracing.leaves.leaf_sites import NOWHERE, Places
 from skyfx.tracing.leaves.other_values import move_parameters
-from skyfx.tracing.node_names import graphs_in
-from skyfx.tracing.tensor_parts import move_to_readers
 
 Adapter = Callable[[], TensorsOnly]
 """Makes an adapter: torch.export needs a fresh one each time."""
@@ -284,18 +283,8 @@ def _export(
         if training:
             repeat_writes(module)
         begin_anew(model, module)
-        _drop_assertions(module)
-        move_to_readers(module.graph)
+        tidy(module)
     returned = once.returned
     # What stays whole changes for itself, as hooks that only observe do.
     hooks = replace(returned.hooks, changes=returned.hooks.changes | selection.changes)
     return Traced(module, returned.form, returned.assigned, hooks, places=selection.places)
-
-
-def _drop_assertions(module: fx.GraphModule) -> None:
-    """Remove checks that tie the graph to the device it was captured on."""
-    check = torch.ops.aten._assert_tensor_metadata.default
-    for part in graphs_in(module):
-        for node in part.graph.find_nodes(op="call_function", target=check):
-            part.graph.erase_node(node)
-        part.recompile()

@@ -248,8 +248,7 @@ def storage_id(tensor: Tensor) -> int:
     if inner := inner_tensors(tensor):
         return storage_id(next(iter(inner.values())))
     storage = tensor.untyped_storage()
-    address = 0 if isinstance(tensor, FakeTensor) else storage.data_ptr()
-    return address or storage._cdata
+    return (0 if isinstance(tensor, FakeTensor) else storage.data_ptr()) or storage._cdata
 
 
 @contextmanager
