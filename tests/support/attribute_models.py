@@ -163,8 +163,11 @@ class Recurrent(Layers):
         self.ema = torch.ones(WIDTH)
         self.kept_state = torch.zeros(WIDTH)
         self.register_buffer("mean", torch.zeros(WIDTH))
+        self.peak = torch.tensor(1e-9)
 
     def between(self, h: Tensor) -> Tensor:
+        self.peak = torch.maximum(self.peak, h.detach().abs().max())
+        h = h / self.peak
         seen, h = h.detach().mean(0), (h + self.kept_state - self.mean) * self.ema.clone()
         self.ema.mul_(0.9).add_(seen)
         self.kept_state = 0.5 * self.kept_state + seen

@@ -93,6 +93,16 @@ class ReturnsCount(attribute_models.Counting):
         return super().forward(x), self.total
 
 
+class Largest(Layers):
+    """Keeps the largest number so far: the same batch again leaves it as it is."""
+
+    largest = -1.0
+
+    def between(self, h: Tensor) -> Tensor:
+        self.largest = max(self.largest, h.detach().max().item())
+        return h
+
+
 class Starting(Layers):
     """Its state begins as nothing."""
 
@@ -121,6 +131,7 @@ class FirstBatch(Layers):
         (LastTen, r"changes 'log' \(.*\) at .*:\d+.* in a buffer"),
         (Timed, r"leaves 'took' .* at .*:\d+, which differs from call to call.*\nTake it out"),
         (ReturnsCount, r"changes 'total' \(1, then 2\) at .*:\d+.* in a buffer"),
+        (Largest, r"changes 'largest' .* at .*:\d+ .* in a buffer"),
         (Starting, r"changes 'state' \(a tensor of shape \(2, 8\), then .*\) at .*:\d+.*_buffer"),
         (FirstBatch, r"keeps 'scale' of its first call at .*:\d+.*: call the model once"),
     ],
