@@ -10,7 +10,7 @@ count whose names the code has that the model reaches: others are notes of whoev
 """
 
 from collections import deque
-from collections.abc import Callable, Collection, Iterable, Mapping, Set
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Set
 from functools import partial
 from types import MethodType
 from typing import Any
@@ -19,9 +19,10 @@ import numpy
 import torch
 from torch import nn
 
+from skyfx.runtime.state.code_walk import Slot
 from skyfx.runtime.state.contents import PLAIN_TYPES, is_closed, is_foundation, is_open
 from skyfx.runtime.state.model_code import ModelCode, names_read_by
-from skyfx.runtime.state.reachable_state import NOT_STATE, reachable_slots
+from skyfx.runtime.state.reachable_state import NOT_STATE, parts_of, reachable_slots
 
 _DEPTH = 4
 _MANY = 1000
@@ -61,7 +62,7 @@ class FixedValues:
         """
         self._model, self._changed = model, changed
         self._code = ModelCode(model, hooks)
-        own = [x for x in reachable_slots(model) if x.name in changed]
+        own = [x for x in (*reachable_slots(model), *_parts(model)) if x.name in changed]
         self._but = {(id(x.owner), x.key) for x in own}
         self._slots = [x for x in self._code.slots if (id(x.owner), x.key) not in self._but]
 
@@ -93,6 +94,14 @@ class FixedValues:
             return lambda name: name not in NOT_STATE and "_hooks" not in name
         names, own = self._code.names, names_read_by(kind)
         return lambda name: (name in names or name in own) and name not in NOT_STATE
+
+
+def _parts(model: nn.Module) -> Iterator[Slot]:
+    """The attributes of objects that modules hold."""
+    met: set[int] = set()
+    for path, module in model.named_modules():
+        for key in vars(module):
+            yield from parts_of(Slot(f"{path}.{key}" if path else key, vars(module), key), met)
 
 
 class _Reader:

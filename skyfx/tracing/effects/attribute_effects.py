@@ -22,6 +22,7 @@ from skyfx.runtime.execution.assigned_attributes import (
     AssignedAttributes,
     AttributeChange,
     Way,
+    place_of,
     replace_value,
 )
 from skyfx.runtime.model_state import preserve_run
@@ -145,10 +146,11 @@ def _check_repeats(model: nn.Module, run: ModelCall, first: _Call) -> None:
 
 def line_of(model: nn.Module, name: str) -> str:
     """Where code assigns an attribute, or a variable, as ` at FILE:LINE`, if it is found."""
-    path, _, key = name.rpartition(".")
-    before, functions = r"\bself\.", [] if ":" in name else _methods(model.get_submodule(path))
     if ":" in name:
         key, before, functions = name.rpartition(": ")[2], r"\b", reachable_functions(model)
+    else:
+        owner, key = place_of(model, name)
+        before, functions = r"\bself\.", _methods(owner)
     mentions = rf"{before}{re.escape(key)}\b"
     for pattern in (rf"{mentions}(\[.*\])?\s*([-+*/@|&^%]|//|\*\*)?=(?!=)", mentions):
         for function in functions:
@@ -162,8 +164,8 @@ def line_of(model: nn.Module, name: str) -> str:
     return ""
 
 
-def _methods(module: nn.Module) -> list[Any]:
-    found = inspect.getmembers(type(module), inspect.isfunction)
+def _methods(owner: Any) -> list[Any]:
+    found = inspect.getmembers(type(owner), inspect.isfunction)
     is_torchs = {name: x.__module__.partition(".")[0] == "torch" for name, x in found}
     return [x for name, x in found if name != "__init__" and not is_torchs[name]]
 
