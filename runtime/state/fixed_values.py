@@ -4,13 +4,17 @@
     self.encoder.act = nn.GELU()  which module, tensor, function or other object it is
     self.config.scale = 2.0       values in an object, a list or a dict
     SCALE = 2.0                   the same beside the model, where its code reads it
+    os.environ["SCALE"] = "2"     variables of the environment, of a context, of a thread
 
 Between two steps somebody may change them, and plain torch goes on with the new ones. Only those
 count whose names the code has that the model reaches: others are notes of whoever trains.
 """
 
+import os
+import threading
 from collections import deque
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Set
+from contextvars import ContextVar
 from functools import partial
 from types import MethodType
 from typing import Any
@@ -84,6 +88,9 @@ class FixedValues:
             name, own = function.__qualname__, vars(function)
             beside.append((f"{name}()", (Same(function.__code__), Same(function.__defaults__))))
             beside += reader.named(name, own, own)
+        if not self._code.names.isdisjoint(("environ", "getenv")):
+            named = self._code.texts & os.environ.keys()
+            beside += [(f"os.environ: {x}", (str, os.environ[x])) for x in sorted(named)]
         for name, value in beside:
             values[name if name not in values else f"{name} ({len(values)})"] = value
         return values
@@ -121,6 +128,8 @@ class _Reader:
             return type(value), value.item()
         if isinstance(value, torch.Tensor | nn.Module | type):
             return Same(value)
+        if isinstance(value, ContextVar):
+            return self.read(value.get(None), depth)
         if isinstance(value, MethodType):
             return {"": Same(value.__func__), "self": self.read(value.__self__, depth)}
         if id(value) not in self._read:
@@ -150,6 +159,8 @@ class _Reader:
         """The parts of a container or an object by their keys; None if it is not looked into."""
         if isinstance(value, partial):
             return {"func": value.func, "args": value.args, "keywords": value.keywords}
+        if isinstance(value, threading.local):
+            return dict(vars(value))
         if isinstance(value, Mapping):
             if len(value) > _MANY:
                 return None

@@ -156,6 +156,24 @@ def test_a_call_before_is_the_cure_for_what_the_first_batch_leaves() -> None:
     assert found == attribute_models.plain_steps(plain, 1)
 
 
+def test_a_buffer_is_the_cure_for_a_count_that_forward_reads() -> None:
+    class EachThird(Layers):
+        def __init__(self) -> None:
+            super().__init__()
+            self.register_buffer("calls", torch.zeros((), dtype=torch.long))
+
+        def between(self, h: Tensor) -> Tensor:
+            self.calls += 1
+            return h * 2 if self.calls % 3 == 0 else h
+
+    model = EachThird()
+    plain = attribute_models.unsplit(model)
+    with partitioned(model) as pipeline:
+        found = attribute_models.pipeline_steps(pipeline, model, 2)
+    assert found == attribute_models.plain_steps(plain, 2)
+    assert model.calls == plain.calls
+
+
 def test_refused_buffers_are_plain_tensors_again() -> None:
     class Both(Starting, attribute_models.Recurrent):
         def between(self, h: Tensor) -> Tensor:
