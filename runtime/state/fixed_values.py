@@ -24,7 +24,13 @@ import torch
 from torch import nn
 
 from skyfx.runtime.state.code_walk import Slot
-from skyfx.runtime.state.contents import PLAIN_TYPES, is_closed, is_foundation, is_open
+from skyfx.runtime.state.contents import (
+    PLAIN_TYPES,
+    is_closed,
+    is_foundation,
+    is_open,
+    items_of,
+)
 from skyfx.runtime.state.model_code import ModelCode, names_read_by
 from skyfx.runtime.state.reachable_state import NOT_STATE, parts_of, reachable_slots
 
@@ -164,8 +170,9 @@ class _Reader:
         if isinstance(value, Mapping):
             if len(value) > _MANY:
                 return None
-            named = [key for key in value if self._beside and key in self._code.texts]
-            return {key: value[key] for key in named or value}
+            held = items_of(value)
+            named = [key for key in held if self._beside and key in self._code.texts]
+            return {key: held[key] for key in named or held}
         if isinstance(value, list | tuple | deque):
             return dict(enumerate(value)) if len(value) <= _MANY else None
         if not self._is_open(value):
