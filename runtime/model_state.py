@@ -14,7 +14,13 @@ from torch import nn
 from skyfx.runtime.rng.generator_state import comparable_states, preserve_generators
 from skyfx.runtime.state.code_walk import Slot
 from skyfx.runtime.state.contents import content, equal, restorer
-from skyfx.runtime.state.reachable_state import NOT_STATE, reachable_objects, reachable_slots
+from skyfx.runtime.state.reachable_state import (
+    NOT_STATE,
+    is_taken_apart,
+    parts_of,
+    reachable_objects,
+    reachable_slots,
+)
 from skyfx.runtime.written_parameters import WrittenParameters, parameter_restorer
 
 
@@ -39,8 +45,9 @@ class ModelState:
             model: the model.
             parameters: the names of those that belong to the state.
         """
-        known: set[int] = set()
-        values = {slot.name: content(slot.value, known) for slot in state_slots(model)}
+        slots = list(state_slots(model))
+        known = {id(x.value) for x in slots if is_taken_apart(x.value)}  # read by their parts
+        values = {slot.name: content(slot.value, known) for slot in slots}
         values |= {x: content(model.get_parameter(x).detach(), known) for x in parameters}
         return cls(values, comparable_states())
 
@@ -123,10 +130,13 @@ def state_slots(model: nn.Module) -> Iterator[Slot]:
 
 
 def module_slots(model: nn.Module) -> Iterator[Slot]:
-    """Attributes and buffers by their names from the model on."""
+    """Attributes, those of objects in them, and buffers, by their names from the model on."""
+    met: set[int] = set()
     for path, module in model.named_modules():
         prefix = f"{path}." if path else ""
-        yield from attribute_slots(module, prefix)
+        for slot in attribute_slots(module, prefix):
+            yield slot
+            yield from parts_of(slot, met)
         for name in module._buffers:
             yield Slot(prefix + name, module._buffers, name)
 

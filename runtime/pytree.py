@@ -10,6 +10,7 @@ from collections import Counter
 from collections.abc import Callable, Collection, Mapping
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 from torch.utils import _pytree
 
@@ -196,3 +197,28 @@ def _close_opened(value: Any) -> Any:
         return node.shell.filled({key: _close_opened(x) for key, x in node.fields.items()})
 
     return tree_map(closed, value, is_leaf=lambda node: isinstance(node, _Opened))
+
+
+def inner_tensors(tensor: Tensor) -> dict[str, Tensor]:
+    """The tensors that one of a subclass consists of, such as quantised weights and their scales.
+
+    Torch's own protocol of such subclasses gives them by name. Other tensors have none.
+    """
+    flatten = getattr(tensor, "__tensor_flatten__", None)
+    return {} if flatten is None else {name: getattr(tensor, name) for name in flatten()[0]}
+
+
+def parts_of(tensor: Tensor) -> list[Tensor]:
+    """The tensors that hold its memory: itself, or those within one of a subclass."""
+    inner = inner_tensors(tensor).values()
+    return [part for each in inner for part in parts_of(each)] or [tensor]
+
+
+def empty_copy(tensor: Tensor) -> Tensor:
+    """A tensor of the same kind, shape and type on the CPU, to be filled part by part."""
+    inner: Any = {name: empty_copy(part) for name, part in inner_tensors(tensor).items()}
+    if not inner:
+        return torch.empty(tensor.shape, dtype=tensor.dtype)
+    whole: Any = tensor
+    made = type(whole).__tensor_unflatten__
+    return made(inner, whole.__tensor_flatten__()[1], tensor.shape, tensor.stride())  # type: ignore[no-any-return]

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from skyfx.runtime.checkpoint.state_codec import encode
+from skyfx.runtime.pytree import inner_tensors
 from skyfx.runtime.rng.generator_state import generator_states
 from skyfx.solver.errors import CheckpointError
 
@@ -39,11 +40,14 @@ class Training:
     def tensors(self) -> tuple[dict[str, Tensor], dict[str, str]]:
         """Parameters and buffers by name, and the first name of each tied one by its other names.
 
+        One of a subclass, such as a quantised weight, stands by its parts: `NAME.PART`.
+
         Raises:
             CheckpointError: the model's state has a value that is no tensor.
         """
         names: dict[int, str] = {}
-        tensors, tied = {}, {}
+        tensors: dict[str, Tensor] = {}
+        tied: dict[str, str] = {}
         for name, value in self.model.state_dict(keep_vars=True).items():
             if not isinstance(value, Tensor):
                 raise CheckpointError(
@@ -52,7 +56,8 @@ class Training:
                 )
             first = names.setdefault(id(value), name)
             if first == name:
-                tensors[name] = value
+                parts = inner_tensors(value)
+                tensors |= {f"{name}.{part}": x for part, x in parts.items()} or {name: value}
             else:
                 tied[name] = first
         return tensors, tied

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from skyfx.runtime.distributed.process_group import as_bytes
+from skyfx.runtime.pytree import parts_of
 
 
 def checksum(tensor: Tensor) -> int:
@@ -16,7 +17,10 @@ def checksum(tensor: Tensor) -> int:
     """
     if tensor.is_meta or tensor.layout is not torch.strided:
         return 0
-    return zlib.crc32(as_bytes(tensor.detach().resolve_conj().resolve_neg()).numpy().data)
+    found = 0
+    for part in parts_of(tensor.detach()):
+        found = zlib.crc32(as_bytes(part.resolve_conj().resolve_neg()).numpy().data, found)
+    return found
 
 
 def digest(text: str) -> int:

@@ -2,10 +2,10 @@
 
 from collections.abc import Iterator, Mapping
 
-import torch
 from torch import Tensor
 
 from skyfx.runtime.distributed.process_group import ProcessGroup
+from skyfx.runtime.pytree import empty_copy, parts_of
 
 
 def gathered(
@@ -27,7 +27,9 @@ def gathered(
         if not holders:
             yield name, None
             continue
-        values = torch.empty(tensor.shape, dtype=tensor.dtype)
-        if holders[0] == group.rank:
-            values.copy_(tensor.detach())
-        yield name, group.broadcast(holders[0], values)
+        values = empty_copy(tensor)
+        for part, own in zip(parts_of(values), parts_of(tensor), strict=True):
+            if holders[0] == group.rank:
+                part.copy_(own.detach())
+            group.broadcast(holders[0], part)
+        yield name, values

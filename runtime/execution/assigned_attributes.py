@@ -14,13 +14,14 @@ from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from enum import Enum
+from functools import reduce
 from typing import Any, NamedTuple
 
 from torch import Tensor, nn
 
 from skyfx.runtime.execution.microbatch import OutputSpec
 from skyfx.runtime.pytree import flatten
-from skyfx.runtime.state.python_numbers import plain_value, without_numbers
+from skyfx.runtime.state.python_numbers import Added, names_in, plain_value, without_numbers
 from skyfx.runtime.state.reachable_state import reachable_slots
 
 
@@ -73,19 +74,25 @@ class AssignedAttributes:
         self,
         model: nn.Module,
         tensors: Sequence[Tensor],
-        made: Callable[[Any, Any], Any] = plain_value,
+        made: Callable[[Any, Any, Mapping[str, Any]], Any] = plain_value,
     ) -> None:
         """Do to the model's attributes what forward does, with these tensors.
 
         Args:
             model: has the attributes.
             tensors: of their values.
-            made: a value as it is left, from it and what the attribute holds before.
+            made: a value as it is left, from it, what the attribute holds before, and what others
+                have held that it is computed from.
         """
-        for (name, way), given in zip(self.ways, self.form.restore(tensors), strict=True):
+        values = self.form.restore(tensors)
+        read = dict.fromkeys(names_in(values)) if made is plain_value else ()
+        before = {name: _Holder(model, name).value for name in read}
+        for (name, way), given in zip(self.ways, values, strict=True):
             holder = _Holder(model, name)
             held = holder.value
-            value = made(given, None if way is Way.APPEND else held)
+            value = made(given, None if way is Way.APPEND else held, before)
+            if isinstance(value, Added):  # another process has it: here it can be computed with
+                value = Added(value.terms, value.name or name)
             if way is Way.APPEND and isinstance(held, deque):  # of which a list has come to it
                 held.extend(value)
                 continue
@@ -154,7 +161,7 @@ def replace_value(model: nn.Module, name: str, by: Callable[[Any], Any]) -> None
     holder.put(by(holder.value))
 
 
-def place_of(model: nn.Module, name: str) -> tuple[nn.Module, str]:
-    """The module that has the attribute, and its name there."""
+def place_of(model: nn.Module, name: str) -> tuple[Any, str]:
+    """The module, or the object that a module holds, which has the attribute; its name there."""
     path, _, key = name.rpartition(".")
-    return model.get_submodule(path), key
+    return reduce(getattr, path.split("."), model) if path else model, key

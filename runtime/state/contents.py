@@ -7,7 +7,7 @@ import copy
 import random
 import sys
 from argparse import Namespace
-from collections import deque
+from collections import OrderedDict, deque
 from collections.abc import Callable, Iterable, Mapping, MutableMapping, MutableSet
 from dataclasses import dataclass
 from enum import Enum
@@ -170,8 +170,18 @@ def _same_numbers(one: Any, other: Any) -> bool:
     return bool(one == other) or (one != one and other != other)
 
 
+def items_of(mapping: Mapping[Any, Any]) -> dict[Any, Any]:
+    """Its items as it holds them: `[]` of a subclass may make something new in each call."""
+    if not isinstance(mapping, dict):
+        return dict(mapping)
+    keys = OrderedDict if isinstance(mapping, OrderedDict) else dict
+    return {key: dict.__getitem__(mapping, key) for key in keys.__iter__(mapping)}
+
+
 def _refill_mapping(value: Any, held: Mapping[Any, Any]) -> None:
-    if isinstance(value, MutableMapping) and not _is_as_before(value.items(), held.items()):
+    if isinstance(value, MutableMapping) and not _is_as_before(
+        items_of(value).items(), held.items()
+    ):
         value.clear()
         value.update(held)
 
@@ -204,7 +214,7 @@ _PLAIN = ContentKind(
     _nothing,
     _same_numbers,
 )
-_MAPPING = ContentKind((Mapping,), dict, _refill_mapping, equal)
+_MAPPING = ContentKind((Mapping,), items_of, _refill_mapping, equal)
 _SEQUENCE = ContentKind(
     (list, tuple, deque),
     lambda x: list(iter(x)),  # a tuple may refuse to tell its length, as irreps of e3nn do

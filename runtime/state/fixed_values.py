@@ -4,13 +4,17 @@
     self.encoder.act = nn.GELU()  which module, tensor, function or other object it is
     self.config.scale = 2.0       values in an object, a list or a dict
     SCALE = 2.0                   the same beside the model, where its code reads it
+    os.environ["SCALE"] = "2"     variables of the environment, of a context, of a thread
 
 Between two steps somebody may change them, and plain torch goes on with the new ones. Only those
 count whose names the code has that the model reaches: others are notes of whoever trains.
 """
 
+import os
+import threading
 from collections import deque
-from collections.abc import Callable, Collection, Iterable, Mapping, Set
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Set
+from contextvars import ContextVar
 from functools import partial
 from types import MethodType
 from typing import Any
@@ -19,9 +23,16 @@ import numpy
 import torch
 from torch import nn
 
-from skyfx.runtime.state.contents import PLAIN_TYPES, is_closed, is_foundation, is_open
+from skyfx.runtime.state.code_walk import Slot
+from skyfx.runtime.state.contents import (
+    PLAIN_TYPES,
+    is_closed,
+    is_foundation,
+    is_open,
+    items_of,
+)
 from skyfx.runtime.state.model_code import ModelCode, names_read_by
-from skyfx.runtime.state.reachable_state import NOT_STATE, reachable_slots
+from skyfx.runtime.state.reachable_state import NOT_STATE, parts_of, reachable_slots
 
 _DEPTH = 4
 _MANY = 1000
@@ -61,7 +72,7 @@ class FixedValues:
         """
         self._model, self._changed = model, changed
         self._code = ModelCode(model, hooks)
-        own = [x for x in reachable_slots(model) if x.name in changed]
+        own = [x for x in (*reachable_slots(model), *_parts(model)) if x.name in changed]
         self._but = {(id(x.owner), x.key) for x in own}
         self._slots = [x for x in self._code.slots if (id(x.owner), x.key) not in self._but]
 
@@ -83,6 +94,9 @@ class FixedValues:
             name, own = function.__qualname__, vars(function)
             beside.append((f"{name}()", (Same(function.__code__), Same(function.__defaults__))))
             beside += reader.named(name, own, own)
+        if not self._code.names.isdisjoint(("environ", "getenv")):
+            named = self._code.texts & os.environ.keys()
+            beside += [(f"os.environ: {x}", (str, os.environ[x])) for x in sorted(named)]
         for name, value in beside:
             values[name if name not in values else f"{name} ({len(values)})"] = value
         return values
@@ -93,6 +107,14 @@ class FixedValues:
             return lambda name: name not in NOT_STATE and "_hooks" not in name
         names, own = self._code.names, names_read_by(kind)
         return lambda name: (name in names or name in own) and name not in NOT_STATE
+
+
+def _parts(model: nn.Module) -> Iterator[Slot]:
+    """The attributes of objects that modules hold."""
+    met: set[int] = set()
+    for path, module in model.named_modules():
+        for key in vars(module):
+            yield from parts_of(Slot(f"{path}.{key}" if path else key, vars(module), key), met)
 
 
 class _Reader:
@@ -112,6 +134,8 @@ class _Reader:
             return type(value), value.item()
         if isinstance(value, torch.Tensor | nn.Module | type):
             return Same(value)
+        if isinstance(value, ContextVar):
+            return self.read(value.get(None), depth)
         if isinstance(value, MethodType):
             return {"": Same(value.__func__), "self": self.read(value.__self__, depth)}
         if id(value) not in self._read:
@@ -141,11 +165,14 @@ class _Reader:
         """The parts of a container or an object by their keys; None if it is not looked into."""
         if isinstance(value, partial):
             return {"func": value.func, "args": value.args, "keywords": value.keywords}
+        if isinstance(value, threading.local):
+            return dict(vars(value))
         if isinstance(value, Mapping):
             if len(value) > _MANY:
                 return None
-            named = [key for key in value if self._beside and key in self._code.texts]
-            return {key: value[key] for key in named or value}
+            held = items_of(value)
+            named = [key for key in held if self._beside and key in self._code.texts]
+            return {key: held[key] for key in named or held}
         if isinstance(value, list | tuple | deque):
             return dict(enumerate(value)) if len(value) <= _MANY else None
         if not self._is_open(value):

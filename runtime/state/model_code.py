@@ -28,7 +28,13 @@ from skyfx.runtime.state.code_walk import (
     texts_in,
     variables_of,
 )
-from skyfx.runtime.state.contents import PLAIN_TYPES, is_closed, is_foundation, is_open
+from skyfx.runtime.state.contents import (
+    PLAIN_TYPES,
+    is_closed,
+    is_foundation,
+    is_open,
+    items_of,
+)
 
 _DEPTH = 3
 """How far functions and objects are looked for in containers and objects."""
@@ -131,7 +137,7 @@ class ModelCode:
     def _add_parts(self, value: Any, depth: int) -> None:
         parts: Iterable[Any] = ()
         if isinstance(value, Mapping):
-            parts = value.values()
+            parts = items_of(value).values()
         elif isinstance(value, list | tuple | deque | Set):
             parts = value
         elif is_open(value):

@@ -129,6 +129,22 @@ class _Reach:
             yield slot
 
 
+def is_taken_apart(value: Any) -> bool:
+    """Whether it is an object of the user's whose attributes are state: a meter, a config."""
+    return is_open(value) and not isinstance(value, nn.Module | type)
+
+
+def parts_of(slot: Slot, met: set[int]) -> Iterator[Slot]:
+    """The attributes of an object in a slot, and those of objects in them, once each."""
+    value = slot.value
+    if is_taken_apart(value) and id(value) not in met:
+        met.add(id(value))
+        for key in list(vars(value)):
+            part = Slot(f"{slot.name}.{key}", vars(value), key)
+            yield part
+            yield from parts_of(part, met)
+
+
 def reachable_slots(model: nn.Module) -> list[Slot]:
     """What the classes of a model's modules, their forwards and their hooks reach."""
     return list(_Reach(model).of_all())

@@ -13,6 +13,7 @@ from skyfx.runtime.distributed.process_group import ProcessGroup, as_bytes
 from skyfx.runtime.distributed.roll_call import differing, enter, in_ranks, in_words
 from skyfx.runtime.execution.microbatch import Batch
 from skyfx.runtime.execution.shared_data import form_of
+from skyfx.runtime.pytree import parts_of
 from skyfx.solver.errors import DisagreementError
 
 Initial = Literal["same", "first"]
@@ -105,11 +106,12 @@ def _first_example(batch: Batch, group: ProcessGroup) -> Batch:
 
 def _take(tensor: Tensor, group: ProcessGroup, source: int) -> None:
     """Write the values of this process into the tensor of all."""
-    values = torch.empty(tensor.shape, dtype=tensor.dtype)
-    if group.rank == source:
-        values.copy_(tensor.detach())
-    if values.numel():
-        group.broadcast(source, as_bytes(values))
-    if group.rank != source and not tensor.is_meta:
-        with torch.no_grad():
-            tensor.copy_(values)
+    for part in parts_of(tensor):
+        values = torch.empty(part.shape, dtype=part.dtype)
+        if group.rank == source:
+            values.copy_(part.detach())
+        if values.numel():
+            group.broadcast(source, as_bytes(values))
+        if group.rank != source and not part.is_meta:
+            with torch.no_grad():
+                part.copy_(values)

@@ -17,6 +17,7 @@ from torch.optim import Optimizer
 from skyfx.runtime.checkpoint.layout import form_of
 from skyfx.runtime.checkpoint.state_codec import decode, encode
 from skyfx.runtime.distributed.process_group import ProcessGroup, as_bytes
+from skyfx.runtime.pytree import empty_copy, parts_of
 from skyfx.tracing.tensor_binding import bare, in_place_of, named_tensors, rebind
 
 
@@ -81,7 +82,8 @@ def _send(tensor: Tensor, optimizers: Sequence[Optimizer], group: ProcessGroup, 
     group.send(torch.tensor([len(text)]), to)
     group.send(torch.frombuffer(bytearray(text), dtype=torch.uint8), to)
     for each in (tensor, *tensors.values()):
-        group.send(as_bytes(each), to)
+        for part in parts_of(each):
+            group.send(as_bytes(part), to)
 
 
 def _received(
@@ -92,9 +94,9 @@ def _received(
     text = torch.empty(int(length), dtype=torch.uint8)
     group.receive(text, source)
     content = json.loads(bytes(text.numpy()))
-    new = in_place_of(tensor, _receive(tensor.shape, tensor.dtype, group, source))
+    new = in_place_of(tensor, _received_into(empty_copy(tensor), group, source))
     tensors = {
-        name: _receive(shape, getattr(torch, kind), group, source)
+        name: _received_into(torch.empty(shape, dtype=getattr(torch, kind)), group, source)
         for name, (kind, shape) in content["forms"].items()
     }
     for optimizer, kept in zip(optimizers, content["kept"], strict=True):
@@ -103,7 +105,7 @@ def _received(
     return new
 
 
-def _receive(shape: Sequence[int], dtype: torch.dtype, group: ProcessGroup, source: int) -> Tensor:
-    values = torch.empty(tuple(shape), dtype=dtype)
-    group.receive(as_bytes(values), source)
+def _received_into(values: Tensor, group: ProcessGroup, source: int) -> Tensor:
+    for part in parts_of(values):
+        group.receive(as_bytes(part), source)
     return values

@@ -21,6 +21,7 @@ from skyfx.runtime.execution.microbatch import Batch
 from skyfx.runtime.execution.step import StagedModel
 from skyfx.solver.core.graph import Graph
 from skyfx.solver.core.plan import Plan
+from skyfx.solver.core.units import size
 from skyfx.solver.errors import CaptureError, PlanError
 from skyfx.tracing.capture import Capture, capture
 from skyfx.tracing.leaves.leaf_sites import NOWHERE, Places
@@ -44,6 +45,7 @@ class Splitter:
         owners: the stage of each parameter and buffer seen so far, by its name; it stays there.
         places: where the first capture has leaves; later ones begin with them.
         latest: the capture that was split last.
+        trained_bytes: of the parameters that trained in the capture before, if one trained.
     """
 
     model: nn.Module
@@ -55,6 +57,7 @@ class Splitter:
     owners: dict[str, int] = field(default_factory=dict)
     places: Places = NOWHERE
     latest: Capture | None = None
+    trained_bytes: float | None = None
 
     def __call__(self, microbatch: Batch, training: bool) -> StagedModel:
         """Capture the model for micro-batches like this one, and split it."""
@@ -100,11 +103,24 @@ class Splitter:
             graph = to_planner_graph(captured)
             logger.info("%s sends parameters or buffers between stages", captured.name)
         self.latest = captured
+        if captured.training:
+            self._compare_trained(sum(node.trained_bytes for node in graph.nodes))
         if self.places == NOWHERE:
             self.places = captured.places
         stage_of = self.assign(captured, graph)
         place_tensors(self.model, captured.module, self.owners, self.devices, self.weights)
         return split(captured, graph, stage_of, self.devices, self.on_cpu)
+
+    def _compare_trained(self, trained_bytes: float) -> None:
+        """Say so where more trains than was planned for."""
+        more = trained_bytes - (trained_bytes if self.trained_bytes is None else self.trained_bytes)
+        if more > 0:
+            logger.warning(
+                "%s of parameters that were frozen train now. The plan's memory has no room for "
+                "their gradients and optimizer state: partition again if memory is short",
+                size(more),
+            )
+        self.trained_bytes = trained_bytes
 
     def assign(self, captured: Capture, graph: Graph) -> Mapping[fx.Node, int]:
         """The stage of each node of a capture; its tensors get their owners."""

@@ -24,6 +24,7 @@ from torch import Tensor, fx, nn
 from skyfx.tracing.capture import Capture
 from skyfx.tracing.effects.backward_values import is_for_backward
 from skyfx.tracing.effects.graph_writes import storages_of, written_inputs
+from skyfx.tracing.graph_tidying import reads_part
 from skyfx.tracing.node_names import original_name
 from skyfx.tracing.torch_internals import may_return_input, schema_of, storage_id
 
@@ -43,6 +44,9 @@ def colocation(graph: fx.Graph, ids: Mapping[fx.Node, str]) -> dict[fx.Node, str
         if is_several or is_for_backward(node):
             for reader in node.users:
                 groups.join(node, reader)
+        if reads_part(node):  # they stay with the parameter
+            for other in (*node.all_input_nodes, *node.users):
+                groups.join(node, other)
         for storage in {s for n in (node, *node.all_input_nodes) for s in storages.of(n)}:
             written_at = last_write.get(storage)
             if written_at is not None and (position[node] <= written_at or storage in persistent):

@@ -43,10 +43,4 @@ def to_planner_graph(captured: Capture) -> Graph:
 def num_bytes(value: Any) -> int:
     """Bytes of a tensor, or of all tensors in a nesting, when they are sent: contiguous."""
     tensors = [leaf for leaf in pytree.tree_leaves(value) if isinstance(leaf, Tensor)]
-    return sum(num_bytes(_inner(x)) or x.numel() * x.element_size() for x in tensors)
-
-
-def _inner(tensor: Tensor) -> list[Tensor]:
-    """The tensors that one of a subclass consists of, such as quantised weights and scales."""
-    flatten = getattr(tensor, "__tensor_flatten__", None)
-    return [] if flatten is None else [getattr(tensor, name) for name in flatten()[0]]
+    return sum(num_bytes(pytree.inner_tensors(x)) or x.numel() * x.element_size() for x in tensors)

@@ -19,10 +19,10 @@ from skyfx.runtime.pytree import tree_leaves, unflatten
 from skyfx.runtime.state.python_numbers import is_stand_in
 from skyfx.solver.errors import CaptureError
 from skyfx.tracing.data_dependence import NoDataDependence
-from skyfx.tracing.effects.attribute_effects import line_of
 from skyfx.tracing.effects.attribute_watch import AttributeWatch
 from skyfx.tracing.effects.counters import put_stand_ins, reads_refused
 from skyfx.tracing.effects.observing_hooks import Observers, put_off
+from skyfx.tracing.failures import line_of
 from skyfx.tracing.leaves.bound_code import buffers_kept
 from skyfx.tracing.node_names import ADAPTED
 from skyfx.tracing.torch_internals import export_flags, interceptable_lists

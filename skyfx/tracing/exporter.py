@@ -32,7 +32,6 @@ from skyfx.tracing.effects.attribute_effects import (
     Counted,
     attribute_effects,
     is_constant,
-    line_of,
     remembered_tensors,
 )
 from skyfx.tracing.effects.backward_values import copy_for_backward
@@ -41,13 +40,13 @@ from skyfx.tracing.effects.made_generators import begin_anew
 from skyfx.tracing.effects.mutable_attributes import RegisteredBuffers, written_attributes
 from skyfx.tracing.effects.observing_hooks import observing_hooks
 from skyfx.tracing.effects.recomputed_writes import repeat_writes
-from skyfx.tracing.failures import model_line
+from skyfx.tracing.failures import line_of, model_line
+from skyfx.tracing.graph_tidying import tidy
 from skyfx.tracing.late_code import late_code
 from skyfx.tracing.leaves.leaf_calls import put_leaves
 from skyfx.tracing.leaves.leaf_selection import CalledOtherwiseError, LeafSelection
 from skyfx.tracing.leaves.leaf_sites import NOWHERE, Places
 from skyfx.tracing.leaves.other_values import move_parameters
-from skyfx.tracing.node_names import graphs_in
 
 Adapter = Callable[[], TensorsOnly]
 """Makes an adapter: torch.export needs a fresh one each time."""
@@ -110,7 +109,7 @@ def trace(
                 assigned = traced.assigned.by(effects.renewed)
                 return replace(traced, assigned=assigned, settled=effects.settled)
             if not changed:
-                effects = attribute_effects(model, partial(_run_with, model, microbatch, known))
+                effects = attribute_effects(model, microbatch, partial(_run_with, model, known))
                 changed = remembered_tensors(model, effects)
                 _check_settled(model, traced, effects.settled)
                 more = traced.assigned.names - effects.renewed.keys()
@@ -135,7 +134,7 @@ def _run_of(
 
 
 def _run_with(
-    model: nn.Module, microbatch: Batch, known: KnownEffects, counted: Counted
+    model: nn.Module, known: KnownEffects, microbatch: Batch, counted: Counted
 ) -> Sequence[Tensor]:
     """The same, with these stand-ins for what forward counts up."""
     return _run_of(model, microbatch, known._replace(counted=counted))()
@@ -284,17 +283,8 @@ def _export(
         if training:
             repeat_writes(module)
         begin_anew(model, module)
-        _drop_assertions(module)
+        tidy(module)
     returned = once.returned
     # What stays whole changes for itself, as hooks that only observe do.
     hooks = replace(returned.hooks, changes=returned.hooks.changes | selection.changes)
     return Traced(module, returned.form, returned.assigned, hooks, places=selection.places)
-
-
-def _drop_assertions(module: fx.GraphModule) -> None:
-    """Remove checks that tie the graph to the device it was captured on."""
-    check = torch.ops.aten._assert_tensor_metadata.default
-    for part in graphs_in(module):
-        for node in part.graph.find_nodes(op="call_function", target=check):
-            part.graph.erase_node(node)
-        part.recompile()

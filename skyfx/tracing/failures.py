@@ -1,14 +1,18 @@
 """What is said of a model that cannot be captured: what, the model's line, and the cure."""
 
+import inspect
 import re
 import sysconfig
 import traceback
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import fx, nn
 
+from skyfx.runtime.execution.assigned_attributes import place_of
 from skyfx.runtime.execution.microbatch import Batch
+from skyfx.runtime.state.reachable_state import reachable_functions
 from skyfx.solver.errors import CaptureError, SkyfxError
 from skyfx.tracing.data_dependence import is_library_file
 
@@ -86,3 +90,29 @@ def _said(error: Exception) -> str:
         if re.search(pattern, text):
             return f"{meaning}.\n{cure}"
     return f"{type(error).__name__}: {text.splitlines()[0]}"
+
+
+def line_of(model: nn.Module, name: str) -> str:
+    """Where code assigns an attribute, or a variable, as ` at FILE:LINE`, if it is found."""
+    if ":" in name:
+        key, before, functions = name.rpartition(": ")[2], r"\b", reachable_functions(model)
+    else:
+        owner, key = place_of(model, name)
+        before, functions = r"\bself\.", _methods(owner)
+    mentions = rf"{before}{re.escape(key)}\b"
+    for pattern in (rf"{mentions}(\[.*\])?\s*([-+*/@|&^%]|//|\*\*)?=(?!=)", mentions):
+        for function in functions:
+            try:
+                lines, begin = inspect.getsourcelines(function)
+            except OSError:
+                continue
+            for i, line in enumerate(lines):
+                if re.search(pattern, line):
+                    return f" at {inspect.getsourcefile(function)}:{begin + i}"
+    return ""
+
+
+def _methods(owner: Any) -> list[Any]:
+    found = inspect.getmembers(type(owner), inspect.isfunction)
+    is_torchs = {name: x.__module__.partition(".")[0] == "torch" for name, x in found}
+    return [x for name, x in found if name != "__init__" and not is_torchs[name]]

@@ -25,6 +25,8 @@ from torch.overrides import handle_torch_function
 from torch.utils import _traceback, checkpoint
 from torch.utils.checkpoint import CheckpointFunction
 
+from skyfx.runtime.pytree import inner_tensors
+
 UNKNOWN_VALUE_ERRORS = (
     *(GuardOnDataDependentSymNode, DataDependentOutputException, DynamicOutputShapeException),
 )
@@ -219,7 +221,6 @@ def lines_on_demand() -> AbstractContextManager[None]:
     """Within it, torch.fx looks for the lines of a node's stack only where somebody reads them."""
 
     def frames(found: list[dict[str, Any]], skip: int) -> StackSummary:
-        """Torch looks a line up for each frame, also for those that it then drops."""
         kept = [(x["filename"], x["line"], x["name"]) for x in reversed(found[skip:])]
         return StackSummary([FrameSummary(*x, lookup_line=False) for x in kept])
 
@@ -239,15 +240,15 @@ def no_parametrization_cache() -> AbstractContextManager[None]:
 def own_tensors(module: nn.Module) -> Iterator[dict[str, Any]]:
     """The dicts in which a module and its submodules hold parameters and buffers."""
     for part in module.modules():
-        yield part._parameters
-        yield part._buffers
+        yield from (part._parameters, part._buffers)
 
 
 def storage_id(tensor: Tensor) -> int:
     """The same number for tensors that share memory, fake and meta tensors among them."""
+    if inner := inner_tensors(tensor):
+        return storage_id(next(iter(inner.values())))
     storage = tensor.untyped_storage()
-    address = 0 if isinstance(tensor, FakeTensor) else storage.data_ptr()
-    return address or storage._cdata
+    return (0 if isinstance(tensor, FakeTensor) else storage.data_ptr()) or storage._cdata
 
 
 @contextmanager

@@ -22,7 +22,7 @@ from skyfx.runtime.state.reachable_state import changed_in_backward
 from skyfx.solver.core.plan import Plan
 from skyfx.solver.errors import StageError, VerificationError
 from skyfx.tracing.capture import Capture
-from skyfx.tracing.effects.attribute_effects import line_of
+from skyfx.tracing.failures import line_of
 from skyfx.verification.capacity import lacking
 from skyfx.verification.comparison import (
     CALLS,

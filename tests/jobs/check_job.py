@@ -14,11 +14,13 @@ import skyfx
 from skyfx.partitioning import splitter
 from skyfx.runtime.distributed.process_group import ProcessGroup
 from skyfx.runtime.execution.step import StagedModel
+from skyfx.runtime.pytree import parts_of
 from skyfx.solver import Plan
 from skyfx.solver.errors import VerificationError
 from skyfx.tracing.capture import Capture
 from skyfx.tracing.torch_internals import replaced
 from skyfx.verification import capacity
+from tests.support.int8_weights import quantise
 from tests.support.plans import capture_first, even_plan
 
 WIDTH, BATCH = 8, torch.linspace(-1, 1, 64).reshape(8, 8)
@@ -68,6 +70,28 @@ def time_first(cluster: skyfx.Cluster) -> bool:
     expected = sum(loss_fn(plain(part, table), part) / len(parts) for part in parts)
     alone = torch.cat([plain(part, table) for part in parts], dim=1)
     return bool(loss == expected) and torch.equal(outputs, alone)
+
+
+def quantised(cluster: skyfx.Cluster, rank: int) -> bool:
+    """Whether frozen 8-bit weights of the first process, and what trains, are as in plain torch."""
+
+    def made(seed: int) -> nn.Module:
+        torch.manual_seed(seed)
+        frozen = nn.Sequential(*(nn.Linear(WIDTH, WIDTH) for _ in range(2)))
+        quantise(frozen)
+        return nn.Sequential(frozen[0], nn.Linear(WIDTH, WIDTH), frozen[1])
+
+    model, plain, loss_fn = made(rank), made(0), torch.nn.functional.mse_loss
+    plan = on_all(cluster, capture_first(model, BATCH))
+    with skyfx.partition(
+        model, cluster, example_inputs=BATCH, plan=plan, initial="first"
+    ) as pipeline:
+        loss = pipeline.train_step(BATCH, BATCH, loss_fn)
+        state = pipeline.state_dict()
+    expected = sum(loss_fn(plain(part), part) / 4 for part in BATCH.split(2))
+    codes = (state["2.weight"], plain.state_dict()["2.weight"])
+    same = all(map(torch.equal, *map(parts_of, codes)))
+    return bool(loss == expected) and same
 
 
 def on_all(cluster: skyfx.Cluster, captured: Capture) -> Plan:
@@ -127,6 +151,7 @@ def main(folder: str) -> None:
         empty = Net()
     report("weights", empty, weights=str(Path(folder, "net.safetensors")))
     found["batch_dims"] = str(time_first(cluster))
+    found["quantised"] = str(quantised(cluster, group.rank))
     Path(folder, f"{group.rank}.json").write_text(json.dumps(found))
 
 

@@ -41,6 +41,10 @@ def test_samples_in_dimension_1_are_cut_there(reports: list[dict[str, str]]) -> 
     assert [report["batch_dims"] for report in reports] == ["True", "True"]
 
 
+def test_quantised_weights_go_from_process_to_process(reports: list[dict[str, str]]) -> None:
+    assert [report["quantised"] for report in reports] == ["True", "True"]
+
+
 @pytest.mark.parametrize("run", ["wrong", "wrong parts", "wrong inference"])
 def test_what_one_process_does_otherwise_is_refused_in_all(
     reports: list[dict[str, str]], run: str

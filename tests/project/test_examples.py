@@ -96,6 +96,16 @@ def test_fine_tuning_on_glue_equals_one_device_and_goes_on_in_mid_epoch(run: Run
     assert pipelined in second
 
 
+@pytest.mark.filterwarnings("ignore:.is_gradient_checkpointing")  # peft asks for it
+def test_adapters_train_within_limits_that_the_model_exceeds(run: Run, tmp_path: Path) -> None:
+    said = run("lora.py", "adapter", "--steps", "3", "--layers", "4")
+    assert "best single device does not fit" in said
+    first, *_, last = (float(line.split()[-1]) for line in losses(said))
+    assert last < first
+    assert float(said.split()[-1]) < last  # merged, without dropout
+    assert (tmp_path / "adapter" / "adapter_model.safetensors").exists()
+
+
 def test_streams(run: Run) -> None:
     assert "12 batches: " in run("streaming.py")
 

@@ -179,11 +179,13 @@ class WhileFrozen(nn.Linear):
             return super().forward(x)
 
 
-def test_parameters_may_be_frozen_and_unfrozen_between_steps() -> None:
+def test_parameters_may_be_frozen_and_unfrozen_between_steps(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
     model = nn.Sequential(nn.Linear(4, 4), nn.Tanh(), WhileFrozen(4, 4), nn.Linear(4, 1))
     model[:3].requires_grad_(False)
     case = Case(model, torch.randn(BATCH, 4), torch.randn(BATCH, 1), functional.mse_loss)
-    alone = unsplit_reference.unsplit(case)
+    alone, more = unsplit_reference.unsplit(case), list[bool]()
     with split_evenly(case, 2) as pipeline:
         for needed in (False, True, False, True):
             for each in (model, alone.model):
@@ -193,6 +195,10 @@ def test_parameters_may_be_frozen_and_unfrozen_between_steps() -> None:
             found = pipeline.train_step(case.batch, case.targets, case.loss_fn)
             assert torch.equal(found, expected)
             assert_equal_gradients(pipeline, alone.model)
+            more.append("160 B of parameters that were frozen train now" in caplog.text)
+            caplog.clear()
+    # Two layers of 4 x 4 weights and 4 biases, which the plan's memory took for frozen: said once.
+    assert more == [False, True, False, False]
 
 
 @pytest.mark.parametrize(("bad_id", "stage"), [(11, 0), (7, 2)])

@@ -163,8 +163,11 @@ class Recurrent(Layers):
         self.ema = torch.ones(WIDTH)
         self.kept_state = torch.zeros(WIDTH)
         self.register_buffer("mean", torch.zeros(WIDTH))
+        self.peak = torch.tensor(1e-9)
 
     def between(self, h: Tensor) -> Tensor:
+        self.peak = torch.maximum(self.peak, h.detach().abs().max())
+        h = h / self.peak
         seen, h = h.detach().mean(0), (h + self.kept_state - self.mean) * self.ema.clone()
         self.ema.mul_(0.9).add_(seen)
         self.kept_state = 0.5 * self.kept_state + seen
@@ -244,6 +247,20 @@ class Hooked(Layers):
         return self.moe(h).mul_(2)
 
 
+class Meter:
+    """Averages, as those of torch's examples do."""
+
+    def __init__(self) -> None:
+        self.last = self.average = self.sum = 0.0
+        self.count = 0
+
+    def update(self, value: Any, count: int) -> None:
+        self.last = value
+        self.sum += value * count
+        self.count += count
+        self.average = self.sum / self.count
+
+
 class Counting(Layers):
     """Counts in attributes, of the class and of its own, in containers and a sum of tensors."""
 
@@ -256,6 +273,7 @@ class Counting(Layers):
         self.sizes = [0, 0.5]
         self.kinds = Counter(before=3)
         self.recent: deque[Any] = deque(maxlen=3)
+        self.meter, self.norm = Meter(), 1.0
         self.means: Any = 0
 
     def between(self, h: Tensor) -> Tensor:
@@ -267,6 +285,8 @@ class Counting(Layers):
         self.sizes[1] += 0.1
         self.kinds.update(["h", str(h.dtype), "h"])
         self.recent.extend([h.detach().mean(), len(h)])
+        self.meter.update(0.1 * self.training, len(h))
+        self.norm = 0.9 * self.norm + (1 - 0.9) * h.detach().norm()
         self.means = self.means + h.detach().mean()
         return h
 
@@ -279,10 +299,12 @@ class Logging(Layers):
             super().__init__()
             self.calls, self.norms = 0, {"of": "h", "last": 0.0}
             self.recent: deque[float] = deque(maxlen=5)
+            self.meter = Meter()
 
         def forward(self, h: Tensor) -> Tensor:
             self.calls += 1
             self.recent.append(h.sum().item())
+            self.meter.update(h.sum().item(), len(h))
             self.norms["last"] = h.norm().item()
             return h * 2
 
@@ -391,6 +413,8 @@ def copy_of(value: Any) -> Any:
         return "elsewhere"
     if isinstance(value, dict):
         return {key: copy_of(one) for key, one in value.items()}
+    if isinstance(value, Meter):
+        return copy_of(vars(value))
     if isinstance(value, torch.Generator):
         return value.get_state().tolist()
     return [copy_of(one) for one in value] if isinstance(value, list | tuple | deque) else value

@@ -6,13 +6,15 @@ Calls of the model show it, each but the first with what the first has left:
     settled      only the first assigns it        if self.mask is None  stages make it each time
     counted      each call adds to it             self.calls += 1       what is added is an output
     remembered   the next call depends on it      self.state = f(...)   a buffer, or refused
+
+The next call with the same inputs may leave the same although it depends on it, as a running
+maximum does. So there are calls with other inputs before it as well.
 """
 
-import inspect
-import re
 from collections.abc import Callable, Collection, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import torch
@@ -24,22 +26,27 @@ from skyfx.runtime.execution.assigned_attributes import (
     Way,
     replace_value,
 )
+from skyfx.runtime.execution.microbatch import Batch
 from skyfx.runtime.model_state import preserve_run
 from skyfx.runtime.pytree import tree_leaves, tree_map
 from skyfx.runtime.rng.generator_state import preserve_generators
 from skyfx.runtime.state.contents import content, equal
 from skyfx.runtime.state.python_numbers import is_counted
-from skyfx.runtime.state.reachable_state import reachable_functions
 from skyfx.solver.errors import CaptureError
 from skyfx.tracing.effects.attribute_watch import AttributeWatch
 from skyfx.tracing.effects.counters import AppendOnly, counters
 from skyfx.tracing.effects.mutable_attributes import plain_tensors
+from skyfx.tracing.failures import line_of
+from skyfx.tracing.leaves.other_values import moved
 
 Counted = Mapping[str, AttributeChange]
 """Stand-ins for what is counted up, by name: see `counters`."""
 
+BatchCall = Callable[[Batch, Counted], Sequence[Tensor]]
+"""Calls a model on a micro-batch with stand-ins."""
+
 ModelCall = Callable[[Counted], Sequence[Tensor]]
-"""Calls a model with stand-ins."""
+"""The same on the micro-batch of the capture."""
 
 _FORMS_ONLY = ("_like", "new_", "type_as", "expand_as", "view_as")
 """Parts of the names of operators that take the form of an argument, and not its values."""
@@ -83,16 +90,18 @@ class _Call:
         )
 
 
-def attribute_effects(model: nn.Module, run: ModelCall) -> AttributeEffects:
+def attribute_effects(model: nn.Module, batch: Batch, call: BatchCall) -> AttributeEffects:
     """Call a model some times; it is as before afterwards.
 
     Args:
         model: whose attributes are meant.
-        run: calls it on the micro-batch of the capture.
+        batch: the micro-batch of the capture.
+        call: calls it.
 
     Raises:
         CaptureError: a number is another one in each call, whatever was before.
     """
+    run = partial(call, batch)
     with preserve_run(model):
         first, second = _call(model, run), _call(model, run)
     if second.differs_from(first):
@@ -107,6 +116,7 @@ def attribute_effects(model: nn.Module, run: ModelCall) -> AttributeEffects:
                 after_it = _called_after(model, run, first, [name])
                 if after_it.differs_from(first):
                     remembered[name] = first.changes[name], after_it.changes.get(name)
+    remembered |= _remembered_of_others(model, batch, call, first, second, remembered)
     remembered |= {
         name: (first.changes[name], change)
         for name, change in second.changes.items()
@@ -129,6 +139,38 @@ def attribute_effects(model: nn.Module, run: ModelCall) -> AttributeEffects:
     )
 
 
+def _remembered_of_others(
+    model: nn.Module,
+    batch: Batch,
+    call: BatchCall,
+    first: _Call,
+    second: _Call,
+    known: Collection[str],
+) -> dict[str, tuple[AttributeChange, AttributeChange | None]]:
+    """What a call depends on, as calls with other inputs have left it, beside what is known."""
+    run = partial(call, batch)
+
+    def with_others(counted: Counted) -> Sequence[Tensor]:
+        call(moved(batch, 3), counted)
+        return call(moved(batch, -1), counted)
+
+    found: dict[str, tuple[AttributeChange, AttributeChange | None]] = {}
+    with suppress(Exception):  # the model may not run on them
+        with preserve_run(model):
+            others = _call(model, with_others)
+        left = first.changes.keys() & others.changes.keys() - set(known)
+        for name in left:
+            one, is_moved = first.changes[name], name in second.changes
+            if not is_moved and AssignedAttributes.of({name: one})[1]:
+                continue  # a tensor that is kept: whether it may be is seen in the graph
+            if equal(first.contents[name], others.contents[name]):
+                continue
+            after_it = _called_after(model, run, others, [name])
+            if after_it.differs_from(first) or name not in after_it.changes:
+                found[name] = one, after_it.changes.get(name, others.changes[name])
+    return found
+
+
 def _check_repeats(model: nn.Module, run: ModelCall, first: _Call) -> None:
     with preserve_run(model):
         again = _call(model, run)
@@ -141,31 +183,6 @@ def _check_repeats(model: nn.Module, run: ModelCall, first: _Call) -> None:
                 f"{line_of(model, name)}, which differs from call to call, such as a time.\n"
                 "Take it out of forward: pipeline.profile measures times"
             )
-
-
-def line_of(model: nn.Module, name: str) -> str:
-    """Where code assigns an attribute, or a variable, as ` at FILE:LINE`, if it is found."""
-    path, _, key = name.rpartition(".")
-    before, functions = r"\bself\.", [] if ":" in name else _methods(model.get_submodule(path))
-    if ":" in name:
-        key, before, functions = name.rpartition(": ")[2], r"\b", reachable_functions(model)
-    mentions = rf"{before}{re.escape(key)}\b"
-    for pattern in (rf"{mentions}(\[.*\])?\s*([-+*/@|&^%]|//|\*\*)?=(?!=)", mentions):
-        for function in functions:
-            try:
-                lines, begin = inspect.getsourcelines(function)
-            except OSError:
-                continue
-            for i, line in enumerate(lines):
-                if re.search(pattern, line):
-                    return f" at {inspect.getsourcefile(function)}:{begin + i}"
-    return ""
-
-
-def _methods(module: nn.Module) -> list[Any]:
-    found = inspect.getmembers(type(module), inspect.isfunction)
-    is_torchs = {name: x.__module__.partition(".")[0] == "torch" for name, x in found}
-    return [x for name, x in found if name != "__init__" and not is_torchs[name]]
 
 
 def _called_after(model: nn.Module, run: ModelCall, first: _Call, left: Collection[str]) -> _Call:

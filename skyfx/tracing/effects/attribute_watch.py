@@ -12,6 +12,7 @@ from skyfx.runtime.execution.microbatch import RETURNED
 from skyfx.runtime.model_state import module_slots, state_slots
 from skyfx.runtime.pytree import flatten, tree_map
 from skyfx.runtime.state.code_walk import Slot
+from skyfx.runtime.state.contents import items_of
 from skyfx.runtime.state.python_numbers import Computed
 
 _NUMBERS = (bool, int, float, complex)
@@ -83,7 +84,7 @@ class AttributeWatch:
 def _parts(value: Any) -> Any:
     """The items of a container, and of the containers in it."""
     if isinstance(value, Mapping):
-        return {key: (one, _parts(one)) for key, one in value.items()}
+        return {key: (one, _parts(one)) for key, one in items_of(value).items()}
     if isinstance(value, list | tuple | deque):
         return [(one, _parts(one)) for one in value]
     return None

@@ -92,14 +92,16 @@ def counters(
         if other is None or one.way is Way.APPEND or one.way is not other.way:
             continue
         with suppress(CaptureError):
-            counted = {name: AttributeChange(one.way, _stand_ins(one.value, other.value))}
+            counted = {name: AttributeChange(one.way, _stand_ins(one.value, other.value, name))}
             if is_alike(counted):
                 found |= counted
     return found
 
 
-def _stand_ins(one: Any, other: Any) -> Any:
+def _stand_ins(one: Any, other: Any, name: str = "") -> Any:
     """The first value with stand-ins for the numbers in it that the second has otherwise.
+
+    A number that is an attribute itself, and in no container, has its name.
 
     Raises:
         CaptureError: something else differs.
@@ -113,9 +115,9 @@ def _stand_ins(one: Any, other: Any) -> Any:
         items = [_stand_ins(x, y) for x, y in zip(one, other, strict=True)]
         return type(one)(items) if type(one) in (list, tuple) else one._make(items)  # type: ignore[union-attr]
     if isinstance(one, Tensor) and isinstance(other, Tensor) and one.shape == other.shape:
-        return one if not one.is_meta and torch.equal(one, other) else Added()
+        return one if not one.is_meta and torch.equal(one, other) else Added(name=name)
     if _is_number(one) and _is_number(other):
-        return one if one == other else Added()
+        return one if one == other else Added(name=name)
     if type(one) is type(other) and one == other:
         return one
     raise CaptureError("more than numbers differs from call to call")

@@ -9,8 +9,8 @@ from torch.autograd.function import BackwardCFunction
 
 from skyfx.runtime.execution.assigned_attributes import AttributeChange
 from skyfx.solver.errors import CaptureError
-from skyfx.tracing.effects.attribute_effects import line_of
 from skyfx.tracing.effects.attribute_watch import AttributeWatch
+from skyfx.tracing.failures import line_of
 from skyfx.tracing.leaves.call_sites import copy_of
 from skyfx.tracing.leaves.leaf_modes import AskedAsLeaves
 from skyfx.tracing.tensor_binding import named_tensors

@@ -11,6 +11,7 @@ of pieces, and code in C may read wherever they point.
 """
 
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -18,6 +19,7 @@ from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence
 
 from skyfx.runtime import pytree
+from skyfx.runtime.execution.microbatch import Batch
 
 
 def other_values(leaves: Sequence[Any], given: Any) -> Iterator[list[Any]]:
@@ -77,3 +79,15 @@ def move_parameters(model: nn.Module) -> None:
             if x.requires_grad and x.is_floating_point() and not x.is_meta and x.numel():
                 ways = torch.linspace(-1, 1, x.numel(), dtype=x.dtype).reshape(x.shape)
                 x.add_(ways * (x.abs() + 1e-3) / 500)
+
+
+def moved(batch: Batch, factor: int) -> Batch:
+    """Other values of the same forms: larger ones, or of the other sign; whole ones turned over."""
+
+    def other(x: Any) -> Any:
+        if not isinstance(x, Tensor):
+            return x
+        is_whole = _is_whole(x) or x.dtype == torch.bool
+        return x * factor if not is_whole else x.flip(-1) if x.ndim else x
+
+    return replace(batch, leaves=tuple(map(other, batch.leaves)))

@@ -93,6 +93,16 @@ class ReturnsCount(attribute_models.Counting):
         return super().forward(x), self.total
 
 
+class Largest(Layers):
+    """Keeps the largest number so far: the same batch again leaves it as it is."""
+
+    largest = -1.0
+
+    def between(self, h: Tensor) -> Tensor:
+        self.largest = max(self.largest, h.detach().max().item())
+        return h
+
+
 class Starting(Layers):
     """Its state begins as nothing."""
 
@@ -121,6 +131,7 @@ class FirstBatch(Layers):
         (LastTen, r"changes 'log' \(.*\) at .*:\d+.* in a buffer"),
         (Timed, r"leaves 'took' .* at .*:\d+, which differs from call to call.*\nTake it out"),
         (ReturnsCount, r"changes 'total' \(1, then 2\) at .*:\d+.* in a buffer"),
+        (Largest, r"changes 'largest' .* at .*:\d+ .* in a buffer"),
         (Starting, r"changes 'state' \(a tensor of shape \(2, 8\), then .*\) at .*:\d+.*_buffer"),
         (FirstBatch, r"keeps 'scale' of its first call at .*:\d+.*: call the model once"),
     ],
@@ -154,6 +165,24 @@ def test_a_call_before_is_the_cure_for_what_the_first_batch_leaves() -> None:
     with partitioned(model) as pipeline:
         found = attribute_models.pipeline_steps(pipeline, model, 1)
     assert found == attribute_models.plain_steps(plain, 1)
+
+
+def test_a_buffer_is_the_cure_for_a_count_that_forward_reads() -> None:
+    class EachThird(Layers):
+        def __init__(self) -> None:
+            super().__init__()
+            self.register_buffer("calls", torch.zeros((), dtype=torch.long))
+
+        def between(self, h: Tensor) -> Tensor:
+            self.calls += 1
+            return h * 2 if self.calls % 3 == 0 else h
+
+    model = EachThird()
+    plain = attribute_models.unsplit(model)
+    with partitioned(model) as pipeline:
+        found = attribute_models.pipeline_steps(pipeline, model, 2)
+    assert found == attribute_models.plain_steps(plain, 2)
+    assert model.calls == plain.calls
 
 
 def test_refused_buffers_are_plain_tensors_again() -> None:

@@ -2,8 +2,11 @@
 
 import copy
 import logging
+import os
+import threading
 from collections import deque
 from collections.abc import Callable
+from contextvars import ContextVar
 from dataclasses import dataclass
 from functools import partial
 from types import SimpleNamespace
@@ -28,6 +31,7 @@ BATCH, TARGETS = torch.linspace(-1, 1, 32).reshape(4, 8), torch.linspace(1, -1, 
 NESTED: dict[str, dict[str, float]] = {"model": {"scale": 1.0}}
 ITEMS, SPACE = [1.0], SimpleNamespace(inner=SimpleNamespace(scale=1.0))
 DEEP, temperature = 1.0, 0
+FACTOR, LOCAL = ContextVar("FACTOR", default=1.0), threading.local()
 
 
 class Schedule:
@@ -113,7 +117,7 @@ class Base(nn.Module):
         h = self.functions["act"](h) * NESTED["model"]["scale"] * ITEMS[0] * SPACE.inner.scale
         h = self.bound(deep_1(h)) * getattr(self, f"scale_{0}")
         h = self.options.act(self.route["way"](h) if "x" in self.on else h)
-        return h
+        return h * FACTOR.get() * LOCAL.scale * float(os.environ.get("SKYFX_TEST_SCALE", "1"))
 
 
 class Net(Base):
@@ -129,7 +133,9 @@ def put(name: str, value: Any = 0.5) -> Callable[[Any], None]:
 @pytest.fixture(autouse=True)
 def as_at_first() -> None:
     NESTED["model"]["scale"] = ITEMS[0] = SPACE.inner.scale = SCHEDULE.now = 1.0
-    globals()["DEEP"] = 1.0
+    globals()["DEEP"] = LOCAL.scale = 1.0
+    FACTOR.set(1.0)
+    os.environ.pop("SKYFX_TEST_SCALE", None)
     vars(with_gain).clear()
 
 
@@ -154,6 +160,9 @@ CHANGES: dict[str, Callable[[Any], Any]] = {
     "SPACE": lambda _: setattr(SPACE.inner, "scale", 0.5),
     "DEEP": lambda _: globals().update(DEEP=0.5),
     "SCHEDULE": lambda _: setattr(SCHEDULE, "now", 0.5),
+    "FACTOR": lambda _: FACTOR.set(0.5),
+    "LOCAL": lambda _: setattr(LOCAL, "scale", 0.5),
+    "os.environ: SKYFX_TEST_SCALE": lambda _: os.environ.update(SKYFX_TEST_SCALE="0.5"),
     "with_gain": lambda _: setattr(with_gain, "factor", 0.5),
 }
 

@@ -119,3 +119,23 @@ def test_a_container_that_is_as_before_is_not_written() -> None:
     restore()
     assert equal(content(value), held)
     assert frozen["b"] is inner
+
+
+class MakesAnew(OrderedDict[str, Any]):
+    """Each `[]` makes another object, as the table of activations of transformers does."""
+
+    def __getitem__(self, key: str) -> Any:
+        return super().__getitem__(key)()
+
+
+def test_what_a_mapping_holds_is_read_and_nothing_is_made() -> None:
+    calls: list[str] = []
+    mapping = MakesAnew(a=lambda: calls.append("a"), b=lambda: calls.append("b"))
+    before, undo = content(mapping), restorer(mapping)
+    assert equal(before, content(mapping))
+    del mapping["a"]
+    assert not equal(before, content(mapping))
+    undo()
+    assert list(mapping) == ["a", "b"]
+    assert equal(before, content(mapping))
+    assert calls == []
