@@ -8,20 +8,20 @@ The files are safetensors, with the model's own names: one file, or a folder of 
 unpickled.
 """
 
-from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from os import PathLike
 from pathlib import Path
 from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
-from torch import Tensor
+from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from skyfx.solver.errors import PlanError
 from skyfx.tracing.tensor_binding import bare
-from skyfx.tracing.torch_internals import registered_as
+from skyfx.tracing.torch_internals import replaced
 
 SMALL = 2**20
 """Uninitialised tensors of at most so many elements are made anyway: they may be buffers."""
@@ -46,8 +46,18 @@ def empty_weights() -> Iterator[None]:
     On torch's meta device buffers would have no values either. Files do not have those that a model
     computes, such as the frequencies of rotary embeddings.
     """
-    with registered_as(lambda x: x if x.is_meta else bare(x)), _Empty():
+    with _registered_as(lambda x: x if x.is_meta else bare(x)), _Empty():
         yield
+
+
+def _registered_as(change: Callable[[nn.Parameter], Any]) -> AbstractContextManager[None]:
+    """Within it, modules register the changed parameter instead of each new one."""
+    register = nn.Module.register_parameter
+
+    def register_changed(module: nn.Module, name: str, parameter: nn.Parameter | None) -> None:
+        register(module, name, None if parameter is None else change(parameter))
+
+    return replaced(nn.Module, "register_parameter", register_changed)
 
 
 class Weights:

@@ -42,6 +42,7 @@ from skyfx.tracing.effects.observing_hooks import observing_hooks
 from skyfx.tracing.effects.recomputed_writes import repeat_writes
 from skyfx.tracing.failures import line_of, model_line
 from skyfx.tracing.graph_tidying import tidy
+from skyfx.tracing.late_code import late_code
 from skyfx.tracing.leaves.leaf_calls import put_leaves
 from skyfx.tracing.leaves.leaf_selection import CalledOtherwiseError, LeafSelection
 from skyfx.tracing.leaves.leaf_sites import NOWHERE, Places
@@ -271,12 +272,12 @@ def _export(
         side_effects.refuse_foreign_rng(),
         modules_left(),
     ):
-        with selection.stand_ins():
-            program = torch.export.export(once, once.tensors, strict=False)
+        with late_code():
+            with selection.stand_ins():
+                program = torch.export.export(once, once.tensors, strict=False)
+            module = program.module(check_guards=False)
         if training:
             autograd_effects.check_constants(model, program.constants)
-        module = program.module(check_guards=False)
-        assert isinstance(module, fx.GraphModule)
         follow_eager(module)
         put_leaves(module, selection.calls)
         if training:

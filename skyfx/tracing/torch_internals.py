@@ -7,6 +7,7 @@ import keyword
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, ExitStack, contextmanager
+from traceback import FrameSummary, StackSummary
 from typing import Any
 
 import torch
@@ -21,7 +22,7 @@ from torch._subclasses.fake_tensor import (
 from torch.autograd import grad_mode, profiler_legacy
 from torch.fx.experimental.symbolic_shapes import GuardOnDataDependentSymNode
 from torch.overrides import handle_torch_function
-from torch.utils import checkpoint
+from torch.utils import _traceback, checkpoint
 from torch.utils.checkpoint import CheckpointFunction
 
 from skyfx.runtime.pytree import inner_tensors
@@ -216,14 +217,14 @@ def any_attribute_name() -> Iterator[None]:
         yield
 
 
-def registered_as(change: Callable[[nn.Parameter], Any]) -> AbstractContextManager[None]:
-    """Within it, modules register the changed parameter instead of each new one."""
-    register = nn.Module.register_parameter
+def lines_on_demand() -> AbstractContextManager[None]:
+    """Within it, torch.fx looks for the lines of a node's stack only where somebody reads them."""
 
-    def register_changed(module: nn.Module, name: str, parameter: nn.Parameter | None) -> None:
-        register(module, name, None if parameter is None else change(parameter))
+    def frames(found: list[dict[str, Any]], skip: int) -> StackSummary:
+        kept = [(x["filename"], x["line"], x["name"]) for x in reversed(found[skip:])]
+        return StackSummary([FrameSummary(*x, lookup_line=False) for x in kept])
 
-    return replaced(nn.Module, "register_parameter", register_changed)
+    return replaced(_traceback, "_extract_symbolized_tb", frames)
 
 
 def forward_hooks(module: nn.Module) -> tuple[dict[int, Any], dict[int, Any]]:
@@ -239,8 +240,7 @@ def no_parametrization_cache() -> AbstractContextManager[None]:
 def own_tensors(module: nn.Module) -> Iterator[dict[str, Any]]:
     """The dicts in which a module and its submodules hold parameters and buffers."""
     for part in module.modules():
-        yield part._parameters
-        yield part._buffers
+        yield from (part._parameters, part._buffers)
 
 
 def storage_id(tensor: Tensor) -> int:

@@ -46,6 +46,10 @@ def test_without_weights_there_are_buffers_and_no_parameters_values() -> None:
     for (name, found), expected in zip(model.named_buffers(), real.buffers(), strict=True):
         assert torch.equal(found, expected), name
     assert [n for n, _ in model.named_parameters()] == [n for n, _ in real.named_parameters()]
+    with skyfx.empty_weights():
+        made = nn.Linear(2, 2, bias=False)
+    assert made.weight.is_meta
+    assert made.bias is None
     assert not any(x.is_meta for x in nn.Linear(2**11, 2**11).parameters())
 
 

@@ -1,11 +1,12 @@
 """Each private part of torch does what skyfx takes it for."""
 
 import importlib
+import linecache
 import logging
 import threading
 import warnings
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from typing import Any
 
 import pytest
@@ -14,6 +15,7 @@ from torch import Tensor, fx, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.nn import functional
 from torch.overrides import TorchFunctionMode
+from torch.utils._traceback import CapturedTraceback
 from torch.utils.checkpoint import checkpoint
 
 from skyfx.tracing import torch_internals
@@ -269,12 +271,20 @@ def test_packed_weights_are_hidden() -> None:
     assert torch.equal(model(x), expected)
 
 
-def test_modules_register_the_changed_parameter() -> None:
-    with torch_internals.registered_as(lambda x: nn.Parameter(x.detach().to("meta"))):
-        made = nn.Linear(2, 2, bias=False)
-    assert made.weight.is_meta
-    assert made.bias is None
-    assert not nn.Linear(2, 2).weight.is_meta
+def test_lines_of_a_stack_are_looked_up_when_they_are_read() -> None:
+    def here() -> Any:
+        return CapturedTraceback.extract().summary()
+
+    found: list[Any] = []
+    for within in (nullcontext(), torch_internals.lines_on_demand()):
+        with within:
+            found.append(here().format())
+    assert found[0] == found[1]
+    assert "CapturedTraceback.extract().summary()" in found[1][-1]
+    with torch_internals.lines_on_demand():
+        too_early = torch_internals.replaced(linecache, "getline", lambda *_: pytest.fail("early"))
+        with too_early:
+            here()
 
 
 def test_tensors_can_be_exchanged_where_modules_hold_them() -> None:
