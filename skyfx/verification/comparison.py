@@ -52,8 +52,8 @@ _FLOOR = 1e-6
 KINDS = {
     STATE: ComparedKind(
         "forward changes {name!r}",
-        "stages do not keep what forward leaves on Python objects. Keep it in a buffer that "
-        "forward writes in place, or return it; remove hooks that collect",
+        "stages do not keep such an object. Keep the tensor or the number that it is made of on "
+        "the attribute, write that to a buffer in place, or return it; remove hooks that collect",
     ),
     CALLS: ComparedKind(
         "forward hooks are called otherwise",

@@ -105,7 +105,20 @@ class HoldsNumpy(Net):
         return h * float(self.numbers.random())
 
 
+class KeepsTensor(Net):
+    def between(self, h: Tensor) -> Tensor:
+        self.seen: Any = h.detach()
+        return h
+
+
+class KeepsArray(KeepsTensor):
+    def between(self, h: Tensor) -> Tensor:
+        self.seen = super().between(h).detach().numpy()
+        return h
+
+
 SITUATIONS = {
+    KeepsArray: "'seen'",
     Counts: "'counts'",
     Forks: "",
     Seeds: "torch's generator",
@@ -224,6 +237,14 @@ def test_a_generator_that_the_model_holds_is_right() -> None:
     state = model.noise.get_state()
     with partitioned(model):
         assert torch.equal(model.noise.get_state(), state)
+
+
+def test_the_tensor_is_the_cure_for_an_array_on_an_attribute() -> None:
+    model = KeepsTensor()
+    expected = torch.tanh(model.first(BATCH[-2:]))
+    with partitioned(model) as pipeline:
+        pipeline.train_step(BATCH, BATCH, functional.mse_loss)
+        assert torch.equal(model.seen, expected)
 
 
 def test_who_knows_better_gets_the_pipeline() -> None:
