@@ -16,6 +16,8 @@ from tests.support.launcher import launch, torchrun
 
 Run = Callable[..., str]
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture
 def run(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Run:

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor, nn
 from torch.nn import functional
@@ -20,6 +20,7 @@ from tests.support.launcher import launch
 from tests.support.models import BATCH, Case
 from tests.support.plans import SIZE, split_evenly
 from tests.support.random_models import BY_VALUE, CASES, OPERATORS, SEED, drawing, trained
+from tests.support.tiers import cases
 
 STEPS = 50
 
@@ -89,7 +90,7 @@ def test_every_operator_draws_what_it_draws_in_plain_torch(schedule: str) -> Non
     assert split(all_of_them, 3, 3, schedule) == alone(all_of_them, 3)
 
 
-@settings(max_examples=10)
+@cases(70)
 @given(
     st.lists(st.sampled_from(list(OPERATORS)), min_size=1, max_size=6),
     st.integers(1, 3),

@@ -2,8 +2,9 @@
 
 from dataclasses import dataclass, replace
 
+import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor, nn
 from torch.nn import functional
@@ -18,6 +19,7 @@ from tests.support import unsplit_reference
 from tests.support.independent_validator import referee_faults
 from tests.support.models import BATCH, Case
 from tests.support.plans import NUM_MICROBATCHES, SIZE
+from tests.support.tiers import cases
 
 WIDTH = 4
 
@@ -104,7 +106,8 @@ def random_plan(model: nn.Module, batch: Tensor, draw: st.DrawFn, num_devices: i
     return plan
 
 
-@settings(max_examples=25, deadline=None)
+@pytest.mark.slow
+@cases(100)
 @given(programs(), st.integers(2, 4), st.data())
 def test_any_plan_of_any_program_computes_what_the_program_computes(
     lines: tuple[Line, ...], num_devices: int, data: st.DataObject

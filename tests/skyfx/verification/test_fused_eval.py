@@ -32,6 +32,7 @@ def partitioned(*, nested: bool, padded: bool) -> skyfx.Pipeline:
     return skyfx.partition(model, ["cpu", "cpu"], example_inputs=example, num_microbatches=2)
 
 
+@pytest.mark.slow
 def test_zeros_at_padded_positions_are_refused_with_a_cure_that_is_right() -> None:
     with pytest.raises(VerificationError, match="enable_nested_tensor=False") as refused:
         partitioned(nested=True, padded=True)
