@@ -15,6 +15,12 @@ __all__ = ["folder", "skyfx", "skyfx_process"]
 tiers.register_profiles()
 
 
+@pytest.hookimpl(trylast=True)
+def pytest_configure() -> None:
+    """Once the profile is loaded."""
+    tiers.set_layers()
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
         if isinstance(item, pytest.Function):

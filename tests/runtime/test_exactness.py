@@ -16,7 +16,7 @@ pytestmark = pytest.mark.slow
 
 
 def frozen() -> Case:
-    case = models.bert()
+    case = models.bert(layers=2)
     case.model.bert.embeddings.requires_grad_(False)
     case.model.bert.encoder.layer[1].attention.requires_grad_(False)
     return replace(case, name="frozen bert")

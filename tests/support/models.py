@@ -1,6 +1,7 @@
 """Small real models, each with a batch, targets and a loss, for the pipeline to run exactly."""
 
 import functools
+import os
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any, ParamSpec
@@ -13,6 +14,11 @@ from torch.nn import functional
 P = ParamSpec("P")
 
 BATCH = 8
+
+
+def num_layers() -> int:
+    """Of each model: one, which has all kinds of operators; two in the longest profile."""
+    return int(os.environ.get("SKYFX_LAYERS", "1"))
 
 
 @dataclass(frozen=True)
@@ -38,9 +44,9 @@ def named(make: Callable[P, Case]) -> Callable[P, Case]:
 
 
 @named
-def bert(dropout: float = 0.0, layers: int = 2) -> Case:
+def bert(dropout: float = 0.0, layers: int | None = None) -> Case:
     config = transformers.BertConfig(
-        num_hidden_layers=layers,
+        num_hidden_layers=layers or num_layers(),
         hidden_size=32,
         num_attention_heads=2,
         intermediate_size=64,
@@ -63,7 +69,7 @@ def padding(length: int) -> Tensor:
 @named
 def gpt2(tied: bool = True) -> Case:
     config = transformers.GPT2Config(
-        n_layer=2,
+        n_layer=num_layers(),
         n_embd=32,
         n_head=2,
         vocab_size=100,
@@ -83,8 +89,8 @@ def gpt2(tied: bool = True) -> Case:
 @named
 def t5() -> Case:
     config = transformers.T5Config(
-        num_layers=2,
-        num_decoder_layers=2,
+        num_layers=num_layers(),
+        num_decoder_layers=2,  # the second has the position bias of the first
         d_model=32,
         d_kv=16,
         num_heads=2,
@@ -226,7 +232,7 @@ def mixture() -> Case:
     config = transformers.MixtralConfig(
         hidden_size=32,
         intermediate_size=64,
-        num_hidden_layers=2,
+        num_hidden_layers=num_layers(),
         num_attention_heads=4,
         num_key_value_heads=2,
         vocab_size=100,

@@ -26,6 +26,12 @@ def register_profiles() -> None:
     settings.load_profile("ci")
 
 
+def set_layers() -> None:
+    """Say to models, also of processes that tests start, how many layers the profile wants."""
+    is_long = settings.get_current_profile_name() == "long"
+    os.environ.setdefault("SKYFX_LAYERS", "2" if is_long else "1")
+
+
 def num_cases(usual: int) -> int:
     """The number of cases in this profile; the variable `SKYFX_CASES` sets another for all."""
     if "SKYFX_CASES" in os.environ:

@@ -51,8 +51,8 @@ def unsplit(case: Case, *, training: bool) -> tuple[int, int]:
 # Layers x the products of queries with keys and of weights with values, each two operations for
 # each of batch x heads x length x length x size of a head; in backward 5 products where forward
 # has 2. Torch's counter has no formula for the CPU's kernel, so there it leaves attention out.
-BERTS = 2 * 4 * (BATCH * 2 * 12 * 12 * 16)
-EXPERTS = 2 * 4 * (BATCH * 4 * 12 * 12 * 8)
+BERTS = models.num_layers() * 4 * (BATCH * 2 * 12 * 12 * 16)
+EXPERTS = models.num_layers() * 4 * (BATCH * 4 * 12 * 12 * 8)
 
 
 @pytest.mark.parametrize(

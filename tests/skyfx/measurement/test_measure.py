@@ -30,7 +30,7 @@ def measured(case: Case, *, training: bool = True) -> Graph:
 
 
 def test_every_operator_has_a_time_and_gradients_flow_where_they_should() -> None:
-    graph = measured(models.bert())
+    graph = measured(models.bert(layers=2))
     for node in graph.nodes:
         free = node.op in ("input", "get_attr")
         assert (node.forward_s == {}) if free else node.forward_s["cpu"] > 0
@@ -50,7 +50,7 @@ def test_every_operator_has_a_time_and_gradients_flow_where_they_should() -> Non
 
 
 def test_only_what_trains_counts_as_trained_and_nothing_before_it_is_kept() -> None:
-    case = models.bert()
+    case = models.bert(layers=2)
     for name, parameter in case.model.named_parameters():
         parameter.requires_grad_("layer.1.output" in name or "classifier" in name)
     nodes, parameters = measured(case).nodes, list(case.model.parameters())

@@ -32,7 +32,7 @@ def test_names_are_those_of_the_model_and_each_stands_once() -> None:
     ids = list(captured.ids.values())
     assert len(set(ids)) == len(ids)
     assert "input_ids" in ids
-    assert "bert.encoder.layer.1.output.dense.linear" in ids
+    assert "bert.encoder.layer.0.output.dense.linear" in ids
     assert "classifier.linear" in ids
 
 
