@@ -28,7 +28,7 @@ class Setting(NamedTuple):
     Attributes:
         training: whether it trains.
         modes: of each module, where not all are alike.
-        trained: whether each parameter needs a gradient, in training.
+        trained: whether each parameter needs a gradient, in training or if code asks for it.
         hooks: of all modules.
         autocast: types by device type.
     """
@@ -62,6 +62,8 @@ class SplitCache:
         self._made[setting, part.signature] = staged
         self._tensors_then = self._tensors()
         self._fixed = self._find_fixed()
+        del self._made[setting, part.signature]
+        self._made[self.setting(training), part.signature] = staged  # what it asks is known now
         self._values_then = self.values()
         self._values_at_first = self._values_at_first or self._values_then
 
@@ -138,8 +140,9 @@ class SplitCache:
         modes = self._modes(training)
         hooks = tuple(Same(hook) for x in self._model.modules() for hook in module_hooks_of(x))
         # A checkpoint that needs no gradient runs once, else twice; and a forward may do without
-        # gradients while its parameters need none.
-        trained = tuple(x.requires_grad for x in self._model.parameters()) if training else ()
+        # gradients while its parameters need none, or ask whether they do.
+        is_asked = training or (self._fixed is not None and self._fixed.names("requires_grad"))
+        trained = tuple(x.requires_grad for x in self._model.parameters()) if is_asked else ()
         return Setting(training, modes, trained, hooks, autocast_here())
 
     def _modes(self, training: bool) -> Any:

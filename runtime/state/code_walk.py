@@ -18,6 +18,8 @@ from functools import cache, cached_property, partial
 from types import CellType, CodeType, FunctionType, MethodType, ModuleType
 from typing import Any
 
+from torch.autograd import Function
+
 from skyfx.runtime.state.contents import is_closed
 
 _DEPTH = 4
@@ -83,6 +85,8 @@ def functions_from(
             named = [slot.value for slot in variables_of(function)]
             names = names_in(function.__code__)
             named += [vars(base).get(x) for base in kind.__mro__ for x in names]
+            for one in [x for x in named if isinstance(x, type) and issubclass(x, Function)]:
+                named += [one.forward, one.backward]  # which `apply` and autograd call
             pending += [(x, depth - 1) for x in named]
 
 

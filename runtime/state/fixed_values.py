@@ -76,6 +76,10 @@ class FixedValues:
         self._but = {(id(x.owner), x.key) for x in own}
         self._slots = [x for x in self._code.slots if (id(x.owner), x.key) not in self._but]
 
+    def names(self, name: str) -> bool:
+        """Whether code that the model reaches names an attribute or a variable so."""
+        return name in self._code.names
+
     def values(self) -> dict[str, Any]:
         """What they hold now, by name, to compare with `==`."""
         values: dict[str, Any] = {}

@@ -201,34 +201,45 @@ def test_each_change_is_seen() -> None:
         assert name in changed[0]
 
 
+NUM_CALLS = {"forward": 0, "backward": 0}
+
+
 class Scaling(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, model: nn.Module) -> Tensor:
+        NUM_CALLS["forward"] += 1
         ctx.model = model
         return x.clone()
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> Any:
+        NUM_CALLS["backward"] += 1
         return gradients[0] * ctx.model.strength, None
 
 
 class Reverses(nn.Sequential):
     def forward(self, x: Tensor) -> Tensor:
         made: Tensor = Scaling.apply(super().forward(x), self)  # type: ignore[no-untyped-call]
-        return made
+        return made * 2 if self[0].weight.requires_grad else made
 
 
 def test_what_a_backward_reads_may_change() -> None:
     torch.manual_seed(0)
     model = Reverses(nn.Linear(8, 8))
     model.strength = 1.0  # type: ignore[assignment]
+    before = dict(NUM_CALLS)
     with skyfx.partition(model, ["cpu"], example_inputs=BATCH, num_microbatches=1) as pipeline:
+        assert before == NUM_CALLS
         norms = []
         for strength in (1.0, 1.0, 0.5):
             model.strength = strength  # type: ignore[assignment]
             model.zero_grad()
             pipeline.train_step(BATCH, TARGETS, functional.mse_loss)
             norms.append(model[0].weight.grad)
+        assert {key: x - before[key] for key, x in NUM_CALLS.items()} == dict.fromkeys(before, 3)
+        for is_trained in (True, False):  # which forward asks for
+            model[0].weight.requires_grad_(is_trained)
+            assert torch.equal(pipeline(BATCH), model(BATCH))
     assert torch.equal(norms[0], norms[1])
     assert torch.equal(norms[2], 0.5 * norms[0])
 
