@@ -71,7 +71,9 @@ class _Data:
     def allow(cls, size_bytes: int, held_bytes: int) -> None:
         if not cls.allowed:
             cls.before = resource.getrlimit(resource.RLIMIT_DATA)
-            cls.besides_bytes = STACKS_BYTES + _data_bytes() - free_bytes_of_heap() - held_bytes
+            # Free parts of the heap serve what the pipeline is still to allocate, and no more.
+            free = min(free_bytes_of_heap(), max(0, size_bytes - held_bytes))
+            cls.besides_bytes = STACKS_BYTES + _data_bytes() - free - held_bytes
         cls.allowed.append(size_bytes)
         cls.set()
 

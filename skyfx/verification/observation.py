@@ -1,11 +1,13 @@
 """What micro-batches do to a model: in plain torch, and in the stages of a pipeline."""
 
 import math
+import random
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
+import numpy
 import torch
 from torch import Tensor, nn
 
@@ -44,7 +46,7 @@ class RunMode(NamedTuple):
 
 
 SEED = 20_220_101
-"""Of torch's generator in both runs, so that dropout drops the same."""
+"""Of all default generators in both runs, so that dropout drops the same."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -183,6 +185,8 @@ def observed(model: nn.Module, run: Callable[[], Contents], how: RunMode) -> Obs
     """
     with _gradients_apart(model), preserve_state(model, how.written):
         torch.manual_seed(SEED)
+        random.seed(SEED)
+        numpy.random.seed(SEED)
         before = ModelState.of(model, how.written)
         with torch.set_grad_enabled(how.backward):
             gave = run()

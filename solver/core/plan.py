@@ -1,6 +1,8 @@
 """A plan (`skyfx.plan/1`): the nodes of each device, their cost, and the distance to the best."""
 
+import random
 from dataclasses import dataclass
+from types import ModuleType
 from typing import Any, ClassVar, Literal, get_args
 
 from skyfx.solver.core.field_checks import non_negative, one_of, text_sequence, whole_number
@@ -204,14 +206,19 @@ class Plan:
         return {name: k for k, stage in enumerate(self.stages) for name in stage.nodes}
 
     def __str__(self) -> str:
-        from skyfx.solver.core.plan_table import text  # rich takes a while to load
-
-        return text(self)
+        return str(_tables().text(self))
 
     def _repr_html_(self) -> str:
-        from skyfx.solver.core.plan_table import html
+        return str(_tables().html(self))
 
-        return html(self)
+
+def _tables() -> ModuleType:
+    """Loaded when a plan is printed: rich takes a while, and draws from Python's generator."""
+    state = random.getstate()
+    from skyfx.solver.core import plan_table
+
+    random.setstate(state)
+    return plan_table
 
 
 def relative_gap(objective_value: float, lower_bound: float) -> float | None:

@@ -24,7 +24,8 @@ WIDTH = 120
 
 def render(plan: "Plan", console: Console) -> None:
     """Draw the plan on a rich console."""
-    table = Table(*COLUMNS, title=Text(_title(plan)), title_justify="left", box=None)
+    console.print(Text(_title(plan)), highlight=False, soft_wrap=True)  # a table would break it
+    table = Table(*COLUMNS, box=None)
     for row in _rows(plan):
         table.add_row(*(Text(cell) for cell in row))  # names are not rich's markup
     console.print(table)

@@ -1,10 +1,15 @@
 """Plans for people."""
 
+import subprocess
+import sys
+from random import Random
+
 import pytest
 
 from skyfx.solver import Assumptions, Plan, solve
 from skyfx.solver.core.plan_table import COLUMNS, html, text
 from skyfx.solver.core.units import operations, percent, seconds, size
+from tests.support import ROOT
 from tests.support.planning_instances import cluster, cpus, graph, node, plan_of
 
 
@@ -89,6 +94,26 @@ def test_memory_stands_beside_what_the_device_has() -> None:
 
 def test_printing_a_plan_draws_its_table() -> None:
     assert str(a_plan()) == text(a_plan())
+
+
+PRINTS = """
+import random, sys
+from skyfx.solver import Assumptions
+from tests.support.planning_instances import cpus, graph, node, plan_of
+
+plan = plan_of(graph([node("a")]), cpus(1.0), Assumptions(), [("d0", ["a"])])
+random.seed(1)
+assert "rich" not in sys.modules
+str(plan)
+print(random.random())
+"""
+
+
+def test_printing_a_plan_draws_no_random_number() -> None:
+    """It imports rich, which draws one."""
+    command = [sys.executable, "-c", PRINTS]
+    said = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
+    assert float(said.stdout) == Random(1).random()
 
 
 def test_names_are_not_markup() -> None:

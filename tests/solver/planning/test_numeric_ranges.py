@@ -81,6 +81,7 @@ def test_other_units_change_nothing(
             output_bytes=node.output_bytes * b,
             gradient_bytes=node.gradient_bytes * b,
             parameter_bytes=node.parameter_bytes * b,
+            trainable_bytes=None if node.trainable_bytes is None else node.trainable_bytes * b,
             saved_bytes=node.saved_bytes * b,
         )
         for node in g.nodes

@@ -93,7 +93,13 @@ def test_renaming_nodes_changes_nothing(
     new = dict(zip(ids, random.sample(range(100), len(ids)), strict=True))
     names = {old: f"renamed {number}" for old, number in new.items()}
     nodes = tuple(
-        replace(n, id=names[n.id], inputs=tuple(names[u] for u in n.inputs)) for n in g.nodes
+        replace(
+            n,
+            id=names[n.id],
+            inputs=tuple(names[u] for u in n.inputs),
+            after=tuple(names[u] for u in n.after),
+        )
+        for n in g.nodes
     )
     renamed = replace(g, nodes=nodes, outputs=tuple(names[u] for u in g.outputs))
     assert value(renamed, c, a) == same(value(g, c, a))
