@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from skyfx.runtime.memory.malloc import free_bytes_of_heap
-from skyfx.runtime.pytree import inner_tensors
+from skyfx.runtime.pytree import parts_of
 
 STACKS_BYTES = 2**27
 """Reserved by the threads of stages, OpenMP, autograd and transport, and hardly touched."""
@@ -105,6 +105,6 @@ def _data_bytes() -> int:
 def _held_bytes(tensors: Iterable[Tensor], device: torch.device) -> int:
     """Bytes of their storages on a device, each counted once."""
     there = [x for x in tensors if x.device == device]
-    parts = [part for x in there for part in inner_tensors(x).values() or [x]]
+    parts = [part for x in there for part in parts_of(x)]
     storages = [part.untyped_storage() for part in parts]
     return sum({one.data_ptr(): one.nbytes() for one in storages}.values())

@@ -43,4 +43,5 @@ def to_planner_graph(captured: Capture) -> Graph:
 def num_bytes(value: Any) -> int:
     """Bytes of a tensor, or of all tensors in a nesting, when they are sent: contiguous."""
     tensors = [leaf for leaf in pytree.tree_leaves(value) if isinstance(leaf, Tensor)]
-    return sum(num_bytes(pytree.inner_tensors(x)) or x.numel() * x.element_size() for x in tensors)
+    parts = [part for x in tensors for part in pytree.parts_of(x)]
+    return sum(part.numel() * part.element_size() for part in parts)

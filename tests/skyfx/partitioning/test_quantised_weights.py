@@ -12,7 +12,7 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 import skyfx
 from skyfx.passes.planner_graph import to_planner_graph
-from skyfx.runtime.pytree import inner_tensors
+from skyfx.runtime.pytree import parts_of
 from skyfx.tracing.capture import capture
 from tests.support import unsplit_reference
 from tests.support.int8_weights import quantise
@@ -84,7 +84,7 @@ def test_each_stage_counts_what_its_own_weights_hold() -> None:
     case = quantised()
     graph = to_planner_graph(capture(case.model, case.batch))
     parameters = list(case.model.parameters())
-    held = [part for x in parameters for part in inner_tensors(x).values() or [x]]
+    held = [part for x in parameters for part in parts_of(x)]
     assert sum(x.dtype == torch.int8 for x in held) == 7
     held.append(case.model.get_buffer("base_model.model.model.rotary_emb.inv_freq"))
     of_all = sum(x.nbytes for x in held)
