@@ -15,6 +15,7 @@ from skyfx.runtime.rng.generator_state import comparable_states, preserve_genera
 from skyfx.runtime.state.code_walk import Slot
 from skyfx.runtime.state.contents import content, equal, restorer
 from skyfx.runtime.state.reachable_state import (
+    HOOK_TABLES,
     NOT_STATE,
     is_taken_apart,
     parts_of,
@@ -81,9 +82,7 @@ def preserve_state(model: nn.Module, parameters: Sequence[str] = ()) -> Iterator
         owners += [vars(module), module._buffers]
         undo.append(restorer(module._non_persistent_buffers_set))
     names = [(owner, set(owner)) for owner in owners]
-    tables: list[dict[str, Any]] = [
-        table for part in model.modules() for table in (part._modules, part._parameters)
-    ]
+    tables: list[dict[Any, Any]] = [x for part in model.modules() for x in _tables(part)]
     registered = [(table, dict(table)) for table in tables]
     try:
         with preserve_generators():
@@ -119,7 +118,7 @@ def preserve_run(model: nn.Module) -> Iterator[WrittenParameters]:
 def attribute_slots(module: nn.Module, prefix: str = "") -> Iterator[Slot]:
     """The attributes of a module itself that are neither parameters, buffers nor torch's own."""
     held = vars(module)
-    for name in [name for name in held if name not in NOT_STATE and not _is_hook_table(name)]:
+    for name in [name for name in held if name not in NOT_STATE]:
         yield Slot(prefix + name, held, name)
 
 
@@ -141,8 +140,10 @@ def module_slots(model: nn.Module) -> Iterator[Slot]:
             yield Slot(prefix + name, module._buffers, name)
 
 
-def _is_hook_table(name: str) -> bool:
-    return name.startswith("_") and "_hooks" in name
+def _tables(module: nn.Module) -> list[dict[Any, Any]]:
+    """What is registered on a module; forward may register hooks when it is called first."""
+    hooks = [vars(module)[name] for name in HOOK_TABLES & vars(module).keys()]
+    return [module._modules, module._parameters, *hooks]
 
 
 def _restorer(slot: Slot, known: set[int]) -> Callable[[], None]:

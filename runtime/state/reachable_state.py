@@ -25,7 +25,10 @@ from skyfx.runtime.state.contents import is_closed, is_open
 from skyfx.runtime.state.model_code import names_read_by
 from skyfx.runtime.state.python_numbers import Added
 
-NOT_STATE = frozenset(
+HOOK_TABLES = frozenset(name for name in vars(nn.Module()) if "_hooks" in name)
+"""Where torch keeps the hooks of a module."""
+
+NOT_STATE = HOOK_TABLES.union(
     (
         *("training", "_parameters", "_buffers", "_modules", "_non_persistent_buffers_set"),
         *("_flat_weights", "_flat_weight_refs"),  # an LSTM's parameters once more
