@@ -18,6 +18,7 @@ from skyfx.runtime.state.reachable_state import (
     HOOK_TABLES,
     NOT_STATE,
     is_taken_apart,
+    objects_of_packages,
     parts_of,
     reachable_objects,
     reachable_slots,
@@ -81,8 +82,9 @@ def preserve_state(model: nn.Module, parameters: Sequence[str] = ()) -> Iterator
     for module in model.modules():
         owners += [vars(module), module._buffers]
         undo.append(restorer(module._non_persistent_buffers_set))
+        owners += map(vars, objects_of_packages(module))
     names = [(owner, set(owner)) for owner in owners]
-    tables: list[dict[Any, Any]] = [x for part in model.modules() for x in _tables(part)]
+    tables: list[dict[Any, Any]] = [x for part in model.modules() for x in registered_tables(part)]
     registered = [(table, dict(table)) for table in tables]
     try:
         with preserve_generators():
@@ -90,7 +92,7 @@ def preserve_state(model: nn.Module, parameters: Sequence[str] = ()) -> Iterator
     finally:
         with torch.no_grad():
             for held, before in registered:
-                if list(held) != list(before):
+                if list(held) != list(before) or any(held[x] is not before[x] for x in held):
                     held.clear()
                     held.update(before)
             for owner, known_names in names:
@@ -140,8 +142,8 @@ def module_slots(model: nn.Module) -> Iterator[Slot]:
             yield Slot(prefix + name, module._buffers, name)
 
 
-def _tables(module: nn.Module) -> list[dict[Any, Any]]:
-    """What is registered on a module; forward may register hooks when it is called first."""
+def registered_tables(module: nn.Module) -> list[dict[Any, Any]]:
+    """Its submodules, its parameters, and its hooks of all kinds: a first call may change them."""
     hooks = [vars(module)[name] for name in HOOK_TABLES & vars(module).keys()]
     return [module._modules, module._parameters, *hooks]
 

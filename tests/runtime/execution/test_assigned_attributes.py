@@ -225,6 +225,33 @@ def test_a_buffer_that_forward_registers_is_made_for_each_shape() -> None:
                 assert torch.equal(pipeline(x), torch.cat([Lazy().eval()(y) for y in x.split(1)]))
 
 
+def test_modules_that_a_first_call_replaces_stay_so() -> None:
+    class Short(nn.Linear):
+        pass
+
+    class Changing(Layers):
+        """Takes another module for its own, as BigBird does for short sequences."""
+
+        kind = "long"
+
+        def between(self, h: Tensor) -> Tensor:
+            if self.kind == "long":
+                self.kind = "short"
+                short = Short(h.shape[1], h.shape[1])
+                short.weight, short.bias = self.inner.weight, self.inner.bias
+                self.inner = short
+            return h if isinstance(self.inner, Short) else h / 0
+
+    model, plain = Changing(), Changing()
+    plain(BATCH)
+    with partitioned(model) as pipeline:
+        found = attribute_models.pipeline_steps(pipeline, model, 2)
+    assert found == attribute_models.plain_steps(plain, 2)
+    assert model.kind == "short"
+    assert isinstance(model.inner, Short)
+    assert torch.equal(model(BATCH), plain(BATCH))
+
+
 def test_caches_by_shape_are_filled_and_read() -> None:
     class Padded(Layers):
         """Keeps where the padding is, and a table, for each length."""
