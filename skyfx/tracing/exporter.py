@@ -104,9 +104,8 @@ def trace(
             except first_call.FirstCallError:
                 if known.structure is first_call.module_names:
                     raise
-                first_call.make_first_call(
-                    model, _run_of(model, microbatch, KnownEffects(structure=first_call.anything))
-                )
+                run = _run_of(model, microbatch, KnownEffects(structure=first_call.anything))
+                first_call.make_first_call(model, run, training=training)
                 known = _known(model, microbatch, first_call.module_names)
                 continue
             changed = written_attributes(model, traced.module)

@@ -10,6 +10,7 @@ Plain torch keeps them from the first call on.
 from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any
 
+import torch
 from torch import Tensor, fx, nn
 
 from skyfx.runtime.execution.assigned_attributes import (
@@ -43,7 +44,7 @@ def modules_and_hooks(model: nn.Module) -> dict[str, Any]:
 def module_names(model: nn.Module) -> dict[str, Any]:
     """The names of its modules and parameters."""
     names = [name for name, _ in model.named_modules()]
-    return dict.fromkeys([*names, *(name for name, _ in model.named_parameters())])
+    return dict.fromkeys([*names, *_parameters(model)])
 
 
 def anything(_: nn.Module) -> dict[str, Any]:
@@ -67,7 +68,9 @@ def check_same(model: nn.Module, before: Mapping[str, Any], now: Mapping[str, An
         )
 
 
-def make_first_call(model: nn.Module, run: Callable[[], Sequence[Tensor]]) -> None:
+def make_first_call(
+    model: nn.Module, run: Callable[[], Sequence[Tensor]], *, training: bool
+) -> None:
     """Call a model, and keep the modules and hooks that it has then, not what else has changed.
 
     The plain values that only this call assigns are kept as well.
@@ -75,25 +78,30 @@ def make_first_call(model: nn.Module, run: Callable[[], Sequence[Tensor]]) -> No
     Args:
         model: the model.
         run: calls it.
+        training: whether it is to draw in its first step what plain torch draws.
 
     Raises:
-        FirstCallError: it has other parameters then, whose values plain torch draws later.
+        FirstCallError: only this call makes parameters, or draws numbers for the modules.
     """
-    parameters = dict.fromkeys(name for name, _ in model.named_parameters())
+    before, names = modules_and_hooks(model), dict.fromkeys(_parameters(model))
+    began = torch.get_rng_state()
     with preserve_run(model):
         watch = AttributeWatch(model)
         run()
-        first = watch.changes()
-        check_same(model, parameters, dict.fromkeys(x for x, _ in model.named_parameters()))
+        first, drawn = watch.changes(), torch.get_rng_state()
+        check_same(model, names, dict.fromkeys(_parameters(model)))
         tables = [
             (table, dict(table))
             for module in model.modules()
             for table in registered_tables(module)
         ]
         with preserve_run(model):
+            torch.set_rng_state(began)
             watch = AttributeWatch(model)
             run()
             again = watch.changes()
+            if training and not torch.equal(drawn, torch.get_rng_state()):
+                check_same(model, before, modules_and_hooks(model))
     for table, held in tables:
         table.clear()
         table.update(held)
@@ -129,3 +137,7 @@ def check_settled(
                 f"forward keeps {name!r} of its first call{line_of(model, name)}, and stages would "
                 "compute it in each call: call the model once on such a batch before"
             )
+
+
+def _parameters(model: nn.Module) -> list[str]:
+    return [name for name, _ in model.named_parameters()]
