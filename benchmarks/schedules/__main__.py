@@ -1,6 +1,7 @@
 """Schedules made for a plan beside 1F1B: `python -m benchmarks.schedules [--write]`.
 
-`--cases N` and `--only TEXT` take fewer pipelines and models. All steps are simulated (`solver/costs/simulator.py`).
+`--cases N` and `--only TEXT` take fewer pipelines and models.
+All steps are simulated (`solver/costs/simulator.py`).
 """
 
 import argparse
