@@ -67,7 +67,8 @@ def test_every_example_says_how_to_run_it(example: Path) -> None:
     assert f"examples/{example.name}" in said
 
 
-def test_every_benchmark_has_a_smallest_case() -> None:
+def test_every_benchmark_has_a_smallest_case(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(ROOT / "scripts")
     cases = script("smallest").CASE.findall((ROOT / "docs/benchmarks.md").read_text())
     programs = [x for x in (ROOT / "benchmarks").rglob("*.py") if "__main__" in x.read_text()]
     names = [str(x.relative_to(ROOT).with_suffix("")).replace("/", ".") for x in programs]
