@@ -41,7 +41,7 @@ def bert(task: glue.Task, vocabulary: int, options: argparse.Namespace) -> nn.Mo
     if options.model is not None:
         return BertForSequenceClassification.from_pretrained(
             options.model, num_labels=len(task.labels)
-        )
+        ).train()
     config = BertConfig(
         vocab_size=vocabulary,
         hidden_size=options.width,

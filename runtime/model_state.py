@@ -15,8 +15,10 @@ from skyfx.runtime.rng.generator_state import comparable_states, preserve_genera
 from skyfx.runtime.state.code_walk import Slot
 from skyfx.runtime.state.contents import content, equal, restorer
 from skyfx.runtime.state.reachable_state import (
+    HOOK_TABLES,
     NOT_STATE,
     is_taken_apart,
+    objects_of_packages,
     parts_of,
     reachable_objects,
     reachable_slots,
@@ -80,10 +82,9 @@ def preserve_state(model: nn.Module, parameters: Sequence[str] = ()) -> Iterator
     for module in model.modules():
         owners += [vars(module), module._buffers]
         undo.append(restorer(module._non_persistent_buffers_set))
+        owners += map(vars, objects_of_packages(module))
     names = [(owner, set(owner)) for owner in owners]
-    tables: list[dict[str, Any]] = [
-        table for part in model.modules() for table in (part._modules, part._parameters)
-    ]
+    tables: list[dict[Any, Any]] = [x for part in model.modules() for x in registered_tables(part)]
     registered = [(table, dict(table)) for table in tables]
     try:
         with preserve_generators():
@@ -91,7 +92,7 @@ def preserve_state(model: nn.Module, parameters: Sequence[str] = ()) -> Iterator
     finally:
         with torch.no_grad():
             for held, before in registered:
-                if list(held) != list(before):
+                if list(held) != list(before) or any(held[x] is not before[x] for x in held):
                     held.clear()
                     held.update(before)
             for owner, known_names in names:
@@ -119,7 +120,7 @@ def preserve_run(model: nn.Module) -> Iterator[WrittenParameters]:
 def attribute_slots(module: nn.Module, prefix: str = "") -> Iterator[Slot]:
     """The attributes of a module itself that are neither parameters, buffers nor torch's own."""
     held = vars(module)
-    for name in [name for name in held if name not in NOT_STATE and not _is_hook_table(name)]:
+    for name in [name for name in held if name not in NOT_STATE]:
         yield Slot(prefix + name, held, name)
 
 
@@ -141,8 +142,10 @@ def module_slots(model: nn.Module) -> Iterator[Slot]:
             yield Slot(prefix + name, module._buffers, name)
 
 
-def _is_hook_table(name: str) -> bool:
-    return name.startswith("_") and "_hooks" in name
+def registered_tables(module: nn.Module) -> list[dict[Any, Any]]:
+    """Its submodules, its parameters, and its hooks of all kinds: a first call may change them."""
+    hooks = [vars(module)[name] for name in HOOK_TABLES & vars(module).keys()]
+    return [module._modules, module._parameters, *hooks]
 
 
 def _restorer(slot: Slot, known: set[int]) -> Callable[[], None]:

@@ -11,6 +11,7 @@ from torch import nn
 from skyfx.devices.resolve import DeviceList
 from skyfx.measurement.cost_cache import check_cache_folder
 from skyfx.measurement.measure import Progress, measure
+from skyfx.measurement.optimizer_state import OptimizerFactory, state_ratio
 from skyfx.orchestration.agreement import Initial, agree
 from skyfx.orchestration.assembly import assemble
 from skyfx.orchestration.environment import environment_of
@@ -54,7 +55,8 @@ def partition(
     num_microbatches: int = 8,
     batch_dims: AskedDims = None,
     target_dims: AskedDims | Literal["entries"] = None,
-    optimizer_state_ratio: float = 2.0,
+    optimizer: OptimizerFactory | None = None,
+    optimizer_state_ratio: float | None = None,
     pins: Sequence[str] = (),
     gap: float = 0.01,
     time_limit_s: float = 20.0,
@@ -85,8 +87,10 @@ def partition(
             dimension 0 of tensors that share the batch size in `example_inputs`; see
             `Pipeline.batch_dims`.
         target_dims: the same for the targets of a loss, by their keys or positions.
-        optimizer_state_ratio: bytes of optimizer state per byte of parameters that train; 2 for
-            Adam.
+        optimizer: the class of the optimizer that will train the model, or a function that makes
+            one of a list of parameters. The memory of its state is seen in one small step.
+        optimizer_state_ratio: instead of `optimizer`, bytes of its state per byte of parameters
+            that train. Without either it is 2, as for Adam.
         pins: `PATTERN=DEVICE` or `PATTERN!=DEVICE`: nodes or modules that have to be on a device,
             or must not be, such as `embeddings=cpu`.
         gap: how far the plan may be from the best, relatively, to stop searching.
@@ -124,11 +128,12 @@ def partition(
     group = environment.group
     read = partial(read_arguments, model, example_inputs, plan, weights, keep)
     batch, given = group.barrier_after(read)
+    state = group.barrier_after(partial(state_ratio, optimizer, optimizer_state_ratio, model))
     asked = {
         "devices": [device.name for device in environment.cluster.devices],
         "plan": None if given is None else [(x.device, x.nodes) for x in given.stages],
         **{"mode": mode, "objective": objective, "schedule": schedule, "strategy": strategy},
-        **{"num_microbatches": num_microbatches, "optimizer_state_ratio": optimizer_state_ratio},
+        **{"num_microbatches": num_microbatches, "optimizer_state_ratio": state},
         **{"pins": pins, "gap": gap, "time_limit_s": time_limit_s, "check": check},
         **{"batch_dims": batch_dims, "target_dims": target_dims},
     }
@@ -150,7 +155,7 @@ def partition(
             schedule=schedule,
             overlap=environment.overlap,
             microbatches=num_microbatches,
-            optimizer_state_ratio=optimizer_state_ratio,
+            optimizer_state_ratio=state,
             pins=tuple(pins),
         )
         check_request(assumptions, environment.cluster, strategy, gap, time_limit_s)

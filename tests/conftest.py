@@ -19,6 +19,7 @@ tiers.register_profiles()
 def pytest_configure() -> None:
     """Once the profile is loaded."""
     tiers.set_layers()
+    tiers.measure_briefly()
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -175,11 +175,11 @@ class Subject:
         return took_s
 
 
-def seconds(name: str) -> list[float]:
+def seconds(name: str, runs: int) -> list[float]:
     """Of a plain micro-batch, a step of a batch, and the checks; medians in turns."""
     subject = Subject(name)
     turns: list[list[float]] = []
-    for _ in range(RUNS + 1):
+    for _ in range(runs + 1):
         checks = [subject.check_s(check) for check in CHECKS]
         turns.append([subject.plain_step_s(), subject.train(), *checks])
     return [median(column) for column in zip(*turns[1:], strict=True)]
@@ -208,6 +208,7 @@ def main() -> None:
     """Run, print, and with `--write` keep the table in the documentation."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.check", description=__doc__)
     parser.add_argument("--only", default="", help="models whose name holds this text")
+    parser.add_argument("--runs", type=int, default=RUNS, help="turns of which a median is taken")
     parser.add_argument("--one", nargs=2, help=argparse.SUPPRESS)
     parser.add_argument("--write", action="store_true", help=f"write {RESULT.name}")
     options = parser.parse_args()
@@ -215,21 +216,21 @@ def main() -> None:
         os.sched_setaffinity(0, {max(os.sched_getaffinity(0))})
         torch.set_num_threads(1)
         name, what = options.one
-        found = seconds(name) if what == "seconds" else [peak_bytes(name, what)]
+        found = seconds(name, options.runs) if what == "seconds" else [peak_bytes(name, what)]
         print(" ".join(map(str, found)))
         return
     load = os.getloadavg()[0]
     rows = []
     for name in (name for name in MODELS if options.only in name):
-        rows.append(_row(name))
+        rows.append(_row(name, options.runs))
         print(" | ".join(rows[-1]), flush=True)
     if options.write:
-        RESULT.write_text(f"{_preface(load)}\n{table(HEAD, rows)}")
+        RESULT.write_text(f"{_preface(load, options.runs)}\n{table(HEAD, rows)}")
 
 
-def _row(name: str) -> list[str]:
-    microbatch_s, batch_s, *checks_s = _process(name, "seconds")
-    (step,), *checks = (_process(name, what) for what in ("step", *CHECKS))
+def _row(name: str, runs: int) -> list[str]:
+    microbatch_s, batch_s, *checks_s = _process(name, "seconds", runs)
+    (step,), *checks = (_process(name, what, runs) for what in ("step", *CHECKS))
     size = sum(x.numel() for x in MODELS[name]()[0].parameters())
     return [
         *(name, f"{size / 1e6:.0f} M", f"{microbatch_s * 1e3:.0f} ms", f"{batch_s * 1e3:.0f} ms"),
@@ -239,17 +240,18 @@ def _row(name: str) -> list[str]:
     ]
 
 
-def _process(name: str, what: str) -> list[float]:
-    command = [sys.executable, "-m", "benchmarks.check", "--one", name, what]
+def _process(name: str, what: str, runs: int) -> list[float]:
+    options = ["--runs", str(runs), "--one", name, what]
+    command = [sys.executable, "-m", "benchmarks.check", *options]
     done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True)
     return [float(word) for word in done.stdout.splitlines()[-1].split()]
 
 
-def _preface(load: float) -> str:
+def _preface(load: float, runs: int) -> str:
     return (
         f"# What the check costs\n\n{when_and_where('benchmarks.check')}\n"
         f"Load of the machine before the run: {load:.1f}. One core, two CPU stages, a batch of "
-        f"{BATCH} in {MICROBATCHES}\nmicro-batches, medians of {RUNS} in turns. A step is forward "
+        f"{BATCH} in {MICROBATCHES}\nmicro-batches, medians of {runs} in turns. A step is forward "
         "and backward: of a micro-batch in plain torch,\nof a batch in the pipeline. Memory is "
         "what a step with Adam, or a check, takes at most beyond the model.\n"
     )

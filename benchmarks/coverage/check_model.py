@@ -137,7 +137,7 @@ def _check_mode(subject: Subject, mode: str, result: Result) -> None:
 def _check_cut(subject: Subject, mode: str, num: int, result: Result) -> None:
     """Partition into so many micro-batches and compare two batches or steps."""
     for dropout in (True, False):
-        model = subject.model(dropout=dropout)
+        model = subject.model(dropout=dropout).train(mode == "training")
         example = subject.batch(0)
         pipeline = _partitioned(model, example, mode, num, result)
         result.num_microbatches = num

@@ -43,6 +43,7 @@ def main() -> None:
     parser.add_argument(
         "--keep", type=Path, default="fidelity", help="folder for all figures, graphs and plans"
     )
+    parser.add_argument("--model", default="", help="the one model that is run on them")
     parser.add_argument("--only", default="", help="clusters that have this in their names")
     parser.add_argument("--write", action="store_true", help=f"write {RESULT.name}, of all kept")
     arguments = parser.parse_args()
@@ -50,7 +51,8 @@ def main() -> None:
     rows: list[dict[str, Any]] = json.loads(kept.read_text()) if kept.exists() else []
     for name, (hosts, models) in CLUSTERS.items():
         if arguments.only in name:
-            found = _run(hosts, models, arguments.keep / name.replace("/", " per "))
+            chosen = [model for model in models if arguments.model in model]
+            found = _run(hosts, chosen, arguments.keep / name.replace("/", " per "))
             rows = [row for row in rows if row["cluster"] != name]
             rows += [{"cluster": name, **row} for row in found]
             kept.write_text(json.dumps(rows, indent=1))

@@ -33,11 +33,12 @@ def main() -> None:
         prog="python -m benchmarks.fidelity.alone", description=__doc__
     )
     parser.add_argument("--rows", type=Path, required=True, help="JSON file to write")
+    parser.add_argument("--only", default="", help="models whose name holds this text")
     arguments = parser.parse_args()
     os.sched_setaffinity(0, {max(os.sched_getaffinity(0))})
     torch.set_num_threads(1)
     rows = []
-    for name, make in CASES.items():
+    for name, make in ((x, make) for x, make in CASES.items() if arguments.only in x):
         torch.manual_seed(0)
         case = make()
         cluster, places = resolve(NAMES)

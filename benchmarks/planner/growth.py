@@ -1,4 +1,4 @@
-"""How the planner's cost grows: `python -m benchmarks.planner.growth [--write]`.
+"""How the planner's cost grows: `python -m benchmarks.planner.growth [--only TEXT] [--write]`.
 
 Chains of BERT-like operators and general layered graphs, on devices of four types with one kind of
 link and memory for 1.6 or 2 times the need: solve time against nodes, then against devices. Each
@@ -68,11 +68,12 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         prog="python -m benchmarks.planner.growth", description=__doc__
     )
+    parser.add_argument("--only", default="", help="sizes that hold this text, as in chain-250-16")
     parser.add_argument("--write", action="store_true", help="write docs/planner-growth.*")
     options = parser.parse_args()
     rows: list[Row] = []
     with tempfile.TemporaryDirectory() as name:
-        for size in sizes():
+        for size in (size for size in sizes() if options.only in "-".join(map(str, size))):
             rows.append(measured(*size, Path(name)))
             print(*rows[-1], sep=" | ", flush=True)
     if options.write:

@@ -1,5 +1,6 @@
 """Schedules made for a plan beside 1F1B: `python -m benchmarks.schedules [--write]`.
 
+`--cases N` and `--only TEXT` take fewer pipelines and models.
 All steps are simulated (`solver/costs/simulator.py`).
 """
 
@@ -83,10 +84,10 @@ SETTINGS: dict[str, Callable[[int], Generated]] = {
 }
 
 
-def distribution() -> Iterator[Row]:
+def distribution(cases: int) -> Iterator[Row]:
     """One row a memory setting."""
     for name, run in SETTINGS.items():
-        parts = sorted(found.step_s / found.first_step_s for found in map(run, range(CASES)))
+        parts = sorted(found.step_s / found.first_step_s for found in map(run, range(cases)))
         low, _, high = quantiles(parts, n=4)
         yield (
             name,
@@ -99,9 +100,9 @@ def distribution() -> Iterator[Row]:
         )
 
 
-def planned() -> Iterator[Row]:
+def planned(only: str) -> Iterator[Row]:
     """Captured models, planned for unlike devices; steps in parts of 1F1B's."""
-    for name in MODELS:
+    for name in (name for name in MODELS if only in name):
         graph = captured(name)
         for links in ("slow", "fast"):
             cluster = four(graph, links)
@@ -134,17 +135,19 @@ def table(head: Row, rows: Iterator[Row]) -> str:
 def main() -> None:
     """Simulate, print, and with `--write` keep the tables in the documentation."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.schedules", description=__doc__)
+    parser.add_argument("--cases", type=int, default=CASES, help="pipelines a memory setting")
+    parser.add_argument("--only", default="", help="models whose name holds this text")
     parser.add_argument("--write", action="store_true", help=f"write {RESULT.name}")
     options = parser.parse_args()
     began = time.process_time()
-    first = table(HEAD, distribution())
-    each_s = (time.process_time() - began) / (3 * CASES)
-    second = table(PLANNED, planned())
+    first = table(HEAD, distribution(options.cases))
+    each_s = (time.process_time() - began) / (3 * options.cases)
+    second = table(PLANNED, planned(options.only))
     if options.write:
-        RESULT.write_text(_text(first, second, each_s))
+        RESULT.write_text(_text(first, second, each_s, options.cases))
 
 
-def _text(distribution: str, planned: str, each_s: float) -> str:
+def _text(distribution: str, planned: str, each_s: float, cases: int) -> str:
     return f"""# Schedules made for a plan
 
 {when_and_where("benchmarks.schedules")} All steps are simulated, at the same times and links as
@@ -152,7 +155,7 @@ def _text(distribution: str, planned: str, each_s: float) -> str:
 
 ## Unequal stages on slow links
 
-{CASES} seeded pipelines (`benchmarks/schedules/cases.py`): 4 to 8 stages of 50 to 400 ms, the
+{cases} seeded pipelines (`benchmarks/schedules/cases.py`): 4 to 8 stages of 50 to 400 ms, the
 slowest at least twice as long as the fastest, links of 20 to 1,000 Mbit/s, messages of 256 KiB to
 4 MiB, 6 to 32 micro-batches; transfers overlap. Where a link is busy all the time nothing can be
 won. The search took {each_s:.2f} s of processor time on average.

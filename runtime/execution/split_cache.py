@@ -27,7 +27,7 @@ class Setting(NamedTuple):
 
     Attributes:
         training: whether it trains.
-        modes: of each module, where not all are alike.
+        modes: of each module, where not all train, or not all infer.
         trained: whether each parameter needs a gradient, in training or if code asks for it.
         hooks: of all modules.
         autocast: types by device type.
@@ -146,19 +146,20 @@ class SplitCache:
         return Setting(training, modes, trained, hooks, autocast_here())
 
     def _modes(self, training: bool) -> Any:
-        """The mode of each module: its own, if the model itself is in the mode that is asked for.
+        """The mode of each module, as far as it is not the usual one.
 
-        Else its `train()` switches all of it when it is captured.
+        To infer, a model in training mode is switched by its `eval()` when it is captured.
         """
         modes = [module.training for module in self._model.modules()]
-        if modes[0] == training:
-            return () if len(set(modes)) == 1 else tuple(modes)
-        if training and not self._is_told:
+        if training and not any(modes) and not self._is_told:
             self._is_told = True
             logger.warning(
-                "the model is in eval mode, and is switched by its train() for training. To "
-                "train modules in eval mode, call eval() on them, but train() on the model first"
+                "the model is in eval mode, and trains in it as in plain torch, without dropout: "
+                "call model.train() before, if that is not meant"
             )
+        if training or not modes[0]:
+            is_usual = all(modes) if training else not any(modes)
+            return () if is_usual else tuple(modes)
         return "switched" if any(map(switches_itself, self._model.modules())) else ()
 
     def _tensors(self) -> list[tuple[Tensor, torch.dtype]]:

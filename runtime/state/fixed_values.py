@@ -108,7 +108,7 @@ class FixedValues:
     def _is_read(self, kind: Any) -> Callable[[str], bool]:
         """Whether code may read an attribute of modules of this class."""
         if self._code.computes_names and not is_closed(kind):
-            return lambda name: name not in NOT_STATE and "_hooks" not in name
+            return lambda name: name not in NOT_STATE
         names, own = self._code.names, names_read_by(kind)
         return lambda name: (name in names or name in own) and name not in NOT_STATE
 

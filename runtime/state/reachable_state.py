@@ -21,11 +21,14 @@ from skyfx.runtime.state.code_walk import (
     functions_from,
     variables_of,
 )
-from skyfx.runtime.state.contents import is_closed, is_open
+from skyfx.runtime.state.contents import is_closed, is_foundation, is_open
 from skyfx.runtime.state.model_code import names_read_by
 from skyfx.runtime.state.python_numbers import Added
 
-NOT_STATE = frozenset(
+HOOK_TABLES = frozenset(name for name in vars(nn.Module()) if "_hooks" in name)
+"""Where torch keeps the hooks of a module."""
+
+NOT_STATE = HOOK_TABLES.union(
     (
         *("training", "_parameters", "_buffers", "_modules", "_non_persistent_buffers_set"),
         *("_flat_weights", "_flat_weight_refs"),  # an LSTM's parameters once more
@@ -143,6 +146,18 @@ def parts_of(slot: Slot, met: set[int]) -> Iterator[Slot]:
             part = Slot(f"{slot.name}.{key}", vars(value), key)
             yield part
             yield from parts_of(part, met)
+
+
+def objects_of_packages(module: nn.Module) -> list[Any]:
+    """The objects of installed packages that a module holds: forward may fill caches of theirs."""
+    return [
+        x
+        for x in vars(module).values()
+        if hasattr(x, "__dict__")
+        and is_closed(type(x))
+        and not is_foundation(type(x).__module__)
+        and not isinstance(x, nn.Module | type)
+    ]
 
 
 def reachable_slots(model: nn.Module) -> list[Slot]:

@@ -21,8 +21,8 @@ from skyfx.solver.errors import CaptureError
 from skyfx.tracing.data_dependence import NoDataDependence
 from skyfx.tracing.effects.attribute_watch import AttributeWatch
 from skyfx.tracing.effects.counters import put_stand_ins, reads_refused
+from skyfx.tracing.effects.first_call import Structure, check_same, modules_and_hooks
 from skyfx.tracing.effects.observing_hooks import Observers, put_off
-from skyfx.tracing.failures import line_of
 from skyfx.tracing.leaves.bound_code import buffers_kept
 from skyfx.tracing.node_names import ADAPTED
 from skyfx.tracing.torch_internals import export_flags, interceptable_lists
@@ -35,11 +35,13 @@ class KnownEffects(NamedTuple):
         left_out: attributes that are no outputs, although forward assigns them.
         observers: hooks that only observe.
         counted: stand-ins for numbers that forward counts up.
+        structure: what it may not change of the model's modules and hooks.
     """
 
     left_out: frozenset[str] = frozenset()
     observers: Observers = Observers()
     counted: Mapping[str, AttributeChange] = MappingProxyType({})
+    structure: Structure = modules_and_hooks
 
 
 NOTHING_KNOWN = KnownEffects()
@@ -111,7 +113,7 @@ class TensorsOnly(nn.Module):
         args, kwargs = unflatten(leaves, self._microbatch.spec)
         if has_cache(model):
             kwargs = {"use_cache": False} | kwargs
-        registered = _registered(model)
+        structure = self._effects.structure(model)
         put_stand_ins(model, self._effects.counted)
         watch = AttributeWatch(model)
         # Code that compiles itself, as FlexAttention, may have symbols of its own in a real run.
@@ -129,13 +131,10 @@ class TensorsOnly(nn.Module):
                     self.returned.form, found = OutputSpec.of(_without_stand_ins(returned))
             except Exception as error:
                 raise ForwardFailedError from error
-        now = _registered(model)
-        if changed := next((x for x in now | registered if (x in now) != (x in registered)), ""):
-            raise CaptureError(
-                f"forward registers, or takes away, {changed!r} in its first call"
-                f"{line_of(model, changed)}.\nCall the model once on such a batch before, so that "
-                "all of its modules and parameters are there"
-            )
+        try:
+            check_same(model, structure, self._effects.structure(model))
+        except CaptureError as error:
+            raise ForwardFailedError from error
         omitted = self._effects.left_out
         # In an order that all processes have in common.
         left = {name: x for name, x in watch.changes().items() if name not in omitted}
@@ -152,12 +151,6 @@ def _without_stand_ins(returned: Any) -> Any:
             "Return the tensor that it comes from, without `item()`, or keep a count in a buffer"
         )
     return returned
-
-
-def _registered(model: nn.Module) -> dict[str, None]:
-    """The names of its modules and parameters."""
-    names = [name for name, _ in model.named_modules()]
-    return dict.fromkeys([*names, *(name for name, _ in model.named_parameters())])
 
 
 def has_cache(model: nn.Module) -> bool:

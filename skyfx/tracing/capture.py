@@ -104,8 +104,8 @@ def capture(
         model: any module; its mode, parameters and buffers are left as they are.
         inputs: one micro-batch: a tensor, a tuple of positional or a dict of keyword arguments.
             For a transformers model it may be left out.
-        training: capture the model as it trains, or as it infers. Submodules keep their own modes
-            if the model itself is in that one; else its own `train()` or `eval()` sets them.
+        training: capture the model as it trains, each module in its own mode; or as it infers,
+            after its own `eval()` if it is in training mode.
         others: more micro-batches; where the model's code depends on values, they show how.
         places: those of an earlier capture, to begin with.
 

@@ -17,7 +17,6 @@ from skyfx.runtime.execution.assigned_attributes import AssignedAttributes
 from skyfx.runtime.execution.hook_calls import HookCalls
 from skyfx.runtime.execution.microbatch import Batch, OutputSpec
 from skyfx.runtime.model_state import preserve_run, preserve_state
-from skyfx.runtime.pytree import tree_leaves
 from skyfx.solver.errors import CaptureError
 from skyfx.tracing.adapter import (
     NOTHING_KNOWN,
@@ -26,12 +25,11 @@ from skyfx.tracing.adapter import (
     TensorsOnly,
     model_error,
 )
-from skyfx.tracing.effects import autograd_effects, side_effects
+from skyfx.tracing.effects import autograd_effects, first_call, side_effects
 from skyfx.tracing.effects.attribute_effects import (
     AttributeEffects,
     Counted,
     attribute_effects,
-    is_constant,
     remembered_tensors,
 )
 from skyfx.tracing.effects.backward_values import copy_for_backward
@@ -40,7 +38,7 @@ from skyfx.tracing.effects.made_generators import begin_anew
 from skyfx.tracing.effects.mutable_attributes import RegisteredBuffers, written_attributes
 from skyfx.tracing.effects.observing_hooks import observing_hooks
 from skyfx.tracing.effects.recomputed_writes import repeat_writes
-from skyfx.tracing.failures import line_of, model_line
+from skyfx.tracing.failures import model_line
 from skyfx.tracing.graph_tidying import tidy
 from skyfx.tracing.late_code import late_code
 from skyfx.tracing.leaves.leaf_calls import put_leaves
@@ -98,10 +96,18 @@ def trace(
         Exception: the model's own, or torch.export's where no call can become a leaf instead.
     """
     buffers, effects = RegisteredBuffers(model), AttributeEffects()
-    known = KnownEffects(observers=observing_hooks(model, _run_of(model, microbatch)))
+    known = _known(model, microbatch)
     try:
         while True:
-            traced = _trace(model, microbatch, others, places, known, training=training)
+            try:
+                traced = _trace(model, microbatch, others, places, known, training=training)
+            except first_call.FirstCallError:
+                if known.structure is first_call.module_names:
+                    raise
+                run = _run_of(model, microbatch, KnownEffects(structure=first_call.anything))
+                first_call.make_first_call(model, run, training=training)
+                known = _known(model, microbatch, first_call.module_names)
+                continue
             changed = written_attributes(model, traced.module)
             if not changed and traced.assigned.names <= effects.renewed.keys():
                 if training:
@@ -111,13 +117,25 @@ def trace(
             if not changed:
                 effects = attribute_effects(model, microbatch, partial(_run_with, model, known))
                 changed = remembered_tensors(model, effects)
-                _check_settled(model, traced, effects.settled)
+                (output,) = traced.module.graph.find_nodes(op="output")
+                left = output.args[0][traced.outputs.num_tensors :]
+                first_call.check_settled(model, traced.assigned, left, effects.settled)
                 more = traced.assigned.names - effects.renewed.keys()
                 known = known._replace(left_out=known.left_out | more, counted=effects.counted)
             buffers.register(changed)
     except BaseException:
         buffers.undo()
         raise
+
+
+def _known(
+    model: nn.Module,
+    microbatch: Batch,
+    structure: first_call.Structure = first_call.modules_and_hooks,
+) -> KnownEffects:
+    """What is known before the first graph."""
+    known = KnownEffects(structure=structure)
+    return known._replace(observers=observing_hooks(model, _run_of(model, microbatch, known)))
 
 
 def _run_of(
@@ -138,22 +156,6 @@ def _run_with(
 ) -> Sequence[Tensor]:
     """The same, with these stand-ins for what forward counts up."""
     return _run_of(model, microbatch, known._replace(counted=counted))()
-
-
-def _check_settled(model: nn.Module, traced: Traced, settled: frozenset[str]) -> None:
-    """Refuse an attribute that keeps a value of the first call's inputs or parameters.
-
-    Raises:
-        CaptureError: names it, its line and the cure.
-    """
-    (output,) = traced.module.graph.find_nodes(op="output")
-    values = traced.assigned.form.restore(output.args[0][traced.outputs.num_tensors :])
-    for (name, _), value in zip(traced.assigned.ways, values, strict=True):
-        if name in settled and not all(map(is_constant, tree_leaves(value))):
-            raise CaptureError(
-                f"forward keeps {name!r} of its first call{line_of(model, name)}, and stages would "
-                "compute it in each call: call the model once on such a batch before"
-            )
 
 
 def _trace(
@@ -193,6 +195,8 @@ def _trace(
                 return traced
             except Exception as failed:
                 errors.append(model_error(failed))
+            if isinstance(errors[-1], first_call.FirstCallError):
+                raise errors[-1]
             if len(errors) == 1:
                 _check_runs(model, adapter())
                 if type(errors[0]) is RuntimeError:
@@ -230,8 +234,9 @@ def _check_runs(model: nn.Module, adapter: TensorsOnly) -> None:
         with preserve_run(model):
             adapter(*adapter.copies())
     except ForwardFailedError as failed:
-        if not isinstance(failed.__cause__, CaptureError):
-            raise model_error(failed) from None
+        error = model_error(failed)
+        if isinstance(error, first_call.FirstCallError) or not isinstance(error, CaptureError):
+            raise error from None
     except CaptureError:
         pass  # a refused side effect, which the first error names
 
@@ -245,6 +250,8 @@ def _add_leaf(
             _record(model, adapter, selection)
         except ForwardFailedError as failed:
             error = model_error(failed)
+            if isinstance(error, first_call.FirstCallError):
+                raise error from None
             if not isinstance(error, CaptureError):
                 return error  # the model's own
         else:

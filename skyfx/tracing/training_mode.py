@@ -18,26 +18,26 @@ from skyfx.solver.errors import CaptureError
 def in_mode(model: nn.Module, *, training: bool) -> Iterator[None]:
     """The model as it trains, or as it infers.
 
-    If it is in that mode itself, its submodules keep their own (frozen batch norm, Monte Carlo
-    dropout). Else all of it is switched, see `switched`.
+    To train, each module keeps its own mode, as in plain torch. To infer they do if the model
+    itself is in eval mode (Monte Carlo dropout). Else all of it is switched, see `switched`.
 
     Raises:
-        CaptureError: its `train()` changes more than modes.
+        CaptureError: its `eval()` changes more than modes.
     """
-    if model.training == training:
+    if training or not model.training:
         yield
         return
-    with switched(model, training=training) as change:
+    with switched(model) as change:
         if change:
             raise CaptureError(change)
         yield
 
 
 @contextmanager
-def switched(model: nn.Module, *, training: bool) -> Iterator[str]:
-    """All modules in the modes that the model's own `train()` gives them.
+def switched(model: nn.Module) -> Iterator[str]:
+    """All modules in the modes that the model's own `eval()` gives them.
 
-    What else `train()` does is undone at once.
+    What else `eval()` does is undone at once.
 
     Yields:
         Which values it changes that forward uses, and the cure; empty for most models.
@@ -46,24 +46,24 @@ def switched(model: nn.Module, *, training: bool) -> Iterator[str]:
     owners = [name for name, module in model.named_modules() if switches_itself(module)]
     try:
         if owners:
-            yield _told(model, owners, _changes(model, training))
+            yield _told(model, owners, _changes(model))
         else:
-            model.train(training)
+            model.eval()
             yield ""
     finally:
         for module, was_training in before.items():
             module.training = was_training
 
 
-def _changes(model: nn.Module, training: bool) -> list[str]:
-    """Switch the modes, and undo what else `train()` does: the names of what it was."""
+def _changes(model: nn.Module) -> list[str]:
+    """Switch the modes, and undo what else `eval()` does: the names of what it was."""
     written = WrittenParameters(model)
     try:
         with preserve_state(model):
             fixed = FixedValues(model)
             tensors, values = _tensors(model), fixed.values()
             with written:
-                model.train(training)
+                model.eval()
             now, others = _tensors(model), fixed.values()
             changed = [x for x in {**tensors, **now} if not _is_same(tensors.get(x), now.get(x))]
             changed += [x for x in {**values, **others} if values.get(x) != others.get(x)]

@@ -113,7 +113,7 @@ def decide(
         return first
     trial = _Trial(model, batch, num_microbatches, training)
     with (
-        switched(model, training=False) as change,
+        switched(model) as change,
         on_one_device(model),
         torch.no_grad(),
     ):

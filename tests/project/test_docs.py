@@ -27,6 +27,8 @@ def script(name: str) -> ModuleType:
 
 walk = script("walk")
 
+ON_A_GPU = {"benchmarks.beside_gpu", "benchmarks.fidelity.accelerator"}
+
 
 def test_the_readme_begins_with_the_two_commands() -> None:
     first = next(walk.blocks(DOCUMENTS[0]))
@@ -63,6 +65,15 @@ def test_every_document_and_every_example_is_linked() -> None:
 def test_every_example_says_how_to_run_it(example: Path) -> None:
     said = "".join(block.text for block in walk.blocks(example))
     assert f"examples/{example.name}" in said
+
+
+def test_every_benchmark_has_a_smallest_case(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(ROOT / "scripts")
+    cases = script("smallest").CASE.findall((ROOT / "docs/benchmarks.md").read_text())
+    programs = [x for x in (ROOT / "benchmarks").rglob("*.py") if "__main__" in x.read_text()]
+    names = [str(x.relative_to(ROOT).with_suffix("")).replace("/", ".") for x in programs]
+    modules = {name.removesuffix(".__main__") for name in names if "worker" not in name}
+    assert modules - ON_A_GPU == {case.split()[1] for case in cases}
 
 
 def test_the_references_are_what_the_code_says() -> None:

@@ -1,4 +1,4 @@
-"""Starts jobs by forking: a process that has imported torch and skyfx, and has used neither.
+"""Starts jobs by forking a process that has used torch and skyfx once, and has one thread.
 
 It reads a request per line of its standard input, as JSON, and answers each:
 
@@ -28,11 +28,12 @@ import torch.distributed
 import torch.distributed.run
 import torch.export._trace
 import transformers
+from tqdm import tqdm
 
 import skyfx
 import skyfx.api
 import skyfx.solver.planning.planner
-from tests.support import models
+from tests.support import models, tiers
 
 PRELOADED = (skyfx.partition, models.CASES, torch._dynamo, torch.distributed, torch.export._trace)
 MODELS = (
@@ -51,6 +52,7 @@ def main() -> None:
     # Torch's agents do so over and over. It looks at all modules, which takes seconds, where it has
     # not done so, and for each frame without a file: so Python's own modules are not frozen here.
     inspect.stack()
+    use_once()
     assert threading.active_count() == len(os.listdir("/proc/self/task")) == 1
     codes: dict[int, int] = {}
     all_started: list[int] = []
@@ -68,6 +70,22 @@ def main() -> None:
         sys.stdout.write(json.dumps(answer) + "\n")
         sys.stdout.flush()
     wait(all_started, 0.0, codes)
+
+
+def use_once() -> None:
+    """Have loaded what a first call loads, without which each process would do so by itself.
+
+    What is measured is remembered, so the layers have a width that no test has.
+    """
+    tiers.measure_briefly()
+    tqdm.monitor_interval = 0  # its thread would stay
+    with torch.random.fork_rng():
+        model = torch.nn.Sequential(*(torch.nn.Linear(13, 13) for _ in range(3)))
+        x, devices = torch.ones(4, 13), [skyfx.Device("cpu"), skyfx.Device("cpu")]
+        with skyfx.partition(model, devices, example_inputs=x, num_microbatches=2) as pipeline:
+            pipeline.train_step(x, x, torch.nn.functional.mse_loss)
+    while len(os.listdir("/proc/self/task")) > 1:  # a thread that was joined is gone soon after
+        time.sleep(0.01)
 
 
 def started(request: dict[str, Any]) -> int:

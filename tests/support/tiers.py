@@ -8,6 +8,8 @@ from typing import Any
 import pytest
 from hypothesis import is_hypothesis_test, settings
 
+from skyfx.measurement import calibration, timing
+
 TIMES = {"dev": 0.1, "ci": 0.15, "long": 10}
 """By profile of hypothesis: on how many of its usual cases a property is tried."""
 
@@ -24,6 +26,17 @@ def register_profiles() -> None:
             name, deadline=None, max_examples=examples, derandomize=name == "ci"
         )
     settings.load_profile("ci")
+
+
+def measure_briefly() -> None:
+    """Have this process repeat measurements less often; `SKYFX_LAYERS` of `--long` leaves that be.
+
+    A plan is then for rougher times, and no test may depend on these.
+    """
+    if os.environ.get("SKYFX_LAYERS") != "2":
+        timing.MOST_S, timing.BLOCK_S, timing.MIN_RUNS, timing.LONG_RUNS = 1e-3, 1e-4, 2, 2
+        calibration.MOST_S, calibration.BLOCK_S = 5e-3, 1e-3
+        calibration.MIN_RUNS, calibration.LONG_RUNS = 2, 2
 
 
 def set_layers() -> None:

@@ -41,6 +41,8 @@ def checked_draws(check: Callable[..., None]) -> Iterator[None]:
     users = [x for name, x in list(sys.modules.items()) if not is_foundation(name)]
     with ExitStack() as stack:
         for module in (*owners, *(x for x in users if isinstance(x, ModuleType))):
+            if drawing.keys().isdisjoint(map(id, list(vars(module).values()))):
+                continue  # thousands of files, of which few draw
             for name, value in list(vars(module).items()):
                 if id(value) in drawing:
                     stack.enter_context(checked_calls(module, name, drawing[id(value)]))

@@ -22,8 +22,11 @@ from skyfx.solver.problem.problem import Problem
 HOT, COLD = 3e-3, 3e-5
 """Temperatures, in parts of the bottleneck."""
 
-ROUNDS, CHUNK = 200_000, 10_000
-"""Moves of one cooling, and between two looks at the clock."""
+ROUNDS, ROUNDS_PER_UNIT = 200_000, 1_000
+"""Moves of one cooling: at most, and per unit, as a small problem is soon cool."""
+
+CHUNKS = 20
+"""Temperatures of one cooling; after each it looks at the clock."""
 
 HOTTER = 1e-2
 """The first temperature from another order of devices."""
@@ -82,12 +85,13 @@ class _Shifts:
 
     def cool(self, devices: Any, stage_of: Any, hot: float) -> Iterator[MethodUpdate]:
         """Cool down once from a plan."""
-        for done in range(0, ROUNDS, CHUNK):
+        rounds = min(ROUNDS, ROUNDS_PER_UNIT * self.problem.num_units)
+        for chunk in range(CHUNKS):
             if self.task.limits.left_s <= 0:
                 return
-            heat = hot * (COLD / hot) ** (done / ROUNDS)
+            heat = hot * (COLD / hot) ** (chunk / CHUNKS)
             seed = int(self.random.integers(2**31))
-            self.moves += shift(devices, stage_of, heat, CHUNK, seed, self.tables)
+            self.moves += shift(devices, stage_of, heat, rounds // CHUNKS, seed, self.tables)
             found = Candidate.of(self.problem, _placement(devices, stage_of))
             if found is not None and found.value < self.best.value:
                 self.best = found

@@ -2,18 +2,20 @@
 
 import copy
 import time
+from functools import partial
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.nn.utils import skip_init
 
 import skyfx
 from skyfx.runtime.execution.assigned_attributes import AssignedAttributes
 from skyfx.solver.errors import CaptureError, VerificationError
 from skyfx.tracing.capture import capture
 from tests.support import attribute_models
-from tests.support.attribute_models import BATCH, KINDS, SIZE, Layers, partitioned
+from tests.support.attribute_models import BATCH, KINDS, SIZE, WIDTH, Layers, partitioned
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -223,6 +225,40 @@ def test_a_buffer_that_forward_registers_is_made_for_each_shape() -> None:
         for x in (longer[:, :5], longer, longer[:, :3]):
             with torch.no_grad():
                 assert torch.equal(pipeline(x), torch.cat([Lazy().eval()(y) for y in x.split(1)]))
+
+
+def test_modules_that_a_first_call_replaces_stay_so() -> None:
+    class Short(nn.Linear):
+        pass
+
+    class Changing(Layers):
+        """Takes another module for its own, as BigBird does for short sequences."""
+
+        kind, draws = "long", False
+
+        def between(self, h: Tensor) -> Tensor:
+            if self.kind == "long":
+                self.kind = "short"
+                made = Short if self.draws else partial(skip_init, Short)
+                short = made(WIDTH, WIDTH)
+                short.weight, short.bias = self.inner.weight, self.inner.bias
+                self.inner = short
+            return h if isinstance(self.inner, Short) else h / 0
+
+    model, plain = Changing(), Changing()
+    with partitioned(model) as pipeline:
+        found = attribute_models.pipeline_steps(pipeline, model, 2)
+    assert found == attribute_models.plain_steps(plain, 2)
+    assert model.kind == "short"
+    assert isinstance(model.inner, Short)
+    assert torch.equal(model(BATCH), plain(BATCH))
+    drawing = Changing()
+    drawing.draws = True
+    with pytest.raises(CaptureError, match=r"'inner' in its first call.*\nCall the model once"):
+        capture(drawing, BATCH[:SIZE])
+    assert drawing.kind == "long"
+    drawing(BATCH)
+    capture(drawing, BATCH[:SIZE])
 
 
 def test_caches_by_shape_are_filled_and_read() -> None:

@@ -86,9 +86,27 @@ def change(model: Layers) -> Told:
     return lambda: 0
 
 
+def install(model: Layers) -> Told:
+    """The first call registers the hook, as models of transformers do."""
+    held: Any = model
+
+    def between(h: Tensor) -> Tensor:
+        held.seen = []
+        if not getattr(held, "is_installed", False):
+            held.inner.register_forward_hook(lambda _, __, output: held.seen.append(output))
+            held.is_installed = True
+        return h
+
+    held.between, held.kept = between, lambda: [x.pow(2).mean() for x in held.seen]
+    return lambda: 0
+
+
 @pytest.mark.parametrize(
     "attach",
-    [collect, collect_for_the_loss, collect_in_objects, add_up, collect_numbers, feed, change],
+    [
+        *(collect, collect_for_the_loss, collect_in_objects, add_up, collect_numbers, feed),
+        *(change, install),
+    ],
 )
 def test_hooks_are_as_in_plain_torch(attach: Callable[[Layers], Told]) -> None:
     model, plain = Layers(), Layers()

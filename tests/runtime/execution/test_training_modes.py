@@ -160,28 +160,22 @@ def test_modes_may_change_between_steps() -> None:
         assert not torch.equal(pipeline(BATCH), pipeline(BATCH))
 
 
-def test_a_model_in_eval_mode_is_switched_for_training_and_told(
-    caplog: pytest.LogCaptureFixture,
-) -> None:
-    model, plain = Freezes(), Freezes()
-    model.eval()
+def test_a_model_in_eval_mode_trains_in_it_and_is_told(caplog: pytest.LogCaptureFixture) -> None:
+    model, plain = Freezes().eval(), Freezes().eval()
     with caplog.at_level(logging.WARNING), partitioned(model) as pipeline:
         (told,) = [x for x in caplog.messages if "in eval mode" in x]
-        assert "call eval() on them, but train() on the model first" in told
-        plain.train()
-        torch.manual_seed(3)
-        expected = plain_step(plain)
-        torch.manual_seed(3)
-        assert pipeline.train_step(BATCH, TARGETS, functional.mse_loss) == expected
-        assert not any(x.training for x in model.modules())
-        assert not model.note
-        model.train()
-        assert_trains_as(model, plain, pipeline)
-        model.norm.train()
-        plain.norm.train()
-        assert_trains_as(model, plain, pipeline)
-        plain.eval()
-        assert torch.equal(pipeline(BATCH), plain_outputs(plain))
+        assert "call model.train() before, if that is not meant" in told
+        for change in (nn.Module.eval, nn.Module.train, nn.Module.eval, with_dropout):
+            for each in (model, plain):
+                change(each)
+            assert_trains_as(model, plain, pipeline)
+        for change in (nn.Module.train, nn.Module.eval):
+            change(model)
+            plain.eval()
+            assert torch.equal(pipeline(BATCH), plain_outputs(plain))
+    assert len([x for x in caplog.messages if "in eval mode" in x]) == 1
+    with pytest.raises(CaptureError, match=r"Call model\.eval"):
+        skyfx.partition(Scales().train(), ["cpu"], example_inputs=BATCH, mode="inference")
 
 
 def test_what_train_does_beside_flags_is_left_to_the_caller(
@@ -207,9 +201,8 @@ def test_what_train_does_beside_flags_is_left_to_the_caller(
             model.train()
             plain.train()
             assert_trains_as(model, plain, pipeline)
-    for each in (Scales().train(), model):
-        with pytest.raises(CaptureError, match=r"Call model\.eval"):
-            skyfx.partition(each, ["cpu"], example_inputs=BATCH, mode="inference")
+    with pytest.raises(CaptureError, match=r"Call model\.eval"):
+        skyfx.partition(model, ["cpu"], example_inputs=BATCH, mode="inference")
 
 
 def test_a_loss_that_draws_beside_dropout_is_told(caplog: pytest.LogCaptureFixture) -> None:
