@@ -40,6 +40,7 @@ class CallMemory:
         """
         self._limit_bytes, self._held = limit_bytes, held
         self._room_bytes = float("inf")
+        self._held_bytes = self._begun = self._known_used = self._resident = 0
 
     def begin(self) -> None:
         """Note what is in use, and return holes that were left before."""
