@@ -14,6 +14,7 @@ class LocalDevice:
         num_threads: torch threads of its worker.
         type: the key of measured times on it.
         memory_bytes: the memory that may be used, if limited.
+        hard: whether the kernel refuses what is beyond that.
     """
 
     name: str
@@ -22,3 +23,4 @@ class LocalDevice:
     num_threads: int = 1
     type: str = "cpu"
     memory_bytes: float | None = None
+    hard: bool = False

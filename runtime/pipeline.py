@@ -20,6 +20,7 @@ from skyfx.runtime.execution.shared_data import CallData, Reads
 from skyfx.runtime.execution.step import returned_loss
 from skyfx.runtime.execution.verified import Verified
 from skyfx.runtime.execution.workers import Deployment, Rebalancer, StepTimes
+from skyfx.runtime.memory.limits import MemoryLimits
 from skyfx.runtime.profile import Profile, measured
 from skyfx.solver.core.plan import Plan
 from skyfx.solver.errors import SkyfxError
@@ -45,7 +46,7 @@ class Pipeline(AbstractContextManager["Pipeline"]):
         deployment: Deployment,
         cutter: BatchCutter,
         rebalancer: Rebalancer | None = None,
-        closing: Callable[[], None] | None = None,
+        limits: MemoryLimits | None = None,
     ) -> None:
         """Run a model that has been split.
 
@@ -54,13 +55,14 @@ class Pipeline(AbstractContextManager["Pipeline"]):
             deployment: the plan, its workers and stages.
             cutter: cuts batches into micro-batches.
             rebalancer: finds another plan when devices become slower.
-            closing: called by `close`.
+            limits: of the devices' memory; lifted by `close`.
         """
         self._model = model
-        self.runner = Runner(model, deployment, cutter)
+        limits = limits or MemoryLimits(None, {}, ())
+        self.runner = Runner(model, deployment, cutter, limits)
         self._cutter = cutter
         self._rebalancer = rebalancer
-        self._closing = [] if closing is None else [closing]
+        self._closing: list[Callable[[], None]] = [limits.lift]
         self.verified = Verified(remark="it was not asked for")
 
     @property

@@ -39,8 +39,13 @@ only so much of its largest peak (`limit`), with a tenth in reserve
 `charged` is what the kernel counted for it at the most, with its parameters, which were there
 before, and without {OTHERS_BYTES // 2**20} MiB for what is no tensor, in parts of the device's
 memory, on the host that came nearest to it: above 1 it would have been killed. Once with malloc as
-the runtime sets it up there, once with glibc's own settings. `step` is the time of a step in parts
-of the same plan's where devices have no limits, so that malloc keeps what is freed.
+the runtime sets it up, once with glibc's own settings. `step` is the time of a step in parts of the
+same plan's where devices have no limits.
+
+How limits are kept (`runtime/memory/call_memory.py`): malloc keeps what is freed. Each action of a
+stage ends with a look at the kernel's count. Near the limit the heap's free pages go back; where
+holes take it above the limit twice, blocks of 256 KiB and more are mapped by the kernel from then
+on, and cleared each time. What is in use above the limit is a `StageError`.
 
 """
 

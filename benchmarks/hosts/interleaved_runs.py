@@ -19,7 +19,7 @@ from benchmarks.common.cgroup_memory import OTHERS_BYTES, most_charged
 from benchmarks.common.emulated_hosts import enter_quota, leave_quota, throttled
 from benchmarks.hosts.competitors import Rival, update
 from skyfx.runtime.distributed.process_group import ProcessGroup
-from skyfx.runtime.memory.malloc import keep_freed, return_freed
+from skyfx.runtime.memory.malloc import keep_freed
 
 __all__: list[str] = ["Entry", "Record", "run"]
 
@@ -70,13 +70,13 @@ class Entry:
         rival: the way to train.
         by_hand: whether only the best of its kind count.
         once: whether one turn does.
-        tight: whether this process gives freed memory back at once, as its plan wants it.
+        keeps_limits: whether it holds itself to the devices' memory, and so keeps its own heap.
     """
 
     rival: Rival
     by_hand: bool = False
     once: bool = False
-    tight: bool = False
+    keeps_limits: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -123,7 +123,7 @@ def _staying(entries: Mapping[str, Entry], records: Mapping[str, Record]) -> lis
 def _turn(entry: Entry, record: Record, group: ProcessGroup, *, limited: bool) -> float:
     """A step; its seconds."""
     if limited:
-        _set_up_heap(tight=entry.tight)
+        _set_up_heap(entry)
     for _ in range(ATTEMPTS):
         mine, start_s = _step(entry.rival, group)
         steps = group.all_gather_json(mine, _Step)
@@ -160,7 +160,7 @@ def _loss(steps: Sequence[_Step]) -> float:
 
 def _charge(entry: Entry, record: Record, group: ProcessGroup) -> None:
     """A step of which the kernel counts the memory."""
-    _set_up_heap(tight=entry.tight)
+    _set_up_heap(entry)
     there = sum(x.nbytes for x in entry.rival.parameters())
     enter_quota()
     group.sum(torch.zeros(1))
@@ -173,11 +173,12 @@ def _charge(entry: Entry, record: Record, group: ProcessGroup) -> None:
     )
 
 
-def _set_up_heap(*, tight: bool) -> None:
+def _set_up_heap(entry: Entry) -> None:
     """As the rival's process would have it if it were alone in it, and as warm."""
-    if tight:
-        return_freed()
-        return
     keep_freed()
+    if entry.keeps_limits:
+        entry.rival.step()
+        update(entry.rival)
+        return
     blocks = [torch.ones(BLOCK_BYTES // 4) for _ in range(HEAP_BYTES // BLOCK_BYTES)]
     del blocks

@@ -26,7 +26,6 @@ from benchmarks.hosts.manual_splits import Weights, rules
 from benchmarks.hosts.models import SUBJECTS, Subject
 from skyfx.devices.cluster_probe import probed
 from skyfx.devices.inventory import DeviceInventory
-from skyfx.orchestration.assembly import is_tight
 from skyfx.runtime.execution.microbatch import Batch
 from skyfx.solver import Assumptions, Cluster, Graph, Plan, solve
 from skyfx.solver.core import files
@@ -216,11 +215,8 @@ def _entries(
     """All rivals, and where the ones that are cut by hand are cut."""
     subject, (free, limited) = prepared.subject, known
     rank, shares = hosts.group.rank, [host.share for host in cluster.hosts]
-    own = limited.devices[rank].name
     entries = {
-        "skyfx": Entry(
-            Planned(subject, limited, plans.skyfx), tight=is_tight(plans.skyfx, {own}, limited)
-        ),
+        "skyfx": Entry(Planned(subject, limited, plans.skyfx), keeps_limits=True),
         "even": Entry(Planned(subject, free, plans.even)),
         "original": Entry(Planned(subject, free, plans.original), once=True),
         "one device": Entry(Alone(subject, here=rank == shares.index(max(shares)))),

@@ -25,6 +25,7 @@ from skyfx.runtime.execution.workers import (
     StepTimes,
     done_since,
 )
+from skyfx.runtime.memory.limits import MemoryLimits
 from skyfx.runtime.rng.step_streams import begin_step_streams
 from skyfx.solver.core.schedule import Action
 from skyfx.solver.core.timeline import CompletedAction
@@ -56,9 +57,11 @@ class Runner:
             over; None if that is done, or not asked for.
     """
 
-    def __init__(self, model: nn.Module, deployment: Deployment, cutter: BatchCutter) -> None:
-        """Run this model; `cutter` makes micro-batches."""
-        self._model, self._cutter = model, cutter
+    def __init__(
+        self, model: nn.Module, deployment: Deployment, cutter: BatchCutter, limits: MemoryLimits
+    ) -> None:
+        """Run this model within these limits; `cutter` makes micro-batches."""
+        self._model, self._cutter, self._limits = model, cutter, limits
         self._calling = threading.Lock()
         self._is_closed, self._is_streaming = False, False
         self.first_inference: Callable[[list[Batch]], bool] | None = None
@@ -141,7 +144,7 @@ class Runner:
                 for i, make in enumerate(batches):
                     work = partial(self._cut, f"stream (batch {i + 1})", make)
                     step = self._step(work, turn=i % UNDER_WAY)
-                    under_way.append((step, self.workers.start(step)))
+                    under_way.append((step, self._start(step)))
                     if len(under_way) == UNDER_WAY:
                         yield self._ended(under_way)
                 self.workers.enter("stream (its end)")
@@ -153,14 +156,28 @@ class Runner:
                 with suppress(StageError, WorkerLostError):
                     while under_way:
                         step, started = under_way.popleft()
-                        self.workers.finish(step, started)
+                        self._finish(step, started)
+
+    def _start(self, step: Step) -> RunningStep:
+        step.memory.begin()
+        try:
+            return self.workers.start(step)
+        except BaseException:
+            step.memory.end()
+            raise
+
+    def _finish(self, step: Step, started: RunningStep) -> None:
+        try:
+            self.workers.finish(step, started)
+        finally:
+            step.memory.end()
 
     def _run(self, work: MakeWork, *, as_trained: bool = False) -> tuple[Step, StepResult]:
         with self._turn():
             step = self._step(work, as_trained=as_trained)
             self._ran = step.splits
             began = time.perf_counter()
-            self.workers.finish(step, self.workers.start(step))
+            self._finish(step, self._start(step))
             result = self.workers.result(step)
             busy = [result.busy_s[k] for k in sorted(result.busy_s)]
             forward_s, backward_s = zip(*busy, strict=True)
@@ -169,7 +186,7 @@ class Runner:
 
     def _ended(self, under_way: deque[tuple[Step, RunningStep]]) -> Any:
         step, started = under_way.popleft()
-        self.workers.finish(step, started)
+        self._finish(step, started)
         return self._gather(step, self.workers.result(step))
 
     def _gather(self, step: Step, result: StepResult) -> Any:
@@ -240,6 +257,7 @@ class Runner:
             microbatches=parts,
             actions=self.plan.orders(len(parts), training=training),
             num_stages=len(self.plan.stages),
+            memory=self._limits.call(),
             boundaries=self.workers.boundaries(splits, training=training, turn=turn),
             head=head,
             draws=begin_step_streams(advances, self.workers.agree),

@@ -22,6 +22,7 @@ from skyfx.runtime.execution.batch_dims import TARGETS
 from skyfx.runtime.execution.hook_calls import HookCalls, within_step
 from skyfx.runtime.execution.microbatch import Batch, OutputSpec
 from skyfx.runtime.execution.stage import Stage
+from skyfx.runtime.memory.call_memory import CallMemory
 from skyfx.runtime.rng import generator_lending
 from skyfx.runtime.rng.loss_draws import LossDraws
 from skyfx.runtime.rng.step_streams import Advances, Draws
@@ -147,6 +148,7 @@ class Step:
     microbatches: Sequence[Batch]
     actions: Orders
     num_stages: int
+    memory: CallMemory
     boundaries: Boundaries
     head: LossHead | None = None
     draws: Draws | None = None
@@ -181,6 +183,8 @@ class Step:
             try:
                 run = self._run_forward if action.kind is Kind.FORWARD else self._run_backward
                 run(k, stage, action.microbatch)
+                if stage.local_device.device.type == "cpu":
+                    self.memory.check()
             except (ChannelClosed, KeyboardInterrupt):
                 raise
             except (StageError, WorkerLostError):  # of another process

@@ -5,18 +5,16 @@ gradient of BERT's vocabulary then takes up to ten times as long; how long depen
 happens to lie. So freed memory is kept for the next micro-batch. The peak of memory in use stays
 the same.
 
-The peak of resident memory does not. With holes in the heap it was 1.2 to 1.9 times the memory in
-use, in steps of BERT, GPT-2, a U-Net and a ResNet. Where a device has no memory for that, blocks of
-256 KiB and more are mapped by the kernel: they leave no holes, and are cleared each time.
+The peak of resident memory does not: with holes in the heap it is 1.1 to 1.7 times the memory in
+use, and much of that arises within one action. `runtime/memory/call_memory.py` holds it against the
+limits. Where keeping does not fit, blocks of 256 KiB and more are mapped by the kernel: they leave
+no holes, and are cleared each time.
 """
 
 import ctypes
 import os
 import sys
-from typing import Any
-
-HOLES = 2.5
-"""Largest ratio of resident memory to a predicted peak where freed memory is kept."""
+from typing import Any, NamedTuple
 
 TRIM_THRESHOLD, MMAP_THRESHOLD, ARENA_MAX = -1, -3, -8
 """Numbers of `mallopt(3)`, from glibc's malloc.h."""
@@ -31,6 +29,13 @@ LARGEST_MMAP_THRESHOLD = 2**25
 SMALL_MMAP_THRESHOLD = 2**18
 
 
+class HeapUsage(NamedTuple):
+    """Bytes of the heap: given out, and free."""
+
+    used_bytes: int
+    free_bytes: int
+
+
 def keep_freed() -> bool:
     """Have malloc keep freed memory, at most a gigabyte, in one heap for all threads.
 
@@ -39,7 +44,7 @@ def keep_freed() -> bool:
     """
     libc = _configure(LARGEST_MMAP_THRESHOLD, KEPT_BYTES)
     while libc is not None and _fillings:
-        libc.free(ctypes.c_void_p(_fillings.pop()))
+        libc.free(ctypes.c_void_p(_fillings.pop()[0]))
     return libc is not None
 
 
@@ -52,49 +57,56 @@ def return_freed() -> bool:
     Returns:
         Whether it does: as `keep_freed`, and not before glibc 2.33.
     """
-    libc = _configure(SMALL_MMAP_THRESHOLD, SMALL_MMAP_THRESHOLD)
-    if libc is None or _usage() is None:
+    libc, usage = _configure(SMALL_MMAP_THRESHOLD, SMALL_MMAP_THRESHOLD), heap_usage()
+    if libc is None or usage is None:
         return False
     libc.malloc.restype = ctypes.c_void_p
     libc.malloc_trim(0)
-    size = 1 << free_bytes_of_heap().bit_length()
+    size = 1 << usage.free_bytes.bit_length()
     while size >= SMALL_MMAP_THRESHOLD:
-        before = _usage()
+        before = _mallinfo()
         block = libc.malloc(ctypes.c_size_t(size))
-        after = _usage()
-        is_from_kernel = (before.mapped_blocks, before.arena) != (after.mapped_blocks, after.arena)
+        after = _mallinfo()
+        is_from_kernel = (before.hblks, before.arena) != (after.hblks, after.arena)
         if block and not is_from_kernel:
-            _fillings.append(block)
+            _fillings.append((block, size))
         else:  # no free part of the heap is as large
             libc.free(ctypes.c_void_p(block))
             size //= 2
     return True
 
 
-def free_bytes_of_heap() -> int:
-    """Bytes that malloc has from the kernel and has not given out; 0 where it does not say."""
-    usage = _usage()
-    return 0 if usage is None else int(usage.free_bytes)
+_fillings: list[tuple[int, int]] = []
+"""Addresses and sizes of the blocks that fill the free parts of the heap."""
 
 
-_fillings: list[int] = []
-"""Addresses of the blocks that fill the free parts of the heap."""
+def return_free_pages() -> None:
+    """Give the kernel the free pages of the heap; malloc gets them back when it needs them."""
+    libc = _libc()
+    if libc is not None and hasattr(libc, "malloc_trim"):
+        libc.malloc_trim(0)
 
 
-MALLINFO_FIELDS = (
-    "arena ordblks smblks mapped_blocks hblkhd usmblks fsmblks uordblks free_bytes keepcost"
-)
+def heap_usage() -> HeapUsage | None:
+    """Malloc's own account of its heap; None without glibc and before glibc 2.33."""
+    found = _mallinfo()
+    if found is None:
+        return None
+    filled = sum(size for _, size in _fillings)  # which nobody uses
+    return HeapUsage(int(found.uordblks + found.hblkhd) - filled, int(found.fordblks) + filled)
+
+
+MALLINFO_FIELDS = "arena ordblks smblks hblks hblkhd usmblks fsmblks uordblks fordblks keepcost"
 
 
 class _Mallinfo(ctypes.Structure):
-    """`struct mallinfo2`; the fields that are read here have plain names."""
+    """`struct mallinfo2`: `uordblks` and `fordblks` lie in the heap, `hblkhd` is mapped."""
 
     _fields_ = tuple((name, ctypes.c_size_t) for name in MALLINFO_FIELDS.split())
 
 
-def _usage() -> Any:
-    """Malloc's own account of its heap; None without glibc and before glibc 2.33."""
-    libc = ctypes.CDLL(None) if sys.platform.startswith("linux") else None
+def _mallinfo() -> Any:
+    libc = _libc()
     if libc is None or not hasattr(libc, "mallinfo2"):
         return None
     libc.mallinfo2.restype = _Mallinfo
@@ -104,11 +116,14 @@ def _usage() -> Any:
 def _configure(mmap_threshold: int, trim_threshold: int) -> Any:
     """Set malloc up and return the C library; None where malloc is the user's or not glibc's."""
     is_set_up = any(name.startswith(USER_SETTINGS) for name in os.environ)
-    if is_set_up or not sys.platform.startswith("linux"):
-        return None
-    libc = ctypes.CDLL(None)
+    libc = None if is_set_up else _libc()
     # One arena: a thread's own heaps are unmapped as soon as they are empty.
     settings = (ARENA_MAX, 1), (MMAP_THRESHOLD, mmap_threshold), (TRIM_THRESHOLD, trim_threshold)
-    if not hasattr(libc, "mallopt") or not all(libc.mallopt(*pair) for pair in settings):
+    if libc is None or not hasattr(libc, "mallopt"):
         return None
-    return libc
+    return libc if all(libc.mallopt(*pair) for pair in settings) else None
+
+
+def _libc() -> Any:
+    """The C library; None where it is not Linux's."""
+    return ctypes.CDLL(None) if sys.platform.startswith("linux") else None

@@ -22,15 +22,19 @@ class Device:
     Attributes:
         device: what torch calls it: `cpu`, `cuda:0`.
         memory_bytes: limit for the pipeline, as a number or as text such as `4GiB`; by default
-            the free memory of a GPU, and no limit on a CPU. A stage that needs more fails: see
-            `skyfx.runtime.memory.limits`.
+            the free memory of a GPU, and no limit on a CPU. A stage that takes more fails with a
+            `StageError`, and the next call goes on. On a CPU, what the program holds beside the
+            pipeline does not count, but for what it allocates while a call runs.
         slowdown: factor on its compute time, in the plan and, by waiting, at run time: to try out
             unequal devices on one machine.
+        hard: on a CPU, have the kernel refuse every allocation beyond the limit, with all that
+            this process allocates from now on: also Python and other libraries meet that.
     """
 
     device: str | torch.device
     memory_bytes: float | str | None = None
     slowdown: float = 1.0
+    hard: bool = False
 
 
 DeviceList = Iterable[str | torch.device | Device] | cluster.Cluster | str | Path
@@ -56,6 +60,7 @@ def resolve(devices: DeviceList) -> tuple[cluster.Cluster, dict[str, LocalDevice
     resolved = given_cluster(devices)
     if resolved is not None:
         found = [_torch_device(device.name, device.type) for device in resolved.devices]
+        hard = [False] * len(found)
     else:
         if isinstance(devices, (str, torch.device, Device)):
             devices = [devices]
@@ -65,13 +70,14 @@ def resolve(devices: DeviceList) -> tuple[cluster.Cluster, dict[str, LocalDevice
             )
         wanted = [d if isinstance(d, Device) else Device(d) for d in devices]
         found = [_torch_device(str(device.device)) for device in wanted]
+        hard = [device.hard for device in wanted]
         resolved = _cluster(wanted, found)
     threads = _threads_each(found)
     return resolved, {
         device.name: LocalDevice(
-            device.name, here, device.slowdown, threads, device.type, device.memory_bytes
+            device.name, here, device.slowdown, threads, device.type, device.memory_bytes, is_hard
         )
-        for device, here in zip(resolved.devices, found, strict=True)
+        for device, here, is_hard in zip(resolved.devices, found, hard, strict=True)
     }
 
 

@@ -2,7 +2,6 @@
 
 import logging
 import os
-from collections.abc import Collection
 
 from torch import nn
 
@@ -13,9 +12,7 @@ from skyfx.partitioning.weights import Weights
 from skyfx.runtime.execution.batch_cutter import BatchCutter
 from skyfx.runtime.execution.workers import Deployment, Rebalancer
 from skyfx.runtime.memory.limits import MemoryLimits
-from skyfx.runtime.memory.malloc import HOLES, return_freed
 from skyfx.runtime.pipeline import Pipeline
-from skyfx.solver.core.cluster import Cluster
 from skyfx.solver.core.plan import Plan
 from skyfx.tracing.capture import Capture
 
@@ -49,15 +46,12 @@ def assemble(
     local = local_stages(environment, plan)
     here = [f"stage {k} on {device.name!r}" for k, device in local.items()]
     logger.info("this process runs %s", ", ".join(here) or "no stage")
-    own = {device.name for device in local.values() if device.device.type == "cpu"}
-    if is_tight(plan, own, environment.cluster):
-        return_freed()
     opened = None if weights is None else Weights(weights)
-    limits = _enforced_limits(model, environment)
+    limits = _enforced_limits(model, plan, environment)
     try:
         splitter = splitter_for(environment, model, plan, opened)
         deployment = deploy(environment, splitter, captured)
-        return Pipeline(model, deployment, cutter, rebalancer, limits.lift)
+        return Pipeline(model, deployment, cutter, rebalancer, limits)
     except BaseException:
         limits.lift()
         raise
@@ -81,7 +75,7 @@ def deploy(environment: Environment, splitter: Splitter, captured: Capture) -> D
     return Deployment(splitter.plan, workers, splitter, captured.microbatch, staged)
 
 
-def _enforced_limits(model: nn.Module, environment: Environment) -> MemoryLimits:
+def _enforced_limits(model: nn.Module, plan: Plan, environment: Environment) -> MemoryLimits:
     """Hold this process to the memory limits of its devices that the machine does not enforce."""
     known = list(environment.local.values())
     given = {
@@ -95,14 +89,6 @@ def _enforced_limits(model: nn.Module, environment: Environment) -> MemoryLimits
         sum(given[device] for device in cpus) if is_limited else None,
         {device.device: limit for device, limit in given.items() if device.device.type != "cpu"},
         [*model.parameters(), *model.buffers()],
+        state_ratio=plan.assumptions.optimizer_state_ratio if plan.assumptions.training else 0.0,
+        hard=any(device.hard for device in cpus),
     )
-
-
-def is_tight(plan: Plan, names: Collection[str], cluster: Cluster) -> bool:
-    """Whether a process whose CPUs have these names lacks the memory to keep what is freed."""
-    here = [stage for stage in plan.stages if stage.device in names]
-    used = {stage.device for stage in here}  # once, however many stages a device has
-    limits = [device.memory_bytes for device in cluster.devices if device.name in used]
-    known = [limit for limit in limits if limit is not None]
-    needed = sum(max(stage.memory_bytes, stage.peak_bytes) for stage in here)
-    return len(known) == len(limits) > 0 and HOLES * needed > sum(known)
