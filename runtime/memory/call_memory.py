@@ -25,7 +25,7 @@ WORTH = 0.02
 
 
 class CallMemory:
-    """The account of a call: `begin` it, `check` after each action, `end` it.
+    """The account of a call: each device's thread enters it, and looks after each action.
 
     Calls that run at the same time in one process share the sum of what they may take. Beside a
     call without a limit, the others have none.
@@ -39,20 +39,24 @@ class CallMemory:
             held: what the model takes there, with gradients and optimizer state.
         """
         self._limit_bytes, self._held = limit_bytes, held
-        self._room_bytes = float("inf")
+        self._room_bytes, self._threads = float("inf"), 0
         self._held_bytes = self._begun = self._known_used = self._resident = 0
 
-    def begin(self) -> None:
-        """Note what is in use, and return holes that were left before."""
+    def __enter__(self) -> "CallMemory":
+        """The first thread notes what is in use, and returns holes that were left before."""
         with _account.lock:
-            if self._limit_bytes is not None:
+            if not self._threads and self._limit_bytes is not None:
                 self._note(self._limit_bytes)
-            _account.running.append(self)
+            self._threads += 1
+            _account.running |= {self}
+        return self
 
-    def end(self) -> None:
-        """Take part no more."""
+    def __exit__(self, *raised: object) -> None:
+        """With the last thread, the call takes part no more."""
         with _account.lock:
-            _account.running.remove(self)
+            self._threads -= 1
+            if not self._threads:
+                _account.running -= {self}
 
     def check(self) -> None:
         """Look at what is resident now that an action has ended.
@@ -134,7 +138,7 @@ class _Account:
 
     def __init__(self) -> None:
         self.lock = threading.RLock()
-        self.running: list[CallMemory] = []
+        self.running: set[CallMemory] = set()
         self.not_in_heap = 0
         self._excesses = 0
 

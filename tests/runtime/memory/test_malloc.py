@@ -34,14 +34,13 @@ from skyfx.runtime.memory.malloc import keep_freed
 keep_freed()
 learn_heap()
 call = CallMemory({limit}, lambda: 0)
-call.begin()
-for _ in range({actions}):  # 104 MB with 32 MB of holes, in use at most 72 MB
-    blocks = [torch.ones(1_000_000) for _ in range(16)]
-    del blocks[::2]
-    blocks += [torch.ones(1_250_000) for _ in range(8)]
-    call.check()
-    del blocks
-call.end()
+with call:
+    for _ in range({actions}):  # 104 MB with 32 MB of holes, in use at most 72 MB
+        blocks = [torch.ones(1_000_000) for _ in range(16)]
+        del blocks[::2]
+        blocks += [torch.ones(1_250_000) for _ in range(8)]
+        call.check()
+        del blocks
 {end}
 print("held")
 """
