@@ -45,8 +45,8 @@ class Pipeline(AbstractContextManager["Pipeline"]):
         model: nn.Module,
         deployment: Deployment,
         cutter: BatchCutter,
+        limits: MemoryLimits,
         rebalancer: Rebalancer | None = None,
-        limits: MemoryLimits | None = None,
     ) -> None:
         """Run a model that has been split.
 
@@ -54,14 +54,11 @@ class Pipeline(AbstractContextManager["Pipeline"]):
             model: its parameters are where the plan has them.
             deployment: the plan, its workers and stages.
             cutter: cuts batches into micro-batches.
-            rebalancer: finds another plan when devices become slower.
             limits: of the devices' memory; lifted by `close`.
+            rebalancer: finds another plan when devices become slower.
         """
-        self._model = model
-        limits = limits or MemoryLimits(None, {}, ())
+        self._model, self._cutter, self._rebalancer = model, cutter, rebalancer
         self.runner = Runner(model, deployment, cutter, limits)
-        self._cutter = cutter
-        self._rebalancer = rebalancer
         self._closing: list[Callable[[], None]] = [limits.lift]
         self.verified = Verified(remark="it was not asked for")
 

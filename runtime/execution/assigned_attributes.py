@@ -3,6 +3,7 @@
     self.l_aux = aux              SET: another object than before
     self.stats["aux"] = aux       UPDATE: the same dict with more, or other, entries
     self.losses.append(aux)       APPEND: the same list or deque with more at its end
+    self.log["aux"].append(aux)   EXTEND: the same dict, in whose lists is more
     self.losses.clear()           REFILL: the same dict or list with other items
 
 In a captured graph the tensors of these values are further outputs, and so are numbers that are
@@ -32,6 +33,7 @@ class Way(Enum):
     REFILL = "refill"
     UPDATE = "update"
     APPEND = "append"
+    EXTEND = "extend"
 
 
 class AttributeChange(NamedTuple):
@@ -103,7 +105,10 @@ class AssignedAttributes:
                 held.clear()
             if isinstance(value, Mapping):
                 for key, one in value.items():  # `update` of a `Counter` adds
-                    held[key] = one
+                    if way is Way.EXTEND and isinstance(one, list) and key in held:
+                        held[key].extend(one)
+                    else:
+                        held[key] = one
             else:
                 held.extend(value)
 
@@ -124,11 +129,14 @@ class AssignedAttributes:
         """The tensors that a call has left on the model."""
         marks = [object() for _ in range(self.form.num_tensors)]
         found: list[Tensor] = []
-        for (name, _), value in zip(self.ways, self.form.restore(marks), strict=True):
-            leaves, _ = flatten(_Holder(model, name).value)
-            held = [x for x in leaves if isinstance(x, Tensor)]
-            num_left = sum(x in marks for x in flatten(without_numbers(value))[0])
-            found += held[len(held) - num_left :]
+        for (name, way), value in zip(self.ways, self.form.restore(marks), strict=True):
+            holder, held = [value], [_Holder(model, name).value]
+            if way is Way.EXTEND:
+                holder, held = list(value.values()), [held[0][key] for key in value]
+            for one, here in zip(holder, held, strict=True):
+                tensors = [x for x in flatten(here)[0] if isinstance(x, Tensor)]
+                num_left = sum(x in marks for x in flatten(without_numbers(one))[0])
+                found += tensors[len(tensors) - num_left :]
         return found
 
 

@@ -144,7 +144,7 @@ class Runner:
                 for i, make in enumerate(batches):
                     work = partial(self._cut, f"stream (batch {i + 1})", make)
                     step = self._step(work, turn=i % UNDER_WAY)
-                    under_way.append((step, self._start(step)))
+                    under_way.append((step, self.workers.start(step)))
                     if len(under_way) == UNDER_WAY:
                         yield self._ended(under_way)
                 self.workers.enter("stream (its end)")
@@ -156,28 +156,14 @@ class Runner:
                 with suppress(StageError, WorkerLostError):
                     while under_way:
                         step, started = under_way.popleft()
-                        self._finish(step, started)
-
-    def _start(self, step: Step) -> RunningStep:
-        step.memory.begin()
-        try:
-            return self.workers.start(step)
-        except BaseException:
-            step.memory.end()
-            raise
-
-    def _finish(self, step: Step, started: RunningStep) -> None:
-        try:
-            self.workers.finish(step, started)
-        finally:
-            step.memory.end()
+                        self.workers.finish(step, started)
 
     def _run(self, work: MakeWork, *, as_trained: bool = False) -> tuple[Step, StepResult]:
         with self._turn():
             step = self._step(work, as_trained=as_trained)
             self._ran = step.splits
             began = time.perf_counter()
-            self._finish(step, self._start(step))
+            self.workers.finish(step, self.workers.start(step))
             result = self.workers.result(step)
             busy = [result.busy_s[k] for k in sorted(result.busy_s)]
             forward_s, backward_s = zip(*busy, strict=True)
@@ -186,7 +172,7 @@ class Runner:
 
     def _ended(self, under_way: deque[tuple[Step, RunningStep]]) -> Any:
         step, started = under_way.popleft()
-        self._finish(step, started)
+        self.workers.finish(step, started)
         return self._gather(step, self.workers.result(step))
 
     def _gather(self, step: Step, result: StepResult) -> Any:

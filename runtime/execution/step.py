@@ -28,7 +28,7 @@ from skyfx.runtime.rng.loss_draws import LossDraws
 from skyfx.runtime.rng.step_streams import Advances, Draws
 from skyfx.runtime.transport.local import Boundaries, ChannelClosed, Gradients, Values
 from skyfx.runtime.transport.message import TensorSpec
-from skyfx.solver.core.schedule import Kind, Orders
+from skyfx.solver.core.schedule import Action, Kind, Orders
 from skyfx.solver.errors import StageError, WorkerLostError
 
 Autocast = Sequence[tuple[str, torch.dtype]]
@@ -175,27 +175,30 @@ class Step:
         for k in {action.stage for action in self.actions[name]}:
             for stage in self.stages(k):
                 stage.reset()
-        for action in self.actions[name]:
-            if self._stopped:  # while this device computed
-                raise ChannelClosed
-            k = action.stage
-            stage = self.splits[action.microbatch].stages[k]
-            try:
-                run = self._run_forward if action.kind is Kind.FORWARD else self._run_backward
-                run(k, stage, action.microbatch)
-                if stage.local_device.device.type == "cpu":
-                    self.memory.check()
-            except (ChannelClosed, KeyboardInterrupt):
-                raise
-            except (StageError, WorkerLostError):  # of another process
-                self.stop()
-                raise
-            except BaseException as error:
-                self.stop()
-                raise StageError(
-                    f"stage {k} on {stage.local_device.name!r} failed in the {action}: "
-                    f"{type(error).__name__}: {error}{_of_memory(error, stage)}"
-                ) from error
+        with self.memory:
+            for action in self.actions[name]:
+                if self._stopped:  # while this device computed
+                    raise ChannelClosed
+                self._run_action(action)
+
+    def _run_action(self, action: Action) -> None:
+        k, stage = action.stage, self.splits[action.microbatch].stages[action.stage]
+        try:
+            run = self._run_forward if action.kind is Kind.FORWARD else self._run_backward
+            run(k, stage, action.microbatch)
+            if stage.local_device.device.type == "cpu":
+                self.memory.check()
+        except (ChannelClosed, KeyboardInterrupt):
+            raise
+        except (StageError, WorkerLostError):  # of another process
+            self.stop()
+            raise
+        except BaseException as error:
+            self.stop()
+            raise StageError(
+                f"stage {k} on {stage.local_device.name!r} failed in the {action}: "
+                f"{type(error).__name__}: {error}{_of_memory(error, stage)}"
+            ) from error
 
     def stages(self, k: int) -> list[Stage]:
         """Stage k of each distinct split."""

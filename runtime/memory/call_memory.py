@@ -11,11 +11,20 @@ what is in use: holes go back to the kernel, and only what is in use can be too 
 import threading
 from collections.abc import Callable
 
-from skyfx.runtime.memory.malloc import heap_usage, keep_freed, return_free_pages, return_freed
+from skyfx.runtime.memory.malloc import (
+    heap_usage,
+    is_returned,
+    keep_freed,
+    return_free_pages,
+    return_freed,
+)
 from skyfx.runtime.memory.resident import forget_peak, resident
 
 NEAR = 0.9
 """The share of a limit from which holes of the heap go back to the kernel."""
+
+OTHERS_BYTES = 2**23
+"""What a call may take beside tensors, for the interpreter and the transport."""
 
 HOLES = 2.5
 """More resident bytes than this for each byte in use were never seen: 1.7 at the most."""
@@ -25,7 +34,7 @@ WORTH = 0.02
 
 
 class CallMemory:
-    """The account of a call: `begin` it, `check` after each action, `end` it.
+    """The account of a call: each device's thread enters it, and looks after each action.
 
     Calls that run at the same time in one process share the sum of what they may take. Beside a
     call without a limit, the others have none.
@@ -39,20 +48,24 @@ class CallMemory:
             held: what the model takes there, with gradients and optimizer state.
         """
         self._limit_bytes, self._held = limit_bytes, held
-        self._room_bytes = float("inf")
+        self._room_bytes, self._threads = float("inf"), 0
         self._held_bytes = self._begun = self._known_used = self._resident = 0
 
-    def begin(self) -> None:
-        """Note what is in use, and return holes that were left before."""
+    def __enter__(self) -> "CallMemory":
+        """The first thread notes what is in use, and returns holes that were left before."""
         with _account.lock:
-            if self._limit_bytes is not None:
+            if not self._threads and self._limit_bytes is not None:
                 self._note(self._limit_bytes)
-            _account.running.append(self)
+            self._threads += 1
+            _account.running |= {self}
+        return self
 
-    def end(self) -> None:
-        """Take part no more."""
+    def __exit__(self, *raised: object) -> None:
+        """With the last thread, the call takes part no more."""
         with _account.lock:
-            _account.running.remove(self)
+            self._threads -= 1
+            if not self._threads:
+                _account.running -= {self}
 
     def check(self) -> None:
         """Look at what is resident now that an action has ended.
@@ -70,9 +83,8 @@ class CallMemory:
             if there.peak_bytes - besides <= NEAR * allowed:
                 self._known_used = self._begun  # at least
             else:
-                charged, grown = there.peak_bytes - besides, there.peak_bytes - before
                 brief = there.peak_bytes - max(before, there.now_bytes)
-                self._judge(charged, grown, brief, allowed)
+                self._judge(there.peak_bytes - besides, brief, allowed)
 
     def _note(self, limit_bytes: int) -> None:
         held, heap, there = self._held(), heap_usage(), resident()
@@ -88,36 +100,33 @@ class CallMemory:
         self._known_used, self._resident = heap.used_bytes, there.now_bytes - holes * is_near
 
     def _allowed(self) -> float | None:
-        """The limit, with what other calls may take; None if there is none."""
+        """The limits of all calls that run, and what is no tensor; None if there is none."""
         others = sum(call._room_bytes for call in _account.running if call is not self)
         allowed = self._room_bytes + others
-        return None if allowed == float("inf") else self._held_bytes + allowed
+        return None if allowed == float("inf") else self._held_bytes + allowed + OTHERS_BYTES
 
-    def _judge(self, charged: int, grown: int, brief: int, allowed: float) -> None:
+    def _judge(self, charged: int, brief: int, allowed: float) -> None:
         """Hold against what is allowed what was in use at the most, or return the holes.
 
         What was in use within the action nobody counts; it was no less than this says.
 
         Args:
             charged: the most bytes that were resident for this call, with holes.
-            grown: those that were not resident when the action began.
-            brief: those of them that are not now. Holes go only by `trim`: they were in use.
+            brief: those of them that came and went during the action. Holes go only by `trim`, so
+                they were in use.
             allowed: bytes.
         """
         heap = heap_usage()
         assert heap is not None
-        used = max(
-            heap.used_bytes,
-            min(self._known_used, heap.used_bytes) + brief,
-            self._begun + int(grown / HOLES),
-        )
+        used = max(heap.used_bytes, min(self._known_used, heap.used_bytes) + brief)
         self._known_used = heap.used_bytes
         # What is in use and was never written to is not resident.
         needed = min(charged, self._held_bytes + used - self._begun)
+        needed = max(needed, int(charged / HOLES))
         if needed > allowed:
             raise MemoryError(
                 f"the stages of this process have taken {needed / 2**20:.0f} MiB of the CPUs' "
-                f"memory, of {allowed / 2**20:.0f} MiB"
+                f"memory, of {(allowed - OTHERS_BYTES) / 2**20:.0f} MiB"
             )
         holes = self._resident - heap.used_bytes - _account.not_in_heap
         if holes > WORTH * allowed:
@@ -134,7 +143,7 @@ class _Account:
 
     def __init__(self) -> None:
         self.lock = threading.RLock()
-        self.running: list[CallMemory] = []
+        self.running: set[CallMemory] = set()
         self.not_in_heap = 0
         self._excesses = 0
 
@@ -149,7 +158,7 @@ class _Account:
     def tighten(self) -> None:
         """Keep no more what is freed if holes were too large again, though returned before."""
         self._excesses += 1
-        if self._excesses >= 2:
+        if self._excesses >= 2 and not is_returned():
             return_freed()
 
     def relax(self) -> None:

@@ -51,7 +51,7 @@ def assemble(
     try:
         splitter = splitter_for(environment, model, plan, opened)
         deployment = deploy(environment, splitter, captured)
-        return Pipeline(model, deployment, cutter, rebalancer, limits)
+        return Pipeline(model, deployment, cutter, limits, rebalancer)
     except BaseException:
         limits.lift()
         raise

@@ -17,6 +17,7 @@ from skyfx.runtime.execution.assigned_attributes import AssignedAttributes
 from skyfx.runtime.execution.hook_calls import HookCalls
 from skyfx.runtime.execution.microbatch import Batch, OutputSpec
 from skyfx.runtime.pipeline import Pipeline
+from skyfx.runtime.state.model_code import ModelCode
 from skyfx.runtime.state.reachable_state import check_global_hooks
 from skyfx.solver.errors import CaptureError
 from skyfx.tracing.exporter import Traced, trace
@@ -127,7 +128,7 @@ def capture(
         torch.inference_mode(False),
     ):
         try:
-            traced = _with_gradients(traced_once, training=training)
+            traced = _with_gradients(model, traced_once, training=training)
         except Exception as error:
             raise capture_failure(model, microbatch, error) from error
         rebind(traced.module, real)
@@ -162,18 +163,21 @@ def check_returned(model: nn.Module, outputs: OutputSpec) -> None:
         )
 
 
-def _with_gradients(traced: Callable[[], Traced], *, training: bool) -> Traced:
-    """The graph. Gradients are on in eval mode too, as some modules take another way without them.
+def _with_gradients(model: nn.Module, traced: Callable[[], Traced], *, training: bool) -> Traced:
+    """The graph. Gradients are on in eval mode too, as torch's modules take another way without.
 
-    They are off only where the model does not run with them, such as FlexAttention on CPUs.
+    They are off where the model does not run with them, such as FlexAttention on CPUs, and where
+    its own code asks for them: plain torch infers without.
     """
-    try:
+    if training:
         with torch.enable_grad():
             return traced()
+    asks = not ModelCode(model).names.isdisjoint(("is_grad_enabled", "requires_grad"))
+    try:
+        with torch.set_grad_enabled(not asks):
+            return traced()
     except Exception:
-        if training:
-            raise
-        with suppress(Exception), torch.no_grad():
+        with suppress(Exception), torch.set_grad_enabled(asks):
             return traced()
         raise
 

@@ -126,15 +126,24 @@ class Appending(Layers):
 
 
 class Growing(Layers):
-    """Nobody clears this list."""
+    """Nobody clears these lists."""
 
     def __init__(self) -> None:
         super().__init__()
         self.log: list[Tensor] = []
+        self.history: dict[str, Any] = {"calls": 0}
+        self.means: dict[str, list[Tensor]] = defaultdict(list)
 
     def between(self, h: Tensor) -> Tensor:
         self.log.append(h.detach().mean())
+        self.history["calls"] += 1
+        self.history.setdefault("norm", []).append(h.detach().norm())
+        self.means["h"].append(h.mean())
+        self.means["rows"].append(h.detach().mean(0))
         return h
+
+    def kept(self) -> Any:
+        return self.means["h"][-1:]
 
 
 class Clearing(Layers):
@@ -207,18 +216,25 @@ class Caching(Layers):
 
 
 class Drawing(Layers):
-    """Draws from a generator of its own, and from one that each call makes."""
+    """Draws from a generator of its own, from one that each call makes, and from a fork."""
+
+    class Noise(nn.Module):
+        def forward(self, h: Tensor) -> Tensor:
+            with torch.random.fork_rng():
+                torch.manual_seed(5)
+                return h + torch.rand(h.shape[1])
 
     def __init__(self) -> None:
         super().__init__()
         self.held = torch.Generator().manual_seed(1)
+        self.noise = self.Noise()
 
     def between(self, h: Tensor) -> Tensor:
         made = torch.Generator().manual_seed(5)
         with torch.no_grad():
             scale = torch.rand(WIDTH, generator=made)
         noise = torch.randn(WIDTH, generator=made)
-        return h * scale + noise * torch.rand(WIDTH, generator=self.held)
+        return self.noise(h) * scale + noise * torch.rand(WIDTH, generator=self.held)
 
 
 class Hooked(Layers):

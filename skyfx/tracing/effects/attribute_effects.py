@@ -11,6 +11,7 @@ The next call with the same inputs may leave the same although it depends on it,
 maximum does. So there are calls with other inputs before it as well.
 """
 
+import copy
 from collections.abc import Callable, Collection, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -120,8 +121,9 @@ def attribute_effects(model: nn.Module, batch: Batch, call: BatchCall) -> Attrib
     remembered |= {
         name: (first.changes[name], change)
         for name, change in second.changes.items()
-        if change.way is Way.APPEND and name in first.changes.keys() - remembered.keys()
-        if not _only_appends(model, run, name)
+        if change.way in (Way.APPEND, Way.EXTEND)
+        if name in first.changes.keys() - remembered.keys()
+        if not _only_appends(model, run, name, change)
     }
     # Without values, nothing shows that a tensor differs from call to call.
     unseen = {x: (y, y) for x, y in first.changes.items() if _has_no_values(y.value)}
@@ -204,11 +206,20 @@ def _returns_same(model: nn.Module, run: ModelCall, first: _Call, counted: Count
     return any(map(is_counted, left)) and equal(call.outputs, first.outputs)
 
 
-def _only_appends(model: nn.Module, run: ModelCall, name: str) -> bool:
-    """Whether the model runs without reading a list that it appends to."""
+def _only_appends(model: nn.Module, run: ModelCall, name: str, change: AttributeChange) -> bool:
+    """Whether the model runs without reading the lists that it appends to."""
+
+    def unread(held: Any) -> Any:
+        if change.way is Way.APPEND:
+            return AppendOnly(held)
+        lists = [key for key, one in change.value.items() if isinstance(one, list)]
+        made = copy.copy(held)
+        made.update({key: AppendOnly(made.get(key, [])) for key in lists})
+        return made
+
     try:
         with preserve_run(model):
-            replace_value(model, name, AppendOnly)
+            replace_value(model, name, unread)
             run({})
     except Exception:
         return False

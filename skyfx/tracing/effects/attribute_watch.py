@@ -119,18 +119,30 @@ def _change(before: Any, parts_then: Any, value: Any) -> AttributeChange | None:
         return None
     if value is not before:
         return AttributeChange(Way.SET, value)
-    if isinstance(value, list):
-        first = parts[: len(parts_then)]
-        if len(first) < len(parts) and _have_same(first, parts_then):
-            return AttributeChange(Way.APPEND, value[len(parts_then) :])
+    if new := _appended(before, parts_then, value, parts):
+        return AttributeChange(Way.APPEND, new)
     if isinstance(value, dict) and parts.keys() >= parts_then.keys():
         new = [key for key in value if key not in parts_then]
         other = [key for key in parts_then if not _is_same(parts[key], parts_then[key])]
         entries = copy.copy(value)
         for key in value.keys() - {*new, *other}:
             del entries[key]
+        longer = {key: _appended(*parts_then[key], *parts[key]) for key in other}
+        if any(longer.values()) and all(
+            x or not isinstance(entries[k], list) for k, x in longer.items()
+        ):
+            entries.update({key: x for key, x in longer.items() if x})
+            return AttributeChange(Way.EXTEND, entries)
         return AttributeChange(Way.UPDATE, entries)
     return AttributeChange(Way.REFILL, value)
+
+
+def _appended(before: Any, parts_then: Any, value: Any, parts: Any) -> list[Any]:
+    """What has come to the end of the same list."""
+    if value is not before or not isinstance(value, list):
+        return []
+    num = len(parts_then)
+    return value[num:] if _have_same(parts[:num], parts_then) else []
 
 
 def _num_new(then: Any, now: Any, most: int | None) -> int | None:

@@ -89,8 +89,10 @@ def counters(
     """
     found: dict[str, AttributeChange] = {}
     for name, (one, other) in remembered.items():
-        if other is None or one.way is Way.APPEND or one.way is not other.way:
+        if other is None or one.way is Way.APPEND:
             continue
+        if one.way is not other.way and (one.way, other.way) != (Way.UPDATE, Way.EXTEND):
+            continue  # a list in a dict may be made by the first call
         with suppress(CaptureError):
             counted = {name: AttributeChange(one.way, _stand_ins(one.value, other.value, name))}
             if is_alike(counted):

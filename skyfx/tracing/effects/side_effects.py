@@ -3,6 +3,7 @@
 The graph holds operators. It has no place for
 
     random numbers from outside torch  `random`, `numpy.random`
+    a fork of torch's own generator    `with torch.random.fork_rng()`
     the state of Python objects        `self.calls += 1`, `self.mean = new_mean`
 
 and would repeat the state that it met when the model was captured.
@@ -17,6 +18,7 @@ from types import ModuleType
 from typing import Any
 
 import numpy
+import torch
 
 from skyfx.runtime.rng.generator_state import comparable_states, preserve_generators
 from skyfx.runtime.state.contents import is_foundation
@@ -46,6 +48,20 @@ def checked_draws(check: Callable[..., None]) -> Iterator[None]:
             for name, value in list(vars(module).items()):
                 if id(value) in drawing:
                     stack.enter_context(checked_calls(module, name, drawing[id(value)]))
+        yield
+
+
+@contextmanager
+def refuse_forked_rng() -> Iterator[None]:
+    """Within it, a fork of torch's generator is refused, in this thread: a graph has none."""
+
+    def refuse(*_: Any) -> None:
+        raise CaptureError(
+            "forward draws from a fork of torch's generator. Put the lines that do into the "
+            "forward of a submodule, which then stays whole"
+        )
+
+    with checked_calls(torch.random, "fork_rng", refuse):
         yield
 
 

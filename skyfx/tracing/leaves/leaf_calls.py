@@ -11,6 +11,7 @@ random numbers. Every later call is checked against the shapes.
 
 import json
 from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -47,6 +48,7 @@ class RecordedCall:
         outputs: the tensors of both, without values, on torch's meta device.
         writes: the indices of the tensors that it writes to.
         is_random: whether it draws random numbers.
+        forks: whether it draws from a fork of torch's generator, the same in each call.
         needs: which tensors require a gradient, if the code computes derivatives; else empty.
     """
 
@@ -62,6 +64,7 @@ class RecordedCall:
     outputs: tuple[Tensor, ...]
     writes: frozenset[int]
     is_random: bool
+    forks: bool = False
     needs: tuple[bool, ...] = ()
 
     def is_given(self, leaves: Sequence[Any], spec: pytree.TreeSpec) -> bool:
@@ -148,7 +151,8 @@ class Leaf(nn.Module):
         seen = self.seen
         if seen.is_random:
             return list(generator_lending.draw_anything(seen, seen.name, *tensors))
-        return seen(*tensors)
+        with generator_lending.lend_none() if seen.forks else nullcontext():
+            return seen(*tensors)
 
     def __repr__(self) -> str:
         return f"Leaf({self.seen.name!r})"

@@ -18,6 +18,7 @@ from skyfx.runtime.execution.microbatch import CONSTANTS, OutputSpec
 from skyfx.runtime.model_state import preserve_run
 from skyfx.runtime.pytree import flatten
 from skyfx.runtime.rng.generator_state import comparable_states, preserve_generators
+from skyfx.runtime.state.contents import content, equal
 from skyfx.solver.errors import CaptureError
 from skyfx.tracing.data_dependence import OpSite
 from skyfx.tracing.effects.attribute_watch import AttributeWatch
@@ -84,7 +85,7 @@ class Recorder:
         named = {} if module is None else named_tensors(module)
         given = [x for x in leaves if isinstance(x, Tensor)]
         writes = {id(x): num_writes(x) for x in (*given, *named.values())}
-        generators, derivatives = comparable_states(), list[bool]()
+        generators, derivatives, forks = comparable_states(), list[bool](), list[Any]()
         before = [_copy(x) for x in leaves]
         watch = None if module is None else AttributeWatch(module, reachable=False)
         code = self._bound_code(own)  # with the attributes as they are before the call
@@ -92,11 +93,14 @@ class Recorder:
         kept = self._buffers_kept()
         used = UsedTensors(named)
         copied = checked_calls(nn.Parameter, "__deepcopy__", used.note_copy)
-        with used, export_flags(exported=False), kept, noted, copied:
+        forked = checked_calls(torch.random, "fork_rng", lambda *given: forks.append(given))
+        with used, export_flags(exported=False), kept, noted, copied, forked:
             returned = self._run(own, leaves, spec)
         if any(derivatives):
             raise BackwardError
         is_random = generators != comparable_states()
+        if forks and not is_random:
+            is_random = self._draws_otherwise(own, returned, [_copy(x) for x in before], spec)
         assigned, left = AssignedAttributes.of({} if watch is None else watch.computed_changes())
         others = []
         if self._may_vary(own):
@@ -126,6 +130,7 @@ class Recorder:
             outputs=tuple(x.detach().to("meta") for x in outputs),
             writes=frozenset(written | {i for i, x in enumerate(tensors) if _may_write(module, x)}),
             is_random=is_random,
+            forks=bool(forks),
             needs=tuple(x.requires_grad for x in tensors) if derivatives else (),
         )
         if derivatives:
@@ -168,6 +173,15 @@ class Recorder:
             variable = self._signature.takes[changed[0]] if self._signature and changed else ""
             raise CannotCrossError(str(error), variable, is_argument=True) from None
         return returned
+
+    def _draws_otherwise(
+        self, own: Function, returned: Any, leaves: list[Any], spec: pytree.TreeSpec
+    ) -> bool:
+        """Whether what it draws from a fork depends on where torch's generator is."""
+        with preserve_run(self._model):
+            torch.rand(1)
+            again = self._run(own, leaves, spec)
+        return not equal(content(flatten(returned)[0]), content(flatten(again)[0]))
 
     def _check_arguments(self, args: Any, kwargs: Any) -> None:
         signature = self._signature

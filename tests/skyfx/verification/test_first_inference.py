@@ -80,6 +80,21 @@ def test_a_wrong_split_of_inference_is_refused(
         pipeline(BATCH)
 
 
+class AsksForGradients(Layers):
+    """Takes another way where nothing needs a gradient."""
+
+    def between(self, h: Tensor) -> Tensor:
+        h = h * 2 if torch.is_grad_enabled() else h
+        return h * 3 if h.requires_grad else h
+
+
+def test_forward_is_asked_without_gradients_for_inference() -> None:
+    model = AsksForGradients()
+    with partitioned(model) as pipeline:
+        pipeline.train_step(BATCH, TARGETS, functional.mse_loss)
+        assert torch.equal(pipeline(BATCH), outputs(model))
+
+
 class Keeps(Layers):
     """Changes state and draws in eval mode, too."""
 
