@@ -10,7 +10,7 @@ saved tensors of the micro-batches in flight. During a backward, gradients of va
 Queued messages and the workspace of an operator come on top.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from skyfx.solver.core.cluster import Cluster
@@ -87,7 +87,7 @@ def peaks(graph: Graph, placement: Placement, assumptions: Assumptions) -> tuple
     nodes = {node.id: node for node in graph.nodes}
     stage_of = {v: k for k, (_, ids) in enumerate(placement) for v in ids}
     between = crossings(graph, stage_of, len(placement))
-    outputs = [nodes[v] for v in graph.outputs]
+    outputs, private = [nodes[v] for v in graph.outputs], _private_bytes(graph)
     found = []
     for k, (_, ids) in enumerate(placement):
         members, before = [nodes[v] for v in ids], between[k - 1] if k else []
@@ -95,8 +95,44 @@ def peaks(graph: Graph, placement: Placement, assumptions: Assumptions) -> tuple
         after = outputs if last else between[k]
         made = sum(node.output_bytes for node in after if stage_of[node.id] == k)
         sent = [] if last else after
-        found.append(_terms(members, before, after, sent, made, assumptions))
+        saved = _saved_bytes(members, before, private)
+        found.append(_terms(members, before, after, sent, made, saved, assumptions))
     return tuple(found)
+
+
+def _private_bytes(graph: Graph) -> dict[str, float]:
+    """What each node keeps that no other node can keep, by its id; empty where none says more."""
+    if not any(node.kept for node in graph.nodes):
+        return {}
+    private, seen = dict[str, float](), set[str]()
+    for node in graph.nodes:
+        new = node.kept.keys() - seen
+        seen |= new
+        private[node.id] = max(0.0, node.saved_bytes - sum(node.kept[name] for name in new))
+    return private
+
+
+def _saved_bytes(
+    members: Sequence[Node], before: Sequence[Node], private: Mapping[str, float]
+) -> dict[str, float]:
+    """Bytes of a micro-batch that a stage keeps, at the first of its nodes that keeps them.
+
+    What the stages before have made came in a message, which is kept whole with any part of it.
+    """
+    message = sum(node.output_bytes for node in before)
+    if not private:  # what no node here reads of a message is kept as long as the rest of it
+        saved = {node.id: node.saved_bytes for node in members}
+        read = {name for node in members for name in node.inputs}
+        with_others = sum(node.output_bytes for node in before if node.id not in read)
+        return saved | {"": with_others}
+    own, seen = {node.id for node in members}, set[str]()
+    saved = {}
+    for node in members:
+        new = {name if name in own or not before else "" for name in node.kept} - seen
+        seen |= new
+        kept = sum(message if not name else node.kept[name] for name in new)
+        saved[node.id] = private[node.id] + kept
+    return saved
 
 
 def _terms(
@@ -105,6 +141,7 @@ def _terms(
     after: Sequence[Node],
     sent: Sequence[Node],
     made: float,
+    saved: Mapping[str, float],
     assumptions: Assumptions,
 ) -> PeakTerms:
     """`after` are values that leave the stage, `sent` those to a next one, `made` their bytes."""
@@ -115,21 +152,19 @@ def _terms(
         workspace = max((node.workspace_bytes for node in members), default=0.0)
         return PeakTerms(steady, 0.0, 0.0, message, made + message + workspace, 0.0)
     loss = 0.0 if sent else LOSS_COPIES * sum(node.output_bytes for node in after)
-    saved = sum(node.saved_bytes for node in members)
-    read = {name for node in members for name in node.inputs}
-    # What no node here reads of a message is kept as long as the rest of it.
-    kept_with_others = sum(node.output_bytes for node in before if node.id not in read)
     return PeakTerms(
         steady_bytes=steady + sum(node.gradient_bytes for node in before),
-        in_flight_bytes=saved + kept_with_others,
+        in_flight_bytes=sum(saved.values()),
         gradient_bytes=sum(node.gradient_bytes for node in sent),
         message_bytes=message,
         forward_bytes=made + message,
-        backward_bytes=loss + _passing_bytes(members, after),
+        backward_bytes=loss + _passing_bytes(members, after, saved),
     )
 
 
-def _passing_bytes(members: Sequence[Node], after: Sequence[Node]) -> float:
+def _passing_bytes(
+    members: Sequence[Node], after: Sequence[Node], saved: Mapping[str, float]
+) -> float:
     """The most memory of gradients while backward runs, less the saved tensors already freed."""
     freed = 0.0
     # Which storage holds the gradient of each value; those that are passed on share one.
@@ -139,7 +174,7 @@ def _passing_bytes(members: Sequence[Node], after: Sequence[Node]) -> float:
     most = _total(held, size)
     for node in reversed(members):
         if node.id not in held:
-            freed += node.saved_bytes
+            freed += saved[node.id]
             continue
         passing = any(part in PASSING for part in node.op.split(".")[1:2])  # `aten.add.Tensor`
         for name in node.inputs:
@@ -150,7 +185,7 @@ def _passing_bytes(members: Sequence[Node], after: Sequence[Node]) -> float:
             size.setdefault(name, reads.gradient_bytes if reads else 0.0)
         most = max(most, _total(held, size) + node.trained_bytes + node.workspace_bytes - freed)
         del held[node.id]
-        freed += node.saved_bytes
+        freed += saved[node.id]
     return most
 
 
