@@ -131,7 +131,7 @@ def test_all_but_what_inference_does_is_as_before() -> None:
     assert compared is not None
     assert compared.tensors["outputs"] == 1
     assert compared.largest == 0
-    assert "in inference: buffers and attributes (4), outputs (1), equal" in str(pipeline.verified)
+    assert "in inference: buffers and attributes (5), outputs (1), equal" in str(pipeline.verified)
 
 
 def test_a_batch_on_which_plain_torch_fails_fails_as_always() -> None:
