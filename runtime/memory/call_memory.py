@@ -17,6 +17,9 @@ from skyfx.runtime.memory.resident import forget_peak, resident
 NEAR = 0.9
 """The share of a limit from which holes of the heap go back to the kernel."""
 
+OTHERS_BYTES = 2**23
+"""What a call may take beside tensors, for the interpreter and the transport."""
+
 HOLES = 2.5
 """More resident bytes than this for each byte in use were never seen: 1.7 at the most."""
 
@@ -74,9 +77,8 @@ class CallMemory:
             if there.peak_bytes - besides <= NEAR * allowed:
                 self._known_used = self._begun  # at least
             else:
-                charged, grown = there.peak_bytes - besides, there.peak_bytes - before
                 brief = there.peak_bytes - max(before, there.now_bytes)
-                self._judge(charged, grown, brief, allowed)
+                self._judge(there.peak_bytes - besides, brief, allowed)
 
     def _note(self, limit_bytes: int) -> None:
         held, heap, there = self._held(), heap_usage(), resident()
@@ -97,28 +99,25 @@ class CallMemory:
         allowed = self._room_bytes + others
         return None if allowed == float("inf") else self._held_bytes + allowed
 
-    def _judge(self, charged: int, grown: int, brief: int, allowed: float) -> None:
+    def _judge(self, charged: int, brief: int, allowed: float) -> None:
         """Hold against what is allowed what was in use at the most, or return the holes.
 
         What was in use within the action nobody counts; it was no less than this says.
 
         Args:
             charged: the most bytes that were resident for this call, with holes.
-            grown: those that were not resident when the action began.
-            brief: those of them that are not now. Holes go only by `trim`: they were in use.
+            brief: those of them that came and went during the action. Holes go only by `trim`, so
+                they were in use.
             allowed: bytes.
         """
         heap = heap_usage()
         assert heap is not None
-        used = max(
-            heap.used_bytes,
-            min(self._known_used, heap.used_bytes) + brief,
-            self._begun + int(grown / HOLES),
-        )
+        used = max(heap.used_bytes, min(self._known_used, heap.used_bytes) + brief)
         self._known_used = heap.used_bytes
         # What is in use and was never written to is not resident.
         needed = min(charged, self._held_bytes + used - self._begun)
-        if needed > allowed:
+        needed = max(needed, int(charged / HOLES))
+        if needed > allowed + OTHERS_BYTES:
             raise MemoryError(
                 f"the stages of this process have taken {needed / 2**20:.0f} MiB of the CPUs' "
                 f"memory, of {allowed / 2**20:.0f} MiB"
@@ -127,7 +126,7 @@ class CallMemory:
         if holes > WORTH * allowed:
             _account.trim()
             self._resident -= holes
-            if charged > allowed:
+            if charged > allowed + OTHERS_BYTES:
                 _account.tighten()
         else:
             forget_peak()
