@@ -178,7 +178,8 @@ def _set_up_heap(entry: Entry) -> None:
     keep_freed()
     if entry.keeps_limits:
         entry.rival.step()
-        update(entry.rival)
+        for parameter in entry.rival.parameters():
+            parameter.grad = None
         return
     blocks = [torch.ones(BLOCK_BYTES // 4) for _ in range(HEAP_BYTES // BLOCK_BYTES)]
     del blocks

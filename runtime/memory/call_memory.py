@@ -11,7 +11,13 @@ what is in use: holes go back to the kernel, and only what is in use can be too 
 import threading
 from collections.abc import Callable
 
-from skyfx.runtime.memory.malloc import heap_usage, keep_freed, return_free_pages, return_freed
+from skyfx.runtime.memory.malloc import (
+    heap_usage,
+    is_returned,
+    keep_freed,
+    return_free_pages,
+    return_freed,
+)
 from skyfx.runtime.memory.resident import forget_peak, resident
 
 NEAR = 0.9
@@ -94,10 +100,10 @@ class CallMemory:
         self._known_used, self._resident = heap.used_bytes, there.now_bytes - holes * is_near
 
     def _allowed(self) -> float | None:
-        """The limit, with what other calls may take; None if there is none."""
+        """The limits of all calls that run, and what is no tensor; None if there is none."""
         others = sum(call._room_bytes for call in _account.running if call is not self)
         allowed = self._room_bytes + others
-        return None if allowed == float("inf") else self._held_bytes + allowed
+        return None if allowed == float("inf") else self._held_bytes + allowed + OTHERS_BYTES
 
     def _judge(self, charged: int, brief: int, allowed: float) -> None:
         """Hold against what is allowed what was in use at the most, or return the holes.
@@ -117,16 +123,16 @@ class CallMemory:
         # What is in use and was never written to is not resident.
         needed = min(charged, self._held_bytes + used - self._begun)
         needed = max(needed, int(charged / HOLES))
-        if needed > allowed + OTHERS_BYTES:
+        if needed > allowed:
             raise MemoryError(
                 f"the stages of this process have taken {needed / 2**20:.0f} MiB of the CPUs' "
-                f"memory, of {allowed / 2**20:.0f} MiB"
+                f"memory, of {(allowed - OTHERS_BYTES) / 2**20:.0f} MiB"
             )
         holes = self._resident - heap.used_bytes - _account.not_in_heap
         if holes > WORTH * allowed:
             _account.trim()
             self._resident -= holes
-            if charged > allowed + OTHERS_BYTES:
+            if charged > allowed:
                 _account.tighten()
         else:
             forget_peak()
@@ -152,7 +158,7 @@ class _Account:
     def tighten(self) -> None:
         """Keep no more what is freed if holes were too large again, though returned before."""
         self._excesses += 1
-        if self._excesses >= 2:
+        if self._excesses >= 2 and not is_returned():
             return_freed()
 
     def relax(self) -> None:

@@ -80,6 +80,11 @@ _fillings: list[tuple[int, int]] = []
 """Addresses and sizes of the blocks that fill the free parts of the heap."""
 
 
+def is_returned() -> bool:
+    """Whether `return_freed` has filled the heap, and `keep_freed` has not come since."""
+    return bool(_fillings)
+
+
 def return_free_pages() -> None:
     """Give the kernel the free pages of the heap; malloc gets them back when it needs them."""
     libc = _libc()

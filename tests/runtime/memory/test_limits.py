@@ -1,5 +1,6 @@
 """A device's memory limit is enforced: what a plan did not foresee fails, and says why."""
 
+import re
 import sys
 
 import pytest
@@ -18,7 +19,9 @@ def test_what_was_not_foreseen_fails_in_its_stage_and_the_pipeline_goes_on() -> 
     """Twice: in a block of its own, and in blocks of the heap. The program's own data are free."""
     whole, parts = said("96").splitlines()
     assert "stage 0 on 'cpu' failed in the forward of micro-batch 0: MemoryError" in whole
-    assert "the stages of this process have taken 304 MiB of the CPUs' memory, of 96 MiB" in whole
+    taken = re.search(r"of this process have taken (\d+) MiB of the CPUs' memory, of 96 MiB", whole)
+    assert taken is not None
+    assert 256 + 16 <= int(taken[1]) <= 256 + 96  # beside the parameters, within the limit
     assert "the pipeline may use 96 MiB of 'cpu': give it more" in whole
     assert "failed in the forward of micro-batch 0: MemoryError" in parts
     whole, parts = said("48", "48").splitlines()
