@@ -7,13 +7,16 @@ from collections.abc import Iterable, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 
+ROOT = Path(__file__).parents[2]
+
 __all__: list[str] = ["commit", "keep", "put", "table", "when_and_where"]
 
 
 def commit() -> str:
     """The commit that is checked out."""
     git = ["git", "rev-parse", "--short", "HEAD"]
-    return subprocess.run(git, capture_output=True, text=True, check=True).stdout.strip()
+    done = subprocess.run(git, cwd=ROOT, capture_output=True, text=True, check=True)
+    return done.stdout.strip()
 
 
 def when_and_where(module: str) -> str:
