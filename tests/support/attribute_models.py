@@ -1,6 +1,7 @@
 """Models that leave something on their modules, for `loss_fn` or for the next call."""
 
 import copy
+import os
 from collections import Counter, defaultdict, deque
 from collections.abc import Callable
 from dataclasses import replace
@@ -401,6 +402,12 @@ KINDS: list[type[Layers]] = [
     Logging,
     Recomputing,
 ]
+
+
+def kinds_over_processes() -> list[type[Layers]]:
+    """Of the others no more has to travel than of these; `--long` tries all (`SKYFX_LAYERS`)."""
+    chosen = [Mixture, Nested, Appending, Recurrent, Drawing, Hooked, Logging, Recomputing]
+    return KINDS if os.environ.get("SKYFX_LAYERS") == "2" else chosen
 
 
 def partitioned(model: nn.Module, **options: Any) -> skyfx.Pipeline:

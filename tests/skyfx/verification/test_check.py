@@ -68,13 +68,6 @@ class Counts(Net):
         return h * (1 + self.counts["calls"])
 
 
-class Forks(Net):
-    def between(self, h: Tensor) -> Tensor:
-        with torch.random.fork_rng():
-            torch.manual_seed(3)
-            return h + torch.randn(WIDTH)
-
-
 class Seeds(Net):
     def between(self, h: Tensor) -> Tensor:
         torch.manual_seed(3)
@@ -121,7 +114,6 @@ class KeepsArray(KeepsTensor):
 SITUATIONS = {
     KeepsArray: "'seen'",
     Counts: "'counts'",
-    Forks: "",
     Seeds: "torch's generator",
     MakesGenerator: "output 0",
     HoldsPython: "'numbers'",
