@@ -1,7 +1,6 @@
 """Models that leave something on their modules, for `loss_fn` or for the next call."""
 
 import copy
-import os
 from collections import Counter, defaultdict, deque
 from collections.abc import Callable
 from dataclasses import replace
@@ -15,6 +14,7 @@ import skyfx
 from skyfx.runtime.state.python_numbers import Added
 from skyfx.tracing.capture import capture
 from tests.support.plans import even_plan
+from tests.support.tiers import is_long
 
 WIDTH, SIZE, NUM_MICROBATCHES = 8, 2, 4
 BATCH = torch.linspace(-1, 1, SIZE * NUM_MICROBATCHES * WIDTH).reshape(-1, WIDTH)
@@ -405,9 +405,9 @@ KINDS: list[type[Layers]] = [
 
 
 def kinds_over_processes() -> list[type[Layers]]:
-    """Of the others no more has to travel than of these; `--long` tries all (`SKYFX_LAYERS`)."""
+    """Of the others no more has to travel than of these; `--long` tries all."""
     chosen = [Mixture, Nested, Appending, Recurrent, Drawing, Hooked, Logging, Recomputing]
-    return KINDS if os.environ.get("SKYFX_LAYERS") == "2" else chosen
+    return KINDS if is_long() else chosen
 
 
 def partitioned(model: nn.Module, **options: Any) -> skyfx.Pipeline:
