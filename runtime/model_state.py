@@ -19,9 +19,9 @@ from skyfx.runtime.state.reachable_state import (
     NOT_STATE,
     is_taken_apart,
     objects_of_packages,
-    parts_of,
     reachable_objects,
     reachable_slots,
+    slots_within,
 )
 from skyfx.runtime.written_parameters import WrittenParameters, parameter_restorer
 
@@ -137,7 +137,7 @@ def module_slots(model: nn.Module) -> Iterator[Slot]:
         prefix = f"{path}." if path else ""
         for slot in attribute_slots(module, prefix):
             yield slot
-            yield from parts_of(slot, met)
+            yield from slots_within(slot, met)
         for name in module._buffers:
             yield Slot(prefix + name, module._buffers, name)
 

@@ -5,6 +5,9 @@ changed. But functions, named tuples and constants of other files are compiled i
 change there it would run the old code, or fail to read its own index. So a change in any file
 that kernels may use drops all that was kept.
 
+Compiled code runs for seconds. It holds no lock of Python's meanwhile, so that other threads go on:
+those that tell the other processes that this one is alive, above all.
+
 Processes that start together, as those of a job, need the same kernels: one compiles, the others
 wait and read what it has kept.
 """
@@ -36,7 +39,7 @@ def kernel(*, inline: bool = False) -> Callable[[Function], Function]:
     """
 
     def compiled(function: Function) -> Function:
-        made: Any = njit(cache=True, inline="always" if inline else "never")(function)
+        made: Any = njit(cache=True, nogil=True, inline="always" if inline else "never")(function)
         folder = Path(made.stats.cache_path)
         drop_older(folder, changed_s())
         compile_alone(made, folder / f"{function.__module__}.{function.__qualname__}.lock")
@@ -79,8 +82,8 @@ def held(lock: FileLock) -> Iterator[None]:
 def changed_s() -> float:
     """When the code of kernels was changed last, as a file's time."""
     solver = Path(__file__).parent
-    files = (path for folder in SOURCES for path in (solver / folder).rglob("*.py"))
-    return max(path.stat().st_mtime for path in files)
+    files = [path for folder in SOURCES for path in (solver / folder).rglob("*.py")]
+    return max(path.stat().st_mtime for path in (*files, Path(__file__)))
 
 
 @cache

@@ -28,6 +28,7 @@ from skyfx.orchestration.environment import environment_of
 from skyfx.orchestration.plan_resolution import PlanSource
 from skyfx.runtime.execution.batch_cutter import BatchCutter
 from skyfx.runtime.execution.microbatch import Batch
+from skyfx.runtime.memory.resident import forget_peak
 from skyfx.runtime.pipeline import Pipeline
 from skyfx.solver.core.plan import Assumptions
 from skyfx.verification.check import PipelineCheck
@@ -190,7 +191,7 @@ def peak_bytes(name: str, what: str) -> float:
     subject = Subject(name)
     gc.collect()
     ctypes.CDLL(None).malloc_trim(0)
-    Path("/proc/self/clear_refs").write_text("5")  # the peak counts from here
+    forget_peak()
     before = _status("VmRSS")
     if what == "step":
         subject.train()

@@ -1,6 +1,5 @@
 """The most memory that a process has in use during a call, by the C library's own count."""
 
-import ctypes
 import os
 import threading
 import time
@@ -10,24 +9,11 @@ from typing import Any
 from torch import Tensor, nn
 
 from skyfx.runtime import pytree
+from skyfx.runtime.memory.malloc import heap_usage
 
 __all__ = ["measured_peak"]
 
 EVERY_S = 0.0002
-
-
-class _Counts(ctypes.Structure):
-    """`struct mallinfo2` of the GNU C library."""
-
-    _fields_ = (
-        *((name, ctypes.c_size_t) for name in ("arena", "ordblks", "smblks", "hblks", "hblkhd")),
-        *((name, ctypes.c_size_t) for name in ("usmblks", "fsmblks", "uordblks", "fordblks")),
-        ("keepcost", ctypes.c_size_t),
-    )
-
-
-_mallinfo2 = ctypes.CDLL(None).mallinfo2
-_mallinfo2.restype = _Counts
 
 
 def measured_peak(
@@ -70,5 +56,6 @@ def measured_peak(
 
 
 def _in_use() -> int:
-    found = _mallinfo2()
-    return int(found.uordblks + found.hblkhd)
+    usage = heap_usage()
+    assert usage is not None, "this C library does not count what its heap holds"
+    return usage.used_bytes

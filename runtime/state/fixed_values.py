@@ -32,7 +32,7 @@ from skyfx.runtime.state.contents import (
     items_of,
 )
 from skyfx.runtime.state.model_code import ModelCode, names_read_by
-from skyfx.runtime.state.reachable_state import NOT_STATE, parts_of, reachable_slots
+from skyfx.runtime.state.reachable_state import NOT_STATE, reachable_slots, slots_within
 
 _DEPTH = 4
 _MANY = 1000
@@ -118,7 +118,7 @@ def _parts(model: nn.Module) -> Iterator[Slot]:
     met: set[int] = set()
     for path, module in model.named_modules():
         for key in vars(module):
-            yield from parts_of(Slot(f"{path}.{key}" if path else key, vars(module), key), met)
+            yield from slots_within(Slot(f"{path}.{key}" if path else key, vars(module), key), met)
 
 
 class _Reader:

@@ -137,7 +137,7 @@ def is_taken_apart(value: Any) -> bool:
     return is_open(value) and not isinstance(value, nn.Module | type)
 
 
-def parts_of(slot: Slot, met: set[int]) -> Iterator[Slot]:
+def slots_within(slot: Slot, met: set[int]) -> Iterator[Slot]:
     """The attributes of an object in a slot, and those of objects in them, once each."""
     value = slot.value
     if is_taken_apart(value) and id(value) not in met:
@@ -145,7 +145,7 @@ def parts_of(slot: Slot, met: set[int]) -> Iterator[Slot]:
         for key in list(vars(value)):
             part = Slot(f"{slot.name}.{key}", vars(value), key)
             yield part
-            yield from parts_of(part, met)
+            yield from slots_within(part, met)
 
 
 def objects_of_packages(module: nn.Module) -> list[Any]:

@@ -97,17 +97,17 @@ class Splitter:
         """
         graph = to_planner_graph(captured)
         try:
-            match(captured, graph, self.plan, self.owners)
+            stage_of = self.assign(captured, graph)
         except PlanError:
             captured = captured.with_apart(self.owners)
             graph = to_planner_graph(captured)
+            stage_of = self.assign(captured, graph)
             logger.info("%s sends parameters or buffers between stages", captured.name)
         self.latest = captured
         if captured.training:
             self._compare_trained(sum(node.trained_bytes for node in graph.nodes))
         if self.places == NOWHERE:
             self.places = captured.places
-        stage_of = self.assign(captured, graph)
         place_tensors(self.model, captured.module, self.owners, self.devices, self.weights)
         return split(captured, graph, stage_of, self.devices, self.on_cpu)
 

@@ -27,6 +27,7 @@ from skyfx.runtime.rng.step_streams import Advance, Advances
 from skyfx.tracing.capture import Capture
 from skyfx.tracing.effects.graph_writes import subgraphs_of
 from skyfx.tracing.leaves.leaf_calls import leaf_of
+from skyfx.tracing.node_names import original_name
 from skyfx.tracing.torch_internals import schema_of
 
 _CPU = torch.device("cpu")
@@ -94,6 +95,14 @@ def draws_by_values(captured: Capture) -> fx.Node | None:
     """The first node whose draws are not known from shapes: by values, or in whole code."""
     nodes = (node for node in captured.ids if is_random(node))
     return next((node for node in nodes if not _depends_on_shapes(node)), None)
+
+
+def state_of_draws(captured: Capture) -> frozenset[str]:
+    """The names of what random code that stays whole has: whether it writes there may be drawn."""
+    nodes = [node for node in captured.ids if leaf_of(node) and is_random(node)]
+    return frozenset(
+        original_name(str(x.target)) for node in nodes for x in captured.tensors_of(node)
+    )
 
 
 def _depends_on_shapes(node: fx.Node) -> bool:

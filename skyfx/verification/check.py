@@ -13,7 +13,7 @@ from torch import nn
 from skyfx.measurement.operator_costs import has_values
 from skyfx.orchestration.environment import Environment
 from skyfx.passes.aliasing import written_parameters
-from skyfx.passes.rng_advance import draws_by_values
+from skyfx.passes.rng_advance import draws_by_values, state_of_draws
 from skyfx.runtime.execution.microbatch import Batch
 from skyfx.runtime.execution.verified import Verified
 from skyfx.runtime.model_state import state_slots
@@ -135,7 +135,8 @@ class PipelineCheck:
         if pipeline.runner.draws_as_plain_torch:
             both = plain.contents, staged.contents
         else:
-            both = plain.changes(), staged.changes()
+            drawn = state_of_draws(self.captured)
+            both = plain.changes(drawn), staged.changes(drawn)
             by_stage = by_stage or how
             remark = "that outputs are the model's, whose random numbers are others"
         verified = self._agreed(*both, how, remark)

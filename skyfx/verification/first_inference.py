@@ -14,6 +14,7 @@ import torch
 
 from skyfx.partitioning.splitter import Splitter
 from skyfx.partitioning.whole_model import whole_model
+from skyfx.passes.aliasing import written_parameters
 from skyfx.runtime.execution.microbatch import Batch
 from skyfx.runtime.execution.verified import AT_FIRST_CALL, Verified
 from skyfx.runtime.pipeline import Pipeline
@@ -84,13 +85,14 @@ class FirstInference:
         planned = self.check  # its capture has all nodes that were planned
         lacks = partial(lacking, model, planned.captured, planned.plan, planned.environment, _HOW)
         why = next(filter(None, group.run_together(lacks)), "")
+        how = _HOW._replace(written=written_parameters(check.captured))
         if group.size > 1 and has_generators(check.captured):
             why = why or "its generator is where its stage is"
         plain: list[Observation] = []
 
         def run() -> bool:
             with suppress(Exception):
-                plain.append(observe_plain(model, check.captured, [microbatch], _HOW))
+                plain.append(observe_plain(model, check.captured, [microbatch], how))
             return bool(plain)
 
         if not why:
@@ -101,5 +103,5 @@ class FirstInference:
                 allowed = tolerance(check.captured)
                 group.run_together(partial(check_fused_eval, model, microbatch, allowed))
         if why:
-            return check.parts_agreed(self.pipeline, microbatch, _HOW, not_the_graph(why))
-        return check.held(self.pipeline, plain[0], [microbatch], _HOW)
+            return check.parts_agreed(self.pipeline, microbatch, how, not_the_graph(why))
+        return check.held(self.pipeline, plain[0], [microbatch], how)

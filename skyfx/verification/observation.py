@@ -2,7 +2,7 @@
 
 import math
 import random
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
@@ -62,13 +62,14 @@ class Observation:
     contents: Contents
     before: Mapping[str, Any]
 
-    def changes(self) -> Contents:
-        """No more than which buffers and attributes have changed.
+    def changes(self, but: Collection[str]) -> Contents:
+        """No more than which buffers and attributes have changed, but for some.
 
         That is all that two runs with different random numbers have in common.
         """
         after = self.contents[STATE]
-        return {STATE: {x: self._change(x, after.get(x)) for x in {**self.before, **after}}}
+        names = {**self.before, **after}.keys() - set(but)
+        return {STATE: {x: self._change(x, after.get(x)) for x in sorted(names)}}
 
     def _change(self, name: str, value: Any) -> str:
         if is_elsewhere(value):

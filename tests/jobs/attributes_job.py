@@ -14,7 +14,6 @@ from skyfx.tracing.capture import capture
 from tests.support import attribute_models
 from tests.support.attribute_models import (
     BATCH,
-    KINDS,
     NUM_MICROBATCHES,
     SIZE,
     Layers,
@@ -25,7 +24,10 @@ from tests.support.plans import even_plan
 def main(folder: str) -> None:
     torch.set_num_threads(1)
     cluster, group = skyfx.Cluster.from_environment(), ProcessGroup.join()
-    said = {kind.__name__: trained(kind(), cluster, group) for kind in KINDS}
+    said = {
+        kind.__name__: trained(kind(), cluster, group)
+        for kind in attribute_models.kinds_over_processes()
+    }
     Path(folder, f"{group.rank}.json").write_text(json.dumps(said))
 
 

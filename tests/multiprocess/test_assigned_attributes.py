@@ -10,7 +10,6 @@ import torch
 from tests.support import attribute_models
 from tests.support.attribute_models import (
     BATCH,
-    KINDS,
     SIZE,
     Hooked,
     Layers,
@@ -29,7 +28,7 @@ def reports(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
     return [json.loads(Path(folder, f"{rank}.json").read_text()) for rank in range(2)]
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", attribute_models.kinds_over_processes())
 def test_the_loss_reads_what_forward_leaves(
     kind: type[Layers], reports: list[dict[str, Any]]
 ) -> None:

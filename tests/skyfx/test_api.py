@@ -5,7 +5,6 @@ import signal
 import subprocess
 import sys
 import time
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -17,9 +16,7 @@ import skyfx
 from skyfx.api import capture_and_measure
 from skyfx.devices.local_links import with_links
 from skyfx.devices.resolve import resolve
-from skyfx.orchestration.assembly import is_tight
-from skyfx.runtime.execution.microbatch import Batch
-from skyfx.solver import Assumptions, Cluster, Device, solve
+from skyfx.solver import Assumptions, solve
 from skyfx.solver.analysis.plan_sources import read_with_inputs
 from skyfx.solver.analysis.validation import validate
 from skyfx.solver.core import files
@@ -250,17 +247,6 @@ def test_ctrl_c_ends_a_step() -> None:
         _, errors = process.communicate(timeout=60)
     assert b"KeyboardInterrupt" in errors
     assert time.monotonic() - began < 30
-
-
-def test_a_device_with_two_stages_has_its_memory_once() -> None:
-    """At 60 bytes of 100 the heap's holes, 2.5 for each in use, are too many; not of 200."""
-    case = models.bert()
-    plan = even_plan(capture(case.model, Batch.of(case.batch).split(SIZE)[0]), 2)
-    stages = [replace(s, device="a", memory_bytes=30.0, peak_bytes=0.0) for s in plan.stages]
-    both = replace(plan, stages=tuple(stages))
-    for memory, expected in ((100.0, True), (200.0, False)):
-        cluster = Cluster(devices=(Device(name="a", type="cpu", memory_bytes=memory),))
-        assert is_tight(both, {"a"}, cluster) is expected
 
 
 def test_what_a_plan_was_made_from_can_be_kept(tmp_path: Path) -> None:

@@ -1,10 +1,13 @@
 """Compiled kernels: none outlives the code that it was compiled from, and one process compiles."""
 
+import itertools
 import shutil
 import subprocess
 import sys
+import threading
 from pathlib import Path
 
+from skyfx.solver.kernels import kernel
 from tests.support import ROOT
 
 MOVE = """
@@ -22,6 +25,14 @@ ones = np.ones(2)
 print(move(0, 1, 0, Crossing(3 * ones, 0 * ones, ones, 0 * ones), np.ones((2, 2, 2))))
 print(*(move.stats.cache_hits.values()))
 """
+
+
+@kernel()
+def advance_sum(rounds: int) -> float:
+    total = 0.0
+    for i in range(rounds):
+        total = total * 0.5 + i
+    return total
 
 
 def started(folder: Path) -> "subprocess.Popen[str]":
@@ -60,3 +71,28 @@ def test_a_kernel_is_compiled_once_until_what_it_uses_changes(tmp_path: Path) ->
     source = moves.read_text()
     moves.write_text(source.replace("wire[1] * size_bytes", "5 * wire[1] * size_bytes"))
     assert run(tmp_path) == [["16.0"]]
+
+
+def test_other_threads_go_on_while_a_kernel_runs() -> None:
+    """Such as those that tell other processes that this one is alive."""
+    stopped, ticks = threading.Event(), itertools.count()
+    seen = [0]
+
+    def tick() -> None:
+        while not stopped.wait(0.001):
+            seen[0] = next(ticks)
+
+    thread = threading.Thread(target=tick)
+    advance_sum(1)  # compiled
+    thread.start()
+    try:
+        rounds, moved = 10_000, 0
+        while moved < 10:
+            before = seen[0]
+            advance_sum(rounds)
+            moved = seen[0] - before
+            rounds *= 2
+            assert rounds < 10**11  # minutes
+    finally:
+        stopped.set()
+        thread.join()

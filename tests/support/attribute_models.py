@@ -14,6 +14,7 @@ import skyfx
 from skyfx.runtime.state.python_numbers import Added
 from skyfx.tracing.capture import capture
 from tests.support.plans import even_plan
+from tests.support.tiers import is_long
 
 WIDTH, SIZE, NUM_MICROBATCHES = 8, 2, 4
 BATCH = torch.linspace(-1, 1, SIZE * NUM_MICROBATCHES * WIDTH).reshape(-1, WIDTH)
@@ -401,6 +402,12 @@ KINDS: list[type[Layers]] = [
     Logging,
     Recomputing,
 ]
+
+
+def kinds_over_processes() -> list[type[Layers]]:
+    """Of the others no more has to travel than of these; `--long` tries all."""
+    chosen = [Mixture, Nested, Appending, Recurrent, Drawing, Hooked, Logging, Recomputing]
+    return KINDS if is_long() else chosen
 
 
 def partitioned(model: nn.Module, **options: Any) -> skyfx.Pipeline:

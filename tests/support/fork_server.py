@@ -84,8 +84,9 @@ def use_once() -> None:
         x, devices = torch.ones(4, 13), [skyfx.Device("cpu"), skyfx.Device("cpu")]
         with skyfx.partition(model, devices, example_inputs=x, num_microbatches=2) as pipeline:
             pipeline.train_step(x, x, torch.nn.functional.mse_loss)
-    while len(os.listdir("/proc/self/task")) > 1:  # a thread that was joined is gone soon after
-        time.sleep(0.01)
+    deadline = time.monotonic() + GRACE_S
+    while len(os.listdir("/proc/self/task")) > 1 and time.monotonic() < deadline:
+        time.sleep(0.01)  # a thread that was joined is gone soon after
 
 
 def started(request: dict[str, Any]) -> int:

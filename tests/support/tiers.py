@@ -29,14 +29,19 @@ def register_profiles() -> None:
 
 
 def measure_briefly() -> None:
-    """Have this process repeat measurements less often; `SKYFX_LAYERS` of `--long` leaves that be.
+    """Have this process repeat measurements less often, but not with `--long`.
 
     A plan is then for rougher times, and no test may depend on these.
     """
-    if os.environ.get("SKYFX_LAYERS") != "2":
+    if not is_long():
         timing.MOST_S, timing.BLOCK_S, timing.MIN_RUNS, timing.LONG_RUNS = 1e-3, 1e-4, 2, 2
         calibration.MOST_S, calibration.BLOCK_S = 5e-3, 1e-3
         calibration.MIN_RUNS, calibration.LONG_RUNS = 2, 2
+
+
+def is_long() -> bool:
+    """Whether the profile is `long`, also in processes that tests start: see `set_layers`."""
+    return os.environ.get("SKYFX_LAYERS") == "2"
 
 
 def set_layers() -> None:

@@ -13,9 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 
-from skyfx.runtime.execution.assigned_attributes import (
-    AssignedAttributes,
-)
+from skyfx.runtime.execution.assigned_attributes import AssignedAttributes
 from skyfx.runtime.model_state import preserve_run, registered_tables
 from skyfx.runtime.pytree import tree_leaves
 from skyfx.solver.errors import CaptureError

@@ -13,7 +13,9 @@ from operator import attrgetter
 from torch import Tensor, fx, nn
 
 from skyfx.runtime import pytree
-from skyfx.runtime.model_state import attribute_slots
+from skyfx.runtime.model_state import attribute_slots, state_slots
+from skyfx.solver.errors import CaptureError
+from skyfx.tracing.failures import line_of
 from skyfx.tracing.node_names import graphs_in
 from skyfx.tracing.torch_internals import storage_id, written_arguments
 
@@ -29,17 +31,38 @@ def plain_tensors(model: nn.Module) -> dict[str, Tensor]:
 
 
 def written_attributes(model: nn.Module, module: fx.GraphModule) -> list[str]:
-    """The plain tensors of the model that a captured graph writes to in place."""
+    """The plain tensors of the model that a captured graph writes to in place.
+
+    Raises:
+        CaptureError: one is in a container, where it cannot become a buffer.
+    """
     names = {id(x): name for name, x in plain_tensors(model).items()}
+    owned = {*names, *map(id, model.parameters()), *map(id, model.buffers())}
+    inside = {
+        id(x): slot.name
+        for slot in state_slots(model)
+        for x in pytree.tree_leaves(slot.value)
+        if isinstance(x, Tensor) and id(x) not in owned
+    }
     written = (
-        {x for node in module.graph.nodes for x in _written_storages(node)} if names else set()
+        {x for node in module.graph.nodes for x in _written_storages(node)}
+        if names or inside
+        else set()
     )
     found = []
     for node in module.graph.find_nodes(op="get_attr"):
         value = node.meta.get("val")
-        name = names.get(id(attrgetter(str(node.target))(module)))
-        if name is not None and isinstance(value, Tensor) and storage_id(value) in written:
-            found.append(name)
+        if not isinstance(value, Tensor) or storage_id(value) not in written:
+            continue
+        own = id(attrgetter(str(node.target))(module))
+        if own in inside:
+            raise CaptureError(
+                f"forward writes in place to a tensor in {inside[own]!r}"
+                f"{line_of(model, inside[own])}, which no stage owns.\n"
+                "Keep it in an attribute or a buffer of its own (register_buffer)"
+            )
+        if own in names:
+            found.append(names[own])
     return found
 
 

@@ -21,9 +21,13 @@ import numpy
 import torch
 
 from skyfx.runtime.rng.generator_state import comparable_states, preserve_generators
-from skyfx.runtime.state.contents import is_foundation
+from skyfx.runtime.state.contents import is_closed, is_foundation
 from skyfx.solver.errors import CaptureError
 from skyfx.tracing.torch_internals import checked_calls
+
+_drawless: dict[str, int] = {}
+"""Files of installed packages that have no function that draws, and how many names they had then:
+there are thousands of them, and few draw."""
 
 
 @contextmanager
@@ -43,9 +47,14 @@ def checked_draws(check: Callable[..., None]) -> Iterator[None]:
     users = [x for name, x in list(sys.modules.items()) if not is_foundation(name)]
     with ExitStack() as stack:
         for module in (*owners, *(x for x in users if isinstance(x, ModuleType))):
-            if drawing.keys().isdisjoint(map(id, list(vars(module).values()))):
-                continue  # thousands of files, of which few draw
-            for name, value in list(vars(module).items()):
+            if _drawless.get(module.__name__) == len(vars(module)):
+                continue
+            names = list(vars(module).items())
+            if drawing.keys().isdisjoint(id(value) for _, value in names):
+                if is_closed(module):
+                    _drawless[module.__name__] = len(names)
+                continue
+            for name, value in names:
                 if id(value) in drawing:
                     stack.enter_context(checked_calls(module, name, drawing[id(value)]))
         yield

@@ -93,6 +93,18 @@ class LastTenOfName(Layers):
         return h if len(kept) < 10 else h * 2
 
 
+class ScalesInList(Layers):
+    """Writes in place to a tensor that no module has itself."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.scales = [torch.ones(WIDTH)]
+
+    def between(self, h: Tensor) -> Tensor:
+        self.scales[0].mul_(0.9)
+        return h * self.scales[0].clone()
+
+
 class Timed(Layers):
     """Notes how long it takes."""
 
@@ -145,6 +157,7 @@ class FirstBatch(Layers):
         (EachHundredth, r"changes 'calls' \(1, then 2\) at .*:\d+.* in a buffer"),
         (LastTen, r"changes 'log' \(.*\) at .*:\d+.* in a buffer"),
         (LastTenOfName, r"changes 'log' \(.*\) at .*:\d+.* in a buffer"),
+        (ScalesInList, r"writes in place to a tensor in 'scales' at .*:\d+.*\n.* of its own"),
         (Timed, r"leaves 'took' .* at .*:\d+, which differs from call to call.*\nTake it out"),
         (ReturnsCount, r"changes 'total' \(1, then 2\) at .*:\d+.* in a buffer"),
         (Largest, r"changes 'largest' .* at .*:\d+ .* in a buffer"),

@@ -21,6 +21,7 @@ from skyfx.runtime.state.contents import equal
 from skyfx.solver.errors import CaptureError, VerificationError
 from skyfx.tracing.capture import capture
 from skyfx.verification import capacity
+from tests.support.attribute_models import Layers
 from tests.support.plans import even_plan
 
 TWO, WIDTH = ["cpu", "cpu"], 8
@@ -65,13 +66,6 @@ class Counts(Net):
     def between(self, h: Tensor) -> Tensor:
         self.counts["calls"] += 1
         return h * (1 + self.counts["calls"])
-
-
-class Forks(Net):
-    def between(self, h: Tensor) -> Tensor:
-        with torch.random.fork_rng():
-            torch.manual_seed(3)
-            return h + torch.randn(WIDTH)
 
 
 class Seeds(Net):
@@ -120,7 +114,6 @@ class KeepsArray(KeepsTensor):
 SITUATIONS = {
     KeepsArray: "'seen'",
     Counts: "'counts'",
-    Forks: "",
     Seeds: "torch's generator",
     MakesGenerator: "output 0",
     HoldsPython: "'numbers'",
@@ -561,3 +554,19 @@ def test_a_module_in_a_list_is_refused_where_it_gets_a_gradient() -> None:
     assert model.others[0].weight.grad is None
     model.is_trained = False
     skyfx.partition(model, TWO, example_inputs=BATCH, num_microbatches=2).close()
+
+
+def test_layers_that_are_dropped_by_chance_may_be_others_than_in_plain_torch() -> None:
+    class Drops(Layers):
+        def __init__(self) -> None:
+            super().__init__()
+            self.norms = nn.ModuleList(nn.BatchNorm1d(WIDTH) for _ in range(3))
+
+        def between(self, h: Tensor) -> Tensor:
+            for norm in self.norms:
+                if not self.training or torch.rand([]) < 0.5:
+                    h = norm(h)
+            return h
+
+    with partitioned(Drops()) as pipeline:
+        assert "not verified: that outputs are the model's, whose" in str(pipeline.verified)

@@ -50,6 +50,7 @@ def test_quiet_says_nothing(skyfx: Run) -> None:
     assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
 
 
+@pytest.mark.slow
 def test_verbose_says_what_each_method_did(skyfx: Run) -> None:
     done = skyfx(*HARD, "--json", "-v", "--time-limit", "3")
     said = done.stderr.splitlines()

@@ -81,6 +81,7 @@ def test_a_beam_never_beats_the_best_plan(g: Graph, c: Cluster, a: Assumptions) 
             assert found.value >= best * (1 - 1e-9)
 
 
+@pytest.mark.slow
 def test_a_chain_on_unlike_devices_is_nearly_proven() -> None:
     g, c = unlike_chain(0, layers=20, num_devices=12)
     plan = solve(g, c, time_limit_s=120.0, gap=0.04).plan

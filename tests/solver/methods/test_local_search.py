@@ -77,6 +77,7 @@ def test_what_stands_beside_the_main_line_is_placed_better() -> None:
     assert best < 0.95 * known.value
 
 
+@pytest.mark.slow
 def test_other_orders_of_devices_are_tried(tmp_path: Path) -> None:
     swin = tmp_path / "swin.json"
     swin.write_bytes(gzip.decompress((CAPTURED / "swin.inference.graph.json.gz").read_bytes()))

@@ -74,6 +74,7 @@ def test_a_method_that_does_not_apply_says_the_first_reason() -> None:
     }
 
 
+@pytest.mark.slow
 def test_a_search_for_throughput_says_nothing_of_the_methods_for_steps() -> None:
     problem = diamonds()
     limits = Limits(began=time.monotonic(), time_limit_s=60.0)
