@@ -166,6 +166,7 @@ def _filled(
         gradient_bytes=num_bytes(of.meta.get("val")) if flows == (True,) else 0,
         saved_bytes=own.first_bytes,
         kept=own.kept,
+        storage=own.storage,
         # Types may have kernels of their own: of each figure the most.
         workspace_bytes=max((cost.workspace_bytes for cost in costs.values()), default=0.0),
         flops=max((cost.flops for cost in costs.values()), default=0),

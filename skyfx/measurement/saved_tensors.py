@@ -19,11 +19,13 @@ class SavedTensors:
 
     Attributes:
         first_bytes: of what no node before it keeps.
-        kept: bytes by the id of the node that made them, without what it makes for itself alone.
+        kept: bytes as a graph file has them, by the id of the node that made them.
+        storage: the node that made the memory of its value, if it is another one.
     """
 
     first_bytes: float = 0.0
     kept: dict[str, float] = field(default_factory=dict)
+    storage: str | None = None
 
 
 def saved_tensors(captured: Capture, prices: OperatorCosts) -> dict[str, SavedTensors]:
@@ -33,26 +35,30 @@ def saved_tensors(captured: Capture, prices: OperatorCosts) -> dict[str, SavedTe
     """
     graph = captured.module.graph
     counted = {s for node in graph.find_nodes(op="get_attr") for s, _ in _storages(node)}
-    resident, makers = frozenset(counted), dict[Hashable, str]()
+    makers: dict[Hashable, str] = dict.fromkeys(counted, "")
     found: dict[str, SavedTensors] = {}
     for node in graph.nodes:
-        if node in captured.ids:
-            for storage, _ in _storages(node):
-                makers.setdefault(storage, captured.ids[node])
+        if node not in captured.ids:
+            continue
+        outputs, made_by = _storages(node), captured.ids[node]
+        shared = next((makers[s] for s, _ in outputs if s in makers), None)
+        for i, (storage, _) in enumerate(outputs):
+            makers.setdefault(storage, f"{made_by}#{i}" if i else made_by)
         cost = prices.costs.get(node.name)
         if cost is None:
+            found[node.name] = SavedTensors(storage=shared)
             continue
-        inputs, outputs = of_tensors(node, _storages), _storages(node)
+        inputs = of_tensors(node, _storages)
         saved = dict(inputs[i] for i in cost.saves_inputs)
         saved |= dict(outputs[i] for i in cost.saves_outputs)
         new = saved.keys() - counted
         counted |= new
         first_bytes = cost.saves_bytes + sum(saved[storage] for storage in new)
-        kept = dict[str, float]()
-        for storage in saved.keys() - resident:
-            maker = makers[storage]
-            kept[maker] = kept.get(maker, 0.0) + saved[storage]
-        found[node.name] = SavedTensors(first_bytes, dict(sorted(kept.items())))
+        kept: dict[str, float] = {
+            makers[storage]: size for storage, size in saved.items() if makers[storage]
+        }
+        kept |= {"": cost.saves_bytes} if cost.saves_bytes else {}
+        found[node.name] = SavedTensors(first_bytes, dict(sorted(kept.items())), shared)
     return found
 
 

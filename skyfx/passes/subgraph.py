@@ -8,9 +8,10 @@ from typing import Any
 import torch
 from torch import Tensor, fx
 
+from skyfx.passes.aliasing import written_by
 from skyfx.passes.device_transfer import copy_to, with_device
 from skyfx.passes.rng_advance import is_random
-from skyfx.runtime.execution.recomputation import Recomputed
+from skyfx.runtime.recomputation import Recomputed
 from skyfx.runtime.rng import generator_lending
 from skyfx.tracing.capture import Capture
 from skyfx.tracing.tensor_binding import moved
@@ -74,9 +75,11 @@ def subgraph(
         read = dict.fromkeys(x for node in inside for x in node.all_input_nodes if x not in own)
         entering = [x for x in read if x in env and env[x].op != "get_attr"]
         leaving = [x for x in inside if x in sent or x.users.keys() - own]
-        within = subgraph(captured, inside, entering, leaving, device, tensors)
-        attributes[name] = Recomputed(within)
-        values = graph.call_module(name, tuple(env[x] for x in entering))
+        reads = [x for x in read if x.op == "get_attr" and x not in entering]
+        buffers = [reads[i] for i in sorted(written_by(inside, reads))]
+        within = subgraph(captured, inside, [*entering, *buffers], leaving, device, tensors)
+        attributes[name] = Recomputed(within, len(buffers))
+        values = graph.call_module(name, tuple(copied(x) for x in (*entering, *buffers)))
         env.update((x, graph.call_function(getitem, (values, i))) for i, x in enumerate(leaving))
 
     for label, run in itertools.groupby(part, (segments or {}).get):

@@ -25,8 +25,10 @@ class Node:
     floating point operations; 0 where they are not known. `trainable_bytes` are those of
     `parameter_bytes` that get a gradient; None where all do.
 
-    `kept` are the bytes that the node keeps for its backward, by the node that made them; what it
-    makes for itself alone is not among them. What several nodes keep, `saved_bytes` counts once.
+    `kept` are the bytes that the node keeps for its backward, by the node that made them (`""` for
+    what it makes for itself alone). What several nodes keep, `saved_bytes` counts once. `storage`
+    is the node whose memory its value shares, `""` for a parameter's; None where it has its own.
+    `repeatable` nodes may run again in backward instead of keeping anything.
 
     In training, no node of `after` may be in a later stage. They read a value that this node reads
     too, and its gradients then add up in the order of the unsplit model, to the same digits.
@@ -49,6 +51,8 @@ class Node:
     after: tuple[str, ...] = ()
     trainable_bytes: float | None = None
     kept: dict[str, float] = field(default_factory=dict)
+    storage: str | None = None
+    repeatable: bool = False
 
     @property
     def is_input(self) -> bool:
