@@ -3,6 +3,8 @@
 import json
 from dataclasses import replace
 
+import pytest
+
 from skyfx.solver import Assumptions, Cluster, Device, Graph, Link, solve
 from skyfx.solver.analysis.explain import explain_plan
 from skyfx.solver.cli.simulate import make_replan
