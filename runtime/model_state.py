@@ -6,6 +6,7 @@ Parameters are not among it, unless they are named: an optimizer changes them, a
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cache, cached_property
 from typing import Any
 
 import torch
@@ -13,7 +14,7 @@ from torch import nn
 
 from skyfx.runtime.rng.generator_state import comparable_states, preserve_generators
 from skyfx.runtime.state.code_walk import Slot
-from skyfx.runtime.state.contents import content, equal, restorer
+from skyfx.runtime.state.contents import PLAIN_TYPES, content, equal, restorer
 from skyfx.runtime.state.reachable_state import (
     HOOK_TABLES,
     NOT_STATE,
@@ -118,10 +119,15 @@ def preserve_run(model: nn.Module) -> Iterator[WrittenParameters]:
 
 
 def attribute_slots(module: nn.Module, prefix: str = "") -> Iterator[Slot]:
-    """The attributes of a module itself that are neither parameters, buffers nor torch's own."""
-    held = vars(module)
+    """The attributes of a module itself that are neither parameters, buffers nor torch's own.
+
+    Numbers and texts that a `cached_property` has computed are none: whoever reads them when they
+    are not there gets them too.
+    """
+    held, cached = vars(module), _cached_properties(type(module).__mro__)
     for name in [name for name in held if name not in NOT_STATE]:
-        yield Slot(prefix + name, held, name)
+        if name not in cached or not isinstance(held[name], PLAIN_TYPES):
+            yield Slot(prefix + name, held, name)
 
 
 def state_slots(model: nn.Module) -> Iterator[Slot]:
@@ -140,6 +146,17 @@ def module_slots(model: nn.Module) -> Iterator[Slot]:
             yield from slots_within(slot, met)
         for name in module._buffers:
             yield Slot(prefix + name, module._buffers, name)
+
+
+@cache
+def _cached_properties(classes: tuple[type, ...]) -> frozenset[str]:
+    """The names of the cached properties of a class and its bases."""
+    return frozenset(
+        name
+        for base in classes
+        for name, value in vars(base).items()
+        if isinstance(value, cached_property)
+    )
 
 
 def registered_tables(module: nn.Module) -> list[dict[Any, Any]]:

@@ -1,5 +1,6 @@
 """The workers of a pipeline in several processes: each runs some of the stages, in threads."""
 
+import itertools
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -25,7 +26,7 @@ from skyfx.runtime.execution.workers import (
     numbers_of,
 )
 from skyfx.runtime.transport.local import Boundaries
-from skyfx.runtime.transport.message import MessageLayout
+from skyfx.runtime.transport.message import MessageLayout, TensorSpec
 from skyfx.runtime.transport.remote import ReceiveQueue, RemoteInbound, RemoteOutbound, SendQueue
 from skyfx.solver.core.plan import Stage as PlannedStage
 from skyfx.solver.core.timeline import CompletedAction
@@ -217,17 +218,26 @@ class DistributedWorkers(Workers):
     def result(self, step: Step) -> StepResult:
         """The result of a step, in all processes."""
         ours = super().result(step)
-        sent = torch.zeros(1 + 2 * len(self._rank_of), dtype=torch.float64)
-        for k, (forward_s, backward_s) in ours.busy_s.items():
-            sent[1 + 2 * k], sent[2 + 2 * k] = forward_s, backward_s
-        if ours.loss is not None:
-            sent[0] = ours.loss
-        loss, *seconds = self.group.sum(sent).tolist()
-        busy = dict(enumerate(zip(seconds[::2], seconds[1::2], strict=True)))
-        if not step.training:
-            outputs = {m: self._outputs(step, m) for m in range(len(step.splits))}
-            return StepResult(None, outputs, busy)
-        return StepResult(torch.tensor(loss) if ours.loss is None else ours.loss, {}, busy)
+        loss = torch.zeros(1) if ours.loss is None else ours.loss.detach().reshape(1).cpu()
+        times = torch.zeros(len(self._rank_of), 2, dtype=torch.float64)
+        for k, busy_s in ours.busy_s.items():
+            times[k] = torch.tensor(busy_s)
+        forms = [] if step.training else [split.returned for split in step.splits]
+        lengths = torch.zeros(sum(len(form.shape) for row in forms for form in row))
+        if len(lengths) and step.outputs:  # of this process; their lengths may depend on values
+            shapes = (x.shape for m in range(len(forms)) for x in step.outputs[m])
+            lengths = torch.tensor(list(itertools.chain.from_iterable(shapes)))
+        sent = [loss, times.flatten(), lengths]
+        found = self.group.sum(torch.cat([x.double() for x in sent]))
+        loss, times, lengths = torch.split_with_sizes(found, [len(x) for x in sent])
+        busy = {k: (float(x), float(y)) for k, (x, y) in enumerate(times.view(-1, 2))}
+        if step.training:
+            every = loss[0].to(torch.get_default_dtype()) if ours.loss is None else ours.loss
+            return StepResult(every, {}, busy)
+        each = map(int, lengths.tolist())
+        seen = [[form.resized([next(each) for _ in form.shape]) for form in row] for row in forms]
+        outputs = {m: self._outputs(step, m, row) for m, row in enumerate(seen)}
+        return StepResult(None, outputs, busy)
 
     def timeline(self, ours: list[CompletedAction]) -> list[CompletedAction]:
         """The actions of all processes in a step; a message to all aligns their clocks."""
@@ -236,9 +246,9 @@ class DistributedWorkers(Workers):
         every = self.group.all_gather_json(ours, list[CompletedAction])
         return [action for actions in every for action in actions]
 
-    def _outputs(self, step: Step, m: int) -> list[torch.Tensor]:
+    def _outputs(self, step: Step, m: int, forms: Sequence[TensorSpec]) -> list[torch.Tensor]:
         """The outputs of a micro-batch, from the process that runs the last stage."""
-        layout = MessageLayout(step.splits[m].returned)
+        layout = MessageLayout(forms)
         message = layout.pack(step.outputs[m]) if m in step.outputs else layout.buffer()
         found = layout.unpack(self.group.broadcast(self._rank_of[-1], message))
         return [x.detach() for x in found if x is not None]

@@ -38,7 +38,7 @@ _InFlight = tuple[list[GradientEdge | None], list[Tensor | None]]
 
 
 class _Begin(torch.autograd.Function):
-    """The beginning of a stage's autograd graph, which notes the gradient of its input.
+    """The beginning of an autograd graph, a stage's or the loss's, which notes the gradient there.
 
     `.grad` of a leaf would do the same, but would copy the gradient into the leaf's own layout, and
     operators before it may then add up numbers in another order.
@@ -54,6 +54,12 @@ class _Begin(torch.autograd.Function):
         i, gradients = ctx.note
         gradients[i] = gradient
         return None, None, None
+
+
+def begun(x: Tensor, i: int, gradients: list[Tensor | None]) -> Tensor:
+    """Let autograd's graph begin at a tensor; its gradient becomes item `i` of these."""
+    found: Tensor = _Begin.apply(x.requires_grad_(), i, gradients)  # type: ignore[no-untyped-call]
+    return found
 
 
 @dataclass(slots=True)
@@ -107,7 +113,7 @@ class Stage:
         with torch.set_grad_enabled(training):
             for i, value in enumerate(values):
                 if training and value.requires_grad:
-                    moved[i] = _Begin.apply(moved[i].requires_grad_(), i, gradients)  # type: ignore[no-untyped-call]
+                    moved[i] = begun(moved[i], i, gradients)
             sent: Values = self.module(*moved)
         if training:  # not the values themselves, whose memory may be freed once they are sent
             roots = [get_gradient_edge(x) if x.requires_grad else None for x in sent]

@@ -12,16 +12,18 @@ the others stop as well.
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
 
 from skyfx.runtime.execution.assigned_attributes import AssignedAttributes
 from skyfx.runtime.execution.batch_dims import TARGETS
 from skyfx.runtime.execution.hook_calls import HookCalls, within_step
 from skyfx.runtime.execution.microbatch import Batch, OutputSpec
-from skyfx.runtime.execution.stage import Stage
+from skyfx.runtime.execution.stage import Stage, begun
 from skyfx.runtime.memory.call_memory import CallMemory
 from skyfx.runtime.rng import generator_lending
 from skyfx.runtime.rng.loss_draws import LossDraws
@@ -106,7 +108,15 @@ class LossHead:
         Raises:
             ValueError: the loss is not a single number, or does not depend on the outputs.
         """
-        leaves = [x.detach().requires_grad_(x.requires_grad) for x in outputs]
+        gradients: list[Tensor | None] = [None] * len(outputs)
+        leaves, num_outputs = [x.detach() for x in outputs], staged.outputs.num_tensors
+        noting = list[RemovableHandle]()
+        for i, x in enumerate(outputs):
+            if x.requires_grad and i < num_outputs:
+                leaves[i] = begun(leaves[i], i, gradients)
+            elif x.requires_grad:  # it stays on the model, without a graph
+                note = partial(gradients.__setitem__, i)
+                noting.append(leaves[i].requires_grad_().register_hook(note))  # type: ignore[no-untyped-call]
         with torch.enable_grad():
             returned = staged.leave(self.model, leaves)
             _, given = self.targets[microbatch].to(outputs[0].device).restore()
@@ -116,8 +126,9 @@ class LossHead:
             share.backward()  # type: ignore[no-untyped-call]
         share = share.detach()
         self.total = share if self.total is None else self.total + share
-        gradients = [leaf.grad for leaf in leaves]
-        for leaf in leaves[len(returned) :]:  # which stay on the model
+        for handle in noting:
+            handle.remove()
+        for leaf in leaves[num_outputs:]:
             leaf.grad = None
         return gradients
 

@@ -46,6 +46,10 @@ class TensorSpec(NamedTuple):
         strides = None if plain else torch.empty_like(tensor, device="meta").stride()
         return cls(tuple(tensor.shape), tensor.dtype, strides)
 
+    def resized(self, shape: Sequence[int]) -> "TensorSpec":
+        """The form of a tensor of this shape, contiguous if that is another one."""
+        return self if tuple(shape) == self.shape else TensorSpec(tuple(shape), self.dtype)
+
     def empty(self) -> Tensor:
         """A tensor of this form without values."""
         return torch.empty(self.shape, dtype=self.dtype, device="meta")

@@ -33,7 +33,7 @@ from skyfx.tracing.effects.attribute_effects import (
     remembered_tensors,
 )
 from skyfx.tracing.effects.backward_values import copy_for_backward
-from skyfx.tracing.effects.eager_ways import follow_eager, modules_left
+from skyfx.tracing.effects.eager_ways import ChosenAttention, follow_eager, modules_left
 from skyfx.tracing.effects.made_generators import begin_anew
 from skyfx.tracing.effects.mutable_attributes import RegisteredBuffers, written_attributes
 from skyfx.tracing.effects.observing_hooks import observing_hooks
@@ -279,6 +279,7 @@ def _export(
         side_effects.refuse_foreign_rng(),
         side_effects.refuse_forked_rng(),
         modules_left(),
+        ChosenAttention(),
     ):
         with late_code():
             with selection.stand_ins():

@@ -1,4 +1,4 @@
-"""What forward leaves on modules, where the last stage has a process of its own."""
+"""What forward leaves and returns, where the last stage has a process of its own."""
 
 import json
 from pathlib import Path
@@ -50,6 +50,13 @@ def test_the_loss_reads_what_forward_leaves(
     # In training hooks are called where the last stage is, in inference everywhere.
     for said in (last,) if kind is Hooked else (first, last):
         assert of_values(said["inferred"]) == of_values(inferred, like=said["inferred"])
+
+
+def test_all_get_outputs_that_are_longer_than_the_example_s(reports: list[dict[str, Any]]) -> None:
+    model = attribute_models.Stretching().eval()
+    expected = [model(batch).tolist() for batch in (BATCH, BATCH - 0.5)]
+    assert len(expected[0]) != len(expected[1])
+    assert [said["lengths"] for said in reports] == [expected, expected]
 
 
 def of_values(attributes: dict[str, Any], like: dict[str, Any] | None = None) -> dict[str, Any]:

@@ -79,6 +79,7 @@ class PickingExperts(Experts):
     def forward(self, h: Tensor) -> Tensor:
         gates = self.gate(h).softmax(-1)
         self.l_aux = gates.mean(0).pow(2).sum()
+        self.kind = h.dtype, "gated"
         (rows,) = torch.where(gates[:, 0] > 0.5)
         return h.index_add(0, rows, self.expert(h[rows]))
 
@@ -338,6 +339,17 @@ class Logging(Layers):
         self.sum += h.mean().item()
         self.sum += 0.1
         return self.last(torch.tanh(self.inner(h)))
+
+
+class Stretching(Layers):
+    """Returns as many rows as its values say; it leaves nothing."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = torch.tanh(self.inner(torch.tanh(self.first(x))))
+        if not h.isfinite().all():
+            raise ValueError("no numbers")
+        h = h.repeat_interleave((h > 0).sum(-1), 0)
+        return self.last(h)
 
 
 class Recomputing(Layers):

@@ -59,11 +59,10 @@ class AttributeWatch:
         return found
 
     def computed_changes(self) -> dict[str, AttributeChange]:
-        """Those whose new values are tensors and numbers, which may be others next time."""
+        """The same, with numbers as what is computed: they may be others next time."""
         return {
             name: AttributeChange(way, tree_map(_computed, value))
             for name, (way, value) in self.changes().items()
-            if _has_only(value, Tensor, *_NUMBERS)
         }
 
     def put_back(self) -> None:

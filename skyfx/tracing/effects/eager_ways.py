@@ -5,19 +5,31 @@ except RuntimeError: y = x
 try: y = self.block(x)            a module that has raised counts as entered: it is left
 except Stop: y = self.seen
 torch.randint_like(x, 4)          eager torch has no derivative by x, the operator has a failing one
+with sdpa_kernel(MATH):           the choice of kernels would be over when the operator runs: it is
+    y = attention(q, k, v)        the operator of that kernel
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
 import torch
-from torch import fx
+from torch import Tensor, fx
+from torch.backends import cuda as attention
+from torch.nn import functional
+from torch.overrides import TorchFunctionMode
 
+from skyfx.solver.errors import CaptureError
 from skyfx.tracing.node_names import graphs_in
 from skyfx.tracing.torch_internals import replaced, schema_of
 
 _ATEN = torch.ops.aten
+_KERNELS: dict[str, Callable[[], bool]] = {
+    "flash": attention.flash_sdp_enabled,
+    "efficient": attention.mem_efficient_sdp_enabled,
+    "cudnn": attention.cudnn_sdp_enabled,
+    "math": attention.math_sdp_enabled,
+}
 _DRAWN_ALIKE = (_ATEN.randint_like, _ATEN.rand_like, _ATEN.randn_like)
 
 
@@ -37,6 +49,49 @@ def modules_left() -> Iterator[None]:
 
     with replaced(fx.Tracer, "call_module", call_module):
         yield
+
+
+class ChosenAttention(TorchFunctionMode):
+    """Within it, attention is computed as forward chooses by `torch.nn.attention.sdpa_kernel`."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._outside = _kernels()
+        self._own = functional.scaled_dot_product_attention
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if _kernels() == self._outside:
+            return func(*args, **(kwargs or {}))
+        func = self._attention if func is self._own else func
+        with replaced(functional, "scaled_dot_product_attention", self._attention):
+            return func(*args, **(kwargs or {}))
+
+    def _attention(
+        self,
+        query: Tensor,
+        key: Tensor,
+        value: Tensor,
+        attn_mask: Tensor | None = None,
+        dropout_p: float = 0.0,
+        is_causal: bool = False,
+        **options: Any,
+    ) -> Any:
+        kind, kernels = query.device.type, _kernels()
+        given = (query, key, value, attn_mask, dropout_p, is_causal)
+        if kind == "cpu" and "flash" in kernels & self._outside:  # it has these two kernels only
+            return self._own(*given, **options)
+        if kernels != {"math"} or torch.is_autocast_enabled(kind):
+            raise CaptureError(
+                f"forward chooses the kernels of attention ({', '.join(sorted(kernels))}), and a "
+                "captured graph can do so for `SDPBackend.MATH` alone, without autocast: choose "
+                "them around the pipeline's calls"
+            )
+        return torch.ops.aten._scaled_dot_product_attention_math(*given, None, **options)[0]
+
+
+def _kernels() -> set[str]:
+    """The kernels that attention may choose from."""
+    return {name for name, is_allowed in _KERNELS.items() if is_allowed()}
 
 
 def follow_eager(module: fx.GraphModule) -> None:

@@ -89,11 +89,13 @@ class Signature:
     Attributes:
         takes: the local variables that they get.
         gives: those that they assign for later statements.
+        perhaps: those of `gives` that they may not assign either, and then nobody reads.
         returns: whether they end forward instead, with its result.
     """
 
     takes: tuple[str, ...]
     gives: tuple[str, ...]
+    perhaps: tuple[str, ...]
     returns: bool
 
 
@@ -150,7 +152,8 @@ class ForwardCode:
         takes = (inner.reads | (gives - surely)) & self._assigned_outside(lines)
         returns = leaves_block(self.statements(lines), (ast.Return,))
         given = () if returns else tuple(sorted(gives - {self.this}))
-        return Signature(tuple(sorted(takes - {self.this})), given, returns)
+        perhaps = tuple(x for x in given if x not in surely | takes)
+        return Signature(tuple(sorted(takes - {self.this})), given, perhaps, returns)
 
     def widened(self, lines: Lines, name: str, *, back: bool) -> Lines | None:
         """More statements: with those that assign a variable before, or that read it later."""
@@ -210,6 +213,7 @@ class ForwardCode:
     def _functions(self, all_lines: Sequence[Lines]) -> Mapping[str, FunctionType]:
         """The rewritten forward, and the method of each lines, by their names."""
         tree, methods = copy.deepcopy(self._tree), []
+        unbound = dict.fromkeys(x for lines in all_lines for x in self.signature(lines).takes)
         blocks = {lines: block_at(tree, lines.block) for lines in all_lines}
         for lines in sorted(all_lines, key=lambda lines: -lines.first):
             taken = blocks[lines][lines.first : lines.last + 1]
@@ -223,10 +227,15 @@ class ForwardCode:
                 method.body, instead = taken, f"return {call}"
             else:
                 gives = as_list(signature.gives)
-                method.body = [*taken, statement(f"return ({gives})", taken[-1])]
+                nothing = [statement(f"{x} = None", taken[0]) for x in signature.perhaps]
+                method.body = [*nothing, *taken, statement(f"return ({gives})", taken[-1])]
                 instead = f"({gives}) = {call}" if gives else call
             methods.append(method)
             blocks[lines][lines.first : lines.last + 1] = [statement(instead, taken[0])]
+        # A branch that is not taken may assign what the lines read in another branch.
+        tree.body[:0] = [
+            statement(f"{x} = None", tree.body[0]) for x in unbound if x not in self._parameters
+        ]
         return compiled(_outermost(self._model), self._own, [tree, *methods])
 
     def _statement_at(self, line: int, block: Path) -> Lines | None:

@@ -50,6 +50,7 @@ class RecordedCall:
         is_random: whether it draws random numbers.
         forks: whether it draws from a fork of torch's generator, the same in each call.
         needs: which tensors require a gradient, if the code computes derivatives; else empty.
+        ends: whether it ends forward: its tensors may be longer or shorter in other calls.
     """
 
     name: str
@@ -66,6 +67,7 @@ class RecordedCall:
     is_random: bool
     forks: bool = False
     needs: tuple[bool, ...] = ()
+    ends: bool = False
 
     def is_given(self, leaves: Sequence[Any], spec: pytree.TreeSpec) -> bool:
         """Whether these are its arguments, apart from the values of tensors.
@@ -93,7 +95,7 @@ class RecordedCall:
         form, outputs = OutputSpec.of(returned)
         assigned, left = AssignedAttributes.of(changes)
         outputs = [x if is_on else x.detach() for x in (*outputs, *left)]
-        found, expected = _summarize(form, outputs), _summarize(self.form, self.outputs)
+        found, expected = self._summarize(form, outputs), self._summarize(self.form, self.outputs)
         if form.spec != self.form.spec or found != expected or assigned != self.assigned:
             raise RuntimeError(
                 f"{self.name!r} has returned {found}, but {expected} when the model was captured: "
@@ -132,6 +134,16 @@ class RecordedCall:
                     f"{self.name!r} writes to a tensor in place, but did not when the model was "
                     "captured: return a new tensor instead"
                 )
+
+    def _summarize(self, form: OutputSpec, outputs: Sequence[Tensor]) -> str:
+        """The shapes of tensors, and the constants between them."""
+        shapes = (
+            f"a tensor of {x.ndim} dimensions" if self.ends else f"a tensor {tuple(x.shape)}"
+            for x in outputs
+        )
+        pairs = zip(form.leaves, form.is_tensor, strict=True)
+        parts = [next(shapes) if is_tensor else repr(leaf) for leaf, is_tensor in pairs]
+        return ", ".join([*parts, *shapes])  # the rest is left on attributes
 
     def described(self) -> str:
         """The outputs in the form that `_described` reads."""
@@ -207,11 +219,3 @@ def leaf_of(node: fx.Node) -> Leaf | None:
         return None
     found = node.graph.owning_module.get_submodule(str(node.target))
     return found if isinstance(found, Leaf) else None
-
-
-def _summarize(form: OutputSpec, outputs: Sequence[Tensor]) -> str:
-    """The shapes of tensors, and the constants between them."""
-    shapes = (f"a tensor {tuple(x.shape)}" for x in outputs)
-    pairs = zip(form.leaves, form.is_tensor, strict=True)
-    parts = [next(shapes) if is_tensor else repr(leaf) for leaf, is_tensor in pairs]
-    return ", ".join([*parts, *shapes])  # the rest is left on attributes

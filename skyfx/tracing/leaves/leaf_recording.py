@@ -5,6 +5,7 @@ they must not depend on values. Two things tell whether they do: another micro-b
 run on the same arguments with other values.
 """
 
+import itertools
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext, suppress
 from typing import Any
@@ -55,10 +56,20 @@ class Recorder:
     """Runs the calls at one site, and records each."""
 
     def __init__(
-        self, model: nn.Module, site: LeafSite, code: ForwardCode | None, because: Reason
+        self,
+        model: nn.Module,
+        site: LeafSite,
+        code: ForwardCode | None,
+        because: Reason,
+        *,
+        trusting: bool = False,
     ) -> None:
-        """Record calls at this site of a model, which stay whole for this reason."""
+        """Record calls at this site of a model, which stay whole for this reason.
+
+        They may be trusted to return tensors of the same shapes for other values.
+        """
         self._model = model
+        self._trusting = trusting
         self._site = site
         self._because = because
         self._code = code if isinstance(site, Lines) else None
@@ -103,11 +114,11 @@ class Recorder:
             is_random = self._draws_otherwise(own, returned, [_copy(x) for x in before], spec)
         assigned, left = AssignedAttributes.of({} if watch is None else watch.computed_changes())
         others = []
-        if self._may_vary(own):
-            for changed in other_values(before, (args, kwargs)):
-                with preserve_run(self._model), suppress(Exception), BoundedCalls(used.num_calls):
-                    others.append(self._run(own, [_copy(x) for x in changed], spec))
-        self._check_results(returned, others)
+        changes = other_values(before, (args, kwargs))
+        for changed in itertools.islice(changes, self._num_changes(own)):
+            with preserve_run(self._model), suppress(Exception), BoundedCalls(used.num_calls):
+                others.append(self._run(own, [_copy(x) for x in changed], spec))
+        self._check_results(own, returned, others)
         held = tuple(f"{x.path}." for x in leaves if isinstance(x, Held))
         needed = (*held, *self._reached())
         state = [n for n in named if n in used.names or n.startswith(needed)]
@@ -132,6 +143,7 @@ class Recorder:
             is_random=is_random,
             forks=bool(forks),
             needs=tuple(x.requires_grad for x in tensors) if derivatives else (),
+            ends=bool(self._signature and self._signature.returns),
         )
         if derivatives:
             expected = outputs if not (written or call.is_random) else None
@@ -192,13 +204,16 @@ class Recorder:
                     kind = type(leaf).__name__
                     raise self._error(f"gets an object of {kind}", variable, is_argument=True)
 
-    def _check_results(self, returned: Any, others: list[Any]) -> None:
+    def _check_results(self, own: Function, returned: Any, others: list[Any]) -> None:
         """Refuse results that may be of another form next time, as far as is known."""
         signature = self._signature
         if signature and signature.returns:
             return  # the model's own outputs
+        may_vary = self._may_vary(own)
+        differ = _differ if may_vary else _shapes_differ
         # A computed number may be another one next time, but the graph has it fixed.
-        is_fixed = isinstance(self._site, OpSite) or decides(self._site) or bool(others)
+        is_tried = may_vary and bool(others)
+        is_fixed = isinstance(self._site, OpSite) or decides(self._site) or is_tried
         allowed = CONSTANTS if is_fixed else (str, type(None))
         names = signature.gives if signature else ("",)
         for i, variable in enumerate(names):
@@ -207,7 +222,7 @@ class Recorder:
                 if not isinstance(leaf, (Tensor, *allowed)):
                     kind = type(leaf).__name__
                     raise self._error(f"returns an object of {kind}", variable, is_argument=False)
-            if any(form_of(x) != form_of(found) for x in rest):
+            if any(differ(x, found) for x in rest):
                 what = "returns another shape or number for other values"
                 raise self._error(what, variable, is_argument=False)
 
@@ -244,15 +259,22 @@ class Recorder:
         of = f" ({variable!r})" if variable else ""
         return CannotCrossError(f"{self._site} {what}{of}", variable, is_argument=is_argument)
 
-    def _may_vary(self, own: Function) -> bool:
-        """Whether it is tried with other values.
+    def _num_changes(self, own: Function) -> int | None:
+        """With how many other values it is tried; None for all that there are.
 
-        Not every call, as many take few values only.
+        Most calls with one: many take few values only.
         """
+        if self._may_vary(own):
+            return None
+        return int(isinstance(self._site, CallSite) and not (decides(self._site) or self._trusting))
+
+    def _may_vary(self, own: Function) -> bool:
+        """Whether no other value may give it another form, be it a number or None."""
         if not isinstance(self._site, CallSite) or decides(self._site):
             return isinstance(self._site, Lines)
         of_torch = str(getattr(own, "__module__", "")).startswith("torch.")
-        return self._because.is_shape or (self._site.is_function and of_torch)
+        is_shape = self._because.is_shape and not self._trusting
+        return is_shape or (self._site.is_function and of_torch)
 
     def _reached(self) -> tuple[str, ...]:
         """What other runs may need of the module's tensors: names, or beginnings of names."""
@@ -270,6 +292,16 @@ class Recorder:
             return BoundCode(None, own)
         is_lines = isinstance(self._site, Lines)
         return BoundCode(copy_of(module), own.__func__ if is_lines else self._site.name)  # type: ignore[attr-defined, union-attr]
+
+
+def _differ(one: Any, other: Any) -> bool:
+    return form_of(one) != form_of(other)
+
+
+def _shapes_differ(one: Any, other: Any) -> bool:
+    """Whether a tensor has another shape; something else instead, as None for a mask, may be."""
+    shapes = ([getattr(x, "shape", None) for x in flatten(value)[0]] for value in (one, other))
+    return any(x and y and x != y for x, y in zip(*shapes, strict=False))
 
 
 def form_of(value: Any) -> tuple[Any, ...]:

@@ -11,7 +11,6 @@ import logging
 import textwrap
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
-from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -163,7 +162,13 @@ class LeafSelection:
             CaptureError: one of the calls cannot become a leaf; its site is selected no longer.
         """
         self._recorders = {
-            site: Recorder(self._model, site, self._code, self._reason_of(site))
+            site: Recorder(
+                self._model,
+                site,
+                self._code,
+                self._because.get(site, Reason()),
+                trusting=self._trusting,
+            )
             for site in self._sites
         }
         watch = AttributeWatch(self._model)
@@ -181,10 +186,6 @@ class LeafSelection:
         self._following = {site: iter(x.calls) for site, x in self._recorders.items()}
         with self._replaced(self._compare):
             call()
-
-    def _reason_of(self, site: LeafSite) -> Reason:
-        found = self._because.get(site, Reason())
-        return replace(found, is_shape=found.is_shape and not self._trusting)
 
     @contextmanager
     def stand_ins(self) -> Iterator[None]:
@@ -249,7 +250,7 @@ class LeafSelection:
             yield False
         except Exception as error:
             if isinstance(site, CallSite):
-                self.is_doubtful |= self._reason_of(site).is_shape
+                self.is_doubtful |= not self._trusting
                 self._refused.add(site.kind)
                 self._call_sites = [other for other in self._call_sites if other.kind != site.kind]
             elif isinstance(site, FunctionSite):

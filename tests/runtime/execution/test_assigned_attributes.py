@@ -12,10 +12,19 @@ from torch.nn.utils import skip_init
 
 import skyfx
 from skyfx.runtime.execution.assigned_attributes import AssignedAttributes
+from skyfx.runtime.execution.stage import Stage
 from skyfx.solver.errors import CaptureError, VerificationError
 from skyfx.tracing.capture import capture
 from tests.support import attribute_models
-from tests.support.attribute_models import BATCH, KINDS, SIZE, WIDTH, Layers, partitioned
+from tests.support.attribute_models import (
+    BATCH,
+    KINDS,
+    SIZE,
+    TARGETS,
+    WIDTH,
+    Layers,
+    partitioned,
+)
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -32,6 +41,40 @@ def test_training_reads_what_forward_leaves(kind: type[Layers]) -> None:
             expected = torch.cat([plain(x) for x in BATCH.split(SIZE)])
         assert torch.equal(outputs, expected)
         assert attribute_models.attributes(model) == attribute_models.attributes(plain)
+    copy.deepcopy(model)
+
+
+class Turned(Layers):
+    """Keeps and returns tensors whose numbers are not in the order of their dimensions."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.turned = self.first(x).mT
+        return self.last(torch.tanh(self.turned.mT)).mT
+
+    def loss(self, outputs: Tensor, targets: Tensor) -> Tensor:
+        weights = targets.reshape(outputs.shape)
+        return (outputs * weights).sum() + (self.turned * weights).sum()
+
+
+def test_gradients_of_the_loss_have_the_layout_that_it_gives_them(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """As in plain torch, where operators then add them up in the same order."""
+    model, own, seen = Turned(), Stage.backward, list[bool]()
+
+    def backward(stage: Stage, microbatch: int, gradients: Any) -> Any:
+        seen.extend(x.is_contiguous() for x in gradients if x is not None)
+        return own(stage, microbatch, gradients)
+
+    monkeypatch.setattr(Stage, "backward", backward)
+    assert not model(BATCH[:SIZE]).is_contiguous()
+    with skyfx.partition(
+        model, ["cpu"], example_inputs=BATCH, num_microbatches=4, check="off"
+    ) as pipeline:
+        seen.clear()  # of measuring
+        pipeline.train_step(BATCH, TARGETS, model.loss)
+    assert seen == [True] * 2 * 4
+    assert model.turned.grad is None
     copy.deepcopy(model)
 
 

@@ -4,7 +4,8 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import mse_loss
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.nn.functional import mse_loss, scaled_dot_product_attention
 
 from tests.support import unsplit_reference
 from tests.support.models import BATCH, Case
@@ -61,3 +62,40 @@ def test_operators_that_fail_and_draws_of_whole_numbers_are_exact() -> None:
         torch.manual_seed(3)
         assert torch.equal(pipeline.train_step(made.batch, made.targets, mse_loss), expected)
         unsplit_reference.assert_equal_gradients(pipeline, alone.model)
+
+
+class Attends(nn.Module):
+    """Chooses a kernel for two of its three attentions."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.heads = nn.Linear(WIDTH, 64), nn.MultiheadAttention(64, 2)
+        self.last = nn.Linear(64, WIDTH)
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = self.first(x).unflatten(-1, (2, 32)).transpose(1, 2)
+        mask = h[..., :1] @ h[..., :1].mT
+        with sdpa_kernel(SDPBackend.MATH):
+            y = scaled_dot_product_attention(h, h, h, attn_mask=mask, scale=0.3)
+            z = self.heads(*[y.transpose(1, 2).flatten(2)] * 3, need_weights=False)[0]
+        w = scaled_dot_product_attention(h, h.tanh(), h).transpose(1, 2).flatten(2)
+        return self.last(z + w)
+
+
+def test_attention_has_the_kernel_that_forward_chooses() -> None:
+    x = torch.randn(BATCH, 40, WIDTH)
+    made = Case(Attends(), x, torch.randn(BATCH, 40, WIDTH), mse_loss)
+    model = made.model
+    with torch.no_grad():
+        h = model.first(x).unflatten(-1, (2, 32)).transpose(1, 2)
+        with sdpa_kernel(SDPBackend.MATH):
+            mathematical = scaled_dot_product_attention(h, h, h)
+        assert not torch.equal(mathematical, scaled_dot_product_attention(h, h, h))
+    alone = unsplit_reference.unsplit(made)
+    with split_evenly(made, 2) as pipeline:
+        expected = unsplit_reference.train_step(alone, SIZE)
+        assert torch.equal(pipeline.train_step(x, made.targets, mse_loss), expected)
+        unsplit_reference.assert_equal_gradients(pipeline, alone.model)
+        with torch.no_grad():
+            outputs = torch.cat([alone.model(part) for part in x.split(SIZE)])
+        assert torch.equal(pipeline(x), outputs)
