@@ -31,6 +31,7 @@ class Setting(NamedTuple):
         trained: whether each parameter needs a gradient, in training or if code asks for it.
         hooks: of all modules.
         autocast: types by device type.
+        default_dtype: the type of tensors that forward makes of numbers.
     """
 
     training: bool
@@ -38,6 +39,7 @@ class Setting(NamedTuple):
     trained: tuple[bool, ...]
     hooks: tuple[Same, ...]
     autocast: Any
+    default_dtype: torch.dtype
 
 
 class SplitCache:
@@ -143,7 +145,8 @@ class SplitCache:
         # gradients while its parameters need none, or ask whether they do.
         is_asked = training or (self._fixed is not None and self._fixed.names("requires_grad"))
         trained = tuple(x.requires_grad for x in self._model.parameters()) if is_asked else ()
-        return Setting(training, modes, trained, hooks, autocast_here())
+        default = torch.get_default_dtype()
+        return Setting(training, modes, trained, hooks, autocast_here(), default)
 
     def _modes(self, training: bool) -> Any:
         """The mode of each module, as far as it is not the usual one.
