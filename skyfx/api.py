@@ -31,7 +31,15 @@ from skyfx.runtime.model_state import preserve_state
 from skyfx.runtime.pipeline import Pipeline
 from skyfx.solver.core.field_checks import one_of, text_sequence, whole_number
 from skyfx.solver.core.graph import Graph
-from skyfx.solver.core.plan import Assumptions, Mode, Objective, Plan, Schedule, Strategy
+from skyfx.solver.core.plan import (
+    Assumptions,
+    Mode,
+    Objective,
+    Plan,
+    Recompute,
+    Schedule,
+    Strategy,
+)
 from skyfx.solver.errors import VerificationError
 from skyfx.tracing.capture import example_batch
 from skyfx.verification.check import Check, PipelineCheck
@@ -58,6 +66,7 @@ def partition(
     optimizer: OptimizerFactory | None = None,
     optimizer_state_ratio: float | None = None,
     pins: Sequence[str] = (),
+    recompute: Recompute = "auto",
     gap: float = 0.01,
     time_limit_s: float = 20.0,
     keep: str | os.PathLike[str] | None = None,
@@ -93,6 +102,9 @@ def partition(
             that train. Without either it is 2, as for Adam.
         pins: `PATTERN=DEVICE` or `PATTERN!=DEVICE`: nodes or modules that have to be on a device,
             or must not be, such as `embeddings=cpu`.
+        recompute: `auto` runs parts of stages again in backward, instead of keeping their values,
+            where that makes a plan fit or faster within the memory that there is; `never`;
+            `always`, wherever it saves memory. Results are the same to the last bit.
         gap: how far the plan may be from the best, relatively, to stop searching.
         time_limit_s: seconds after which the best plan so far is taken, with its true gap.
         keep: folder that graph, cluster and plan are written to (by the first process), as from
@@ -134,7 +146,13 @@ def partition(
         "plan": None if given is None else [(x.device, x.nodes) for x in given.stages],
         **{"mode": mode, "objective": objective, "schedule": schedule, "strategy": strategy},
         **{"num_microbatches": num_microbatches, "optimizer_state_ratio": state},
-        **{"pins": pins, "gap": gap, "time_limit_s": time_limit_s, "check": check},
+        **{
+            "pins": pins,
+            "recompute": recompute,
+            "gap": gap,
+            "time_limit_s": time_limit_s,
+            "check": check,
+        },
         **{"batch_dims": batch_dims, "target_dims": target_dims},
     }
     batch = agree(model, batch, asked, group, initial)
@@ -157,6 +175,7 @@ def partition(
             microbatches=num_microbatches,
             optimizer_state_ratio=state,
             pins=tuple(pins),
+            recompute=recompute,
         )
         check_request(assumptions, environment.cluster, strategy, gap, time_limit_s)
         cut = decided(model, batch, rule, assumptions, group, verify=check != "off")

@@ -10,9 +10,9 @@ seed. With either, a step draws the same numbers under any plan and schedule.
 import hashlib
 import random
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 import numpy
@@ -56,14 +56,52 @@ class SeededStream:
         """Nothing to note: no other node depends on it."""
 
 
+@dataclass(frozen=True, slots=True)
+class NotedSource:
+    """Another source, of which it is noted where each node starts."""
+
+    source: Source
+    starts: dict[str, int | Tensor] = field(default_factory=dict)
+
+    def start(self, node: str) -> int | Tensor:
+        """Where the other source has the node start."""
+        self.starts[node] = self.source.start(node)
+        return self.starts[node]
+
+    def end(self, state: Tensor) -> None:
+        """Tell the other source."""
+        self.source.end(state)
+
+
+@dataclass(frozen=True, slots=True)
+class RepeatedSource:
+    """The nodes start where they did before."""
+
+    starts: Mapping[str, int | Tensor]
+
+    def start(self, node: str) -> int | Tensor:
+        """As noted."""
+        return self.starts[node]
+
+    def end(self, state: Tensor) -> None:
+        """Nothing to note: what comes after has been drawn."""
+
+
+def current_source() -> Source | None:
+    """The source of this thread, if there is one."""
+    found: Source | None = getattr(_local, "source", None)
+    return found
+
+
 @contextmanager
 def use_source(source: Source) -> Iterator[None]:
     """Random operators that this thread calls start at the states of this source."""
+    before = current_source()
     _local.source = source
     try:
         yield
     finally:
-        del _local.source
+        _local.source = before
 
 
 def draw(operator: Callable[..., Any], node: str, *args: Any, **kwargs: Any) -> Any:
@@ -71,7 +109,7 @@ def draw(operator: Callable[..., Any], node: str, *args: Any, **kwargs: Any) -> 
 
     Without a source, as in measuring, it draws from the default generator as it is.
     """
-    source: Source | None = getattr(_local, "source", None)
+    source = current_source()
     if source is None:
         return operator(*args, **kwargs)
     start, generator = source.start(node), _default_generator(args, kwargs)
@@ -87,7 +125,7 @@ def draw(operator: Callable[..., Any], node: str, *args: Any, **kwargs: Any) -> 
 
 def draw_anything(code: Callable[..., Any], node: str, *args: Any) -> Any:
     """`draw` for code that may draw from Python's and numpy's generators as well."""
-    source: Source | None = getattr(_local, "source", None)
+    source = current_source()
     if source is None:
         return code(*args)
     with _others, preserve_generators(with_torch=False):

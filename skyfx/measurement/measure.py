@@ -17,7 +17,7 @@ from skyfx.measurement.calibration import timed_segments
 from skyfx.measurement.calibration_fit import fit
 from skyfx.measurement.cost_cache import CostCache, check_cache_folder
 from skyfx.measurement.operator_costs import OperatorCosts, priced
-from skyfx.measurement.saved_tensors import saved_tensor_bytes
+from skyfx.measurement.saved_tensors import SavedTensors, saved_tensors
 from skyfx.passes.aliasing import written_parameters
 from skyfx.passes.gradient_order import with_readers_in_order
 from skyfx.passes.planner_graph import num_bytes, to_planner_graph
@@ -88,11 +88,11 @@ def assembled(captured: Capture, found: Mapping[str, TypeMeasurement]) -> Graph:
     """The graph from what was measured, by device type."""
     graph, nodes = to_planner_graph(captured), {name: node for node, name in captured.ids.items()}
     prices = next(iter(found.values())).prices
-    kept = saved_tensor_bytes(captured, prices)
+    saved = saved_tensors(captured, prices)
     ordered = with_readers_in_order(graph, captured, lambda x: any(prices.flows.get(x.name, ())))
     return replace(
         graph,
-        nodes=tuple(_filled(node, nodes[node.id], kept, found) for node in ordered.nodes),
+        nodes=tuple(_filled(node, nodes[node.id], saved, found) for node in ordered.nodes),
         measured=tuple(one.fits for one in found.values()),
     )
 
@@ -149,18 +149,24 @@ def run_on(
 
 
 def _filled(
-    node: Node, of: fx.Node, kept: Mapping[str, float], found: Mapping[str, TypeMeasurement]
+    node: Node,
+    of: fx.Node,
+    saved: Mapping[str, SavedTensors],
+    found: Mapping[str, TypeMeasurement],
 ) -> Node:
     known = {kind: one.prices.costs.get(of.name) for kind, one in found.items()}
     costs = {kind: cost for kind, cost in known.items() if cost is not None}
     back = {kind: x.backward_s for kind, x in costs.items() if x.backward_s is not None}
     flows = next(iter(found.values())).prices.flows.get(of.name, ())
+    own = saved.get(of.name, SavedTensors())
     return replace(
         node,
         forward_s={k: _fitted(x.forward_s, found[k].fits.forward) for k, x in costs.items()},
         backward_s={k: _fitted(seconds, found[k].fits.backward) for k, seconds in back.items()},
         gradient_bytes=num_bytes(of.meta.get("val")) if flows == (True,) else 0,
-        saved_bytes=kept.get(of.name, 0),
+        saved_bytes=own.first_bytes,
+        kept=own.kept,
+        storage=own.storage,
         # Types may have kernels of their own: of each figure the most.
         workspace_bytes=max((cost.workspace_bytes for cost in costs.values()), default=0.0),
         flops=max((cost.flops for cost in costs.values()), default=0),

@@ -26,6 +26,7 @@ from skyfx.runtime.execution.workers import Deployment, StepTimes
 from skyfx.solver.core.cluster import Cluster
 from skyfx.solver.core.plan import Plan
 from skyfx.solver.costs.cost_model import evaluate
+from skyfx.solver.costs.recomputation import with_recomputation
 from skyfx.tracing.capture import Capture
 from skyfx.tracing.tensor_binding import rebind
 
@@ -106,7 +107,8 @@ class Rebalancing:
         """A plan for the devices as they are now, or the present one if it gains too little."""
         found = self.source.replan(self.cluster)
         placement = [(stage.device, stage.nodes) for stage in plan.stages]
-        now = evaluate(self.source.graph, self.cluster, placement, plan.assumptions, live=plan.live)
+        graph = with_recomputation(self.source.graph, plan.segments())
+        now = evaluate(graph, self.cluster, placement, plan.assumptions, live=plan.live)
         gains = found.objective_value < (1 - GAIN * above) * now.objective_value
         return found if gains else plan
 

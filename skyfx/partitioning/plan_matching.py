@@ -8,6 +8,7 @@ from skyfx.passes.planner_graph import to_planner_graph
 from skyfx.solver.core.graph import Graph
 from skyfx.solver.core.plan import Plan
 from skyfx.solver.core.schedule import deadlock_reason
+from skyfx.solver.costs.recomputation import segment_faults
 from skyfx.solver.errors import PlanError
 from skyfx.tracing.capture import Capture
 from skyfx.tracing.node_names import original_name
@@ -53,6 +54,24 @@ def match(
     return found
 
 
+def numbered_segments(
+    captured: Capture, graph: Graph, stage_of: Mapping[fx.Node, int], plan: Plan
+) -> dict[fx.Node, int]:
+    """The segment of each node of a capture that is recomputed in backward.
+
+    What cannot be recomputed in this capture is kept, as in eval mode.
+    """
+    node_of = {name: node for node, name in captured.ids.items()}
+    found: dict[fx.Node, int] = {}
+    for number, segment in enumerate(plan.segments()):
+        here = [name for name in segment if name in node_of]
+        for k in {stage_of[node_of[name]] for name in here}:
+            stage = [name for node, name in captured.ids.items() if stage_of[node] == k]
+            if not any(segment_faults(graph, stage, [here])):
+                found |= {node_of[name]: number for name in here}
+    return found
+
+
 def owned(captured: Capture, node: fx.Node) -> list[str]:
     """Original names of the parameters and buffers that live with a node."""
     return [original_name(str(read.target)) for read in captured.tensors_of(node)]
@@ -81,6 +100,9 @@ def check_plan(plan: Plan, captured: Capture, devices: Sequence[str]) -> None:
             f"model's {len(ids)} nodes are in it, {one!r} is only in the "
             f"{'model' if one in ids else 'plan'}. Plan this model again, in this mode"
         )
+    for stage in plan.stages:
+        for fault in segment_faults(graph, stage.nodes, stage.recompute):
+            raise PlanError(f"the plan cannot be used: {fault}. Make a new plan")
     if plan.graph.structure not in (None, graph.structure()):
         raise PlanError(
             f"the plan is for another graph ({plan.graph.name!r}): its nodes have the same names "

@@ -10,7 +10,7 @@ from torch import fx, nn
 
 from skyfx.devices.host_resources import free_bytes
 from skyfx.partitioning.parameter_placement import place_tensors
-from skyfx.partitioning.plan_matching import match, owned
+from skyfx.partitioning.plan_matching import match, numbered_segments, owned
 from skyfx.partitioning.stage_builder import split
 from skyfx.partitioning.weights import Weights
 from skyfx.partitioning.whole_model import whole_model
@@ -109,7 +109,8 @@ class Splitter:
         if self.places == NOWHERE:
             self.places = captured.places
         place_tensors(self.model, captured.module, self.owners, self.devices, self.weights)
-        return split(captured, graph, stage_of, self.devices, self.on_cpu)
+        segments = numbered_segments(captured, graph, stage_of, self.plan)
+        return split(captured, graph, stage_of, self.devices, self.on_cpu, segments)
 
     def _compare_trained(self, trained_bytes: float) -> None:
         """Say so where more trains than was planned for."""

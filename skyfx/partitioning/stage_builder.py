@@ -31,7 +31,12 @@ Places = Sequence[LocalDevice | None]
 
 
 def split(
-    captured: Capture, graph: Graph, stage_of: StageOf, places: Places, on_cpu: Sequence[bool]
+    captured: Capture,
+    graph: Graph,
+    stage_of: StageOf,
+    places: Places,
+    on_cpu: Sequence[bool],
+    segments: Mapping[fx.Node, int] | None = None,
 ) -> StagedModel:
     """Cut a capture into stages.
 
@@ -41,13 +46,14 @@ def split(
         stage_of: the stage of each placed node, from `match`.
         places: the device of each stage, `(num_stages,)`; None in another process.
         on_cpu: whether each stage runs on a CPU, `(num_stages,)`.
+        segments: the segment of each node that is recomputed in backward.
     """
     between = boundaries(captured, graph, stage_of, len(places))
     stages = {}
     for k, place in enumerate(places):
         if place is not None:
             part = [node for node in captured.ids if stage_of[node] == k]
-            stages[k] = stage(captured, part, place, between[k], between[k + 1])
+            stages[k] = stage(captured, part, place, between[k], between[k + 1], segments=segments)
     return StagedModel(
         stages=stages,
         outputs=captured.outputs,
@@ -80,11 +86,12 @@ def stage(
     received: Sequence[fx.Node],
     sent: Sequence[fx.Node],
     tensors: Mapping[fx.Node, Any] | None = None,
+    segments: Mapping[fx.Node, int] | None = None,
 ) -> Stage:
     """A stage of some nodes; the arguments are those of `subgraph`."""
     return Stage(
         local_device=place,
-        module=subgraph(captured, part, received, sent, place.device, tensors),
+        module=subgraph(captured, part, received, sent, place.device, tensors, segments),
         is_random=any(map(is_random, part)),
         receives=_forms(received),
         written=written_by(part, received),

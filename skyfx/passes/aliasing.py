@@ -32,7 +32,7 @@ from skyfx.tracing.torch_internals import may_return_input, schema_of, storage_i
 def colocation(graph: fx.Graph, ids: Mapping[fx.Node, str]) -> dict[fx.Node, str]:
     """A label for each placed node that must share a stage with others."""
     position = {node: i for i, node in enumerate(graph.nodes)}
-    storages, last_write = _Storages(graph.nodes), dict[Hashable, int]()
+    storages, last_write = Storages(graph.nodes), dict[Hashable, int]()
     for node in graph.nodes:
         for written in written_inputs(node):
             for storage in storages.of(written):
@@ -56,7 +56,7 @@ def colocation(graph: fx.Graph, ids: Mapping[fx.Node, str]) -> dict[fx.Node, str
 
 def written_by(nodes: Iterable[fx.Node], values: Sequence[fx.Node]) -> frozenset[int]:
     """The indices of the values whose storages these nodes write to."""
-    storages = _Storages(nodes)
+    storages = Storages(nodes)
     return frozenset(i for i, value in enumerate(values) if storages.written & storages.of(value))
 
 
@@ -66,7 +66,7 @@ def written_parameters(captured: Capture) -> tuple[str, ...]:
     They are a state of the model, like buffers.
     """
     graph = captured.module.graph
-    storages = _Storages(graph.nodes)
+    storages = Storages(graph.nodes)
     reads = [x for x in graph.find_nodes(op="get_attr") if storages.written & storages.of(x)]
     named = {original_name(str(x.target)): captured.attribute(x) for x in reads}
     return tuple(name for name, x in named.items() if isinstance(x, nn.Parameter))
@@ -95,7 +95,7 @@ class _Groups:
         return element
 
 
-class _Storages:
+class Storages:
     """The storages of nodes' values.
 
     They are shared as torch.export's fake tensors share them, and as real ones do: a dropout that

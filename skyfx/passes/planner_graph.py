@@ -5,6 +5,7 @@ from typing import Any
 from torch import Tensor
 
 from skyfx.passes.aliasing import colocation
+from skyfx.passes.repeatable import repeatable_nodes
 from skyfx.runtime import pytree
 from skyfx.solver.core.graph import Graph, Node
 from skyfx.tracing.capture import Capture
@@ -14,6 +15,7 @@ from skyfx.tracing.node_names import module_of, op_name
 def to_planner_graph(captured: Capture) -> Graph:
     """The nodes that a plan for this model places, without times and saved bytes."""
     labels = colocation(captured.module.graph, captured.ids)
+    repeatable = repeatable_nodes(captured) if captured.training else frozenset()
     nodes = [
         Node(
             id=name,
@@ -28,6 +30,7 @@ def to_planner_graph(captured: Capture) -> Graph:
             trainable_bytes=num_bytes([x for x in tensors if x.requires_grad]),
             saved_bytes=0,
             colocate=labels.get(node),
+            repeatable=node in repeatable,
         )
         for node, name in captured.ids.items()
         for tensors in [[captured.attribute(x) for x in captured.tensors_of(node)]]

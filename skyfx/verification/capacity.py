@@ -57,6 +57,6 @@ def _working_bytes(captured: Capture, plan: Plan, *, saves: bool) -> float:
     saved, brief = 0.0, 0.0
     for stage, live in zip(plan.stages, plan.live or usual, strict=True):
         parameters = sum(size_of[x] for x in stage.nodes)
-        saved += max(0.0, stage.memory_bytes - parameters) / max(1, live)
+        saved += max(0.0, stage.memory_bytes - parameters) / max(1, live) + stage.recompute_bytes
         brief = max(brief, stage.peak_bytes - stage.memory_bytes)
     return saved * saves + brief

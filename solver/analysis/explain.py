@@ -38,6 +38,7 @@ def explain_plan(graph: Graph, cluster: Cluster, plan: Plan, replan: Replan) -> 
     yield _certificate(plan)
     yield from _others(plan)
     yield from _full(cluster, plan)
+    yield from _recomputed(plan)
     changes = [Change.of(text, graph) for text in _tenths(cluster, plan)]
     found = [*scenarios(graph, cluster, plan, changes, replan)]
     yield from _sensitivity(found, step)
@@ -100,6 +101,17 @@ def _full(cluster: Cluster, plan: Plan) -> Iterator[str]:
             yield (
                 f"Stage {k} needs {size(stage.memory_bytes)} of the {size(limit)} of "
                 f"{stage.device} ({stage.memory_bytes / limit:.0%})."
+            )
+
+
+def _recomputed(plan: Plan) -> Iterator[str]:
+    """What stages run again in backward, and what for."""
+    for k, stage in enumerate(plan.stages):
+        if stage.recompute:
+            yield (
+                f"Stage {k} runs {sum(map(len, stage.recompute))} of its {len(stage.nodes)} nodes "
+                f"again in backward: {seconds(stage.recompute_s)} more per micro-batch, and "
+                f"{size(stage.recompute_bytes)} of each in flight are not kept."
             )
 
 

@@ -34,7 +34,10 @@ class Difference:
     def differ(self) -> bool:
         """Whether the plans run differently or have other assumptions."""
         order = [
-            [(stage.device, stage.live, frozenset(stage.nodes)) for stage in plan.stages]
+            [
+                (stage.device, stage.live, frozenset(stage.nodes), stage.recompute)
+                for stage in plan.stages
+            ]
             for plan in (self.a, self.b)
         ]
         return bool(
@@ -86,7 +89,9 @@ def _device_of(plan: Plan) -> dict[str, str]:
 
 def _described(stage: Stage) -> str:
     live = f", {stage.live} in flight" if stage.live else ""
-    return f"{stage.device} ({len(stage.nodes)}{live})"
+    again = sum(map(len, stage.recompute))
+    recomputed = f", {again} recomputed" if again else ""
+    return f"{stage.device} ({len(stage.nodes)}{live}{recomputed})"
 
 
 def _counted(count: int, first: str) -> str:

@@ -15,6 +15,7 @@ from skyfx.solver.core.timeline import Timeline
 from skyfx.solver.core.units import seconds, size
 from skyfx.solver.costs.action_times import ActionTimes
 from skyfx.solver.costs.cost_model import evaluate
+from skyfx.solver.costs.recomputation import with_recomputation
 from skyfx.solver.costs.simulator import run_schedule
 from skyfx.solver.errors import InfeasibleError, NoPlanError
 
@@ -83,6 +84,7 @@ def _times_and_orders(graph: Graph, cluster: Cluster, plan: Plan) -> tuple[Actio
             "(relay) has a schedule that can be simulated"
         )
     placement = [(stage.device, stage.nodes) for stage in plan.stages]
+    graph = with_recomputation(graph, plan.segments())
     actions = plan.orders(asked.microbatches, training=asked.training)
     return ActionTimes.of(graph, cluster, placement, asked), actions
 

@@ -13,6 +13,12 @@ from skyfx.solver.core.pins import Pin
 from skyfx.solver.core.plan import Plan, relative_gap
 from skyfx.solver.core.schedule import deadlock_reason
 from skyfx.solver.costs.cost_model import Cost, by_device, evaluate
+from skyfx.solver.costs.recomputation import (
+    recompute_s,
+    recomputed_in,
+    segment_faults,
+    with_recomputation,
+)
 from skyfx.solver.costs.simulator import simulate
 
 FIGURE_TOLERANCE = 1e-6
@@ -36,6 +42,10 @@ def validate(graph: Graph, cluster: Cluster, plan: Plan) -> tuple[str, ...]:
         return tuple(faults)
     faults = [*edges_lead_forward(graph, plan), *colocated_together(graph, plan)]
     faults += pins_hold(graph, plan)
+    cannot_repeat = [*segments_can_be_recomputed(graph, plan)]
+    if cannot_repeat:
+        return (*faults, *cannot_repeat)
+    graph = with_recomputation(graph, plan.segments())
     cannot_run = [*types_can_run(graph, cluster, plan)]
     if not cannot_run:  # else the figures are infinite
         faults += [*memory_fits(graph, cluster, plan), *figures_agree(graph, cluster, plan)]
@@ -136,6 +146,16 @@ def pins_hold(graph: Graph, plan: Plan) -> Iterator[str]:
                     yield f"stage {k}: node {name!r} is on {stage.device!r} against pin '{pin}'"
 
 
+def segments_can_be_recomputed(graph: Graph, plan: Plan) -> Iterator[str]:
+    """Each segment is of neighbours in its stage that may run again, and the plan may have some."""
+    segments = plan.segments()
+    if segments and (plan.assumptions.recompute == "never" or not plan.assumptions.training):
+        yield f"{len(segments)} segments are recomputed, the assumptions allow none"
+    for k, stage in enumerate(plan.stages):
+        for fault in segment_faults(graph, stage.nodes, stage.recompute):
+            yield f"stage {k}: {fault}"
+
+
 def types_can_run(graph: Graph, cluster: Cluster, plan: Plan) -> Iterator[str]:
     """Each node is on a device whose type can run it."""
     types = {device.name: device.type for device in cluster.devices}
@@ -166,6 +186,13 @@ def figures_agree(graph: Graph, cluster: Cluster, plan: Plan) -> Iterator[str]:
     for k, stage in enumerate(plan.stages):
         for field in ("compute_s", "receive_s", "send_s", "time_s", "memory_bytes"):
             yield from _agrees(f"stage {k} {field}", getattr(stage, field), getattr(cost, field)[k])
+    devices = {device.name: device for device in cluster.devices}
+    for k, stage in enumerate(plan.stages):
+        again = recomputed_in(graph, stage.nodes)
+        seconds = recompute_s(devices[stage.device], again)
+        yield from _agrees(f"stage {k} recompute_s", stage.recompute_s, seconds)
+        kept = sum(node.again_bytes for node in again)
+        yield from _agrees(f"stage {k} recompute_bytes", stage.recompute_bytes, kept)
     if any(cost.flops) and any(stage.flops for stage in plan.stages):  # both have counts
         for k, stage in enumerate(plan.stages):
             yield from _agrees(f"stage {k} flops", stage.flops, cost.flops[k])

@@ -70,6 +70,7 @@ def solve_command(
     seed: options.Seed = 0,
     solver: options.SolverName = "HiGHS",
     pin: options.Pins = None,
+    recompute: options.RecomputeOption = "auto",
     ignore_peaks: options.IgnorePeaks = False,
     write_lp: options.LpFile = None,
     json: options.Json = False,
@@ -92,6 +93,7 @@ def solve_command(
             overlap=overlap,
             communication=communication,
             pins=tuple(pin or ()),
+            recompute=recompute,
         )
         model, graph_sha256 = files.load(graph, Graph)
         devices, cluster_sha256 = files.load(cluster, Cluster)
@@ -148,9 +150,13 @@ def check(
         again = None
         if bound and not faults:
             from skyfx.solver.analysis.recheck import recheck
+            from skyfx.solver.costs.recomputation import with_recomputation
+            from skyfx.solver.planning.recomputation import bounded_problem
             from skyfx.solver.problem.problem import Problem
 
-            problem = Problem(model, devices, checked.assumptions)
+            planned = with_recomputation(model, checked.segments())
+            asked = Problem(model, devices, checked.assumptions)
+            problem = bounded_problem(asked, planned)
             again = recheck(problem, checked.lower_bound, time_limit)
     made_from = ((graph, checked.graph, graph_sha256), (cluster, checked.cluster, cluster_sha256))
     for path, reference, sha256 in made_from:

@@ -5,7 +5,15 @@ from typing import Annotated
 
 from typer import Argument, Option
 
-from skyfx.solver.core.plan import Communication, Mode, Objective, Overlap, Schedule, Strategy
+from skyfx.solver.core.plan import (
+    Communication,
+    Mode,
+    Objective,
+    Overlap,
+    Recompute,
+    Schedule,
+    Strategy,
+)
 
 GraphFile = Annotated[Path, Argument(metavar="GRAPH", help="A *.graph.json file.")]
 ClusterFile = Annotated[
@@ -27,6 +35,13 @@ CommunicationOption = Annotated[
 OverlapOption = Annotated[Overlap, Option(help="Whether devices compute during transfers.")]
 ScheduleOption = Annotated[Schedule, Option(help="The pipeline's schedule.")]
 Microbatches = Annotated[int, Option(metavar="M", help="Micro-batches per step.")]
+RecomputeOption = Annotated[
+    Recompute,
+    Option(
+        help="Whether stages may run parts again in backward instead of keeping their values: "
+        "where memory is short, nowhere, or wherever it saves memory."
+    ),
+]
 StateRatio = Annotated[
     float, Option(metavar="R", help="Bytes of optimizer state per byte of parameters that train.")
 ]

@@ -2,7 +2,7 @@
 
 import hashlib
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import ClassVar, Literal
 
 import msgspec
@@ -25,6 +25,11 @@ class Node:
     floating point operations; 0 where they are not known. `trainable_bytes` are those of
     `parameter_bytes` that get a gradient; None where all do.
 
+    `kept` are the bytes that the node keeps for its backward, by the node that made them (`""` for
+    what it makes for itself alone). What several nodes keep, `saved_bytes` counts once. `storage`
+    is the node whose memory its value shares, `""` for a parameter's; None where it has its own.
+    `repeatable` nodes may run again in backward instead of keeping anything.
+
     In training, no node of `after` may be in a later stage. They read a value that this node reads
     too, and its gradients then add up in the order of the unsplit model, to the same digits.
     """
@@ -45,6 +50,9 @@ class Node:
     backward_flops: float = 0.0
     after: tuple[str, ...] = ()
     trainable_bytes: float | None = None
+    kept: dict[str, float] = field(default_factory=dict)
+    storage: str | None = None
+    repeatable: bool = False
 
     @property
     def is_input(self) -> bool:
@@ -125,11 +133,11 @@ class Graph:
         positive("microbatch_size", self.microbatch_size)
         no_duplicates("nodes", "id", [node.id for node in self.nodes])
         for i, node in enumerate(self.nodes):
-            for field in ("forward_s", "backward_s"):
-                for device_type, seconds in getattr(node, field).items():
-                    non_negative(f"nodes[{i}].{field}[{device_type!r}]", seconds)
-            for field in AMOUNTS:
-                non_negative(f"nodes[{i}].{field}", getattr(node, field))
+            for name in ("forward_s", "backward_s"):
+                for device_type, seconds in getattr(node, name).items():
+                    non_negative(f"nodes[{i}].{name}[{device_type!r}]", seconds)
+            for name in AMOUNTS:
+                non_negative(f"nodes[{i}].{name}", getattr(node, name))
             if node.trainable_bytes is not None:
                 non_negative(f"nodes[{i}].trainable_bytes", node.trainable_bytes)
                 if node.trainable_bytes > node.parameter_bytes:
@@ -137,19 +145,21 @@ class Graph:
                         f"nodes[{i}].trainable_bytes: found {node.trainable_bytes:g}, expected at "
                         f"most its parameter_bytes, {node.parameter_bytes:g}"
                     )
+            for maker, size in node.kept.items():
+                non_negative(f"nodes[{i}].kept[{maker!r}]", size)
         self._check_references()
 
     def _check_references(self) -> None:
         position = {node.id: i for i, node in enumerate(self.nodes)}
         for i, node in enumerate(self.nodes):
-            for field, verb in (("inputs", "reads"), ("after", "comes after")):
-                for j, name in enumerate(getattr(node, field)):
+            for edge, verb in (("inputs", "reads"), ("after", "comes after")):
+                for j, name in enumerate(getattr(node, edge)):
                     if name not in position:
-                        raise ValueError(f"nodes[{i}].{field}[{j}]: {name!r} is no node's id")
+                        raise ValueError(f"nodes[{i}].{edge}[{j}]: {name!r} is no node's id")
                     if position[name] >= i:
                         raise ValueError(
-                            f"nodes[{i}].{field}[{j}]: {name!r} is node {position[name]} and node "
-                            f"{i} {verb} it: a cycle, or not a topological order; expected {field} "
+                            f"nodes[{i}].{edge}[{j}]: {name!r} is node {position[name]} and node "
+                            f"{i} {verb} it: a cycle, or not a topological order; expected {edge} "
                             "to stand before the node that names them"
                         )
         for j, name in enumerate(self.outputs):

@@ -14,6 +14,7 @@ Objective = Literal["throughput", "step", "latency"]
 Schedule = Literal["gpipe", "1f1b", "generated", "tapered", "interleaved"]
 Overlap = Literal["none", "full"]
 Communication = Literal["relay", "host"]
+Recompute = Literal["never", "auto", "always"]
 Strategy = Literal["optimal", "dynamic", "even"]
 Status = Literal["optimal", "feasible"]
 
@@ -26,18 +27,30 @@ _WORDS: dict[str, Any] = {
     "schedule": Schedule,
     "overlap": Overlap,
     "communication": Communication,
+    "recompute": Recompute,
 }
 
 _FIGURES = (
     *("compute_s", "receive_s", "send_s", "time_s"),
-    *("memory_bytes", "peak_bytes", "limit_bytes", "live", "flops"),
+    *(
+        "memory_bytes",
+        "peak_bytes",
+        "limit_bytes",
+        "live",
+        "flops",
+        "recompute_s",
+        "recompute_bytes",
+    ),
 )
 """Of a stage."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Assumptions:
-    """The assumptions of a plan's figures. The defaults are those of `skyfx solve`."""
+    """The assumptions of a plan's figures.
+
+    The defaults are those of `skyfx solve`, but that it may recompute where memory is short.
+    """
 
     mode: Mode = "training"
     objective: Objective = "throughput"
@@ -48,6 +61,8 @@ class Assumptions:
     communication: Communication = "relay"
     pins: tuple[str, ...] = ()
     """`PATTERN=DEVICE` or `PATTERN!=DEVICE`, see `pins.py`."""
+    recompute: Recompute = "never"
+    """Whether stages may run parts again in backward; plans that do not say so do not."""
 
     @property
     def training(self) -> bool:
@@ -90,7 +105,8 @@ class Stage:
     known. `limit_bytes` is the memory of its device, None where it is unlimited or not known.
     `live` is the most micro-batches in flight (`solver/core/schedule.py`), 0 where the schedule
     determines it. `flops` are the floating point operations per micro-batch, 0 where the graph has
-    no counts.
+    no counts. `recompute` are the nodes that run again in backward, by segment; `recompute_s` is
+    the part of `compute_s` that this takes, `recompute_bytes` what they would keep otherwise.
     """
 
     device: str
@@ -104,6 +120,9 @@ class Stage:
     limit_bytes: float | None = None
     live: int = 0
     flops: float = 0.0
+    recompute: tuple[tuple[str, ...], ...] = ()
+    recompute_s: float = 0.0
+    recompute_bytes: float = 0.0
 
     @property
     def flops_per_s(self) -> float:
@@ -204,6 +223,10 @@ class Plan:
     def stage_of(self) -> dict[str, int]:
         """The stage of each node, by node id."""
         return {name: k for k, stage in enumerate(self.stages) for name in stage.nodes}
+
+    def segments(self) -> list[tuple[str, ...]]:
+        """The nodes that are recomputed, by segment."""
+        return [segment for stage in self.stages for segment in stage.recompute]
 
     def __str__(self) -> str:
         return str(_tables().text(self))

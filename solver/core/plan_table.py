@@ -92,6 +92,16 @@ def _block(module: Sequence[str]) -> str:
     return ".".join(module[max(0, last - 1) : last + 1])
 
 
+def _recomputed(plan: "Plan") -> list[str]:
+    """What is recomputed, by stage; nothing where nothing is."""
+    said = [
+        f"stage {k} {sum(map(len, stage.recompute))} nodes in {seconds(stage.recompute_s)}"
+        for k, stage in enumerate(plan.stages)
+        if stage.recompute
+    ]
+    return [f"recomputed in backward: {', '.join(said)}"] if said else []
+
+
 def _summary(plan: "Plan") -> list[str]:
     others = {
         "even split": plan.alternatives.even,
@@ -105,6 +115,7 @@ def _summary(plan: "Plan") -> list[str]:
     return [
         f"bottleneck {seconds(plan.bottleneck_s)} per micro-batch, step {seconds(plan.step_s)}",
         *simulated,
+        *_recomputed(plan),
         f"{plan.assumptions.objective} {seconds(plan.objective_value)}; no plan is below "
         f"{seconds(plan.lower_bound)} ({plan.solver.binding}): "
         f"gap {percent(plan.gap)}, {plan.solver.status}",

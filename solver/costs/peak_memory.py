@@ -10,7 +10,7 @@ saved tensors of the micro-batches in flight. During a backward, gradients of va
 Queued messages and the workspace of an operator come on top.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from skyfx.solver.core.cluster import Cluster
@@ -18,6 +18,7 @@ from skyfx.solver.core.graph import Graph, Node
 from skyfx.solver.core.plan import Assumptions
 from skyfx.solver.core.schedule import in_flight_counts
 from skyfx.solver.costs.cost_model import Placement, crossings, memory_bytes
+from skyfx.solver.costs.recomputation import RecomputedNode, maker_of
 from skyfx.solver.costs.simulator import simulate
 
 PASSING = ("add", "view", "reshape", "transpose", "permute", "t", "expand", "squeeze", "unsqueeze")
@@ -25,6 +26,9 @@ PASSING = ("add", "view", "reshape", "transpose", "permute", "t", "expand", "squ
 
 LOSS_COPIES = 3
 """Copies of the model's outputs that a loss outside takes: one saved, and two gradients."""
+
+MESSAGE = "#"
+"""What is kept of the stages before; no key of `kept`."""
 
 POSTED = 2
 """Receive buffers per direction."""
@@ -82,64 +86,119 @@ def peak_bytes(
     return tuple(peak.bytes(count, queued) for peak, count, queued in each)
 
 
-def peaks(graph: Graph, placement: Placement, assumptions: Assumptions) -> tuple[PeakTerms, ...]:
-    """The terms of the stages' peaks, `(num_stages,)`, for any schedule."""
+@dataclass(frozen=True, slots=True)
+class StageValues:
+    """The values that enter and leave a stage.
+
+    Attributes:
+        before: those of a received message.
+        after: those that leave: to a next stage, or as the model's outputs.
+        sent: those to a next stage.
+        made_bytes: of those that leave and are made here.
+    """
+
+    before: Sequence[Node]
+    after: Sequence[Node]
+    sent: Sequence[Node]
+    made_bytes: float
+
+
+def boundaries(graph: Graph, placement: Placement) -> list[StageValues]:
+    """Those of each stage, `(num_stages,)`."""
     nodes = {node.id: node for node in graph.nodes}
     stage_of = {v: k for k, (_, ids) in enumerate(placement) for v in ids}
     between = crossings(graph, stage_of, len(placement))
     outputs = [nodes[v] for v in graph.outputs]
     found = []
-    for k, (_, ids) in enumerate(placement):
-        members, before = [nodes[v] for v in ids], between[k - 1] if k else []
+    for k in range(len(placement)):
         last = k == len(placement) - 1
         after = outputs if last else between[k]
         made = sum(node.output_bytes for node in after if stage_of[node.id] == k)
-        sent = [] if last else after
-        found.append(_terms(members, before, after, sent, made, assumptions))
-    return tuple(found)
+        found.append(StageValues(between[k - 1] if k else [], after, [] if last else after, made))
+    return found
 
 
-def _terms(
-    members: Sequence[Node],
-    before: Sequence[Node],
-    after: Sequence[Node],
-    sent: Sequence[Node],
-    made: float,
-    assumptions: Assumptions,
+def peaks(graph: Graph, placement: Placement, assumptions: Assumptions) -> tuple[PeakTerms, ...]:
+    """The terms of the stages' peaks, `(num_stages,)`, for any schedule."""
+    nodes, knows_kept = {node.id: node for node in graph.nodes}, any(n.kept for n in graph.nodes)
+    each = zip(placement, boundaries(graph, placement), strict=True)
+    return tuple(
+        peak_terms([nodes[v] for v in ids], around, assumptions, knows_kept=knows_kept)
+        for (_, ids), around in each
+    )
+
+
+def peak_terms(
+    members: Sequence[Node], around: StageValues, assumptions: Assumptions, *, knows_kept: bool
 ) -> PeakTerms:
-    """`after` are values that leave the stage, `sent` those to a next one, `made` their bytes."""
+    """The terms of one stage's peak; `knows_kept` where the graph's nodes say what each keeps."""
+    before, after, sent, made = around.before, around.after, around.sent, around.made_bytes
     received = sum(node.output_bytes for node in before)
     steady = memory_bytes(members, assumptions, live=0) + POSTED * received
     message = sum(node.output_bytes for node in sent)
     if not assumptions.training:
         workspace = max((node.workspace_bytes for node in members), default=0.0)
         return PeakTerms(steady, 0.0, 0.0, message, made + message + workspace, 0.0)
+    saved = _saved_bytes(members, before, knows_kept=knows_kept)
     loss = 0.0 if sent else LOSS_COPIES * sum(node.output_bytes for node in after)
-    saved = sum(node.saved_bytes for node in members)
-    read = {name for node in members for name in node.inputs}
-    # What no node here reads of a message is kept as long as the rest of it.
-    kept_with_others = sum(node.output_bytes for node in before if node.id not in read)
     return PeakTerms(
         steady_bytes=steady + sum(node.gradient_bytes for node in before),
-        in_flight_bytes=saved + kept_with_others,
+        in_flight_bytes=sum(saved.values()),
         gradient_bytes=sum(node.gradient_bytes for node in sent),
         message_bytes=message,
         forward_bytes=made + message,
-        backward_bytes=loss + _passing_bytes(members, after),
+        backward_bytes=loss + _passing_bytes(members, after, saved),
     )
 
 
-def _passing_bytes(members: Sequence[Node], after: Sequence[Node]) -> float:
-    """The most memory of gradients while backward runs, less the saved tensors already freed."""
-    freed = 0.0
+def _saved_bytes(
+    members: Sequence[Node], before: Sequence[Node], *, knows_kept: bool
+) -> dict[str, float]:
+    """Bytes of a micro-batch that a stage keeps, at the first of its nodes that keeps them.
+
+    What the stages before have made came in a message, which is kept whole with any part of it.
+    """
+    message = sum(node.output_bytes for node in before)
+    if not knows_kept:  # what no node here reads of a message is kept as long as the rest of it
+        saved = {node.id: node.saved_bytes for node in members}
+        read = {name for node in members for name in node.inputs}
+        with_others = sum(node.output_bytes for node in before if node.id not in read)
+        return saved | {MESSAGE: with_others}
+    own, seen = {node.id for node in members}, set[str]()
+    saved = {}
+    for node in members:
+        kept = node.kept.get("", 0.0)
+        for key in node.kept.keys() - {""}:
+            source = key if not before or maker_of(key) in own else MESSAGE
+            if source not in seen:
+                seen.add(source)
+                kept += message if source == MESSAGE else node.kept[key]
+        saved[node.id] = kept
+    return saved
+
+
+def _passing_bytes(
+    members: Sequence[Node], after: Sequence[Node], saved: Mapping[str, float]
+) -> float:
+    """The most memory of gradients while backward runs, less the saved tensors already freed.
+
+    What a segment keeps that is recomputed comes when its backward begins.
+    """
+    freed, again, running = 0.0, _again_bytes(members), ""
     # Which storage holds the gradient of each value; those that are passed on share one.
     held: dict[str, str] = {node.id: node.id for node in after if node.gradient_bytes}
     size = {node.id: node.gradient_bytes for node in after}
     known = {node.id: node for node in (*after, *members)}
     most = _total(held, size)
     for node in reversed(members):
+        own = saved[node.id]
+        if isinstance(node, RecomputedNode):
+            own += node.again_bytes
+            if node.segment != running:
+                running = node.segment
+                freed -= again[running]
         if node.id not in held:
-            freed += node.saved_bytes
+            freed += own
             continue
         passing = any(part in PASSING for part in node.op.split(".")[1:2])  # `aten.add.Tensor`
         for name in node.inputs:
@@ -150,8 +209,17 @@ def _passing_bytes(members: Sequence[Node], after: Sequence[Node]) -> float:
             size.setdefault(name, reads.gradient_bytes if reads else 0.0)
         most = max(most, _total(held, size) + node.trained_bytes + node.workspace_bytes - freed)
         del held[node.id]
-        freed += node.saved_bytes
+        freed += own
     return most
+
+
+def _again_bytes(members: Sequence[Node]) -> dict[str, float]:
+    """What each segment that is recomputed keeps then, by its first node."""
+    found = dict[str, float]()
+    for node in members:
+        if isinstance(node, RecomputedNode):
+            found[node.segment] = found.get(node.segment, 0.0) + node.again_bytes
+    return found
 
 
 def _total(held: dict[str, str], size: dict[str, float]) -> float:

@@ -13,6 +13,7 @@ from skyfx.solver.core.plan import (
     relative_gap,
 )
 from skyfx.solver.costs.peak_memory import peak_bytes
+from skyfx.solver.costs.recomputation import recompute_s, recomputed_in, segments_of
 from skyfx.solver.methods import mip_backend
 from skyfx.solver.methods.method import Bound, Candidate
 from skyfx.solver.problem.problem import Problem
@@ -100,7 +101,8 @@ def _stages(problem: Problem, scheduled: ScheduledStages) -> tuple[Stage, ...]:
         peaks = peak_bytes(
             problem.graph, problem.cluster, placement, problem.assumptions, scheduled.in_flight
         )
-    limits = {device.name: device.memory_bytes for device in problem.cluster.devices}
+    devices = {device.name: device for device in problem.cluster.devices}
+    again = [recomputed_in(problem.graph, ids) for _, ids in placement]
     return tuple(
         Stage(
             device=device,
@@ -111,9 +113,12 @@ def _stages(problem: Problem, scheduled: ScheduledStages) -> tuple[Stage, ...]:
             time_s=cost.time_s[k],
             memory_bytes=cost.memory_bytes[k],
             peak_bytes=peaks[k],
-            limit_bytes=limits[device],
+            limit_bytes=devices[device].memory_bytes,
             live=(scheduled.in_flight or none)[k],
             flops=cost.flops[k],
+            recompute=segments_of(again[k]),
+            recompute_s=recompute_s(devices[device], again[k]),
+            recompute_bytes=sum((node.again_bytes for node in again[k]), 0.0),
         )
         for k, (device, ids) in enumerate(placement)
     )

@@ -3,6 +3,7 @@
 compile    graph, cluster, assumptions -> units, values and devices as arrays    search.py
 search     the best plan by the memory that lasts, and a lower bound             search.py
 repair     peaks that do not fit                                                 peak_repair.py
+recompute  parts of stages, where memory is short                               recomputation.py
 remove     stages that the objective does not need                               stage_removal.py
 adapt      to a schedule with counts of its own                           schedule_adaptation.py
 certify    the bound that holds under that schedule                       schedule_adaptation.py
@@ -18,17 +19,25 @@ from skyfx.solver.core.field_checks import non_negative, one_of, whole_number
 from skyfx.solver.core.files import digest, encode
 from skyfx.solver.core.graph import Graph
 from skyfx.solver.core.plan import Assumptions, Plan, Reference, Strategy
+from skyfx.solver.errors import InfeasibleError, NoPlanError
 from skyfx.solver.methods import mip_backend
 from skyfx.solver.methods.limits import Limits, Progress
+from skyfx.solver.methods.portfolio import SearchResult
 from skyfx.solver.planning.peak_repair import knows_peaks, repair_peaks
 from skyfx.solver.planning.plan_builder import Provenance, build
+from skyfx.solver.planning.recomputation import (
+    bounded_problem,
+    may_recompute,
+    recompute,
+    recomputing_always,
+)
 from skyfx.solver.planning.schedule_adaptation import (
     adapt_schedule,
     as_schedule_error,
     certify,
     search_assumptions,
 )
-from skyfx.solver.planning.search import Baselines, compile_problem, search
+from skyfx.solver.planning.search import Baselines, check_documents, possible, search
 from skyfx.solver.planning.stage_removal import without_needless_stages
 from skyfx.solver.problem.problem import Problem
 from skyfx.solver.refinement.peak_annealing import excesses
@@ -97,14 +106,13 @@ def solve(
     limits = Limits(
         began=began, time_limit_s=time_limit_s, gap=gap, seed=seed, solver=solver, progress=progress
     )
-    with as_schedule_error(asked):
-        problem = compile_problem(graph, cluster, search_assumptions(asked.assumptions))
-        known = Baselines.of(problem)
-        found = search(problem, limits, known, strategy)
-    searched_s = time.monotonic() - began
+    check_documents(graph, cluster, asked.assumptions)
+    usual = Problem(graph, cluster, search_assumptions(asked.assumptions))
+    problem = recomputing_always(usual)
+    known = Baselines.of(problem)
     enforce_peaks = enforce_peaks and knows_peaks(problem)
-    if enforce_peaks:
-        found = repair_peaks(problem, found, limits, strategy)
+    problem, found = _searched(asked, problem, limits, known, strategy, enforce_peaks=enforce_peaks)
+    searched_s = time.monotonic() - began
     if strategy == "optimal":
         best = without_needless_stages(
             problem,
@@ -112,8 +120,10 @@ def solve(
             lambda stages: not (enforce_peaks and excesses(problem, stages)),
         )
         found = replace(found, incumbent=best)
-    scheduled = adapt_schedule(asked, found.incumbent, strategy, enforce_peaks=enforce_peaks)
-    bound = certify(asked, scheduled, found.bound, searched_s)
+    planned = replace(asked, graph=problem.graph)
+    scheduled = adapt_schedule(planned, found.incumbent, strategy, enforce_peaks=enforce_peaks)
+    placement = problem.placement(scheduled.candidate.stages)
+    bound = certify(bounded_problem(asked, planned.graph), placement, found.bound, searched_s)
     provenance = Provenance(
         graph=Reference(
             name=graph.name,
@@ -127,4 +137,32 @@ def solve(
         wall_s=searched_s,
         remarks=found.remarks,
     )
-    return Solution(build(asked, scheduled, bound, provenance), found.interrupted)
+    return Solution(build(planned, scheduled, bound, provenance), found.interrupted)
+
+
+def _searched(
+    asked: Problem,
+    problem: Problem,
+    limits: Limits,
+    known: Baselines,
+    strategy: Strategy,
+    *,
+    enforce_peaks: bool,
+) -> tuple[Problem, SearchResult]:
+    """The best plan under the schedule of the search, and the problem with what it recomputes."""
+    plain: SearchResult | InfeasibleError | NoPlanError
+    is_repaired = False
+    try:
+        with as_schedule_error(asked):
+            plain = found = search(possible(problem), limits, known, strategy)
+        if enforce_peaks:
+            plain = repair_peaks(problem, found, limits, strategy)
+            is_repaired = plain is not found
+    except (InfeasibleError, NoPlanError) as error:
+        plain = error
+    binds = problem.memory_binds or is_repaired or isinstance(plain, Exception)
+    if strategy == "optimal" and binds and may_recompute(problem):
+        return recompute(problem, plain, limits, enforce_peaks=enforce_peaks)
+    if isinstance(plain, Exception):
+        raise plain
+    return problem, plain

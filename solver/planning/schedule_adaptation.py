@@ -15,7 +15,7 @@ from skyfx.solver.core.plan import SCHEDULES_WITH_COUNTS, Assumptions, Strategy
 from skyfx.solver.core.schedule import in_flight_counts, orders
 from skyfx.solver.core.units import seconds
 from skyfx.solver.costs.action_times import ActionTimes
-from skyfx.solver.costs.cost_model import evaluate
+from skyfx.solver.costs.cost_model import Placement, evaluate
 from skyfx.solver.costs.peak_memory import peak_bytes
 from skyfx.solver.costs.simulator import run_schedule, simulate
 from skyfx.solver.errors import InfeasibleError, NoPlanError
@@ -134,12 +134,12 @@ def _with_counts(
     return scheduled, headroom.fits(made.live, timeline)
 
 
-def certify(problem: Problem, scheduled: ScheduledStages, bound: Bound, searched_s: float) -> Bound:
+def certify(problem: Problem, placement: Placement, bound: Bound, searched_s: float) -> Bound:
     """The last step of planning: a bound that holds under the schedule, whatever is in flight.
 
     Args:
-        problem: with the schedule.
-        scheduled: the stages.
+        problem: with the schedule, and the graph that the bound of the search is for.
+        placement: the stages.
         bound: that of the search.
         searched_s: seconds of the search; another one for a bound takes about as long.
     """
@@ -151,7 +151,7 @@ def certify(problem: Problem, scheduled: ScheduledStages, bound: Bound, searched
         return bound
     relaxed = OneInFlightProblem(problem.graph, problem.cluster, search_assumptions(assumptions))
     limits = Limits(began=time.monotonic(), time_limit_s=max(LEAST_S, searched_s), gap=NEAR)
-    known = Candidate.of(relaxed, scheduled.candidate.stages)
+    known = Candidate.of(relaxed, relaxed.units_of(placement))
     try:
         return Portfolio(relaxed, limits, known).run().bound
     except NoPlanError:

@@ -64,12 +64,21 @@ def compile_problem(graph: Graph, cluster: Cluster, assumptions: Assumptions) ->
         ValueError: a field, a pin or a reference is wrong.
         InfeasibleError: no plan can exist.
     """
+    check_documents(graph, cluster, assumptions)
+    return possible(Problem(graph, cluster, assumptions))
+
+
+def check_documents(graph: Graph, cluster: Cluster, assumptions: Assumptions) -> None:
+    """Refuse what is wrong in a field, a pin or a reference, with a `ValueError`."""
     graph.check()
     cluster.check()
     assumptions.check()
     for pin in map(Pin.of, assumptions.pins):
         pin.check(graph.nodes, [device.name for device in cluster.devices])
-    problem = Problem(graph, cluster, assumptions)
+
+
+def possible(problem: Problem) -> Problem:
+    """The problem, if nothing simple rules out every plan; else raises `InfeasibleError`."""
     if fault := explain(problem):
         raise InfeasibleError(advised(problem, fault, lambda changed: explain(changed) is None))
     return problem

@@ -14,8 +14,8 @@ from numpy.typing import NDArray
 from skyfx.solver.core.cluster import HOST, Cluster, Wiring
 from skyfx.solver.core.graph import Graph, Node
 from skyfx.solver.core.pins import Pin
-from skyfx.solver.core.plan import Assumptions, Plan
-from skyfx.solver.costs.cost_model import Cost, evaluate, in_flight_at, resident_bytes
+from skyfx.solver.core.plan import Assumptions
+from skyfx.solver.costs.cost_model import Cost, Placement, evaluate, in_flight_at, resident_bytes
 from skyfx.solver.problem.contraction import contract
 
 Floats = NDArray[np.float64]
@@ -195,12 +195,12 @@ class Instance:
             for d, part in stages
         ]
 
-    def stages(self, plan: Plan) -> UnitPlacement:
-        """The stages of a plan for these devices by device numbers and units."""
+    def units_of(self, placement: Placement) -> UnitPlacement:
+        """Stages by device numbers and units, given by device names and node ids."""
         number = {device.name: d for d, device in enumerate(self.cluster.devices)}
         return [
-            (number[stage.device], sorted({self.unit_of[name] for name in stage.nodes}))
-            for stage in plan.stages
+            (number[name], sorted({self.unit_of[node] for node in nodes}))
+            for name, nodes in placement
         ]
 
     def cost(self, stages: UnitPlacement) -> Cost:

@@ -67,8 +67,12 @@ class Problem(Instance):
         """Whether each device may run its units and has the memory for them."""
         limits = [self.memory_limit[d] for d, _ in stages]
         within = all(m <= limit for m, limit in zip(cost.memory_bytes, limits, strict=True))
+        return within and self.can_run(cost, stages)
+
+    def can_run(self, cost: Cost, stages: UnitPlacement) -> bool:
+        """Whether each device may run its units, with the memory for them or not."""
         allowed = all(self.allowed[d, list(part)].all() for d, part in stages)
-        return within and allowed and bool(np.isfinite(cost.objective_value))
+        return allowed and bool(np.isfinite(cost.objective_value))
 
 
 class OneInFlightProblem(Problem):

@@ -249,6 +249,7 @@ def test_ctrl_c_ends_a_step() -> None:
     assert time.monotonic() - began < 30
 
 
+@pytest.mark.slow
 def test_what_a_plan_was_made_from_can_be_kept(tmp_path: Path) -> None:
     """The files are those of `capture` and `solve`: whole, found by their digests, and valid."""
     case = models.bert()

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import replace
+from random import Random
 from typing import Any
 
 from torch import nn
@@ -11,6 +12,7 @@ from skyfx.devices.resolve import resolve
 from skyfx.passes.planner_graph import to_planner_graph
 from skyfx.runtime.execution.microbatch import Batch
 from skyfx.solver import Assumptions, Graph, Plan, solve
+from skyfx.solver.costs.recomputation import segment_faults
 from skyfx.tracing.capture import Capture
 from skyfx.verification.cut_decision import batch_rule, capture_microbatch, decide
 from tests.support.models import BATCH, Case
@@ -99,3 +101,21 @@ def split_evenly(
     assert len({stage.device for stage in plan.stages}) == num_devices
     devices = ["cpu"] * num_devices
     return skyfx.partition(case.model, devices, example_inputs=case.batch, plan=plan, check=check)
+
+
+def recomputing(plan: Plan, graph: Graph, random: Random, longest: int = 12) -> Plan:
+    """The plan with random segments of its stages recomputed, and all of the stages covered."""
+    found = []
+    for stage in plan.stages:
+        names = [node.id for node in graph.nodes if node.id in stage.nodes]
+        segments, begin = list[tuple[str, ...]](), 0
+        while begin < len(names):
+            sizes = range(1, longest + 1)
+            runs = [tuple(names[begin : begin + size]) for size in sizes]
+            legal = [run for run in runs if not any(segment_faults(graph, names, [run]))]
+            if legal:
+                segments.append(random.choice(legal))
+            begin += len(segments[-1]) if legal else 1
+        found.append(replace(stage, recompute=tuple(segments)))
+    asked = replace(plan.assumptions, recompute="auto")
+    return replace(plan, stages=tuple(found), assumptions=asked)

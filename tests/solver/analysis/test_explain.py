@@ -3,6 +3,8 @@
 import json
 from dataclasses import replace
 
+import pytest
+
 from skyfx.solver import Assumptions, Cluster, Device, Graph, Link, solve
 from skyfx.solver.analysis.explain import explain_plan
 from skyfx.solver.cli.simulate import make_replan
@@ -65,6 +67,7 @@ def test_operations_are_told_where_the_graph_has_them() -> None:
     )
 
 
+@pytest.mark.slow
 def test_memory_that_binds_is_told() -> None:
     """One device could take all of it if it had a tenth more, and would not have to send it."""
     narrow = [replace(link, bandwidth_bytes_per_s=1.0) for link in pair().links]

@@ -121,6 +121,7 @@ def test_the_defaults_are_those_of_the_format(skyfx: Run, folder: Path) -> None:
         "overlap": "none",
         "communication": "relay",
         "pins": [],
+        "recompute": "auto",
     }
 
 

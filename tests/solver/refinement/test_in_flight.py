@@ -188,6 +188,7 @@ def test_peaks_stay_within_the_limits(schedule: Schedule, room: float) -> None:
     assert 1.1 * max(peaks_by_device(g, limited, plan).values()) <= room * most * (1 + 1e-9)
 
 
+@pytest.mark.slow
 def test_where_memory_is_short_the_stages_change_with_the_schedule() -> None:
     """Under 1f1b only two devices have the memory; the first one keeps more live than it needs."""
     g, c = uneven()

@@ -1,0 +1,189 @@
+"""The third step of planning where memory is short: stages that recompute some of their segments.
+
+    search on times without, bytes with everything recomputed    a bound, and stages near it
+    choose for each stage what has to be recomputed              segment_choice.py
+    move the cuts, as stages that recompute take longer          annealing
+
+Where a plan without recomputation is as good as the bound, or memory binds nowhere, nothing is
+recomputed.
+"""
+
+import math
+import time
+from collections.abc import Sequence
+from dataclasses import replace
+
+from skyfx.solver.core.graph import Graph
+from skyfx.solver.costs.recomputation import can_recompute, with_recomputation, without_kept
+from skyfx.solver.errors import InfeasibleError, NoPlanError
+from skyfx.solver.methods.bounds.simple_bounds import simple_bound
+from skyfx.solver.methods.heuristics.annealing import Assessed, Cooling
+from skyfx.solver.methods.limits import Limits
+from skyfx.solver.methods.portfolio import SearchResult
+from skyfx.solver.planning.search import Baselines, possible, search
+from skyfx.solver.problem.instance import UnitPlacement
+from skyfx.solver.problem.problem import OneInFlightProblem, Problem
+from skyfx.solver.problem.tolerances import OPTIMALITY_TOLERANCE
+from skyfx.solver.refinement.cut_moves import Segments, anneal_cuts, segments_of, stages_of
+from skyfx.solver.refinement.peak_annealing import COLD, EXCESS_WEIGHT, HOT, MOVES, MOVES_EACH
+from skyfx.solver.refinement.segment_choice import Recomputing, SegmentChoice
+from skyfx.solver.refinement.segment_family import segment_family
+
+ANNEALING_S = 10.0
+"""Seconds in which cuts are moved."""
+
+
+def may_recompute(problem: Problem) -> bool:
+    """Whether the planner may recompute, where memory is short."""
+    return problem.assumptions.recompute == "auto" and _is_possible(problem)
+
+
+def recomputing_always(problem: Problem) -> Problem:
+    """The problem in which all that is worth it is recomputed, if that is asked for.
+
+    Raises:
+        ValueError: nothing can be recomputed.
+    """
+    if problem.assumptions.recompute != "always":
+        return problem
+    graph = problem.graph
+    if not _is_possible(problem):
+        raise ValueError(
+            f"recompute: found 'always', expected 'auto' or 'never': {_why_not(problem)}"
+        )
+    family = segment_family(graph, sorted({device.type for device in problem.cluster.devices}))
+    return replace(problem, graph=with_recomputation(graph, family[-1] if family else ()))
+
+
+def bounded_problem(problem: Problem, planned: Graph) -> Problem:
+    """The problem that the bound of a plan is for.
+
+    Args:
+        problem: without recomputation.
+        planned: the graph with what the plan recomputes.
+    """
+    if may_recompute(problem) and problem.memory_binds:
+        return relaxed(problem)
+    return replace(problem, graph=planned)
+
+
+def relaxed(problem: Problem) -> Problem:
+    """The problem of which no plan that recomputes is better than the best: nothing is kept."""
+    graph = without_kept(problem.graph)
+    return OneInFlightProblem(graph, problem.cluster, problem.assumptions)
+
+
+def recompute(
+    problem: Problem,
+    plain: SearchResult | InfeasibleError | NoPlanError,
+    limits: Limits,
+    *,
+    enforce_peaks: bool,
+) -> tuple[Problem, SearchResult]:
+    """The best plan with recomputation or without.
+
+    Args:
+        problem: without recomputation.
+        plain: its best plan, or why there is none.
+        limits: those of the search for it; this one has as long again.
+        enforce_peaks: whether peaks have to fit.
+
+    Returns:
+        The problem that the plan is for, and the plan with a bound that holds for all plans that
+        recompute anything.
+
+    Raises:
+        InfeasibleError: no plan can exist, whatever is recomputed.
+        NoPlanError: none was found.
+        KeyboardInterrupt: Ctrl-C came before there was a plan.
+    """
+    ideal = relaxed(problem)
+    best = None if isinstance(plain, Exception) else replace(plain, bound=simple_bound(ideal))
+    if best is not None and _is_enough(best, limits):
+        return problem, best
+    try:
+        again = replace(limits, began=time.monotonic(), progress=None)
+        near = search(possible(ideal), again, Baselines.of(ideal))
+    except InfeasibleError as error:  # then nothing that recomputes fits
+        raise (plain if isinstance(plain, InfeasibleError) else error) from None
+    except NoPlanError:
+        if best is None:
+            raise _none_found(plain) from None
+        return problem, best
+    if best is not None:
+        best = replace(best, bound=near.bound)
+        if near.interrupted or _is_enough(best, limits):
+            return problem, best
+    starts = [near.incumbent.stages, *([] if best is None else [best.incumbent.stages])]
+    found, interrupted = _best(problem, starts, enforce_peaks=enforce_peaks)
+    if found is not None and (best is None or found.candidate.value < best.incumbent.value):
+        return found.problem, SearchResult(found.candidate, near.bound, near.remarks, interrupted)
+    if best is not None:
+        return problem, replace(best, interrupted=interrupted)
+    if interrupted:
+        raise KeyboardInterrupt
+    raise _none_found(plain)
+
+
+def _is_enough(found: SearchResult, limits: Limits) -> bool:
+    enough = 1 + max(limits.gap, OPTIMALITY_TOLERANCE)
+    return found.interrupted or found.incumbent.value <= enough * found.bound.value
+
+
+def _none_found(plain: SearchResult | InfeasibleError | NoPlanError) -> NoPlanError:
+    return NoPlanError(
+        f"no plan was found that fits with recomputation, though one may exist. Without it, {plain}"
+    )
+
+
+def _best(
+    problem: Problem, starts: Sequence[UnitPlacement], *, enforce_peaks: bool
+) -> tuple[Recomputing | None, bool]:
+    """The best plan near some stages, and whether Ctrl-C ended the search for it."""
+    choice = SegmentChoice(problem, enforce_peaks=enforce_peaks)
+    found, interrupted = list[Recomputing](), False
+    try:
+        for stages in starts:
+            busy = [(device, units) for device, units in stages if len(units)]
+            moved = _annealed(choice, busy)
+            for one in (busy, *([] if moved is None else [moved])):
+                chosen = choice.choose(one)
+                if chosen is not None and not chosen.over:
+                    found.append(chosen)
+    except KeyboardInterrupt:
+        interrupted = True
+    return min(found, key=lambda one: one.candidate.value, default=None), interrupted
+
+
+def _annealed(choice: SegmentChoice, stages: UnitPlacement) -> UnitPlacement | None:
+    """Stages near the given ones that cost least with what they have to recompute."""
+    problem = choice.problem
+    order, segments = segments_of(stages)
+    unit = problem.cost(stages).objective_value or 1.0
+
+    def assess(segments: Segments) -> Assessed[UnitPlacement]:
+        stages = stages_of(order, *segments)
+        chosen = choice.choose(stages, sparing=False)
+        if chosen is None:
+            return Assessed(math.inf)
+        value = chosen.candidate.value
+        score = value / unit + EXCESS_WEIGHT * chosen.over
+        return Assessed(score, math.inf if chosen.over else value, stages)
+
+    deadline = time.monotonic() + ANNEALING_S
+    cooling = Cooling(min(MOVES, MOVES_EACH * len(order)), HOT, COLD, deadline)
+    return anneal_cuts(problem, segments, assess, cooling)
+
+
+def _is_possible(problem: Problem) -> bool:
+    return _why_not(problem) == ""
+
+
+def _why_not(problem: Problem) -> str:
+    if not problem.assumptions.training:
+        return "inference keeps nothing"
+    if problem.assumptions.communication != "relay":
+        return "through the host there is no pipeline that keeps anything"
+    if not can_recompute(problem.graph):
+        return "the graph does not say what its nodes keep, capture the model again"
+    return ""
