@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from skyfx.runtime.execution.microbatch import Batch
 from skyfx.runtime.execution.shared_data import lacks_values
-from skyfx.runtime.execution.step import StagedModel, autocast_here
+from skyfx.runtime.execution.step import FirstCall, StagedModel, autocast_here
 from skyfx.runtime.state.fixed_values import FixedValues, Same, plain_text
 from skyfx.runtime.state.reachable_state import check_global_hooks, module_hooks_of
 
@@ -79,6 +79,12 @@ class SplitCache:
                 self.put(part, self._split(part, training), training=training)
         return [self._made[key] for key in keys]
 
+    def called(self) -> None:
+        """The model has been called to infer: what a first call makes stays from now on."""
+        self._forget_stale_firsts()
+        for first in self._firsts():
+            first.settle()
+
     def lacking(self, parts: Sequence[Batch], *, training: bool) -> list[int]:
         """The micro-batches without values here, of which a split is still to be made."""
         if not lacks_values(parts[0]):
@@ -119,6 +125,7 @@ class SplitCache:
 
     def _forget_stale(self) -> None:
         check_global_hooks()
+        self._forget_stale_firsts()
         # `load_state_dict(assign=True)` gives the model other tensors, and `half()` other buffers.
         if _identities(self._tensors()) != _identities(self._tensors_then):
             self._made.clear()
@@ -164,6 +171,14 @@ class SplitCache:
             is_usual = all(modes) if training else not any(modes)
             return () if is_usual else tuple(modes)
         return "switched" if any(map(switches_itself, self._model.modules())) else ()
+
+    def _forget_stale_firsts(self) -> None:
+        stale = [first for first in self._firsts() if first.are_stale()]
+        if stale:
+            self._made.clear()
+
+    def _firsts(self) -> list[FirstCall]:
+        return [staged.first for staged in self._made.values() if staged.first is not None]
 
     def _tensors(self) -> list[tuple[Tensor, torch.dtype]]:
         return [(x, x.dtype) for x in (*self._model.parameters(), *self._model.buffers())]
