@@ -219,6 +219,7 @@ class Runner:
         parts = self.workers.fill(parts, lacking, failure)
         if not training:
             self._verify(parts)
+            self._splits.called()
         return parts, head
 
     def _verify(self, parts: list[Batch]) -> None:

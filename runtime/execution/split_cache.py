@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from skyfx.runtime.execution.microbatch import Batch
 from skyfx.runtime.execution.shared_data import lacks_values
-from skyfx.runtime.execution.step import StagedModel, autocast_here
+from skyfx.runtime.execution.step import FirstCall, StagedModel, autocast_here
 from skyfx.runtime.state.fixed_values import FixedValues, Same, plain_text
 from skyfx.runtime.state.reachable_state import check_global_hooks, module_hooks_of
 
@@ -31,6 +31,7 @@ class Setting(NamedTuple):
         trained: whether each parameter needs a gradient, in training or if code asks for it.
         hooks: of all modules.
         autocast: types by device type.
+        default_dtype: the type of tensors that forward makes of numbers.
     """
 
     training: bool
@@ -38,6 +39,7 @@ class Setting(NamedTuple):
     trained: tuple[bool, ...]
     hooks: tuple[Same, ...]
     autocast: Any
+    default_dtype: torch.dtype
 
 
 class SplitCache:
@@ -76,6 +78,12 @@ class SplitCache:
             if key not in self._made:
                 self.put(part, self._split(part, training), training=training)
         return [self._made[key] for key in keys]
+
+    def called(self) -> None:
+        """The model has been called to infer: what a first call makes stays from now on."""
+        self._forget_stale_firsts()
+        for first in self._firsts():
+            first.settle()
 
     def lacking(self, parts: Sequence[Batch], *, training: bool) -> list[int]:
         """The micro-batches without values here, of which a split is still to be made."""
@@ -117,6 +125,7 @@ class SplitCache:
 
     def _forget_stale(self) -> None:
         check_global_hooks()
+        self._forget_stale_firsts()
         # `load_state_dict(assign=True)` gives the model other tensors, and `half()` other buffers.
         if _identities(self._tensors()) != _identities(self._tensors_then):
             self._made.clear()
@@ -143,7 +152,8 @@ class SplitCache:
         # gradients while its parameters need none, or ask whether they do.
         is_asked = training or (self._fixed is not None and self._fixed.names("requires_grad"))
         trained = tuple(x.requires_grad for x in self._model.parameters()) if is_asked else ()
-        return Setting(training, modes, trained, hooks, autocast_here())
+        default = torch.get_default_dtype()
+        return Setting(training, modes, trained, hooks, autocast_here(), default)
 
     def _modes(self, training: bool) -> Any:
         """The mode of each module, as far as it is not the usual one.
@@ -161,6 +171,14 @@ class SplitCache:
             is_usual = all(modes) if training else not any(modes)
             return () if is_usual else tuple(modes)
         return "switched" if any(map(switches_itself, self._model.modules())) else ()
+
+    def _forget_stale_firsts(self) -> None:
+        stale = [first for first in self._firsts() if first.are_stale()]
+        if stale:
+            self._made.clear()
+
+    def _firsts(self) -> list[FirstCall]:
+        return [staged.first for staged in self._made.values() if staged.first is not None]
 
     def _tensors(self) -> list[tuple[Tensor, torch.dtype]]:
         return [(x, x.dtype) for x in (*self._model.parameters(), *self._model.buffers())]

@@ -13,7 +13,7 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from functools import partial
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -52,6 +52,16 @@ def autocast_here() -> tuple[tuple[str, torch.dtype], ...]:
     )
 
 
+class FirstCall(Protocol):
+    """What plain torch's first call would make of a model's parameters, and keep."""
+
+    def are_stale(self) -> bool:
+        """Whether the parameters have changed since it was made; then it is put back."""
+
+    def settle(self) -> None:
+        """The model has been called: it stays."""
+
+
 @dataclass(frozen=True, slots=True)
 class StagedModel:
     """A model split for one mode and shape of micro-batch.
@@ -63,6 +73,7 @@ class StagedModel:
         hooks: the calls of hooks that only observe.
         returned: the forms of the tensors of all three.
         advances: how far the random nodes advance torch's generator.
+        first: what a first call of the model has made of its parameters.
     """
 
     stages: Mapping[int, Stage]
@@ -71,6 +82,7 @@ class StagedModel:
     hooks: HookCalls
     returned: tuple[TensorSpec, ...]
     advances: Advances
+    first: FirstCall | None = None
 
     def leave(self, model: nn.Module, values: Sequence[Tensor]) -> Sequence[Tensor]:
         """Give attributes and hooks what the last stage has sent for them; returns the outputs."""

@@ -192,6 +192,16 @@ def backward_hooks_of(module: nn.Module) -> list[Any]:
     return [hook for table in tables for hook in (table or {}).values()]
 
 
+def parameters_with_hooks(model: nn.Module) -> list[str]:
+    """The names of those of which a hook is called once their gradient is there, and may step."""
+    hooked = (
+        name
+        for name, x in model.named_parameters()
+        if getattr(x, "_post_accumulate_grad_hooks", None)
+    )
+    return list(hooked)
+
+
 def hooks_of(module: nn.Module) -> list[Any]:
     """The forward hooks of a module, before it and after it."""
     return [*module._forward_pre_hooks.values(), *module._forward_hooks.values()]

@@ -61,6 +61,7 @@ def split(
         hooks=captured.hooks,
         returned=_forms(captured.output_nodes),
         advances=advances(captured, lambda node: on_cpu[stage_of[node]]),
+        first=captured.first,
     )
 
 

@@ -21,6 +21,7 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 
+from skyfx.runtime.state.reachable_state import parameters_with_hooks
 from skyfx.tracing.capture import Capture
 from skyfx.tracing.effects.backward_values import is_for_backward
 from skyfx.tracing.effects.graph_writes import storages_of, written_inputs
@@ -63,13 +64,15 @@ def written_by(nodes: Iterable[fx.Node], values: Sequence[fx.Node]) -> frozenset
 def written_parameters(captured: Capture) -> tuple[str, ...]:
     """The names of the parameters that forward itself writes to, as `max_norm` of embeddings does.
 
-    They are a state of the model, like buffers.
+    They are a state of the model, like buffers. Hooks of others may write to them in backward.
     """
     graph = captured.module.graph
     storages = Storages(graph.nodes)
     reads = [x for x in graph.find_nodes(op="get_attr") if storages.written & storages.of(x)]
     named = {original_name(str(x.target)): captured.attribute(x) for x in reads}
-    return tuple(name for name, x in named.items() if isinstance(x, nn.Parameter))
+    written = [name for name, x in named.items() if isinstance(x, nn.Parameter)]
+    hooked = parameters_with_hooks(captured.module) if captured.training else []
+    return tuple(dict.fromkeys((*written, *map(original_name, hooked))))
 
 
 class _Groups:

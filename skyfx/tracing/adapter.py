@@ -15,13 +15,19 @@ from torch import Tensor, nn
 from skyfx.runtime.execution.assigned_attributes import AssignedAttributes, AttributeChange
 from skyfx.runtime.execution.hook_calls import HookCalls
 from skyfx.runtime.execution.microbatch import Batch, OutputSpec
+from skyfx.runtime.model_state import preserve_run
 from skyfx.runtime.pytree import tree_leaves, unflatten
 from skyfx.runtime.state.python_numbers import is_stand_in
 from skyfx.solver.errors import CaptureError
 from skyfx.tracing.data_dependence import NoDataDependence
 from skyfx.tracing.effects.attribute_watch import AttributeWatch
 from skyfx.tracing.effects.counters import put_stand_ins, reads_refused
-from skyfx.tracing.effects.first_call import Structure, check_same, modules_and_hooks
+from skyfx.tracing.effects.first_call import (
+    FirstCallError,
+    Structure,
+    check_same,
+    modules_and_hooks,
+)
 from skyfx.tracing.effects.observing_hooks import Observers, put_off
 from skyfx.tracing.leaves.bound_code import buffers_kept
 from skyfx.tracing.node_names import ADAPTED
@@ -157,3 +163,20 @@ def has_cache(model: nn.Module) -> bool:
     """Whether this is a transformers model that would return a cache of keys and values."""
     wanted = bool(getattr(getattr(model, "config", None), "use_cache", False))
     return wanted and "use_cache" in inspect.signature(model.forward).parameters
+
+
+def check_runs(model: nn.Module, adapter: TensorsOnly) -> None:
+    """Run the model as it is.
+
+    Raises:
+        Exception: its own, if it does not run on these inputs at all.
+    """
+    try:
+        with preserve_run(model):
+            adapter(*adapter.copies())
+    except ForwardFailedError as failed:
+        error = model_error(failed)
+        if isinstance(error, FirstCallError) or not isinstance(error, CaptureError):
+            raise error from None
+    except CaptureError:
+        pass  # a refused side effect, which the first error names

@@ -20,6 +20,7 @@ from skyfx.runtime.pipeline import Pipeline
 from skyfx.runtime.state.model_code import ModelCode
 from skyfx.runtime.state.reachable_state import check_global_hooks
 from skyfx.solver.errors import CaptureError
+from skyfx.tracing.effects.first_call import FirstValues
 from skyfx.tracing.exporter import Traced, trace
 from skyfx.tracing.failures import capture_failure
 from skyfx.tracing.leaves.leaf_sites import NOWHERE, Places
@@ -57,6 +58,7 @@ class Capture:
         microbatch: the inputs of the capture.
         training: whether it was captured for training.
         places: where the model's code became leaves.
+        first: what a first call of the model has made of its parameters for this capture.
     """
 
     name: str
@@ -69,6 +71,7 @@ class Capture:
     microbatch: Batch
     training: bool
     places: Places
+    first: FirstValues | None = None
 
     @property
     def output_nodes(self) -> list[fx.Node]:
@@ -146,6 +149,7 @@ def capture(
         microbatch=microbatch,
         training=training,
         places=traced.places,
+        first=traced.first,
     )
 
 

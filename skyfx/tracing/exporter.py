@@ -23,6 +23,7 @@ from skyfx.tracing.adapter import (
     ForwardFailedError,
     KnownEffects,
     TensorsOnly,
+    check_runs,
     model_error,
 )
 from skyfx.tracing.effects import autograd_effects, first_call, side_effects
@@ -62,6 +63,7 @@ class Traced:
         hooks: the calls of hooks that only observe.
         settled: attributes that only the first call of the model assigns.
         places: where the model's code became leaves.
+        first: what a first call of the model has made of its parameters.
     """
 
     module: fx.GraphModule
@@ -70,6 +72,7 @@ class Traced:
     hooks: HookCalls
     settled: frozenset[str] = frozenset()
     places: Places = NOWHERE
+    first: first_call.FirstValues | None = None
 
 
 def trace(
@@ -96,6 +99,7 @@ def trace(
         Exception: the model's own, or torch.export's where no call can become a leaf instead.
     """
     buffers, effects = RegisteredBuffers(model), AttributeEffects()
+    first = first_call.FirstValues.of(model)
     known = _known(model, microbatch)
     try:
         while True:
@@ -113,18 +117,22 @@ def trace(
                 if training:
                     copy_for_backward(traced.module, effects.renewed)
                 assigned = traced.assigned.by(effects.renewed)
-                return replace(traced, assigned=assigned, settled=effects.settled)
+                return replace(traced, assigned=assigned, settled=effects.settled, first=first)
             if not changed:
                 effects = attribute_effects(model, microbatch, partial(_run_with, model, known))
                 changed = remembered_tensors(model, effects)
                 (output,) = traced.module.graph.find_nodes(op="output")
                 left = output.args[0][traced.outputs.num_tensors :]
-                first_call.check_settled(model, traced.assigned, left, effects.settled)
+                once = (traced.assigned, left, effects.settled, _run_of(model, microbatch))
+                if first.keep(model, *once, training=training):
+                    effects = AttributeEffects()
+                    continue
                 more = traced.assigned.names - effects.renewed.keys()
                 known = known._replace(left_out=known.left_out | more, counted=effects.counted)
             buffers.register(changed)
     except BaseException:
         buffers.undo()
+        first.undo()
         raise
 
 
@@ -198,7 +206,7 @@ def _trace(
             if isinstance(errors[-1], first_call.FirstCallError):
                 raise errors[-1]
             if len(errors) == 1:
-                _check_runs(model, adapter())
+                check_runs(model, adapter())
                 if type(errors[0]) is RuntimeError:
                     # An operator that runs, but not on the tensors that torch traces with: it
                     # becomes a leaf before the model, which sees the export, may avoid it.
@@ -222,23 +230,6 @@ def _tell_of(blocking: Exception, first: Exception) -> None:
     text = (str(blocking).strip() or repr(blocking)).splitlines()[0]
     if text not in str(first):
         first.add_note(f"What is around it cannot stay whole{model_line(blocking)}: {text}")
-
-
-def _check_runs(model: nn.Module, adapter: TensorsOnly) -> None:
-    """Run the model as it is.
-
-    Raises:
-        Exception: its own, if it does not run on these inputs at all.
-    """
-    try:
-        with preserve_run(model):
-            adapter(*adapter.copies())
-    except ForwardFailedError as failed:
-        error = model_error(failed)
-        if isinstance(error, first_call.FirstCallError) or not isinstance(error, CaptureError):
-            raise error from None
-    except CaptureError:
-        pass  # a refused side effect, which the first error names
 
 
 def _add_leaf(

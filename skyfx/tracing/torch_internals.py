@@ -7,6 +7,7 @@ import keyword
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, ExitStack, contextmanager
+from functools import partial
 from traceback import FrameSummary, StackSummary
 from typing import Any
 
@@ -14,11 +15,8 @@ import torch
 from torch import Tensor, compiler, fx, nn
 from torch._functorch import apis as functorch
 from torch._functorch import eager_transforms
-from torch._subclasses.fake_tensor import (
-    DataDependentOutputException,
-    DynamicOutputShapeException,
-    FakeTensor,
-)
+from torch._subclasses import fake_tensor
+from torch._subclasses.fake_tensor import FakeTensor
 from torch.autograd import grad_mode, profiler_legacy
 from torch.fx.experimental.symbolic_shapes import GuardOnDataDependentSymNode
 from torch.overrides import handle_torch_function
@@ -27,10 +25,9 @@ from torch.utils.checkpoint import CheckpointFunction
 
 from skyfx.runtime.pytree import inner_tensors
 
-UNKNOWN_VALUE_ERRORS = (
-    *(GuardOnDataDependentSymNode, DataDependentOutputException, DynamicOutputShapeException),
-)
-UNKNOWN_SHAPE_ERROR = DynamicOutputShapeException
+UNKNOWN_SHAPE_ERROR = fake_tensor.DynamicOutputShapeException
+_UNKNOWN_NUMBER_ERROR = fake_tensor.DataDependentOutputException
+UNKNOWN_VALUE_ERRORS = (GuardOnDataDependentSymNode, _UNKNOWN_NUMBER_ERROR, UNKNOWN_SHAPE_ERROR)
 """The errors of torch.export where it would have to know a value, and that of a shape."""
 
 DECISIONS = {("torch.nn.modules.transformer", "_detect_is_causal_mask")}
@@ -39,16 +36,12 @@ DECISIONS = {("torch.nn.modules.transformer", "_detect_is_causal_mask")}
 NO_SAVED_TENSORS_HOOKS = "don't yet support saved tensor hooks"
 """Part of the error where `torch.func` runs within `torch.autograd.graph.saved_tensors_hooks`."""
 
-_writing_code = threading.RLock()
-"""Held by the thread for which torch.fx writes code for any attribute name."""
+_writing_code = threading.RLock()  # held while torch.fx writes code for any attribute name
 
 
 @contextmanager
 def replaced(owner: Any, name: str, value: Any) -> Iterator[None]:
-    """Within it, a class, a module of Python or an object has this attribute instead of its own.
-
-    An inherited attribute is inherited again afterwards.
-    """
+    """Within it, a class, a Python module or an object has this attribute; afterwards as before."""
     is_own, own = name in vars(owner), vars(owner).get(name)
     setattr(owner, name, value)
     try:
@@ -122,12 +115,11 @@ def inference_modes_as_grad_modes() -> Iterator[None]:
     here, modes = threading.get_ident(), grad_mode.inference_mode
     own_enter, own_exit = modes.__enter__, modes.__exit__
 
-    def enter(mode: Any) -> None:
+    def enter(mode: Any) -> Any:
         if threading.get_ident() != here:
             return own_enter(mode)
         mode.skyfx_before = torch.is_grad_enabled()
-        torch.set_grad_enabled(not mode.mode)
-        return None
+        return torch.set_grad_enabled(not mode.mode)
 
     def leave(mode: Any, *error: Any) -> None:
         if threading.get_ident() != here:
@@ -143,8 +135,7 @@ def inference_modes_as_grad_modes() -> Iterator[None]:
 def checked_derivatives(check: Callable[[bool], None]) -> Iterator[None]:
     """Within it, `check` is called before each derivative that this thread computes.
 
-    They are those of `torch.autograd.grad`, of `backward`, and of `torch.func`. It is told whether
-    the derivative is added to gradients, as by `backward`.
+    It is told whether the derivative is added to gradients, as by `backward`.
     """
     here, run_backward = threading.get_ident(), torch.autograd._engine_run_backward  # type: ignore[attr-defined]
 
@@ -153,11 +144,9 @@ def checked_derivatives(check: Callable[[bool], None]) -> Iterator[None]:
             check(accumulate_grad)
         return run_backward(*args, accumulate_grad=accumulate_grad, **kwargs)
 
-    with ExitStack() as stack:
-        stack.enter_context(replaced(torch.autograd, "_engine_run_backward", checked))
-        for name in ("grad_increment_nesting", "jvp_increment_nesting"):
-            entered = checked_calls(eager_transforms, name, lambda: check(False))
-            stack.enter_context(entered)
+    entered = partial(checked_calls, eager_transforms, check=lambda: check(False))
+    engine = replaced(torch.autograd, "_engine_run_backward", checked)
+    with engine, entered("grad_increment_nesting"), entered("jvp_increment_nesting"):
         yield
 
 
@@ -169,6 +158,20 @@ def checked_hooks(check: Callable[..., None]) -> AbstractContextManager[None]:
 def checked_vmap(check: Callable[..., None]) -> AbstractContextManager[None]:
     """Within it, `check` is called before each torch.vmap of this thread."""
     return checked_calls(functorch, "vmap_impl", check)
+
+
+def scripts_as_at_first() -> AbstractContextManager[None]:
+    """Within it, a scripted function runs as in its first call: torch.jit changes it after that."""
+    here, own = threading.get_ident(), torch.jit.ScriptFunction.__call__
+
+    def run(script: Any, *args: Any, **kwargs: Any) -> Any:
+        if threading.get_ident() != here:
+            return own(script, *args, **kwargs)
+        further = script.schema.arguments[len(args) :]
+        given = (*args, *(kwargs.get(x.name, x.default_value) for x in further))
+        return own(torch._C._create_function_from_graph("first", script.graph.copy()), *given)
+
+    return replaced(torch.jit.ScriptFunction, "__call__", run)
 
 
 @contextmanager
@@ -184,10 +187,7 @@ def export_flags(*, exported: bool) -> Iterator[None]:
 
 
 def interceptable_lists() -> AbstractContextManager[None]:
-    """Within it, a `TorchFunctionMode` sees `Tensor.tolist` of fake tensors.
-
-    Those make their lists number by number otherwise, without asking a mode.
-    """
+    """Within it, a `TorchFunctionMode` sees `Tensor.tolist` of fake tensors, as of others."""
 
     def tolist(tensor: Tensor) -> Any:
         return handle_torch_function(Tensor.tolist, (tensor,), tensor)

@@ -18,6 +18,8 @@ from skyfx.runtime.model_state import ModelState, attribute_slots, preserve_stat
 from skyfx.runtime.pipeline import Pipeline
 from skyfx.runtime.pytree import tree_leaves
 from skyfx.runtime.state.contents import NO_VALUES, equal
+from skyfx.runtime.state.reachable_state import parameters_with_hooks
+from skyfx.solver.errors import VerificationError
 from skyfx.tracing.adapter import has_cache
 from skyfx.tracing.capture import Capture, on_one_device
 from skyfx.tracing.effects.observing_hooks import called_at_once
@@ -80,7 +82,11 @@ class Observation:
 def observe_plain(
     model: nn.Module, captured: Capture, parts: Sequence[Batch], how: RunMode
 ) -> Observation:
-    """Run the model itself on one micro-batch after the other; it is as before afterwards."""
+    """Run the model itself on one micro-batch after the other; it is as before afterwards.
+
+    Raises:
+        VerificationError: a hook steps in backward.
+    """
 
     def run() -> Contents:
         found, calls = [], []
@@ -96,7 +102,15 @@ def observe_plain(
         return {OUTPUTS: numbered(found), CALLS: {"order": _named(model, calls)}}
 
     with in_mode(model, training=how.training), on_one_device(model):
-        return observed(model, run, how)
+        seen = observed(model, run, how)
+    for name in parameters_with_hooks(model) if how.backward else ():
+        if not equal(seen.before.get(name), seen.contents[STATE].get(name)):
+            raise VerificationError(
+                f"a hook changes the parameter {name!r} in backward, while other micro-batches of "
+                "the step still read it.\nLet no hook step (register_post_accumulate_grad_hook), "
+                "and call optimizer.step() after train_step"
+            )
+    return seen
 
 
 def plain_outputs(model: nn.Module, microbatch: Batch) -> tuple[OutputSpec, list[Tensor]]:

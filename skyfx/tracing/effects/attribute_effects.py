@@ -264,22 +264,23 @@ def remembered_tensors(model: nn.Module, effects: AttributeEffects) -> list[str]
     return list(effects.remembered)
 
 
-def is_constant(node: Any) -> bool:
+def is_constant(node: Any, *, in_training: bool = True) -> bool:
     """Whether a value of a captured graph is the same in each call.
 
-    It is, unless it is made of the values of inputs or parameters, or drawn.
+    It is, unless it is made of the values of inputs, is drawn, or is made of parameters that train.
     """
     if not isinstance(node, fx.Node):
         return True
     value = node.meta.get("val")
-    if node.op == "placeholder" or (isinstance(value, Tensor) and value.requires_grad):
+    trains = in_training and isinstance(value, Tensor) and value.requires_grad
+    if node.op == "placeholder" or trains:
         return False
     if torch.Tag.nondeterministic_seeded in getattr(node.target, "tags", ()):
         return False
     given = node.all_input_nodes
     if any(part in str(node.target) for part in _FORMS_ONLY):
         given = given[:1] if "_as" in str(node.target) else []
-    return all(map(is_constant, given))
+    return all(is_constant(x, in_training=in_training) for x in given)
 
 
 def _form(value: Any) -> Any:

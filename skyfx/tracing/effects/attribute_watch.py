@@ -2,7 +2,7 @@
 
 import copy
 from collections import deque
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Any
 
 from torch import Tensor, nn
@@ -65,12 +65,15 @@ class AttributeWatch:
             for name, (way, value) in self.changes().items()
         }
 
-    def put_back(self) -> None:
-        """Give each attribute of the modules the object and the items that it had."""
+    def put_back(self, names: Collection[str] | None = None) -> None:
+        """Give these attributes of the modules, or all, the object and the items that they had."""
         now = self._slots()
-        for name in now.keys() - self._before.keys():
+        asked = now.keys() | self._before.keys() if names is None else set(names)
+        for name in asked & (now.keys() - self._before.keys()):
             delattr(*place_of(self._model, name))
         for name, (value, parts) in self._before.items():
+            if name not in asked:
+                continue
             if name not in now or now[name].value is not value:
                 setattr(*place_of(self._model, name), value)
             _refill(value, parts)

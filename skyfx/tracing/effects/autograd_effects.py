@@ -5,6 +5,7 @@
     checkpoint(use_reentrant=True)      a plain call, or one without gradients
     Round.apply(x)                      custom gradients: the call becomes a leaf
     torch.autograd.grad(y, x)           a derivative: the call around it becomes a leaf
+    @torch.jit.script                   a plain call, also where torch.jit has gradients of its own
 
 torch.export looks into the forward of an autograd function, and forgets its backward. A derivative
 that it follows would have a gradient of its own, or lack one.
@@ -31,6 +32,7 @@ from skyfx.tracing.torch_internals import (
     inference_modes_as_grad_modes,
     is_reentrant_checkpoint,
     replaced_functions,
+    scripts_as_at_first,
     storage_id,
 )
 
@@ -150,6 +152,7 @@ def traceable(*, training: bool) -> Iterator[None]:
 
     with (
         _DataAsOperator(),
+        scripts_as_at_first(),
         replaced_functions(apply),
         inference_modes_as_grad_modes(),
         checked_hooks(refuse_hook),

@@ -5,6 +5,7 @@ except RuntimeError: y = x
 try: y = self.block(x)            a module that has raised counts as entered: it is left
 except Stop: y = self.seen
 torch.randint_like(x, 4)          eager torch has no derivative by x, the operator has a failing one
+torch.ones(4)                     the default type may be another when the operator runs: it is told
 with sdpa_kernel(MATH):           the choice of kernels would be over when the operator runs: it is
     y = attention(q, k, v)        the operator of that kernel
 """
@@ -19,7 +20,9 @@ from torch.backends import cuda as attention
 from torch.nn import functional
 from torch.overrides import TorchFunctionMode
 
+from skyfx.runtime.execution.step import autocast_here
 from skyfx.solver.errors import CaptureError
+from skyfx.tracing.effects.autocast_casts import share_casts
 from skyfx.tracing.node_names import graphs_in
 from skyfx.tracing.torch_internals import replaced, schema_of
 
@@ -102,13 +105,23 @@ def follow_eager(module: fx.GraphModule) -> None:
                 part.graph.erase_node(node)
             elif getattr(node.target, "overloadpacket", None) in _DRAWN_ALIKE:
                 _detach(node)
+            elif not node.all_input_nodes:
+                _tell_type(node)
         part.recompile()
+    share_casts(module, dict(autocast_here()))
 
 
 def _has_failed(node: fx.Node) -> bool:
     """Whether its operator returns something, and nothing has come of it."""
     returns = getattr(schema_of(node), "returns", ())
     return bool(returns) and not node.users and node.meta.get("val", node) is None
+
+
+def _tell_type(node: fx.Node) -> None:
+    """Let an operator that makes a tensor of nothing have the type that it has here."""
+    made, known = node.meta.get("val"), [x.name for x in getattr(schema_of(node), "arguments", ())]
+    if isinstance(made, Tensor) and "dtype" in known[len(node.args) :]:
+        node.kwargs = {**node.kwargs, "dtype": node.kwargs.get("dtype") or made.dtype}
 
 
 def _detach(node: fx.Node) -> None:

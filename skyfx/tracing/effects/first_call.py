@@ -3,12 +3,16 @@
     self.inner.register_forward_hook(...)     hooks, as models of transformers register
     self.attention = Full(self.attention)     another module in the place of one
     self.is_changed = True                    by which forward knows it
+    self.bias = self.table[self.index]        in inference, what it makes of parameters
 
 Plain torch keeps them from the first call on.
 """
 
 from collections.abc import Callable, Collection, Mapping, Sequence
-from typing import Any
+from functools import partial
+from operator import attrgetter
+from typing import Any, ClassVar
+from weakref import WeakKeyDictionary, ref
 
 import torch
 from torch import Tensor, fx, nn
@@ -111,30 +115,113 @@ def make_first_call(
     AssignedAttributes.of(only_first)[0].leave(model, ())
 
 
-def check_settled(
-    model: nn.Module,
-    assigned: AssignedAttributes,
-    left: Sequence[fx.Node],
-    settled: Collection[str],
-) -> None:
-    """Refuse an attribute that keeps a value of the first call's inputs or parameters.
+class FirstValues:
+    """Attributes that only the first call of a model assigns, and that it makes of parameters."""
 
-    Args:
-        model: has the attributes.
-        assigned: the form of what forward leaves on them.
-        left: the nodes that compute it.
-        settled: those that only the first call assigns.
+    _of_models: ClassVar[WeakKeyDictionary[nn.Module, "FirstValues"]] = WeakKeyDictionary()
 
-    Raises:
-        CaptureError: names it, its line and the cure.
-    """
-    values = assigned.form.restore(left)
-    for (name, _), value in zip(assigned.ways, values, strict=True):
-        if name in settled and not all(map(is_constant, tree_leaves(value))):
-            raise CaptureError(
-                f"forward keeps {name!r} of its first call{line_of(model, name)}, and stages would "
-                "compute it in each call: call the model once on such a batch before"
-            )
+    def __init__(self, model: nn.Module) -> None:
+        """None, so far."""
+        self._model = ref(model)
+        self._made_of: dict[str, Tensor] = {}
+        self._put_back: Callable[[], None] | None = None
+
+    @classmethod
+    def of(cls, model: nn.Module) -> "FirstValues":
+        """Those of a model: a capture that finds them there has the same."""
+        return cls._of_models.setdefault(model, cls(model))
+
+    def keep(
+        self,
+        model: nn.Module,
+        assigned: AssignedAttributes,
+        left: Sequence[fx.Node],
+        settled: Collection[str],
+        run: Callable[[], Sequence[Tensor]],
+        *,
+        training: bool,
+    ) -> bool:
+        """Call the model, and keep what the call leaves on such attributes; whether there are any.
+
+        Args:
+            model: the model.
+            assigned: the form of what forward leaves on attributes.
+            left: the nodes that compute it.
+            settled: those that only the first call assigns.
+            run: calls the model.
+            training: whether parameters train; then there may be none.
+
+        Raises:
+            CaptureError: such an attribute may not be kept; names it, its line and the cure.
+        """
+        values = zip(assigned.ways, assigned.form.restore(left), strict=True)
+        made = {name: tree_leaves(value) for (name, _), value in values if name in settled}
+        names = [name for name, nodes in made.items() if not all(map(is_constant, nodes))]
+        lacks_values = any(x.is_meta for x in model.parameters())
+        for name in names:
+            is_kept = all(is_constant(x, in_training=False) for x in made[name])
+            if training or lacks_values or self._made_of or not is_kept:
+                raise CaptureError(
+                    f"forward keeps {name!r} of its first call{line_of(model, name)}, and "
+                    "stages would compute it in each call: call the model once on such a batch "
+                    "before"
+                )
+        if names:
+            self._put_back = _leave(model, names, run)
+            read = {id(x) for name in names for x in _tensors_read(made[name])}
+            own = model.named_parameters()
+            self._made_of = {name: x.detach().clone() for name, x in own if id(x) in read}
+        return bool(names)
+
+    def are_stale(self) -> bool:
+        """Whether parameters that they are made of have changed since; then they are undone.
+
+        Plain torch makes them of what the parameters are when it is called first.
+        """
+        model = self._model()
+        for name, then in self._made_of.items():
+            now = then if model is None else model.get_parameter(name).detach()
+            if not (now.is_meta or torch.equal(now.to(then.device), then)):
+                self.undo()
+                return True
+        return False
+
+    def undo(self) -> None:
+        """Put back what was there before."""
+        if self._put_back is not None:
+            self._put_back()
+        self.settle()
+
+    def settle(self) -> None:
+        """Plain torch would have them now, too: they stay."""
+        self._put_back, self._made_of = None, {}
+
+
+def _leave(
+    model: nn.Module, names: Collection[str], run: Callable[[], Sequence[Tensor]]
+) -> Callable[[], None]:
+    """Leave on the model what a call leaves on these attributes; returns what undoes it."""
+    watch = AttributeWatch(model)
+    with preserve_run(model), torch.no_grad():
+        run()
+        changes = {name: x for name, x in watch.changes().items() if name in names}
+        form, tensors = AssignedAttributes.of(changes)
+        kept = [x.detach().clone() for x in tensors]
+    form.leave(model, kept)
+    return partial(watch.put_back, names)
+
+
+def _tensors_read(nodes: Sequence[Any]) -> list[Any]:
+    """The tensors of the model that nodes of a captured graph are made of."""
+    found, left = dict[fx.Node, Any](), [x for x in nodes if isinstance(x, fx.Node)]
+    while left:
+        node = left.pop()
+        if node not in found:
+            found[node] = None
+            if node.op == "get_attr":
+                found[node] = attrgetter(str(node.target))(node.graph.owning_module)
+            left += node.all_input_nodes
+    return [x for x in found.values() if x is not None]
 
 
 def _parameters(model: nn.Module) -> list[str]:

@@ -209,6 +209,26 @@ def test_vmap_is_noticed() -> None:
     assert seen == ["vmap"]
 
 
+def test_a_scripted_function_runs_as_in_its_first_call() -> None:
+    def half(x: Tensor, by: float = 2.0, add: int = 0) -> Tensor:
+        return torch.sigmoid(x) / by + add
+
+    with pytest.warns(DeprecationWarning, match="script"):
+        halved = torch.jit.script(half)
+    seen, x = list[Any](), torch.ones(2, requires_grad=True)
+    first = type(halved(x).grad_fn)
+    for _ in range(2):
+        halved(x)
+    assert type(halved(x).grad_fn) is not first
+    with torch_internals.scripts_as_at_first():
+        for _ in range(3):
+            assert type(halved(x).grad_fn) is first
+        assert torch.equal(halved(x, 4.0, add=1), torch.sigmoid(x) / 4 + 1)
+        in_another_thread(lambda: seen.append(type(halved(x).grad_fn)))
+    assert seen == [type(halved(x).grad_fn)]
+    assert seen != [first]
+
+
 @pytest.mark.parametrize("exported", [True, False])
 def test_torch_says_whether_it_exports(exported: bool) -> None:
     before = torch.compiler.is_exporting(), torch.compiler.is_compiling()

@@ -1,5 +1,6 @@
 """`partition` hands over nothing that does otherwise than the model, and leaves no trace."""
 
+import copy
 import random
 from collections.abc import Callable
 from dataclasses import replace
@@ -215,6 +216,27 @@ def test_a_refused_model_is_as_before() -> None:
     before = ModelState.of(model)
     refusal(model)
     assert equal(dict(before.values), dict(ModelState.of(model).values))
+
+
+def test_an_optimizer_that_steps_in_backward_is_refused_and_a_step_after_it_is_the_cure() -> None:
+    """Other micro-batches of the step still need the parameters."""
+    model = Net()
+    optimizers = {x: torch.optim.SGD([x], lr=0.1) for x in model.parameters()}
+    hooks = [
+        x.register_post_accumulate_grad_hook(lambda x: optimizers[x].step()) for x in optimizers
+    ]
+    before = copy.deepcopy(model.state_dict())
+    refused = refusal(model)
+    assert "'first.weight'" in refused
+    assert "call optimizer.step() after train_step" in refused
+    assert equal(dict(model.state_dict()), before)
+    for hook in hooks:
+        hook.remove()
+    with partitioned(model) as pipeline:
+        pipeline.train_step(BATCH, BATCH, functional.mse_loss)
+        for optimizer in optimizers.values():
+            optimizer.step()
+    assert not torch.equal(model.first.weight, before["first.weight"])
 
 
 def test_a_generator_that_the_model_holds_is_right() -> None:

@@ -2,6 +2,7 @@
 
 import copy
 import itertools
+import warnings
 from typing import Any
 
 import pytest
@@ -424,6 +425,31 @@ DERIVATIVES = [Forces, DetachedForces, ForcesByMethods, FunctionalForces, Direct
 @pytest.mark.parametrize("kind", [*DERIVATIVES, OwnMethod, Released])
 def test_derivatives_are_exact(kind: type[nn.Module]) -> None:
     trains_exactly(With(kind()) if kind in DERIVATIVES else kind())
+
+
+def sigmoid_gate(x: Tensor, slope: float = 1.7) -> Tensor:
+    return x * torch.sigmoid(slope * x)
+
+
+with warnings.catch_warnings(action="ignore", category=DeprecationWarning):
+    gated = torch.jit.script(sigmoid_gate)
+    traced_gate = torch.jit.trace(lambda x: x * torch.tanh(x), torch.ones(2))
+
+
+class Scripted(Net):
+    def forward(self, x: Tensor) -> Tensor:
+        return self.last(traced_gate(gated(gated(self.first(x)), slope=0.5)))
+
+
+def test_scripted_functions_are_cut_and_have_gradients_however_often_they_were_called() -> None:
+    """From its second call on torch.jit has gradients of its own, in other last digits."""
+    ours = case(Scripted())
+    alone = Case(copy.deepcopy(ours.model), ours.batch, ours.targets, ours.loss_fn)
+    expected = unsplit_reference.train_step(alone, SIZE)
+    assert len(capture(ours.model, ours.batch).ids) > 8
+    with split_evenly(ours, 2) as pipeline:
+        assert torch.equal(pipeline.train_step(ours.batch, ours.targets, ours.loss_fn), expected)
+        assert_equal_gradients(pipeline, alone.model)
 
 
 def test_copies_for_backward_are_made_where_backward_needs_them() -> None:

@@ -99,3 +99,34 @@ def test_attention_has_the_kernel_that_forward_chooses() -> None:
         with torch.no_grad():
             outputs = torch.cat([alone.model(part) for part in x.split(SIZE)])
         assert torch.equal(pipeline(x), outputs)
+
+
+class Precise(nn.Module):
+    """Makes tensors of numbers, some of them in double precision."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.last = nn.Linear(WIDTH, WIDTH), nn.Linear(WIDTH, WIDTH)
+
+    def forward(self, x: Tensor) -> Tensor:
+        usual = torch.get_default_dtype()
+        torch.set_default_dtype(torch.float64)
+        try:
+            steps = torch.linspace(0, 1 / 3, WIDTH) + torch.full((), 0.1)
+        finally:
+            torch.set_default_dtype(usual)
+        return self.last((self.first(x) * steps * torch.arange(0.1, 1.2, 0.3)).to(x.dtype))
+
+
+def test_tensors_of_numbers_have_the_default_type_of_their_line() -> None:
+    made = Case(Precise(), torch.randn(BATCH, WIDTH), torch.randn(BATCH, WIDTH), mse_loss)
+    model, x = made.model, made.batch
+    with split_evenly(made, 2) as pipeline:
+        for usual in (torch.float32, torch.float64, torch.float32):
+            torch.set_default_dtype(usual)
+            try:
+                with torch.no_grad():
+                    outputs = torch.cat([model(part) for part in x.split(SIZE)])
+                assert torch.equal(pipeline(x), outputs)
+            finally:
+                torch.set_default_dtype(torch.float32)
