@@ -44,6 +44,7 @@ def evaluate(
     placement: Placement,
     assumptions: Assumptions,
     live: Sequence[int] | None = None,
+    extra_s: Sequence[float] | None = None,
 ) -> Cost:
     """Predict what a placement costs, valid or not (`validate` says whether it is).
 
@@ -54,6 +55,7 @@ def evaluate(
         assumptions: mode, schedule, communication and objective.
         live: micro-batches that are live on each stage, `(num_stages,)`, where the schedule alone
             does not say; without it those of the schedule, or of 1f1b.
+        extra_s: what each stage computes besides, `(num_stages,)`.
 
     Returns:
         Seconds and bytes. Infinite where a device's type cannot run a node that it was given.
@@ -62,6 +64,8 @@ def evaluate(
     nodes = {node.id: node for node in graph.nodes}
     stages = [(devices[name], [nodes[v] for v in ids]) for name, ids in placement]
     compute = [compute_s(device, members, assumptions) for device, members in stages]
+    if extra_s is not None:
+        compute = [own + extra for own, extra in zip(compute, extra_s, strict=True)]
     live = live or in_flight_counts(assumptions.schedule, len(stages), assumptions.microbatches)
     loads = zip(stages, live, strict=True)
     memory = [memory_bytes(members, assumptions, count) for (_, members), count in loads]

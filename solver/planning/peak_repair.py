@@ -78,7 +78,7 @@ def repair_peaks(
             best = cheapest((best, _fitted_from_less(problem, plan, limits)))
     except KeyboardInterrupt:
         interrupted = True
-    best = cheapest((best, *_simple_plans(problem)))
+    best = cheapest((best, *_fitting_simple_plans(problem)))
     if best is None and interrupted:
         raise KeyboardInterrupt
     if best is None:
@@ -90,15 +90,20 @@ def repair_peaks(
     return replace(found, incumbent=best, interrupted=interrupted)
 
 
-def _simple_plans(problem: Problem) -> Iterator[Candidate]:
-    """All on one device, the even split and the heuristic's, where their peaks fit."""
+def simple_plans(problem: Problem) -> Iterator[tuple[str, UnitPlacement]]:
+    """All on one device, the even split and the heuristic's, with the names of their methods."""
     everything = range(problem.num_units)
     made: list[tuple[str, UnitPlacement | None]] = [
         ("even", even(problem)),
         ("dynamic", dynamic(problem)),
         *(("best single device", [(d, everything)]) for d in range(problem.num_devices)),
     ]
-    for method, stages in made:
+    yield from ((method, stages) for method, stages in made if stages is not None)
+
+
+def _fitting_simple_plans(problem: Problem) -> Iterator[Candidate]:
+    """Those whose peaks fit."""
+    for method, stages in simple_plans(problem):
         candidate = Candidate.of(problem, stages, method)
         if candidate is not None and not excesses(problem, candidate.stages):
             yield candidate

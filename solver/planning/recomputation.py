@@ -10,7 +10,8 @@ recomputed.
 
 import math
 import time
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator
+from contextlib import suppress
 from dataclasses import replace
 
 from skyfx.solver.core.graph import Graph
@@ -20,6 +21,7 @@ from skyfx.solver.methods.bounds.simple_bounds import simple_bound
 from skyfx.solver.methods.heuristics.annealing import Assessed, Cooling
 from skyfx.solver.methods.limits import Limits
 from skyfx.solver.methods.portfolio import SearchResult
+from skyfx.solver.planning.peak_repair import simple_plans
 from skyfx.solver.planning.search import Baselines, possible, search
 from skyfx.solver.problem.instance import UnitPlacement
 from skyfx.solver.problem.problem import OneInFlightProblem, Problem
@@ -27,10 +29,16 @@ from skyfx.solver.problem.tolerances import OPTIMALITY_TOLERANCE
 from skyfx.solver.refinement.cut_moves import Segments, anneal_cuts, segments_of, stages_of
 from skyfx.solver.refinement.peak_annealing import COLD, EXCESS_WEIGHT, HOT, MOVES, MOVES_EACH
 from skyfx.solver.refinement.segment_choice import Recomputing, SegmentChoice
-from skyfx.solver.refinement.segment_family import segment_family
+from skyfx.solver.refinement.segment_runs import all_segments
 
 ANNEALING_S = 10.0
 """Seconds in which cuts are moved."""
+
+NUM_TRIED = 12
+"""Of the stages that are about the best, so many get their segments."""
+
+UNLIKE = 0.002
+"""By which part the next of them has to cost more."""
 
 
 def may_recompute(problem: Problem) -> bool:
@@ -51,8 +59,8 @@ def recomputing_always(problem: Problem) -> Problem:
         raise ValueError(
             f"recompute: found 'always', expected 'auto' or 'never': {_why_not(problem)}"
         )
-    family = segment_family(graph, sorted({device.type for device in problem.cluster.devices}))
-    return replace(problem, graph=with_recomputation(graph, family[-1] if family else ()))
+    kinds = {device.type for device in problem.cluster.devices}
+    return replace(problem, graph=with_recomputation(graph, all_segments(graph, kinds)))
 
 
 def bounded_problem(problem: Problem, planned: Graph) -> Problem:
@@ -114,7 +122,7 @@ def recompute(
         best = replace(best, bound=near.bound)
         if near.interrupted or _is_enough(best, limits):
             return problem, best
-    starts = [near.incumbent.stages, *([] if best is None else [best.incumbent.stages])]
+    starts = _starts(problem, near.incumbent.stages, best, limits)
     found, interrupted = _best(problem, starts, enforce_peaks=enforce_peaks)
     if found is not None and (best is None or found.candidate.value < best.incumbent.value):
         return found.problem, SearchResult(found.candidate, near.bound, near.remarks, interrupted)
@@ -137,42 +145,66 @@ def _none_found(plain: SearchResult | InfeasibleError | NoPlanError) -> NoPlanEr
 
 
 def _best(
-    problem: Problem, starts: Sequence[UnitPlacement], *, enforce_peaks: bool
+    problem: Problem, starts: Iterable[UnitPlacement], *, enforce_peaks: bool
 ) -> tuple[Recomputing | None, bool]:
     """The best plan near some stages, and whether Ctrl-C ended the search for it."""
     choice = SegmentChoice(problem, enforce_peaks=enforce_peaks)
     found, interrupted = list[Recomputing](), False
+
+    def try_these(several: Iterable[UnitPlacement]) -> None:
+        for stages in several:
+            chosen = choice.choose(stages)
+            if chosen is not None and not chosen.over:
+                found.append(chosen)
+
     try:
         for stages in starts:
             busy = [(device, units) for device, units in stages if len(units)]
-            moved = _annealed(choice, busy)
-            for one in (busy, *([] if moved is None else [moved])):
-                chosen = choice.choose(one)
-                if chosen is not None and not chosen.over:
-                    found.append(chosen)
+            try_these([busy, *_annealed(choice, busy)])
+        try_these(stages for _, stages in simple_plans(problem))
     except KeyboardInterrupt:
         interrupted = True
     return min(found, key=lambda one: one.candidate.value, default=None), interrupted
 
 
-def _annealed(choice: SegmentChoice, stages: UnitPlacement) -> UnitPlacement | None:
-    """Stages near the given ones that cost least with what they have to recompute."""
+def _starts(
+    problem: Problem, ideal: UnitPlacement, best: SearchResult | None, limits: Limits
+) -> Iterator[UnitPlacement]:
+    """Stages to begin from: without limits, without recomputation, and with all of it."""
+    yield ideal
+    if best is not None:
+        yield best.incumbent.stages
+    kinds = {device.type for device in problem.cluster.devices}
+    graph = with_recomputation(problem.graph, all_segments(problem.graph, kinds))
+    most = Problem(graph, problem.cluster, problem.assumptions)
+    with suppress(InfeasibleError, NoPlanError):
+        again = replace(limits, began=time.monotonic(), progress=None)
+        found = search(possible(most), again, Baselines.of(most))
+        yield problem.units_of(most.placement(found.incumbent.stages))
+
+
+def _annealed(choice: SegmentChoice, stages: UnitPlacement) -> list[UnitPlacement]:
+    """Stages near the given ones that about cost least with what they have to recompute."""
     problem = choice.problem
     order, segments = segments_of(stages)
     unit = problem.cost(stages).objective_value or 1.0
+    seen: dict[Segments, float] = {}
 
-    def assess(segments: Segments) -> Assessed[UnitPlacement]:
-        stages = stages_of(order, *segments)
-        chosen = choice.choose(stages, sparing=False)
-        if chosen is None:
-            return Assessed(math.inf)
-        value = chosen.candidate.value
-        score = value / unit + EXCESS_WEIGHT * chosen.over
-        return Assessed(score, math.inf if chosen.over else value, stages)
+    def assess(segments: Segments) -> Assessed[Segments]:
+        value, over = choice.estimate(stages_of(order, *segments))
+        score = value / unit + EXCESS_WEIGHT * over
+        seen[segments] = score + bool(over)  # one that fits comes first, mostly
+        return Assessed(score, math.inf if over else value, segments)
 
     deadline = time.monotonic() + ANNEALING_S
     cooling = Cooling(min(MOVES, MOVES_EACH * len(order)), HOT, COLD, deadline)
-    return anneal_cuts(problem, segments, assess, cooling)
+    anneal_cuts(problem, segments, assess, cooling)
+    nearest, last = list[Segments](), 0.0
+    for one in sorted(seen, key=seen.__getitem__):
+        if last * (1 + UNLIKE) < seen[one] < math.inf and len(nearest) < NUM_TRIED:
+            nearest.append(one)
+            last = seen[one]
+    return [stages_of(order, *one) for one in nearest]
 
 
 def _is_possible(problem: Problem) -> bool:

@@ -1,16 +1,17 @@
 """Which segments of a plan's stages are recomputed, so that the stages fit and lose least time.
 
-For each stage alone: the cheapest choice of the family that fits, on the segments that lie within
-the stage; then those that it can do without are kept again, the dearest first.
+For each stage alone: the runs that are best at the lowest price at which it fits; then what it can
+do without is kept again, the dearest first.
 """
 
-from collections.abc import Callable, Sequence
+import math
+from collections.abc import Hashable, Iterator, Sequence
 from dataclasses import dataclass, field
 
 from skyfx.solver.core.cluster import Device
-from skyfx.solver.core.graph import Node
+from skyfx.solver.core.graph import Graph, Node
 from skyfx.solver.core.schedule import in_flight_counts
-from skyfx.solver.costs.cost_model import memory_bytes
+from skyfx.solver.costs.cost_model import evaluate, memory_bytes
 from skyfx.solver.costs.peak_memory import StageValues, boundaries, peak_terms
 from skyfx.solver.costs.recomputation import (
     RecomputedNode,
@@ -24,7 +25,17 @@ from skyfx.solver.methods.method import Candidate
 from skyfx.solver.problem.instance import UnitPlacement
 from skyfx.solver.problem.problem import Problem
 from skyfx.solver.refinement.peak_annealing import RESERVE, excesses
-from skyfx.solver.refinement.segment_family import Family, segment_family
+from skyfx.solver.refinement.recompute_estimate import RecomputeEstimate
+from skyfx.solver.refinement.segment_runs import SegmentRuns
+
+PARTS = (1, 1 / 2, 1 / 4, 1 / 8, 1 / 16)
+"""A run keeps at most one of these parts of what its stage keeps, while its backward runs."""
+
+ROUNDS = 3
+"""How often segments are chosen for the messages that wait with those chosen before."""
+
+QUEUED = (1, 1)
+"""Messages that wait in a forward and in a backward, where no step is simulated."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,7 +55,7 @@ class Recomputing:
     over: float = 0.0
 
 
-@dataclass(slots=True)
+@dataclass(frozen=True, slots=True)
 class _StageMemory:
     """A stage whose memory is worked out for one choice of segments after another."""
 
@@ -53,7 +64,29 @@ class _StageMemory:
     device: Device
     live: int
     queued: tuple[int, int]
-    limit: float
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        return tuple(node.id for node in self.members)
+
+    @property
+    def limit(self) -> float:
+        limit = self.device.memory_bytes
+        return math.inf if limit is None else max(1.0, limit)
+
+    @property
+    def key(self) -> Hashable:
+        """The same for stages of which the same is chosen."""
+        around = (tuple(x.id for x in part) for part in (self.around.before, self.around.after))
+        return self.names, *around, bool(self.around.sent), self.device.name, self.live, self.queued
+
+    def seconds(self, segments: Sequence[Segment]) -> float:
+        """Of running segments once more."""
+        again = {name for segment in segments for name in segment}
+        kind = self.device.type
+        return self.device.slowdown * sum(
+            node.forward_s.get(kind, 0.0) for node in self.members if node.id in again
+        )
 
 
 @dataclass(slots=True)
@@ -63,51 +96,93 @@ class SegmentChoice:
     Attributes:
         problem: without recomputation.
         enforce_peaks: whether peaks have to fit as well as `memory_bytes`.
-        family: the choices, from few segments to many.
     """
 
     problem: Problem
     enforce_peaks: bool
-    family: Family = ()
     _nodes: dict[str, Node] = field(init=False)
-    _again: dict[str, dict[str, RecomputedNode]] = field(init=False, default_factory=dict)
+    _runs: SegmentRuns = field(init=False)
+    _levels: RecomputeEstimate = field(init=False)
+    _estimated: dict[Hashable, tuple[float, float]] = field(init=False, default_factory=dict)
+    _again: dict[tuple[str, ...], dict[str, RecomputedNode]] = field(
+        init=False, default_factory=dict
+    )
 
     def __post_init__(self) -> None:
         graph = self.problem.graph
         self._nodes = {node.id: node for node in graph.nodes}
-        if not self.family:
-            kinds = sorted({device.type for device in self.problem.cluster.devices})
-            self.family = segment_family(graph, kinds)
+        self._runs = SegmentRuns.of(graph, {x.type for x in self.problem.cluster.devices})
+        self._levels = RecomputeEstimate.of(graph, self._runs)
 
-    def choose(self, stages: UnitPlacement, *, sparing: bool = True) -> Recomputing | None:
-        """The stages with the segments that they need.
+    def estimate(self, stages: UnitPlacement) -> tuple[float, float]:
+        """About what stages cost with what they have to recompute, and by how much they are over.
 
         Args:
             stages: in the units of the problem.
-            sparing: whether to keep again what need not be recomputed; else only the cheapest
-                choice of the family that fits is taken, which is quicker.
-
-        Returns:
-            None where a device cannot run what it is given.
         """
         problem = self.problem
-        placement = problem.placement(stages)
-        queued = simulate(problem.graph, problem.cluster, placement, problem.assumptions).max_queued
+        if not all(problem.allowed[d, list(units)].all() for d, units in stages):
+            return math.inf, math.inf
+        extra, over = [], 0.0
+        for stage in self._stages(stages, [QUEUED] * len(stages)):
+            known = self._estimated.get(stage.key)
+            if known is None:
+                lacking = stage.limit * self._over(stage, ()) if stage.limit < math.inf else 0.0
+                lacking /= 1 + RESERVE * self.enforce_peaks
+                seconds, missing = self._levels.of_stage(stage.names, lacking, stage.live)
+                known = stage.device.slowdown * seconds, missing / stage.limit
+                self._estimated[stage.key] = known
+            extra.append(known[0])
+            over += known[1]
+        cost = evaluate(
+            problem.graph,
+            problem.cluster,
+            problem.placement(stages),
+            problem.assumptions,
+            extra_s=extra,
+        )
+        return cost.objective_value, over
+
+    def choose(self, stages: UnitPlacement) -> Recomputing | None:
+        """The stages, in the units of the problem, with the segments that they need.
+
+        None where a device cannot run what it is given.
+        """
+        graph, found = self.problem.graph, None
+        queued = [(0, 0)] * len(stages)
+        for _ in range(ROUNDS):  # stages that recompute wait for other messages
+            queued = [
+                (max(a, c), max(b, d))
+                for (a, b), (c, d) in zip(queued, self._max_queued(graph, stages), strict=True)
+            ]
+            chosen, over = list[Segment](), 0.0
+            for stage in self._stages(stages, queued):
+                segments, by = self._of_stage(stage)
+                chosen += segments
+                over += by
+            found = self._made(stages, chosen, over)
+            if found is None or over or not found.over:
+                break
+            graph = found.problem.graph
+        return found
+
+    def _max_queued(self, graph: Graph, stages: UnitPlacement) -> Sequence[tuple[int, int]]:
+        problem, placement = self.problem, self.problem.placement(stages)
+        return simulate(graph, problem.cluster, placement, problem.assumptions).max_queued
+
+    def _stages(
+        self, stages: UnitPlacement, queued: Sequence[tuple[int, int]]
+    ) -> Iterator[_StageMemory]:
+        problem, placement = self.problem, self.problem.placement(stages)
         schedule, count = problem.assumptions.schedule, problem.assumptions.microbatches
         live = in_flight_counts(schedule, len(stages), count)
-        chosen, over = list[Segment](), 0.0
         for k, around in enumerate(boundaries(problem.graph, placement)):
             members = [self._nodes[name] for name in placement[k][1]]
-            d = stages[k][0]
-            device, limit = problem.cluster.devices[d], float(problem.memory_limit[d])
-            stage = _StageMemory(members, around, device, live[k], queued[k], limit)
-            found, by = self._of_stage(stage, sparing=sparing)
-            chosen += found
-            over += by
-        return self.made(stages, chosen, over)
+            device = problem.cluster.devices[stages[k][0]]
+            yield _StageMemory(members, around, device, live[k], queued[k])
 
-    def made(
-        self, stages: UnitPlacement, segments: Sequence[Segment], over: float = 0.0
+    def _made(
+        self, stages: UnitPlacement, segments: Sequence[Segment], over: float
     ) -> Recomputing | None:
         """The stages with these segments."""
         problem = self.problem
@@ -123,34 +198,48 @@ class SegmentChoice:
             over = sum(x.peak_bytes / max(x.limit_bytes, 1.0) - 1 for x in excesses(changed, units))
         return Recomputing(changed, Candidate(units, cost, "recomputation"), segments, over)
 
-    def _of_stage(self, stage: _StageMemory, *, sparing: bool) -> tuple[Sequence[Segment], float]:
+    def _of_stage(self, stage: _StageMemory) -> tuple[Sequence[Segment], float]:
         """The segments, and by how much the stage is still too large."""
-        if (by := self._over(stage, ())) <= 0:
-            return (), 0.0
-        own = {node.id for node in stage.members}
-        choices = [[x for x in one if x[0] in own and own.issuperset(x)] for one in self.family]
-        choices.sort(key=self._seconds_of(stage))
-        best: Sequence[Segment] = ()
-        for segments in choices:
-            over = self._over(stage, segments)
-            if over <= 0:
-                return self._spared(stage, segments) if sparing else segments, 0.0
-            if over < by:
-                best, by = segments, over
-        return best, by
+        prices, by = self._runs.prices, self._over(stage, ())
+        if by <= 0 or not prices:
+            return (), max(0.0, by)
+        own, saved = frozenset(stage.names), sum(sum(x.kept.values()) for x in stage.members)
+        fitting, best = list[Sequence[Segment]](), (list[Segment](), by)
+        for part in PARTS:
+            low, high = 0, len(prices)  # the lowest price at which the stage fits
+            while low < high:
+                middle = (low + high) // 2
+                segments = self._runs.best(prices[middle], part * saved, own)
+                over = self._over(stage, segments)
+                if over <= 0:
+                    fitting.append(segments)
+                    high = middle
+                else:
+                    best = min(best, (segments, over), key=lambda x: x[1])
+                    low = middle + 1
+        if not fitting:
+            return best
+        return self._spared(stage, min(fitting, key=stage.seconds)), 0.0
 
     def _spared(self, stage: _StageMemory, segments: Sequence[Segment]) -> Sequence[Segment]:
-        """Fewer segments with which the stage still fits."""
-        seconds = self._seconds_of(stage)
+        """Fewer and shorter segments with which the stage still fits."""
 
         def per_byte(segment: Segment) -> float:
             again = sum(x.again_bytes for x in self._recomputed(segment).values())
-            return seconds([segment]) / max(again, 1.0)
+            return stage.seconds([segment]) / max(again, 1.0)
 
         for one in sorted(segments, key=per_byte, reverse=True):
-            fewer = [x for x in segments if x is not one]
-            if self._over(stage, fewer) <= 0:
-                segments = fewer
+            rest = [x for x in segments if x is not one]
+            if self._over(stage, rest) <= 0:
+                segments = rest
+                continue
+            shorter = self._runs.within(one)
+            for other in sorted(shorter, key=lambda x: stage.seconds([x])):
+                if stage.seconds([other]) >= stage.seconds([one]):
+                    break
+                if self._over(stage, [*rest, other]) <= 0:
+                    segments = [*rest, other]
+                    break
         return segments
 
     def _over(self, stage: _StageMemory, segments: Sequence[Segment]) -> float:
@@ -160,28 +249,18 @@ class SegmentChoice:
             again |= self._recomputed(segment)
         members = [again.get(node.id, node) for node in stage.members]
         assumptions = self.problem.assumptions
-        terms = peak_terms(members, stage.around, assumptions, knows_kept=True)
         own = {node.id for node in members}
         saved = {key: size for x in members for key, size in x.kept.items() if key}
         private = sum(node.kept.get("", 0.0) for node in members)
         within = sum(size for key, size in saved.items() if maker_of(key) in own)
         need = memory_bytes(members, assumptions, live=0) + stage.live * (private + within)
         if self.enforce_peaks:
+            terms = peak_terms(members, stage.around, assumptions, knows_kept=True)
             need = max(need, (1 + RESERVE) * terms.bytes(stage.live, stage.queued))
-        return need / max(stage.limit, 1.0) - 1
-
-    def _seconds_of(self, stage: _StageMemory) -> Callable[[Sequence[Segment]], float]:
-        """Of running segments once more, on the stage's device or one of its type."""
-        kind = stage.device.type
-
-        def seconds(segments: Sequence[Segment]) -> float:
-            return sum(self._nodes[x].forward_s.get(kind, 0.0) for one in segments for x in one)
-
-        return seconds
+        return need / stage.limit - 1
 
     def _recomputed(self, segment: Segment) -> dict[str, RecomputedNode]:
-        known = self._again.get(segment[0] + segment[-1])
+        known = self._again.get(tuple(segment))
         if known is None:
-            known = recomputed_nodes(self._nodes, segment)
-            self._again[segment[0] + segment[-1]] = known
+            known = self._again[tuple(segment)] = recomputed_nodes(self._nodes, segment)
         return known
