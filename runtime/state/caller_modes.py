@@ -69,7 +69,7 @@ def check_function_modes() -> None:
     Raises:
         ValueError: this thread is within one.
     """
-    for mode in _get_current_function_mode_stack():
+    for mode in _get_current_function_mode_stack():  # type: ignore[no-untyped-call]
         if not is_foundation(type(mode).__module__):
             raise ValueError(
                 f"the call is within a TorchFunctionMode, {type(mode).__name__}, which sees the "

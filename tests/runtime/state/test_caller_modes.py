@@ -74,7 +74,7 @@ def test_a_step_has_what_is_set_around_it() -> None:
             torch.set_default_device(None)
             SCALE.reset(token)
         whole = mse_loss(alone.model(ours.batch), ours.targets)
-        assert float(found) == pytest.approx(6 * float(whole))
+        assert float(found) == pytest.approx(6 * whole.item())
         for one, other in zip(ours.model.parameters(), alone.model.parameters(), strict=True):
             assert one.grad is not None
             assert other.grad is not None
