@@ -73,8 +73,8 @@ class Stage:
     Attributes:
         is_random: whether an operator draws random numbers.
         receives: the form of each input.
-        written: positions of inputs that the module writes to; it gets copies, since they are
-            parts of the caller's batch.
+        written: positions of inputs that the module writes to; it gets copies, since autograd and
+            other micro-batches may need them.
         since_s: while the stage computes, the time at which it began, on `time.perf_counter`.
         observer: is told of each action, if there is one.
     """
@@ -92,13 +92,17 @@ class Stage:
     _origin: tuple[torch.Event, float] | None = None
     _in_flight: dict[int, _InFlight] = field(default_factory=dict)
 
-    def forward(self, microbatch: int, values: Values, *, training: bool) -> Values:
+    def forward(
+        self, microbatch: int, values: Values, *, training: bool, keeps: bool = True
+    ) -> Values:
         """Run the stage forward.
 
         Args:
             microbatch: its number; `backward` takes the same one.
             values: from the stage before, on any device.
             training: whether gradients will flow back.
+            keeps: whether values that the module writes to are as before; else what it has written
+                is there, as a caller of the model has it.
 
         Returns:
             The values for the next stage.
@@ -114,7 +118,10 @@ class Stage:
             for i, value in enumerate(values):
                 if training and value.requires_grad:
                     moved[i] = begun(moved[i], i, gradients)
+            copies = [(values[i].detach(), moved[i].detach()) for i in self.written]
             sent: Values = self.module(*moved)
+        for value, copied in copies if not keeps else ():
+            value.copy_(copied)
         if training:  # not the values themselves, whose memory may be freed once they are sent
             roots = [get_gradient_edge(x) if x.requires_grad else None for x in sent]
             self._in_flight[microbatch] = (roots, gradients)

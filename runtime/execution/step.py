@@ -267,7 +267,7 @@ class Step:
                 around.enter_context(torch.autocast(kind, dtype))
             if stage.is_random and self.draws is not None:
                 around.enter_context(generator_lending.use_source(self.draws(k, m)))
-            sent = stage.forward(m, values, training=self.training)
+            sent = stage.forward(m, values, training=self.training, keeps=False)
             if self._is_last(k) and self.head is not None:
                 if self.draws is not None:
                     around.enter_context(self._loss_draws.within(self.head.model))
