@@ -9,7 +9,8 @@ from torch import Tensor, nn
 
 from skyfx.runtime.execution.microbatch import Batch
 from skyfx.runtime.execution.shared_data import lacks_values
-from skyfx.runtime.execution.step import FirstCall, StagedModel, autocast_here
+from skyfx.runtime.execution.stage import FirstCall, StagedModel
+from skyfx.runtime.execution.step import autocast_here
 from skyfx.runtime.state.caller_modes import check_function_modes
 from skyfx.runtime.state.fixed_values import FixedValues, Same, plain_text
 from skyfx.runtime.state.reachable_state import check_global_hooks, module_hooks_of

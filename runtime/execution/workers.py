@@ -16,7 +16,8 @@ from skyfx.runtime.distributed.process_group import ProcessGroup
 from skyfx.runtime.execution.microbatch import Batch
 from skyfx.runtime.execution.shared_data import CallData, Reads
 from skyfx.runtime.execution.split_cache import SplitFn
-from skyfx.runtime.execution.step import StagedModel, Step
+from skyfx.runtime.execution.stage import StagedModel
+from skyfx.runtime.execution.step import Step
 from skyfx.runtime.state.caller_modes import CallerModes
 from skyfx.runtime.transport import local
 from skyfx.solver.core.cluster import Wiring

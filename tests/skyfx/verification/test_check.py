@@ -16,7 +16,7 @@ from torch.utils.checkpoint import checkpoint
 import skyfx
 from skyfx.partitioning import splitter
 from skyfx.runtime.execution.hook_calls import HookCalls
-from skyfx.runtime.execution.step import StagedModel
+from skyfx.runtime.execution.stage import StagedModel
 from skyfx.runtime.model_state import ModelState
 from skyfx.runtime.state.contents import equal
 from skyfx.solver.errors import CaptureError, VerificationError
