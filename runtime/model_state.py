@@ -76,29 +76,36 @@ def preserve_state(model: nn.Module, parameters: Sequence[str] = ()) -> Iterator
         model: the model.
         parameters: the names of those that forward may change.
     """
-    known: set[int] = set()
-    undo = [_restorer(slot, known) for slot in state_slots(model)]
-    undo += [parameter_restorer(model.get_parameter(name)) for name in parameters]
     owners = [vars(x) for x in reachable_objects(model)]
     for module in model.modules():
-        owners += [vars(module), module._buffers]
-        undo.append(restorer(module._non_persistent_buffers_set))
-        owners += map(vars, objects_of_packages(module))
-    names = [(owner, set(owner)) for owner in owners]
+        owners += [vars(module), module._buffers, *map(vars, objects_of_packages(module))]
+    held = [(owner, dict(owner)) for owner in owners]
     tables: list[dict[Any, Any]] = [x for part in model.modules() for x in registered_tables(part)]
     registered = [(table, dict(table)) for table in tables]
+    # Of most attributes it is enough that the same number is there again.
+    known, by_name = set[int](), set(map(id, owners))
+    undo = [
+        _restorer(slot, known)
+        for slot in state_slots(model)
+        if not (id(slot.owner) in by_name and isinstance(slot.value, PLAIN_TYPES))
+    ]
+    undo += [parameter_restorer(model.get_parameter(name)) for name in parameters]
+    undo += [restorer(module._non_persistent_buffers_set) for module in model.modules()]
     try:
         with preserve_generators():
             yield
     finally:
         with torch.no_grad():
-            for held, before in registered:
-                if list(held) != list(before) or any(held[x] is not before[x] for x in held):
-                    held.clear()
-                    held.update(before)
-            for owner, known_names in names:
-                for key in set(owner) - known_names:
+            for table, before in registered:
+                if list(table) != list(before) or any(table[x] is not before[x] for x in table):
+                    table.clear()
+                    table.update(before)
+            for owner, before in held:
+                for key in owner.keys() - before.keys():
                     del owner[key]
+                for key, value in before.items():
+                    if key not in NOT_STATE and owner.get(key, owner) is not value:
+                        owner[key] = value
             for restore in undo:
                 restore()
 

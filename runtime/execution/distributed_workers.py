@@ -16,7 +16,8 @@ from skyfx.runtime.distributed.process_group import ProcessGroup
 from skyfx.runtime.distributed.roll_call import enter
 from skyfx.runtime.execution.microbatch import Batch
 from skyfx.runtime.execution.shared_data import CallData, Reads, SharedData
-from skyfx.runtime.execution.step import StagedModel, Step
+from skyfx.runtime.execution.stage import StagedModel
+from skyfx.runtime.execution.step import Step
 from skyfx.runtime.execution.workers import (
     INFERENCE_CAPACITY,
     RunningStep,

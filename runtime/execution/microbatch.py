@@ -221,8 +221,8 @@ class OutputSpec:
 
     @property
     def form(self) -> str:
-        """The nesting as text; equal for return values that are alike."""
-        return str(self.spec)
+        """The nesting and where tensors are, as text; equal for return values that are alike."""
+        return f"{self.spec} {self.is_tensor}"
 
 
 def _holds_tensors(leaf: Any) -> bool:

@@ -58,8 +58,10 @@ class OutputJoins:
         self, form: str, i: int, parts: Sequence[Tensor], sizes: Sequence[int]
     ) -> OutputJoin | None:
         """How to join output `i` of this form; None where there is nothing to join."""
-        if form == self.form:
-            return self.seen[i]
+        known = self.seen[i] if form == self.form else None
+        is_mean = known is not None and known.dim is None
+        if form == self.form and (not is_mean or parts[0].numel() == 1):
+            return known
         for dim in (self.default, 0):
             pairs = zip(parts, sizes, strict=True)
             if all(-x.ndim <= dim < x.ndim and x.shape[dim] == size for x, size in pairs):

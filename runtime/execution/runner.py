@@ -16,7 +16,8 @@ from skyfx.runtime.execution.batch_cutter import BatchCutter
 from skyfx.runtime.execution.microbatch import Batch
 from skyfx.runtime.execution.shared_data import CallData
 from skyfx.runtime.execution.split_cache import SplitCache
-from skyfx.runtime.execution.step import LossHead, StagedModel, Step, autocast_here
+from skyfx.runtime.execution.stage import StagedModel
+from skyfx.runtime.execution.step import LossHead, Step, autocast_here
 from skyfx.runtime.execution.workers import (
     Deployment,
     Rebalancer,

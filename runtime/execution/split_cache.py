@@ -9,7 +9,9 @@ from torch import Tensor, nn
 
 from skyfx.runtime.execution.microbatch import Batch
 from skyfx.runtime.execution.shared_data import lacks_values
-from skyfx.runtime.execution.step import FirstCall, StagedModel, autocast_here
+from skyfx.runtime.execution.stage import FirstCall, StagedModel
+from skyfx.runtime.execution.step import autocast_here
+from skyfx.runtime.state.caller_modes import check_function_modes
 from skyfx.runtime.state.fixed_values import FixedValues, Same, plain_text
 from skyfx.runtime.state.reachable_state import check_global_hooks, module_hooks_of
 
@@ -125,6 +127,7 @@ class SplitCache:
 
     def _forget_stale(self) -> None:
         check_global_hooks()
+        check_function_modes()
         self._forget_stale_firsts()
         # `load_state_dict(assign=True)` gives the model other tensors, and `half()` other buffers.
         if _identities(self._tensors()) != _identities(self._tensors_then):

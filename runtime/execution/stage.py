@@ -1,15 +1,19 @@
-"""One stage of a pipeline: a submodule on its device, run on one micro-batch at a time."""
+"""The stages of a model: each a submodule on its device, run on one micro-batch at a time."""
 
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple, Protocol
 
 import torch
-from torch import Tensor, fx
+from torch import Tensor, fx, nn
 from torch.autograd.graph import GradientEdge, get_gradient_edge
 
 from skyfx.runtime.device import LocalDevice
+from skyfx.runtime.execution.assigned_attributes import AssignedAttributes
+from skyfx.runtime.execution.hook_calls import HookCalls
+from skyfx.runtime.execution.microbatch import OutputSpec
+from skyfx.runtime.rng.step_streams import Advances
 from skyfx.runtime.transport.local import Gradients, Values
 from skyfx.runtime.transport.message import TensorSpec
 from skyfx.solver.core.schedule import Kind
@@ -56,7 +60,7 @@ class _Begin(torch.autograd.Function):
         return None, None, None
 
 
-def begun(x: Tensor, i: int, gradients: list[Tensor | None]) -> Tensor:
+def note_gradient(x: Tensor, i: int, gradients: list[Tensor | None]) -> Tensor:
     """Let autograd's graph begin at a tensor; its gradient becomes item `i` of these."""
     found: Tensor = _Begin.apply(x.requires_grad_(), i, gradients)  # type: ignore[no-untyped-call]
     return found
@@ -73,8 +77,8 @@ class Stage:
     Attributes:
         is_random: whether an operator draws random numbers.
         receives: the form of each input.
-        written: positions of inputs that the module writes to; it gets copies, since they are
-            parts of the caller's batch.
+        written: positions of inputs that the module writes to; it gets copies, since autograd and
+            other micro-batches may need them.
         since_s: while the stage computes, the time at which it began, on `time.perf_counter`.
         observer: is told of each action, if there is one.
     """
@@ -92,13 +96,17 @@ class Stage:
     _origin: tuple[torch.Event, float] | None = None
     _in_flight: dict[int, _InFlight] = field(default_factory=dict)
 
-    def forward(self, microbatch: int, values: Values, *, training: bool) -> Values:
+    def forward(
+        self, microbatch: int, values: Values, *, training: bool, keeps: bool = True
+    ) -> Values:
         """Run the stage forward.
 
         Args:
             microbatch: its number; `backward` takes the same one.
             values: from the stage before, on any device.
             training: whether gradients will flow back.
+            keeps: whether values that the module writes to are as before; else what it has written
+                is there, as a caller of the model has it.
 
         Returns:
             The values for the next stage.
@@ -113,8 +121,11 @@ class Stage:
         with torch.set_grad_enabled(training):
             for i, value in enumerate(values):
                 if training and value.requires_grad:
-                    moved[i] = begun(moved[i], i, gradients)
+                    moved[i] = note_gradient(moved[i], i, gradients)
+            copies = [(values[i].detach(), moved[i].detach()) for i in self.written]
             sent: Values = self.module(*moved)
+        for value, copied in copies if not keeps else ():
+            value.copy_(copied)
         if training:  # not the values themselves, whose memory may be freed once they are sent
             roots = [get_gradient_edge(x) if x.requires_grad else None for x in sent]
             self._in_flight[microbatch] = (roots, gradients)
@@ -205,3 +216,49 @@ class Stage:
         event = torch.Event(self.local_device.device, enable_timing=True)
         event.record(torch.accelerator.current_stream(self.local_device.device))
         return event
+
+
+class FirstCall(Protocol):
+    """What plain torch's first call would make of a model's parameters, and keep."""
+
+    def are_stale(self) -> bool:
+        """Whether the parameters have changed since it was made; then it is put back."""
+
+    def settle(self) -> None:
+        """The model has been called: it stays."""
+
+
+@dataclass(frozen=True, slots=True)
+class StagedModel:
+    """A model split for one mode and shape of micro-batch.
+
+    Attributes:
+        stages: by their number; those of other processes are missing.
+        outputs: how the return value nests.
+        assigned: the form of what forward leaves on attributes.
+        hooks: the calls of hooks that only observe.
+        returned: the forms of the tensors of all three.
+        advances: how far the random nodes advance torch's generator.
+        first: what a first call of the model has made of its parameters.
+    """
+
+    stages: Mapping[int, Stage]
+    outputs: OutputSpec
+    assigned: AssignedAttributes
+    hooks: HookCalls
+    returned: tuple[TensorSpec, ...]
+    advances: Advances
+    first: FirstCall | None = None
+
+    def leave(self, model: nn.Module, values: Sequence[Tensor]) -> Sequence[Tensor]:
+        """Give attributes and hooks what the last stage has sent for them; returns the outputs."""
+        num_outputs = self.outputs.num_tensors
+        num_both = num_outputs + self.assigned.form.num_tensors
+        self.assigned.leave(model, values[num_outputs:num_both])
+        self.hooks.make(values[num_both:])
+        return values[:num_outputs]
+
+    def leave_empty(self, model: nn.Module) -> None:
+        """The same where another process runs the last stage: tensors without values."""
+        empty = [form.empty() for form in self.returned[self.outputs.num_tensors :]]
+        self.assigned.leave_empty(model, empty[: self.assigned.form.num_tensors])

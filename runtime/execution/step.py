@@ -13,23 +13,21 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from functools import partial
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
-from skyfx.runtime.execution.assigned_attributes import AssignedAttributes
 from skyfx.runtime.execution.batch_dims import TARGETS
-from skyfx.runtime.execution.hook_calls import HookCalls, within_step
-from skyfx.runtime.execution.microbatch import Batch, OutputSpec
-from skyfx.runtime.execution.stage import Stage, begun
+from skyfx.runtime.execution.hook_calls import within_step
+from skyfx.runtime.execution.microbatch import Batch
+from skyfx.runtime.execution.stage import Stage, StagedModel, note_gradient
 from skyfx.runtime.memory.call_memory import CallMemory
 from skyfx.runtime.rng import generator_lending
 from skyfx.runtime.rng.loss_draws import LossDraws
-from skyfx.runtime.rng.step_streams import Advances, Draws
+from skyfx.runtime.rng.step_streams import Draws
 from skyfx.runtime.transport.local import Boundaries, ChannelClosed, Gradients, Values
-from skyfx.runtime.transport.message import TensorSpec
 from skyfx.solver.core.schedule import Action, Kind, Orders
 from skyfx.solver.errors import StageError, WorkerLostError
 
@@ -50,52 +48,6 @@ def autocast_here() -> tuple[tuple[str, torch.dtype], ...]:
         for kind in autocast_kinds()
         if torch.is_autocast_enabled(kind)
     )
-
-
-class FirstCall(Protocol):
-    """What plain torch's first call would make of a model's parameters, and keep."""
-
-    def are_stale(self) -> bool:
-        """Whether the parameters have changed since it was made; then it is put back."""
-
-    def settle(self) -> None:
-        """The model has been called: it stays."""
-
-
-@dataclass(frozen=True, slots=True)
-class StagedModel:
-    """A model split for one mode and shape of micro-batch.
-
-    Attributes:
-        stages: by their number; those of other processes are missing.
-        outputs: how the return value nests.
-        assigned: the form of what forward leaves on attributes.
-        hooks: the calls of hooks that only observe.
-        returned: the forms of the tensors of all three.
-        advances: how far the random nodes advance torch's generator.
-        first: what a first call of the model has made of its parameters.
-    """
-
-    stages: Mapping[int, Stage]
-    outputs: OutputSpec
-    assigned: AssignedAttributes
-    hooks: HookCalls
-    returned: tuple[TensorSpec, ...]
-    advances: Advances
-    first: FirstCall | None = None
-
-    def leave(self, model: nn.Module, values: Sequence[Tensor]) -> Sequence[Tensor]:
-        """Give attributes and hooks what the last stage has sent for them; returns the outputs."""
-        num_outputs = self.outputs.num_tensors
-        num_both = num_outputs + self.assigned.form.num_tensors
-        self.assigned.leave(model, values[num_outputs:num_both])
-        self.hooks.make(values[num_both:])
-        return values[:num_outputs]
-
-    def leave_empty(self, model: nn.Module) -> None:
-        """The same where another process runs the last stage: tensors without values."""
-        empty = [form.empty() for form in self.returned[self.outputs.num_tensors :]]
-        self.assigned.leave_empty(model, empty[: self.assigned.form.num_tensors])
 
 
 @dataclass(slots=True)
@@ -125,7 +77,7 @@ class LossHead:
         noting = list[RemovableHandle]()
         for i, x in enumerate(outputs):
             if x.requires_grad and i < num_outputs:
-                leaves[i] = begun(leaves[i], i, gradients)
+                leaves[i] = note_gradient(leaves[i], i, gradients)
             elif x.requires_grad:  # it stays on the model, without a graph
                 note = partial(gradients.__setitem__, i)
                 noting.append(leaves[i].requires_grad_().register_hook(note))  # type: ignore[no-untyped-call]
@@ -267,7 +219,7 @@ class Step:
                 around.enter_context(torch.autocast(kind, dtype))
             if stage.is_random and self.draws is not None:
                 around.enter_context(generator_lending.use_source(self.draws(k, m)))
-            sent = stage.forward(m, values, training=self.training)
+            sent = stage.forward(m, values, training=self.training, keeps=False)
             if self._is_last(k) and self.head is not None:
                 if self.draws is not None:
                     around.enter_context(self._loss_draws.within(self.head.model))

@@ -16,7 +16,9 @@ from skyfx.runtime.distributed.process_group import ProcessGroup
 from skyfx.runtime.execution.microbatch import Batch
 from skyfx.runtime.execution.shared_data import CallData, Reads
 from skyfx.runtime.execution.split_cache import SplitFn
-from skyfx.runtime.execution.step import StagedModel, Step
+from skyfx.runtime.execution.stage import StagedModel
+from skyfx.runtime.execution.step import Step
+from skyfx.runtime.state.caller_modes import CallerModes
 from skyfx.runtime.transport import local
 from skyfx.solver.core.cluster import Wiring
 from skyfx.solver.core.plan import Plan
@@ -116,10 +118,13 @@ class Workers:
 
         Raises:
             StageError: a stage failed.
+            ValueError: the caller is within a mode that other threads do not see.
         """
         if not self._executors:
             self._run_here(step)
-        return [e.submit(step.run_device, name) for name, e in self._executors.items()]
+            return []
+        run = CallerModes.here().run
+        return [e.submit(run, step.run_device, name) for name, e in self._executors.items()]
 
     def finish(self, step: Step, started: RunningStep) -> None:
         """Wait for the end of a step; the first failure ends the others.

@@ -18,7 +18,7 @@ from skyfx.passes.planner_graph import to_planner_graph
 from skyfx.runtime.device import LocalDevice
 from skyfx.runtime.distributed.process_group import ProcessGroup
 from skyfx.runtime.execution.microbatch import Batch
-from skyfx.runtime.execution.step import StagedModel
+from skyfx.runtime.execution.stage import StagedModel
 from skyfx.solver.core.graph import Graph
 from skyfx.solver.core.plan import Plan
 from skyfx.solver.core.units import size

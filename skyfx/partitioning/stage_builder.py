@@ -19,8 +19,7 @@ from skyfx.passes.aliasing import written_by
 from skyfx.passes.rng_advance import advances, is_random
 from skyfx.passes.subgraph import subgraph
 from skyfx.runtime.device import LocalDevice
-from skyfx.runtime.execution.stage import Stage
-from skyfx.runtime.execution.step import StagedModel
+from skyfx.runtime.execution.stage import Stage, StagedModel
 from skyfx.runtime.transport.message import TensorSpec
 from skyfx.solver.core.graph import Graph
 from skyfx.solver.costs.cost_model import crossings

@@ -17,6 +17,7 @@ from skyfx.runtime.execution.assigned_attributes import AssignedAttributes
 from skyfx.runtime.execution.hook_calls import HookCalls
 from skyfx.runtime.execution.microbatch import Batch, OutputSpec
 from skyfx.runtime.pipeline import Pipeline
+from skyfx.runtime.state.caller_modes import check_function_modes
 from skyfx.runtime.state.model_code import ModelCode
 from skyfx.runtime.state.reachable_state import check_global_hooks
 from skyfx.solver.errors import CaptureError
@@ -116,9 +117,10 @@ def capture(
     Raises:
         CaptureError: the model cannot be captured; the message names the line of its code.
         TypeError: the model is no module, or the inputs are of a wrong type.
-        ValueError: a hook of all modules is registered.
+        ValueError: a hook of all modules is registered, or a mode of torch's functions is on.
     """
     check_global_hooks()
+    check_function_modes()
     microbatch = _placed(model, example_batch(model, inputs))
     same = [_placed(model, x) for x in others if x.signature == microbatch.signature]
     traced_once = partial(trace, model, microbatch, same, places, training=training)

@@ -15,7 +15,7 @@ Contents = Mapping[str, Mapping[str, Any]]
 """What a run gave and left, by kind and name."""
 
 STATE, GENERATORS, OUTPUTS = "buffers and attributes", "generators", "outputs"
-CALLS = "calls of hooks"
+CALLS, INPUTS = "calls of hooks", "inputs that forward writes to"
 UNREGISTERED = "gradients of modules that are not registered"
 VALUES, GRADIENTS, FLOWING = "values between stages", "gradients", "gradients between stages"
 
@@ -69,6 +69,10 @@ KINDS = {
         "forward reads what the stages do not have, such as a seed, a generator of its own or "
         "numbers from outside torch. Pass it in as an input, or draw from torch's default "
         "generator",
+    ),
+    INPUTS: ComparedKind(
+        "forward writes to input {name}, which its caller would not have",
+        "The stage that writes has a copy. Write to a clone, and return it if it is needed",
     ),
     VALUES: ComparedKind("{name} differs by {off:.0e} of its largest number", _STAGE),
     UNREGISTERED: ComparedKind(

@@ -28,6 +28,7 @@ from skyfx.verification.comparison import (
     CALLS,
     GENERATORS,
     GRADIENTS,
+    INPUTS,
     OUTPUTS,
     STATE,
     UNREGISTERED,
@@ -89,17 +90,18 @@ def observe_plain(
     """
 
     def run() -> Contents:
-        found, calls = [], []
-        for part in parts:
+        found, calls, fresh = [], [], [_fresh(part) for part in parts]
+        for part in fresh:
             with called_at_once(model, captured.hooks.hooks) as made:
-                found.append(plain_outputs(model, part)[1])
+                found.append(_outputs(model, part)[1])
             calls += made
             if how.backward:
                 # `loss_fn` may read what forward leaves on attributes.
                 loss = weighted_sum([*found[-1], *captured.assigned.tensors_on(model)])
                 (loss / len(parts)).backward()  # type: ignore[no-untyped-call]
             found[-1] = [x.detach() for x in found[-1]]
-        return {OUTPUTS: numbered(found), CALLS: {"order": _named(model, calls)}}
+        order = {"order": _named(model, calls)}
+        return {OUTPUTS: numbered(found), CALLS: order, INPUTS: _written(parts, fresh)}
 
     with in_mode(model, training=how.training), on_one_device(model):
         seen = observed(model, run, how)
@@ -115,7 +117,11 @@ def observe_plain(
 
 def plain_outputs(model: nn.Module, microbatch: Batch) -> tuple[OutputSpec, list[Tensor]]:
     """What the model returns for a copy of a micro-batch: its form and its tensors."""
-    args, kwargs = _fresh(microbatch).restore()
+    return _outputs(model, _fresh(microbatch))
+
+
+def _outputs(model: nn.Module, microbatch: Batch) -> tuple[OutputSpec, list[Tensor]]:
+    args, kwargs = microbatch.restore()
     if has_cache(model):
         kwargs = {"use_cache": False} | kwargs
     return OutputSpec.of(model(*args, **kwargs))
@@ -144,7 +150,10 @@ def observe_staged(
             pipeline.runner.train_on(fresh, head)
         else:
             found[:] = pipeline.runner.outputs(fresh, training=how.training)
-        return {OUTPUTS: numbered(found), CALLS: {"order": _named(model, calls)}}
+        order = {"order": _named(model, calls)}
+        # In another process the stage that writes has a batch of its own.
+        written = {INPUTS: _written(parts, fresh)} if pipeline.group is None else {}
+        return {OUTPUTS: numbered(found), CALLS: order, **written}
 
     with noted_calls() as calls:
         return observed(model, run, how)
@@ -166,6 +175,12 @@ def numbered(outputs: Sequence[Sequence[Tensor]]) -> Mapping[str, Tensor]:
         for m, some in enumerate(outputs)
         for i, x in enumerate(some)
     }
+
+
+def _written(parts: Sequence[Batch], fresh: Sequence[Batch]) -> Mapping[str, Tensor]:
+    """The copies of inputs that somebody has written to."""
+    before, after = (numbered([x.tensors for x in some]) for some in (parts, fresh))
+    return {name: x for name, x in after.items() if not equal(x, before[name])}
 
 
 def _fresh(microbatch: Batch) -> Batch:

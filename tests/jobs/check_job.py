@@ -13,7 +13,7 @@ from torch import Tensor, nn
 import skyfx
 from skyfx.partitioning import splitter
 from skyfx.runtime.distributed.process_group import ProcessGroup
-from skyfx.runtime.execution.step import StagedModel
+from skyfx.runtime.execution.stage import StagedModel
 from skyfx.runtime.pytree import parts_of
 from skyfx.solver import Plan
 from skyfx.solver.errors import VerificationError

@@ -5,6 +5,7 @@
     checkpoint(use_reentrant=True)      a plain call, or one without gradients
     Round.apply(x)                      custom gradients: the call becomes a leaf
     torch.autograd.grad(y, x)           a derivative: the call around it becomes a leaf
+    with saved_tensors_hooks(...):      autograd saves something else: as for a derivative
     @torch.jit.script                   a plain call, also where torch.jit has gradients of its own
 
 torch.export looks into the forward of an autograd function, and forgets its backward. A derivative
@@ -17,15 +18,18 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.autograd.graph import saved_tensors_hooks
 from torch.overrides import TorchFunctionMode
 
 from skyfx.runtime.model_state import attribute_slots
 from skyfx.runtime.pytree import tree_leaves
+from skyfx.runtime.state.contents import is_foundation
 from skyfx.runtime.written_parameters import GET_DATA, SET_DATA
 from skyfx.solver.errors import CaptureError
 from skyfx.tracing.effects.recomputed_writes import marked_checkpoint
 from skyfx.tracing.torch_internals import (
     around_checkpoints,
+    checked_calls,
     checked_derivatives,
     checked_hooks,
     checked_vmap,
@@ -94,6 +98,16 @@ class HookError(CaptureError):
         )
 
 
+class SavedTensorsError(CaptureError):
+    """Forward changes what autograd saves."""
+
+    def __init__(self) -> None:
+        super().__init__(
+            "forward changes what autograd saves (saved_tensors_hooks), and a captured graph does "
+            "not. Put the lines within it into the forward of a submodule, which then stays whole"
+        )
+
+
 class _DataAsOperator(TorchFunctionMode):
     """Within it, `x.data` is an operator, and `x.data = y` writes to x, so that both are traced."""
 
@@ -142,6 +156,11 @@ def traceable(*, training: bool) -> Iterator[None]:
         if training and torch.is_grad_enabled() and tensor.requires_grad:
             raise HookError
 
+    def refuse_packing(hooks: Any) -> None:
+        kind = type(hooks)
+        if training and (kind is saved_tensors_hooks or not is_foundation(kind.__module__)):
+            raise SavedTensorsError
+
     def refuse_derivative(adds: bool) -> None:
         if adds:
             raise BackwardError
@@ -156,6 +175,7 @@ def traceable(*, training: bool) -> Iterator[None]:
         replaced_functions(apply),
         inference_modes_as_grad_modes(),
         checked_hooks(refuse_hook),
+        checked_calls(saved_tensors_hooks, "__enter__", refuse_packing),
         checked_derivatives(refuse_derivative),
         checked_vmap(refuse_batched),
         around_checkpoints(marked_checkpoint),

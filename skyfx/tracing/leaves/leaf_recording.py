@@ -39,6 +39,12 @@ from skyfx.tracing.leaves.leaf_arguments import (
     unflatten_held,
 )
 from skyfx.tracing.leaves.leaf_calls import RecordedCall
+from skyfx.tracing.leaves.leaf_forms import (
+    forms_differ,
+    is_tried_fully,
+    num_changes,
+    shapes_differ,
+)
 from skyfx.tracing.leaves.leaf_modes import BoundedCalls, UsedTensors
 from skyfx.tracing.leaves.leaf_sites import CannotCrossError, Function, LeafSite, Reason
 from skyfx.tracing.leaves.other_values import other_values
@@ -56,20 +62,10 @@ class Recorder:
     """Runs the calls at one site, and records each."""
 
     def __init__(
-        self,
-        model: nn.Module,
-        site: LeafSite,
-        code: ForwardCode | None,
-        because: Reason,
-        *,
-        trusting: bool = False,
+        self, model: nn.Module, site: LeafSite, code: ForwardCode | None, because: Reason
     ) -> None:
-        """Record calls at this site of a model, which stay whole for this reason.
-
-        They may be trusted to return tensors of the same shapes for other values.
-        """
+        """Record calls at this site of a model, which stay whole for this reason."""
         self._model = model
-        self._trusting = trusting
         self._site = site
         self._because = because
         self._code = code if isinstance(site, Lines) else None
@@ -113,11 +109,7 @@ class Recorder:
         if forks and not is_random:
             is_random = self._draws_otherwise(own, returned, [_copy(x) for x in before], spec)
         assigned, left = AssignedAttributes.of({} if watch is None else watch.computed_changes())
-        others = []
-        changes = other_values(before, (args, kwargs))
-        for changed in itertools.islice(changes, self._num_changes(own)):
-            with preserve_run(self._model), suppress(Exception), BoundedCalls(used.num_calls):
-                others.append(self._run(own, [_copy(x) for x in changed], spec))
+        others = self._others(own, before, (args, kwargs), used.num_calls)
         self._check_results(own, returned, others)
         held = tuple(f"{x.path}." for x in leaves if isinstance(x, Held))
         needed = (*held, *self._reached())
@@ -169,7 +161,7 @@ class Recorder:
             parts = list(zip(self._signature.gives, seen, returned, strict=True))
         else:
             parts = [("", seen, OutputSpec.of(returned)[0].restore(OutputSpec.of(returned)[1]))]
-        return returned, next((n for n, x, y in parts if form_of(x) != form_of(y)), None)
+        return returned, next((n for n, x, y in parts if forms_differ(x, y)), None)
 
     def _buffers_kept(self) -> AbstractContextManager[None]:
         return nullcontext() if self.module is None else buffers_kept(self.module)
@@ -185,6 +177,19 @@ class Recorder:
             variable = self._signature.takes[changed[0]] if self._signature and changed else ""
             raise CannotCrossError(str(error), variable, is_argument=True) from None
         return returned
+
+    def _others(self, own: Function, leaves: list[Any], given: Any, num_calls: int) -> list[Any]:
+        """What it returns for other values, as far as it runs on them."""
+        found: list[Any] = []
+        num = num_changes(self._site, own, self._because)
+        spec = flatten_held(self.module, given)[1]
+        # Each begins with what its module had; the whole model is looked at once.
+        own_module = self.module or nn.Module()
+        with nullcontext() if own_module is self._model else preserve_run(self._model):
+            for changed in itertools.islice(other_values(leaves, given), num):
+                with preserve_run(own_module), suppress(Exception), BoundedCalls(num_calls):
+                    found.append(self._run(own, [_copy(x) for x in changed], spec))
+        return found
 
     def _draws_otherwise(
         self, own: Function, returned: Any, leaves: list[Any], spec: pytree.TreeSpec
@@ -209,8 +214,8 @@ class Recorder:
         signature = self._signature
         if signature and signature.returns:
             return  # the model's own outputs
-        may_vary = self._may_vary(own)
-        differ = _differ if may_vary else _shapes_differ
+        may_vary = is_tried_fully(self._site, own, self._because)
+        differs = forms_differ if may_vary else shapes_differ
         # A computed number may be another one next time, but the graph has it fixed.
         is_tried = may_vary and bool(others)
         is_fixed = isinstance(self._site, OpSite) or decides(self._site) or is_tried
@@ -222,7 +227,7 @@ class Recorder:
                 if not isinstance(leaf, (Tensor, *allowed)):
                     kind = type(leaf).__name__
                     raise self._error(f"returns an object of {kind}", variable, is_argument=False)
-            if any(differ(x, found) for x in rest):
+            if any(differs(x, found) for x in rest):
                 what = "returns another shape or number for other values"
                 raise self._error(what, variable, is_argument=False)
 
@@ -259,23 +264,6 @@ class Recorder:
         of = f" ({variable!r})" if variable else ""
         return CannotCrossError(f"{self._site} {what}{of}", variable, is_argument=is_argument)
 
-    def _num_changes(self, own: Function) -> int | None:
-        """With how many other values it is tried; None for all that there are.
-
-        Most calls with one: many take few values only.
-        """
-        if self._may_vary(own):
-            return None
-        return int(isinstance(self._site, CallSite) and not (decides(self._site) or self._trusting))
-
-    def _may_vary(self, own: Function) -> bool:
-        """Whether no other value may give it another form, be it a number or None."""
-        if not isinstance(self._site, CallSite) or decides(self._site):
-            return isinstance(self._site, Lines)
-        of_torch = str(getattr(own, "__module__", "")).startswith("torch.")
-        is_shape = self._because.is_shape and not self._trusting
-        return is_shape or (self._site.is_function and of_torch)
-
     def _reached(self) -> tuple[str, ...]:
         """What other runs may need of the module's tensors: names, or beginnings of names."""
         if self._code is not None:
@@ -292,22 +280,6 @@ class Recorder:
             return BoundCode(None, own)
         is_lines = isinstance(self._site, Lines)
         return BoundCode(copy_of(module), own.__func__ if is_lines else self._site.name)  # type: ignore[attr-defined, union-attr]
-
-
-def _differ(one: Any, other: Any) -> bool:
-    return form_of(one) != form_of(other)
-
-
-def _shapes_differ(one: Any, other: Any) -> bool:
-    """Whether a tensor has another shape; something else instead, as None for a mask, may be."""
-    shapes = ([getattr(x, "shape", None) for x in flatten(value)[0]] for value in (one, other))
-    return any(x and y and x != y for x, y in zip(*shapes, strict=False))
-
-
-def form_of(value: Any) -> tuple[Any, ...]:
-    """All of a value but what its tensors hold."""
-    leaves, spec = flatten(value)
-    return str(spec), *((x.shape, x.dtype) if isinstance(x, Tensor) else x for x in leaves)
 
 
 def _copy(value: Any) -> Any:

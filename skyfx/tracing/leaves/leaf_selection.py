@@ -11,6 +11,7 @@ import logging
 import textwrap
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -162,13 +163,7 @@ class LeafSelection:
             CaptureError: one of the calls cannot become a leaf; its site is selected no longer.
         """
         self._recorders = {
-            site: Recorder(
-                self._model,
-                site,
-                self._code,
-                self._because.get(site, Reason()),
-                trusting=self._trusting,
-            )
+            site: Recorder(self._model, site, self._code, self._reason_of(site))
             for site in self._sites
         }
         watch = AttributeWatch(self._model)
@@ -186,6 +181,9 @@ class LeafSelection:
         self._following = {site: iter(x.calls) for site, x in self._recorders.items()}
         with self._replaced(self._compare):
             call()
+
+    def _reason_of(self, site: LeafSite) -> Reason:
+        return replace(self._because.get(site, Reason()), is_trusted=self._trusting)
 
     @contextmanager
     def stand_ins(self) -> Iterator[None]:

@@ -31,10 +31,12 @@ class Reason:
     Attributes:
         text: what stands in it that cannot be captured as operators.
         is_shape: whether that is a shape which depends on values.
+        is_trusted: whether it may return tensors whose shapes no other value has been tried on.
     """
 
     text: str = ""
     is_shape: bool = False
+    is_trusted: bool = False
 
 
 @dataclass(frozen=True, slots=True)

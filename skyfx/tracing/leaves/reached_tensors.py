@@ -40,6 +40,7 @@ def reached(
     """
     found: list[str] = []
     for node in (x for statement in code for x in ast.walk(statement)):
+        found += [f"{name}." for name in module._modules if _may_be_got(node, this, name)]
         for inner in _used(node):
             path = _path(inner, this)
             submodule, rest = _submodule(module, path)
@@ -58,6 +59,19 @@ def reached(
     return tuple(dict.fromkeys(found))
 
 
+def _may_be_got(node: ast.AST, this: str, name: str) -> bool:
+    """Whether a node may get the attribute of that name, as `getattr(self, f"layer{i}")` does."""
+    match node:
+        case ast.Call(func=ast.Name("getattr"), args=[ast.Name(owner), asked, *_]) if owner == this:
+            match asked:
+                case ast.Constant(value):
+                    return name == value
+                case ast.JoinedStr([ast.Constant(start), *_]):
+                    return name.startswith(str(start))
+            return True
+    return False
+
+
 def _used(node: ast.AST) -> list[ast.AST]:
     """The expressions whose modules a node calls, indexes, passes on or goes through."""
     match node:
@@ -69,6 +83,14 @@ def _used(node: ast.AST) -> list[ast.AST]:
             return [node.iter]
         case ast.BinOp():
             return [node.left, node.right]
+        case ast.List() | ast.Tuple():
+            return [*node.elts]
+        case ast.Dict():
+            return [*node.values]
+        case ast.IfExp():
+            return [node.body, node.orelse]
+        case ast.Assign():
+            return [node.value]
     return []
 
 

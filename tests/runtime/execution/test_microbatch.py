@@ -1,10 +1,14 @@
 """Batches are taken apart and outputs put together without losing anything."""
 
+from typing import Any
+
 import pytest
 import torch
+from torch import Tensor, nn
 from transformers import BatchEncoding
 from transformers.modeling_outputs import SequenceClassifierOutput
 
+import skyfx
 from skyfx.runtime.execution.microbatch import Batch, OutputSpec
 
 
@@ -71,3 +75,34 @@ def test_an_output_without_a_batch_dimension_is_kept_if_equal_and_refused_if_not
     assert form.gather(same, [2, 2]) == 1
     with pytest.raises(ValueError, match=r"output 0 of the model has shape .* no batch dimension"):
         form.gather([[torch.tensor(1.0)], [torch.tensor(2.0)]], [2, 2])
+
+
+class Loses(nn.Module):
+    """Returns its loss before the outputs: the mean, one for each sample, or none."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = nn.Linear(3, 3)
+
+    def forward(self, x: Tensor, labels: Tensor | None = None, mean: bool = True) -> Any:
+        outputs = self.layer(x)
+        if labels is None:
+            return {"loss": None, "logits": outputs}
+        losses = (outputs - labels).pow(2).mean(1)
+        return {"loss": losses.mean() if mean else losses, "logits": outputs}
+
+
+def test_outputs_without_the_loss_of_the_example_are_joined_along_their_samples() -> None:
+    model, x = Loses().eval(), torch.arange(24.0).reshape(8, 3)
+    batch = {"x": x, "labels": x.flip(0)}
+    with skyfx.partition(model, ["cpu"], example_inputs=batch, num_microbatches=4) as pipeline:
+        whole, alone, each = pipeline(batch), pipeline({"x": x}), pipeline({**batch, "mean": False})
+    with torch.no_grad():
+        pairs = zip(x.split(2), x.flip(0).split(2), strict=True)
+        losses = [model(*pair, mean=False)["loss"] for pair in pairs]
+        logits = torch.cat([model(part)["logits"] for part in x.split(2)])
+    assert torch.allclose(whole["loss"], torch.cat(losses).mean())
+    assert alone["loss"] is None
+    assert torch.equal(each["loss"], torch.cat(losses))
+    for found in (whole, alone, each):
+        assert torch.equal(found["logits"], logits)

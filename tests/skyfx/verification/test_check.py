@@ -16,7 +16,7 @@ from torch.utils.checkpoint import checkpoint
 import skyfx
 from skyfx.partitioning import splitter
 from skyfx.runtime.execution.hook_calls import HookCalls
-from skyfx.runtime.execution.step import StagedModel
+from skyfx.runtime.execution.stage import StagedModel
 from skyfx.runtime.model_state import ModelState
 from skyfx.runtime.state.contents import equal
 from skyfx.solver.errors import CaptureError, VerificationError
@@ -269,14 +269,35 @@ def test_who_knows_better_gets_the_pipeline() -> None:
         skyfx.partition(Net(), TWO, example_inputs=BATCH, check="all")  # type: ignore[arg-type]
 
 
-def test_a_model_that_writes_to_its_input_is_right() -> None:
-    class Writes(Net):
-        def forward(self, x: Tensor) -> Tensor:
-            return super().forward(x.mul_(2))
+class WritesInputs(Net):
+    """Writes to its first input at once, and to its second one late, as to a cache."""
 
-    batch = BATCH.clone()
-    with skyfx.partition(Writes(), ["cpu"], example_inputs=batch, num_microbatches=2):
-        assert torch.equal(batch, BATCH)
+    def forward(self, x: Tensor, cache: Tensor) -> Tensor:
+        h = super().forward(x.mul_(2))
+        cache[:, :3] = h[:, :3].detach()
+        return h * cache
+
+
+def test_a_model_that_writes_to_its_inputs_is_right() -> None:
+    """Its caller has what it has written, as in plain torch, and not before the first step."""
+    model, given = WritesInputs(), (BATCH.clone(), BATCH.flip(0))
+    plain, expected = copy.deepcopy(model), (BATCH.clone(), BATCH.flip(0))
+    example = (BATCH[:2], BATCH[:2])
+    plan = even_plan(capture(model, example, training=True), 2)
+    plan = replace(plan, assumptions=replace(plan.assumptions, microbatches=4))
+    with skyfx.partition(model, TWO, example_inputs=given, plan=plan) as pipeline:
+        assert equal(given, expected)
+        assert pipeline.verified.tensors["inputs that forward writes to"] == 4
+        for _ in range(2):
+            pipeline.train_step(given, BATCH, functional.mse_loss)
+            for *parts, target in zip(*(x.split(2) for x in (*expected, BATCH)), strict=True):
+                (functional.mse_loss(plain(*parts), target) / 4).backward()  # type: ignore[no-untyped-call]
+            assert equal(given, expected)
+        pipeline(*given)
+        with torch.no_grad():
+            plain(*expected)
+        assert equal(given[0], expected[0])
+    assert torch.equal(model.last.weight.grad, plain.last.weight.grad)  # type: ignore[arg-type]
 
 
 class Centres(Net):

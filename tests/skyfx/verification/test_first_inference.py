@@ -9,7 +9,7 @@ from torch.nn import functional
 
 import skyfx
 from skyfx.partitioning import splitter
-from skyfx.runtime.execution.step import StagedModel
+from skyfx.runtime.execution.stage import StagedModel
 from skyfx.runtime.model_state import ModelState
 from skyfx.runtime.state.contents import equal
 from skyfx.solver.errors import StageError, VerificationError

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.autograd.graph import save_on_cpu, saved_tensors_hooks
 from torch.nn import functional
 from torch.nn.attention.flex_attention import create_block_mask, flex_attention
 from torch.utils.checkpoint import checkpoint
@@ -425,6 +426,23 @@ DERIVATIVES = [Forces, DetachedForces, ForcesByMethods, FunctionalForces, Direct
 @pytest.mark.parametrize("kind", [*DERIVATIVES, OwnMethod, Released])
 def test_derivatives_are_exact(kind: type[nn.Module]) -> None:
     trains_exactly(With(kind()) if kind in DERIVATIVES else kind())
+
+
+class SavesHalf(Net):
+    """Autograd saves fewer digits for some lines, and the same on the CPU for others."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = self.first(x)
+        with saved_tensors_hooks(lambda x: x.half(), lambda x: x.float()):
+            h = torch.tanh(self.teacher(h)) ** 2
+        with save_on_cpu():
+            h = torch.tanh(h)
+        return self.last(h)
+
+
+def test_lines_for_which_autograd_saves_something_else_stay_whole() -> None:
+    trains_exactly(SavesHalf())
+    assert len(kept(capture(SavesHalf(), torch.ones(SIZE, WIDTH)))) == 1
 
 
 def sigmoid_gate(x: Tensor, slope: float = 1.7) -> Tensor:

@@ -291,7 +291,22 @@ class SkipsByPython(Skips):
         return x
 
 
-@pytest.mark.parametrize("kind", [Skips, SkipsByPython])
+class SkipsByName(nn.Module):
+    """As `Skips`, with layers that have names of their own."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        for i in range(4):
+            setattr(self, f"layer{i}", nn.Linear(WIDTH, WIDTH))
+
+    def forward(self, x: Tensor) -> Tensor:
+        for layer in (self.layer0, self.layer1):
+            x = layer(x) if random.random() > 0.5 else x
+        name = "layer2" if random.random() > 0.5 else "layer3"
+        return getattr(self, f"layer{name[-1]}")(x)  # type: ignore[no-any-return]
+
+
+@pytest.mark.parametrize("kind", [Skips, SkipsByPython, SkipsByName])
 def test_layers_left_out_at_random_differ_from_step_to_step_but_not_with_the_plan(
     kind: type[nn.Module],
 ) -> None:
