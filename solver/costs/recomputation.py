@@ -109,8 +109,20 @@ def maker_of(key: str) -> str:
 
 
 def without_kept(graph: Graph) -> Graph:
-    """The graph in which no node that may run again keeps anything: no plan keeps less."""
-    nodes = (replace(node, kept={}) if node.repeatable else node for node in graph.nodes)
+    """The graph in which nodes keep what no choice of segments takes from them: no more than that.
+
+    Nothing where they may run again; else what they made themselves. The rest may be counted at a
+    node before them.
+    """
+    own = (
+        {
+            key: size
+            for key, size in node.kept.items()
+            if not node.repeatable and (not key or maker_of(key) == node.id)
+        }
+        for node in graph.nodes
+    )
+    nodes = (replace(node, kept=kept) for node, kept in zip(graph.nodes, own, strict=True))
     return replace(graph, nodes=tuple(_counted(nodes)))
 
 

@@ -17,9 +17,16 @@ from skyfx.solver.methods.heuristics.baselines import dynamic, even
 from skyfx.solver.methods.limits import Limits
 from skyfx.solver.methods.method import Candidate
 from skyfx.solver.methods.portfolio import SearchResult
-from skyfx.solver.planning.search import Baselines, cheapest, compile_problem, search
+from skyfx.solver.planning.search import (
+    Baselines,
+    cheapest,
+    compile_problem,
+    possible,
+    search,
+)
 from skyfx.solver.problem.instance import UnitPlacement
 from skyfx.solver.problem.problem import Problem
+from skyfx.solver.problem.relaxations import smaller_microbatches
 from skyfx.solver.refinement.peak_annealing import RESERVE, Excess, excesses, fitting
 
 FITTING_S = 10.0
@@ -82,11 +89,9 @@ def repair_peaks(
     if best is None and interrupted:
         raise KeyboardInterrupt
     if best is None:
-        raise _does_not_fit(
-            over,
-            "give it more memory_bytes, or make micro-batches smaller "
-            f"(num_microbatches, now {problem.assumptions.microbatches})",
-        )
+        now = f"num_microbatches, now {problem.assumptions.microbatches}"
+        cure = "give it more memory_bytes, or make micro-batches smaller"
+        raise _does_not_fit(over, f"{cure} ({smaller_microbatches(problem, _fits_soon) or now})")
     return replace(found, incumbent=best, interrupted=interrupted)
 
 
@@ -142,10 +147,21 @@ def _fitted_from_less(problem: Problem, plan: Candidate, limits: Limits) -> Cand
     return _fitted(problem, found.incumbent, FITTING_S)
 
 
+def _fits_soon(problem: Problem) -> bool:
+    """Whether a plan that fits at its peaks is found at once."""
+    limits = Limits(began=time.monotonic(), time_limit_s=SOON_S, gap=NEAR)
+    try:
+        found = search(possible(problem), limits, Baselines.of(problem)).incumbent
+    except (InfeasibleError, NoPlanError):
+        return False
+    return not excesses(problem, found.stages) or _fitted(problem, found, SOON_S) is not None
+
+
 def _does_not_fit(over: list[Excess], cure: str) -> NoPlanError:
     worst = max(over, key=lambda one: one.peak_bytes / max(one.limit_bytes, 1.0))
     return NoPlanError(
-        f"no plan was found that fits at its peak: the stage on {worst.device!r} needs "
+        "no plan was found, though one may exist, that fits at its peak: the stage on "
+        f"{worst.device!r} needs "
         f"{size(worst.peak_bytes)} for moments (a tenth of it in reserve), its limit is "
         f"{size(worst.limit_bytes)}; {cure}"
     )

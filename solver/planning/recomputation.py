@@ -10,9 +10,9 @@ recomputed.
 
 import math
 import time
-from collections.abc import Iterable, Iterator
-from contextlib import suppress
+from collections.abc import Callable, Iterable
 from dataclasses import replace
+from functools import partial
 
 from skyfx.solver.core.graph import Graph
 from skyfx.solver.costs.recomputation import can_recompute, with_recomputation, without_kept
@@ -27,12 +27,15 @@ from skyfx.solver.problem.instance import UnitPlacement
 from skyfx.solver.problem.problem import OneInFlightProblem, Problem
 from skyfx.solver.problem.tolerances import OPTIMALITY_TOLERANCE
 from skyfx.solver.refinement.cut_moves import Segments, anneal_cuts, segments_of, stages_of
-from skyfx.solver.refinement.peak_annealing import COLD, EXCESS_WEIGHT, HOT, MOVES, MOVES_EACH
+from skyfx.solver.refinement.peak_annealing import COLD, EXCESS_WEIGHT, HOT, MOVES_EACH
 from skyfx.solver.refinement.segment_choice import Recomputing, SegmentChoice
 from skyfx.solver.refinement.segment_runs import all_segments
 
-ANNEALING_S = 10.0
+ANNEALING_S = 5.0
 """Seconds in which cuts are moved."""
+
+MOVES = 2000
+"""At most."""
 
 NUM_TRIED = 12
 """Of the stages that are about the best, so many get their segments."""
@@ -122,8 +125,9 @@ def recompute(
         best = replace(best, bound=near.bound)
         if near.interrupted or _is_enough(best, limits):
             return problem, best
-    starts = _starts(problem, near.incumbent.stages, best, limits)
-    found, interrupted = _best(problem, starts, enforce_peaks=enforce_peaks)
+    starts = [near.incumbent.stages, *([] if best is None else [best.incumbent.stages])]
+    more = partial(_most_recomputed, problem, limits)
+    found, interrupted = _best(problem, starts, more, enforce_peaks=enforce_peaks)
     if found is not None and (best is None or found.candidate.value < best.incumbent.value):
         return found.problem, SearchResult(found.candidate, near.bound, near.remarks, interrupted)
     if best is not None:
@@ -145,9 +149,20 @@ def _none_found(plain: SearchResult | InfeasibleError | NoPlanError) -> NoPlanEr
 
 
 def _best(
-    problem: Problem, starts: Iterable[UnitPlacement], *, enforce_peaks: bool
+    problem: Problem,
+    starts: Iterable[UnitPlacement],
+    more: Callable[[], UnitPlacement | None],
+    *,
+    enforce_peaks: bool,
 ) -> tuple[Recomputing | None, bool]:
-    """The best plan near some stages, and whether Ctrl-C ended the search for it."""
+    """The best plan near some stages, and whether Ctrl-C ended the search for it.
+
+    Args:
+        problem: without recomputation.
+        starts: the stages.
+        more: other stages, where none is found near these.
+        enforce_peaks: whether peaks have to fit.
+    """
     choice = SegmentChoice(problem, enforce_peaks=enforce_peaks)
     found, interrupted = list[Recomputing](), False
 
@@ -162,25 +177,24 @@ def _best(
             busy = [(device, units) for device, units in stages if len(units)]
             try_these([busy, *_annealed(choice, busy)])
         try_these(stages for _, stages in simple_plans(problem))
+        if not found and (others := more()) is not None:
+            try_these([others, *_annealed(choice, others)])
     except KeyboardInterrupt:
         interrupted = True
     return min(found, key=lambda one: one.candidate.value, default=None), interrupted
 
 
-def _starts(
-    problem: Problem, ideal: UnitPlacement, best: SearchResult | None, limits: Limits
-) -> Iterator[UnitPlacement]:
-    """Stages to begin from: without limits, without recomputation, and with all of it."""
-    yield ideal
-    if best is not None:
-        yield best.incumbent.stages
+def _most_recomputed(problem: Problem, limits: Limits) -> UnitPlacement | None:
+    """The stages of the best plan that recomputes all it can; None where none is found."""
     kinds = {device.type for device in problem.cluster.devices}
     graph = with_recomputation(problem.graph, all_segments(problem.graph, kinds))
     most = Problem(graph, problem.cluster, problem.assumptions)
-    with suppress(InfeasibleError, NoPlanError):
+    try:
         again = replace(limits, began=time.monotonic(), progress=None)
         found = search(possible(most), again, Baselines.of(most))
-        yield problem.units_of(most.placement(found.incumbent.stages))
+    except (InfeasibleError, NoPlanError):
+        return None
+    return problem.units_of(most.placement(found.incumbent.stages))
 
 
 def _annealed(choice: SegmentChoice, stages: UnitPlacement) -> list[UnitPlacement]:

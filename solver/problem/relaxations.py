@@ -2,9 +2,11 @@
 
 from collections.abc import Callable, Iterator
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 
+from skyfx.solver.core.graph import Node
 from skyfx.solver.core.units import size
 from skyfx.solver.problem.problem import Problem
 
@@ -14,6 +16,12 @@ Fits = Callable[[Problem], bool]
 PRECISION = 0.005
 """To which part of what is missing a device's memory is worked out."""
 
+
+FACTORS = (2, 4, 8)
+"""How many times more micro-batches are tried."""
+
+PER_SAMPLE = ("output_bytes", "gradient_bytes", "saved_bytes", "workspace_bytes")
+"""What is the less, the fewer samples a micro-batch has."""
 
 MAX_DEVICES = 8
 """So many of the largest devices are tried."""
@@ -26,6 +34,8 @@ def relaxations(problem: Problem, fits: Fits) -> Iterator[str]:
         fewer = _microbatches(problem, fits)
         if fewer:
             yield f"{fewer} micro-batches instead of {assumptions.microbatches}"
+        if smaller := smaller_microbatches(problem, fits):
+            yield smaller
         if assumptions.schedule == "gpipe" and fits(_with(problem, schedule="1f1b")):
             yield "the 1f1b schedule"
         yield from _optimizer(problem, fits)
@@ -65,6 +75,35 @@ def _optimizer(problem: Problem, fits: Fits) -> Iterator[str]:
         if ratio < now and fits(_with(problem, optimizer_state_ratio=ratio)):
             yield f"an optimizer such as {example} (state ratio {ratio:g} instead of {now:g})"
             return
+
+
+def smaller_microbatches(problem: Problem, fits: Fits) -> str:
+    """The fewest micro-batches, each of fewer samples, that fit; empty if none do."""
+    asked, samples = problem.assumptions.microbatches, problem.graph.microbatch_size
+    for factor in FACTORS:
+        if samples % factor == 0 and fits(_in_parts(problem, factor)):
+            count = samples // factor
+            each = "sample" if count == 1 else "samples"
+            return f"num_microbatches={asked * factor} fits, each of {count} {each}"
+    return ""
+
+
+def _in_parts(problem: Problem, factor: int) -> Problem:
+    """The problem with as many more micro-batches, which take as much less."""
+
+    def part(node: Node) -> Node:
+        changes: dict[str, Any] = {name: getattr(node, name) / factor for name in PER_SAMPLE}
+        for name in ("forward_s", "backward_s", "kept"):
+            changes[name] = {key: x / factor for key, x in getattr(node, name).items()}
+        return replace(node, **changes)
+
+    graph = replace(
+        problem.graph,
+        nodes=tuple(map(part, problem.graph.nodes)),
+        microbatch_size=problem.graph.microbatch_size // factor,
+    )
+    more = replace(problem.assumptions, microbatches=problem.assumptions.microbatches * factor)
+    return Problem(graph, problem.cluster, more)
 
 
 def _microbatches(problem: Problem, fits: Fits) -> int:

@@ -10,11 +10,21 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 import skyfx
+from skyfx.devices.resolve import resolve
+from skyfx.measurement.measure import measure
 from skyfx.runtime.recomputation import Recomputed
+from skyfx.solver import Assumptions, solve
 from skyfx.solver.errors import PlanError
 from tests.support import models, unsplit_reference
 from tests.support.models import BATCH, CASES, Case
-from tests.support.plans import SIZE, even_plan, graph_of, recomputing
+from tests.support.plans import (
+    NUM_MICROBATCHES,
+    SIZE,
+    capture_first,
+    even_plan,
+    graph_of,
+    recomputing,
+)
 
 
 class Everything(nn.Module):
@@ -72,6 +82,27 @@ def test_two_steps_with_recomputed_segments_are_the_unsplit_models(name: str) ->
         theirs = expected[key].grad
         assert (parameter.grad is None) == (theirs is None), key
         assert theirs is None or torch.equal(parameter.grad, theirs), key
+
+
+def test_a_plan_within_limits_recomputes_and_trains_as_the_unsplit_model() -> None:
+    torch.manual_seed(0)
+    case = models.bert(dropout=0.1, layers=1)
+    alone = unsplit_reference.unsplit(case)
+    free, places = resolve(["cpu"])
+    graph = measure(capture_first(case.model, case.batch), places.values())
+    asked = Assumptions(microbatches=NUM_MICROBATCHES, schedule="gpipe", recompute="auto")
+    usual = solve(graph, free, asked).plan
+    limit = 0.85 * 1.1 * usual.stages[0].peak_bytes
+    limited = replace(free, devices=(replace(free.devices[0], memory_bytes=limit),))
+    plan = solve(graph, limited, asked).plan
+    assert plan.segments()
+    assert not usual.segments()
+    with skyfx.partition(case.model, ["cpu"], example_inputs=case.batch, plan=plan) as pipeline:
+        assert pipeline.verified
+        torch.manual_seed(1)
+        found = pipeline.train_step(case.batch, case.targets, case.loss_fn)
+    torch.manual_seed(1)
+    assert torch.equal(found, unsplit_reference.train_step(alone, SIZE))
 
 
 def test_what_a_segment_saves_is_dropped_until_its_backward() -> None:

@@ -61,7 +61,7 @@ def test_fifty_steps_of_bert_with_dropout_are_plain_torchs(num_stages: int, sche
 @pytest.fixture(scope="module")
 def reports(tmp_path_factory: pytest.TempPathFactory) -> dict[str, list[dict[str, Any]]]:
     """What each of two processes has seen, by run."""
-    folder, runs = tmp_path_factory.mktemp("ranks"), [f"bert-{STEPS}", "strided-3"]
+    folder, runs = tmp_path_factory.mktemp("ranks"), [f"bert-{STEPS}", "strided-3", "bert-3-again"]
     done = launch(2, "tests/jobs/rng_job.py", str(folder), *runs)
     assert done.returncode == 0, done.stderr[-3000:]
     return {
@@ -74,6 +74,12 @@ def test_fifty_steps_over_processes_are_those_of_the_first_ones_seed(
     reports: dict[str, list[dict[str, Any]]],
 ) -> None:
     assert reports[f"bert-{STEPS}"] == [fifty_steps()] * 2
+
+
+def test_segments_that_are_recomputed_over_processes_draw_the_same_again(
+    reports: dict[str, list[dict[str, Any]]],
+) -> None:
+    assert reports["bert-3-again"] == [alone(CASES["bert"], 3)] * 2
 
 
 def test_masks_go_along_memory_as_it_was_in_the_process_before(

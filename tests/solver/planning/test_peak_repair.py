@@ -90,9 +90,15 @@ def test_the_error_names_both_numbers_and_the_cure() -> None:
     with pytest.raises(NoPlanError) as told:
         solve(g, c, ASKED)
     assert str(told.value) == (
-        "no plan was found that fits at its peak: the stage on 'd1' needs 990 B for moments (a "
-        "tenth of it in reserve), its limit is 310 B; give it more memory_bytes, or make "
-        "micro-batches smaller (num_microbatches, now 1)"
+        "no plan was found, though one may exist, that fits at its peak: the stage on 'd1' needs "
+        "990 B for moments (a tenth of it in reserve), its limit is 310 B; give it more "
+        "memory_bytes, or make micro-batches smaller (num_microbatches, now 1)"
+    )
+    several = replace(g, microbatch_size=4)
+    with pytest.raises(NoPlanError) as told:
+        solve(several, c, ASKED)
+    assert "make micro-batches smaller (num_microbatches=4 fits, each of 1 sample)" in str(
+        told.value
     )
     with pytest.raises(NoPlanError, match="its limit is 310 B; the even split is not changed, use"):
         solve(g, c, ASKED, strategy="even")
