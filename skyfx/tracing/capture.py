@@ -205,6 +205,12 @@ def example_batch(model: nn.Module, inputs: Any) -> Batch:
             f"{type(model).__name__} has lazy modules, whose parameters are not there yet: call it "
             "once on a batch before"
         )
+    tensors = (*model.parameters(), *model.buffers())
+    if any(x.is_inference() and not x.is_meta for x in tensors):
+        raise CaptureError(
+            f"{type(model).__name__} was made within torch.inference_mode, and autograd saves none "
+            "of its tensors: make it within torch.no_grad instead"
+        )
     for name, part in model.named_modules():
         if isinstance(part, torch.jit.ScriptModule):
             what = f"{name!r}, a part of the model," if name else "the model"
@@ -223,7 +229,12 @@ def example_batch(model: nn.Module, inputs: Any) -> Batch:
 
 
 def _placed(model: nn.Module, batch: Batch) -> Batch:
-    """The batch on the device that the model is captured on."""
+    """The batch on the device that the model is captured on, of tensors that autograd can save."""
+    with torch.inference_mode(False):
+        kept = (
+            x.clone() if isinstance(x, Tensor) and x.is_inference() else x for x in batch.leaves
+        )
+        batch = replace(batch, leaves=tuple(kept))
     if any(x.is_meta for x in model.parameters()):
         return batch.to(torch.device("meta"))
     return batch if any(x.is_meta for x in batch.tensors) else batch.to(torch.device("cpu"))

@@ -63,7 +63,8 @@ class ChosenAttention(TorchFunctionMode):
         self._own = functional.scaled_dot_product_attention
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        if _kernels() == self._outside:
+        is_attention = func is self._own or func is functional.multi_head_attention_forward
+        if not is_attention or _kernels() == self._outside:
             return func(*args, **(kwargs or {}))
         func = self._attention if func is self._own else func
         with replaced(functional, "scaled_dot_product_attention", self._attention):

@@ -12,7 +12,7 @@ from skyfx.partitioning import splitter
 from skyfx.runtime.execution.stage import StagedModel
 from skyfx.runtime.model_state import ModelState
 from skyfx.runtime.state.contents import equal
-from skyfx.solver.errors import StageError, VerificationError
+from skyfx.solver.errors import CaptureError, StageError, VerificationError
 from skyfx.verification import capacity
 from tests.support.attribute_models import BATCH, SIZE, TARGETS, WIDTH, Layers, partitioned
 from tests.support.models import failing
@@ -149,3 +149,28 @@ def test_a_pipeline_for_inference_is_verified_at_once() -> None:
     with skyfx.partition(Layers(), ["cpu"], **options) as pipeline:
         assert pipeline.verified.inference is None
         assert pipeline.verified.tensors["outputs"] == 2
+
+
+def test_an_evaluation_within_inference_mode_may_be_the_first() -> None:
+    """Its batches are made there, and autograd could not save them."""
+    model = Layers()
+    with torch.inference_mode():
+        example = BATCH + 0
+    with partitioned(model) as pipeline:
+        with torch.inference_mode():
+            assert torch.equal(pipeline(example + 0), outputs(model))
+            assert pipeline(example[:3] + 0).shape == (3, WIDTH)
+        pipeline.train_step(BATCH, TARGETS, functional.mse_loss)
+    with skyfx.partition(model, ["cpu"], example_inputs=example, num_microbatches=4) as pipeline:
+        pipeline.train_step(BATCH, TARGETS, functional.mse_loss)
+
+
+def test_a_model_that_was_made_within_inference_mode_is_refused_with_the_cure() -> None:
+    with torch.inference_mode():
+        model = Layers()
+    with pytest.raises(CaptureError, match=r"make it within torch\.no_grad"):
+        partitioned(model)
+    with torch.no_grad():
+        model = Layers()
+    with partitioned(model) as pipeline:
+        assert torch.equal(pipeline(BATCH), outputs(model))
