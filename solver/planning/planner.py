@@ -19,7 +19,6 @@ from skyfx.solver.core.field_checks import non_negative, one_of, whole_number
 from skyfx.solver.core.files import digest, encode
 from skyfx.solver.core.graph import Graph
 from skyfx.solver.core.plan import Assumptions, Plan, Reference, Strategy
-from skyfx.solver.errors import InfeasibleError, NoPlanError
 from skyfx.solver.methods import mip_backend
 from skyfx.solver.methods.limits import Limits, Progress
 from skyfx.solver.methods.portfolio import SearchResult
@@ -28,8 +27,8 @@ from skyfx.solver.planning.plan_builder import Provenance, build
 from skyfx.solver.planning.recomputation import (
     bounded_problem,
     may_recompute,
-    recompute,
     recomputing_always,
+    search_recomputing,
 )
 from skyfx.solver.planning.schedule_adaptation import (
     adapt_schedule,
@@ -150,19 +149,14 @@ def _searched(
     enforce_peaks: bool,
 ) -> tuple[Problem, SearchResult]:
     """The best plan under the schedule of the search, and the problem with what it recomputes."""
-    plain: SearchResult | InfeasibleError | NoPlanError
-    is_repaired = False
-    try:
+
+    def plain() -> tuple[SearchResult, bool]:
+        again = replace(limits, began=time.monotonic())
         with as_schedule_error(asked):
-            plain = found = search(possible(problem), limits, known, strategy)
-        if enforce_peaks:
-            plain = repair_peaks(problem, found, limits, strategy)
-            is_repaired = plain is not found
-    except (InfeasibleError, NoPlanError) as error:
-        plain = error
-    binds = problem.memory_binds or is_repaired or isinstance(plain, Exception)
-    if strategy == "optimal" and binds and may_recompute(problem):
-        return recompute(problem, plain, limits, enforce_peaks=enforce_peaks)
-    if isinstance(plain, Exception):
-        raise plain
-    return problem, plain
+            found = search(possible(problem), again, known, strategy)
+        fitting = repair_peaks(problem, found, limits, strategy) if enforce_peaks else found
+        return fitting, fitting is not found
+
+    if strategy == "optimal" and may_recompute(problem):
+        return search_recomputing(problem, plain, limits, enforce_peaks=enforce_peaks)
+    return problem, plain()[0]

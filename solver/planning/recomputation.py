@@ -1,17 +1,15 @@
-"""The third step of planning where memory is short: stages that recompute some of their segments.
+"""Planning where memory may be short: stages recompute some of their segments.
 
-    search on times without, bytes with everything recomputed    a bound, and stages near it
-    choose for each stage what has to be recomputed              segment_choice.py
-    move the cuts, as stages that recompute take longer          annealing
-
-Where a plan without recomputation is as good as the bound, or memory binds nowhere, nothing is
-recomputed.
+search on times without, bytes with everything recomputed    a bound; if it fits, the plan
+search without recomputation                                 if as good as the bound, the plan
+move the cuts, as stages that recompute take longer          annealing on estimates
+choose for each stage what has to be recomputed              segment_choice.py
 """
 
 import math
 import time
 from collections.abc import Callable, Iterable
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from functools import partial
 
 from skyfx.solver.core.graph import Graph
@@ -20,6 +18,7 @@ from skyfx.solver.errors import InfeasibleError, NoPlanError
 from skyfx.solver.methods.bounds.simple_bounds import simple_bound
 from skyfx.solver.methods.heuristics.annealing import Assessed, Cooling
 from skyfx.solver.methods.limits import Limits
+from skyfx.solver.methods.method import Candidate
 from skyfx.solver.methods.portfolio import SearchResult
 from skyfx.solver.planning.peak_repair import simple_plans
 from skyfx.solver.planning.search import Baselines, possible, search
@@ -27,9 +26,12 @@ from skyfx.solver.problem.instance import UnitPlacement
 from skyfx.solver.problem.problem import OneInFlightProblem, Problem
 from skyfx.solver.problem.tolerances import OPTIMALITY_TOLERANCE
 from skyfx.solver.refinement.cut_moves import Segments, anneal_cuts, segments_of, stages_of
-from skyfx.solver.refinement.peak_annealing import COLD, EXCESS_WEIGHT, HOT, MOVES_EACH
+from skyfx.solver.refinement.peak_annealing import COLD, EXCESS_WEIGHT, HOT, MOVES_EACH, excesses
 from skyfx.solver.refinement.segment_choice import Recomputing, SegmentChoice
 from skyfx.solver.refinement.segment_runs import all_segments
+
+PlainSearch = Callable[[], tuple[SearchResult, bool]]
+"""The best plan without recomputation, and whether it had to be repaired to fit at its peaks."""
 
 ANNEALING_S = 5.0
 """Seconds in which cuts are moved."""
@@ -84,19 +86,15 @@ def relaxed(problem: Problem) -> Problem:
     return OneInFlightProblem(graph, problem.cluster, problem.assumptions)
 
 
-def recompute(
-    problem: Problem,
-    plain: SearchResult | InfeasibleError | NoPlanError,
-    limits: Limits,
-    *,
-    enforce_peaks: bool,
+def search_recomputing(
+    problem: Problem, plain: PlainSearch, limits: Limits, *, enforce_peaks: bool
 ) -> tuple[Problem, SearchResult]:
     """The best plan with recomputation or without.
 
     Args:
         problem: without recomputation.
-        plain: its best plan, or why there is none.
-        limits: those of the search for it; this one has as long again.
+        plain: the search for its best plan.
+        limits: those of a search.
         enforce_peaks: whether peaks have to fit.
 
     Returns:
@@ -108,44 +106,79 @@ def recompute(
         NoPlanError: none was found.
         KeyboardInterrupt: Ctrl-C came before there was a plan.
     """
-    ideal = relaxed(problem)
-    best = None if isinstance(plain, Exception) else replace(plain, bound=simple_bound(ideal))
-    if best is not None and _is_enough(best, limits):
-        return problem, best
-    try:
-        again = replace(limits, began=time.monotonic(), progress=None)
-        near = search(possible(ideal), again, Baselines.of(ideal))
-    except InfeasibleError as error:  # then nothing that recomputes fits
-        raise (plain if isinstance(plain, InfeasibleError) else error) from None
-    except NoPlanError:
-        if best is None:
-            raise _none_found(plain) from None
-        return problem, best
-    if best is not None:
-        best = replace(best, bound=near.bound)
-        if near.interrupted or _is_enough(best, limits):
+    attempt = _Attempt(plain)
+    if not problem.memory_binds:  # by what lasts; peaks may still be too large
+        best, is_repaired = attempt.result
+        if best is not None and not is_repaired:
             return problem, best
-    starts = [near.incumbent.stages, *([] if best is None else [best.incumbent.stages])]
+    ideal = relaxed(problem)
+    near = _search_ideal(ideal, limits)
+    if near is not None:
+        fits = Candidate.of(problem, near.incumbent.stages, near.incumbent.method)
+        if fits is not None and not (enforce_peaks and excesses(problem, fits.stages)):
+            if limits.progress is not None:
+                limits.progress(fits.value, near.bound.value)
+            return problem, replace(near, incumbent=fits)
+        if near.interrupted:
+            raise KeyboardInterrupt
+    bound = simple_bound(ideal) if near is None else near.bound
+    best, _ = attempt.result
+    if best is not None:
+        best = replace(best, bound=bound)
+        if near is None or _is_enough(best, limits):
+            return problem, best
+    stages = [] if near is None else [near.incumbent.stages]
+    stages += [] if best is None else [best.incumbent.stages]
     more = partial(_most_recomputed, problem, limits)
-    found, interrupted = _best(problem, starts, more, enforce_peaks=enforce_peaks)
-    if found is not None and (best is None or found.candidate.value < best.incumbent.value):
-        return found.problem, SearchResult(found.candidate, near.bound, near.remarks, interrupted)
+    made, interrupted = _best(problem, stages, more, enforce_peaks=enforce_peaks)
+    if made is not None and (best is None or made.candidate.value < best.incumbent.value):
+        remarks = () if near is None else near.remarks
+        return made.problem, SearchResult(made.candidate, bound, remarks, interrupted)
     if best is not None:
         return problem, replace(best, interrupted=interrupted)
     if interrupted:
         raise KeyboardInterrupt
-    raise _none_found(plain)
+    raise NoPlanError(
+        "no plan was found that fits with recomputation, though one may exist. Without it, "
+        f"{attempt.fault}"
+    )
+
+
+@dataclass(slots=True)
+class _Attempt:
+    """The search without recomputation, made once, when it is needed."""
+
+    plain: PlainSearch
+    fault: InfeasibleError | NoPlanError | None = None
+    _found: tuple[SearchResult | None, bool] | None = None
+
+    @property
+    def result(self) -> tuple[SearchResult | None, bool]:
+        """The best plan, None where there is none, and whether its peaks had to be repaired."""
+        if self._found is None:
+            try:
+                self._found = self.plain()
+            except (InfeasibleError, NoPlanError) as error:
+                self._found, self.fault = (None, False), error
+        return self._found
+
+
+def _search_ideal(ideal: Problem, limits: Limits) -> SearchResult | None:
+    """None where no plan was found in time; raises `InfeasibleError` where none can exist."""
+
+    def tell(_: float, bound: float) -> None:  # its plan may not fit
+        if limits.progress is not None:
+            limits.progress(math.inf, bound)
+
+    try:
+        return search(possible(ideal), replace(limits, progress=tell), Baselines.of(ideal))
+    except NoPlanError:
+        return None
 
 
 def _is_enough(found: SearchResult, limits: Limits) -> bool:
     enough = 1 + max(limits.gap, OPTIMALITY_TOLERANCE)
     return found.interrupted or found.incumbent.value <= enough * found.bound.value
-
-
-def _none_found(plain: SearchResult | InfeasibleError | NoPlanError) -> NoPlanError:
-    return NoPlanError(
-        f"no plan was found that fits with recomputation, though one may exist. Without it, {plain}"
-    )
 
 
 def _best(
