@@ -172,7 +172,7 @@ class Step:
             self.stop()
             raise StageError(
                 f"stage {k} on {stage.local_device.name!r} failed in the {action}: "
-                f"{type(error).__name__}: {error}{_of_memory(error, stage)}"
+                f"{type(error).__name__}: {error}{_hint(error, stage)}"
             ) from error
 
     def stages(self, k: int) -> list[Stage]:
@@ -240,9 +240,14 @@ class Step:
         return k == self.num_stages - 1
 
 
-def _of_memory(error: BaseException, stage: Stage) -> str:
-    """A hint for an error, if an allocation failed on a device whose memory is limited."""
+def _hint(error: BaseException, stage: Stage) -> str:
+    """A hint for an error: of memory that is limited, or of values that other processes have."""
     device, text = stage.local_device, str(error)
+    if "meta tensor" in text:
+        return (
+            " (parameters of other processes have no values here: let forward compute what loss_fn "
+            "needs of them, and keep it on an attribute)"
+        )
     refused = isinstance(error, MemoryError | torch.OutOfMemoryError) or "allocate memory" in text
     if device.memory_bytes is None or not refused:
         return ""

@@ -1,5 +1,6 @@
 """What micro-batches do to a model: in plain torch, and in the stages of a pipeline."""
 
+import logging
 import math
 import random
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
@@ -14,7 +15,12 @@ from torch import Tensor, nn
 from skyfx.runtime.execution.hook_calls import noted_calls
 from skyfx.runtime.execution.microbatch import Batch, OutputSpec
 from skyfx.runtime.execution.step import LossHead
-from skyfx.runtime.model_state import ModelState, attribute_slots, preserve_state
+from skyfx.runtime.model_state import (
+    ModelState,
+    attribute_slots,
+    module_slots,
+    preserve_state,
+)
 from skyfx.runtime.pipeline import Pipeline
 from skyfx.runtime.pytree import tree_leaves
 from skyfx.runtime.state.contents import NO_VALUES, equal
@@ -35,6 +41,8 @@ from skyfx.verification.comparison import (
     Contents,
     is_elsewhere,
 )
+
+logger = logging.getLogger(__name__)
 
 
 class RunMode(NamedTuple):
@@ -88,6 +96,7 @@ def observe_plain(
     Raises:
         VerificationError: a hook steps in backward.
     """
+    retained = dict[str, None]()
 
     def run() -> Contents:
         found, calls, fresh = [], [], [_fresh(part) for part in parts]
@@ -99,12 +108,18 @@ def observe_plain(
                 # `loss_fn` may read what forward leaves on attributes.
                 loss = weighted_sum([*found[-1], *captured.assigned.tensors_on(model)])
                 (loss / len(parts)).backward()  # type: ignore[no-untyped-call]
+                retained.update(_retaining(model))
             found[-1] = [x.detach() for x in found[-1]]
         order = {"order": _named(model, calls)}
         return {OUTPUTS: numbered(found), CALLS: order, INPUTS: _written(parts, fresh)}
 
     with in_mode(model, training=how.training), on_one_device(model):
         seen = observed(model, run, how)
+    for name in retained:
+        logger.warning(
+            "forward retains the gradient of %r, and stages bring none back: its grad will be None",
+            name,
+        )
     for name in parameters_with_hooks(model) if how.backward else ():
         if not equal(seen.before.get(name), seen.contents[STATE].get(name)):
             raise VerificationError(
@@ -113,6 +128,12 @@ def observe_plain(
                 "and call optimizer.step() after train_step"
             )
     return seen
+
+
+def _retaining(model: nn.Module) -> dict[str, None]:
+    """The attributes with a tensor, no parameter, of which autograd keeps the gradient."""
+    held = [(x.name, x.value) for x in module_slots(model)]
+    return {name: None for name, x in held if isinstance(x, Tensor) and x.retains_grad}
 
 
 def plain_outputs(model: nn.Module, microbatch: Batch) -> tuple[OutputSpec, list[Tensor]]:

@@ -228,6 +228,7 @@ def run(pipeline: skyfx.Pipeline, case: Case, batch: Tensor, train: bool) -> Ten
         (lambda outputs, _: outputs, "expected a tensor of one number"),
         (lambda outputs, _: outputs.detach().sum(), "depends on no output"),
         (None, "returns no loss"),
+        (lambda x, _: x.mean() * torch.ones((), device="meta"), "keep it on an attribute"),
     ],
 )
 def test_a_loss_that_is_none_is_refused(loss_fn: Callable[..., Tensor], message: str) -> None:

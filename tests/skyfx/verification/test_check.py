@@ -269,6 +269,22 @@ def test_who_knows_better_gets_the_pipeline() -> None:
         skyfx.partition(Net(), TWO, example_inputs=BATCH, check="all")  # type: ignore[arg-type]
 
 
+class Retains(Net):
+    def between(self, h: Tensor) -> Tensor:
+        if h.requires_grad:
+            h.retain_grad()
+        self.kept = h
+        return h
+
+
+def test_a_gradient_that_forward_retains_is_told_of(caplog: pytest.LogCaptureFixture) -> None:
+    with partitioned(Retains()):
+        assert "retains the gradient of 'kept'" in caplog.text
+    caplog.clear()
+    with partitioned(Net()):
+        assert "retains" not in caplog.text
+
+
 class WritesInputs(Net):
     """Writes to its first input at once, and to its second one late, as to a cache."""
 
