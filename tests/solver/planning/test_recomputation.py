@@ -9,7 +9,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from skyfx.solver import Assumptions, Cluster, Graph, Plan, evaluate, solve
+from skyfx.solver.analysis.explain import explain_plan
+from skyfx.solver.analysis.html_report import DrawnStep, page
+from skyfx.solver.analysis.plan_diff import Difference
 from skyfx.solver.analysis.recheck import recheck
+from skyfx.solver.analysis.scenarios import predict_step_s, simulate_plan
 from skyfx.solver.analysis.validation import validate
 from skyfx.solver.costs.peak_memory import peak_bytes
 from skyfx.solver.costs.recomputation import segment_faults, with_recomputation
@@ -181,3 +185,17 @@ def choices(g: Graph, stage: Sequence[str]) -> Iterator[Segments]:
                 yield from ([segment, *rest] for rest in extend(end))
 
     yield from extend(0)
+
+
+def test_every_view_says_what_is_recomputed() -> None:
+    g, c = chain(8), cpus(1.0, 1.0)
+    usual = solve(g, c, ASKED).plan
+    again = solve(g, c, replace(ASKED, recompute="always")).plan
+    assert "recomputed in backward: stage 0" in str(again)
+    assert "recomputed" not in str(usual)
+    sentences = [*explain_plan(g, c, again, lambda graph, cluster: again)]
+    assert any("nodes again in backward" in x and "are not kept" in x for x in sentences)
+    steps = [DrawnStep("predicted", simulate_plan(g, c, again).done)]
+    assert "recomputing" in page(g, c, again, steps, sentences, [])
+    assert any("recomputed)" in line for line in Difference.of(usual, again).lines())
+    assert predict_step_s(g, c, again) > predict_step_s(g, c, usual)
