@@ -53,7 +53,8 @@ class _Begin(torch.autograd.Function):
         ctx: Any, leaf: Tensor, i: int, gradients: list[Tensor | None], writable: bool
     ) -> Tensor:
         ctx.note = i, gradients
-        return leaf.new_empty(0).set_(leaf) if writable else leaf.view_as(leaf)
+        alone: Any = leaf.new_empty(0)
+        return alone.set_(leaf) if writable else leaf.view_as(leaf)
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> tuple[None, None, None, None]:
