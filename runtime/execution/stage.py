@@ -49,21 +49,40 @@ class _Begin(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(ctx: Any, leaf: Tensor, i: int, gradients: list[Tensor | None]) -> Tensor:
+    def forward(
+        ctx: Any, leaf: Tensor, i: int, gradients: list[Tensor | None], writable: bool
+    ) -> Tensor:
         ctx.note = i, gradients
-        return leaf.view_as(leaf)
+        alone: Any = leaf.new_empty(0)
+        return alone.set_(leaf) if writable else leaf.view_as(leaf)
 
     @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> tuple[None, None, None]:
-        i, gradients = ctx.note
-        gradients[i] = gradient
-        return None, None, None
+    def backward(ctx: Any, gradient: Tensor) -> tuple[None, None, None, None]:
+        add_gradient(gradient, *ctx.note)
+        return None, None, None, None
 
 
-def note_gradient(x: Tensor, i: int, gradients: list[Tensor | None]) -> Tensor:
-    """Let autograd's graph begin at a tensor; its gradient becomes item `i` of these."""
-    found: Tensor = _Begin.apply(x.requires_grad_(), i, gradients)  # type: ignore[no-untyped-call]
+def note_gradient(
+    x: Tensor, i: int, gradients: list[Tensor | None], *, writable: bool = False
+) -> Tensor:
+    """Let autograd's graph begin at a tensor; its gradient becomes item `i` of these.
+
+    Args:
+        x: the tensor.
+        i: its number.
+        gradients: of all tensors.
+        writable: whether the tensor may be written to in place. Autograd does not see then that `x`
+            shares its memory.
+    """
+    begin: Any = _Begin.apply
+    found: Tensor = begin(x.requires_grad_(), i, gradients, writable)
     return found
+
+
+def add_gradient(gradient: Tensor, i: int, gradients: list[Tensor | None]) -> None:
+    """Add it to item `i` of these: a loss may go backward by itself before."""
+    before = gradients[i]
+    gradients[i] = gradient if before is None else before + gradient
 
 
 @dataclass(slots=True)

@@ -17,12 +17,13 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.autograd.graph import increment_version
 from torch.utils.hooks import RemovableHandle
 
 from skyfx.runtime.execution.batch_dims import TARGETS
 from skyfx.runtime.execution.hook_calls import within_step
 from skyfx.runtime.execution.microbatch import Batch
-from skyfx.runtime.execution.stage import Stage, StagedModel, note_gradient
+from skyfx.runtime.execution.stage import Stage, StagedModel, add_gradient, note_gradient
 from skyfx.runtime.memory.call_memory import CallMemory
 from skyfx.runtime.rng import generator_lending
 from skyfx.runtime.rng.loss_draws import LossDraws
@@ -74,18 +75,21 @@ class LossHead:
         """
         gradients: list[Tensor | None] = [None] * len(outputs)
         leaves, num_outputs = [x.detach() for x in outputs], staged.outputs.num_tensors
-        noting = list[RemovableHandle]()
+        noting, writable = list[RemovableHandle](), _own_memory(outputs)
         for i, x in enumerate(outputs):
             if x.requires_grad and i < num_outputs:
-                leaves[i] = note_gradient(leaves[i], i, gradients)
+                leaves[i] = note_gradient(leaves[i], i, gradients, writable=i in writable)
             elif x.requires_grad:  # it stays on the model, without a graph
-                note = partial(gradients.__setitem__, i)
+                note = partial(add_gradient, i=i, gradients=gradients)
                 noting.append(leaves[i].requires_grad_().register_hook(note))  # type: ignore[no-untyped-call]
+        writes = {i: leaves[i]._version for i in writable}
         with torch.enable_grad():
             returned = staged.leave(self.model, leaves)
             _, given = self.targets[microbatch].to(outputs[0].device).restore()
             loss = self.loss_fn(staged.outputs.restore(returned), given[TARGETS])
             _check_loss(loss)
+            for i in [i for i in writes if leaves[i]._version != writes[i]]:
+                increment_version(outputs[i])  # what backward needs of it is gone
             share = loss * self.weights[microbatch]
             share.backward()  # type: ignore[no-untyped-call]
         share = share.detach()
@@ -95,6 +99,13 @@ class LossHead:
         for leaf in leaves[num_outputs:]:
             leaf.grad = None
         return gradients
+
+
+def _own_memory(outputs: Values) -> set[int]:
+    """The numbers of outputs that share memory with no other."""
+    dense = {i: x for i, x in enumerate(outputs) if x.layout is torch.strided}
+    held = [x.untyped_storage().data_ptr() for x in dense.values()]
+    return {i for i, place in zip(dense, held, strict=True) if held.count(place) == 1}
 
 
 def _check_loss(loss: Any) -> None:
@@ -241,7 +252,7 @@ class Step:
 
 
 def _hint(error: BaseException, stage: Stage) -> str:
-    """A hint for an error: of memory that is limited, or of values that other processes have."""
+    """A hint for an error: of limited memory, or of what is not there for a loss."""
     device, text = stage.local_device, str(error)
     if "meta tensor" in text:
         return (
@@ -249,6 +260,11 @@ def _hint(error: BaseException, stage: Stage) -> str:
             "needs of them, and keep it on an attribute)"
         )
     refused = isinstance(error, MemoryError | torch.OutOfMemoryError) or "allocate memory" in text
+    if "to not have been used in the graph" in text:
+        return (
+            " (the graph of loss_fn begins at the outputs: let forward return what comes before "
+            "those parameters, and apply them in loss_fn)"
+        )
     if device.memory_bytes is None or not refused:
         return ""
     return (
