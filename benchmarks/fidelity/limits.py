@@ -40,7 +40,8 @@ only so much of its largest peak (`limit`), with a tenth in reserve
 before, and without {OTHERS_BYTES // 2**20} MiB for what is no tensor, in parts of the device's
 memory, on the host that came nearest to it: above 1 it would have been killed. Once with malloc as
 the runtime sets it up, once with glibc's own settings. `step` is the time of a step in parts of the
-same plan's where devices have no limits.
+same plan's where devices have no limits; `planned` is the plan's bottleneck in parts of that of the
+best plan without limits, and `recomputed` the part of computing that runs again in backward.
 
 How limits are kept (`runtime/memory/call_memory.py`): malloc keeps what is freed. Each action of a
 stage ends with a look at the kernel's count. Near the limit the heap's free pages go back; where
@@ -72,7 +73,8 @@ def main() -> None:
 def text(rows: Sequence[Row]) -> str:
     """The document."""
     head = (
-        "model | limit | MB | stages | gap % | predicted, of limit | charged | step | glibc's own"
+        "model | limit | MB | stages | gap % | planned | recomputed % | predicted, of limit | "
+        "charged | step | glibc's own"
     )
     lines = [f"| {head} |", f"| {' | '.join('---' for _ in head.split('|'))} |"]
     ours, others = ([row for row in rows if row["malloc"] == malloc] for malloc in MALLOC)
@@ -80,10 +82,11 @@ def text(rows: Sequence[Row]) -> str:
         name, _, share = row["task"].partition("@")
         cells = [name, share, f"{row['limit'] / 1e6:.0f}"]
         if "stages" in row:
-            cells += [str(row["stages"]), f"{100 * row['gap']:.1f}", f"{row['predicted']:.2f}"]
+            cells += [str(row["stages"]), f"{100 * row['gap']:.1f}", f"{row['slower']:.2f}"]
+            cells += [f"{100 * row['recomputed']:.1f}", f"{row['predicted']:.2f}"]
             cells += [f"{row['charged']:.2f}", f"{row['limited_s'] / row['free_s']:.2f}"]
         else:
-            cells += ["none found", *[""] * 4]
+            cells += ["none found", *[""] * 6]
         cells += [f"{other['charged']:.2f}" if "charged" in other else ""]
         lines.append(f"| {' | '.join(cells)} |")
     return TEXT + _says(ours, others) + "\n".join(lines) + f"\n\n{when_and_where(MODULE)}\n"

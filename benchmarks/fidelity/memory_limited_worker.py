@@ -66,10 +66,12 @@ def _setting(hosts: DeviceInventory, cluster: Cluster, case: Case, path: Path) -
 def _planned(setting: Setting, share: float) -> dict[str, Any]:
     """A plan within a share of what the best one without limits takes, as JSON."""
     search = partial(solve, gap=0.01, time_limit_s=15)
-    limit = share * _peak(search(setting.graph, setting.cluster, setting.assumptions).plan)
+    free = search(setting.graph, setting.cluster, setting.assumptions).plan
+    limit = share * _peak(free)
     try:
         limited = _limited(setting.cluster, limit)
-        plan = search(setting.graph, limited, setting.assumptions).plan
+        asked = replace(setting.assumptions, recompute="auto")
+        plan = search(setting.graph, limited, asked).plan
     except (InfeasibleError, NoPlanError):
         return {"plan": None, "limit": limit}
     found = {
@@ -77,6 +79,9 @@ def _planned(setting: Setting, share: float) -> dict[str, Any]:
         "stages": len(plan.stages),
         "gap": plan.gap,
         "predicted": _peak(plan) / limit,
+        "slower": plan.objective_value / free.objective_value,
+        "recomputed": sum(x.recompute_s for x in plan.stages)
+        / sum(x.compute_s for x in plan.stages),
     }
     return {"plan": files.encode(plan).decode(), **found}
 
