@@ -5,6 +5,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
+import numpy
+
 from skyfx.runtime.execution.batch_dims import BatchDims, Dim
 from skyfx.runtime.execution.microbatch import Batch
 from skyfx.runtime.execution.output_joins import OutputJoins
@@ -53,10 +55,20 @@ class BatchCutter:
         """
         whole = Batch.of_targets(targets)
         is_asked = self.targets is not None and bool(self.targets.asked)
-        has_samples = any(x.ndim for x in whole.tensors) or is_asked
-        if self.size is None or not has_samples:
-            return [whole] * len(parts)
         num_samples = sum(part.batch_size for part in parts)
+        has_samples = any(x.ndim for x in whole.tensors) or is_asked
+        has_samples |= BatchDims.of_targets(None).has_entries(whole.named_leaves, num_samples)
+        if self.size is None:
+            return [whole] * len(parts)
+        if any(
+            isinstance(x, numpy.ndarray) and x.shape[:1] == (num_samples,) for x in whole.leaves
+        ):
+            raise ValueError(
+                "the targets hold an array of numpy, which no micro-batch would have its part of: "
+                "give a tensor (torch.as_tensor)"
+            )
+        if not has_samples:
+            return [whole] * len(parts)
         rule = self._extended(whole, num_samples)
         placed = whole.placed(rule)
         if placed.batch_size != num_samples:

@@ -128,7 +128,9 @@ class BatchDims:
 
     def extended(self, leaves: Leaves, num_samples: int | None = None) -> "BatchDims":
         """The same rule, with what is new in this batch."""
-        if all(self.said(path) != NEW for path, _ in _tensors(leaves)):
+        paths = [path for path, _ in _tensors(leaves)]
+        paths += [path for path in _lists(leaves) if self._are_entries(leaves, path)]
+        if all(self.said(path) != NEW for path in paths):
             return self
         numbers = self._numbers(leaves) if num_samples is None else [num_samples]
         return self._decided(leaves, numbers[0]) if numbers else self
@@ -188,6 +190,16 @@ class BatchDims:
         entries = tuple(path for path, n in lists.items() if n == num_samples)
         return Placement(tuple(own), entries, num_samples)
 
+    def has_entries(self, leaves: Leaves, number: int) -> bool:
+        """Whether there is such a list with so many entries."""
+        lists = _lists(leaves).items()
+        return any(n == number > 1 and self._are_entries(leaves, path) for path, n in lists)
+
+    def _are_entries(self, leaves: Leaves, path: Path) -> bool:
+        """Whether a list among targets holds texts or numbers of one type."""
+        kinds = {type(x) for where, x in leaves if _is_inside(where, path)}
+        return self.argument == "target_dims" and len(kinds) == 1 and kinds <= {str, int, float}
+
     def _dim(self, path: Path, leaf: Any) -> int | None:
         dim = self.said(path)
         if not isinstance(dim, int) or not isinstance(leaf, Tensor):
@@ -232,7 +244,8 @@ class BatchDims:
                 _size(x, self.default) for where, x in _tensors(leaves) if _is_inside(where, path)
             }
             is_clear = prefer_lists or rows != {num_samples}
-            if self.said(path) == NEW and number == num_samples > 1 and rows and is_clear:
+            has_entries = bool(rows) or self._are_entries(leaves, path)
+            if self.said(path) == NEW and number == num_samples > 1 and has_entries and is_clear:
                 found[self.name(path)] = "entries"
         rule = replace(self, found={**self.found, **found})
         for path, leaf in _tensors(leaves):

@@ -152,6 +152,13 @@ def test_targets_are_cut_like_the_batch() -> None:
     ]
     both = targets_of(None, {"class_weights": zeros(10), "boxes": ragged, "y": zeros(8)})
     assert [len(both[0][name]) for name in ("class_weights", "boxes", "y")] == [10, 2, 2]
+    labels = targets_of(None, {"y": zeros(8), "texts": list("abcdefgh"), "steps": [0.5, 1.0]})
+    assert [x["texts"] for x in labels] == [["a", "b"], ["c", "d"], ["e", "f"], ["g", "h"]]
+    assert all(x["steps"] == [0.5, 1.0] for x in labels)
+    assert targets_of(None, [*range(8)]) == [[0, 1], [2, 3], [4, 5], [6, 7]]
+    assert targets_of(None, ["a", 1] * 4) == [["a", 1] * 4] * 4
+    with pytest.raises(ValueError, match=r"give a tensor \(torch.as_tensor\)"):
+        targets_of(None, zeros(8).numpy())
     heads = targets_of(None, (zeros(8), zeros(8, 3)))
     assert [tuple(x.shape) for x in heads[0]] == [(2,), (2, 3)]
 
