@@ -35,6 +35,7 @@ def test_a_training_step_equals_the_unsplit_model(case: Case, schedule: str) -> 
     assert_training_equals_the_unsplit_model(case, schedule)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["gpt2", "t5", "unet"])
 @pytest.mark.parametrize("schedule", ["generated", "interleaved"])
 def test_so_it_does_with_schedules_made_for_a_plan(name: str, schedule: str) -> None:

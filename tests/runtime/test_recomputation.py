@@ -84,6 +84,7 @@ def test_two_steps_with_recomputed_segments_are_the_unsplit_models(name: str) ->
         assert theirs is None or torch.equal(parameter.grad, theirs), key
 
 
+@pytest.mark.slow
 def test_a_plan_within_limits_recomputes_and_trains_as_the_unsplit_model() -> None:
     torch.manual_seed(0)
     case = models.bert(dropout=0.1, layers=1)

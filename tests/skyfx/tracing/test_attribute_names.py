@@ -51,6 +51,7 @@ def test_nodes_have_the_names_of_the_model(case: Case) -> None:
     assert {f"scales.{key}" for key in KEYS} < ids
 
 
+@pytest.mark.slow
 def test_stages_compute_what_the_model_computes(case: Case, tmp_path: Path) -> None:
     names = list(case.model.state_dict())
     alone = unsplit_reference.unsplit(case)

@@ -37,6 +37,7 @@ def test_a_right_bound_is_confirmed_and_one_above_a_plan_is_refuted(
         assert recheck(problem, plan.objective_value * 1.5 + 1).verdict == "refuted"
 
 
+@pytest.mark.slow
 @cases(60)
 @given(graphs(), clusters(), assumptions())
 def test_spreading_freely_bounds_every_plan(g: Graph, c: Cluster, a: Assumptions) -> None:
