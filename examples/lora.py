@@ -4,9 +4,10 @@ The base weights are frozen. They have no gradient and no state of the optimizer
 before the first adapter keeps nothing for a backward. So two devices train what neither could hold,
 and what would take four times as much if all of it trained:
 
-    python examples/lora.py adapter/ [--steps N] [--layers N]
+    pip install peft
+    python examples/lora.py adapter/
 
-Afterwards the adapter lies in the folder under its own names, as `PeftModel.from_pretrained` reads
+`--steps` and `--layers` say how many. Afterwards the adapter lies in the folder under its own names, as `PeftModel.from_pretrained` reads
 it, and the merged model infers.
 """
 
