@@ -7,7 +7,7 @@ and what would take four times as much if all of it trained:
     pip install peft
     python examples/lora.py adapter/
 
-`--steps` and `--layers` say how many. Afterwards the adapter lies in the folder under its own names,
+`--steps` and `--layers` say how many. Then the adapter lies in the folder under its own names,
 as `PeftModel.from_pretrained` reads it, and the merged model infers.
 """
 
