@@ -151,14 +151,21 @@ def _measured(hosts: DeviceInventory, peer: int, *, leads: bool) -> Wire:
 def _bandwidth(
     hosts: DeviceInventory, peer: int, small: MessageLayout, *, leads: bool, large_there: bool
 ) -> float:
-    """Bytes per second, from what four times as large a message takes longer."""
+    """Bytes per second, from what four times as large a message takes longer.
+
+    Where it takes hardly longer, because of latency or of what else the hosts do, a larger one is
+    sent; of the largest the whole time counts, and the link is no slower than that.
+    """
     size, before_s = FIRST_BYTES, 0.0
     while True:
         large = MessageLayout([TensorSpec((size,), torch.uint8)])
         there, back = (large, small) if large_there else (small, large)
         took_s = _message_s(hosts, peer, there, back, leads=leads, rounds=3)
-        if before_s > LONG_S / 4 or size >= MOST_BYTES:
-            return size * 0.75 / max(took_s - before_s, 1e-9)
+        longer_s = took_s - before_s
+        if before_s > LONG_S / 4 and longer_s > took_s / 4:
+            return size * 0.75 / longer_s
+        if size >= MOST_BYTES:
+            return size / took_s
         size, before_s = size * 4, took_s
 
 
