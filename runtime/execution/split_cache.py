@@ -176,7 +176,7 @@ class SplitCache:
         return "switched" if any(map(switches_itself, self._model.modules())) else ()
 
     def _forget_stale_firsts(self) -> None:
-        stale = [first for first in self._firsts() if first.are_stale()]
+        stale = [first for first in self._firsts() if first.undo_if_stale()]
         if stale:
             self._made.clear()
 

@@ -240,8 +240,8 @@ class Stage:
 class FirstCall(Protocol):
     """What plain torch's first call would make of a model's parameters, and keep."""
 
-    def are_stale(self) -> bool:
-        """Whether the parameters have changed since it was made; then it is put back."""
+    def undo_if_stale(self) -> bool:
+        """Put it back if the parameters have changed since; whether they have."""
 
     def settle(self) -> None:
         """The model has been called: it stays."""

@@ -173,8 +173,8 @@ class FirstValues:
             self._made_of = {name: x.detach().clone() for name, x in own if id(x) in read}
         return bool(names)
 
-    def are_stale(self) -> bool:
-        """Whether parameters that they are made of have changed since; then they are undone.
+    def undo_if_stale(self) -> bool:
+        """Undo them if parameters that they are made of have changed since; whether they have.
 
         Plain torch makes them of what the parameters are when it is called first.
         """
