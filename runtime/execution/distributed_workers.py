@@ -1,7 +1,6 @@
 """The workers of a pipeline in several processes: each runs some of the stages, in threads."""
 
 import itertools
-import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -11,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from skyfx.runtime.device import LocalDevice
+from skyfx.runtime.distributed.clock_difference import ahead_of_first_s
 from skyfx.runtime.distributed.gathering import gathered
 from skyfx.runtime.distributed.process_group import ProcessGroup
 from skyfx.runtime.distributed.roll_call import enter
@@ -241,9 +241,8 @@ class DistributedWorkers(Workers):
         return StepResult(None, outputs, busy)
 
     def timeline(self, ours: list[CompletedAction]) -> list[CompletedAction]:
-        """The actions of all processes in a step; a message to all aligns their clocks."""
-        self.group.sum(torch.zeros(1))
-        ours = done_since(time.perf_counter(), ours)
+        """The actions of all processes in a step, by the first one's clock."""
+        ours = done_since(ahead_of_first_s(self.group), ours)
         every = self.group.all_gather_json(ours, list[CompletedAction])
         return [action for actions in every for action in actions]
 

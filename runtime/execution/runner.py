@@ -261,7 +261,7 @@ class Runner:
     def timeline(self) -> tuple[CompletedAction, ...]:
         """The actions of the last step, in seconds since its first; all processes call it.
 
-        On several hosts the clocks agree within the time of a message to all.
+        On several hosts the clocks agree within half the time of a message to all.
         """
         with self._turn():
             ours = [

@@ -3,6 +3,7 @@
 import builtins
 import json
 import sys
+import time
 from dataclasses import replace
 from pathlib import Path
 
@@ -10,6 +11,7 @@ import torch
 from safetensors import SafetensorError
 
 import skyfx
+from skyfx.runtime.distributed.clock_difference import ahead_of_first_s
 from skyfx.runtime.distributed.process_group import ProcessGroup
 from skyfx.solver import errors
 
@@ -53,6 +55,17 @@ def infeasible(cluster: skyfx.Cluster) -> list[str]:
     raise AssertionError("nothing was raised")
 
 
+def clock_differences(group: ProcessGroup) -> list[float]:
+    """Of the clock that all share, and of one that is 1000 s ahead in the second process."""
+
+    def delayed_s() -> float:
+        time.sleep(0.02 * group.rank * torch.rand(()).item())  # one is late in each message
+        return time.perf_counter()
+
+    differing = ahead_of_first_s(group, lambda: delayed_s() + 1000 * group.rank)
+    return [ahead_of_first_s(group, delayed_s), differing]
+
+
 def main(folder: str) -> None:
     torch.set_num_threads(1)
     cluster, group = skyfx.Cluster.from_environment(), ProcessGroup.join()
@@ -62,6 +75,7 @@ def main(folder: str) -> None:
         "values": group.run_together(lambda: {"rank": group.rank, "inf": float("inf")}),
         "first": group.broadcast_from_first(lambda: group.rank),
         "own": group.barrier_after(lambda: group.rank),
+        "clocks": clock_differences(group),
         "infeasible": infeasible(cluster),
     }
     Path(folder, f"{group.rank}.json").write_text(json.dumps(said))

@@ -58,6 +58,12 @@ def test_values_come_to_all(reports: list[dict[str, Any]]) -> None:
         assert said["own"] == rank
 
 
+def test_clocks_differ_by_what_no_delay_explains(reports: list[dict[str, Any]]) -> None:
+    first, second = (said["clocks"] for said in reports)
+    assert first == [0.0, 0.0]
+    assert second == [0.0, pytest.approx(1000, abs=30)]
+
+
 def test_only_listed_classes_are_made_from_a_name() -> None:
     impostor = type("PlanError", (Exception,), {})
     assert describe(impostor("it failed")) == ("SkyfxError", "PlanError: it failed")
