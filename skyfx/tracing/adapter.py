@@ -22,13 +22,14 @@ from skyfx.solver.errors import CaptureError
 from skyfx.tracing.data_dependence import NoDataDependence
 from skyfx.tracing.effects.attribute_watch import AttributeWatch
 from skyfx.tracing.effects.counters import put_stand_ins, reads_refused
+from skyfx.tracing.effects.eager_ways import SameKernels
 from skyfx.tracing.effects.first_call import (
-    FirstCallError,
     Structure,
     check_same,
     modules_and_hooks,
 )
 from skyfx.tracing.effects.observing_hooks import Observers, put_off
+from skyfx.tracing.failures import FinalError
 from skyfx.tracing.leaves.bound_code import buffers_kept
 from skyfx.tracing.node_names import ADAPTED
 from skyfx.tracing.torch_internals import export_flags, interceptable_lists
@@ -128,6 +129,7 @@ class TensorsOnly(nn.Module):
             try:
                 with (
                     interceptable_lists(),
+                    SameKernels(),
                     nullcontext() if is_real else NoDataDependence(),
                     export_flags(exported=self._exported),
                     put_off(self._effects.observers.sites) as calls,
@@ -176,7 +178,7 @@ def check_runs(model: nn.Module, adapter: TensorsOnly) -> None:
             adapter(*adapter.copies())
     except ForwardFailedError as failed:
         error = model_error(failed)
-        if isinstance(error, FirstCallError) or not isinstance(error, CaptureError):
+        if isinstance(error, FinalError) or not isinstance(error, CaptureError):
             raise error from None
     except CaptureError:
         pass  # a refused side effect, which the first error names

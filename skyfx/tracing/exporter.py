@@ -39,7 +39,7 @@ from skyfx.tracing.effects.made_generators import begin_anew
 from skyfx.tracing.effects.mutable_attributes import RegisteredBuffers, written_attributes
 from skyfx.tracing.effects.observing_hooks import observing_hooks
 from skyfx.tracing.effects.recomputed_writes import repeat_writes
-from skyfx.tracing.failures import model_line
+from skyfx.tracing.failures import FinalError, model_line
 from skyfx.tracing.graph_tidying import tidy
 from skyfx.tracing.late_code import late_code
 from skyfx.tracing.leaves.leaf_calls import put_leaves
@@ -203,7 +203,7 @@ def _trace(
                 return traced
             except Exception as failed:
                 errors.append(model_error(failed))
-            if isinstance(errors[-1], first_call.FirstCallError):
+            if isinstance(errors[-1], FinalError):
                 raise errors[-1]
             if len(errors) == 1:
                 check_runs(model, adapter())
@@ -241,7 +241,7 @@ def _add_leaf(
             _record(model, adapter, selection)
         except ForwardFailedError as failed:
             error = model_error(failed)
-            if isinstance(error, first_call.FirstCallError):
+            if isinstance(error, FinalError):
                 raise error from None
             if not isinstance(error, CaptureError):
                 return error  # the model's own

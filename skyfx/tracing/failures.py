@@ -31,6 +31,10 @@ CURES = {
 _FRAME = re.compile(r'File "([^"]+)", line (\d+)')
 
 
+class FinalError(CaptureError):
+    """Capturing fails because of what forward does, and no part that stays whole would help."""
+
+
 def capture_failure(model: nn.Module, microbatch: Batch, error: Exception) -> CaptureError:
     """The error that says why a model cannot be captured."""
     shapes = ", ".join(str(tuple(x.shape)) for x in microbatch.tensors)

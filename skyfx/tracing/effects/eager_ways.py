@@ -8,10 +8,12 @@ torch.randint_like(x, 4)          eager torch has no derivative by x, the operat
 torch.ones(4)                     the default type may be another when the operator runs: it is told
 with sdpa_kernel(MATH):           the choice of kernels would be over when the operator runs: it is
     y = attention(q, k, v)        the operator of that kernel
+with mkldnn.flags(enabled=False): refused: no operator says so, and other stages run meanwhile
 """
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from operator import attrgetter
 from typing import Any
 
 import torch
@@ -23,6 +25,7 @@ from torch.overrides import TorchFunctionMode
 from skyfx.runtime.execution.step import autocast_here
 from skyfx.solver.errors import CaptureError
 from skyfx.tracing.effects.autocast_casts import share_casts
+from skyfx.tracing.failures import FinalError
 from skyfx.tracing.node_names import graphs_in
 from skyfx.tracing.torch_internals import replaced, schema_of
 
@@ -33,6 +36,22 @@ _KERNELS: dict[str, Callable[[], bool]] = {
     "cudnn": attention.cudnn_sdp_enabled,
     "math": attention.math_sdp_enabled,
 }
+_SWITCHES = (
+    "cuda.matmul.fp32_precision",
+    "cudnn.benchmark",
+    "cudnn.conv.fp32_precision",
+    "cudnn.deterministic",
+    "cudnn.enabled",
+    "cudnn.rnn.fp32_precision",
+    "mkldnn.conv.fp32_precision",
+    "mkldnn.deterministic",
+    "mkldnn.enabled",
+    "mkldnn.matmul.fp32_precision",
+    "mkldnn.rnn.fp32_precision",
+)
+"""What chooses kernels for the whole process, in `torch.backends`."""
+
+_read_switches = attrgetter(*_SWITCHES)
 _DRAWN_ALIKE = (_ATEN.randint_like, _ATEN.rand_like, _ATEN.randn_like)
 
 
@@ -52,6 +71,41 @@ def modules_left() -> Iterator[None]:
 
     with replaced(fx.Tracer, "call_module", call_module):
         yield
+
+
+class SameKernels(TorchFunctionMode):
+    """Within it, forward may not choose other kernels than there were when this was made.
+
+    Raises:
+        FinalError: a function runs with others.
+    """
+
+    def __init__(self, *, attention_too: bool = False) -> None:
+        """Hold the switches to what they are; of attention's only where no operator has them."""
+        super().__init__()
+        self._attention_too = attention_too
+        self._outside = self._switches()
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if (switches := self._switches()) != self._outside:
+            changed = [name for name, x in switches.items() if x != self._outside[name]]
+            raise FinalError(
+                f"forward switches {', '.join(changed)}, which is of the whole process, in which "
+                "other stages run meanwhile.\nSwitch it around the pipeline's calls"
+            )
+        return func(*args, **(kwargs or {}))
+
+    def _switches(self) -> dict[str, object]:
+        values = _read_switches(torch.backends)
+        switches: dict[str, object] = {
+            f"torch.backends.{name}": x for name, x in zip(_SWITCHES, values, strict=True)
+        }
+        switches["torch.use_deterministic_algorithms"] = (
+            torch.are_deterministic_algorithms_enabled()
+        )
+        if self._attention_too:
+            switches["the kernels of attention in code that stays whole"] = _chosen_kernels()
+        return switches
 
 
 class ChosenAttention(TorchFunctionMode):
@@ -96,6 +150,11 @@ class ChosenAttention(TorchFunctionMode):
 def _kernels() -> set[str]:
     """The kernels that attention may choose from."""
     return {name for name, is_allowed in _KERNELS.items() if is_allowed()}
+
+
+def _chosen_kernels() -> set[str]:
+    """Those of them that decide: on CPUs attention is `flash` wherever it may and can be."""
+    return _kernels() if torch.cuda.is_available() else _kernels() & {"flash"}
 
 
 def follow_eager(module: fx.GraphModule) -> None:

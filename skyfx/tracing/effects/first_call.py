@@ -23,13 +23,13 @@ from skyfx.runtime.pytree import tree_leaves
 from skyfx.solver.errors import CaptureError
 from skyfx.tracing.effects.attribute_effects import is_constant
 from skyfx.tracing.effects.attribute_watch import AttributeWatch
-from skyfx.tracing.failures import line_of
+from skyfx.tracing.failures import FinalError, line_of
 
 Structure = Callable[[nn.Module], Mapping[str, Any]]
 """What forward may not change, by name."""
 
 
-class FirstCallError(CaptureError):
+class FirstCallError(FinalError):
     """Forward changes modules or hooks of the model."""
 
 

@@ -3,8 +3,7 @@
 torch.export follows no branch on a value, no shape that depends on one, and no custom gradient. The
 innermost call whose code needs one of these becomes a leaf, and the model is traced again. If its
 arguments or its result cannot cross the edge of a node, the next place around it is tried: the call
-around it, then lines of the model's own forward, and more of those lines. At last single operators
-are fixed to their results (see `data_dependence`).
+around it, then lines of the model's own forward. At last single operators keep their results.
 """
 
 import logging
@@ -22,6 +21,7 @@ from skyfx.solver.errors import CaptureError
 from skyfx.tracing.data_dependence import DependsOnValuesError, OpSite, OpSiteOverride
 from skyfx.tracing.effects.attribute_watch import AttributeWatch
 from skyfx.tracing.effects.autograd_effects import CustomGradientError
+from skyfx.tracing.failures import FinalError
 from skyfx.tracing.leaves.call_sites import CallSite, call_sites_in, decides, similar_sites
 from skyfx.tracing.leaves.forward_lines import ForwardCode, Lines
 from skyfx.tracing.leaves.leaf_arguments import flatten_held
@@ -246,6 +246,8 @@ class LeafSelection:
         self._is_inside = True
         try:
             yield False
+        except FinalError:
+            raise
         except Exception as error:
             if isinstance(site, CallSite):
                 self.is_doubtful |= not self._trusting

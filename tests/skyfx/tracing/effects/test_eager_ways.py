@@ -1,12 +1,19 @@
 """A captured graph does what eager torch does, where torch.export notes something else."""
 
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+from functools import partial
 from typing import Any
 
+import pytest
 import torch
 from torch import Tensor, nn
+from torch.backends import mkldnn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.functional import mse_loss, scaled_dot_product_attention
 
+import skyfx
+from skyfx.solver.errors import CaptureError
 from tests.support import unsplit_reference
 from tests.support.models import BATCH, Case
 from tests.support.plans import SIZE, split_evenly
@@ -99,6 +106,59 @@ def test_attention_has_the_kernel_that_forward_chooses() -> None:
         with torch.no_grad():
             outputs = torch.cat([alone.model(part) for part in x.split(SIZE)])
         assert torch.equal(pipeline(x), outputs)
+
+
+class SwitchesOff(nn.Module):
+    """Computes with other kernels than the process's, in a module's call or in its own lines."""
+
+    def __init__(self, around: Callable[[], AbstractContextManager[Any]], inner: nn.Module) -> None:
+        super().__init__()
+        self.first, self.inner, self.last = nn.Linear(8, 8), inner, nn.Linear(8, WIDTH)
+        self.around = around
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = self.first(x)
+        with self.around():
+            h = self.inner(h)
+        return self.last(h)
+
+
+class StaysWhole(nn.Module):
+    """Attends to as many rows as are positive."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        kept = x[x[:, 0] > 0][None, None]
+        return x + scaled_dot_product_attention(kept, kept, kept).sum()
+
+
+@pytest.mark.filterwarnings("ignore:TF32 acceleration")  # torch's own, where flags are put back
+@pytest.mark.parametrize(
+    ("around", "inner", "said"),
+    [
+        (partial(mkldnn.flags, enabled=False), nn.Linear(8, 8), "torch.backends.mkldnn.enabled"),
+        (partial(mkldnn.flags, enabled=False), StaysWhole(), "torch.backends.mkldnn.enabled"),
+        (
+            partial(sdpa_kernel, SDPBackend.MATH),
+            StaysWhole(),
+            "the kernels of attention in code that",
+        ),
+    ],
+)
+def test_switches_of_the_whole_process_are_refused(
+    around: Callable[[], AbstractContextManager[Any]], inner: nn.Module, said: str
+) -> None:
+    with pytest.raises(CaptureError) as raised:
+        skyfx.partition(
+            SwitchesOff(around, inner),
+            ["cpu"] * 2,
+            example_inputs=torch.randn(BATCH, 8),
+            num_microbatches=1,
+        )
+    (first, cure) = str(raised.value).splitlines()
+    assert f"forward switches {said}" in first
+    assert "test_eager_ways.py" in first
+    assert cure == "Switch it around the pipeline's calls"
+    assert mkldnn.enabled
 
 
 class Precise(nn.Module):
