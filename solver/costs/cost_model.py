@@ -162,15 +162,22 @@ def boundary_s(
     wires: Wiring,
     assumptions: Assumptions,
 ) -> list[float]:
-    """Seconds of each boundary in `relay`: values forward, in training their gradients back."""
-    moves = []
-    for k, crossing in enumerate(crossings(graph, stage_of, len(names))):
-        forward = sum(node.output_bytes for node in crossing)
-        backward = sum(node.gradient_bytes for node in crossing) if assumptions.training else 0.0
-        here, there = names[k], names[k + 1]
-        move = transfer_s(wires(here, there), forward) if crossing else 0.0
-        moves.append(move + (transfer_s(wires(there, here), backward) if backward else 0.0))
-    return moves
+    """Seconds of each boundary in `relay`."""
+    between = crossings(graph, stage_of, len(names))
+    return [
+        crossing_s(crossing, wires, names[k], names[k + 1], assumptions)
+        for k, crossing in enumerate(between)
+    ]
+
+
+def crossing_s(
+    crossing: Sequence[Node], wires: Wiring, here: str, there: str, assumptions: Assumptions
+) -> float:
+    """Seconds that these values take from here to there, in training with their gradients back."""
+    forward = sum(node.output_bytes for node in crossing)
+    backward = sum(node.gradient_bytes for node in crossing) if assumptions.training else 0.0
+    move = transfer_s(wires(here, there), forward) if crossing else 0.0
+    return move + (transfer_s(wires(there, here), backward) if backward else 0.0)
 
 
 def _host_s(

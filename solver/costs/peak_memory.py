@@ -10,6 +10,7 @@ saved tensors of the micro-batches in flight. During a backward, gradients of va
 Queued messages and the workspace of an operator come on top.
 """
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
@@ -185,11 +186,12 @@ def _passing_bytes(
     What a segment keeps that is recomputed comes when its backward begins.
     """
     freed, again, running = 0.0, _again_bytes(members), ""
-    # Which storage holds the gradient of each value; those that are passed on share one.
-    held: dict[str, str] = {node.id: node.id for node in after if node.gradient_bytes}
-    size = {node.id: node.gradient_bytes for node in after}
+    held = _HeldGradients()
+    for node in after:
+        if node.gradient_bytes:
+            held.put(node.id, node.id, node.gradient_bytes)
     known = {node.id: node for node in (*after, *members)}
-    most = _total(held, size)
+    most = held.total_bytes
     for node in reversed(members):
         own = saved[node.id]
         if isinstance(node, RecomputedNode):
@@ -197,18 +199,18 @@ def _passing_bytes(
             if node.segment != running:
                 running = node.segment
                 freed -= again[running]
-        if node.id not in held:
+        if node.id not in held.storage_of:
             freed += own
             continue
         passing = any(part in PASSING for part in node.op.split(".")[1:2])  # `aten.add.Tensor`
         for name in node.inputs:
             reads = known.get(name)
-            if name in held or (reads is not None and not reads.gradient_bytes):
+            if name in held.storage_of or (reads is not None and not reads.gradient_bytes):
                 continue
-            held[name] = held[node.id] if passing else name
-            size.setdefault(name, reads.gradient_bytes if reads else 0.0)
-        most = max(most, _total(held, size) + node.trained_bytes + node.workspace_bytes - freed)
-        del held[node.id]
+            storage = held.storage_of[node.id] if passing else name
+            held.put(name, storage, reads.gradient_bytes if reads else 0.0)
+        most = max(most, held.total_bytes + node.trained_bytes + node.workspace_bytes - freed)
+        held.drop(node.id)
         freed += own
     return most
 
@@ -222,5 +224,31 @@ def _again_bytes(members: Sequence[Node]) -> dict[str, float]:
     return found
 
 
-def _total(held: dict[str, str], size: dict[str, float]) -> float:
-    return sum(size[storage] for storage in set(held.values()))
+class _HeldGradients:
+    """The gradients that are held; those that are passed on share a storage.
+
+    Attributes:
+        storage_of: what holds the gradient of each value.
+        total_bytes: of all storages.
+    """
+
+    def __init__(self) -> None:
+        self.storage_of: dict[str, str] = {}
+        self.total_bytes = 0.0
+        self._bytes: dict[str, float] = {}
+        self._num_values = Counter[str]()
+
+    def put(self, name: str, storage: str, size_bytes: float) -> None:
+        """Hold the gradient of a value; a new storage is of this size."""
+        if not self._num_values[storage]:
+            self._bytes.setdefault(storage, size_bytes)
+            self.total_bytes += self._bytes[storage]
+        self.storage_of[name] = storage
+        self._num_values[storage] += 1
+
+    def drop(self, name: str) -> None:
+        """Hold the gradient of a value no longer."""
+        storage = self.storage_of.pop(name)
+        self._num_values[storage] -= 1
+        if not self._num_values[storage]:
+            self.total_bytes -= self._bytes[storage]

@@ -150,13 +150,12 @@ def _searched(
 ) -> tuple[Problem, SearchResult]:
     """The best plan under the schedule of the search, and the problem with what it recomputes."""
 
-    def plain() -> tuple[SearchResult, bool]:
-        again = replace(limits, began=time.monotonic())
+    def plain(limits: Limits) -> tuple[SearchResult, bool]:
         with as_schedule_error(asked):
-            found = search(possible(problem), again, known, strategy)
+            found = search(possible(problem), limits, known, strategy)
         fitting = repair_peaks(problem, found, limits, strategy) if enforce_peaks else found
         return fitting, fitting is not found
 
     if strategy == "optimal" and may_recompute(problem):
         return search_recomputing(problem, plain, limits, enforce_peaks=enforce_peaks)
-    return problem, plain()[0]
+    return problem, plain(limits)[0]

@@ -30,7 +30,7 @@ from skyfx.solver.refinement.peak_annealing import COLD, EXCESS_WEIGHT, HOT, MOV
 from skyfx.solver.refinement.segment_choice import Recomputing, SegmentChoice
 from skyfx.solver.refinement.segment_runs import all_segments
 
-PlainSearch = Callable[[], tuple[SearchResult, bool]]
+PlainSearch = Callable[[Limits], tuple[SearchResult, bool]]
 """The best plan without recomputation, and whether it had to be repaired to fit at its peaks."""
 
 ANNEALING_S = 5.0
@@ -108,7 +108,7 @@ def search_recomputing(
     """
     attempt = _Attempt(plain)
     if not problem.memory_binds:  # by what lasts; peaks may still be too large
-        best, is_repaired = attempt.result
+        best, is_repaired = attempt.result(limits)
         if best is not None and not is_repaired:
             return problem, best
     ideal = relaxed(problem)
@@ -122,7 +122,7 @@ def search_recomputing(
         if near.interrupted:
             raise KeyboardInterrupt
     bound = simple_bound(ideal) if near is None else near.bound
-    best, _ = attempt.result
+    best, _ = attempt.result(replace(limits, began=time.monotonic()))
     if best is not None:
         best = replace(best, bound=bound)
         if near is None or _is_enough(best, limits):
@@ -152,12 +152,11 @@ class _Attempt:
     fault: InfeasibleError | NoPlanError | None = None
     _found: tuple[SearchResult | None, bool] | None = None
 
-    @property
-    def result(self) -> tuple[SearchResult | None, bool]:
+    def result(self, limits: Limits) -> tuple[SearchResult | None, bool]:
         """The best plan, None where there is none, and whether its peaks had to be repaired."""
         if self._found is None:
             try:
-                self._found = self.plain()
+                self._found = self.plain(limits)
             except (InfeasibleError, NoPlanError) as error:
                 self._found, self.fault = (None, False), error
         return self._found
