@@ -24,7 +24,7 @@ from skyfx.runtime.state.reachable_state import (
     reachable_slots,
     slots_within,
 )
-from skyfx.runtime.written_parameters import WrittenParameters, parameter_restorer
+from skyfx.runtime.state.written_parameters import WrittenParameters, parameter_restorer
 
 
 @dataclass(frozen=True, slots=True)

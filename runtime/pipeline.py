@@ -9,15 +9,15 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from skyfx.runtime.batches.batch_cutter import BatchCutter
+from skyfx.runtime.batches.batch_dims import Dim
+from skyfx.runtime.batches.microbatch import Batch
 from skyfx.runtime.checkpoint.checkpoints import Checkpoints
 from skyfx.runtime.checkpoint.snapshot import Scheduler
 from skyfx.runtime.distributed.process_group import ProcessGroup
-from skyfx.runtime.execution.batch_cutter import BatchCutter
-from skyfx.runtime.execution.batch_dims import Dim
-from skyfx.runtime.execution.microbatch import Batch
+from skyfx.runtime.execution.loss_head import returned_loss
 from skyfx.runtime.execution.runner import Runner
 from skyfx.runtime.execution.shared_data import CallData, Reads
-from skyfx.runtime.execution.step import returned_loss
 from skyfx.runtime.execution.verified import Verified
 from skyfx.runtime.execution.workers import Deployment, Rebalancer, StepTimes
 from skyfx.runtime.memory.limits import MemoryLimits

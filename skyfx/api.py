@@ -24,9 +24,9 @@ from skyfx.orchestration.plan_resolution import (
 from skyfx.orchestration.rebalancing import Rebalancing
 from skyfx.partitioning.plan_matching import check_plan
 from skyfx.passes.large_leaves import warn_of_large_leaves
+from skyfx.runtime.batches.batch_cutter import BatchCutter
+from skyfx.runtime.batches.batch_dims import AskedDims, BatchDims
 from skyfx.runtime.device import LocalDevice
-from skyfx.runtime.execution.batch_cutter import BatchCutter
-from skyfx.runtime.execution.batch_dims import AskedDims, BatchDims
 from skyfx.runtime.model_state import preserve_state
 from skyfx.runtime.pipeline import Pipeline
 from skyfx.solver.core.field_checks import one_of, text_sequence, whole_number
@@ -144,16 +144,19 @@ def partition(
     asked = {
         "devices": [device.name for device in environment.cluster.devices],
         "plan": None if given is None else [(x.device, x.nodes) for x in given.stages],
-        **{"mode": mode, "objective": objective, "schedule": schedule, "strategy": strategy},
-        **{"num_microbatches": num_microbatches, "optimizer_state_ratio": state},
-        **{
-            "pins": pins,
-            "recompute": recompute,
-            "gap": gap,
-            "time_limit_s": time_limit_s,
-            "check": check,
-        },
-        **{"batch_dims": batch_dims, "target_dims": target_dims},
+        "mode": mode,
+        "objective": objective,
+        "schedule": schedule,
+        "strategy": strategy,
+        "num_microbatches": num_microbatches,
+        "optimizer_state_ratio": state,
+        "pins": pins,
+        "recompute": recompute,
+        "gap": gap,
+        "time_limit_s": time_limit_s,
+        "check": check,
+        "batch_dims": batch_dims,
+        "target_dims": target_dims,
     }
     batch = agree(model, batch, asked, group, initial)
     rule = batch_rule(model, batch, batch_dims)

@@ -26,8 +26,8 @@ from benchmarks.common.documents import table, when_and_where
 from skyfx.orchestration.assembly import assemble
 from skyfx.orchestration.environment import environment_of
 from skyfx.orchestration.plan_resolution import PlanSource
-from skyfx.runtime.execution.batch_cutter import BatchCutter
-from skyfx.runtime.execution.microbatch import Batch
+from skyfx.runtime.batches.batch_cutter import BatchCutter
+from skyfx.runtime.batches.microbatch import Batch
 from skyfx.runtime.memory.resident import forget_peak
 from skyfx.runtime.pipeline import Pipeline
 from skyfx.solver.core.plan import Assumptions

@@ -9,8 +9,8 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_flatten, tree_map
 
 from benchmarks.coverage.tiny_models import Subject, seed
-from skyfx.runtime.execution.microbatch import OutputSpec
-from skyfx.runtime.execution.output_joins import OutputJoin
+from skyfx.runtime.batches.microbatch import OutputSpec
+from skyfx.runtime.batches.output_joins import OutputJoin
 from skyfx.runtime.model_state import ModelState, equal
 from skyfx.runtime.pipeline import Pipeline
 from skyfx.tracing.adapter import has_cache

@@ -21,7 +21,7 @@ from benchmarks.fidelity.table import compute_errors, worst
 from skyfx.devices.local_links import with_links
 from skyfx.devices.resolve import resolve
 from skyfx.measurement.measure import measure
-from skyfx.runtime.execution.microbatch import Batch
+from skyfx.runtime.batches.microbatch import Batch
 from skyfx.solver import Assumptions, Cluster, Graph, Plan, solve
 from skyfx.solver.costs.simulator import simulate
 from skyfx.tracing.capture import capture

@@ -26,7 +26,7 @@ from skyfx.devices.cluster_probe import probed
 from skyfx.devices.inventory import DeviceInventory
 from skyfx.measurement.distributed import measure_distributed
 from skyfx.measurement.measure import price
-from skyfx.runtime.execution.microbatch import Batch
+from skyfx.runtime.batches.microbatch import Batch
 from skyfx.solver import Assumptions, Cluster, Graph, Plan, evaluate, solve
 from skyfx.solver.core import files
 from skyfx.solver.costs.cost_model import in_flight_at

@@ -26,7 +26,7 @@ from benchmarks.hosts.manual_splits import Weights, rules
 from benchmarks.hosts.models import SUBJECTS, Subject
 from skyfx.devices.cluster_probe import probed
 from skyfx.devices.inventory import DeviceInventory
-from skyfx.runtime.execution.microbatch import Batch
+from skyfx.runtime.batches.microbatch import Batch
 from skyfx.solver import Assumptions, Cluster, Graph, Plan, solve
 from skyfx.solver.core import files
 from skyfx.solver.core.plan import Schedule

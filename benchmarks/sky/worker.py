@@ -27,7 +27,7 @@ from benchmarks.sky.metrics import SEQUENTIAL, whole
 from benchmarks.sky.published_code import CLASSES
 from skyfx.devices.cluster_probe import probed
 from skyfx.devices.inventory import DeviceInventory
-from skyfx.runtime.execution.microbatch import Batch
+from skyfx.runtime.batches.microbatch import Batch
 from skyfx.solver import Assumptions, Cluster, Graph, Plan, evaluate, solve
 from skyfx.solver.core import files
 from skyfx.solver.methods.bounds.simple_bounds import simple_bound

@@ -20,7 +20,7 @@ from typing import Any, NamedTuple
 
 from torch import Tensor, nn
 
-from skyfx.runtime.execution.microbatch import OutputSpec
+from skyfx.runtime.batches.microbatch import OutputSpec
 from skyfx.runtime.pytree import flatten
 from skyfx.runtime.state.python_numbers import Added, names_in, plain_value, without_numbers
 from skyfx.runtime.state.reachable_state import reachable_slots

@@ -9,12 +9,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from skyfx.runtime.batches.microbatch import Batch
 from skyfx.runtime.device import LocalDevice
 from skyfx.runtime.distributed.clock_difference import ahead_of_first_s
 from skyfx.runtime.distributed.gathering import gathered
 from skyfx.runtime.distributed.process_group import ProcessGroup
 from skyfx.runtime.distributed.roll_call import enter
-from skyfx.runtime.execution.microbatch import Batch
 from skyfx.runtime.execution.shared_data import CallData, Reads, SharedData
 from skyfx.runtime.execution.stage import StagedModel
 from skyfx.runtime.execution.step import Step

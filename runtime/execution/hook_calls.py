@@ -17,7 +17,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from skyfx.runtime.execution.microbatch import OutputSpec
+from skyfx.runtime.batches.microbatch import OutputSpec
 from skyfx.runtime.state.reachable_state import hooks_of
 from skyfx.solver.errors import VerificationError
 

@@ -12,12 +12,13 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from skyfx.runtime.execution.batch_cutter import BatchCutter
-from skyfx.runtime.execution.microbatch import Batch
+from skyfx.runtime.batches.batch_cutter import BatchCutter
+from skyfx.runtime.batches.microbatch import Batch
+from skyfx.runtime.execution.loss_head import LossHead
 from skyfx.runtime.execution.shared_data import CallData
 from skyfx.runtime.execution.split_cache import SplitCache
 from skyfx.runtime.execution.stage import StagedModel
-from skyfx.runtime.execution.step import LossHead, Step, autocast_here
+from skyfx.runtime.execution.step import Step, autocast_here
 from skyfx.runtime.execution.workers import (
     Deployment,
     Rebalancer,

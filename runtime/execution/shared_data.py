@@ -17,10 +17,10 @@ import msgspec
 import torch
 from torch import Tensor
 
+from skyfx.runtime.batches.microbatch import CONSTANTS, Batch
 from skyfx.runtime.distributed.checksum import digest
 from skyfx.runtime.distributed.process_group import ProcessGroup, as_bytes
 from skyfx.runtime.distributed.roll_call import Call, Content, in_words, meet
-from skyfx.runtime.execution.microbatch import CONSTANTS, Batch
 from skyfx.runtime.pytree import flatten
 
 

@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from skyfx.runtime.execution.microbatch import Batch
+from skyfx.runtime.batches.microbatch import Batch
 from skyfx.runtime.execution.shared_data import lacks_values
 from skyfx.runtime.execution.stage import FirstCall, StagedModel
 from skyfx.runtime.execution.step import autocast_here

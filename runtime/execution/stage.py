@@ -9,10 +9,10 @@ import torch
 from torch import Tensor, fx, nn
 from torch.autograd.graph import GradientEdge, get_gradient_edge
 
+from skyfx.runtime.batches.microbatch import OutputSpec
 from skyfx.runtime.device import LocalDevice
 from skyfx.runtime.execution.assigned_attributes import AssignedAttributes
 from skyfx.runtime.execution.hook_calls import HookCalls
-from skyfx.runtime.execution.microbatch import OutputSpec
 from skyfx.runtime.rng.step_streams import Advances
 from skyfx.runtime.transport.local import Gradients, Values
 from skyfx.runtime.transport.message import TensorSpec
@@ -114,6 +114,7 @@ class Stage:
     _events: list[tuple[Kind, int, torch.Event, torch.Event]] = field(default_factory=list)
     _origin: tuple[torch.Event, float] | None = None
     _in_flight: dict[int, _InFlight] = field(default_factory=dict)
+    _of_loss: dict[int, list[tuple[nn.Parameter, Tensor]]] = field(default_factory=dict)
 
     def forward(
         self, microbatch: int, values: Values, *, training: bool, keeps: bool = True
@@ -169,6 +170,9 @@ class Stage:
             if gradient is not None and edge is not None:
                 roots.append(edge)
                 flowing.append(gradient.to(self.local_device.device))
+        for parameter, gradient in self._of_loss.pop(microbatch, ()):
+            roots.append(get_gradient_edge(parameter))
+            flowing.append(gradient)
         began = self._began()
         if roots:
             torch.autograd.backward(roots, flowing)
@@ -176,6 +180,13 @@ class Stage:
         if self.observer is not None:
             self.observer.ran_backward(gradients, received)
         return received
+
+    def add_later(self, microbatch: int, parameter: nn.Parameter, gradient: Tensor) -> None:
+        """Let `backward` begin a parameter's gradient with this one, which the loss gives it.
+
+        Plain torch adds up all of a micro-batch first, and then adds that to `.grad`.
+        """
+        self._of_loss.setdefault(microbatch, []).append((parameter, gradient))
 
     @property
     def busy_s(self) -> float:
@@ -198,6 +209,7 @@ class Stage:
     def reset(self) -> None:
         """Forget the rest of an unfinished step, and the time counted so far."""
         self._in_flight.clear()
+        self._of_loss.clear()
         self._events.clear()
         self._spans.clear()
         self._busy_s = 0.0

@@ -12,18 +12,13 @@ the others stop as well.
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
-from functools import partial
-from typing import Any
 
 import torch
-from torch import Tensor, nn
-from torch.autograd.graph import increment_version
-from torch.utils.hooks import RemovableHandle
 
-from skyfx.runtime.execution.batch_dims import TARGETS
+from skyfx.runtime.batches.microbatch import Batch
 from skyfx.runtime.execution.hook_calls import within_step
-from skyfx.runtime.execution.microbatch import Batch
-from skyfx.runtime.execution.stage import Stage, StagedModel, add_gradient, note_gradient
+from skyfx.runtime.execution.loss_head import LossHead
+from skyfx.runtime.execution.stage import Stage, StagedModel
 from skyfx.runtime.memory.call_memory import CallMemory
 from skyfx.runtime.rng import generator_lending
 from skyfx.runtime.rng.loss_draws import LossDraws
@@ -49,77 +44,6 @@ def autocast_here() -> tuple[tuple[str, torch.dtype], ...]:
         for kind in autocast_kinds()
         if torch.is_autocast_enabled(kind)
     )
-
-
-@dataclass(slots=True)
-class LossHead:
-    """The loss of each micro-batch, weighted by its share of the batch.
-
-    Before it is computed, the attributes of `model` are as forward has left them.
-    """
-
-    model: nn.Module
-    loss_fn: Callable[[Any, Any], Tensor]
-    targets: Sequence[Batch]
-    weights: Sequence[float]
-    total: Tensor | None = None
-
-    def __call__(self, microbatch: int, staged: StagedModel, outputs: Values) -> Gradients:
-        """Add this micro-batch's loss to `total`.
-
-        Returns:
-            The gradient of each output, None where the loss does not depend on it.
-
-        Raises:
-            ValueError: the loss is not a single number, or does not depend on the outputs.
-        """
-        gradients: list[Tensor | None] = [None] * len(outputs)
-        leaves, num_outputs = [x.detach() for x in outputs], staged.outputs.num_tensors
-        noting, writable = list[RemovableHandle](), _own_memory(outputs)
-        for i, x in enumerate(outputs):
-            if x.requires_grad and i < num_outputs:
-                leaves[i] = note_gradient(leaves[i], i, gradients, writable=i in writable)
-            elif x.requires_grad:  # it stays on the model, without a graph
-                note = partial(add_gradient, i=i, gradients=gradients)
-                noting.append(leaves[i].requires_grad_().register_hook(note))  # type: ignore[no-untyped-call]
-        writes = {i: leaves[i]._version for i in writable}
-        with torch.enable_grad():
-            returned = staged.leave(self.model, leaves)
-            _, given = self.targets[microbatch].to(outputs[0].device).restore()
-            loss = self.loss_fn(staged.outputs.restore(returned), given[TARGETS])
-            _check_loss(loss)
-            for i in [i for i in writes if leaves[i]._version != writes[i]]:
-                increment_version(outputs[i])  # what backward needs of it is gone
-            share = loss * self.weights[microbatch]
-            share.backward()  # type: ignore[no-untyped-call]
-        share = share.detach()
-        self.total = share if self.total is None else self.total + share
-        for handle in noting:
-            handle.remove()
-        for leaf in leaves[num_outputs:]:
-            leaf.grad = None
-        return gradients
-
-
-def _own_memory(outputs: Values) -> set[int]:
-    """The numbers of outputs that share memory with no other."""
-    dense = {i: x for i, x in enumerate(outputs) if x.layout is torch.strided}
-    held = [x.untyped_storage().data_ptr() for x in dense.values()]
-    return {i for i, place in zip(dense, held, strict=True) if held.count(place) == 1}
-
-
-def _check_loss(loss: Any) -> None:
-    if not isinstance(loss, Tensor) or loss.numel() != 1:
-        found = tuple(loss.shape) if isinstance(loss, Tensor) else type(loss).__name__
-        raise ValueError(
-            f"loss_fn returned {found}, expected a tensor of one number, the mean loss of the "
-            "micro-batch"
-        )
-    if not loss.requires_grad:
-        raise ValueError(
-            "the loss depends on no output that requires a gradient: is every parameter frozen, or "
-            "does loss_fn detach the outputs?"
-        )
 
 
 @dataclass(slots=True)
@@ -271,24 +195,3 @@ def _hint(error: BaseException, stage: Stage) -> str:
         f" (the pipeline may use {device.memory_bytes / 2**20:.0f} MiB of {device.name!r}: give it "
         "more, or plan with a smaller memory_bytes and keep the difference as a reserve)"
     )
-
-
-def returned_loss(outputs: Any, _: Any) -> Tensor:
-    """The loss that the model returns, as transformers' models do where the batch has labels.
-
-    Alone, as `loss` of an object or a dict, or first in a tuple.
-
-    Raises:
-        ValueError: it returns none.
-    """
-    loss = getattr(outputs, "loss", outputs)
-    if isinstance(outputs, dict):
-        loss = outputs.get("loss")
-    elif isinstance(loss, tuple | list) and loss:  # (loss, outputs)
-        loss = loss[0]
-    if not isinstance(loss, Tensor) or loss.numel() != 1:
-        raise ValueError(
-            f"the model returns no loss but a {type(outputs).__name__}: pass targets and loss_fn "
-            "to train_step"
-        )
-    return loss

@@ -11,9 +11,9 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from skyfx.runtime.batches.microbatch import Batch
 from skyfx.runtime.device import LocalDevice
 from skyfx.runtime.distributed.process_group import ProcessGroup
-from skyfx.runtime.execution.microbatch import Batch
 from skyfx.runtime.execution.shared_data import CallData, Reads
 from skyfx.runtime.execution.split_cache import SplitFn
 from skyfx.runtime.execution.stage import StagedModel

@@ -8,10 +8,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
+from skyfx.runtime.batches.microbatch import Batch
 from skyfx.runtime.distributed.checksum import checksum
 from skyfx.runtime.distributed.process_group import ProcessGroup, as_bytes
 from skyfx.runtime.distributed.roll_call import differing, enter, in_ranks, in_words
-from skyfx.runtime.execution.microbatch import Batch
 from skyfx.runtime.execution.shared_data import form_of
 from skyfx.runtime.pytree import parts_of
 from skyfx.solver.errors import DisagreementError

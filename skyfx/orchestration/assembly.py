@@ -9,7 +9,7 @@ from skyfx.devices.host_resources import free_bytes
 from skyfx.orchestration.environment import Environment, local_stages
 from skyfx.partitioning.splitter import Splitter
 from skyfx.partitioning.weights import Weights
-from skyfx.runtime.execution.batch_cutter import BatchCutter
+from skyfx.runtime.batches.batch_cutter import BatchCutter
 from skyfx.runtime.execution.workers import Deployment, Rebalancer
 from skyfx.runtime.memory.limits import MemoryLimits
 from skyfx.runtime.pipeline import Pipeline

@@ -11,7 +11,7 @@ from torch import nn
 from skyfx.measurement.cost_cache import check_cache_folder
 from skyfx.partitioning.weights import Weights
 from skyfx.passes.planner_graph import to_planner_graph
-from skyfx.runtime.execution.microbatch import Batch
+from skyfx.runtime.batches.microbatch import Batch
 from skyfx.solver.core import files
 from skyfx.solver.core.cluster import Cluster
 from skyfx.solver.core.field_checks import non_negative, one_of

@@ -15,9 +15,9 @@ from skyfx.partitioning.stage_builder import split
 from skyfx.partitioning.weights import Weights
 from skyfx.partitioning.whole_model import whole_model
 from skyfx.passes.planner_graph import to_planner_graph
+from skyfx.runtime.batches.microbatch import Batch
 from skyfx.runtime.device import LocalDevice
 from skyfx.runtime.distributed.process_group import ProcessGroup
-from skyfx.runtime.execution.microbatch import Batch
 from skyfx.runtime.execution.stage import StagedModel
 from skyfx.solver.core.graph import Graph
 from skyfx.solver.core.plan import Plan

@@ -12,9 +12,9 @@ from typing import Any, NamedTuple
 
 from torch import Tensor, nn
 
+from skyfx.runtime.batches.microbatch import Batch, OutputSpec
 from skyfx.runtime.execution.assigned_attributes import AssignedAttributes, AttributeChange
 from skyfx.runtime.execution.hook_calls import HookCalls
-from skyfx.runtime.execution.microbatch import Batch, OutputSpec
 from skyfx.runtime.model_state import preserve_run
 from skyfx.runtime.pytree import tree_leaves, unflatten
 from skyfx.runtime.state.python_numbers import is_stand_in

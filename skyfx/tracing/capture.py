@@ -13,9 +13,9 @@ import torch
 from torch import Tensor, fx, nn
 from torch.nn.parameter import is_lazy
 
+from skyfx.runtime.batches.microbatch import Batch, OutputSpec
 from skyfx.runtime.execution.assigned_attributes import AssignedAttributes
 from skyfx.runtime.execution.hook_calls import HookCalls
-from skyfx.runtime.execution.microbatch import Batch, OutputSpec
 from skyfx.runtime.pipeline import Pipeline
 from skyfx.runtime.state.caller_modes import check_function_modes
 from skyfx.runtime.state.model_code import ModelCode

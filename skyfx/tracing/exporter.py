@@ -13,9 +13,9 @@ from functools import partial
 import torch
 from torch import Tensor, fx, nn
 
+from skyfx.runtime.batches.microbatch import Batch, OutputSpec
 from skyfx.runtime.execution.assigned_attributes import AssignedAttributes
 from skyfx.runtime.execution.hook_calls import HookCalls
-from skyfx.runtime.execution.microbatch import Batch, OutputSpec
 from skyfx.runtime.model_state import preserve_run, preserve_state
 from skyfx.solver.errors import CaptureError
 from skyfx.tracing.adapter import (

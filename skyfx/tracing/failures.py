@@ -10,8 +10,8 @@ from typing import Any
 import torch
 from torch import fx, nn
 
+from skyfx.runtime.batches.microbatch import Batch
 from skyfx.runtime.execution.assigned_attributes import place_of
-from skyfx.runtime.execution.microbatch import Batch
 from skyfx.runtime.state.reachable_state import reachable_functions
 from skyfx.solver.errors import CaptureError, SkyfxError
 from skyfx.tracing.data_dependence import is_library_file

@@ -13,8 +13,8 @@ from collections.abc import Collection, Sequence
 
 from torch import Tensor, fx, nn
 
-from skyfx.runtime.execution.batch_dims import BatchDims
-from skyfx.runtime.execution.microbatch import Batch
+from skyfx.runtime.batches.batch_dims import BatchDims
+from skyfx.runtime.batches.microbatch import Batch
 
 LEAF_NAMESPACE = "submodule"
 """The namespace of leaves in names of operators, where torch's have `aten`."""

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from skyfx.runtime.execution.split_cache import switches_itself
 from skyfx.runtime.model_state import preserve_state
 from skyfx.runtime.state.fixed_values import FixedValues
-from skyfx.runtime.written_parameters import WrittenParameters
+from skyfx.runtime.state.written_parameters import WrittenParameters
 from skyfx.solver.errors import CaptureError
 
 

@@ -14,7 +14,7 @@ from skyfx.measurement.operator_costs import has_values
 from skyfx.orchestration.environment import Environment
 from skyfx.passes.aliasing import written_parameters
 from skyfx.passes.rng_advance import draws_by_values, state_of_draws
-from skyfx.runtime.execution.microbatch import Batch
+from skyfx.runtime.batches.microbatch import Batch
 from skyfx.runtime.execution.verified import Verified
 from skyfx.runtime.model_state import state_slots
 from skyfx.runtime.pipeline import Pipeline

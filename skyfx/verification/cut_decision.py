@@ -17,9 +17,9 @@ import torch
 from torch import nn
 
 from skyfx.devices.host_resources import free_bytes
+from skyfx.runtime.batches.batch_dims import BatchDims
+from skyfx.runtime.batches.microbatch import Batch
 from skyfx.runtime.distributed.process_group import ProcessGroup
-from skyfx.runtime.execution.batch_dims import BatchDims
-from skyfx.runtime.execution.microbatch import Batch
 from skyfx.runtime.model_state import ModelState, preserve_run
 from skyfx.solver.core.plan import Assumptions
 from skyfx.solver.errors import VerificationError

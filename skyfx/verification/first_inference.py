@@ -15,7 +15,7 @@ import torch
 from skyfx.partitioning.splitter import Splitter
 from skyfx.partitioning.whole_model import whole_model
 from skyfx.passes.aliasing import written_parameters
-from skyfx.runtime.execution.microbatch import Batch
+from skyfx.runtime.batches.microbatch import Batch
 from skyfx.runtime.execution.verified import AT_FIRST_CALL, Verified
 from skyfx.runtime.pipeline import Pipeline
 from skyfx.tracing.capture import Capture

@@ -12,7 +12,7 @@ from contextlib import contextmanager
 import torch
 from torch import nn
 
-from skyfx.runtime.execution.microbatch import Batch
+from skyfx.runtime.batches.microbatch import Batch
 from skyfx.runtime.model_state import preserve_state
 from skyfx.solver.errors import VerificationError
 from skyfx.tracing.capture import on_one_device

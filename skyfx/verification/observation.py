@@ -12,9 +12,9 @@ import numpy
 import torch
 from torch import Tensor, nn
 
+from skyfx.runtime.batches.microbatch import Batch, OutputSpec
 from skyfx.runtime.execution.hook_calls import noted_calls
-from skyfx.runtime.execution.microbatch import Batch, OutputSpec
-from skyfx.runtime.execution.step import LossHead
+from skyfx.runtime.execution.loss_head import LossHead
 from skyfx.runtime.model_state import (
     ModelState,
     attribute_slots,

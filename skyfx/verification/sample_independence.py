@@ -11,9 +11,9 @@ from dataclasses import dataclass, field, replace
 import torch
 from torch import Tensor, nn
 
-from skyfx.runtime.execution.batch_dims import BatchDims, Path
-from skyfx.runtime.execution.microbatch import Batch, OutputSpec
-from skyfx.runtime.execution.output_joins import OutputJoin, OutputJoins, possible_joins
+from skyfx.runtime.batches.batch_dims import BatchDims, Path
+from skyfx.runtime.batches.microbatch import Batch, OutputSpec
+from skyfx.runtime.batches.output_joins import OutputJoin, OutputJoins, possible_joins
 from skyfx.runtime.model_state import preserve_run
 from skyfx.runtime.pytree import flatten_with_paths
 from skyfx.tracing.capture import check_returned

@@ -21,7 +21,7 @@ from skyfx.partitioning.stage_builder import boundaries
 from skyfx.passes.device_transfer import copy_to, with_device
 from skyfx.passes.planner_graph import to_planner_graph
 from skyfx.passes.rng_advance import is_random
-from skyfx.runtime.execution.microbatch import Batch
+from skyfx.runtime.batches.microbatch import Batch
 from skyfx.runtime.execution.stage import Stage
 from skyfx.runtime.execution.workers import with_torch_threads
 from skyfx.runtime.pipeline import Pipeline

@@ -14,7 +14,7 @@ from torch.nn import functional
 
 import skyfx
 from skyfx.devices.inventory import DeviceInventory
-from skyfx.runtime.execution.microbatch import Batch
+from skyfx.runtime.batches.microbatch import Batch
 from skyfx.tracing.capture import capture
 from tests.support.plans import even_plan
 

@@ -19,8 +19,8 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 import skyfx
+from skyfx.runtime.batches.microbatch import Batch
 from skyfx.runtime.distributed.process_group import ProcessGroup
-from skyfx.runtime.execution.microbatch import Batch
 from skyfx.runtime.execution.shared_data import Reads
 from skyfx.runtime.pipeline import Pipeline
 from skyfx.solver import Plan

@@ -13,8 +13,8 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 import skyfx
+from skyfx.runtime.batches.microbatch import Batch
 from skyfx.runtime.distributed.process_group import ProcessGroup
-from skyfx.runtime.execution.microbatch import Batch
 from skyfx.solver.errors import StageError, WorkerLostError
 from skyfx.tracing.capture import capture
 from tests.support.plans import NUM_MICROBATCHES, even_plan

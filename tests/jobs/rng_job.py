@@ -14,8 +14,8 @@ import torch
 
 import skyfx
 from skyfx.passes.planner_graph import to_planner_graph
+from skyfx.runtime.batches.microbatch import Batch
 from skyfx.runtime.distributed.process_group import ProcessGroup
-from skyfx.runtime.execution.microbatch import Batch
 from skyfx.tracing.capture import capture
 from tests.support import random_models
 from tests.support.plans import SIZE, even_plan, recomputing

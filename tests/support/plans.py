@@ -10,7 +10,7 @@ from torch import nn
 import skyfx
 from skyfx.devices.resolve import resolve
 from skyfx.passes.planner_graph import to_planner_graph
-from skyfx.runtime.execution.microbatch import Batch
+from skyfx.runtime.batches.microbatch import Batch
 from skyfx.solver import Assumptions, Graph, Plan, solve
 from skyfx.solver.costs.recomputation import segment_faults
 from skyfx.tracing.capture import Capture

@@ -21,13 +21,13 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 
+from skyfx.runtime.batches.microbatch import Batch
 from skyfx.runtime.execution.assigned_attributes import (
     AssignedAttributes,
     AttributeChange,
     Way,
     replace_value,
 )
-from skyfx.runtime.execution.microbatch import Batch
 from skyfx.runtime.model_state import preserve_run
 from skyfx.runtime.pytree import tree_leaves, tree_map
 from skyfx.runtime.rng.generator_state import preserve_generators

@@ -7,8 +7,8 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from skyfx.runtime.batches.microbatch import RETURNED
 from skyfx.runtime.execution.assigned_attributes import AttributeChange, Way, place_of
-from skyfx.runtime.execution.microbatch import RETURNED
 from skyfx.runtime.model_state import module_slots, state_slots
 from skyfx.runtime.pytree import flatten, tree_map
 from skyfx.runtime.state.code_walk import Slot

@@ -24,7 +24,7 @@ from torch.overrides import TorchFunctionMode
 from skyfx.runtime.model_state import attribute_slots
 from skyfx.runtime.pytree import tree_leaves
 from skyfx.runtime.state.contents import is_foundation
-from skyfx.runtime.written_parameters import GET_DATA, SET_DATA
+from skyfx.runtime.state.written_parameters import GET_DATA, SET_DATA
 from skyfx.solver.errors import CaptureError
 from skyfx.tracing.effects.recomputed_writes import marked_checkpoint
 from skyfx.tracing.torch_internals import (

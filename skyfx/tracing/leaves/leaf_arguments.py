@@ -11,7 +11,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from skyfx.runtime import pytree
-from skyfx.runtime.execution.microbatch import CONSTANTS
+from skyfx.runtime.batches.microbatch import CONSTANTS
 from skyfx.runtime.pytree import flatten, unflatten
 from skyfx.solver.errors import CaptureError
 

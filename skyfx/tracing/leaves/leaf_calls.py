@@ -19,8 +19,8 @@ import torch
 from torch import Tensor, fx, nn
 
 from skyfx.runtime import pytree
+from skyfx.runtime.batches.microbatch import CONSTANTS, OutputSpec
 from skyfx.runtime.execution.assigned_attributes import AssignedAttributes, AttributeChange
-from skyfx.runtime.execution.microbatch import CONSTANTS, OutputSpec
 from skyfx.runtime.rng import generator_lending
 from skyfx.runtime.state.python_numbers import traced_value
 from skyfx.tracing.leaves.bound_code import BoundCode

@@ -14,8 +14,8 @@ import torch
 from torch import Tensor, nn
 
 from skyfx.runtime import pytree
+from skyfx.runtime.batches.microbatch import CONSTANTS, OutputSpec
 from skyfx.runtime.execution.assigned_attributes import AssignedAttributes
-from skyfx.runtime.execution.microbatch import CONSTANTS, OutputSpec
 from skyfx.runtime.model_state import preserve_run
 from skyfx.runtime.pytree import flatten
 from skyfx.runtime.rng.generator_state import comparable_states, preserve_generators

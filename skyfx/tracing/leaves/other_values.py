@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence
 
 from skyfx.runtime import pytree
-from skyfx.runtime.execution.microbatch import Batch
+from skyfx.runtime.batches.microbatch import Batch
 
 
 def other_values(leaves: Sequence[Any], given: Any) -> Iterator[list[Any]]:

@@ -1,6 +1,7 @@
 """A loss may do to outputs what it may do in plain torch."""
 
 from collections.abc import Callable
+from dataclasses import replace
 
 import pytest
 import torch
@@ -53,6 +54,29 @@ def test_gradients_are_those_of_plain_torch(loss_fn: Callable[..., Tensor]) -> N
     with split_evenly(ours, 2) as pipeline:
         assert torch.equal(pipeline.train_step(ours.batch, ours.targets, loss_fn), expected)
         unsplit_reference.assert_equal_gradients(pipeline, alone.model)
+
+
+def test_parameters_that_the_loss_reads_have_the_bits_of_plain_torch() -> None:
+    def decayed(model: nn.Module, scale: nn.Parameter) -> Callable[..., Tensor]:
+        def loss_fn(outputs: list[Tensor], targets: Tensor) -> Tensor:
+            decay = torch.stack([x.pow(2).sum() for x in model.parameters()]).sum()
+            return mse_loss(outputs[0] * scale, targets) + decay / 10
+
+        return loss_fn
+
+    ours, others = nn.Parameter(torch.ones(())), nn.Parameter(torch.ones(()))
+    ours_case, alone = case(Net(), mse_loss), case(Net(), mse_loss)
+    ours_case = replace(ours_case, loss_fn=decayed(ours_case.model, ours))
+    alone = replace(alone, loss_fn=decayed(alone.model, others))
+    expected = unsplit_reference.train_step(alone, SIZE)
+    with split_evenly(ours_case, 2) as pipeline:
+        found = pipeline.train_step(ours_case.batch, ours_case.targets, ours_case.loss_fn)
+        assert torch.equal(found, expected)
+        both = zip([ours, *pipeline.parameters()], [others, *alone.model.parameters()], strict=True)
+        for one, other in both:
+            assert one.grad is not None
+            assert other.grad is not None
+            assert torch.equal(one.grad, other.grad)
 
 
 def test_what_backward_needs_may_not_be_written_to() -> None:

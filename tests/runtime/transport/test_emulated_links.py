@@ -8,7 +8,7 @@ from torch import nn
 from torch.nn import functional
 
 import skyfx
-from skyfx.runtime.execution.microbatch import Batch
+from skyfx.runtime.batches.microbatch import Batch
 from skyfx.runtime.transport.local import BoundedQueue, ChannelClosed
 from skyfx.solver.core.cluster import Cluster, Device, Link, Wire
 from skyfx.tracing.capture import capture

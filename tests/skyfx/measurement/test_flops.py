@@ -11,7 +11,7 @@ import skyfx
 from skyfx.devices.resolve import resolve
 from skyfx.measurement.flops import counted
 from skyfx.measurement.measure import TypeMeasurement, assembled, price
-from skyfx.runtime.execution.microbatch import Batch, OutputSpec
+from skyfx.runtime.batches.microbatch import Batch, OutputSpec
 from skyfx.solver import Graph
 from skyfx.solver.core.graph import DeviceCalibration
 from skyfx.tracing.capture import Capture, capture

@@ -9,8 +9,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from skyfx.runtime.execution.microbatch import Batch
-from skyfx.runtime.execution.output_joins import OutputJoin
+from skyfx.runtime.batches.microbatch import Batch
+from skyfx.runtime.batches.output_joins import OutputJoin
 from skyfx.solver.errors import VerificationError
 from skyfx.verification.cut_decision import BatchCut, batch_rule, decide
 

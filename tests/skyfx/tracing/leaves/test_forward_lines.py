@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
 
-from skyfx.runtime.execution.microbatch import Batch
+from skyfx.runtime.batches.microbatch import Batch
 from skyfx.tracing.capture import capture
 from skyfx.tracing.leaves.forward_lines import ForwardCode
 from skyfx.tracing.leaves.leaf_calls import leaf_of

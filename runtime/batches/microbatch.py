@@ -12,8 +12,8 @@ from torch import Tensor, nn
 from torch.distributions import Distribution
 
 from skyfx.runtime import pytree
-from skyfx.runtime.execution.batch_dims import TARGETS, BatchDims, Leaves, Path
-from skyfx.runtime.execution.output_joins import OutputJoins
+from skyfx.runtime.batches.batch_dims import TARGETS, BatchDims, Leaves, Path
+from skyfx.runtime.batches.output_joins import OutputJoins
 from skyfx.runtime.pytree import (
     flatten,
     flatten_with_paths,

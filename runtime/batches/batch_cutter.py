@@ -7,9 +7,9 @@ from typing import Any
 
 import numpy
 
-from skyfx.runtime.execution.batch_dims import BatchDims, Dim
-from skyfx.runtime.execution.microbatch import Batch
-from skyfx.runtime.execution.output_joins import OutputJoins
+from skyfx.runtime.batches.batch_dims import BatchDims, Dim
+from skyfx.runtime.batches.microbatch import Batch
+from skyfx.runtime.batches.output_joins import OutputJoins
 
 logger = logging.getLogger(__name__)
 

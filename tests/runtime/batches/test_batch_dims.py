@@ -7,9 +7,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from skyfx.runtime.execution.batch_cutter import BatchCutter
-from skyfx.runtime.execution.batch_dims import BatchDims
-from skyfx.runtime.execution.microbatch import Batch
+from skyfx.runtime.batches.batch_cutter import BatchCutter
+from skyfx.runtime.batches.batch_dims import BatchDims
+from skyfx.runtime.batches.microbatch import Batch
 
 NAMES = ("x", "table", "h")
 

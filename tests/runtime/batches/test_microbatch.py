@@ -9,7 +9,7 @@ from transformers import BatchEncoding
 from transformers.modeling_outputs import SequenceClassifierOutput
 
 import skyfx
-from skyfx.runtime.execution.microbatch import Batch, OutputSpec
+from skyfx.runtime.batches.microbatch import Batch, OutputSpec
 
 
 def test_tensors_of_the_batch_size_are_split_and_everything_else_goes_whole() -> None:

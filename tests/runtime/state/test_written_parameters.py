@@ -8,7 +8,7 @@ from torch import nn
 from torch.nn import functional
 
 from skyfx.runtime.model_state import preserve_run
-from skyfx.runtime.written_parameters import WrittenParameters
+from skyfx.runtime.state.written_parameters import WrittenParameters
 
 
 def write_data(model: nn.Linear) -> None:
@@ -77,7 +77,7 @@ def test_only_what_is_written_is_copied(monkeypatch: pytest.MonkeyPatch) -> None
     model = nn.Linear(3, 3)
     kept: list[nn.Parameter] = []
     monkeypatch.setattr(
-        "skyfx.runtime.written_parameters.parameter_restorer",
+        "skyfx.runtime.state.written_parameters.parameter_restorer",
         lambda x: kept.append(x) or (lambda: None),
     )
     written = WrittenParameters(model)

@@ -1,0 +1,1 @@
+"""Where the samples of a batch are: micro-batches are cut there, and outputs joined."""
