@@ -32,6 +32,7 @@ from skyfx.solver.core import files
 from skyfx.solver.core.plan import Schedule
 from skyfx.solver.costs.cost_model import evaluate
 from skyfx.solver.costs.peak_memory import peak_bytes
+from skyfx.solver.costs.recomputation import with_recomputation
 from skyfx.solver.costs.simulator import simulate
 from skyfx.tracing.capture import Capture, capture
 
@@ -189,14 +190,15 @@ def _plans(hosts: DeviceInventory, graph: Graph, free: Cluster, limited: Cluster
     """The same in all processes; the plans that one would make by hand know of no limits."""
 
     def make() -> dict[str, Any]:
-        asked = replace(ASSUMED, schedule=SCHEDULE)
+        asked = replace(ASSUMED, schedule=SCHEDULE, recompute="auto")
         best = solve(graph, limited, asked, gap=GAP, time_limit_s=PLANNING_S).plan
         even = solve(graph, free, ASSUMED, strategy="even").plan
         placement = [(stage.device, stage.nodes) for stage in best.stages]
+        planned = with_recomputation(graph, best.segments())
         return {
             "skyfx": files.encode(best).decode(),
             "even": files.encode(even).decode(),
-            "simulated_s": simulate(graph, limited, placement, asked, best.live).step_s,
+            "simulated_s": simulate(planned, limited, placement, asked, best.live).step_s,
         }
 
     told = hosts.group.broadcast_from_first(make)

@@ -75,10 +75,10 @@ class Node:
 
     def time_s(self, device_type: str, *, training: bool) -> float:
         """Seconds without slowdown, in training with backward; infinite where it cannot run."""
-        if not self.runs_on(device_type, training=training):
-            return math.inf
-        forward = self.forward_s.get(device_type, 0.0)
-        return forward + (self.backward_s.get(device_type, 0.0) if training else 0.0)
+        forward = self.forward_s.get(device_type, math.inf) if self.forward_s else 0.0
+        if not (training and self.backward_s):
+            return forward
+        return forward + self.backward_s.get(device_type, math.inf)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -1,0 +1,1 @@
+"""Recomputation at operators, beside whole layers and uniform checkpoints."""
