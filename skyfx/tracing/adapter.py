@@ -22,7 +22,7 @@ from skyfx.solver.errors import CaptureError
 from skyfx.tracing.data_dependence import NoDataDependence
 from skyfx.tracing.effects.attribute_watch import AttributeWatch
 from skyfx.tracing.effects.counters import put_stand_ins, reads_refused
-from skyfx.tracing.effects.eager_ways import SameKernels
+from skyfx.tracing.effects.eager_ways import same_kernels
 from skyfx.tracing.effects.first_call import (
     Structure,
     check_same,
@@ -129,7 +129,7 @@ class TensorsOnly(nn.Module):
             try:
                 with (
                     interceptable_lists(),
-                    SameKernels(),
+                    same_kernels(is_real=is_real),
                     nullcontext() if is_real else NoDataDependence(),
                     export_flags(exported=self._exported),
                     put_off(self._effects.observers.sites) as calls,

@@ -28,9 +28,7 @@ from skyfx.runtime.state.reachable_state import parameters_with_hooks
 from skyfx.solver.errors import VerificationError
 from skyfx.tracing.adapter import has_cache
 from skyfx.tracing.capture import Capture, on_one_device
-from skyfx.tracing.effects.eager_ways import SameKernels
 from skyfx.tracing.effects.observing_hooks import called_at_once
-from skyfx.tracing.failures import FinalError, capture_failure
 from skyfx.tracing.training_mode import in_mode
 from skyfx.verification.comparison import (
     CALLS,
@@ -147,11 +145,7 @@ def _outputs(model: nn.Module, microbatch: Batch) -> tuple[OutputSpec, list[Tens
     args, kwargs = microbatch.restore()
     if has_cache(model):
         kwargs = {"use_cache": False} | kwargs
-    try:
-        with SameKernels():
-            return OutputSpec.of(model(*args, **kwargs))
-    except FinalError as error:
-        raise capture_failure(model, microbatch, error) from error
+    return OutputSpec.of(model(*args, **kwargs))
 
 
 def observe_staged(

@@ -12,7 +12,7 @@ with mkldnn.flags(enabled=False): refused: no operator says so, and other stages
 """
 
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from operator import attrgetter
 from typing import Any
 
@@ -27,7 +27,7 @@ from skyfx.solver.errors import CaptureError
 from skyfx.tracing.effects.autocast_casts import share_casts
 from skyfx.tracing.failures import FinalError
 from skyfx.tracing.node_names import graphs_in
-from skyfx.tracing.torch_internals import replaced, schema_of
+from skyfx.tracing.torch_internals import checked_calls, replaced, schema_of
 
 _ATEN = torch.ops.aten
 _KERNELS: dict[str, Callable[[], bool]] = {
@@ -45,11 +45,13 @@ _SWITCHES = (
     "cudnn.rnn.fp32_precision",
     "mkldnn.conv.fp32_precision",
     "mkldnn.deterministic",
-    "mkldnn.enabled",
     "mkldnn.matmul.fp32_precision",
     "mkldnn.rnn.fp32_precision",
 )
-"""What chooses kernels for the whole process, in `torch.backends`."""
+"""What chooses kernels for the whole process, in `torch.backends`.
+
+`mkldnn.enabled` is none: torch.export has it off. Its switch is seen instead.
+"""
 
 _read_switches = attrgetter(*_SWITCHES)
 _DRAWN_ALIKE = (_ATEN.randint_like, _ATEN.rand_like, _ATEN.randn_like)
@@ -80,32 +82,63 @@ class SameKernels(TorchFunctionMode):
         FinalError: a function runs with others.
     """
 
-    def __init__(self, *, attention_too: bool = False) -> None:
-        """Hold the switches to what they are; of attention's only where no operator has them."""
+    def __init__(self) -> None:
         super().__init__()
-        self._attention_too = attention_too
-        self._outside = self._switches()
+        self._outside = _switches()
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        if (switches := self._switches()) != self._outside:
-            changed = [name for name, x in switches.items() if x != self._outside[name]]
-            raise FinalError(
-                f"forward switches {', '.join(changed)}, which is of the whole process, in which "
-                "other stages run meanwhile.\nSwitch it around the pipeline's calls"
-            )
+        if (switches := _switches()) != self._outside:
+            raise _switched(*(name for name, x in switches.items() if x != self._outside[name]))
         return func(*args, **(kwargs or {}))
 
-    def _switches(self) -> dict[str, object]:
-        values = _read_switches(torch.backends)
-        switches: dict[str, object] = {
-            f"torch.backends.{name}": x for name, x in zip(_SWITCHES, values, strict=True)
-        }
-        switches["torch.use_deterministic_algorithms"] = (
-            torch.are_deterministic_algorithms_enabled()
-        )
-        if self._attention_too:
-            switches["the kernels of attention in code that stays whole"] = _chosen_kernels()
-        return switches
+
+@contextmanager
+def same_kernels(*, is_real: bool) -> Iterator[None]:
+    """Within it, forward may not choose other kernels than there are now.
+
+    Args:
+        is_real: whether it runs with real values. torch's fused kernels are not taken within a mode
+            of functions, so only the switch of oneDNN is watched then.
+    """
+
+    def refuse(*_: Any) -> None:
+        raise _switched("torch.backends.mkldnn.enabled")
+
+    onednn: Any = torch.backends.mkldnn  # an object in the place of its Python module
+    with checked_calls(onednn.m, "set_flags", refuse), nullcontext() if is_real else SameKernels():
+        yield
+
+
+@contextmanager
+def same_attention(chosen: set[str]) -> Iterator[None]:
+    """Within it, code that stays whole has attention by the kernels that are chosen outside.
+
+    A mode of functions would see more calls, but code may compile itself, and the mode with it.
+    """
+
+    def check(*_: Any) -> None:
+        if chosen_kernels() != chosen:
+            raise _switched("the kernels of attention in code that stays whole")
+
+    with (
+        checked_calls(functional, "scaled_dot_product_attention", check),
+        checked_calls(functional, "multi_head_attention_forward", check),
+    ):
+        yield
+
+
+def _switches() -> dict[str, object]:
+    values = zip(_SWITCHES, _read_switches(torch.backends), strict=True)
+    deterministic = torch.are_deterministic_algorithms_enabled()
+    named = {f"torch.backends.{name}": x for name, x in values}
+    return {**named, "torch.use_deterministic_algorithms": deterministic}
+
+
+def _switched(*names: str) -> FinalError:
+    return FinalError(
+        f"forward switches {', '.join(names)}, which is of the whole process, in which other "
+        "stages run meanwhile.\nSwitch it around the pipeline's calls"
+    )
 
 
 class ChosenAttention(TorchFunctionMode):
@@ -152,7 +185,7 @@ def _kernels() -> set[str]:
     return {name for name, is_allowed in _KERNELS.items() if is_allowed()}
 
 
-def _chosen_kernels() -> set[str]:
+def chosen_kernels() -> set[str]:
     """Those of them that decide: on CPUs attention is `flash` wherever it may and can be."""
     return _kernels() if torch.cuda.is_available() else _kernels() & {"flash"}
 

@@ -24,7 +24,7 @@ from skyfx.solver.errors import CaptureError
 from skyfx.tracing.data_dependence import OpSite
 from skyfx.tracing.effects.attribute_watch import AttributeWatch
 from skyfx.tracing.effects.autograd_effects import BackwardError
-from skyfx.tracing.effects.eager_ways import SameKernels
+from skyfx.tracing.effects.eager_ways import chosen_kernels, same_attention
 from skyfx.tracing.leaves.bound_code import (
     BoundCode,
     buffers_kept,
@@ -71,7 +71,7 @@ class Recorder:
         self._because = because
         self._code = code if isinstance(site, Lines) else None
         self._signature = code.signature(site) if code and isinstance(site, Lines) else None
-        self._kernels = SameKernels(attention_too=True)
+        self._kernels = chosen_kernels()
         self.calls: list[RecordedCall] = []
 
     @property
@@ -103,7 +103,8 @@ class Recorder:
         used = UsedTensors(named)
         copied = checked_calls(nn.Parameter, "__deepcopy__", used.note_copy)
         forked = checked_calls(torch.random, "fork_rng", lambda *given: forks.append(given))
-        with used, self._kernels, export_flags(exported=False), kept, noted, copied, forked:
+        attention = same_attention(self._kernels)
+        with used, attention, export_flags(exported=False), kept, noted, copied, forked:
             returned = self._run(own, leaves, spec)
         if any(derivatives):
             raise BackwardError

@@ -128,7 +128,7 @@ class StaysWhole(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         kept = x[x[:, 0] > 0][None, None]
-        return x + scaled_dot_product_attention(kept, kept, kept).sum()
+        return x + nn.functional.scaled_dot_product_attention(kept, kept, kept).sum()
 
 
 @pytest.mark.filterwarnings("ignore:TF32 acceleration")  # torch's own, where flags are put back
