@@ -115,8 +115,9 @@ def is_open(value: Any) -> bool:
 
 @cache
 def _is_installed(module: str) -> bool:
-    file = str(getattr(sys.modules.get(module), "__file__", None))
-    return is_foundation(module) or "-packages" in file
+    # Any other attribute would load a lazy module, which may need what is not there.
+    held = getattr(sys.modules.get(module), "__dict__", {})
+    return is_foundation(module) or "-packages" in str(held.get("__file__"))
 
 
 def _kind_of(value: Any) -> ContentKind | None:

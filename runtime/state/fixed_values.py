@@ -10,6 +10,7 @@ Between two steps somebody may change them, and plain torch goes on with the new
 count whose names the code has that the model reaches: others are notes of whoever trains.
 """
 
+import itertools
 import os
 import threading
 from collections import deque
@@ -159,7 +160,8 @@ class _Reader:
             data = value.tobytes() if is_small else Same(value)
             return numpy.ndarray, (value.shape, value.dtype.str, data)
         if isinstance(value, Set):
-            return type(value), frozenset(value) if len(value) <= _MANY else Same(value)
+            held = _few(value)
+            return type(value), Same(value) if held is None else frozenset(held)
         items = self._items(value) if depth else None
         if items is None or len(items) > _MANY:
             return Same(value)
@@ -172,13 +174,14 @@ class _Reader:
         if isinstance(value, threading.local):
             return dict(vars(value))
         if isinstance(value, Mapping):
-            if len(value) > _MANY:
+            if _few(value) is None:
                 return None
             held = items_of(value)
             named = [key for key in held if self._beside and key in self._code.texts]
             return {key: held[key] for key in named or held}
         if isinstance(value, list | tuple | deque):
-            return dict(enumerate(value)) if len(value) <= _MANY else None
+            parts = _few(value)
+            return None if parts is None else dict(enumerate(parts))
         if not self._is_open(value):
             return None
         items = {"": type(value), **_attributes(value)}
@@ -195,6 +198,15 @@ class _Reader:
             return hasattr(type(value), "__slots__")
         is_config = hasattr(value, "__dict__") and not is_foundation(type(value).__module__)
         return is_config and not self._beside
+
+
+def _few(value: Iterable[Any]) -> list[Any] | None:
+    """The entries of a container; None if they are many.
+
+    It is not asked for their number, which irreps of e3nn refuse to tell.
+    """
+    found = list(itertools.islice(iter(value), _MANY + 1))
+    return found if len(found) <= _MANY else None
 
 
 def _attributes(value: Any) -> dict[str, Any]:

@@ -145,10 +145,11 @@ class ModelCode:
             parts = vars(value).values()
         elif not is_closed(type(value)):
             self._add_kind(type(value))
-        if not parts or len(list(parts)) > _MANY or id(value) in self._met:
+        found = list(iter(parts))  # `iter`: irreps of e3nn refuse to tell their number
+        if not found or len(found) > _MANY or id(value) in self._met:
             return
         self._met.add(id(value))
-        for part in list(parts):
+        for part in found:
             self._add(part, depth)
 
     def _is_followed(self, code: Any) -> bool:

@@ -34,6 +34,16 @@ DEEP, temperature = 1.0, 0
 FACTOR, LOCAL = ContextVar("FACTOR", default=1.0), threading.local()
 
 
+class Countless(list[float]):
+    """Refuses to tell its length, as irreps of e3nn."""
+
+    def __len__(self) -> int:
+        raise NotImplementedError
+
+
+COUNTLESS = Countless([1.0])
+
+
 class Schedule:
     def __init__(self) -> None:
         self.now = 1.0
@@ -62,7 +72,7 @@ def deep_4(h: Tensor) -> Tensor:
 
 
 def deep_5(h: Tensor) -> Tensor:
-    return h * DEEP * SCHEDULE.value()
+    return h * DEEP * SCHEDULE.value() * COUNTLESS[0]
 
 
 def with_gain(h: Tensor, *, gain: list[float]) -> Tensor:
@@ -132,7 +142,7 @@ def put(name: str, value: Any = 0.5) -> Callable[[Any], None]:
 
 @pytest.fixture(autouse=True)
 def as_at_first() -> None:
-    NESTED["model"]["scale"] = ITEMS[0] = SPACE.inner.scale = SCHEDULE.now = 1.0
+    NESTED["model"]["scale"] = ITEMS[0] = COUNTLESS[0] = SPACE.inner.scale = SCHEDULE.now = 1.0
     globals()["DEEP"] = LOCAL.scale = 1.0
     FACTOR.set(1.0)
     os.environ.pop("SKYFX_TEST_SCALE", None)
@@ -157,6 +167,7 @@ CHANGES: dict[str, Callable[[Any], Any]] = {
     "on": lambda model: model.on.discard("x"),
     "NESTED": lambda _: NESTED["model"].update(scale=0.5),
     "ITEMS": lambda _: ITEMS.__setitem__(0, 0.5),
+    "COUNTLESS": lambda _: COUNTLESS.__setitem__(0, 0.5),
     "SPACE": lambda _: setattr(SPACE.inner, "scale", 0.5),
     "DEEP": lambda _: globals().update(DEEP=0.5),
     "SCHEDULE": lambda _: setattr(SCHEDULE, "now", 0.5),

@@ -1,8 +1,9 @@
 """Each type of the table is copied, compared by value, and put back into the same object."""
 
 import random
+import sys
 from collections import OrderedDict, defaultdict, deque
-from types import SimpleNamespace
+from types import ModuleType, SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -10,7 +11,7 @@ import pytest
 import torch
 from torch import nn
 
-from skyfx.runtime.state.contents import NO_VALUES, content, equal, restorer
+from skyfx.runtime.state.contents import NO_VALUES, content, equal, is_closed, restorer
 
 
 class Counter:
@@ -119,6 +120,20 @@ def test_a_container_that_is_as_before_is_not_written() -> None:
     restore()
     assert equal(content(value), held)
     assert frozen["b"] is inner
+
+
+class Lazy(ModuleType):
+    """A Python module that is loaded when it is asked for anything, as speechbrain has them."""
+
+    def __getattr__(self, name: str) -> Any:
+        raise ImportError(f"{name} needs a package that is not there")
+
+
+def test_a_lazy_python_module_is_not_loaded(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "needs_another", Lazy("needs_another"))
+    assert not is_closed(sys.modules["needs_another"])
+    assert is_closed(pytest)
+    assert is_closed(np)
 
 
 class MakesAnew(OrderedDict[str, Any]):
