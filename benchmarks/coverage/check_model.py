@@ -139,12 +139,13 @@ def _check_cut(subject: Subject, mode: str, num: int, result: Result) -> None:
     for dropout in (True, False):
         model = subject.model(dropout=dropout).train(mode == "training")
         example = subject.batch(0)
+        plain = PlainModel(subject, dropout=dropout)
+        plain.take(model)
         pipeline = _partitioned(model, example, mode, num, result)
         result.num_microbatches = num
         with pipeline:
             if dropout and not pipeline.runner.draws_as_plain_torch:
                 continue  # without dropout there may be nothing that is drawn
-            plain = PlainModel(subject, dropout=dropout)
             for k in (0, 1):
                 try:
                     found = _run(pipeline, model, subject.batch(k), mode, num, k)

@@ -94,6 +94,13 @@ class PlainModel:
     def __init__(self, subject: Subject, *, dropout: bool = True) -> None:
         self.model = subject.model(dropout=dropout)
 
+    def take(self, other: nn.Module) -> None:
+        """Take the values of another's parameters, where making the model twice makes others."""
+        with torch.no_grad():
+            for ours, theirs in zip(self.model.parameters(), other.parameters(), strict=True):
+                if type(ours.data) is Tensor and not torch.equal(ours, theirs):
+                    ours.copy_(theirs)
+
     def run(self, batch: Any, num: int, mode: str, k: int) -> Step:
         """One batch, or one step."""
         if mode == "inference":
