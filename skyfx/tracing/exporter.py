@@ -267,7 +267,7 @@ def _export(
     with (
         autograd_effects.traceable(training=training),
         preserve_state(model),  # each attempt begins with the same numbers, lists and tensors
-        side_effects.refuse_foreign_rng(),
+        side_effects.refuse_foreign_rng(model),
         side_effects.refuse_forked_rng(),
         modules_left(),
         ChosenAttention(),

@@ -161,6 +161,29 @@ def test_a_number_that_settles_is_not_refused() -> None:
     assert torch.equal(capture(model, x).module(x)[0], model.first(x))
 
 
+CHECKING = """
+def forward(self, x, draw=draw):
+    draw(32)
+    return self.last(self.first(x))
+"""
+"""As beartype wraps a forward: it draws to pick an item, whose type it checks."""
+
+
+@pytest.mark.parametrize(
+    ("file", "is_refused"), [("<@beartype(Net.forward) at 0x1>", False), ("<made>", True)]
+)
+def test_draws_that_pick_what_is_checked_are_let_alone(file: str, is_refused: bool) -> None:
+    made: dict[str, Any] = {"draw": random.getrandbits}
+    exec(compile(CHECKING, file, "exec"), made)
+    model = type("Net", (Layers,), {"forward": made["forward"]})()
+    x = torch.randn(BATCH, WIDTH)
+    if is_refused:
+        with pytest.raises(CaptureError, match="draws from random"):
+            capture(model, x)
+    else:
+        assert torch.equal(capture(model, x).module(x)[0], model(x))
+
+
 @pytest.mark.parametrize(
     ("draw", "name"),
     [
