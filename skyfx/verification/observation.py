@@ -29,6 +29,7 @@ from skyfx.solver.errors import VerificationError
 from skyfx.tracing.adapter import has_cache
 from skyfx.tracing.capture import Capture, on_one_device
 from skyfx.tracing.effects.observing_hooks import called_at_once
+from skyfx.tracing.effects.side_effects import checks_types
 from skyfx.tracing.training_mode import in_mode
 from skyfx.verification.comparison import (
     CALLS,
@@ -242,8 +243,10 @@ def observed(model: nn.Module, run: Callable[[], Contents], how: RunMode) -> Obs
         with torch.set_grad_enabled(how.backward):
             gave = run()
         after = ModelState.of(model, how.written)
+        drawn_aside = {"random"} if checks_types(model) else set()
+        generators = {x: y for x, y in after.generators.items() if x not in drawn_aside}
         contents = {
-            GENERATORS: after.generators,
+            GENERATORS: generators,
             STATE: after.values,
             **{kind: {x: _kept(y) for x, y in some.items()} for kind, some in gave.items()},
         }

@@ -101,11 +101,11 @@ def refuse_foreign_rng(model: nn.Module) -> Iterator[None]:
             yield
         after = comparable_states()
     for name in ("random", "numpy.random"):
-        if before[name] != after[name] and not (name == "random" and _checks_types(model)):
+        if before[name] != after[name] and not (name == "random" and checks_types(model)):
             refuse(name)
 
 
-def _checks_types(model: nn.Module) -> bool:
+def checks_types(model: nn.Module) -> bool:
     """Whether a forward is wrapped by beartype, which draws by a function of its own."""
     codes = (getattr(type(x).forward, "__code__", None) for x in model.modules())
     return any(code and code.co_filename.startswith("<@beartype(") for code in codes)

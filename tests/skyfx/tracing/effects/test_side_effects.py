@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import mse_loss
 
+import skyfx
 from skyfx.solver.errors import CaptureError
 from skyfx.tracing.capture import capture
 from skyfx.tracing.effects.side_effects import checked_draws
@@ -182,6 +183,8 @@ def test_draws_that_pick_what_is_checked_are_let_alone(file: str, is_refused: bo
             capture(model, x)
     else:
         assert torch.equal(capture(model, x).module(x)[0], model(x))
+        with skyfx.partition(model, ["cpu"], example_inputs=x, num_microbatches=2) as pipeline:
+            assert pipeline.verified.largest == 0
 
 
 @pytest.mark.parametrize(
