@@ -17,6 +17,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from benchmarks.common.documents import ROOT
 from benchmarks.coverage.plain_torch import (
     Differences,
     PlainModel,
@@ -220,8 +221,9 @@ def _is_from_skyfx(error: Exception) -> bool:
 
 
 def _told(error: BaseException) -> str:
-    """The kind of an error and its text on one line, without the folder of the packages."""
+    """The kind of an error and its text on one line, without the folders of packages."""
     text = " / ".join(str(error).strip().splitlines()) or repr(error)
+    text = text.replace(f"{ROOT}/", "")
     cause = error.__cause__
     if isinstance(error, StageError) and cause is not None:
         text += f" ({type(cause).__name__}: {str(cause).strip().splitlines()[:1]})"

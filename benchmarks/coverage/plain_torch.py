@@ -246,15 +246,15 @@ def joined(parts: Sequence[Sequence[Tensor]], sizes: Sequence[int]) -> list[Tens
 
 def _joined(pieces: Sequence[Tensor], sizes: Sequence[int]) -> Tensor:
     pairs = list(zip(pieces, sizes, strict=True))
-    if all(x.ndim and x.shape[0] == size for x, size in pairs):
+    dims = [d for d in range(pieces[0].ndim) if all(x.shape[d] == size for x, size in pairs)]
+    if 0 in dims:
         return torch.cat(list(pieces))
     if all(torch.equal(x, pieces[0]) for x in pieces[1:]):
         return pieces[0]
     if pieces[0].numel() == 1 and pieces[0].is_floating_point():  # a loss beside outputs
         return OutputJoin(None)(pieces, sizes)
-    for dim in range(1, pieces[0].ndim):  # as the state of an LSTM has samples
-        if all(x.shape[dim] == size for x, size in pairs):
-            return torch.cat(list(pieces), dim)
+    if dims:  # as the state of an LSTM has samples
+        return torch.cat(list(pieces), dims[0])
     return torch.cat([x.flatten() for x in pieces])
 
 

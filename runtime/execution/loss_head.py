@@ -68,19 +68,16 @@ class LossHead:
     def _go_backward(self, share: Tensor, microbatch: int, staged: StagedModel) -> None:
         """As `share.backward()`, but what a stage's parameter gets is added in its backward."""
         leaves = _leaves(share)
-        read = [x for x in leaves if isinstance(x, nn.Parameter)]
-        if read:
-            stages = staged.stages.values()
-            stage_of = {id(x): stage for stage in stages for x in stage.module.parameters()}
-            read = [x for x in read if id(x) in stage_of]
+        stages = staged.stages.values() if any(isinstance(x, nn.Parameter) for x in leaves) else ()
+        stage_of = {id(x): stage for stage in stages for x in stage.module.parameters()}
+        read = [x for x in leaves if id(x) in stage_of]
         if not read:
             share.backward()  # type: ignore[no-untyped-call]
             return
         found = torch.autograd.grad(share, read, retain_graph=True)
         for x, gradient in zip(read, found, strict=True):
             stage_of[id(x)].add_later(microbatch, x, gradient)
-        kept = {id(x) for x in read}
-        if others := [x for x in leaves if id(x) not in kept]:
+        if others := [x for x in leaves if id(x) not in stage_of]:
             torch.autograd.backward(share, inputs=others)
 
 

@@ -114,7 +114,7 @@ class Stage:
     _events: list[tuple[Kind, int, torch.Event, torch.Event]] = field(default_factory=list)
     _origin: tuple[torch.Event, float] | None = None
     _in_flight: dict[int, _InFlight] = field(default_factory=dict)
-    _of_loss: dict[int, list[tuple[nn.Parameter, Tensor]]] = field(default_factory=dict)
+    _of_loss: dict[int, list[tuple[Tensor, Tensor]]] = field(default_factory=dict)
 
     def forward(
         self, microbatch: int, values: Values, *, training: bool, keeps: bool = True
@@ -181,7 +181,7 @@ class Stage:
             self.observer.ran_backward(gradients, received)
         return received
 
-    def add_later(self, microbatch: int, parameter: nn.Parameter, gradient: Tensor) -> None:
+    def add_later(self, microbatch: int, parameter: Tensor, gradient: Tensor) -> None:
         """Let `backward` begin a parameter's gradient with this one, which the loss gives it.
 
         Plain torch adds up all of a micro-batch first, and then adds that to `.grad`.

@@ -4,6 +4,7 @@ One table says how, for each type that attributes of a model may have.
 """
 
 import copy
+import itertools
 import random
 import sys
 from argparse import Namespace
@@ -75,6 +76,15 @@ def equal(one: Any, other: Any) -> bool:
     if type(one) is not type(other) or kind is None:
         return one is other
     return kind.same(one, other)
+
+
+def few(parts: Iterable[Any], most: int) -> list[Any] | None:
+    """The entries of a container; None if they are more than so many.
+
+    It is not asked for their number, which irreps of e3nn refuse to tell.
+    """
+    found = list(itertools.islice(iter(parts), most + 1))
+    return found if len(found) <= most else None
 
 
 def restorer(value: Any, known: set[int] | None = None) -> Callable[[], None]:

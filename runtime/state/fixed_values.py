@@ -10,7 +10,6 @@ Between two steps somebody may change them, and plain torch goes on with the new
 count whose names the code has that the model reaches: others are notes of whoever trains.
 """
 
-import itertools
 import os
 import threading
 from collections import deque
@@ -27,6 +26,7 @@ from torch import nn
 from skyfx.runtime.state.code_walk import Slot
 from skyfx.runtime.state.contents import (
     PLAIN_TYPES,
+    few,
     is_closed,
     is_foundation,
     is_open,
@@ -160,7 +160,7 @@ class _Reader:
             data = value.tobytes() if is_small else Same(value)
             return numpy.ndarray, (value.shape, value.dtype.str, data)
         if isinstance(value, Set):
-            held = _few(value)
+            held = few(value, _MANY)
             return type(value), Same(value) if held is None else frozenset(held)
         items = self._items(value) if depth else None
         if items is None or len(items) > _MANY:
@@ -174,13 +174,13 @@ class _Reader:
         if isinstance(value, threading.local):
             return dict(vars(value))
         if isinstance(value, Mapping):
-            if _few(value) is None:
+            if few(value, _MANY) is None:
                 return None
             held = items_of(value)
             named = [key for key in held if self._beside and key in self._code.texts]
             return {key: held[key] for key in named or held}
         if isinstance(value, list | tuple | deque):
-            parts = _few(value)
+            parts = few(value, _MANY)
             return None if parts is None else dict(enumerate(parts))
         if not self._is_open(value):
             return None
@@ -198,15 +198,6 @@ class _Reader:
             return hasattr(type(value), "__slots__")
         is_config = hasattr(value, "__dict__") and not is_foundation(type(value).__module__)
         return is_config and not self._beside
-
-
-def _few(value: Iterable[Any]) -> list[Any] | None:
-    """The entries of a container; None if they are many.
-
-    It is not asked for their number, which irreps of e3nn refuse to tell.
-    """
-    found = list(itertools.islice(iter(value), _MANY + 1))
-    return found if len(found) <= _MANY else None
 
 
 def _attributes(value: Any) -> dict[str, Any]:

@@ -30,6 +30,7 @@ from skyfx.runtime.state.code_walk import (
 )
 from skyfx.runtime.state.contents import (
     PLAIN_TYPES,
+    few,
     is_closed,
     is_foundation,
     is_open,
@@ -145,8 +146,8 @@ class ModelCode:
             parts = vars(value).values()
         elif not is_closed(type(value)):
             self._add_kind(type(value))
-        found = list(iter(parts))  # `iter`: irreps of e3nn refuse to tell their number
-        if not found or len(found) > _MANY or id(value) in self._met:
+        found = few(parts, _MANY)
+        if not found or id(value) in self._met:
             return
         self._met.add(id(value))
         for part in found:

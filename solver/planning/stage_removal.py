@@ -20,12 +20,10 @@ from skyfx.solver.costs.cost_model import crossing_s, crossings
 from skyfx.solver.methods.method import Candidate
 from skyfx.solver.problem.instance import UnitPlacement
 from skyfx.solver.problem.problem import Problem
+from skyfx.solver.problem.tolerances import CLEARLY
 
 ROUNDING = 1 + 1e-12
 """By how much an equal figure may differ."""
-
-CLEARLY = 1 + 1e-9
-"""By how much a figure has to differ that is added up in another order."""
 
 
 Fits = Callable[[UnitPlacement], bool]

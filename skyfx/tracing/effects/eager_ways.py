@@ -75,7 +75,7 @@ def modules_left() -> Iterator[None]:
         yield
 
 
-class SameKernels(TorchFunctionMode):
+class _SameKernels(TorchFunctionMode):
     """Within it, forward may not choose other kernels than there were when this was made.
 
     Raises:
@@ -105,7 +105,7 @@ def same_kernels(*, is_real: bool) -> Iterator[None]:
         raise _switched("torch.backends.mkldnn.enabled")
 
     onednn: Any = torch.backends.mkldnn  # an object in the place of its Python module
-    with checked_calls(onednn.m, "set_flags", refuse), nullcontext() if is_real else SameKernels():
+    with checked_calls(onednn.m, "set_flags", refuse), nullcontext() if is_real else _SameKernels():
         yield
 
 

@@ -9,24 +9,22 @@ import numpy as np
 
 from skyfx.solver.problem.instance import UnitPlacement
 from skyfx.solver.problem.problem import Problem
+from skyfx.solver.problem.tolerances import CLEARLY
 
 Boundaries = list[int]
 """Stage k of `D` holds the units `[b[k], b[k+1])`; `(D + 1,)`."""
-
-ROUNDING = 1 + 1e-9
-"""By how much a figure may differ that is added up in another order."""
 
 
 def best_single_device(problem: Problem) -> UnitPlacement | None:
     """Everything on the one device where the objective is best; None where it fits none."""
     everything = range(problem.num_units)
     needed = problem.need_bytes(1).sum() + problem.peak_bytes.max()
-    may_fit = needed <= problem.memory_limit * ROUNDING
+    may_fit = needed <= problem.memory_limit * CLEARLY
     time_s = np.where(may_fit, problem.time_s.sum(axis=1), np.inf)
     options: list[tuple[float, int]] = []
     for d in np.argsort(time_s, kind="stable").tolist():
         # No message is sent, so the objective follows the time: only the first few are evaluated.
-        if not np.isfinite(time_s[d]) or (options and time_s[d] > time_s[options[0][1]] * ROUNDING):
+        if not np.isfinite(time_s[d]) or (options and time_s[d] > time_s[options[0][1]] * CLEARLY):
             break
         if problem.fits(cost := problem.cost([(d, everything)]), [(d, everything)]):
             options.append((cost.objective_value, d))
