@@ -35,7 +35,7 @@ TEXT = f"""# Plans within memory limits
 
 For each model the best plan for four like hosts without limits, then one for hosts that may hold
 only so much of its largest peak (`limit`), with a tenth in reserve
-(`solver/refinement/peak_annealing.py`). Each worker trains {STEPS} steps by it in a control group.
+(`solver/refinement/cut_search.py`). Each worker trains {STEPS} steps by it in a control group.
 `charged` is what the kernel counted for it at the most, with its parameters, which were there
 before, and without {OTHERS_BYTES // 2**20} MiB for what is no tensor, in parts of the device's
 memory, on the host that came nearest to it: above 1 it would have been killed. Once with malloc as

@@ -23,7 +23,7 @@ from skyfx.runtime.pipeline import Pipeline
 from skyfx.solver import Cluster, Graph, Plan, solve
 from skyfx.solver.core import files
 from skyfx.solver.errors import InfeasibleError, NoPlanError
-from skyfx.solver.refinement.peak_annealing import RESERVE
+from skyfx.solver.refinement.peak_excess import RESERVE
 
 STEPS = 3
 

@@ -44,7 +44,6 @@ def evaluate(
     placement: Placement,
     assumptions: Assumptions,
     live: Sequence[int] | None = None,
-    extra_s: Sequence[float] | None = None,
 ) -> Cost:
     """Predict what a placement costs, valid or not (`validate` says whether it is).
 
@@ -55,7 +54,6 @@ def evaluate(
         assumptions: mode, schedule, communication and objective.
         live: micro-batches that are live on each stage, `(num_stages,)`, where the schedule alone
             does not say; without it those of the schedule, or of 1f1b.
-        extra_s: what each stage computes besides, `(num_stages,)`.
 
     Returns:
         Seconds and bytes. Infinite where a device's type cannot run a node that it was given.
@@ -64,8 +62,6 @@ def evaluate(
     nodes = {node.id: node for node in graph.nodes}
     stages = [(devices[name], [nodes[v] for v in ids]) for name, ids in placement]
     compute = [compute_s(device, members, assumptions) for device, members in stages]
-    if extra_s is not None:
-        compute = [own + extra for own, extra in zip(compute, extra_s, strict=True)]
     live = live or in_flight_counts(assumptions.schedule, len(stages), assumptions.microbatches)
     loads = zip(stages, live, strict=True)
     memory = [memory_bytes(members, assumptions, count) for (_, members), count in loads]
@@ -79,11 +75,9 @@ def evaluate(
     else:
         send, receive = _host_s(graph, stage_of, names, wires)
         moving = sum(send) + sum(receive)
-    busy = zip(compute, receive, send, strict=True)
-    time = [max(parts) if assumptions.overlap == "full" else sum(parts) for parts in busy]
+    time = stage_s(compute, receive, send, assumptions)
     bottleneck, latency = max(by_device(names, time).values()), sum(compute) + moving
-    waits = assumptions.microbatches - 1
-    step = latency + (waits * bottleneck if waits else 0.0)  # 0 * infinity is not 0
+    step = step_s(bottleneck, latency, assumptions)
     values = {"throughput": bottleneck, "latency": latency, "step": step}
     return Cost(
         compute_s=tuple(compute),
@@ -97,6 +91,23 @@ def evaluate(
         step_s=step,
         objective_value=values[assumptions.objective],
     )
+
+
+def stage_s(
+    compute: Sequence[float],
+    receive: Sequence[float],
+    send: Sequence[float],
+    assumptions: Assumptions,
+) -> list[float]:
+    """Seconds for which each stage is busy with a micro-batch, `(num_stages,)`."""
+    busy = zip(compute, receive, send, strict=True)
+    return [max(parts) if assumptions.overlap == "full" else sum(parts) for parts in busy]
+
+
+def step_s(bottleneck_s: float, latency_s: float, assumptions: Assumptions) -> float:
+    """Seconds of a step, by the formula."""
+    waits = assumptions.microbatches - 1
+    return latency_s + (waits * bottleneck_s if waits else 0.0)  # 0 * infinity is not 0
 
 
 def by_device(names: Sequence[str], of_stage: Sequence[float]) -> dict[str, float]:

@@ -186,10 +186,7 @@ def _passing_bytes(
     What a segment keeps that is recomputed comes when its backward begins.
     """
     freed, again, running = 0.0, _again_bytes(members), ""
-    held = _HeldGradients()
-    for node in after:
-        if node.gradient_bytes:
-            held.put(node.id, node.id, node.gradient_bytes)
+    held = HeldGradients(after)
     known = {node.id: node for node in (*after, *members)}
     most = held.total_bytes
     for node in reversed(members):
@@ -199,18 +196,7 @@ def _passing_bytes(
             if node.segment != running:
                 running = node.segment
                 freed -= again[running]
-        if node.id not in held.storage_of:
-            freed += own
-            continue
-        passing = any(part in PASSING for part in node.op.split(".")[1:2])  # `aten.add.Tensor`
-        for name in node.inputs:
-            reads = known.get(name)
-            if name in held.storage_of or (reads is not None and not reads.gradient_bytes):
-                continue
-            storage = held.storage_of[node.id] if passing else name
-            held.put(name, storage, reads.gradient_bytes if reads else 0.0)
-        most = max(most, held.total_bytes + node.trained_bytes + node.workspace_bytes - freed)
-        held.drop(node.id)
+        most = max(most, held.go_back(node, known) - freed)
         freed += own
     return most
 
@@ -224,31 +210,54 @@ def _again_bytes(members: Sequence[Node]) -> dict[str, float]:
     return found
 
 
-class _HeldGradients:
-    """The gradients that are held; those that are passed on share a storage.
+class HeldGradients:
+    """The gradients that are held while backward runs; those that are passed on share a storage.
 
     Attributes:
-        storage_of: what holds the gradient of each value.
         total_bytes: of all storages.
     """
 
-    def __init__(self) -> None:
-        self.storage_of: dict[str, str] = {}
+    def __init__(self, after: Sequence[Node]) -> None:
+        """Begin with those of the values that leave the stage."""
         self.total_bytes = 0.0
+        self._storage_of: dict[str, str] = {}
         self._bytes: dict[str, float] = {}
         self._num_values = Counter[str]()
+        for node in after:
+            if node.gradient_bytes:
+                self._put(node.id, node.id, node.gradient_bytes)
 
-    def put(self, name: str, storage: str, size_bytes: float) -> None:
+    def go_back(self, node: Node, known: Mapping[str, Node]) -> float:
+        """Run the backward of a node, and say what it takes; 0 where it has none.
+
+        Args:
+            node: the one before the last.
+            known: the nodes whose values' gradients have to be held.
+        """
+        if node.id not in self._storage_of:
+            return 0.0
+        passing = any(part in PASSING for part in node.op.split(".")[1:2])  # `aten.add.Tensor`
+        for name in node.inputs:
+            reads = known.get(name)
+            if name in self._storage_of or (reads is not None and not reads.gradient_bytes):
+                continue
+            storage = self._storage_of[node.id] if passing else name
+            self._put(name, storage, reads.gradient_bytes if reads else 0.0)
+        takes = self.total_bytes + node.trained_bytes + node.workspace_bytes
+        self._drop(node.id)
+        return takes
+
+    def _put(self, name: str, storage: str, size_bytes: float) -> None:
         """Hold the gradient of a value; a new storage is of this size."""
         if not self._num_values[storage]:
             self._bytes.setdefault(storage, size_bytes)
             self.total_bytes += self._bytes[storage]
-        self.storage_of[name] = storage
+        self._storage_of[name] = storage
         self._num_values[storage] += 1
 
-    def drop(self, name: str) -> None:
+    def _drop(self, name: str) -> None:
         """Hold the gradient of a value no longer."""
-        storage = self.storage_of.pop(name)
+        storage = self._storage_of.pop(name)
         self._num_values[storage] -= 1
         if not self._num_values[storage]:
             self.total_bytes -= self._bytes[storage]

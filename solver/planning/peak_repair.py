@@ -27,13 +27,13 @@ from skyfx.solver.planning.search import (
 from skyfx.solver.problem.instance import UnitPlacement
 from skyfx.solver.problem.problem import Problem
 from skyfx.solver.problem.relaxations import smaller_microbatches
-from skyfx.solver.refinement.peak_annealing import RESERVE, Excess, excesses, fitting
-
-FITTING_S = 10.0
-"""Seconds in which a plan is changed until it fits."""
+from skyfx.solver.refinement.cut_search import SEARCH_S, plans_near
+from skyfx.solver.refinement.peak_excess import RESERVE, Excess, excesses
+from skyfx.solver.refinement.segment_choice import SegmentChoice
+from skyfx.solver.refinement.segment_runs import SegmentRuns
 
 SOON_S = 2.0
-"""The same once Ctrl-C has come."""
+"""Seconds in which a plan is changed until it fits, once Ctrl-C has come."""
 
 NEAR = 0.02
 """A plan that fits and is this near the bound is good enough not to search again."""
@@ -78,21 +78,28 @@ def repair_peaks(
     if strategy != "optimal":
         raise _does_not_fit(over, f"the {strategy} split is not changed, use strategy 'optimal'")
     best, interrupted = None, found.interrupted
+    choice = _without_segments(problem)
     try:
-        best = _fitted(problem, plan, SOON_S if interrupted else FITTING_S)
+        best = _fitted(choice, plan, SOON_S if interrupted else SEARCH_S)
         is_near = best is not None and best.value <= (1 + NEAR) * found.bound.value
         if not is_near and not interrupted:
-            best = cheapest((best, _fitted_from_less(problem, plan, limits)))
+            best = cheapest((best, _fitted_from_less(choice, plan, limits)))
     except KeyboardInterrupt:
         interrupted = True
     best = cheapest((best, *_fitting_simple_plans(problem)))
     if best is None and interrupted:
         raise KeyboardInterrupt
     if best is None:
-        now = f"num_microbatches, now {problem.assumptions.microbatches}"
-        cure = "give it more memory_bytes, or make micro-batches smaller"
-        raise _does_not_fit(over, f"{cure} ({smaller_microbatches(problem, _fits_soon) or now})")
+        raise does_not_fit(problem, plan)
     return replace(found, incumbent=best, interrupted=interrupted)
+
+
+def does_not_fit(problem: Problem, plan: Candidate) -> NoPlanError:
+    """That none was found which fits at its peaks: where this one does not, and what would help."""
+    now = f"num_microbatches, now {problem.assumptions.microbatches}"
+    cure = "give it more memory_bytes, or make micro-batches smaller"
+    fewer = smaller_microbatches(problem, _fits_soon) or now
+    return _does_not_fit(excesses(problem, plan.stages), f"{cure} ({fewer})")
 
 
 def simple_plans(problem: Problem) -> Iterator[tuple[str, UnitPlacement]]:
@@ -114,16 +121,20 @@ def _fitting_simple_plans(problem: Problem) -> Iterator[Candidate]:
             yield candidate
 
 
-def _fitted(problem: Problem, plan: Candidate, seconds: float) -> Candidate | None:
-    busy = [(device, units) for device, units in plan.stages if units]  # only these are changed
-    return fitting(problem, busy, time.monotonic() + seconds)
+def _without_segments(problem: Problem) -> SegmentChoice:
+    return SegmentChoice(problem, SegmentRuns.none(problem.graph), enforce_peaks=True)
 
 
-def _fitted_from_less(problem: Problem, plan: Candidate, limits: Limits) -> Candidate | None:
+def _fitted(choice: SegmentChoice, plan: Candidate, seconds: float) -> Candidate | None:
+    return cheapest(found.candidate for found in plans_near(choice, plan.stages, seconds))
+
+
+def _fitted_from_less(choice: SegmentChoice, plan: Candidate, limits: Limits) -> Candidate | None:
     """Starts from the best plan for devices with less memory.
 
     By as much less as the given plan's peaks are above the memory that lasts.
     """
+    problem = choice.problem
     placement = problem.placement(plan.stages)
     peaks = peak_bytes(problem.graph, problem.cluster, placement, problem.assumptions)
     lasting = plan.cost.memory_bytes
@@ -139,22 +150,25 @@ def _fitted_from_less(problem: Problem, plan: Candidate, limits: Limits) -> Cand
             problem.graph, replace(problem.cluster, devices=devices), problem.assumptions
         )
         again = replace(limits, began=time.monotonic(), progress=None)
-        found = search(less, again, Baselines.of(less))
+        found = search(less, again, Baselines.of(less), briefly=True)
     except (InfeasibleError, NoPlanError):
         return None
     if found.interrupted:
         raise KeyboardInterrupt
-    return _fitted(problem, found.incumbent, FITTING_S)
+    return _fitted(choice, found.incumbent, SEARCH_S)
 
 
 def _fits_soon(problem: Problem) -> bool:
     """Whether a plan that fits at its peaks is found at once."""
     limits = Limits(began=time.monotonic(), time_limit_s=SOON_S, gap=NEAR)
     try:
-        found = search(possible(problem), limits, Baselines.of(problem)).incumbent
+        known = Baselines.of(problem)
+        found = search(possible(problem), limits, known, briefly=True).incumbent
     except (InfeasibleError, NoPlanError):
         return False
-    return not excesses(problem, found.stages) or _fitted(problem, found, SOON_S) is not None
+    if not excesses(problem, found.stages):
+        return True
+    return _fitted(_without_segments(problem), found, SOON_S) is not None
 
 
 def _does_not_fit(over: list[Excess], cure: str) -> NoPlanError:

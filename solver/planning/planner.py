@@ -39,7 +39,7 @@ from skyfx.solver.planning.schedule_adaptation import (
 from skyfx.solver.planning.search import Baselines, check_documents, possible, search
 from skyfx.solver.planning.stage_removal import without_needless_stages
 from skyfx.solver.problem.problem import Problem
-from skyfx.solver.refinement.peak_annealing import excesses
+from skyfx.solver.refinement.peak_excess import excesses
 
 
 @dataclass(frozen=True, slots=True)
@@ -149,13 +149,13 @@ def _searched(
     enforce_peaks: bool,
 ) -> tuple[Problem, SearchResult]:
     """The best plan under the schedule of the search, and the problem with what it recomputes."""
+    recomputes = strategy == "optimal" and may_recompute(problem)
 
-    def plain(limits: Limits) -> tuple[SearchResult, bool]:
+    def plain(limits: Limits) -> SearchResult:
         with as_schedule_error(asked):
-            found = search(possible(problem), limits, known, strategy)
-        fitting = repair_peaks(problem, found, limits, strategy) if enforce_peaks else found
-        return fitting, fitting is not found
+            return search(possible(problem), limits, known, strategy, briefly=recomputes)
 
-    if strategy == "optimal" and may_recompute(problem):
+    if recomputes:
         return search_recomputing(problem, plain, limits, enforce_peaks=enforce_peaks)
-    return problem, plain(limits)[0]
+    found = plain(limits)
+    return problem, repair_peaks(problem, found, limits, strategy) if enforce_peaks else found

@@ -2,7 +2,7 @@
 
 search on times without, bytes with everything recomputed    a bound; if it fits, the plan
 search without recomputation                                 if as good as the bound, the plan
-move the cuts, as stages that recompute take longer          annealing on estimates
+move the cuts, as stages that recompute take longer          cut_search.py
 choose for each stage what has to be recomputed              segment_choice.py
 """
 
@@ -16,34 +16,25 @@ from skyfx.solver.core.graph import Graph
 from skyfx.solver.costs.recomputation import can_recompute, with_recomputation, without_kept
 from skyfx.solver.errors import InfeasibleError, NoPlanError
 from skyfx.solver.methods.bounds.simple_bounds import simple_bound
-from skyfx.solver.methods.heuristics.annealing import Assessed, Cooling
 from skyfx.solver.methods.limits import Limits
 from skyfx.solver.methods.method import Candidate
 from skyfx.solver.methods.portfolio import SearchResult
-from skyfx.solver.planning.peak_repair import simple_plans
-from skyfx.solver.planning.search import Baselines, possible, search
+from skyfx.solver.planning.peak_repair import does_not_fit, simple_plans
+from skyfx.solver.planning.search import Baselines, has_plan_soon, possible, search
+from skyfx.solver.problem.infeasibility import advised
 from skyfx.solver.problem.instance import UnitPlacement
 from skyfx.solver.problem.problem import OneInFlightProblem, Problem
 from skyfx.solver.problem.tolerances import OPTIMALITY_TOLERANCE
-from skyfx.solver.refinement.cut_moves import Segments, anneal_cuts, segments_of, stages_of
-from skyfx.solver.refinement.peak_annealing import COLD, EXCESS_WEIGHT, HOT, MOVES_EACH, excesses
+from skyfx.solver.refinement.cut_search import plans_near
+from skyfx.solver.refinement.peak_excess import excesses
 from skyfx.solver.refinement.segment_choice import Recomputing, SegmentChoice
-from skyfx.solver.refinement.segment_runs import all_segments
+from skyfx.solver.refinement.segment_runs import SegmentRuns, all_segments
 
-PlainSearch = Callable[[Limits], tuple[SearchResult, bool]]
-"""The best plan without recomputation, and whether it had to be repaired to fit at its peaks."""
+PlainSearch = Callable[[Limits], SearchResult]
+"""The best plan without recomputation, by the memory that lasts."""
 
-ANNEALING_S = 5.0
-"""Seconds in which cuts are moved."""
-
-MOVES = 2000
-"""At most."""
-
-NUM_TRIED = 12
-"""Of the stages that are about the best, so many get their segments."""
-
-UNLIKE = 0.002
-"""By which part the next of them has to cost more."""
+LEAST_PART = 0.25
+"""Of the time limit, for each search."""
 
 
 def may_recompute(problem: Problem) -> bool:
@@ -107,41 +98,45 @@ def search_recomputing(
         KeyboardInterrupt: Ctrl-C came before there was a plan.
     """
     attempt = _Attempt(plain)
+
+    def fits(stages: UnitPlacement) -> bool:
+        return not (enforce_peaks and excesses(problem, stages))
+
     if not problem.memory_binds:  # by what lasts; peaks may still be too large
-        best, is_repaired = attempt.result(limits)
-        if best is not None and not is_repaired:
+        best = attempt.result(limits)
+        if best is not None and fits(best.incumbent.stages):
             return problem, best
     ideal = relaxed(problem)
-    near = _search_ideal(ideal, limits)
+    near = _search_ideal(ideal, _part(limits))
     if near is not None:
-        fits = Candidate.of(problem, near.incumbent.stages, near.incumbent.method)
-        if fits is not None and not (enforce_peaks and excesses(problem, fits.stages)):
+        same = Candidate.of(problem, near.incumbent.stages, near.incumbent.method)
+        if same is not None and fits(same.stages):
             if limits.progress is not None:
-                limits.progress(fits.value, near.bound.value)
-            return problem, replace(near, incumbent=fits)
+                limits.progress(same.value, near.bound.value)
+            return problem, replace(near, incumbent=same)
         if near.interrupted:
             raise KeyboardInterrupt
     bound = simple_bound(ideal) if near is None else near.bound
-    best, _ = attempt.result(replace(limits, began=time.monotonic()))
-    if best is not None:
+    best = attempt.result(_part(limits))
+    if best is not None and fits(best.incumbent.stages):
         best = replace(best, bound=bound)
         if near is None or _is_enough(best, limits):
             return problem, best
-    stages = [] if near is None else [near.incumbent.stages]
-    stages += [] if best is None else [best.incumbent.stages]
+    stages = [found.incumbent.stages for found in (near, best) if found is not None]
     more = partial(_most_recomputed, problem, limits)
     made, interrupted = _best(problem, stages, more, enforce_peaks=enforce_peaks)
-    if made is not None and (best is None or made.candidate.value < best.incumbent.value):
+    if made is not None:
         remarks = () if near is None else near.remarks
         return made.problem, SearchResult(made.candidate, bound, remarks, interrupted)
-    if best is not None:
-        return problem, replace(best, interrupted=interrupted)
     if interrupted:
         raise KeyboardInterrupt
-    raise NoPlanError(
-        "no plan was found that fits with recomputation, though one may exist. Without it, "
-        f"{attempt.fault}"
-    )
+    raise NoPlanError(_advised(problem, attempt))
+
+
+def _part(limits: Limits) -> Limits:
+    """The limits of one search of several: half of the time that is left, and not too little."""
+    least_s = LEAST_PART * limits.time_limit_s
+    return replace(limits, began=time.monotonic(), time_limit_s=max(limits.left_s / 2, least_s))
 
 
 @dataclass(slots=True)
@@ -150,16 +145,26 @@ class _Attempt:
 
     plain: PlainSearch
     fault: InfeasibleError | NoPlanError | None = None
-    _found: tuple[SearchResult | None, bool] | None = None
+    found: SearchResult | None = None
 
-    def result(self, limits: Limits) -> tuple[SearchResult | None, bool]:
-        """The best plan, None where there is none, and whether its peaks had to be repaired."""
-        if self._found is None:
+    def result(self, limits: Limits) -> SearchResult | None:
+        """The best plan by `memory_bytes`, None where there is none."""
+        if self.found is None and self.fault is None:
             try:
-                self._found = self.plain(limits)
+                self.found = self.plain(limits)
             except (InfeasibleError, NoPlanError) as error:
-                self._found, self.fault = (None, False), error
-        return self._found
+                self.fault = error
+        return self.found
+
+
+def _advised(problem: Problem, attempt: _Attempt) -> str:
+    """What to say where nothing was found, with what would help."""
+    said = "no plan was found that fits with recomputation, though one may exist. Without it, "
+    if isinstance(attempt.fault, InfeasibleError):
+        return advised(problem, f"{said}{attempt.fault}", has_plan_soon)
+    if attempt.found is None:
+        return f"{said}{attempt.fault}"
+    return f"{said}{does_not_fit(problem, attempt.found.incumbent)}"
 
 
 def _search_ideal(ideal: Problem, limits: Limits) -> SearchResult | None:
@@ -170,7 +175,8 @@ def _search_ideal(ideal: Problem, limits: Limits) -> SearchResult | None:
             limits.progress(math.inf, bound)
 
     try:
-        return search(possible(ideal), replace(limits, progress=tell), Baselines.of(ideal))
+        told = replace(limits, progress=tell)
+        return search(possible(ideal), told, Baselines.of(ideal), briefly=True)
     except NoPlanError:
         return None
 
@@ -195,22 +201,17 @@ def _best(
         more: other stages, where none is found near these.
         enforce_peaks: whether peaks have to fit.
     """
-    choice = SegmentChoice(problem, enforce_peaks=enforce_peaks)
+    kinds = {device.type for device in problem.cluster.devices}
+    runs = SegmentRuns.of(problem.graph, kinds)
+    choice = SegmentChoice(problem, runs, enforce_peaks=enforce_peaks)
     found, interrupted = list[Recomputing](), False
-
-    def try_these(several: Iterable[UnitPlacement]) -> None:
-        for stages in several:
-            chosen = choice.choose(stages)
-            if chosen is not None and not chosen.over:
-                found.append(chosen)
-
     try:
         for stages in starts:
-            busy = [(device, units) for device, units in stages if len(units)]
-            try_these([busy, *_annealed(choice, busy)])
-        try_these(stages for _, stages in simple_plans(problem))
+            found.extend(plans_near(choice, stages))
+        simple = (choice.choose(stages) for _, stages in simple_plans(problem))
+        found.extend(one for one in simple if one is not None and not one.over)
         if not found and (others := more()) is not None:
-            try_these([others, *_annealed(choice, others)])
+            found.extend(plans_near(choice, others))
     except KeyboardInterrupt:
         interrupted = True
     return min(found, key=lambda one: one.candidate.value, default=None), interrupted
@@ -222,35 +223,11 @@ def _most_recomputed(problem: Problem, limits: Limits) -> UnitPlacement | None:
     graph = with_recomputation(problem.graph, all_segments(problem.graph, kinds))
     most = Problem(graph, problem.cluster, problem.assumptions)
     try:
-        again = replace(limits, began=time.monotonic(), progress=None)
-        found = search(possible(most), again, Baselines.of(most))
+        again = replace(_part(limits), progress=None)
+        found = search(possible(most), again, Baselines.of(most), briefly=True)
     except (InfeasibleError, NoPlanError):
         return None
     return problem.units_of(most.placement(found.incumbent.stages))
-
-
-def _annealed(choice: SegmentChoice, stages: UnitPlacement) -> list[UnitPlacement]:
-    """Stages near the given ones that about cost least with what they have to recompute."""
-    problem = choice.problem
-    order, segments = segments_of(stages)
-    unit = problem.cost(stages).objective_value or 1.0
-    seen: dict[Segments, float] = {}
-
-    def assess(segments: Segments) -> Assessed[Segments]:
-        value, over = choice.estimate(stages_of(order, *segments))
-        score = value / unit + EXCESS_WEIGHT * over
-        seen[segments] = score + bool(over)  # one that fits comes first, mostly
-        return Assessed(score, math.inf if over else value, segments)
-
-    deadline = time.monotonic() + ANNEALING_S
-    cooling = Cooling(min(MOVES, MOVES_EACH * len(order)), HOT, COLD, deadline)
-    anneal_cuts(problem, segments, assess, cooling)
-    nearest, last = list[Segments](), 0.0
-    for one in sorted(seen, key=seen.__getitem__):
-        if last * (1 + UNLIKE) < seen[one] < math.inf and len(nearest) < NUM_TRIED:
-            nearest.append(one)
-            last = seen[one]
-    return [stages_of(order, *one) for one in nearest]
 
 
 def _is_possible(problem: Problem) -> bool:

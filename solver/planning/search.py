@@ -106,9 +106,21 @@ def export(
 
 
 def search(
-    problem: Problem, limits: Limits, known: Baselines, strategy: Strategy = "optimal"
+    problem: Problem,
+    limits: Limits,
+    known: Baselines,
+    strategy: Strategy = "optimal",
+    *,
+    briefly: bool = False,
 ) -> SearchResult:
     """The best plan by the cost model's `memory_bytes`, or one of the baselines.
+
+    Args:
+        problem: what is planned.
+        limits: those of the search.
+        known: its baselines.
+        strategy: the baseline that is asked for, or `optimal`.
+        briefly: whether an error comes without advice, which takes longer than the search.
 
     Raises:
         InfeasibleError: no plan can exist.
@@ -126,10 +138,12 @@ def search(
         try:
             return Portfolio(problem, replace(limits, interrupt=ctrl_c), cheapest(known)).run()
         except InfeasibleError as error:
-            raise InfeasibleError(advised(problem, str(error), _has_plan_soon)) from None
+            if briefly:
+                raise
+            raise InfeasibleError(advised(problem, str(error), has_plan_soon)) from None
 
 
-def _has_plan_soon(problem: Problem) -> bool:
+def has_plan_soon(problem: Problem) -> bool:
     """Whether any plan is found at once."""
     if explain(problem) is not None:
         return False

@@ -7,7 +7,7 @@ from skyfx.solver.core.timeline import Timeline
 from skyfx.solver.costs.cost_model import Placement, by_device, memory_bytes
 from skyfx.solver.costs.peak_memory import peaks
 from skyfx.solver.problem.problem import Problem
-from skyfx.solver.refinement.peak_annealing import RESERVE
+from skyfx.solver.refinement.peak_excess import RESERVE
 
 MANY = 10**6
 """More micro-batches than this are never asked for."""

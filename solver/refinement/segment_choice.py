@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from skyfx.solver.core.cluster import Device
 from skyfx.solver.core.graph import Graph, Node
 from skyfx.solver.core.schedule import in_flight_counts
-from skyfx.solver.costs.cost_model import evaluate, memory_bytes
+from skyfx.solver.costs.cost_model import memory_bytes
 from skyfx.solver.costs.peak_memory import StageValues, boundaries, peak_terms
 from skyfx.solver.costs.recomputation import (
     RecomputedNode,
@@ -24,8 +24,8 @@ from skyfx.solver.costs.simulator import simulate
 from skyfx.solver.methods.method import Candidate
 from skyfx.solver.problem.instance import UnitPlacement
 from skyfx.solver.problem.problem import Problem
-from skyfx.solver.refinement.peak_annealing import RESERVE, excesses
-from skyfx.solver.refinement.recompute_estimate import RecomputeEstimate
+from skyfx.solver.refinement.order_estimate import OrderEstimate
+from skyfx.solver.refinement.peak_excess import RESERVE, excesses
 from skyfx.solver.refinement.segment_runs import SegmentRuns
 
 PARTS = (1, 1 / 2, 1 / 4, 1 / 8, 1 / 16)
@@ -33,9 +33,6 @@ PARTS = (1, 1 / 2, 1 / 4, 1 / 8, 1 / 16)
 
 ROUNDS = 3
 """How often segments are chosen for the messages that wait with those chosen before."""
-
-QUEUED = (1, 1)
-"""Messages that wait in a forward and in a backward, where no step is simulated."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,12 +43,15 @@ class Recomputing:
         problem: of the graph in which the segments are recomputed.
         candidate: the stages, in the units of that problem.
         segments: of all stages.
-        over: by how much the stages do not fit, in parts of their limits; 0 where they fit.
+        needs: seconds for which each stage runs nodes again, and by how much it is too large, in
+            parts of its limit, `(num_stages,)`.
+        over: by how much all of them do not fit; 0 where they fit.
     """
 
     problem: Problem
     candidate: Candidate
     segments: Sequence[Segment]
+    needs: Sequence[tuple[float, float]]
     over: float = 0.0
 
 
@@ -78,7 +78,8 @@ class _StageMemory:
     def key(self) -> Hashable:
         """The same for stages of which the same is chosen."""
         around = (tuple(x.id for x in part) for part in (self.around.before, self.around.after))
-        return self.names, *around, bool(self.around.sent), self.device.name, self.live, self.queued
+        kind = (self.device.type, self.device.slowdown, self.device.memory_bytes)
+        return self.names, *around, bool(self.around.sent), *kind, self.live, self.queued
 
     def seconds(self, segments: Sequence[Segment]) -> float:
         """Of running segments once more."""
@@ -95,53 +96,30 @@ class SegmentChoice:
 
     Attributes:
         problem: without recomputation.
+        runs: of which segments are chosen.
         enforce_peaks: whether peaks have to fit as well as `memory_bytes`.
     """
 
     problem: Problem
+    runs: SegmentRuns
     enforce_peaks: bool
     _nodes: dict[str, Node] = field(init=False)
-    _runs: SegmentRuns = field(init=False)
-    _levels: RecomputeEstimate = field(init=False)
-    _estimated: dict[Hashable, tuple[float, float]] = field(init=False, default_factory=dict)
+    _knows_kept: bool = field(init=False)
     _again: dict[tuple[str, ...], dict[str, RecomputedNode]] = field(
+        init=False, default_factory=dict
+    )
+    _chosen: dict[Hashable, tuple[Sequence[Segment], float]] = field(
         init=False, default_factory=dict
     )
 
     def __post_init__(self) -> None:
-        graph = self.problem.graph
-        self._nodes = {node.id: node for node in graph.nodes}
-        self._runs = SegmentRuns.of(graph, {x.type for x in self.problem.cluster.devices})
-        self._levels = RecomputeEstimate.of(graph, self._runs)
+        nodes = self.problem.graph.nodes
+        self._nodes = {node.id: node for node in nodes}
+        self._knows_kept = any(node.kept for node in nodes)
 
-    def estimate(self, stages: UnitPlacement) -> tuple[float, float]:
-        """About what stages cost with what they have to recompute, and by how much they are over.
-
-        Args:
-            stages: in the units of the problem.
-        """
-        problem = self.problem
-        if not all(problem.allowed[d, list(units)].all() for d, units in stages):
-            return math.inf, math.inf
-        extra, over = [], 0.0
-        for stage in self._stages(stages, [QUEUED] * len(stages)):
-            known = self._estimated.get(stage.key)
-            if known is None:
-                lacking = stage.limit * self._over(stage, ()) if stage.limit < math.inf else 0.0
-                lacking /= 1 + RESERVE * self.enforce_peaks
-                seconds, missing = self._levels.of_stage(stage.names, lacking, stage.live)
-                known = stage.device.slowdown * seconds, missing / stage.limit
-                self._estimated[stage.key] = known
-            extra.append(known[0])
-            over += known[1]
-        cost = evaluate(
-            problem.graph,
-            problem.cluster,
-            problem.placement(stages),
-            problem.assumptions,
-            extra_s=extra,
-        )
-        return cost.objective_value, over
+    def estimate(self, order: Sequence[int]) -> OrderEstimate:
+        """About what stages cost that are parts of an order of the units."""
+        return OrderEstimate(self.problem, self.runs, order, enforce_peaks=self.enforce_peaks)
 
     def choose(self, stages: UnitPlacement) -> Recomputing | None:
         """The stages, in the units of the problem, with the segments that they need.
@@ -155,12 +133,16 @@ class SegmentChoice:
                 (max(a, c), max(b, d))
                 for (a, b), (c, d) in zip(queued, self._max_queued(graph, stages), strict=True)
             ]
-            chosen, over = list[Segment](), 0.0
+            chosen, needs = list[Segment](), list[tuple[float, float]]()
             for stage in self._stages(stages, queued):
-                segments, by = self._of_stage(stage)
+                key = stage.key
+                if key not in self._chosen:
+                    self._chosen[key] = self._of_stage(stage)
+                segments, by = self._chosen[key]
                 chosen += segments
-                over += by
-            found = self._made(stages, chosen, over)
+                needs.append((stage.seconds(segments), by))
+            over = sum(by for _, by in needs)
+            found = self._made(stages, chosen, needs)
             if found is None or over or not found.over:
                 break
             graph = found.problem.graph
@@ -182,25 +164,32 @@ class SegmentChoice:
             yield _StageMemory(members, around, device, live[k], queued[k])
 
     def _made(
-        self, stages: UnitPlacement, segments: Sequence[Segment], over: float
+        self,
+        stages: UnitPlacement,
+        segments: Sequence[Segment],
+        needs: Sequence[tuple[float, float]],
     ) -> Recomputing | None:
         """The stages with these segments."""
         problem = self.problem
         graph = with_recomputation(problem.graph, segments)
-        changed = Problem(graph, problem.cluster, problem.assumptions)
+        changed = problem
+        if graph is not problem.graph:
+            changed = Problem(graph, problem.cluster, problem.assumptions)
         units = changed.units_of(problem.placement(stages))
         cost = changed.cost(units)
         if not changed.can_run(cost, units):
             return None
+        over = sum(by for _, by in needs)
         if not over and not changed.fits(cost, units):
             over = 1e-9
         if self.enforce_peaks and not over:
             over = sum(x.peak_bytes / max(x.limit_bytes, 1.0) - 1 for x in excesses(changed, units))
-        return Recomputing(changed, Candidate(units, cost, "recomputation"), segments, over)
+        method = "recomputation" if segments else "fitting"
+        return Recomputing(changed, Candidate(units, cost, method), segments, needs, over)
 
     def _of_stage(self, stage: _StageMemory) -> tuple[Sequence[Segment], float]:
         """The segments, and by how much the stage is still too large."""
-        prices, by = self._runs.prices, self._over(stage, ())
+        prices, by = self.runs.prices, self._over(stage, ())
         if by <= 0 or not prices:
             return (), max(0.0, by)
         own, saved = frozenset(stage.names), sum(sum(x.kept.values()) for x in stage.members)
@@ -209,7 +198,7 @@ class SegmentChoice:
             low, high = 0, len(prices)  # the lowest price at which the stage fits
             while low < high:
                 middle = (low + high) // 2
-                segments = self._runs.best(prices[middle], part * saved, own)
+                segments = self.runs.best(prices[middle], part * saved, own)
                 over = self._over(stage, segments)
                 if over <= 0:
                     fitting.append(segments)
@@ -233,7 +222,7 @@ class SegmentChoice:
             if self._over(stage, rest) <= 0:
                 segments = rest
                 continue
-            shorter = self._runs.within(one)
+            shorter = self.runs.within(one)
             for other in sorted(shorter, key=lambda x: stage.seconds([x])):
                 if stage.seconds([other]) >= stage.seconds([one]):
                     break
@@ -249,15 +238,23 @@ class SegmentChoice:
             again |= self._recomputed(segment)
         members = [again.get(node.id, node) for node in stage.members]
         assumptions = self.problem.assumptions
+        need = memory_bytes(members, assumptions, live=0)
+        if assumptions.training:
+            need += stage.live * self._kept_bytes(members)
+        if self.enforce_peaks:
+            known = self._knows_kept
+            terms = peak_terms(members, stage.around, assumptions, knows_kept=known)
+            need = max(need, (1 + RESERVE) * terms.bytes(stage.live, stage.queued))
+        return need / stage.limit - 1
+
+    def _kept_bytes(self, members: Sequence[Node]) -> float:
+        """What nodes keep of a micro-batch, without what other stages have made."""
+        if not self._knows_kept:
+            return sum(node.saved_bytes for node in members)
         own = {node.id for node in members}
         saved = {key: size for x in members for key, size in x.kept.items() if key}
         private = sum(node.kept.get("", 0.0) for node in members)
-        within = sum(size for key, size in saved.items() if maker_of(key) in own)
-        need = memory_bytes(members, assumptions, live=0) + stage.live * (private + within)
-        if self.enforce_peaks:
-            terms = peak_terms(members, stage.around, assumptions, knows_kept=True)
-            need = max(need, (1 + RESERVE) * terms.bytes(stage.live, stage.queued))
-        return need / stage.limit - 1
+        return private + sum(size for key, size in saved.items() if maker_of(key) in own)
 
     def _recomputed(self, segment: Segment) -> dict[str, RecomputedNode]:
         known = self._again.get(tuple(segment))

@@ -68,6 +68,13 @@ class SegmentRuns:
         position = {name: i for i, name in enumerate(by_id)}
         return cls([*by_id], position, ending, _prices(ending))
 
+    @classmethod
+    def none(cls, graph: Graph) -> Self:
+        """No runs at all: nothing is recomputed."""
+        names = [node.id for node in graph.nodes]
+        nothing: Floats = np.zeros((4, 0))
+        return cls(names, {x: i for i, x in enumerate(names)}, [nothing] * (len(names) + 1), [])
+
     def known(self, segment: Segment) -> tuple[float, float, float]:
         """Of a run: seconds, bytes that it gives back, and those that its backward keeps."""
         begin = self.position[segment[0]]

@@ -1,17 +1,18 @@
-"""What stages take that recompute, without choosing their segments: for searches over many cuts.
+"""What parts of a graph take that recompute, without choosing their segments.
 
 At each of some prices the best segments of the whole graph say what their nodes give back, and in
-how many seconds. A stage that has to give back some of that takes the same part of the seconds:
+how many seconds. A stage that lacks some of that is taken to lie between two of these levels:
 
     levels    bytes given back     seconds       a stage that lacks 30 bytes takes
-    low       20                   1             -
-    high      60                   9             30 / 60 of 9
+    low       20                   1             3: a quarter of the way from low to high
+    high      60                   9
 
-Mind that what the largest segment keeps while its backward runs is lacking as well.
+It is about the least that it may take: a search that believes it looks where it may be wrong, and
+learns. What the largest segment keeps while its backward runs is lacking as well.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Self
 
 import numpy as np
@@ -20,10 +21,11 @@ from numpy.typing import NDArray
 from skyfx.solver.core.graph import Graph
 from skyfx.solver.costs.recomputation import maker_of, recomputed_nodes
 from skyfx.solver.problem.instance import Floats
+from skyfx.solver.problem.interval_tables import prefix_sums
 from skyfx.solver.refinement.segment_runs import SegmentRuns
 
-STEP = 3
-"""Of the prices every third is a level."""
+STEP = 2
+"""Of the prices every second is a level."""
 
 PARTS = (1, 1 / 2, 1 / 8, 1 / 32, 1 / 128)
 """Of all saved bytes, what a segment may keep while its backward runs."""
@@ -53,21 +55,23 @@ class _Kept:
             {key: i for i, key in enumerate(keepers)},
         )
 
+    def placed(self, place: NDArray[np.int64]) -> Self:
+        """The same with the nodes at other places."""
+        return replace(self, ends=place[self.ends])
+
 
 @dataclass(frozen=True, slots=True)
-class RecomputeEstimate:
-    """Levels of recomputation of a graph.
+class RecomputeLevels:
+    """Levels of recomputation of a graph whose nodes stand in some order.
 
     Attributes:
-        position: of each node.
         kept: what nodes keep.
-        seconds: of running its node again, `(levels, nodes)`.
-        entering: bytes that segments keep of what nothing else keeps, `(levels, nodes)`.
+        seconds: of running the nodes before each cut again, `(levels, nodes + 1)`.
+        entering: bytes that their segments keep of what nothing else keeps, `(levels, nodes + 1)`.
         back_bytes: of what is kept, as far as it is given back, `(levels, kept)`.
-        again_bytes: of the largest segment, `(levels,)`.
+        again_bytes: what the segment of a node keeps while its backward runs, `(levels, nodes)`.
     """
 
-    position: dict[str, int]
     kept: _Kept
     seconds: Floats
     entering: Floats
@@ -75,15 +79,14 @@ class RecomputeEstimate:
     again_bytes: Floats
 
     @classmethod
-    def of(cls, graph: Graph, runs: SegmentRuns) -> Self:
-        """The levels of a graph with these runs."""
+    def of(cls, graph: Graph, runs: SegmentRuns, order: Sequence[int]) -> Self:
+        """The levels of a graph with these runs; `order` are the indices of its nodes."""
         total = sum(node.saved_bytes for node in graph.nodes)
         nodes, kept = {node.id: node for node in graph.nodes}, _Kept.of(graph, runs.position)
         size, levels = len(nodes), []
         for price in runs.prices[::STEP]:
             for part in PARTS:
-                again, inside = np.zeros((2, size)), np.full(size, -1)
-                most = 0.0
+                again, inside = np.zeros((3, size)), np.full(size, -1)
                 for number, segment in enumerate(runs.best(price, part * total)):
                     begin = runs.position[segment[0]]
                     seconds, _, largest = runs.known(segment)
@@ -91,15 +94,15 @@ class RecomputeEstimate:
                     enters = recomputed_nodes(nodes, segment)[segment[0]].kept
                     again[1, begin] = sum(x for k, x in enters.items() if k not in kept.number)
                     inside[begin : begin + len(segment)] = number
-                    most = max(most, largest)
-                levels.append((again, cls._given_back(kept, inside), most))
+                    again[2, begin : begin + len(segment)] = largest
+                levels.append((again, cls._given_back(kept, inside)))
+        once_more = np.array([again for again, _ in levels]).reshape(len(levels), 3, size)
         return cls(
-            runs.position,
-            kept,
-            np.array([again[0] for again, _, _ in levels]).reshape(-1, size),
-            np.array([again[1] for again, _, _ in levels]).reshape(-1, size),
-            np.array([back for _, back, _ in levels]).reshape(-1, len(kept.sizes)),
-            np.array([most for _, _, most in levels]),
+            kept.placed(np.argsort(order)),
+            prefix_sums(once_more[:, 0, order]),
+            prefix_sums(once_more[:, 1, order]),
+            np.array([back for _, back in levels]).reshape(len(levels), len(kept.sizes)),
+            once_more[:, 2, order],
         )
 
     @staticmethod
@@ -112,22 +115,27 @@ class RecomputeEstimate:
         ]
         return np.where(whole, kept.sizes, 0.0)
 
-    def of_stage(self, names: Sequence[str], lacking: float, live: int) -> tuple[float, float]:
+    def of_part(self, begin: int, end: int, lacking: float, live: int) -> tuple[float, float]:
         """Seconds more without slowdown, and bytes that are still lacking then.
 
         Args:
-            names: the ids of the stage's nodes.
+            begin: where a stage begins in the order of the nodes.
+            end: where it ends.
             lacking: bytes at its peak.
             live: micro-batches in flight.
         """
         if lacking <= 0 or not len(self.again_bytes):
             return 0.0, max(0.0, lacking)
-        own = np.zeros(len(self.position), dtype=bool)
-        own[[self.position[name] for name in names]] = True
-        within = own[self.kept.ends[0]] & own[self.kept.ends[1]]
-        back = live * (self.back_bytes @ within - self.entering @ own)
-        seconds, lacks = self.seconds @ own, lacking + self.again_bytes
-        enough = back >= lacks
+        within = (self.kept.ends[0] >= begin) & (self.kept.ends[1] < end)
+        entering = self.entering[:, end] - self.entering[:, begin]
+        again = self.again_bytes[:, begin:end].max(axis=1)
+        gained = live * (self.back_bytes @ within - entering) - again
+        seconds = self.seconds[:, end] - self.seconds[:, begin]
+        enough = gained >= lacking
         if not enough.any():
-            return float(seconds.max()), float((lacks - back).min())
-        return float((lacks / np.where(enough, back, 1.0) * seconds)[enough].min()), 0.0
+            return float(seconds.max()), float(lacking - gained.max())
+        # Between a level that gives too little back, or nothing, and one that gives enough.
+        less, less_s = np.append(0.0, gained[~enough]), np.append(0.0, seconds[~enough])
+        part = (lacking - less[:, None]) / (gained[enough] - less[:, None])
+        between = less_s[:, None] + part * (seconds[enough] - less_s[:, None])
+        return float(max(0.0, between.min())), 0.0
