@@ -117,17 +117,19 @@ def search_recomputing(
         if near.interrupted:
             raise KeyboardInterrupt
     bound = simple_bound(ideal) if near is None else near.bound
-    best = attempt.result(_part(limits))
+    best, fitting = attempt.result(_part(limits)), None
     if best is not None and fits(best.incumbent.stages):
-        best = replace(best, bound=bound)
-        if near is None or _is_enough(best, limits):
-            return problem, best
+        fitting = replace(best, bound=bound)
+        if near is None or _is_enough(fitting, limits):
+            return problem, fitting
     stages = [found.incumbent.stages for found in (near, best) if found is not None]
     more = partial(_most_recomputed, problem, limits)
     made, interrupted = _best(problem, stages, more, enforce_peaks=enforce_peaks)
-    if made is not None:
+    if made is not None and (fitting is None or made.candidate.value < fitting.incumbent.value):
         remarks = () if near is None else near.remarks
         return made.problem, SearchResult(made.candidate, bound, remarks, interrupted)
+    if fitting is not None:
+        return problem, replace(fitting, interrupted=interrupted)
     if interrupted:
         raise KeyboardInterrupt
     raise NoPlanError(_advised(problem, attempt))

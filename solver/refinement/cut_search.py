@@ -3,8 +3,8 @@
 How much comes and goes in a stage depends on where exactly it begins and ends, and on how many
 messages wait there, so no sum over its nodes tells it. In rounds, annealing finds stages that about
 cost least, with a weight on what is too large. Of the best few segments are chosen, if any may be
-recomputed; what these stages need in truth is known in the next round. Every
-other round is hopeful of the rest.
+recomputed; what these stages need in truth is known in the next round. Every other round is hopeful
+of the rest.
 
     anneal  ->  a few stages  ->  choose their segments  ->  plans
        ^------  what they need  <---------'
@@ -61,6 +61,8 @@ def plans_near(
     for seed in range(ROUNDS):
         before = least
         for one in nearest:
+            if seed and time.monotonic() > deadline:
+                return
             tried.add(one)
             chosen = choice.choose(stages_of(order, *one))
             if chosen is None:
@@ -70,7 +72,7 @@ def plans_near(
                 least = chosen.candidate.value
                 yield chosen
         in_vain = 0 if least < before * (1 - OPTIMALITY_TOLERANCE) or not seed else in_vain + 1
-        if in_vain == IN_VAIN or time.monotonic() > deadline:
+        if in_vain == IN_VAIN:
             return
         seen: dict[Segments, float] = {}
 

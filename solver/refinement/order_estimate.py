@@ -27,7 +27,6 @@ from skyfx.solver.refinement.segment_runs import SegmentRuns
 QUEUED = (1, 1)
 """Messages that wait in a forward and in a backward, where no step is simulated."""
 
-
 MOST_OPTIMISM = 0.5
 """The least part of what a stage seems to need that it is taken to need."""
 
